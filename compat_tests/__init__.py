@@ -1,0 +1,1 @@
+"""Parity with PyTorch: each test is written once, and run on both backends."""

@@ -1,0 +1,224 @@
+"""The layers: a user would lose the promise of the same bits, forward or backward."""
+
+import pytest
+import torch
+
+from .parity import parity, trained
+
+SHAPES = [(3,), (1, 3), (5, 3), (0, 3), (2, 5, 3), (2, 0, 3), (2, 1, 4, 3), (64, 3), (1000, 3)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-40, -1e30]
+
+
+
+def after_identity(nn, module):
+    """For a module that works in place, which a leaf does not allow."""
+    return nn.Sequential(nn.LeakyReLU(1.0), module)
+
+
+ACTIVATIONS = {
+    "tanh": lambda nn: nn.Tanh(),
+    "relu": lambda nn: nn.ReLU(),
+    "relu inplace": lambda nn: after_identity(nn, nn.ReLU(inplace=True)),
+    "leaky": lambda nn: nn.LeakyReLU(),
+    "leaky 0.3": lambda nn: nn.LeakyReLU(0.3),
+    "leaky -0.5": lambda nn: nn.LeakyReLU(-0.5),
+    "leaky inplace": lambda nn: after_identity(nn, nn.LeakyReLU(0.2, inplace=True)),
+    "leaky inplace negative": lambda nn: after_identity(nn, nn.LeakyReLU(-0.2, inplace=True)),
+}
+
+
+def driven(module, x, *more):
+    """Output, and after backward with a random gradient the gradients of x and weights."""
+    x = x.detach().requires_grad_()
+    y = module(x, *more)
+    name = y.grad_fn.name()
+    printed = repr(y)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return name, printed, y, x, dict(module.named_parameters())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@parity
+def test_linear(nn, optim, shape, dtype, bias):
+    return driven(nn.Linear(3, 5, bias=bias, dtype=dtype), torch.randn(shape).to(dtype))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 300])
+@pytest.mark.parametrize("m", [1, 3, 32, 257])
+@pytest.mark.parametrize("batch", [1, 4, 33])
+@parity
+def test_linear_sizes(nn, optim, n, m, batch):
+    return driven(nn.Linear(n, m), torch.randn(batch, n))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
+@parity
+def test_linear_non_contiguous(nn, optim, order, bias):
+    x = torch.randn(4, 4, 4).permute(*order)
+    return driven(nn.Linear(4, 3, bias=bias), x), driven(nn.Linear(4, 3, bias=bias), x[1])
+
+
+@parity
+def test_linear_transposed_weight(nn, optim):
+    layer = nn.Linear(3, 5)
+    layer.weight = nn.Parameter(torch.randn(3, 5).t())
+    return driven(layer, torch.randn(4, 3)), layer.weight.grad.stride()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "input", "all"])
+@parity
+def test_linear_frozen(nn, optim, frozen):
+    layer = nn.Linear(3, 2)
+    if frozen in ("weight", "all"):
+        layer.weight.requires_grad_(False)
+    if frozen in ("bias", "all"):
+        layer.bias.requires_grad = False
+    x = torch.randn(4, 3, requires_grad=frozen not in ("input", "all"))
+    y = layer(x)
+    if y.requires_grad:
+        y.sum().backward()
+    return y, x, dict(layer.named_parameters())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@parity
+def test_same_seed_same_weights(nn, optim, seed):
+    """`parity` compares the generator's state afterwards too."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, 25), nn.ReLU(), nn.Linear(25, 25, bias=False), nn.Linear(25, 1))
+    net[0].reset_parameters()
+    return dict(net.named_parameters()), nn.Linear(7, 4, dtype=torch.float64).weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), *SHAPES])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation(nn, optim, name, shape, dtype):
+    return driven(ACTIVATIONS[name](nn), (3 * torch.randn(shape)).to(dtype))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_special_values(nn, optim, name):
+    return driven(ACTIVATIONS[name](nn), torch.tensor(SPECIAL))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_non_contiguous(nn, optim, name):
+    x = torch.randn(6, 4).t()[::2]
+    return driven(ACTIVATIONS[name](nn), x), driven(ACTIVATIONS[name](nn), x.expand(3, 2, 6))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_follows_a_layer(nn, optim, name):
+    if name == "leaky inplace negative":
+        return None
+    net = nn.Sequential(nn.Linear(3, 4), ACTIVATIONS[name](nn), nn.Linear(4, 2))
+    return trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2)), repr(net)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), *SHAPES])
+@parity
+def test_mse_loss(nn, optim, shape, dtype, reduction):
+    target = torch.randn(shape).to(dtype).requires_grad_()
+    return driven(nn.MSELoss(reduction=reduction), torch.randn(shape).to(dtype), target), target
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("shapes", [((4, 3), (3,)), ((4, 3), (4, 1)), ((3,), (4, 3)), ((4, 1), (4,))])
+@parity
+def test_mse_loss_broadcasts_with_a_warning(nn, optim, shapes, reduction):
+    target = torch.randn(shapes[1], requires_grad=True)
+    return driven(nn.MSELoss(reduction=reduction), torch.randn(shapes[0]), target)[1:], target
+
+
+@pytest.mark.parametrize("size_average", [None, True, False])
+@pytest.mark.parametrize("reduce", [None, True, False])
+@parity
+def test_mse_loss_deprecated_arguments(nn, optim, size_average, reduce):
+    loss = nn.MSELoss(size_average, reduce)
+    x, t = torch.randn(3), torch.randn(3)
+    functional = nn.functional.mse_loss(x, t, size_average=size_average, reduce=reduce)
+    return loss.reduction, driven(loss, x, t), functional
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@parity
+def test_mse_loss_weighted(nn, optim, reduction):
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3, requires_grad=True)
+    y = nn.functional.mse_loss(nn.functional.tanh(x), torch.randn(4, 3), reduction=reduction, weight=weight)
+    y.sum().backward()
+    return y, x, weight
+
+
+@parity
+def test_mse_loss_mixed_dtypes(nn, optim):
+    target = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    integers = torch.arange(3)
+    return driven(nn.MSELoss(), torch.randn(3), target), target, driven(
+        nn.MSELoss(), torch.randn(3), integers
+    )
+
+
+@parity
+def test_special_values_through_a_net(nn, optim):
+    x = torch.tensor(SPECIAL).unsqueeze(1)
+    net = nn.Sequential(nn.Linear(1, 3), nn.LeakyReLU(), nn.Linear(3, 3), nn.Tanh())
+    return driven(net, x)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@parity
+def test_linear_factory_arguments(nn, optim, device):
+    layer = nn.Linear(2, 3, device=device, dtype=torch.float64)
+    return layer.weight.device, layer.weight.dtype, layer.weight.shape, repr(layer)
+
+
+@parity
+def test_zero_features(nn, optim):
+    return driven(nn.Linear(0, 3), torch.randn(4, 0)), driven(nn.Linear(3, 0), torch.randn(4, 3))
+
+
+ERRORS = {
+    "wrong width": lambda nn: nn.Linear(3, 2)(torch.randn(4, 4)),
+    "wrong width 3d": lambda nn: nn.Linear(3, 2)(torch.randn(2, 4, 4)),
+    "wrong width 1d": lambda nn: nn.Linear(3, 2)(torch.randn(4)),
+    "scalar": lambda nn: nn.Linear(3, 2)(torch.tensor(1.0)),
+    "double into float": lambda nn: nn.Linear(3, 2)(torch.randn(4, 3).double()),
+    "integers": lambda nn: nn.Linear(3, 2)(torch.ones(4, 3, dtype=torch.long)),
+    "negative size": lambda nn: nn.Linear(-1, 2),
+    "size not a number": lambda nn: nn.Linear("3", 2),
+    "integer dtype": lambda nn: nn.Linear(3, 2, dtype=torch.long),
+    "bad reduction": lambda nn: nn.MSELoss(reduction="average")(torch.ones(2), torch.ones(2)),
+    "old reduction": lambda nn: nn.MSELoss(reduction="elementwise_mean")(torch.ones(2), torch.ones(2)),
+    "sizes do not broadcast": lambda nn: nn.MSELoss()(torch.ones(2), torch.ones(3)),
+    "tanh of integers": lambda nn: nn.Tanh()(torch.arange(3)),
+    "relu of integers": lambda nn: nn.ReLU()(torch.arange(3) - 1),
+    "relu of bool": lambda nn: nn.ReLU()(torch.tensor([True])),
+    "leaky of integers": lambda nn: nn.LeakyReLU()(torch.arange(3) - 1),
+    "too many arguments": lambda nn: nn.Tanh()(torch.ones(2), 1),
+    "unknown argument": lambda nn: nn.Linear(2, 3, bia=True),
+    "tanh takes none": lambda nn: nn.Tanh(3),
+    "tanh takes no keyword": lambda nn: nn.Tanh(inplace=True),
+    "inplace on a leaf": lambda nn: nn.ReLU(inplace=True)(torch.ones(2, requires_grad=True)),
+    "inplace on a parameter": lambda nn: nn.ReLU(inplace=True)(nn.Parameter(torch.ones(2))),
+    "no forward": lambda nn: nn.Module()(torch.ones(2)),
+    "list": lambda nn: nn.Linear(2, 2)([1.0, 2.0]),
+    "none": lambda nn: nn.Linear(2, 2)(None),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@parity
+def test_bad_input(nn, optim, name):
+    """A user reads PyTorch's exception and message, not ours."""
+    return ERRORS[name](nn)

@@ -1,0 +1,388 @@
+"""What the modules call, as `torch.nn.functional`: forward and backward side by side.
+
+Every formula is written in ordinary tensor operations in the order in which PyTorch's
+kernels compute, so that it rounds as they do. `g` is the gradient of the result.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from .rules import RULES, Rule, rule
+from .rules.registry import FUNCTIONAL
+from .rules.arithmetic import Add, Div, Mul, Pow, Sub
+from .rules.matmul import matmul
+from .rules.reduction import Sum
+from .rules.shape import broadcast_tensors
+from .tape import record
+
+T = torch.Tensor
+
+__all__ = [
+    "leaky_relu",
+    "leaky_relu_",
+    "linear",
+    "mse_loss",
+    "relu",
+    "relu_",
+    "tanh",
+]
+
+
+class Linear(Rule):
+    """Y = X W^T + b:  db = sum of the rows of G,  dX = G W,  dW = G^T X
+
+    X is (*, in), W is (out, in), b is (out); leading dimensions are laid out as rows.
+    Saved: X where W needs a gradient, and W.
+    """
+
+    input_place = 1
+
+    @staticmethod
+    def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
+        if not isinstance(input, T) or not isinstance(weight, T) or input.dim() == 0:
+            torch._C._nn.linear(input, weight, bias)  # raises PyTorch's error
+        # W is kept whether or not X needs a gradient (it is there anyway), so that
+        # Module.backward can give the gradient for an input that does not require one.
+        ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight)
+        ctx.bias_shape = None if bias is None else bias.shape
+        if bias is not None and input.dim() == 2:
+            ctx.label = "AddmmBackward0"
+            return torch.addmm(bias, input, weight.t())
+        ctx.input_shape = shape = input.shape
+        if bias is not None and bias.dim() == 1 and input.is_contiguous():
+            ctx.label = "ViewBackward0"
+            rows = input.view(shape[:-1].numel(), shape[-1])
+            return torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
+        product = torch.matmul(input, weight.t())
+        if bias is None:
+            names = {1: "SqueezeBackward4", 2: "MmBackward0"}
+            ctx.label = names.get(input.dim(), "UnsafeViewBackward0")
+            return product
+        ctx.label = "AddBackward0"
+        return product.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
+        need_b, need_x, need_w = ctx.needs_input_grad
+        db = dx = dw = None
+        flat = g.dim() == 2
+        rows = g if flat else g.reshape(-1 if g.numel() else g.shape[:-1].numel(), g.shape[-1])
+        if need_b:
+            if ctx.bias_shape != rows.shape[1:]:
+                db = g  # a bias that was broadcast: the walk sums
+            elif ctx.label == "AddBackward0":
+                db = g.sum_to_size(ctx.bias_shape)
+            else:
+                db = rows.sum(0)
+        if need_x:
+            w = ctx.saved(1, via="TBackward0")
+            x = ctx._saved[0]
+            if flat and x is not None and _by_columns(x):
+                dx = w.t().mm(rows.t()).t()  # stored by columns, as X is
+            else:
+                dx = rows.mm(w)
+                if not flat:
+                    dx = dx.view(ctx.input_shape)
+        if need_w:
+            x = ctx.saved(0)
+            if not flat:
+                x = x.reshape(rows.shape[0], x.shape[-1])
+            w = ctx._saved[1]
+            if w.stride() == (w.shape[1], 1):
+                dw = rows.t().mm(x)
+            else:
+                dw = x.t().mm(rows).t()  # stored by columns, as W is
+        return db, dx, dw
+
+
+def _by_columns(x: T) -> bool:
+    return x.stride() == (1, x.shape[0])
+
+
+def linear(input: T, weight: T, bias: T | None = None) -> T:
+    """`input @ weight.T + bias`; see `Linear` for shapes and gradients."""
+    if isinstance(weight, T) and weight.dim() != 2:
+        return _linear_vector(input, weight, bias)
+    return record(Linear, (bias, input, weight))[0]
+
+
+RULES[torch._C._nn.linear] = linear
+
+
+def _linear_vector(input: T, weight: T, bias: T | None) -> T:
+    """A weight that is a vector: y = x . w + b"""
+    if weight.dim() != 1 or not isinstance(input, T) or input.dim() == 0:
+        with DisableTorchFunctionSubclass():
+            return torch._C._nn.linear(input, weight, bias)  # raises PyTorch's error
+    product = matmul(input, weight)
+    return product if bias is None else record(Add, (product, bias))[0]
+
+
+@rule(torch.tanh, T.tanh)
+class Tanh(Rule):
+    """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        y = torch.tanh(input)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return _tanh_grad(g, ctx.saved(0))
+
+
+def _tanh_grad(g: T, y: T) -> T:
+    """g (1 - y y): one fused multiply-add, then the product, as PyTorch's kernel."""
+    if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
+        wide = y.float()  # the kernel computes these in float32 and rounds once
+        return (torch.addcmul(_one(wide), wide, wide, value=-1) * g.float()).to(y.dtype)
+    return torch.addcmul(_one(y), y, y, value=-1) * g
+
+
+def _one(like: T) -> T:
+    return torch.ones((), dtype=like.dtype, device=like.device)
+
+
+@rule(T.tanh_, torch.tanh_)
+class TanhInplace(Tanh):
+    """`Tanh` into the memory of its input."""
+
+    is_inplace = True
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "TanhBackward0"
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        return _saved_result(ctx, torch.tanh_(input))
+
+
+def _saved_result(ctx: Any, y: T) -> T:
+    ctx.mark_dirty(y)
+    ctx.save_for_backward(y)
+    return y
+
+
+def tanh(input: T) -> T:
+    """The hyperbolic tangent of each element; see `Tanh`."""
+    return record(Tanh, (input,))[0]
+
+
+@rule(torch.relu, T.relu)
+class Relu(Rule):
+    """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        y = torch.relu(input)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return g.masked_fill(ctx.saved(0) <= 0, 0)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "ReluBackward0"
+
+
+@rule(T.relu_, torch.relu_)
+class ReluInplace(Relu):
+    """`Relu` into the memory of its input."""
+
+    is_inplace = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        return _saved_result(ctx, torch.relu_(input))
+
+
+def relu(input: T, inplace: bool = False) -> T:
+    """The positive part of each element; see `Relu`."""
+    return record(ReluInplace if inplace else Relu, (input,))[0]
+
+
+def relu_(input: T) -> T:
+    """`relu(input, inplace=True)`"""
+    return record(ReluInplace, (input,))[0]
+
+
+class LeakyRelu(Rule):
+    """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, negative_slope: float = 0.01) -> T:
+        y = torch._C._nn.leaky_relu(input, negative_slope)
+        ctx.save_for_backward(input)
+        ctx.slope = negative_slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        return torch.where(ctx.saved(0) > 0, g, g * ctx.slope), None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "LeakyReluBackward0"
+
+
+class LeakyReluInplace(LeakyRelu):
+    """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
+
+    is_inplace = True
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "LeakyReluBackward1"
+
+    @staticmethod
+    def forward(ctx: Any, input: T, negative_slope: float = 0.01) -> T:
+        ctx.slope = negative_slope
+        return _saved_result(ctx, torch._C._nn.leaky_relu_(input, negative_slope))
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        if ctx.slope < 0:
+            raise RuntimeError(
+                "In-place leakyReLu backward calculation is triggered with a negative slope"
+                " which is not supported. This is caused by calling in-place forward function"
+                " with a negative slope, please call out-of-place version instead. File an"
+                " issue at https://github.com/pytorch/pytorch if you do require supporting"
+                " in-place leakRelu backward calculation with negative slope"
+            )
+        return LeakyRelu.backward(ctx, g)
+
+
+def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:
+    """Each element, the negative ones times `negative_slope`; see `LeakyRelu`."""
+    function = LeakyReluInplace if inplace else LeakyRelu
+    return record(function, (input, negative_slope))[0]
+
+
+def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
+    """`leaky_relu(input, negative_slope, inplace=True)`"""
+    return leaky_relu(input, negative_slope, True)
+
+
+RULES[torch._C._nn.leaky_relu] = leaky_relu
+RULES[torch._C._nn.leaky_relu_] = leaky_relu_
+
+
+class MseLoss(Rule):
+    """l = (x - t)^2, its mean or its sum:  dx = (x - t) (2 / n) g,  dt = (t - x) (2 / n) g
+
+    n is the number of elements for the mean, else one.  Saved: x and t.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
+        ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
+        if input.shape != target.shape:
+            input, target = torch.broadcast_tensors(input, target)
+        ctx.save_for_backward(input, target)
+        d = input - target
+        loss = d * d
+        if reduction == "none":
+            return loss
+        return loss.mean() if reduction == "mean" else loss.sum()
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, None]:
+        x, t = ctx.saved_tensors
+        scale = 2.0
+        if ctx.reduction == "mean":
+            scale = 2.0 / x.numel() if x.numel() else float("inf")
+        grads: list[T | None] = [None, None]
+        for i, d in enumerate((x - t, t - x)):
+            if ctx.needs_input_grad[i]:
+                grad = d * torch.tensor(scale, dtype=d.dtype, device=d.device) * g
+                shape = ctx.shapes[i]
+                grads[i] = grad if grad.shape == shape else grad.sum_to_size(shape)
+        return grads[0], grads[1], None
+
+
+_SIZES_DIFFER = (
+    "Using a target size ({}) that is different to the input size ({}). This will likely lead"
+    " to incorrect results due to broadcasting. Please ensure they have the same size."
+)
+
+
+def mse_loss(
+    input: T,
+    target: T,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: T | None = None,
+) -> T:
+    """The squared error, its mean or its sum; see `MseLoss`. With `weight`, the weighted mean."""
+    warn_if_sizes_differ(input, target)
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    if weight is None:
+        return record(MseLoss, (input, target, checked_reduction(reduction)))[0]
+    input, target = broadcast_tensors(input, target)
+    if weight.size() != input.size():
+        raise ValueError("Weights and input must have the same size.")
+    error = record(Pow, (record(Sub, (input, target))[0], 2))[0]
+    weighted = record(Mul, (error, weight))[0]
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return record(Sum, (weighted,))[0]
+    if reduction == "mean":
+        return record(Div, (record(Sum, (weighted,))[0], record(Sum, (weight,))[0]))[0]
+    raise ValueError(
+        f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'."
+    )
+
+
+def warn_if_sizes_differ(input: T, target: T) -> None:
+    if type(input) is tuple:
+        return  # item by item
+    if target.size() != input.size():
+        warnings.warn(_SIZES_DIFFER.format(target.size(), input.size()), stacklevel=3)
+
+
+def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
+    return record(MseLoss, (input, target, ("none", "mean", "sum")[reduction]))[0]
+
+
+RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
+
+
+def checked_reduction(reduction: str) -> str:
+    """`reduction` as "none", "mean" or "sum", or PyTorch's error."""
+    if reduction in ("none", "mean", "sum"):
+        return reduction
+    if reduction == "elementwise_mean":
+        warnings.warn(
+            "reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.",
+            stacklevel=3,
+        )
+        return "mean"
+    raise ValueError(f"{reduction} is not a valid value for reduction")
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction that the deprecated arguments `size_average` and `reduce` ask for."""
+    if reduce is not None and not reduce:
+        reduction = "none"
+    else:
+        reduction = "mean" if size_average is None or size_average else "sum"
+    warnings.warn(
+        "size_average and reduce args will be deprecated, please use"
+        f" reduction='{reduction}' instead.",
+        stacklevel=3,
+    )
+    return reduction
+
+
+FUNCTIONAL.update({name: globals()[name] for name in __all__})

@@ -1,0 +1,78 @@
+"""Grad mode: whether the mirror records what it computes.
+
+The mirror follows `torch.is_grad_enabled()`, so `with torch.no_grad():` means what it
+always means. The three names below override that for the mirror alone, in the current
+thread: a script may switch torch's own autograd off for good with
+`torch.set_grad_enabled(False)` and still train, under `nnmirror.set_grad_enabled(True)`.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch.utils._contextlib import (
+    _DecoratorContextManager,
+    _NoParamDecoratorContextManager,
+)
+
+
+class _Override(threading.local):
+    mode: bool | None = None  # None: ask torch
+
+
+_override = _Override()
+
+
+def is_grad_enabled() -> bool:
+    """True if an operation of the mirror is recorded when an input requires grad."""
+    mode = _override.mode
+    return torch.is_grad_enabled() if mode is None else mode
+
+
+class no_grad(_NoParamDecoratorContextManager):
+    """As `torch.no_grad`, for the mirror alone: a context manager and a decorator."""
+
+    _mode: bool | None = False
+
+    def __enter__(self) -> None:
+        self._before = _override.mode
+        _override.mode = self._mode
+
+    def __exit__(self, *exc: Any) -> None:
+        _override.mode = self._before
+
+
+class enable_grad(no_grad):
+    """As `torch.enable_grad`, for the mirror alone: a context manager and a decorator."""
+
+    _mode = True
+
+
+class set_grad_enabled(_DecoratorContextManager):
+    """As `torch.set_grad_enabled`, for the mirror alone.
+
+    Takes effect when called; used in a `with` statement or as a decorator it also ends
+    there. `mode=None` goes back to following torch.
+    """
+
+    def __init__(self, mode: bool | None) -> None:
+        self._before = _override.mode
+        self._mode = mode
+        _override.mode = mode
+
+    def __call__(self, orig_func: Any) -> Any:
+        _override.mode = self._before  # a decorator changes nothing outside the call
+        return super().__call__(orig_func)
+
+    def __enter__(self) -> None:
+        _override.mode = self._mode
+
+    def __exit__(self, *exc: Any) -> None:
+        _override.mode = self._before
+
+    def clone(self) -> "set_grad_enabled":
+        before = _override.mode
+        copy = self.__class__(self._mode)
+        _override.mode = before
+        copy._before = before
+        return copy

@@ -1,0 +1,47 @@
+"""Layer: a module that is one `Function`."""
+
+from typing import Any
+
+
+from ..rules.shape import Stack, Unbind
+from ..tape import Function, record
+from .explicit import Each, Recorded, Stacked
+from .module import Module
+
+
+class Layer(Module):
+    """The base of the mirrored layers: `forward` runs one Function and keeps its node.
+
+    The node is kept whether or not anything requires grad, so that a layer on its own can
+    be driven by hand: `y = layer.forward(x); dx = layer.backward(dy)`.
+
+    Given a tuple of tensors, a layer returns a tuple: tensors of one shape are stacked to
+    a batch, so that one call serves all.
+    """
+
+    def _run(self, function: type[Function], *args: Any) -> Any:
+        if type(args[function.input_place]) is tuple:
+            return self._run_on_tuple(function, args)
+        out, node = record(function, args)
+        self.__dict__["_call"] = None if node is None else Recorded(node)
+        return out
+
+    def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        place = function.input_place
+        items = args[place]
+        others_single = not any(type(a) is tuple for i, a in enumerate(args) if i != place)
+        alike = len({(t.shape, t.dtype, t.device) for t in items}) == 1
+        if others_single and alike and not function.is_inplace:
+            batch = record(Stack, (0, *items))[0]
+            out = self._run(function, *args[:place], batch, *args[place + 1 :])
+            self.__dict__["_call"] = Stacked(self._call, len(items))
+            return tuple(record(Unbind, (out, 0))[0])
+        # Different shapes, or several tuples (a loss and its target): item by item.
+        outs, calls = [], []
+        for i in range(len(items)):
+            outs.append(self._run(function, *[a[i] if type(a) is tuple else a for a in args]))
+            calls.append(self._call)
+        self.__dict__["_call"] = Each(calls)
+        return tuple(outs)
+
+

@@ -1,0 +1,67 @@
+"""Linear."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .. import init
+from ..tensor import Parameter
+from .layer import Layer
+from .module import keeps_call
+
+
+class Linear(Layer):
+    """Y = X W^T + b, X of shape (*, in_features), Y of shape (*, out_features).
+
+    dX = G W,  dW = G^T X,  db = sum of the rows of G.  Saved: X and W.
+
+    `weight` (out_features, in_features) and `bias` (out_features) are drawn from
+    U(-k, k) with k = 1 / sqrt(in_features), as by PyTorch.
+    """
+
+    __constants__ = ["in_features", "out_features"]
+    in_features: int
+    out_features: int
+    weight: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = Parameter(torch.empty((out_features, in_features), device=device, dtype=dtype))
+        if bias:
+            self.bias = Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew."""
+        # U(-k, k), reached as PyTorch reaches it, so that the same seed gives the same bits.
+        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            fan_in = init._calculate_fan_in_and_fan_out(self.weight)[0]
+            bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0
+            init.uniform_(self.bias, -bound, bound)
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight.dim() != 2:
+            return F.linear(input, self.weight, self.bias)
+        return self._run(F.Linear, self.bias, input, self.weight)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}"
+        )

@@ -1,0 +1,192 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
+
+from .optimizer import Optimizer, ParamsT, evaluate
+
+__all__ = ["SGD"]
+
+_C_grad = torch._C.TensorBase.grad
+
+
+class SGD(Optimizer):
+    """Gradient descent, with momentum (Polyak, 1964) or Nesterov's (Sutskever et al., 2013).
+
+    For each parameter p with gradient g:
+
+        g = -g                              with maximize
+        g = g + weight_decay p
+        b = momentum b + (1 - dampening) g  with momentum; b = g at the first step
+        g = g + momentum b                  with nesterov, else g = b
+        p = p - lr g
+
+    Saved in `state`: momentum_buffer, b. `foreach` and `fused` choose torch's kernels of
+    the same names, as in PyTorch, and with them their rounding.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if lr < 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if momentum < 0.0:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if weight_decay < 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        if differentiable:
+            raise NotImplementedError(
+                "nnmirror: differentiable=True (a gradient through the step) is not mirrored"
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        if fused and foreach:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("nesterov", False)
+            group.setdefault("maximize", False)
+            group.setdefault("foreach", None)
+            group.setdefault("differentiable", False)
+            group.setdefault("fused", False)
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        """Update the parameters; `closure`, if given, computes the loss anew first."""
+        loss = evaluate(closure)
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params, grads, buffers = [], [], []
+        momentum = group["momentum"]
+        for param in group["params"]:
+            grad = _C_grad.__get__(param)
+            if grad is None:
+                continue
+            params.append(param)
+            grads.append(grad)
+            if momentum != 0:
+                buffers.append(self.state[param].get("momentum_buffer"))
+        if not params:
+            return
+        if group["fused"]:
+            _fused(params, grads, buffers, group)
+        elif group["foreach"]:
+            _foreach(params, grads, buffers, group)
+        else:
+            _one_by_one(params, grads, buffers, group)
+        if momentum != 0:
+            for param, buffer in zip(params, buffers, strict=True):
+                self.state[param]["momentum_buffer"] = buffer
+
+
+def _scalar(x: Any) -> Any:
+    return x.squeeze() if isinstance(x, Tensor) and x.dim() != 0 else x
+
+
+def _one_by_one(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
+) -> None:
+    lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if group["maximize"]:
+            grad = -grad
+        if weight_decay != 0:
+            grad = grad.add(param, alpha=weight_decay)
+        if momentum != 0:
+            if buffers[i] is None:
+                buffers[i] = grad.clone()
+            else:
+                buffers[i].mul_(momentum).add_(grad, alpha=1 - group["dampening"])
+            grad = grad.add(buffers[i], alpha=momentum) if group["nesterov"] else buffers[i]
+        param.add_(grad, alpha=-lr)
+
+
+def _foreach(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
+) -> None:
+    lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
+    if group["maximize"]:
+        grads = torch._foreach_neg(grads)
+    if weight_decay != 0:
+        grads = torch._foreach_add(grads, params, alpha=weight_decay)
+    if momentum != 0:
+        known = [(b, g) for b, g in zip(buffers, grads, strict=True) if b is not None]
+        if known:
+            bufs = [b for b, _ in known]
+            torch._foreach_mul_(bufs, momentum)
+            torch._foreach_add_(bufs, [g for _, g in known], alpha=1 - group["dampening"])
+        for i, grad in enumerate(grads):
+            if buffers[i] is None:
+                buffers[i] = grad.clone()
+        if group["nesterov"]:
+            torch._foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as PyTorch's
+        else:
+            grads = buffers
+    torch._foreach_add_(params, grads, alpha=-lr)
+
+
+def _fused(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
+) -> None:
+    for param in params:
+        if not param.is_floating_point() or param.device.type not in _FUSED_DEVICES:
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported"
+                f" devices: {_FUSED_DEVICES} but {param.dtype} and {param.device.type}"
+            )
+    first = bool(buffers) and all(b is None for b in buffers)
+    if first:
+        buffers[:] = [torch.empty_like(g) for g in grads]
+    by_kind: dict[Any, list[int]] = {}
+    for i, param in enumerate(params):
+        by_kind.setdefault((param.device, param.dtype), []).append(i)
+    for places in by_kind.values():
+        torch._fused_sgd_(
+            [params[i] for i in places],
+            [grads[i] for i in places],
+            [buffers[i] for i in places] if buffers else [],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=first,
+        )
+
+
+_FUSED_DEVICES = ["mps", "cuda", "xpu", "hpu", "cpu", "mtia"]

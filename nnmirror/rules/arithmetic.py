@@ -1,0 +1,319 @@
+"""Elementwise arithmetic with broadcasting, and clamp.
+
+`g` is the gradient of the result. Where an operand was broadcast, the walk sums its
+gradient back to the operand's shape, so no rule here needs to.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import Node, record
+from .registry import Rule, composite, inplace, rule
+
+T = torch.Tensor
+
+
+def _scaled(g: T, factor: Any) -> T:
+    """g * factor, left alone for a factor of one as PyTorch leaves it."""
+    return g if isinstance(factor, int | float) and factor == 1 else g * factor
+
+
+@inplace(T.add_, T.__iadd__)
+@rule(torch.add, T.add, T.__add__, T.__radd__)
+class Add(Rule):
+    """z = x + alpha y:  dx = g,  dy = alpha g"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
+        ctx.alpha = alpha  # type: ignore[attr-defined]
+        return torch.add(input, other, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g, _scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+
+
+@inplace(T.sub_, T.__isub__, T.subtract_)
+@rule(torch.sub, T.sub, T.__sub__, torch.subtract, T.subtract)
+class Sub(Rule):
+    """z = x - alpha y:  dx = g,  dy = -alpha g"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
+        ctx.alpha = alpha  # type: ignore[attr-defined]
+        return torch.sub(input, other, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g, _scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+
+
+class Rsub(Rule):
+    """z = other - x:  dx = -g"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
+        ctx.alpha = alpha  # type: ignore[attr-defined]
+        ctx.label = "RsubBackward0" if isinstance(other, T) else "RsubBackward1"
+        return torch.rsub(input, other, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        return _scaled(-g, ctx.alpha) if needs[0] else None, g if needs[1] else None, None
+
+
+rule(torch.rsub, T.__rsub__)(Rsub)
+
+
+@inplace(T.mul_, T.__imul__, T.multiply_)
+@rule(torch.mul, T.mul, T.__mul__, T.__rmul__, torch.multiply, T.multiply)
+class Mul(Rule):
+    """z = x y:  dx = g y,  dy = g x"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, other: Any) -> T:
+        needs = ctx.needs_input_grad or (False, False)
+        ctx.other = other  # type: ignore[attr-defined]
+        if isinstance(other, T):
+            ctx.save_for_backward(input if needs[1] else None, other if needs[0] else None)
+            ctx.other = None  # type: ignore[attr-defined]
+        return torch.mul(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if ctx.other is not None:
+            return g * ctx.other, None
+        x, y = ctx.saved_tensors
+        return g * y if ctx.needs_input_grad[0] else None, (
+            g * x if ctx.needs_input_grad[1] else None
+        )
+
+
+@inplace(T.div_, T.__itruediv__, T.divide_, T.true_divide_)
+@rule(
+    torch.div, T.div, T.__truediv__, torch.divide, T.divide, torch.true_divide, T.true_divide
+)
+class Div(Rule):
+    """z = x / y:  dx = g / y,  dy = -g ((x / y) / y).  With rounding, both are zero."""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, other: Any, rounding_mode: str | None = None) -> T:
+        ctx.rounded = rounding_mode is not None  # type: ignore[attr-defined]
+        if ctx.rounded:  # type: ignore[attr-defined]
+            ctx.label = "DivBackward1" if isinstance(other, T) else "DivBackward3"
+            return torch.div(input, other, rounding_mode=rounding_mode)
+        ctx.other = other  # type: ignore[attr-defined]
+        if isinstance(other, T):
+            needs = ctx.needs_input_grad or (False, False)
+            ctx.save_for_backward(input if needs[1] else None, other)
+            ctx.other = None  # type: ignore[attr-defined]
+        return torch.div(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if ctx.rounded:
+            zero = torch.zeros_like(g)
+            return zero, zero if ctx.needs_input_grad[1] else None, None
+        if ctx.other is not None:
+            return g / ctx.other, None, None
+        x, y = ctx.saved_tensors
+        return (
+            g / y if ctx.needs_input_grad[0] else None,
+            -g * ((x / y) / y) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
+@rule(torch.reciprocal, T.reciprocal)
+class Reciprocal(Rule):
+    """z = 1 / x:  dx = -g (z z)"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T) -> T:
+        z = torch.reciprocal(input)
+        ctx.save_for_backward(z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        (z,) = ctx.saved_tensors
+        return -g * (z * z)
+
+
+@composite(T.__rdiv__, T.__rtruediv__)
+def rdiv(input: T, other: Any) -> T:
+    """other / x, which PyTorch computes as (1 / x) * other"""
+    return record(Mul, (record(Reciprocal, (input,))[0], other))[0]
+
+
+@inplace(T.neg_, T.negative_)
+@rule(torch.neg, T.neg, T.__neg__, torch.negative, T.negative)
+class Neg(Rule):
+    """z = -x:  dx = -g"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T) -> T:
+        return torch.neg(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return -g
+
+
+@composite(T.__pos__, torch.positive, T.positive)
+def positive(input: T) -> T:
+    return input
+
+
+@inplace(T.pow_, T.__ipow__)
+@rule(torch.pow, T.pow, T.__pow__)
+class Pow(Rule):
+    """z = x ** p:  dx = g (p x^(p-1)), 0 where p = 0;  dp = g (z log x), 0 where x = 0 <= p"""
+
+    @staticmethod
+    def forward(ctx: Node, input: Any, exponent: Any) -> T:
+        z = torch.pow(input, exponent)
+        ctx.input, ctx.exponent = input, exponent  # type: ignore[attr-defined]
+        if not isinstance(exponent, T):
+            ctx.label = "PowBackward0"
+            ctx.save_for_backward(input)
+            ctx.input = None  # type: ignore[attr-defined]
+        elif not isinstance(input, T):
+            ctx.label = "PowBackward2"
+            ctx.save_for_backward(exponent, z)
+            ctx.exponent = None  # type: ignore[attr-defined]
+        else:
+            ctx.label = "PowBackward1"
+            ctx.save_for_backward(input, exponent, z)
+            ctx.input = ctx.exponent = None  # type: ignore[attr-defined]
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if ctx.exponent is not None:
+            (x,) = ctx.saved_tensors
+            p = ctx.exponent
+            if p == 0:
+                return torch.zeros_like(x), None
+            return g * (p * x.pow(p - 1)), None
+        if ctx.input is not None:
+            p, z = ctx.saved_tensors
+            base = ctx.input
+            scale = z * torch.log(torch.tensor(base, dtype=torch.float64)).item()
+            if base == 0:
+                return None, torch.where(p >= 0, 0.0, g * scale)
+            return None, g * scale
+        x, p, z = ctx.saved_tensors
+        dx = dp = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.where(p == 0.0, torch.zeros((), dtype=g.dtype), g * (p * x.pow(p - 1)))
+        if ctx.needs_input_grad[1]:
+            still = torch.logical_and(x == 0, p >= 0)
+            dp = g * torch.where(still, torch.zeros((), dtype=g.dtype), z * x.log())
+        return dx, dp
+
+
+@composite(T.__rpow__)
+def rpow(input: T, other: Any) -> T:
+    return record(Pow, (other, input))[0]
+
+
+@composite(torch.square, T.square)
+def square(input: T) -> T:
+    return record(Pow, (input, 2))[0]
+
+
+@inplace(T.clamp_, T.clip_)
+@rule(torch.clamp, T.clamp, torch.clip, T.clip)
+class Clamp(Rule):
+    """z = min(max(x, lo), hi):  dx = g where lo <= x <= hi, else 0
+
+    With tensors as bounds, dlo = g where x < lo < hi and dhi = g where x > hi or hi < lo.
+    """
+
+    @staticmethod
+    def forward(ctx: Node, input: T, min: Any = None, max: Any = None) -> T:
+        bounds = isinstance(min, T) or isinstance(max, T)
+        ctx.label = "ClampBackward0" if bounds else "ClampBackward1"
+        ctx.bounds = None if bounds else (min, max)  # type: ignore[attr-defined]
+        if bounds:
+            ctx.save_for_backward(input, min, max)
+        else:
+            ctx.save_for_backward(input)
+        return torch.clamp(input, min, max)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        zero = torch.zeros((), dtype=g.dtype, device=g.device)
+        if ctx.bounds is not None:
+            (x,) = ctx.saved_tensors
+            lo, hi = ctx.bounds
+            if lo is not None and hi is not None:
+                inside = (x >= lo).logical_and_(x <= hi)
+            else:
+                inside = x >= lo if lo is not None else x <= hi
+            return torch.where(inside, g, zero), None, None
+        x, lo, hi = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx = dlo = dhi = None
+        if needs[0]:
+            if lo is not None and hi is not None:
+                inside = torch.logical_and(x >= lo, x <= hi)
+            else:
+                inside = x >= lo if lo is not None else x <= hi
+            dx = torch.where(inside, g, zero)
+        if needs[1]:
+            below = x < lo
+            dlo = torch.where(below if hi is None else below.logical_and_(lo < hi), g, zero)
+        if needs[2]:
+            above = x > hi
+            dhi = torch.where(above if lo is None else above.logical_or_(hi < lo), g, zero)
+        return dx, dlo, dhi
+
+
+@inplace(T.clamp_min_)
+@rule(torch.clamp_min, T.clamp_min)
+class ClampMin(Rule):
+    """z = max(x, lo):  dx = g where x >= lo, else 0;  dlo = g where x < lo, else 0"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, min: Any) -> T:
+        return _clamp_one_side(ctx, input, min, torch.clamp_min)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return _one_side(ctx, g, torch.ge, torch.lt)
+
+
+@inplace(T.clamp_max_)
+@rule(torch.clamp_max, T.clamp_max)
+class ClampMax(Rule):
+    """z = min(x, hi):  dx = g where x <= hi, else 0;  dhi = g where x > hi, else 0"""
+
+    @staticmethod
+    def forward(ctx: Node, input: T, max: Any) -> T:
+        return _clamp_one_side(ctx, input, max, torch.clamp_max)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return _one_side(ctx, g, torch.le, torch.gt)
+
+
+def _clamp_one_side(ctx: Any, input: T, bound: Any, clamp: Any) -> T:
+    ctx.bound = None if isinstance(bound, T) else bound
+    ctx.save_for_backward(input, bound if isinstance(bound, T) else None)
+    if isinstance(bound, T):
+        ctx.label = f"{ctx.function.__name__}Backward1"
+    return clamp(input, bound)
+
+
+def _one_side(ctx: Any, g: T, kept: Any, cut: Any) -> tuple[Any, Any]:
+    x, bound = ctx.saved_tensors
+    limit = ctx.bound if bound is None else bound
+    zero = torch.zeros((), dtype=g.dtype, device=g.device)
+    return (
+        torch.where(kept(x, limit), g, zero) if ctx.needs_input_grad[0] else None,
+        torch.where(cut(x, limit), g, zero) if ctx.needs_input_grad[1] else None,
+    )

@@ -1,0 +1,47 @@
+"""Operations whose floating-point result carries no gradient in PyTorch either.
+
+Any operation without a rule whose result holds no floating-point tensor passes through
+as well (comparisons, argmax, shapes, numbers); only these need naming.
+"""
+
+from typing import Any
+
+import torch
+
+T = torch.Tensor
+
+PASSIVE: set[Any] = {
+    T.detach,
+    torch.detach,
+    T.data.__get__,  # type: ignore[attr-defined]
+    T._base.__get__,  # type: ignore[attr-defined]
+    T.shape.__get__,  # type: ignore[attr-defined]
+    T.is_floating_point,
+    T.is_complex,
+    T.dim,
+    T.size,
+    T.numel,
+    T.item,
+    T.tolist,
+    T.element_size,
+    torch.empty_like,
+    torch.full_like,
+    torch.ones_like,
+    torch.rand_like,
+    torch.randint_like,
+    torch.randn_like,
+    torch.zeros_like,
+    T.new_empty,
+    T.new_empty_strided,
+    T.new_full,
+    T.new_ones,
+    T.new_tensor,
+    T.new_zeros,
+    T.new,
+}
+
+# Attributes that may be set on a tensor that requires grad; PyTorch records none of them.
+UNRECORDED_SETTERS: set[Any] = {
+    T.data.__set__,  # type: ignore[attr-defined]
+    T.share_memory_,
+}

@@ -1,0 +1,211 @@
+"""What becomes of a torch operation on a tracked tensor.
+
+`dispatch` is what `Tensor.__torch_function__` calls. An operation is one of
+
+- recorded: there is a rule for it, a `Function` (`@rule`) or a plain function composed of
+  recorded operations (`@composite`), as PyTorch itself composes it;
+- passed through: no input requires grad, or grad mode is off, or its result carries no
+  gradient (a comparison, an index, a shape, a number);
+- refused: anything else. No gradient is ever lost in silence.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from .. import tensor as _tensor
+from ..grad_mode import is_grad_enabled
+from ..tape import Function, record
+from .passive import PASSIVE, UNRECORDED_SETTERS
+
+C = TypeVar("C", bound=Callable[..., Any])
+F = TypeVar("F", bound="type[Rule]")
+
+# torch function -> what is called in its place. Filled by the decorators below.
+RULES: dict[Any, Callable[..., Any]] = {}
+# The same for what torch.nn.functional defines in Python, by name: nnmirror.functional fills
+# it in, and nothing of torch.nn is imported for it.
+FUNCTIONAL: dict[str, Callable[..., Any]] = {}
+
+
+class Rule(Function):
+    """A Function for one of PyTorch's own operations; its node bears PyTorch's name."""
+
+    @classmethod
+    def node_name(cls) -> str:
+        return cls.__name__ + "Backward0"
+
+
+# NumPy's spellings of two arguments, which PyTorch takes as well.
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+class Recorded:
+    """Calls a Rule with the arguments of a torch call, keywords put in their places."""
+
+    def __init__(self, function: type[Rule], func: Any) -> None:
+        self.function = function
+        self.func = func
+        parameters = list(inspect.signature(function.forward).parameters.values())[1:]
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.places = {p.name: i for i, p in enumerate(parameters)}
+        self.defaults = [p.default for p in parameters]
+        self.most = len(parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or (len(args) > self.most and not self.variadic):
+            args = self._placed(args, kwargs)
+        return record(self.function, args)[0]
+
+    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        values = [*args, *self.defaults[len(args) :]]
+        given = set(range(len(args)))
+        for name, value in kwargs.items():
+            if name == "out" and value is None:
+                continue
+            place = self.places.get(_ALIASES.get(name, name))
+            if place is None or place in given or self.variadic:
+                raise unplaced(self.func, args, kwargs)
+            given.add(place)
+            values[place] = value
+        if len(values) > self.most or any(v is inspect.Parameter.empty for v in values):
+            raise unplaced(self.func, args, kwargs)
+        return tuple(values)
+
+
+def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
+    """These arguments fit no rule: PyTorch's own error if it has one, else a refusal."""
+    if kwargs.get("out") is not None:
+        return RuntimeError(
+            f"{name_of(func)}(): functions with out=... arguments don't support automatic"
+            " differentiation, but one of the arguments requires grad."
+        )
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        func(*args, **kwargs)
+    return refusal(func, "with these arguments")
+
+
+def rule(*funcs: Any) -> Callable[[F], F]:
+    """Record each of the torch functions `funcs` as a call of the decorated Rule."""
+
+    def register(function: F) -> F:
+        for func in funcs:
+            RULES[func] = Recorded(function, func)
+        return function
+
+    return register
+
+
+def composite(*funcs: Any) -> Callable[[C], C]:
+    """Answer each of `funcs` with the decorated function, made of recorded operations."""
+
+    def register(function: C) -> C:
+        for func in funcs:
+            RULES[func] = function
+        return function
+
+    return register
+
+
+def inplace(*funcs: Any) -> Callable[[F], F]:
+    """Record each of the in-place `funcs`: the decorated Rule saves, then torch changes."""
+
+    def register(function: F) -> F:
+        for func in funcs:
+            placed = Recorded(function, func)
+
+            def call(*args: Any, _func: Any = func, _placed: Any = placed, **kwargs: Any) -> Any:
+                places = _placed._placed(args, kwargs) if kwargs else args
+                return record(function, places, inplace=lambda: _func(*args, **kwargs))[0]
+
+            RULES[func] = call
+        return function
+
+    return register
+
+
+def name_of(func: Any) -> str:
+    """How a user would write `func`: torch.special.erf, Tensor.erf_, Tensor.mT."""
+    if getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__"):
+        return f"Tensor.{func.__self__.__name__}"
+    return str(torch.overrides.resolve_name(func) or getattr(func, "__name__", func))
+
+
+def refusal(func: Any, why: str = "") -> NotImplementedError:
+    name = name_of(func)
+    return NotImplementedError(
+        f"nnmirror: {name} has no backward rule{' ' + why if why else ''}, and a tensor given"
+        " to it requires grad; its result would lose the gradient. Three ways on: call"
+        " .detach() on the tensor if no gradient should flow; write the operation as an"
+        " nnmirror.Function with its backward; or open an issue that names"
+        f" {name}."
+    )
+
+
+def _tensors(value: Any) -> Any:
+    """The tensors in an argument or a result: itself, or items of lists, tuples, dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _changes_argument(func: Any, kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if kwargs.get("out") is not None or name in ("__set__", "__delete__", "__setitem__"):
+        return True
+    return (name.endswith("_") and not name.endswith("__")) or (
+        name.startswith("__i") and name.endswith("__") and name in _INPLACE_OPERATORS
+    )
+
+
+_INPLACE_OPERATORS = {
+    f"__i{name}__"
+    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+}
+
+
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Record, pass through or refuse `func(*args, **kwargs)`."""
+    found = RULES.get(func)
+    if found is not None:
+        return found(*args, **kwargs)
+    if func in PASSIVE:
+        with DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    module = getattr(func, "__module__", "") or ""
+    if module == "torch.nn.functional" and func.__name__ in FUNCTIONAL:
+        return FUNCTIONAL[func.__name__](*args, **kwargs)
+    if not is_grad_enabled() or not any(t.requires_grad for t in _tensors((args, kwargs))):
+        with DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    if module == "torch.nn.init":  # changes its argument under torch.no_grad
+        with DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    if func in UNRECORDED_SETTERS:
+        with DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    if _changes_argument(func, kwargs):
+        first = args[0] if args else None
+        if isinstance(first, _tensor.Tensor) and first.is_leaf and first.requires_grad:
+            raise RuntimeError(
+                "a leaf Variable that requires grad is being used in an in-place operation."
+            )
+        if kwargs.get("out") is not None:
+            raise unplaced(func, args, kwargs)
+        raise refusal(func)
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        result = func(*args, **kwargs)
+    if any(t.is_floating_point() or t.is_complex() for t in _tensors(result)):
+        raise refusal(func)
+    return result
+
+
+_tensor.dispatch = dispatch

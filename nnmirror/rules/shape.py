@@ -1,0 +1,498 @@
+"""Operations that move elements without changing them.
+
+A view shares memory with its input (`is_view`); its gradient is the view undone.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from .registry import Rule, composite, refusal, rule, unplaced
+
+T = torch.Tensor
+
+
+def _sizes(size: tuple[Any, ...]) -> Any:
+    """x.view(2, 3) and x.view((2, 3)) are the same."""
+    return size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
+
+
+class View(Rule):
+    """z = x seen with another shape:  dx = g seen with the shape of x"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, *size: Any) -> T:
+        ctx.shape = input.shape
+        return T.view(input, *size)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return (g.reshape(ctx.shape), *[None] * (len(ctx.edges) - 1))
+
+
+@composite(T.view)
+def view(input: T, *size: Any, **kwargs: Any) -> T:
+    if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
+        dtype = kwargs.get("dtype", size[0] if size else None)
+        if dtype is not input.dtype:
+            raise refusal(T.view, "for another dtype")
+        size = (tuple(input.shape),)
+    if "size" in kwargs:
+        size = (kwargs["size"],)
+    return record(View, (input, *size))[0]
+
+
+@composite(T.view_as)
+def view_as(input: T, other: T) -> T:
+    return record(View, (input, tuple(other.shape)))[0]
+
+
+class UnsafeView(Rule):
+    """A view of a tensor that nobody else holds: it counts as a new one."""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, size: Any) -> T:
+        ctx.shape = input.shape
+        return torch._unsafe_view(input, size)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.reshape(ctx.shape), None
+
+
+def unsafe_view(input: T, size: Any) -> T:
+    return record(UnsafeView, (input, size))[0]
+
+
+class Clone(Rule):
+    """z = a copy of x:  dx = g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, memory_format: Any = torch.preserve_format) -> T:
+        return torch.clone(input, memory_format=memory_format)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g, None
+
+
+rule(torch.clone, T.clone)(Clone)
+
+
+@composite(T.contiguous)
+def contiguous(input: T, memory_format: Any = torch.contiguous_format) -> T:
+    if input.is_contiguous(memory_format=memory_format):
+        return input
+    return record(Clone, (input, memory_format))[0]
+
+
+def _viewable(input: T, shape: Any) -> bool:
+    """Can `input` be seen with this shape without a copy? Torch answers by trying."""
+    try:
+        input.detach().view(shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+@composite(torch.reshape, T.reshape)
+def reshape(input: T, *shape: Any, **kwargs: Any) -> T:
+    size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
+    target = input.detach().reshape(size).shape  # PyTorch's errors; -1 worked out
+    if _viewable(input, target):
+        return record(View, (input, tuple(target)))[0]
+    return unsafe_view(record(Clone, (input, torch.contiguous_format))[0], target)
+
+
+@composite(T.reshape_as)
+def reshape_as(input: T, other: T) -> T:
+    return reshape(input, tuple(other.shape))
+
+
+@composite(torch.flatten, T.flatten)
+def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
+    target = input.detach().flatten(start_dim, end_dim).shape
+    if target == input.shape:
+        return input
+    return reshape(input, tuple(target))
+
+
+@composite(torch.ravel, T.ravel)
+def ravel(input: T) -> T:
+    return reshape(contiguous(input), (-1,))
+
+
+@composite(torch.unflatten, T.unflatten)
+def unflatten(input: T, dim: int, sizes: Any) -> T:
+    return record(View, (input, tuple(input.detach().unflatten(dim, sizes).shape)))[0]
+
+
+@rule(torch.unsqueeze, T.unsqueeze)
+class Unsqueeze(Rule):
+    """z = x with a new dimension of size one:  dx = g without it"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int) -> T:
+        ctx.dim = dim
+        return torch.unsqueeze(input, dim)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.squeeze(ctx.dim), None
+
+
+def unsqueeze(input: T, dim: int) -> T:
+    return record(Unsqueeze, (input, dim))[0]
+
+
+@rule(torch.squeeze, T.squeeze)
+class Squeeze(Rule):
+    """z = x without (these) dimensions of size one:  dx = g with them"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any = None) -> T:
+        ctx.shape = input.shape
+        if dim is None:
+            return torch.squeeze(input)
+        ctx.label = "SqueezeBackward1" if isinstance(dim, int) else "SqueezeBackward2"
+        return torch.squeeze(input, dim)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.reshape(ctx.shape), None
+
+
+def squeeze_product(input: T, dim: int) -> T:
+    """The squeeze that ends a vector-matrix product, under the name PyTorch gives it."""
+    out, node = record(Squeeze, (input, dim))
+    if out.requires_grad:
+        node.label = "SqueezeBackward4"  # type: ignore[union-attr]
+        out._view_of = None  # nobody else can see the product change
+    return out
+
+
+@rule(torch.transpose, T.transpose, torch.swapaxes, T.swapaxes, torch.swapdims, T.swapdims)
+class Transpose(Rule):
+    """z = x with two dimensions exchanged:  dx = g with them exchanged"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim0: int, dim1: int) -> T:
+        ctx.dims = dim0, dim1
+        return torch.transpose(input, dim0, dim1)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.transpose(*ctx.dims), None, None
+
+
+def transpose(input: T, dim0: int, dim1: int) -> T:
+    return record(Transpose, (input, dim0, dim1))[0]
+
+
+@composite(T.mT.__get__)  # type: ignore[attr-defined]
+def mT(input: T) -> T:
+    if input.dim() < 2:
+        return input.detach().mT  # raises PyTorch's error
+    return transpose(input, -2, -1)
+
+
+@rule(torch.t, T.t)
+class TRule(Rule):
+    """Z = X^T:  dX = G^T"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        return torch.t(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return g.t()
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "TBackward0"
+
+
+def t(input: T) -> T:
+    return record(TRule, (input,))[0]
+
+
+class Permute(Rule):
+    """z = x with its dimensions in another order:  dx = g with the order undone"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dims: Any) -> T:
+        z = torch.permute(input, dims)
+        order = [d % input.dim() for d in dims]
+        ctx.inverse = sorted(range(len(order)), key=order.__getitem__)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.permute(ctx.inverse), None
+
+
+@composite(torch.permute, T.permute)
+def permute(input: T, *dims: Any, **kwargs: Any) -> T:
+    return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
+
+
+@composite(T.T.__get__)  # type: ignore[attr-defined]
+def numpy_T(input: T) -> T:
+    input.detach().T  # noqa: B018  PyTorch's warning for other than two dimensions
+    return record(Permute, (input, tuple(range(input.dim() - 1, -1, -1))))[0]
+
+
+class Expand(Rule):
+    """z = x repeated along new or single dimensions:  dx = g summed over them"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, size: Any) -> T:
+        ctx.shape = input.shape
+        return T.expand(input, size)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.sum_to_size(ctx.shape), None
+
+
+def expand(input: T, size: Any) -> T:
+    return record(Expand, (input, tuple(size)))[0]
+
+
+@composite(T.expand)
+def expand_method(input: T, *size: Any, **kwargs: Any) -> T:
+    return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
+
+
+@composite(T.expand_as)
+def expand_as(input: T, other: T) -> T:
+    return expand(input, other.shape)
+
+
+@composite(torch.broadcast_to, T.broadcast_to)
+def broadcast_to(input: T, size: Any) -> T:
+    return expand(input, size)
+
+
+@composite(torch.broadcast_tensors)
+def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
+    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
+        tensors = tuple(tensors[0])
+    shape = torch.broadcast_tensors(*[t.detach() for t in tensors])[0].shape
+    return tuple(expand(t, shape) for t in tensors)
+
+
+class Basic(Rule):
+    """z = x[index] of integers, slices, None and ...:  dx = zeros, with g put at index"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, index: Any) -> T:
+        ctx.shape, ctx.index = input.shape, index
+        last = index[-1] if isinstance(index, tuple) and index else index
+        names = {int: "Select", slice: "Slice", type(None): "Unsqueeze"}
+        ctx.label = names.get(type(last), "Alias") + "Backward0"
+        return input[index]
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx[ctx.index] = g
+        return dx, None
+
+
+class Index(Rule):
+    """z = x[index] with masks or index tensors:  dx = zeros, with g added at index
+
+    An element picked several times collects several gradients: its place in the flat x
+    is looked up through the same index, and g is added there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, index: Any) -> T:
+        ctx.shape = input.shape
+        places = torch.arange(input.numel(), device=input.device).view(input.shape)
+        ctx.places = places[index]  # fixed now: the index may change later
+        return input[index]
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx.view(-1).index_put_((ctx.places.reshape(-1),), g.reshape(-1), accumulate=True)
+        return dx, None
+
+
+def _is_basic(index: Any) -> bool:
+    if isinstance(index, T):
+        return index.dim() == 0 and index.dtype not in (torch.bool, torch.uint8)
+    return index is None or index is Ellipsis or isinstance(index, int | slice) and not isinstance(
+        index, bool
+    )
+
+
+@composite(T.__getitem__)
+def getitem(input: T, index: Any) -> T:
+    parts = index if isinstance(index, tuple) else (index,)
+    if all(_is_basic(p) for p in parts):
+        as_numbers = tuple(int(p) if isinstance(p, T) else p for p in parts)
+        return record(Basic, (input, as_numbers))[0]
+    return record(Index, (input, index))[0]
+
+
+class Cat(Rule):
+    """z = the inputs side by side along dim:  each dx = its part of g"""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *tensors: T) -> T:
+        z = torch.cat(tensors, dim)
+        # An empty one-dimensional tensor goes with any others, and gets no part.
+        ctx.sizes = [0 if tuple(x.shape) == (0,) else x.shape[dim] for x in tensors]
+        ctx.skipped = [tuple(x.shape) == (0,) for x in tensors]
+        ctx.dim = dim
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        grads: list[Any] = [None]
+        start = 0
+        for size, skipped, needed in zip(
+            ctx.sizes, ctx.skipped, ctx.needs_input_grad[1:], strict=True
+        ):
+            if skipped:
+                grads.append(g.new_zeros(0) if needed else None)
+                continue
+            grads.append(g.narrow(ctx.dim, start, size) if needed else None)
+            start += size
+        return tuple(grads)
+
+
+def _sequence(tensors: Any, func: Any) -> list[Any]:
+    if isinstance(tensors, T):
+        func(tensors.detach())  # raises PyTorch's error
+    return list(tensors)
+
+
+@composite(torch.cat, torch.concat, torch.concatenate)
+def cat(tensors: Any, dim: int = 0, **kwargs: Any) -> T:
+    dim = kwargs.pop("axis", dim)
+    _no_out(torch.cat, kwargs)
+    return record(Cat, (dim, *_sequence(tensors, torch.cat)))[0]
+
+
+class Stack(Rule):
+    """z = the inputs side by side along a new dim:  each dx = its slice of g"""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *tensors: T) -> T:
+        ctx.dim = dim
+        return torch.stack(tensors, dim)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return (None, *g.unbind(ctx.dim))
+
+
+@composite(torch.stack)
+def stack(tensors: Any, dim: int = 0, **kwargs: Any) -> T:
+    dim = kwargs.pop("axis", dim)
+    _no_out(torch.stack, kwargs)
+    return record(Stack, (dim, *_sequence(tensors, torch.stack)))[0]
+
+
+def _no_out(func: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("out") is not None:
+        raise unplaced(func, (), kwargs)
+    if set(kwargs) - {"out"}:
+        func([], **kwargs)  # raises PyTorch's error
+
+
+@rule(torch.unbind, T.unbind)
+class Unbind(Rule):
+    """z_i = x[i] along dim:  dx = the g_i stacked"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int = 0) -> tuple[T, ...]:
+        ctx.dim = dim
+        return torch.unbind(input, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *g: T) -> tuple[Any, ...]:
+        return torch.stack(g, ctx.dim), None
+
+
+@composite(T.__iter__)
+def iterate(input: T) -> Any:
+    if input.dim() == 0:
+        raise TypeError("iteration over a 0-d tensor")
+    return iter(record(Unbind, (input, 0))[0])
+
+
+class ToCopy(Rule):
+    """z = x in another dtype or on another device:  dx = g brought back"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, args: Any, kwargs: Any) -> T:
+        return input.to(*args, **kwargs)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        shape, dtype, device = ctx.source
+        return g.to(device=device, dtype=dtype), None, None
+
+
+@composite(T.to)
+def to(input: T, *args: Any, **kwargs: Any) -> T:
+    plain = input.detach()
+    moved = plain.to(*args, **kwargs)
+    if moved is plain:
+        return input
+    if not (moved.is_floating_point() or moved.is_complex()):
+        return moved
+    out, node = record(ToCopy, (input, args, kwargs))
+    if node is not None:
+        node.source = (input.shape, input.dtype, input.device)  # type: ignore[attr-defined]
+    return out
+
+
+def _caster(method: Any, dtype: torch.dtype) -> None:
+    @composite(method)
+    def cast(input: T, memory_format: Any = torch.preserve_format) -> T:
+        return to(input, dtype, memory_format=memory_format)
+
+
+for _method, _dtype in (
+    (T.float, torch.float32),
+    (T.double, torch.float64),
+    (T.half, torch.float16),
+    (T.bfloat16, torch.bfloat16),
+):
+    _caster(_method, _dtype)
+
+
+@composite(T.type_as)
+def type_as(input: T, other: T) -> T:
+    return to(input, dtype=other.dtype, device=other.device)
+
+
+@composite(T.cpu)
+def cpu(input: T, memory_format: Any = torch.preserve_format) -> T:
+    return to(input, "cpu", memory_format=memory_format)

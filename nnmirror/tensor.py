@@ -1,0 +1,300 @@
+"""Tensor and Parameter: torch tensors that know what made them.
+
+A tracked tensor *is* a `torch.Tensor`: the result of an ordinary torch operation whose
+class has been changed to `Tensor`, with the recorded call (`_node`) that made it beside
+it. For torch it never requires grad, so torch builds no graph, whatever its mode; the
+`requires_grad`, `grad_fn`, `is_leaf` that a script reads are the mirror's own.
+
+Torch hands every operation on such a tensor to `__torch_function__`, which looks it up
+among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
+"""
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from . import tape as _tape
+
+_C_grad = torch._C.TensorBase.grad
+
+
+def _suffixed(text: str, suffix: str) -> str:
+    """`tensor(...)` with one more `, name=value`, wrapped where PyTorch wraps it."""
+    text = text[:-1]
+    last_line = len(text) - text.rfind("\n") + 1
+    if last_line + len(suffix) + 2 > torch._tensor_str.PRINT_OPTS.linewidth:
+        return f"{text},\n       {suffix})"
+    return f"{text}, {suffix})"
+
+
+class Tensor(torch.Tensor):
+    """A tensor that carries a gradient: what a mirrored module or operation returns."""
+
+    _node: "_tape.Node | None" = None  # the recorded call that made it
+    _output_nr: int = 0  # which of that call's outputs it is
+    _requires_grad: bool = False  # for leaves
+    _view_of: "tuple[Tensor, _tape.Node | None] | None" = None  # the base, and its node then
+    _leaf_hooks: dict[int, Callable[..., Any]] | None = None
+    _post_accumulate_hooks: dict[int, Callable[..., Any]] | None = None
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+    # -- autograd's attributes, answered by the mirror -----------------------------------
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
+        return self._node is not None or self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise RuntimeError("requires_grad must be a bool")
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
+        if self._node is not None and not requires_grad:
+            raise RuntimeError(
+                "you can only change requires_grad flags of leaf variables. If you want to use"
+                " a computed variable in a subgraph that doesn't require differentiation use"
+                " var_no_grad = var.detach()."
+            )
+        if requires_grad and not (self.is_floating_point() or self.is_complex()):
+            raise RuntimeError(
+                "only Tensors of floating point and complex dtype can require gradients"
+            )
+        if self._node is None:
+            self._requires_grad = bool(requires_grad)
+        return self
+
+    @property
+    def is_leaf(self) -> bool:  # type: ignore[override]
+        return self._node is None
+
+    @property
+    def grad_fn(self) -> "_tape.Node | None":  # type: ignore[override]
+        return self._node
+
+    @property
+    def output_nr(self) -> int:  # type: ignore[override]
+        return self._output_nr
+
+    @property
+    def retains_grad(self) -> bool:  # type: ignore[override]
+        node = self._node
+        return node is not None and bool(node.retained) and self._output_nr in node.retained  # type: ignore[operator]
+
+    @property
+    def grad(self) -> torch.Tensor | None:  # type: ignore[override]
+        if self._node is not None and not self.retains_grad:
+            warnings.warn(
+                "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed."
+                " Its .grad attribute won't be populated during autograd.backward(). If you"
+                " indeed want the .grad field to be populated for a non-leaf Tensor, use"
+                " .retain_grad() on the non-leaf Tensor. If you access the non-leaf Tensor by"
+                " mistake, make sure you access the leaf Tensor instead. See"
+                " github.com/pytorch/pytorch/pull/30531 for more informations.",
+                stacklevel=2,
+            )
+        with DisableTorchFunctionSubclass():
+            return _C_grad.__get__(self)
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:
+        with DisableTorchFunctionSubclass():
+            _C_grad.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        with DisableTorchFunctionSubclass():
+            _C_grad.__set__(self, None)
+
+    def retain_grad(self) -> None:
+        """Fill `.grad` of this non-leaf in backward too."""
+        if not self.requires_grad:
+            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+        if self._node is None:
+            return
+        if self._node.retained is None:
+            self._node.retained = {}
+        self._node.retained[self._output_nr] = weakref.ref(self)
+
+    def backward(  # type: ignore[override]
+        self,
+        gradient: torch.Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        """Walk back from this tensor, as `torch.Tensor.backward`."""
+        _tape.backward((self,), (gradient,), retain_graph, create_graph, inputs)
+
+    def detach_(self) -> "Tensor":
+        """Forget what made this tensor, in place."""
+        if self._view_of is not None:
+            raise RuntimeError(
+                "Can't detach views in-place; use detach() instead. If you are using"
+                " DistributedDataParallel (DDP) for training, and gradient_as_bucket_view is"
+                " set as True, gradients are views of DDP buckets, and hence detach_() cannot"
+                " be called on these gradients. To fix this error, please refer to the"
+                " Optimizer.zero_grad() function in torch/optim/optimizer.py as a solution."
+            )
+        self._node = None
+        self._output_nr = 0
+        self._requires_grad = False
+        return self
+
+    def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+        """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""
+        if not self.requires_grad:
+            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        if self._node is None:
+            if self._leaf_hooks is None:
+                self._leaf_hooks = {}
+            return _tape._add_hook(self._leaf_hooks, hook)
+        if self._node.tensor_hooks is None:
+            self._node.tensor_hooks = {}
+        return _tape._add_hook(self._node.tensor_hooks.setdefault(self._output_nr, {}), hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
+        """`hook(leaf)` runs after this leaf's `.grad` has been added to."""
+        if not self.requires_grad:
+            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        if self._node is not None:
+            raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+        if self._post_accumulate_hooks is None:
+            self._post_accumulate_hooks = {}
+        return _tape._add_hook(self._post_accumulate_hooks, hook)
+
+    # -- leaving the tape ------------------------------------------------------------------
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if self.requires_grad and not force:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad."
+                " Use tensor.detach().numpy() instead."
+            )
+        return self.detach().numpy(force=force)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.requires_grad:
+            self.numpy()
+        return self.detach().__array__(*args, **kwargs)
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        return self.detach().__dlpack__(*args, **kwargs)
+
+    # -- printing, copying, pickling -------------------------------------------------------
+
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+        text = torch.Tensor.__repr__(self.detach(), tensor_contents=tensor_contents)
+        if self._node is not None:
+            return _suffixed(text, f"grad_fn=<{self._node.name()}>")
+        return _suffixed(text, "requires_grad=True") if self._requires_grad else text
+
+    def __format__(self, format_spec: str) -> str:
+        if self.dim() == 0:
+            return self.item().__format__(format_spec)
+        return object.__format__(self, format_spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._node is not None:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy"
+                " protocol at the moment.  If you were attempting to deepcopy a module, this may"
+                " be because of a torch.nn.utils.weight_norm usage, see"
+                " https://github.com/pytorch/pytorch/pull/103001"
+            )
+        if id(self) in memo:
+            return memo[id(self)]
+        result = self._rebuilt(self.detach().clone(memory_format=torch.preserve_format))
+        memo[id(self)] = result
+        result.grad = copy.deepcopy(self.grad, memo)
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A non-leaf is pickled as a leaf with its values, as in PyTorch.
+        return _rebuild, (type(self), self.detach(), self.requires_grad)
+
+    def _rebuilt(self, data: torch.Tensor) -> Any:
+        return _rebuild(type(self), data, self._requires_grad)
+
+
+class Parameter(Tensor):
+    """A leaf that requires grad: `Module` registers it when it is assigned.
+
+    As `torch.nn.Parameter`, it shares the memory of `data`.
+    """
+
+    _is_param = True  # what isinstance(p, torch.nn.Parameter) asks
+
+    def __new__(cls, data: torch.Tensor | None = None, requires_grad: bool = True) -> "Parameter":
+        if data is None:
+            data = torch.empty(0)
+        data = data.detach()
+        with DisableTorchFunctionSubclass():
+            if requires_grad and not (data.is_floating_point() or data.is_complex()):
+                raise RuntimeError(
+                    "Only Tensors of floating point and complex dtype can require gradients"
+                )
+            self = torch.Tensor._make_subclass(cls, data, False)
+        self._requires_grad = bool(requires_grad)
+        return self
+
+    def __init__(self, data: torch.Tensor | None = None, requires_grad: bool = True) -> None:
+        """Nothing to do: `__new__` has made the tensor."""
+
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+    __format__ = object.__format__  # as PyTorch's, which formats a Parameter no other way
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
+        if id(self) in memo:
+            return memo[id(self)]
+        result = self._rebuilt(self.detach().clone(memory_format=torch.preserve_format))
+        memo[id(self)] = result
+        return result
+
+
+class _BufferMeta(torch._C._TensorMeta):
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, torch.Tensor) and getattr(instance, "_is_buffer", False)
+
+
+class Buffer(torch.Tensor, metaclass=_BufferMeta):
+    """A tensor that a module registers as a buffer when it is assigned, as `torch.nn.Buffer`.
+
+    As there, what is made is a plain tensor, marked.
+    """
+
+    persistent: bool
+
+    def __new__(cls, data: Any = None, *, persistent: bool = True) -> Any:
+        if data is None:
+            data = torch.empty(0)
+        marked = data.detach().requires_grad_(data.requires_grad)
+        marked.persistent = persistent
+        marked._is_buffer = True
+        return marked
+
+
+def _rebuild(cls: type[Tensor], data: torch.Tensor, requires_grad: bool) -> Tensor:
+    with DisableTorchFunctionSubclass():
+        tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
+    tensor._requires_grad = requires_grad
+    return tensor
+
+
+# nnmirror.rules fills this in: it is the table that `__torch_function__` looks into.
+dispatch: Callable[[Any, Any, Any], Any]
