@@ -137,7 +137,9 @@ def same_bits(e: torch.Tensor, a: torch.Tensor) -> bool:
     return torch.equal(e, a) and torch.equal(e.signbit(), a.signbit())
 
 
-def trained(nn: Any, optim: Any, model: Any, x: Any, target: Any, steps: int = 3, **sgd: Any) -> Any:
+def trained(
+    nn: Any, optim: Any, model: Any, x: Any, target: Any, steps: int = 3, **sgd: Any
+) -> Any:
     """Losses, then weights and gradients, after some steps of SGD."""
     optimizer = optim.SGD(model.parameters(), **{"lr": 0.1, **sgd})
     criterion = nn.MSELoss()

@@ -10,7 +10,6 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-40, -1e30]
 
 
-
 def after_identity(nn, module):
     """For a module that works in place, which a leaf does not allow."""
     return nn.Sequential(nn.LeakyReLU(1.0), module)
@@ -89,7 +88,9 @@ def test_linear_frozen(nn, optim, frozen):
 def test_same_seed_same_weights(nn, optim, seed):
     """`parity` compares the generator's state afterwards too."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(2, 25), nn.ReLU(), nn.Linear(25, 25, bias=False), nn.Linear(25, 1))
+    net = nn.Sequential(
+        nn.Linear(2, 25), nn.ReLU(), nn.Linear(25, 25, bias=False), nn.Linear(25, 1)
+    )
     net[0].reset_parameters()
     return dict(net.named_parameters()), nn.Linear(7, 4, dtype=torch.float64).weight
 
@@ -134,7 +135,9 @@ def test_mse_loss(nn, optim, shape, dtype, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("shapes", [((4, 3), (3,)), ((4, 3), (4, 1)), ((3,), (4, 3)), ((4, 1), (4,))])
+@pytest.mark.parametrize(
+    "shapes", [((4, 3), (3,)), ((4, 3), (4, 1)), ((3,), (4, 3)), ((4, 1), (4,))]
+)
 @parity
 def test_mse_loss_broadcasts_with_a_warning(nn, optim, shapes, reduction):
     target = torch.randn(shapes[1], requires_grad=True)
@@ -155,7 +158,9 @@ def test_mse_loss_deprecated_arguments(nn, optim, size_average, reduce):
 @parity
 def test_mse_loss_weighted(nn, optim, reduction):
     x, weight = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3, requires_grad=True)
-    y = nn.functional.mse_loss(nn.functional.tanh(x), torch.randn(4, 3), reduction=reduction, weight=weight)
+    y = nn.functional.mse_loss(
+        nn.functional.tanh(x), torch.randn(4, 3), reduction=reduction, weight=weight
+    )
     y.sum().backward()
     return y, x, weight
 
@@ -164,8 +169,10 @@ def test_mse_loss_weighted(nn, optim, reduction):
 def test_mse_loss_mixed_dtypes(nn, optim):
     target = torch.randn(3, dtype=torch.float64, requires_grad=True)
     integers = torch.arange(3)
-    return driven(nn.MSELoss(), torch.randn(3), target), target, driven(
-        nn.MSELoss(), torch.randn(3), integers
+    return (
+        driven(nn.MSELoss(), torch.randn(3), target),
+        target,
+        driven(nn.MSELoss(), torch.randn(3), integers),
     )
 
 
@@ -199,7 +206,9 @@ ERRORS = {
     "size not a number": lambda nn: nn.Linear("3", 2),
     "integer dtype": lambda nn: nn.Linear(3, 2, dtype=torch.long),
     "bad reduction": lambda nn: nn.MSELoss(reduction="average")(torch.ones(2), torch.ones(2)),
-    "old reduction": lambda nn: nn.MSELoss(reduction="elementwise_mean")(torch.ones(2), torch.ones(2)),
+    "old reduction": lambda nn: nn.MSELoss(reduction="elementwise_mean")(
+        torch.ones(2), torch.ones(2)
+    ),
     "sizes do not broadcast": lambda nn: nn.MSELoss()(torch.ones(2), torch.ones(3)),
     "tanh of integers": lambda nn: nn.Tanh()(torch.arange(3)),
     "relu of integers": lambda nn: nn.ReLU()(torch.arange(3) - 1),

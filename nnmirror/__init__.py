@@ -7,13 +7,14 @@ for bit; no autograd runs.
 """
 
 import sys
-from typing import Any
 
 from . import functional, init, modules, optim
+from ._missing import missing
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import LeakyReLU, Linear, Module, MSELoss, ReLU, Sequential, Tanh
-from .tape import Function, grad
+from .tape import Function
 from .tensor import Buffer, Parameter, Tensor
+from .walk import grad
 
 __version__ = "0.1.0"
 
@@ -41,16 +42,12 @@ __all__ = [
     "set_grad_enabled",
 ]
 
-# `from nnmirror import nn, optim`: the names of torch.nn are this package's own.
+# `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of
+# torch.nn are this package's own.
 nn = sys.modules[__name__]
+sys.modules[f"{__name__}.nn"] = nn
+for _name in ("functional", "init", "modules"):
+    sys.modules[f"{__name__}.nn.{_name}"] = globals()[_name]
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise AttributeError(
-        f"nnmirror has no {name!r}: it is not mirrored (or no name of torch.nn). What to do:"
-        " build it from the mirrored modules and tensor operations; write it as an"
-        " nnmirror.Function with its own backward; or open an issue that asks for it. Mirrored"
-        f" are {', '.join(sorted(modules.__all__))}."
-    )
+__getattr__ = missing(__name__, modules.__all__)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from ._missing import missing
 from .rules import RULES, Rule, rule
-from .rules.registry import FUNCTIONAL
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
 from .rules.matmul import matmul
 from .rules.reduction import Sum
+from .rules.registry import FUNCTIONAL
 from .rules.shape import broadcast_tensors
 from .tape import record
 
@@ -39,6 +40,7 @@ class Linear(Rule):
     """
 
     input_place = 1
+    tuple_places = (1,)
 
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
@@ -78,7 +80,7 @@ class Linear(Rule):
             else:
                 db = rows.sum(0)
         if need_x:
-            w = ctx.saved(1, via="TBackward0")
+            w = ctx.saved(1, via="AsStrided")
             x = ctx._saved[0]
             if flat and x is not None and _by_columns(x):
                 dx = w.t().mm(rows.t()).t()  # stored by columns, as X is
@@ -281,6 +283,8 @@ class MseLoss(Rule):
     n is the number of elements for the mean, else one.  Saved: x and t.
     """
 
+    tuple_places = (0, 1)
+
     @staticmethod
     def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
         ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
@@ -339,14 +343,15 @@ def mse_loss(
         return record(Sum, (weighted,))[0]
     if reduction == "mean":
         return record(Div, (record(Sum, (weighted,))[0], record(Sum, (weight,))[0]))[0]
-    raise ValueError(
-        f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'."
-    )
+    raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
 def warn_if_sizes_differ(input: T, target: T) -> None:
+    """PyTorch's warning before a loss broadcasts; for tuples, item by item."""
     if type(input) is tuple:
-        return  # item by item
+        for pair in zip(input, target, strict=False):
+            warn_if_sizes_differ(*pair)
+        return
     if target.size() != input.size():
         warnings.warn(_SIZES_DIFFER.format(target.size(), input.size()), stacklevel=3)
 
@@ -386,3 +391,5 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
 
 
 FUNCTIONAL.update({name: globals()[name] for name in __all__})
+
+__getattr__ = missing(__name__, __all__)

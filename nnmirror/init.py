@@ -17,35 +17,35 @@ from .grad_mode import no_grad
 
 __all__ = [
     "calculate_gain",
-    "uniform_",
-    "normal_",
-    "trunc_normal_",
-    "constant_",
-    "ones_",
-    "zeros_",
-    "eye_",
-    "dirac_",
-    "xavier_uniform_",
-    "xavier_normal_",
-    "kaiming_uniform_",
-    "kaiming_normal_",
-    "orthogonal_",
-    "sparse_",
-    "uniform",
-    "normal",
     "constant",
-    "eye",
+    "constant_",
     "dirac",
-    "xavier_uniform",
-    "xavier_normal",
-    "kaiming_uniform",
+    "dirac_",
+    "eye",
+    "eye_",
     "kaiming_normal",
+    "kaiming_normal_",
+    "kaiming_uniform",
+    "kaiming_uniform_",
+    "normal",
+    "normal_",
+    "ones_",
     "orthogonal",
+    "orthogonal_",
     "sparse",
+    "sparse_",
+    "trunc_normal_",
+    "uniform",
+    "uniform_",
+    "xavier_normal",
+    "xavier_normal_",
+    "xavier_uniform",
+    "xavier_uniform_",
+    "zeros_",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _LINEAR = (
     "linear",
     "conv1d",
@@ -72,11 +72,11 @@ _Nonlinearity = Literal[
 _FanMode = Literal["fan_in", "fan_out"]
 
 
-def _unrecorded(function: Callable[P, R]) -> Callable[P, R]:
+def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Run `function` on the bare values: neither torch nor the mirror records it."""
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with DisableTorchFunctionSubclass(), torch.no_grad(), no_grad():
             return function(*args, **kwargs)
 
@@ -323,11 +323,11 @@ def sparse_(
     return tensor
 
 
-def _deprecated(function: Callable[P, R]) -> Callable[P, R]:
+def _deprecated(function: Callable[_P, _R]) -> Callable[_P, _R]:
     new = function.__name__
     old = new[:-1]
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         warnings.warn(
             f"`nn.init.{old}` is now deprecated in favor of `nn.init.{new}`.",
             FutureWarning,

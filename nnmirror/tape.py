@@ -1,34 +1,30 @@
-"""The tape: what was called, and the walk back over it.
+"""The tape: what was called, and with what.
 
 A differentiable operation is a `Function` with a `forward` and a `backward`. Each call
 on a tensor that requires grad leaves a `Node`: the function, what it saved, and an edge
 for every input, leading to the node that made the input or to the input itself where it
-is a leaf. `walk` goes back over these edges, latest call first, adding up what arrives.
+is a leaf. `nnmirror.walk` goes back over these edges.
 
 Everything here runs with `DisableTorchFunctionSubclass` entered once per call, so that
 tracked tensors behave as plain ones inside a forward, a backward and the walk.
 """
 
-import heapq
 import itertools
-import sys
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
+from torch._C import DisableTorchFunctionSubclass
 
 from . import tensor as _tensor
-from .grad_mode import is_grad_enabled, no_grad
+from .grad_mode import is_grad_enabled
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
 
 _sequence = itertools.count()
-
-# The tensor's own accessors. Tensor overrides `grad` with a property for its users; the
-# tape, already behind DisableTorchFunctionSubclass, reads and writes underneath it.
-_C_grad = torch._C.TensorBase.grad
 
 _FREED = (
     "Trying to backward through the graph a second time (or directly access saved tensors"
@@ -39,7 +35,8 @@ _FREED = (
 )
 _ANOMALY = (
     " Hint: enable anomaly detection to find the operation that failed to compute its"
-    " gradient, with torch.autograd.set_detect_anomaly(True)."
+    " gradient, with torch.autograd.set_detect_anomaly(True,"
+    " check_nan=False)."
 )
 
 
@@ -63,10 +60,10 @@ class Node:
     _saved: tuple[torch.Tensor | None, ...] | None = ()
     _versions: tuple[int, ...] = ()
     # Hooks, absent until one is registered.
-    tensor_hooks: dict[int, dict[int, Callable[..., Any]]] | None = None
+    tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None
-    prehooks: dict[int, Callable[..., Any]] | None = None
-    posthooks: dict[int, Callable[..., Any]] | None = None
+    prehooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    posthooks: "OrderedDict[int, Callable[..., Any]] | None" = None
 
     def __init__(self, function: "type[Function]") -> None:
         self.function = function
@@ -133,14 +130,14 @@ class Node:
     def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_inputs, grad_outputs)` runs after this node; may return new grad_inputs."""
         if self.posthooks is None:
-            self.posthooks = {}
-        return _add_hook(self.posthooks, fn)
+            self.posthooks = OrderedDict()
+        return add_hook(self.posthooks, fn)
 
     def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_outputs)` runs before this node; may return new grad_outputs."""
         if self.prehooks is None:
-            self.prehooks = {}
-        return _add_hook(self.prehooks, fn)
+            self.prehooks = OrderedDict()
+        return add_hook(self.prehooks, fn)
 
     @property
     def metadata(self) -> dict[Any, Any]:
@@ -163,10 +160,8 @@ class Node:
         if not isinstance(results, tuple):
             results = (results,)
         if len(results) != len(self.edges):
-            # PyTorch forgives trailing Nones
-            if len(results) < len(self.edges) or any(
-                r is not None for r in results[len(self.edges) :]
-            ):
+            surplus = results[len(self.edges) :]  # PyTorch forgives trailing Nones
+            if not surplus or any(r is not None for r in surplus):
                 raise RuntimeError(
                     f"function {self.name()} returned an incorrect number of gradients"
                     f" (expected {len(self.edges)}, got {len(results)})"
@@ -186,6 +181,7 @@ class Node:
             maker, index = tensor._node.name(), tensor._output_nr
         elif hasattr(tensor, "_alias_of_output"):
             maker = self.name()
+        maker = re.sub(r"Backward\d*$", "", maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
         return (
             "one of the variables needed for gradient computation has been modified by an"
@@ -238,6 +234,7 @@ class Function:
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
     input_place: int = 0  # which argument is the input of the module that is this function
+    tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -299,7 +296,7 @@ def record(
         tracked = False
         for i, arg in enumerate(args):
             if isinstance(arg, torch.Tensor) and arg.requires_grad:
-                edges.append(_edge(arg))
+                edges.append(edge_of(arg))
                 tracked = True
                 if not isinstance(arg, _tensor.Tensor):
                     # The tape computes on a detached alias: no torch graph is built.
@@ -309,24 +306,54 @@ def record(
         node = Node(function)
         node.needs_input_grad = tuple([edge is not None for edge in edges])
         if tracked and (function.is_inplace or inplace is not None):
+            if is_plain_update(args[0], args[1:]):
+                return (inplace() if inplace else _forward(node, function, args)), None
             _check_inplace(args[0], edges[0])
-        out = _forward(node, function, args)
-        if inplace is not None:
+        if inplace is None:
+            out = _forward(node, function, args)
+        else:
+            # What is saved of the first argument is its value before the change.
+            _forward(node, function, (args[0].clone(), *args[1:]))
             out = inplace()
             node.dirty = (out,)
         node.edges = tuple(edges)
         if not tracked:
             if isinstance(out, torch.Tensor):
-                node.outputs = (_meta(out),)
+                node.outputs = (meta_of(out),)
             return out, node
         node.sequence = next(_sequence)
         if isinstance(out, tuple | list):
             made = [_track(node, i, o, args) for i, o in enumerate(out)]
-            node.outputs = tuple(_meta(o) for o in made)
+            node.outputs = tuple(meta_of(o) for o in made)
             return type(out)(made) if type(out) in (tuple, list) else out, node
         out = _track(node, 0, out, args)
-        node.outputs = (_meta(out),)
+        node.outputs = (meta_of(out),)
         return out, node
+
+
+def is_plain_update(changed: Any, others: Any) -> bool:
+    """Is this an optimiser at work: a leaf changed by values without history?
+
+    With torch's grad mode off and the mirror's own on, torch.optim's `with torch.no_grad()`
+    cannot be told from the script's own mode; but such a change cannot be recorded anyway.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and all(t.is_leaf for t in tensors_in(changed))
+        and not any(t.requires_grad for t in tensors_in(others))
+    )
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an argument or a result: itself, or items of lists, tuples, dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
 
 
 def _forward(node: Node, function: type[Function], args: tuple[Any, ...]) -> Any:
@@ -337,11 +364,11 @@ def _forward(node: Node, function: type[Function], args: tuple[Any, ...]) -> Any
     return out
 
 
-def _meta(out: Any) -> Any:
+def meta_of(out: Any) -> Any:
     return (out.shape, out.dtype, out.device) if isinstance(out, torch.Tensor) else None
 
 
-def _edge(tensor: torch.Tensor) -> Edge:
+def edge_of(tensor: torch.Tensor) -> Edge:
     if isinstance(tensor, _tensor.Tensor):
         view = tensor._view_of
         if view is not None and view[0]._node is not view[1]:
@@ -423,458 +450,9 @@ def _check_inplace(tensor: torch.Tensor, edge: Edge | None) -> None:
         raise RuntimeError(_INPLACE_VIEW)
 
 
-# -- the walk backwards ----------------------------------------------------------------
-
-
-def walk(
-    edges: Sequence[Edge],
-    grads: Sequence[torch.Tensor],
-    retain_graph: bool = False,
-    only: Sequence[Edge] | None = None,
-    stop: Sequence[Edge] | None = None,
-) -> list[torch.Tensor | None]:
-    """Send `grads` back from `edges`.
-
-    Every leaf on the way adds what arrives to its `.grad`. With `only`, nothing is
-    accumulated: the gradients arriving at those edges are returned. With `stop`, they are
-    returned and go no further, while the other leaves accumulate.
-
-    The order is PyTorch's: of the nodes whose gradients are complete the one recorded
-    last runs first, and gradients are added up in the order in which they arrive. So
-    sums of three or more terms have the same bits.
-    """
-    counts, order = _dependencies(edges)
-    captured = only or stop or ()
-    wanted = {(id(t), n): i for i, (t, n) in enumerate(captured)}
-    found: list[torch.Tensor | None] = [None] * len(captured)
-    reaches: set[int] | None = None  # with `only`: what lies on the way to it
-    if only is not None:
-        reaches = {id(t) for t, _ in only}
-        for node in sorted(order, key=lambda n: n.sequence):
-            if any(e is not None and id(e[0]) in reaches for e in node.edges):
-                reaches.add(id(node))
-    buffers: dict[int, list[torch.Tensor | None]] = {}
-    ready: list[tuple[int, Node]] = []
-    to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
-        """One gradient (or None) reaches `target`; act when it was the last expected."""
-        key = id(target)
-        if reaches is not None and key not in reaches:
-            return
-        is_node = type(target) is Node
-        slots = buffers.get(key)
-        if slots is None:
-            slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
-        if grad is not None:
-            held = slots[index]
-            slots[index] = grad if held is None else held + grad
-            grad = None  # from here on the slot alone holds it
-        counts[key] -= 1
-        if counts[key]:
-            return
-        if is_node:
-            heapq.heappush(ready, (-target.sequence, target))
-            return
-        del buffers[key]
-        if slots[0] is None:
-            return
-        if (key, 0) in wanted:
-            found[wanted[key, 0]] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
-        elif reaches is None:
-            # 2: the slot and the call's own argument
-            _finish_leaf(target, slots[0], sys.getrefcount(slots[0]) <= 2, to_torch)
-
-    with DisableTorchFunctionSubclass():
-        for (target, index), grad in zip(edges, grads, strict=True):
-            arrive(target, index, grad)
-        while ready:
-            node = heapq.heappop(ready)[1]
-            slots = buffers.pop(id(node))
-            if node.tensor_hooks is not None or node.retained is not None:
-                _run_output_hooks(node, slots)
-            for i in range(len(slots)) if wanted else ():
-                if (id(node), i) in wanted:
-                    found[wanted[id(node), i]] = slots[i]
-                    if stop is not None:
-                        slots[i] = None
-            if reaches is not None and not any(
-                e is not None and id(e[0]) in reaches for e in node.edges
-            ):
-                continue
-            if node.prehooks:
-                slots = _run_prehooks(node, slots)
-            if all(g is None for g in slots):
-                results: Any = [None] * len(node.edges)
-            else:
-                results = _validated(node, node.run(slots))
-            if node.posthooks:
-                results = _run_posthooks(node, results, slots)
-            slots = None
-            if not retain_graph:
-                node.free()
-            results.reverse()
-            for edge in node.edges:
-                if edge is None:
-                    results.pop()
-                else:
-                    arrive(edge[0], edge[1], results.pop())
-        for tensor, grad in to_torch[:-1]:
-            tensor.backward(grad, retain_graph=True)
-        for tensor, grad in to_torch[-1:]:
-            tensor.backward(grad, retain_graph=retain_graph)
-    return found
-
-
-def _dependencies(edges: Iterable[Edge]) -> tuple[dict[int, int], list[Node]]:
-    """How many gradients each target will receive, and the nodes that will run."""
-    counts: dict[int, int] = {}
-    order: list[Node] = []
-    seen: set[int] = set()
-    stack = []
-    for target, _ in edges:
-        counts[id(target)] = counts.get(id(target), 0) + 1
-        stack.append(target)
-    while stack:
-        target = stack.pop()
-        if type(target) is not Node or id(target) in seen:
-            continue
-        seen.add(id(target))
-        order.append(target)
-        for edge in target.edges:
-            if edge is not None:
-                counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1
-                stack.append(edge[0])
-    return counts, order
-
-
-def _validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.
-
-    So a rule for a broadcasting operation returns the gradient of the broadcast shape,
-    and the sum over the broadcast dimensions is taken here, once for all.
-    """
-    checked: list[torch.Tensor | None] = []
-    for i, edge in enumerate(node.edges):
-        grad = results[i]
-        if edge is None or grad is None:
-            checked.append(None)
-            continue
-        target, index = edge
-        if not isinstance(grad, torch.Tensor):
-            raise TypeError(
-                f"function {node.name()} returned a gradient at index {i} that is no tensor:"
-                f" {torch.typename(grad)}"
-            )
-        shape, dtype, device = (
-            target.outputs[index]
-            if type(target) is Node
-            else (target.shape, target.dtype, target.device)
-        )
-        if grad.shape != shape:
-            if not _expandable(shape, grad.shape):
-                raise RuntimeError(
-                    f"Function {node.name()} returned an invalid gradient at index {i} - got"
-                    f" {list(grad.shape)} but expected shape compatible with {list(shape)}"
-                )
-            grad = grad.sum_to_size(shape)
-        if grad.dtype is not dtype:
-            grad = grad.to(dtype)
-        if grad.device != device:
-            if grad.dim() == 0:
-                grad = grad.to(device)
-            else:
-                raise RuntimeError(
-                    f"Function {node.name()} returned an invalid gradient at index {i} -"
-                    f" expected device {device} but got {grad.device}"
-                )
-        if grad.requires_grad:
-            grad = grad.detach()
-        checked.append(grad)
-    return checked
-
-
-def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
-    if len(shape) > len(desired):
-        return False
-    tail = desired[len(desired) - len(shape) :]
-    return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
-
-
-def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
-    """Add `grad` to `leaf.grad`, as PyTorch's AccumulateGrad.
-
-    The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
-    layout is the leaf's; otherwise it is copied. Later ones are added in place.
-    """
-    held = _C_grad.__get__(leaf)
-    if held is not None:
-        if held.requires_grad:
-            raise RuntimeError(
-                "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
-            )
-        held.add_(grad)
-        return
-    if leaf.is_contiguous():
-        fits = grad.is_contiguous()
-    else:
-        fits = grad.stride() == leaf.stride()
-    if not (may_keep and fits) or grad._is_view():
-        layout = torch.preserve_format if _dense(leaf) else torch.contiguous_format
-        grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
-    if type(grad) is not torch.Tensor:
-        grad = grad.detach()
-    _C_grad.__set__(leaf, grad)
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    """Non-overlapping and dense: its strides say all about its layout."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _finish_leaf(
-    leaf: torch.Tensor, grad: torch.Tensor, unshared: bool, to_torch: list[Any]
-) -> None:
-    if not isinstance(leaf, _tensor.Tensor):
-        # A tensor of torch's own: torch's engine takes the gradient on where there is a
-        # graph or a hook; a bare leaf is filled as our own are.
-        if not leaf.is_leaf or leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
-            to_torch.append((leaf, grad))
-            return
-    hooks = _leaf_hooks(leaf)
-    if hooks:
-        grad = _run_tensor_hooks(hooks, grad)
-        unshared = False
-    accumulate(leaf, grad, may_keep=unshared)
-    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        with _EnableTorchFunction(), torch.no_grad(), no_grad():
-            for hook in tuple(leaf._post_accumulate_hooks.values()):
-                hook(leaf)
-
-
-# -- hooks -------------------------------------------------------------------------------
-
-
-def _add_hook(
-    hooks: dict[int, Callable[..., Any]], fn: Callable[..., Any]
+def add_hook(
+    hooks: "OrderedDict[int, Callable[..., Any]]", fn: Callable[..., Any]
 ) -> torch.utils.hooks.RemovableHandle:
     handle = torch.utils.hooks.RemovableHandle(hooks)
     hooks[handle.id] = fn
     return handle
-
-
-def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
-    return leaf._leaf_hooks if isinstance(leaf, _tensor.Tensor) else None
-
-
-def _run_tensor_hooks(
-    hooks: dict[int, Callable[..., Any]] | None, grad: torch.Tensor
-) -> torch.Tensor:
-    """Call each hook with the gradient; what it returns replaces it."""
-    for hook in tuple(hooks.values()) if hooks else ():
-        with _EnableTorchFunction(), torch.no_grad(), no_grad():
-            result = hook(grad)
-        if result is None:
-            continue
-        if not isinstance(result, torch.Tensor):
-            raise TypeError(f"expected Tensor, but hook returned '{torch.typename(result)}'")
-        if result.dtype is not grad.dtype:
-            raise RuntimeError(
-                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the type of value"
-                f" (was {torch.Tensor.type(grad)} got {torch.Tensor.type(result)})"
-            )
-        if result.shape != grad.shape:
-            raise RuntimeError(
-                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the size of value"
-            )
-        grad = result.detach() if result.requires_grad else result
-    return grad
-
-
-def _run_output_hooks(node: Node, slots: list[torch.Tensor | None]) -> None:
-    for index, grad in enumerate(slots):
-        if grad is None:
-            continue
-        if node.tensor_hooks is not None:
-            grad = slots[index] = _run_tensor_hooks(node.tensor_hooks.get(index), grad)
-        if node.retained is not None and index in node.retained:
-            tensor = node.retained[index]()
-            if tensor is not None:
-                held = _C_grad.__get__(tensor)
-                _C_grad.__set__(tensor, grad.clone() if held is None else held + grad)
-
-
-def _run_prehooks(node: Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    with _EnableTorchFunction(), torch.no_grad(), no_grad():
-        for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
-            result = hook(tuple(slots))
-            if result is not None:
-                slots = list(result) if isinstance(result, tuple) else [result]
-    return slots
-
-
-def _run_posthooks(
-    node: Node, results: list[torch.Tensor | None], slots: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
-    with _EnableTorchFunction(), torch.no_grad(), no_grad():
-        for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
-            result = hook(tuple(results), tuple(slots))
-            if result is not None:
-                results = list(result) if isinstance(result, tuple) else [result]
-    return results
-
-
-# -- what Tensor.backward and grad are made of -----------------------------------------
-
-
-def make_grads(
-    outputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor]:
-    """The gradients to start from: those given, checked, or one for each scalar output."""
-    if len(grads) != len(outputs):
-        raise RuntimeError(
-            f"got {len(outputs)} tensors and {len(grads)} gradients"
-        )
-    with DisableTorchFunctionSubclass():
-        return [
-            start_grad(_meta(out), grad, i)
-            for i, (out, grad) in enumerate(zip(outputs, grads, strict=True))
-        ]
-
-
-def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
-    """The gradient to start from at an output of this shape, dtype and device."""
-    shape, dtype, device = meta
-    if grad is None:
-        if shape.numel() != 1:
-            raise RuntimeError("grad can be implicitly created only for scalar outputs")
-        if not dtype.is_floating_point:
-            raise RuntimeError(
-                f"grad can be implicitly created only for real scalar outputs but got {dtype}"
-            )
-        return torch.ones(shape, dtype=dtype, device=device)
-    if not isinstance(grad, torch.Tensor):
-        raise TypeError(
-            f"gradients can be either Tensors or None, but got {type(grad).__name__}"
-        )
-    if grad.shape != shape:
-        raise RuntimeError(
-            f"Mismatch in shape: grad_output[{index}] has a shape of {grad.shape} and"
-            f" output[{index}] has a shape of {shape}."
-        )
-    grad = grad.detach()
-    return grad if grad.dtype is dtype else grad.to(dtype)
-
-
-def _roots(outputs: Sequence[torch.Tensor]) -> list[Edge]:
-    roots = []
-    for i, out in enumerate(outputs):
-        if not (isinstance(out, _tensor.Tensor) and out.requires_grad):
-            raise RuntimeError(
-                f"element {i} of tensors does not require grad and does not have a grad_fn"
-            )
-        roots.append(_edge(out))
-    return roots
-
-
-_NO_CREATE_GRAPH = (
-    "nnmirror: create_graph=True (a gradient of a gradient) is not mirrored; the backward"
-    " formulas are computed, not recorded"
-)
-
-
-def backward(
-    outputs: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor | None],
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
-) -> None:
-    """Accumulate into the leaves' `.grad` (or only into that of `inputs`)."""
-    if create_graph:
-        raise NotImplementedError(_NO_CREATE_GRAPH)
-    if isinstance(inputs, torch.Tensor):
-        inputs = (inputs,)
-    if inputs is not None and len(inputs) == 0:
-        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
-    started = make_grads(outputs, grads)
-    roots = _roots(outputs)
-    if inputs is None:
-        walk(roots, started, bool(retain_graph))
-        return
-    edges = _input_edges(inputs)
-    for tensor, grad in zip(
-        inputs, walk(roots, started, bool(retain_graph), only=edges), strict=True
-    ):
-        if grad is not None:
-            with DisableTorchFunctionSubclass():
-                accumulate(tensor, grad, may_keep=False)
-
-
-def backward_to(
-    outputs: Sequence[Any], grads: Sequence[torch.Tensor | None], inputs: Sequence[torch.Tensor]
-) -> list[torch.Tensor | None]:
-    """Accumulate into the leaves between, and return the gradients for `inputs`."""
-    pairs = [
-        (out, grad)
-        for out, grad in zip(outputs, grads, strict=True)
-        if isinstance(out, _tensor.Tensor) and out.requires_grad
-    ]
-    if not pairs:
-        raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
-    outs = [out for out, _ in pairs]
-    started = make_grads(outs, [grad for _, grad in pairs])
-    return walk(_roots(outs), started, stop=[_edge(t) for t in inputs])
-
-
-def _input_edges(inputs: Sequence[torch.Tensor]) -> list[Edge]:
-    edges = []
-    for tensor in inputs:
-        if not tensor.requires_grad:
-            raise RuntimeError("One of the differentiated Tensors does not require grad")
-        edges.append(_edge(tensor))
-    return edges
-
-
-def grad(
-    outputs: torch.Tensor | Sequence[torch.Tensor],
-    inputs: torch.Tensor | Sequence[torch.Tensor],
-    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    allow_unused: bool | None = None,
-    materialize_grads: bool = False,
-) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates."""
-    if create_graph:
-        raise NotImplementedError(_NO_CREATE_GRAPH)
-    if materialize_grads and allow_unused is False:
-        raise ValueError(
-            "Expected allow_unused to be True or not passed when materialize_grads=True, but"
-            " got: allow_unused=False."
-        )
-    outs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-    ins = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    if grad_outputs is None:
-        starts: Sequence[torch.Tensor | None] = [None] * len(outs)
-    else:
-        starts = (grad_outputs,) if isinstance(grad_outputs, torch.Tensor) else grad_outputs
-    started = make_grads(outs, starts)
-    results = walk(_roots(outs), started, bool(retain_graph), only=_input_edges(ins))
-    if materialize_grads:
-        results = [
-            torch.zeros_like(t.detach()) if g is None else g
-            for g, t in zip(results, ins, strict=True)
-        ]
-    elif not allow_unused and any(g is None for g in results):
-        raise RuntimeError(
-            "One of the differentiated Tensors appears to not have been used in the graph. Set"
-            " allow_unused=True if this is the desired behavior."
-        )
-    return tuple(results)

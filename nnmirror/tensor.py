@@ -12,6 +12,7 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 import copy
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +20,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from . import tape as _tape
-
-_C_grad = torch._C.TensorBase.grad
+from . import walk as _walk
 
 
 def _suffixed(text: str, suffix: str) -> str:
@@ -32,6 +32,11 @@ def _suffixed(text: str, suffix: str) -> str:
     return f"{text}, {suffix})"
 
 
+def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+    """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
+    raise RuntimeError("nnmirror.rules is not loaded")
+
+
 class Tensor(torch.Tensor):
     """A tensor that carries a gradient: what a mirrored module or operation returns."""
 
@@ -39,13 +44,11 @@ class Tensor(torch.Tensor):
     _output_nr: int = 0  # which of that call's outputs it is
     _requires_grad: bool = False  # for leaves
     _view_of: "tuple[Tensor, _tape.Node | None] | None" = None  # the base, and its node then
-    _leaf_hooks: dict[int, Callable[..., Any]] | None = None
-    _post_accumulate_hooks: dict[int, Callable[..., Any]] | None = None
+    _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 
     # -- autograd's attributes, answered by the mirror -----------------------------------
@@ -101,21 +104,21 @@ class Tensor(torch.Tensor):
                 " indeed want the .grad field to be populated for a non-leaf Tensor, use"
                 " .retain_grad() on the non-leaf Tensor. If you access the non-leaf Tensor by"
                 " mistake, make sure you access the leaf Tensor instead. See"
-                " github.com/pytorch/pytorch/pull/30531 for more informations.",
+                " github.com/pytorch/pytorch/pull/30531 for more information.",
                 stacklevel=2,
             )
         with DisableTorchFunctionSubclass():
-            return _C_grad.__get__(self)
+            return _walk.C_grad.__get__(self)
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:
         with DisableTorchFunctionSubclass():
-            _C_grad.__set__(self, value)
+            _walk.C_grad.__set__(self, value)
 
     @grad.deleter
     def grad(self) -> None:
         with DisableTorchFunctionSubclass():
-            _C_grad.__set__(self, None)
+            _walk.C_grad.__set__(self, None)
 
     def retain_grad(self) -> None:
         """Fill `.grad` of this non-leaf in backward too."""
@@ -135,7 +138,9 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
-        _tape.backward((self,), (gradient,), retain_graph, create_graph, inputs)
+        if gradient is None or isinstance(gradient, torch.Tensor):
+            gradient = (gradient,)  # type: ignore[assignment]
+        _walk.backward((self,), tuple(gradient), retain_graph, create_graph, inputs)  # type: ignore[arg-type]
 
     def detach_(self) -> "Tensor":
         """Forget what made this tensor, in place."""
@@ -158,21 +163,25 @@ class Tensor(torch.Tensor):
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         if self._node is None:
             if self._leaf_hooks is None:
-                self._leaf_hooks = {}
-            return _tape._add_hook(self._leaf_hooks, hook)
+                self._leaf_hooks = OrderedDict()
+            return _tape.add_hook(self._leaf_hooks, hook)
         if self._node.tensor_hooks is None:
             self._node.tensor_hooks = {}
-        return _tape._add_hook(self._node.tensor_hooks.setdefault(self._output_nr, {}), hook)
+        return _tape.add_hook(
+            self._node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook
+        )
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
         """`hook(leaf)` runs after this leaf's `.grad` has been added to."""
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         if self._node is not None:
-            raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+            raise RuntimeError(
+                "post accumulate grad hooks cannot be registered on non-leaf tensors"
+            )
         if self._post_accumulate_hooks is None:
-            self._post_accumulate_hooks = {}
-        return _tape._add_hook(self._post_accumulate_hooks, hook)
+            self._post_accumulate_hooks = OrderedDict()
+        return _tape.add_hook(self._post_accumulate_hooks, hook)
 
     # -- leaving the tape ------------------------------------------------------------------
 
@@ -196,8 +205,8 @@ class Tensor(torch.Tensor):
 
     # -- printing, copying, pickling -------------------------------------------------------
 
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        text = torch.Tensor.__repr__(self.detach(), tensor_contents=tensor_contents)
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        text = repr(self.detach())
         if self._node is not None:
             return _suffixed(text, f"grad_fn=<{self._node.name()}>")
         return _suffixed(text, "requires_grad=True") if self._requires_grad else text
@@ -238,7 +247,7 @@ class Parameter(Tensor):
 
     _is_param = True  # what isinstance(p, torch.nn.Parameter) asks
 
-    def __new__(cls, data: torch.Tensor | None = None, requires_grad: bool = True) -> "Parameter":
+    def __new__(cls, data=None, requires_grad=True):  # type: ignore[no-untyped-def]
         if data is None:
             data = torch.empty(0)
         data = data.detach()
@@ -251,13 +260,11 @@ class Parameter(Tensor):
         self._requires_grad = bool(requires_grad)
         return self
 
-    def __init__(self, data: torch.Tensor | None = None, requires_grad: bool = True) -> None:
-        """Nothing to do: `__new__` has made the tensor."""
-
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return "Parameter containing:\n" + super().__repr__()
 
-    __format__ = object.__format__  # as PyTorch's, which formats a Parameter no other way
+    def __format__(self, format_spec: str) -> str:
+        return object.__format__(self, format_spec)  # PyTorch formats a Parameter no other way
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
         if id(self) in memo:
@@ -280,7 +287,7 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
 
     persistent: bool
 
-    def __new__(cls, data: Any = None, *, persistent: bool = True) -> Any:
+    def __new__(cls, data=None, *, persistent=True):  # type: ignore[no-untyped-def]
         if data is None:
             data = torch.empty(0)
         marked = data.detach().requires_grad_(data.requires_grad)
@@ -294,7 +301,3 @@ def _rebuild(cls: type[Tensor], data: torch.Tensor, requires_grad: bool) -> Tens
         tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
     tensor._requires_grad = requires_grad
     return tensor
-
-
-# nnmirror.rules fills this in: it is the table that `__torch_function__` looks into.
-dispatch: Callable[[Any, Any, Any], Any]

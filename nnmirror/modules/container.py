@@ -1,5 +1,7 @@
 """Sequential."""
 
+from __future__ import annotations
+
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -47,7 +49,7 @@ class Sequential(Module):
             raise IndexError(f"index {idx} is out of range")
         return next(islice(iterator, idx % size, None))
 
-    def __getitem__(self, idx: slice | int) -> "Sequential | Module":
+    def __getitem__(self, idx: slice | int) -> Sequential | Module:
         if isinstance(idx, slice):
             return self.__class__(OrderedDict(list(self._modules.items())[idx]))
         return self._get_item_by_idx(self._modules.values(), idx)
@@ -71,16 +73,16 @@ class Sequential(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __add__(self, other: Any) -> "Sequential":
+    def __add__(self, other: Any) -> Sequential:
         return Sequential(*self, *_sequential(other))
 
     def __iadd__(self, other: Any) -> Self:
         return self.extend(list(_sequential(other)))
 
-    def __mul__(self, other: int) -> "Sequential":
+    def __mul__(self, other: int) -> Sequential:
         return Sequential(*list(self) * self._factor(other))
 
-    def __rmul__(self, other: int) -> "Sequential":
+    def __rmul__(self, other: int) -> Sequential:
         return self.__mul__(other)
 
     def __imul__(self, other: int) -> Self:
@@ -126,7 +128,6 @@ class Sequential(Module):
 def _sequential(other: Any) -> Sequential:
     if not isinstance(other, Sequential):
         raise ValueError(
-            "add operator supports only objects of Sequential class, but"
-            f" {type(other)!s} is given."
+            f"add operator supports only objects of Sequential class, but {type(other)!s} is given."
         )
     return other

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from .. import tape
+from .. import tape, walk
 
 Call: TypeAlias = Callable[[Any], Any]
 
@@ -27,7 +27,7 @@ class Recorded:
         node = self.node
         place = node.function.input_place
         with DisableTorchFunctionSubclass():
-            started = tape.start_grad(node.outputs[0], gradient, 0)
+            started = walk.start_grad(node.outputs[0], gradient, 0)
             needs = node.needs_input_grad
             node.needs_input_grad = (*needs[:place], True, *needs[place + 1 :])
             try:
@@ -42,7 +42,7 @@ class Recorded:
             if edge is not None and grad is not None
         ]
         if on:
-            tape.walk([edge for edge, _ in on], [grad for _, grad in on])
+            walk.walk([edge for edge, _ in on], [grad for _, grad in on])
         return wanted
 
 
@@ -98,9 +98,7 @@ class Traced:
         places = [
             i for i, x in enumerate(self.inputs) if isinstance(x, torch.Tensor) and x.requires_grad
         ]
-        found = tape.backward_to(
-            outputs, gradients, [self.inputs[i] for i in places]
-        )
+        found = walk.backward_to(outputs, gradients, [self.inputs[i] for i in places])
         grads: list[Any] = [None] * len(self.inputs)
         for place, grad in zip(places, found, strict=True):
             grads[place] = grad

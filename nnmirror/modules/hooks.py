@@ -201,9 +201,7 @@ class _Call:
             self._add_legacy_hooks(legacy)
         if self.result is not made or boundary is not None:
             # Module.backward has to start from what the caller sees.
-            module.__dict__["_call"] = (
-                Traced(self.args, self.result) if is_grad_enabled() else None
-            )
+            module.__dict__["_call"] = Traced(self.args, self.result) if is_grad_enabled() else None
         return self.result
 
     def _run_pre_hooks(self) -> None:
@@ -261,7 +259,7 @@ class _Call:
                 found = next(v for v in found.values() if isinstance(v, torch.Tensor))
             else:
                 found = found[0]
-        node = found.grad_fn
+        node: Any = found.grad_fn
         if node is None:
             return
         for hook in legacy:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, record
@@ -29,19 +30,26 @@ class Layer(Module):
     def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:
         place = function.input_place
         items = args[place]
-        others_single = not any(type(a) is tuple for i, a in enumerate(args) if i != place)
+        tuples = function.tuple_places
+        if not items:
+            raise TypeError("nnmirror: a layer was given an empty tuple")
+        for item in items:
+            if not isinstance(item, torch.Tensor):
+                raise TypeError(f"items of a tuple must be Tensor, not {type(item).__name__}")
+        if any(type(args[i]) is not tuple or len(args[i]) != len(items) for i in tuples):
+            raise TypeError("nnmirror: input and target must be tuples of one length")
         alike = len({(t.shape, t.dtype, t.device) for t in items}) == 1
-        if others_single and alike and not function.is_inplace:
+        if len(tuples) == 1 and alike and not function.is_inplace:
             batch = record(Stack, (0, *items))[0]
             out = self._run(function, *args[:place], batch, *args[place + 1 :])
             self.__dict__["_call"] = Stacked(self._call, len(items))
             return tuple(record(Unbind, (out, 0))[0])
-        # Different shapes, or several tuples (a loss and its target): item by item.
+        # Different shapes, or an input and a target: item by item.
         outs, calls = [], []
         for i in range(len(items)):
-            outs.append(self._run(function, *[a[i] if type(a) is tuple else a for a in args]))
+            outs.append(
+                self._run(function, *[a[i] if k in tuples else a for k, a in enumerate(args)])
+            )
             calls.append(self._call)
         self.__dict__["_call"] = Each(calls)
         return tuple(outs)
-
-

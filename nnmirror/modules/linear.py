@@ -1,7 +1,6 @@
 """Linear."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +26,20 @@ class Linear(Layer):
     out_features: int
     weight: Tensor
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = Parameter(torch.empty((out_features, in_features), device=device, dtype=dtype))
+        self.weight = Parameter(
+            torch.empty((out_features, in_features), device=device, dtype=dtype)
+        )
         if bias:
             self.bias = Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:

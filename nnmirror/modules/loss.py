@@ -32,13 +32,10 @@ class MSELoss(_Loss):
 
     __constants__ = ["reduction"]
 
-    def __init__(
-        self, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:  # type: ignore[no-untyped-def]
         super().__init__(size_average, reduce, reduction)
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         F.warn_if_sizes_differ(input, target)
         return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction))
-

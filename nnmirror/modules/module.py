@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Optional, Self, TypeVar, Union
+from typing import Any, Optional, Self, TypeVar, Union
 
 import torch
 from torch import Tensor, device, dtype
@@ -21,6 +21,7 @@ from .. import tape
 from ..grad_mode import no_grad
 from ..tensor import Buffer, Parameter
 from . import hooks
+from .explicit import Call, Traced
 from .hooks import (
     global_backward,
     global_backward_pre,
@@ -35,18 +36,17 @@ from .hooks import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from .explicit import Call, Traced
 
 __all__ = [
-    "register_module_forward_pre_hook",
-    "register_module_forward_hook",
-    "register_module_full_backward_pre_hook",
+    "Module",
     "register_module_backward_hook",
-    "register_module_full_backward_hook",
     "register_module_buffer_registration_hook",
+    "register_module_forward_hook",
+    "register_module_forward_pre_hook",
+    "register_module_full_backward_hook",
+    "register_module_full_backward_pre_hook",
     "register_module_module_registration_hook",
     "register_module_parameter_registration_hook",
-    "Module",
 ]
 
 T = TypeVar("T", bound="Module")
@@ -69,8 +69,8 @@ class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpec
 
 def _is_parameter(value: Any) -> bool:
     # A torch.nn.Parameter in a mirrored module is one as well: it gets its gradient.
-    return isinstance(value, Parameter) or type(value).__module__ == "torch.nn.parameter" and (
-        type(value).__name__ == "Parameter"
+    return isinstance(value, Parameter) or (
+        type(value).__module__ == "torch.nn.parameter" and (type(value).__name__ == "Parameter")
     )
 
 
@@ -86,7 +86,7 @@ def _indent(text: str) -> str:
     return "\n".join([first, *("  " + line if line.strip() else "" for line in rest)])
 
 
-def _unimplemented(self: "Module", *input: Any) -> None:
+def _unimplemented(self, *input: Any) -> None:  # type: ignore[no-untyped-def]
     raise NotImplementedError(
         f'Module [{type(self).__name__}] is missing the required "forward" function'
     )
@@ -107,7 +107,7 @@ class Module:
     _version: int = 1
     call_super_init: bool = False
     # What `backward` goes back over: set by each forward, no part of the module's state.
-    _call: ClassVar[Call | None] = None
+    _call: Any = None
 
     training: bool
     _parameters: dict[str, Parameter | None]
@@ -269,7 +269,7 @@ class Module:
             if params is None:
                 raise AttributeError("cannot assign parameters before Module.__init__() call")
             self._forget(name, "_buffers", "_modules")
-            self.register_parameter(name, value)
+            self.register_parameter(name, value)  # type: ignore[arg-type]
         elif params is not None and name in params:
             if value is not None:
                 raise TypeError(
@@ -390,9 +390,9 @@ class Module:
 
     # -- traversal ---------------------------------------------------------------------------
 
-    def named_modules(
+    def named_modules(  # type: ignore[no-untyped-def]
         self, memo: set["Module"] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, "Module"]]:
+    ):
         """This module and all below it, with their paths."""
         if memo is None:
             memo = set()
@@ -495,8 +495,8 @@ class Module:
                 continue
             with torch.no_grad(), no_grad():
                 moved = fn(param)
-                grad = param.grad
-                moved_grad = None if grad is None else fn(grad)
+                grad: Any = param.grad
+                moved_grad: Any = None if grad is None else fn(grad)
             if swap:
                 param.grad = None
                 new = type(param)(moved, requires_grad=param.requires_grad)
@@ -526,7 +526,7 @@ class Module:
 
     def ipu(self, device: int | device | None = None) -> Self:
         """Move parameters and buffers to an IPU."""
-        return self._apply(lambda t: t.ipu(device))
+        return self._apply(lambda t: t.ipu(device))  # type: ignore[attr-defined]
 
     def xpu(self, device: int | device | None = None) -> Self:
         """Move parameters and buffers to an XPU."""
@@ -534,7 +534,7 @@ class Module:
 
     def mtia(self, device: int | device | None = None) -> Self:
         """Move parameters and buffers to an MTIA device."""
-        return self._apply(lambda t: t.mtia(device))
+        return self._apply(lambda t: t.mtia(device))  # type: ignore[attr-defined]
 
     def cpu(self) -> Self:
         """Move parameters and buffers to the CPU."""
@@ -564,7 +564,7 @@ class Module:
         """Move parameters and buffers to `device` without their values."""
         return self._apply(lambda t: torch.empty_like(t, device=device), recurse=recurse)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Move and cast: `to(device, dtype, non_blocking)`, `to(dtype)`, `to(tensor)`, ..."""
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is not None:
@@ -645,7 +645,7 @@ class Module:
 
     __call__: Callable[..., Any] = _call_impl
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Refused: torch.compile traces PyTorch's own modules, not the mirror's tape."""
         raise NotImplementedError(
             "nnmirror: Module.compile is not mirrored; torch.compile cannot trace the mirror's tape"
@@ -898,9 +898,9 @@ class Module:
                 f" exception occurred : {e.args}."
             )
 
-    def load_state_dict(
+    def load_state_dict(  # type: ignore[no-untyped-def]
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ):  # type: ignore[no-untyped-def]
+    ):
         """Copy (or with `assign`, take over) the tensors of `state_dict`.
 
         Returns the missing and unexpected keys; with `strict`, any are an error, reported

@@ -245,8 +245,8 @@ class Optimizer:
                 "loaded state dict contains a parameter group that doesn't match the size of"
                 " optimizer's group"
             )
-        params = {}
-        options = {}
+        params: dict[Any, torch.Tensor] = {}
+        options: dict[Any, dict[str, Any]] = {}
         for group, new in zip(groups, saved, strict=True):
             for number, param in zip(new["params"], group["params"], strict=True):
                 params[number] = param
@@ -312,4 +312,3 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
-

@@ -1,17 +1,15 @@
 """Stochastic gradient descent."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
+from ..walk import C_grad
 from .optimizer import Optimizer, ParamsT, evaluate
 
 __all__ = ["SGD"]
-
-_C_grad = torch._C.TensorBase.grad
 
 
 class SGD(Optimizer):
@@ -93,7 +91,7 @@ class SGD(Optimizer):
         params, grads, buffers = [], [], []
         momentum = group["momentum"]
         for param in group["params"]:
-            grad = _C_grad.__get__(param)
+            grad = C_grad.__get__(param)
             if grad is None:
                 continue
             params.append(param)
@@ -118,7 +116,7 @@ def _scalar(x: Any) -> Any:
 
 
 def _one_by_one(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
+    params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
 ) -> None:
     lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -136,13 +134,13 @@ def _one_by_one(
 
 
 def _foreach(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
+    params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
 ) -> None:
     lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
     if group["maximize"]:
-        grads = torch._foreach_neg(grads)
+        grads = list(torch._foreach_neg(grads))
     if weight_decay != 0:
-        grads = torch._foreach_add(grads, params, alpha=weight_decay)
+        grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
     if momentum != 0:
         known = [(b, g) for b, g in zip(buffers, grads, strict=True) if b is not None]
         if known:
@@ -159,9 +157,7 @@ def _foreach(
     torch._foreach_add_(params, grads, alpha=-lr)
 
 
-def _fused(
-    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: list[Any], group: dict[str, Any]
-) -> None:
+def _fused(params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]) -> None:
     for param in params:
         if not param.is_floating_point() or param.device.type not in _FUSED_DEVICES:
             raise RuntimeError(

@@ -92,9 +92,7 @@ class Mul(Rule):
 
 
 @inplace(T.div_, T.__itruediv__, T.divide_, T.true_divide_)
-@rule(
-    torch.div, T.div, T.__truediv__, torch.divide, T.divide, torch.true_divide, T.true_divide
-)
+@rule(torch.div, T.div, T.__truediv__, torch.divide, T.divide, torch.true_divide, T.true_divide)
 class Div(Rule):
     """z = x / y:  dx = g / y,  dy = -g ((x / y) / y).  With rounding, both are zero."""
 

@@ -151,12 +151,12 @@ def matmul(input: T, other: T) -> T:
     b3 = b if m > 1 else shape.unsqueeze(b, 1)
     a3 = shape.reshape(shape.expand(a3, [*batch, *a3.shape[-2:]]), (_prod(batch), *a3.shape[-2:]))
     b3 = shape.reshape(shape.expand(b3, [*batch, *b3.shape[-2:]]), (_prod(batch), *b3.shape[-2:]))
-    out = [*batch]
+    sizes = [*batch]
     if n > 1:
-        out.append(rows_a)
+        sizes.append(rows_a)
     if m > 1:
-        out.append(cols_b)
-    return shape.unsafe_view(record(Bmm, (a3, b3))[0], out)
+        sizes.append(cols_b)
+    return shape.unsafe_view(record(Bmm, (a3, b3))[0], sizes)
 
 
 @composite(T.__rmatmul__)

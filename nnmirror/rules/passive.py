@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-T = torch.Tensor
+T: Any = torch.Tensor
 
 PASSIVE: set[Any] = {
     T.detach,
     torch.detach,
-    T.data.__get__,  # type: ignore[attr-defined]
-    T._base.__get__,  # type: ignore[attr-defined]
-    T.shape.__get__,  # type: ignore[attr-defined]
+    T.data.__get__,
+    T._base.__get__,
+    T.shape.__get__,
     T.is_floating_point,
     T.is_complex,
     T.dim,
@@ -42,6 +42,6 @@ PASSIVE: set[Any] = {
 
 # Attributes that may be set on a tensor that requires grad; PyTorch records none of them.
 UNRECORDED_SETTERS: set[Any] = {
-    T.data.__set__,  # type: ignore[attr-defined]
+    T.data.__set__,
     T.share_memory_,
 }

@@ -29,9 +29,7 @@ class Sum(Rule):
     """z = sum of x, over `dim` or all:  dx = g, repeated"""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None
-    ) -> T:
+    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
         if dim is None and not keepdim:
             return torch.sum(input, dtype=dtype)
@@ -50,9 +48,7 @@ class Mean(Rule):
     """z = sum of x / n, over `dim` or all:  dx = g / n, repeated"""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None
-    ) -> T:
+    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
         if dim is None and not keepdim:
             return torch.mean(input, dtype=dtype)

@@ -18,7 +18,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
-from ..tape import Function, record
+from ..tape import Function, is_plain_update, record, tensors_in
 from .passive import PASSIVE, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -80,7 +80,7 @@ def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
     """These arguments fit no rule: PyTorch's own error if it has one, else a refusal."""
     if kwargs.get("out") is not None:
         return RuntimeError(
-            f"{name_of(func)}(): functions with out=... arguments don't support automatic"
+            f"{func.__name__}(): functions with out=... arguments don't support automatic"
             " differentiation, but one of the arguments requires grad."
         )
     with DisableTorchFunctionSubclass(), torch.no_grad():
@@ -145,18 +145,6 @@ def refusal(func: Any, why: str = "") -> NotImplementedError:
     )
 
 
-def _tensors(value: Any) -> Any:
-    """The tensors in an argument or a result: itself, or items of lists, tuples, dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
 def _changes_argument(func: Any, kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     if kwargs.get("out") is not None or name in ("__set__", "__delete__", "__setitem__"):
@@ -168,7 +156,21 @@ def _changes_argument(func: Any, kwargs: dict[str, Any]) -> bool:
 
 _INPLACE_OPERATORS = {
     f"__i{name}__"
-    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
 }
 
 
@@ -183,7 +185,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     module = getattr(func, "__module__", "") or ""
     if module == "torch.nn.functional" and func.__name__ in FUNCTIONAL:
         return FUNCTIONAL[func.__name__](*args, **kwargs)
-    if not is_grad_enabled() or not any(t.requires_grad for t in _tensors((args, kwargs))):
+    if not is_grad_enabled() or not any(t.requires_grad for t in tensors_in((args, kwargs))):
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     if module == "torch.nn.init":  # changes its argument under torch.no_grad
@@ -194,16 +196,20 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return func(*args, **kwargs)
     if _changes_argument(func, kwargs):
         first = args[0] if args else None
+        if is_plain_update(first, (args[1:], kwargs)):
+            with DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
         if isinstance(first, _tensor.Tensor) and first.is_leaf and first.requires_grad:
+            what = "a view of a leaf" if func is torch.Tensor.__setitem__ else "a leaf"
             raise RuntimeError(
-                "a leaf Variable that requires grad is being used in an in-place operation."
+                f"{what} Variable that requires grad is being used in an in-place operation."
             )
         if kwargs.get("out") is not None:
             raise unplaced(func, args, kwargs)
         raise refusal(func)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         result = func(*args, **kwargs)
-    if any(t.is_floating_point() or t.is_complex() for t in _tensors(result)):
+    if any(t.is_floating_point() or t.is_complex() for t in tensors_in(result)):
         raise refusal(func)
     return result
 

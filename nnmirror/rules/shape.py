@@ -56,7 +56,7 @@ class UnsafeView(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, size: Any) -> T:
         ctx.shape = input.shape
-        return torch._unsafe_view(input, size)
+        return T.view(input, size)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
@@ -342,8 +342,10 @@ class Index(Rule):
 def _is_basic(index: Any) -> bool:
     if isinstance(index, T):
         return index.dim() == 0 and index.dtype not in (torch.bool, torch.uint8)
-    return index is None or index is Ellipsis or isinstance(index, int | slice) and not isinstance(
-        index, bool
+    return (
+        index is None
+        or index is Ellipsis
+        or (isinstance(index, int | slice) and not isinstance(index, bool))
     )
 
 
@@ -455,7 +457,7 @@ class ToCopy(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        shape, dtype, device = ctx.source
+        dtype, device = ctx.source
         return g.to(device=device, dtype=dtype), None, None
 
 
@@ -469,7 +471,7 @@ def to(input: T, *args: Any, **kwargs: Any) -> T:
         return moved
     out, node = record(ToCopy, (input, args, kwargs))
     if node is not None:
-        node.source = (input.shape, input.dtype, input.device)  # type: ignore[attr-defined]
+        node.source = (input.dtype, input.device)  # type: ignore[attr-defined]
     return out
 
 

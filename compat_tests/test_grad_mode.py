@@ -1,0 +1,174 @@
+"""Grad mode, and the guarantee that torch's own nn, autograd and optim are not used."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror import nn, optim
+
+from .parity import parity, same, trained
+
+
+@parity
+def test_no_grad_means_what_it_always_means(nn, optim):
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), torch.randn(2, 3)
+    x.requires_grad_()
+    with torch.no_grad():
+        inside = net(x)
+    with torch.inference_mode():
+        inference = net(x.detach()).clone()
+
+    @torch.no_grad()
+    def decorated():
+        return net(x)
+
+    return inside, inference.requires_grad, decorated(), net(x), x
+
+
+@parity
+def test_inference_tensor_cannot_be_saved(nn, optim):
+    with torch.inference_mode():
+        x = torch.randn(2, 3)
+    return nn.Linear(3, 3)(x)
+
+
+def run(lib, opt):
+    torch.manual_seed(0)
+    net = lib.Sequential(lib.Linear(2, 5), lib.ReLU(), lib.Linear(5, 1), lib.Tanh())
+    return trained(lib, opt, net, torch.randn(4, 2), torch.randn(4, 1), steps=5, momentum=0.9)
+
+
+def test_torchs_autograd_off_and_the_mirrors_on():
+    expected = run(torch.nn, torch.optim)
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    nnmirror.set_grad_enabled(True)
+    try:
+        same([x.detach() for x in expected[0]], [x.detach() for x in run(nn, optim)[0]], "losses")
+        same(list(expected[1].values()), list(run(nn, optim)[1].values()), "weights")
+        # An optimiser of torch's own finds it allowed to change the leaves.
+        same(list(expected[1].values()), list(run(nn, torch.optim)[1].values()), "torch.optim")
+    finally:
+        torch.set_grad_enabled(before)
+        nnmirror.set_grad_enabled(None)
+
+
+def test_the_mirrors_own_modes():
+    p = nn.Parameter(torch.ones(3))
+    assert nnmirror.is_grad_enabled()
+    with nnmirror.no_grad():
+        assert not nnmirror.is_grad_enabled()
+        assert torch.is_grad_enabled()
+        assert not nn.functional.tanh(p).requires_grad
+        p.add_(1)
+        with nnmirror.enable_grad():
+            assert nn.functional.tanh(p).requires_grad
+    with torch.no_grad(), nnmirror.enable_grad():
+        assert nn.functional.tanh(p).requires_grad
+    with nnmirror.set_grad_enabled(False):
+        assert not nnmirror.is_grad_enabled()
+    assert nnmirror.is_grad_enabled()
+
+    @nnmirror.no_grad()
+    def off():
+        return nnmirror.is_grad_enabled()
+
+    @nnmirror.set_grad_enabled(False)
+    def also_off():
+        return nnmirror.is_grad_enabled()
+
+    assert nnmirror.is_grad_enabled(), "decorating changes nothing outside the function"
+    assert off() is False
+    assert also_off() is False
+    assert nnmirror.is_grad_enabled()
+
+
+def test_mode_belongs_to_the_thread():
+    seen = []
+    with nnmirror.no_grad():
+        thread = threading.Thread(target=lambda: seen.append(nnmirror.is_grad_enabled()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_no_torch_graph_is_built():
+    """Not even for inputs that require grad, with torch's grad mode on."""
+    x = torch.randn(4, 3, requires_grad=True)
+    layer = nn.Linear(3, 2)
+    y = nn.functional.mse_loss(nn.functional.tanh(layer(x)) * 2, torch.zeros(4, 2))
+    for tensor in (y, layer.weight):
+        with torch._C.DisableTorchFunctionSubclass():
+            assert torch._C.TensorBase.grad_fn.__get__(tensor) is None
+            assert torch._C.TensorBase.requires_grad.__get__(tensor) is False
+
+
+BLOCKED = """
+import sys, types, torch
+
+x, t = torch.randn(4, 2, requires_grad=True), torch.randn(4, 1)
+
+class Blocked(types.ModuleType):
+    def __getattr__(self, name):
+        # torch itself goes on using them; the package may not.
+        frame = sys._getframe(1)
+        who = frame.f_globals.get("__name__", "")
+        if who.startswith("nnmirror") or who == "__main__":
+            raise AssertionError(f"{who} uses {self.__name__}.{name}")
+        return getattr(self.real, name)
+
+for name in [n for n in sys.modules if n.split(".")[:2] in (
+        ["torch", "nn"], ["torch", "autograd"], ["torch", "optim"])]:
+    blocked = Blocked(name)
+    blocked.__dict__["real"] = sys.modules[name]
+    sys.modules[name] = blocked
+for name in ("nn", "autograd", "optim"):
+    setattr(torch, name, sys.modules["torch." + name])
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[:2] in (["torch", "nn"], ["torch", "autograd"], ["torch", "optim"]):
+            raise AssertionError("imports " + name)
+sys.meta_path.insert(0, Finder())
+
+import nnmirror as nn
+from nnmirror import optim
+
+for off in (False, True):
+    torch.set_grad_enabled(not off)
+    nn.set_grad_enabled(True)
+    net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1), nn.Tanh(), nn.LeakyReLU())
+    opt = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        opt.zero_grad()
+        y = net(x) * 2 + 1
+        loss = nn.MSELoss()(y.view(-1), t.view(-1))
+        loss.backward()
+        opt.step()
+        nn.MSELoss()(net(x), t)
+        repr(loss)
+print("trained", x.grad is not None)
+"""
+
+
+def test_trains_with_torch_nn_autograd_and_optim_blocked():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
+    assert done.stdout == "trained True\n", done.stderr
+
+
+def test_no_backward_kernel_is_called():
+    """Every backward is ordinary operations: no aten::*_backward, no autograd engine."""
+    x, t = torch.randn(4, 3, requires_grad=True), torch.randn(4, 2)
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.LeakyReLU(), nn.Linear(5, 2), nn.Tanh())
+    with torch.profiler.profile() as profile:
+        loss = nn.MSELoss()((net(x) * 2).clamp(min=-0.5).view(4, 2), t)
+        loss.backward()
+        with pytest.raises(RuntimeError):
+            loss.backward()
+    names = {event.name for event in profile.events()}
+    assert "aten::addmm" in names
+    assert not [n for n in names if "ackward" in n or n.startswith("autograd::")], names

@@ -1,0 +1,115 @@
+"""The surface: a script must be able to call every name as it calls PyTorch's."""
+
+import inspect
+import re
+
+import pytest
+import torch
+
+import nnmirror
+
+CLASSES = {
+    **{
+        f"nn.{name}": (getattr(torch.nn, name), getattr(nnmirror, name))
+        for name in (
+            "Module",
+            "Linear",
+            "Tanh",
+            "ReLU",
+            "LeakyReLU",
+            "Sequential",
+            "MSELoss",
+            "Parameter",
+        )
+    },
+    "optim.SGD": (torch.optim.SGD, nnmirror.optim.SGD),
+    "optim.Optimizer": (torch.optim.Optimizer, nnmirror.optim.Optimizer),
+}
+
+
+def shape_of(function):
+    """The signature without annotations' package names, or None where PyTorch has none."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    text = str(signature)
+    # The same types, spelled from different modules.
+    text = re.sub(r"torch\.nn\.parameter\.|nnmirror\.tensor\.", "", text)
+    text = re.sub(r"ForwardRef\('(\w+)'\)", r"\1", text)
+    return text.replace("'", "").replace("Optional[Module]", "Module | None")
+
+
+def public(cls):
+    # Parameter's other methods are torch.Tensor's own.
+    names = cls.__dict__ if issubclass(cls, torch.Tensor) else dir(cls)
+    return [name for name in names if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_signatures(name):
+    theirs, mine = CLASSES[name]
+    assert shape_of(mine) == shape_of(theirs)
+    different = {}
+    for method in public(theirs):
+        expected, actual = getattr(theirs, method), getattr(mine, method, None)
+        assert actual is not None, f"{name}.{method} is missing"
+        if callable(expected) and shape_of(expected) != shape_of(actual):
+            different[method] = (shape_of(expected), shape_of(actual))
+    assert not different
+
+
+@pytest.mark.parametrize("name", nnmirror.functional.__all__)
+def test_functional_parameters(name):
+    theirs = shape_of(getattr(torch.nn.functional, name))
+    if theirs is None:
+        pytest.skip("PyTorch's is a builtin without a signature")
+    names = [
+        list(inspect.signature(getattr(lib.functional, name)).parameters.items())
+        for lib in (torch.nn, nnmirror)
+    ]
+    assert [(n, p.default, p.kind) for n, p in names[0]] == [
+        (n, p.default, p.kind) for n, p in names[1]
+    ]
+
+
+def test_init_signatures():
+    for name in torch.nn.init.__all__:
+        theirs, mine = getattr(torch.nn.init, name), getattr(nnmirror.init, name)
+        assert shape_of(mine) == shape_of(theirs), name
+
+
+def test_both_spellings_of_the_import():
+    from nnmirror import nn, optim
+
+    assert nn.Linear is nnmirror.Linear
+    assert optim.SGD is nnmirror.optim.SGD
+    import nnmirror.nn as same_nn
+    import nnmirror.nn.functional as F
+
+    assert same_nn is nn
+    assert F is nn.functional is nnmirror.functional
+    assert nn.functional.relu is F.relu
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "LSTM", "DataParallel"])
+def test_a_name_that_is_not_mirrored_says_so(name):
+    with pytest.raises(AttributeError, match=rf"{name}.*not mirrored.*What to do"):
+        getattr(nnmirror, name)
+    assert hasattr(torch.nn, name)
+    with pytest.raises(AttributeError, match=r"Adam.*not mirrored"):
+        nnmirror.optim.Adamax  # noqa: B018
+    with pytest.raises(AttributeError, match=r"gelu.*not mirrored"):
+        nnmirror.functional.gelu  # noqa: B018
+    with pytest.raises(ImportError):
+        exec(f"from nnmirror import {name}")
+
+
+def test_every_public_name_has_a_docstring():
+    for name in nnmirror.__all__:
+        assert getattr(nnmirror, name).__doc__, name
+    for cls in (nnmirror.Module, nnmirror.Sequential, nnmirror.optim.SGD):
+        for name in public(cls):
+            member = getattr(cls, name)
+            if inspect.isfunction(member) and name not in ("forward", "extra_repr"):
+                assert inspect.getdoc(member), f"{cls.__name__}.{name}"

@@ -1,0 +1,166 @@
+"""Tell points inside a disk from points outside: the course report's experiment.
+
+    python examples/disk.py --backend nnmirror
+    python examples/disk.py --backend torch        # prints the same digits
+
+1,000 training and 1,000 test points, uniform in the unit square, labelled 1 inside the disk
+of area one half around its centre. The net is 2-25-25-25-1, trained by SGD on the squared
+error in batches of 4. The losses, the errors and a picture of both go with it.
+"""
+
+import argparse
+import math
+import sys
+import time
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+def backend(name: str) -> tuple[ModuleType, ModuleType]:
+    """The one difference between the two runs: which library is imported."""
+    if name == "torch":
+        import torch.nn as nn
+        from torch import optim
+    else:
+        from nnmirror import nn, optim
+    return nn, optim
+
+
+def extras() -> tuple[Any, Any]:
+    """matplotlib and tqdm, or a word on how to get them."""
+    try:
+        import matplotlib.pyplot as plt
+        from tqdm import tqdm
+    except ImportError as e:
+        sys.exit(f"{e.name} is missing; this example needs: pip install 'nnmirror[examples]'")
+    return plt, tqdm
+
+
+def disk(points: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points uniform in the unit square, and whether each lies inside the disk."""
+    x = torch.rand(points, 2, generator=generator)
+    inside = (x - 0.5).pow(2).sum(1) < 1 / (2 * math.pi)
+    return x, inside.float().unsqueeze(1)
+
+
+def build(nn: Any, activation: str) -> Any:
+    middle = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}[activation]
+    return nn.Sequential(
+        nn.Linear(2, 25),
+        middle(),
+        nn.Linear(25, 25),
+        middle(),
+        nn.Linear(25, 25),
+        middle(),
+        nn.Linear(25, 1),
+        nn.Tanh(),
+    )
+
+
+def evaluate(
+    model: Any, criterion: Any, x: torch.Tensor, target: torch.Tensor
+) -> tuple[float, float]:
+    """The loss, and the share of points on the wrong side."""
+    with torch.no_grad():
+        output = model(x)
+        wrong = ((output > 0.5) != (target > 0.5)).float().mean()
+        return criterion(output, target).item(), wrong.item()
+
+
+def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
+    nn, optim = backend(args.backend)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    x, target = disk(args.points, generator)
+    test_x, test_target = disk(args.points, generator)
+    mean, std = x.mean(0), x.std(0)
+    raw_x, x, test_x = x, (x - mean) / std, (test_x - mean) / std
+
+    model = build(nn, args.activation)
+    criterion = nn.MSELoss()
+    optimizer = optim.SGD(model.parameters(), lr=args.lr)
+
+    train_losses, test_losses = [], []
+    start = time.perf_counter()
+    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=args.quiet):
+        for batch in torch.randperm(len(x), generator=generator).split(args.batch):
+            loss = criterion(model(x[batch]), target[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        train_loss, train_error = evaluate(model, criterion, x, target)
+        test_loss, test_error = evaluate(model, criterion, test_x, test_target)
+        train_losses.append(train_loss)
+        test_losses.append(test_loss)
+        if epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs:
+            tqdm.write(
+                f"epoch {epoch:3d}   loss: train {train_loss:.10f}  test {test_loss:.10f}"
+                f"   error: train {train_error:6.1%}  test {test_error:6.1%}"
+            )
+    checksum = sum(p.detach().double().sum().item() for p in model.parameters())
+    print(f"sum of all weights {checksum!r}")
+    seconds = time.perf_counter() - start
+    print(f"{args.backend}: {seconds:.1f} s", file=sys.stderr)
+    return {
+        "model": model,
+        "train": train_losses,
+        "test": test_losses,
+        "points": raw_x,
+        "target": target,
+        "scale": (mean, std),
+    }
+
+
+def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:
+    """The loss curves, and where the net draws the line."""
+    figure, (curves, plane) = plt.subplots(1, 2, figsize=(10, 4.2))
+    epochs = range(1, len(result["train"]) + 1)
+    curves.plot(epochs, result["train"], label="train")
+    curves.plot(epochs, result["test"], label="test")
+    curves.set(xlabel="epoch", ylabel="mean squared error", title=title, ylim=(0, None))
+    curves.legend()
+
+    side = torch.linspace(0, 1, 200)
+    grid = torch.cartesian_prod(side, side)
+    mean, std = result["scale"]
+    with torch.no_grad():
+        output = result["model"]((grid - mean) / std).view(200, 200).T.numpy()
+    shades = plane.contourf(side, side, output, levels=20, cmap="RdBu_r", vmin=0, vmax=1)
+    figure.colorbar(shades, ax=plane)
+    plane.contour(side, side, output, levels=[0.5], colors="black")
+    circle = plt.Circle((0.5, 0.5), 1 / math.sqrt(2 * math.pi), fill=False, ls="--", color="white")
+    plane.add_patch(circle)
+    inside = result["target"].squeeze(1) > 0.5
+    for mask, colour in ((inside, "darkred"), (~inside, "navy")):
+        plane.scatter(
+            *result["points"][mask].T.numpy(), s=8, color=colour, edgecolors="white", linewidths=0.3
+        )
+    plane.set(title="output, its boundary (black), the disk (white)", aspect="equal")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    print(f"picture: {path}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=["nnmirror", "torch"], default="nnmirror")
+    parser.add_argument("--activation", choices=["relu", "leaky_relu"], default="relu")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--points", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", help="where the picture goes (default: disk-BACKEND.png)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args()
+    plt, tqdm = extras()
+    plt.switch_backend("Agg")
+    result = train(args, tqdm)
+    title = f"{args.backend}, {args.activation}, lr {args.lr}"
+    draw(plt, result, args.plot or f"disk-{args.backend}.png", title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+"""The walk backwards over the tape, and what starts it: `backward` and `grad`."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
+
+from . import tape as _tape
+from . import tensor as _tensor
+from .grad_mode import no_grad
+
+# The tensor's own accessor. Tensor overrides `grad` with a property for its users; the
+# walk, behind DisableTorchFunctionSubclass, reads and writes underneath it.
+C_grad: Any = torch._C.TensorBase.grad
+
+
+def walk(
+    edges: Sequence[_tape.Edge],
+    grads: Sequence[torch.Tensor],
+    retain_graph: bool = False,
+    only: Sequence[_tape.Edge] | None = None,
+    stop: Sequence[_tape.Edge] | None = None,
+) -> list[torch.Tensor | None]:
+    """Send `grads` back from `edges`.
+
+    Every leaf on the way adds what arrives to its `.grad`. With `only`, nothing is
+    accumulated: the gradients arriving at those edges are returned. With `stop`, they are
+    returned and go no further, while the other leaves accumulate.
+
+    The order is PyTorch's: of the nodes whose gradients are complete the one recorded
+    last runs first, and gradients are added up in the order in which they arrive. So
+    sums of three or more terms have the same bits.
+    """
+    counts, order = _dependencies(edges)
+    captured = only or stop or ()
+    wanted = {(id(t), n): i for i, (t, n) in enumerate(captured)}
+    found: list[torch.Tensor | None] = [None] * len(captured)
+    reaches: set[int] | None = None  # with `only`: what lies on the way to it
+    if only is not None:
+        reaches = {id(t) for t, _ in only}
+        for node in sorted(order, key=lambda n: n.sequence):
+            if any(e is not None and id(e[0]) in reaches for e in node.edges):
+                reaches.add(id(node))
+    buffers: dict[int, list[torch.Tensor | None]] = {}
+    ready: list[tuple[int, _tape.Node]] = []
+    to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
+        """One gradient (or None) reaches `target`; act when it was the last expected."""
+        key = id(target)
+        if reaches is not None and key not in reaches:
+            return
+        is_node = type(target) is _tape.Node
+        slots = buffers.get(key)
+        if slots is None:
+            slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
+        if grad is not None:
+            held = slots[index]
+            slots[index] = grad if held is None else held + grad
+            grad = None  # from here on the slot alone holds it
+        counts[key] -= 1
+        if counts[key]:
+            return
+        if is_node:
+            heapq.heappush(ready, (-target.sequence, target))
+            return
+        del buffers[key]
+        if slots[0] is None:
+            return
+        if (key, 0) in wanted:
+            found[wanted[key, 0]] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+        elif reaches is None:
+            # 2: the slot and the call's own argument
+            _finish_leaf(target, slots[0], sys.getrefcount(slots[0]) <= 2, to_torch)
+
+    with DisableTorchFunctionSubclass():
+        for (target, index), grad in zip(edges, grads, strict=True):
+            arrive(target, index, grad)
+        while ready:
+            node = heapq.heappop(ready)[1]
+            slots = buffers.pop(id(node))
+            if node.tensor_hooks is not None or node.retained is not None:
+                _run_output_hooks(node, slots)
+            for i in range(len(slots)) if wanted else ():
+                if (id(node), i) in wanted:
+                    found[wanted[id(node), i]] = slots[i]
+                    if stop is not None:
+                        slots[i] = None
+            if reaches is not None and not any(
+                e is not None and id(e[0]) in reaches for e in node.edges
+            ):
+                continue
+            if node.prehooks:
+                slots = _run_prehooks(node, slots)
+            nothing = all(g is None for g in slots)
+            if nothing:
+                results: Any = [None] * len(node.edges)
+            else:
+                results = _validated(node, node.run(slots))
+            if node.posthooks:
+                results = _run_posthooks(node, results, slots)
+            slots = []
+            if not (retain_graph or nothing):
+                node.free()
+            results.reverse()
+            for edge in node.edges:
+                if edge is None:
+                    results.pop()
+                else:
+                    arrive(edge[0], edge[1], results.pop())
+        for tensor, grad in to_torch[:-1]:
+            tensor.backward(grad, retain_graph=True)
+        for tensor, grad in to_torch[-1:]:
+            tensor.backward(grad, retain_graph=retain_graph)
+    return found
+
+
+def _dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
+    """How many gradients each target will receive, and the nodes that will run."""
+    counts: dict[int, int] = {}
+    order: list[_tape.Node] = []
+    seen: set[int] = set()
+    stack = []
+    for target, _ in edges:
+        counts[id(target)] = counts.get(id(target), 0) + 1
+        stack.append(target)
+    while stack:
+        target = stack.pop()
+        if type(target) is not _tape.Node or id(target) in seen:
+            continue
+        seen.add(id(target))
+        order.append(target)
+        for edge in target.edges:
+            if edge is not None:
+                counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1
+                stack.append(edge[0])
+    return counts, order
+
+
+def _validated(
+    node: _tape.Node, results: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
+    """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.
+
+    So a rule for a broadcasting operation returns the gradient of the broadcast shape,
+    and the sum over the broadcast dimensions is taken here, once for all.
+    """
+    checked: list[torch.Tensor | None] = []
+    for i, edge in enumerate(node.edges):
+        grad = results[i]
+        if edge is None or grad is None:
+            checked.append(None)
+            continue
+        target, index = edge
+        if not isinstance(grad, torch.Tensor):
+            raise TypeError(
+                f"function {node.name()} returned a gradient at index {i} that is no tensor:"
+                f" {torch.typename(grad)}"
+            )
+        shape, dtype, device = (
+            target.outputs[index]
+            if type(target) is _tape.Node
+            else (target.shape, target.dtype, target.device)
+        )
+        if grad.shape != shape:
+            if not _expandable(shape, grad.shape):
+                raise RuntimeError(
+                    f"Function {node.name()} returned an invalid gradient at index {i} - got"
+                    f" {list(grad.shape)} but expected shape compatible with {list(shape)}"
+                )
+            grad = grad.sum_to_size(shape)
+        if grad.dtype is not dtype:
+            grad = grad.to(dtype)
+        if grad.device != device:
+            if grad.dim() == 0:
+                grad = grad.to(device)
+            else:
+                raise RuntimeError(
+                    f"Function {node.name()} returned an invalid gradient at index {i} -"
+                    f" expected device {device} but got {grad.device}"
+                )
+        if grad.requires_grad:
+            grad = grad.detach()
+        checked.append(grad)
+    return checked
+
+
+def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
+    if len(shape) > len(desired):
+        return False
+    tail = desired[len(desired) - len(shape) :]
+    return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
+
+
+def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
+    """Add `grad` to `leaf.grad`, as PyTorch's AccumulateGrad.
+
+    The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
+    layout is the leaf's; otherwise it is copied. Later ones are added in place.
+    """
+    held = C_grad.__get__(leaf)
+    if held is not None:
+        if held.requires_grad:
+            raise RuntimeError(
+                "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
+            )
+        held.add_(grad)
+        return
+    if leaf.is_contiguous():
+        fits = grad.is_contiguous()
+    else:
+        fits = grad.stride() == leaf.stride()
+    if not (may_keep and fits) or grad._is_view():
+        layout = torch.preserve_format if _dense(leaf) else torch.contiguous_format
+        grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
+    if type(grad) is not torch.Tensor:
+        grad = grad.detach()
+    C_grad.__set__(leaf, grad)
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Non-overlapping and dense: its strides say all about its layout."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _finish_leaf(
+    leaf: torch.Tensor, grad: torch.Tensor, unshared: bool, to_torch: list[Any]
+) -> None:
+    own = isinstance(leaf, _tensor.Tensor)
+    if not own and (not leaf.is_leaf or leaf._backward_hooks or leaf._post_accumulate_grad_hooks):
+        # A tensor of torch's own with a graph or a hook: torch's engine takes it from here.
+        to_torch.append((leaf, grad))
+        return
+    hooks = _leaf_hooks(leaf)
+    if hooks:
+        grad = _run_tensor_hooks(hooks, grad)
+        unshared = False
+    accumulate(leaf, grad, may_keep=unshared)
+    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
+        with _EnableTorchFunction(), torch.no_grad(), no_grad():
+            for hook in tuple(leaf._post_accumulate_hooks.values()):
+                hook(leaf)
+
+
+# -- hooks -------------------------------------------------------------------------------
+
+
+def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
+    return leaf._leaf_hooks if isinstance(leaf, _tensor.Tensor) else None
+
+
+def _run_tensor_hooks(
+    hooks: dict[int, Callable[..., Any]] | None, grad: torch.Tensor
+) -> torch.Tensor:
+    """Call each hook with the gradient; what it returns replaces it."""
+    for hook in tuple(hooks.values()) if hooks else ():
+        with _EnableTorchFunction(), torch.no_grad(), no_grad():
+            result = hook(grad)
+        if result is None:
+            continue
+        if not isinstance(result, torch.Tensor):
+            raise TypeError(f"expected Variable, but hook returned '{torch.typename(result)}'")
+        if result.dtype is not grad.dtype:
+            raise RuntimeError(
+                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the type of value"
+                f" (was {torch.Tensor.type(grad)} got {torch.Tensor.type(result)})"
+            )
+        if result.shape != grad.shape:
+            raise RuntimeError(
+                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the size of value"
+            )
+        grad = result.detach() if result.requires_grad else result
+    return grad
+
+
+def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
+    for index, grad in enumerate(slots):
+        if grad is None:
+            continue
+        if node.tensor_hooks is not None:
+            grad = slots[index] = _run_tensor_hooks(node.tensor_hooks.get(index), grad)
+        if node.retained is not None and index in node.retained:
+            tensor = node.retained[index]()
+            if tensor is not None:
+                held = C_grad.__get__(tensor)
+                C_grad.__set__(tensor, grad.clone() if held is None else held + grad)
+
+
+def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    with _EnableTorchFunction(), torch.no_grad(), no_grad():
+        for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
+            result = hook(tuple(slots))
+            if result is not None:
+                slots = list(result) if isinstance(result, tuple) else [result]
+    return slots
+
+
+def _run_posthooks(
+    node: _tape.Node, results: list[torch.Tensor | None], slots: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
+    with _EnableTorchFunction(), torch.no_grad(), no_grad():
+        for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
+            result = hook(tuple(results), tuple(slots))
+            if result is not None:
+                results = list(result) if isinstance(result, tuple) else [result]
+    return results
+
+
+# -- what Tensor.backward and grad are made of -----------------------------------------
+
+
+def make_grads(
+    outputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """The gradients to start from: those given, checked, or one for each scalar output."""
+    if len(grads) != len(outputs):
+        raise RuntimeError(f"got {len(outputs)} tensors and {len(grads)} gradients")
+    with DisableTorchFunctionSubclass():
+        return [
+            start_grad(_tape.meta_of(out), grad, i)
+            for i, (out, grad) in enumerate(zip(outputs, grads, strict=True))
+        ]
+
+
+def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
+    """The gradient to start from at an output of this shape, dtype and device."""
+    shape, dtype, device = meta
+    if grad is None:
+        if shape.numel() != 1:
+            raise RuntimeError("grad can be implicitly created only for scalar outputs")
+        if not dtype.is_floating_point:
+            raise RuntimeError(
+                f"grad can be implicitly created only for real scalar outputs but got {dtype}"
+            )
+        return torch.ones(shape, dtype=dtype, device=device)
+    if not isinstance(grad, torch.Tensor):
+        raise TypeError(f"gradients can be either Tensors or None, but got {type(grad).__name__}")
+    if grad.shape != shape:
+        raise RuntimeError(
+            f"Mismatch in shape: grad_output[{index}] has a shape of {grad.shape} and"
+            f" output[{index}] has a shape of {shape}."
+        )
+    grad = grad.detach()
+    return grad if grad.dtype is dtype else grad.to(dtype)
+
+
+def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
+    roots = []
+    for i, out in enumerate(outputs):
+        if not (isinstance(out, _tensor.Tensor) and out.requires_grad):
+            raise RuntimeError(
+                f"element {i} of tensors does not require grad and does not have a grad_fn"
+            )
+        roots.append(_tape.edge_of(out))
+    return roots
+
+
+_NO_CREATE_GRAPH = (
+    "nnmirror: create_graph=True (a gradient of a gradient) is not mirrored; the backward"
+    " formulas are computed, not recorded"
+)
+
+
+def backward(
+    outputs: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor | None],
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+) -> None:
+    """Accumulate into the leaves' `.grad` (or only into that of `inputs`)."""
+    if create_graph:
+        raise NotImplementedError(_NO_CREATE_GRAPH)
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    if inputs is not None and len(inputs) == 0:
+        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
+    if inputs is not None and not all(t.requires_grad for t in inputs):
+        raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+    started = make_grads(outputs, grads)
+    roots = _roots(outputs)
+    if inputs is None:
+        walk(roots, started, bool(retain_graph))
+        return
+    edges = _input_edges(inputs)
+    for tensor, grad in zip(
+        inputs, walk(roots, started, bool(retain_graph), only=edges), strict=True
+    ):
+        if grad is not None:
+            with DisableTorchFunctionSubclass():
+                accumulate(tensor, grad, may_keep=False)
+
+
+def backward_to(
+    outputs: Sequence[Any], grads: Sequence[torch.Tensor | None], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Accumulate into the leaves between, and return the gradients for `inputs`."""
+    pairs = [
+        (out, grad)
+        for out, grad in zip(outputs, grads, strict=True)
+        if isinstance(out, _tensor.Tensor) and out.requires_grad
+    ]
+    if not pairs:
+        raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
+    outs = [out for out, _ in pairs]
+    started = make_grads(outs, [grad for _, grad in pairs])
+    return walk(_roots(outs), started, stop=[_tape.edge_of(t) for t in inputs])
+
+
+def _input_edges(inputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
+    edges = []
+    for tensor in inputs:
+        if not tensor.requires_grad:
+            raise RuntimeError("One of the differentiated Tensors does not require grad")
+        edges.append(_tape.edge_of(tensor))
+    return edges
+
+
+def grad(
+    outputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: torch.Tensor | Sequence[torch.Tensor],
+    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    materialize_grads: bool = False,
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates."""
+    if create_graph:
+        raise NotImplementedError(_NO_CREATE_GRAPH)
+    if materialize_grads and allow_unused is False:
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but"
+            " got: allow_unused=False."
+        )
+    outs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+    ins = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    if grad_outputs is None:
+        starts: Sequence[torch.Tensor | None] = [None] * len(outs)
+    else:
+        starts = (grad_outputs,) if isinstance(grad_outputs, torch.Tensor) else grad_outputs
+    started = make_grads(outs, starts)
+    results = walk(_roots(outs), started, bool(retain_graph), only=_input_edges(ins))
+    if materialize_grads:
+        results = [
+            torch.zeros_like(t.detach()) if g is None else g
+            for g, t in zip(results, ins, strict=True)
+        ]
+    elif not allow_unused and any(g is None for g in results):
+        raise RuntimeError(
+            "One of the differentiated Tensors appears to not have been used in the graph. Set"
+            " allow_unused=True if this is the desired behavior."
+        )
+    return tuple(results)
