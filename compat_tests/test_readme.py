@@ -37,7 +37,8 @@ def test_the_table_names_every_module_and_function():
     modules = {f"nn.{n}" for n in nnmirror.modules.__all__}
     functions = {f"nn.functional.{n}" for n in nnmirror.functional.__all__}
     optimisers = {f"optim.{n}" for n in nnmirror.optim.__all__}
-    assert modules | functions | optimisers <= named
+    helpers = {f"nn.utils.{n}" for n in nnmirror.utils.__all__}
+    assert modules | functions | optimisers | helpers <= named
 
 
 def test_operations_listed_as_recorded_are():

@@ -79,6 +79,12 @@ def test_init_signatures():
         assert shape_of(mine) == shape_of(theirs), name
 
 
+def test_utils_signatures():
+    for name in nnmirror.utils.__all__:
+        theirs, mine = getattr(torch.nn.utils, name), getattr(nnmirror.utils, name)
+        assert shape_of(mine) == shape_of(theirs), name
+
+
 def test_both_spellings_of_the_import():
     from nnmirror import nn, optim
 

@@ -8,10 +8,25 @@ for bit; no autograd runs.
 
 import sys
 
-from . import functional, init, modules, optim
+from . import functional, init, modules, optim, utils
 from ._missing import missing
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from .modules import LeakyReLU, Linear, Module, MSELoss, ReLU, Sequential, Tanh
+from .modules import (
+    Flatten,
+    Identity,
+    LeakyReLU,
+    Linear,
+    Module,
+    ModuleDict,
+    ModuleList,
+    MSELoss,
+    ParameterDict,
+    ParameterList,
+    ReLU,
+    Sequential,
+    Tanh,
+    Unflatten,
+)
 from .tape import Function
 from .tensor import Buffer, Parameter, Tensor
 from .walk import grad
@@ -20,16 +35,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Buffer",
+    "Flatten",
     "Function",
+    "Identity",
     "LeakyReLU",
     "Linear",
     "MSELoss",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
+    "ParameterDict",
+    "ParameterList",
     "ReLU",
     "Sequential",
     "Tanh",
     "Tensor",
+    "Unflatten",
     "enable_grad",
     "functional",
     "grad",
@@ -40,13 +62,14 @@ __all__ = [
     "no_grad",
     "optim",
     "set_grad_enabled",
+    "utils",
 ]
 
 # `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of
 # torch.nn are this package's own.
 nn = sys.modules[__name__]
 sys.modules[f"{__name__}.nn"] = nn
-for _name in ("functional", "init", "modules"):
+for _name in ("functional", "init", "modules", "utils"):
     sys.modules[f"{__name__}.nn.{_name}"] = globals()[_name]
 
 

@@ -49,7 +49,8 @@ class Node:
     `register_prehook`, `metadata` for whoever looks at a `grad_fn`.
     """
 
-    edges: tuple[Edge | None, ...] = ()
+    edges: tuple[Edge | None, ...] = ()  # one for each argument of forward
+    places: Sequence[int] = ()  # which arguments are tensors
     needs_input_grad: tuple[bool, ...] = ()
     label: str = ""  # set by a forward whose name depends on its inputs, as in PyTorch
     sequence: int = -1
@@ -124,7 +125,7 @@ class Node:
             (None, 0)
             if edge is None
             else (edge[0] if type(edge[0]) is Node else AccumulateGrad(edge[0]), edge[1])
-            for edge in self.edges
+            for edge in (self.edges[i] for i in self.places)
         )
 
     def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
@@ -293,17 +294,21 @@ def record(
                 " with .to(dtype) instead"
             )
         edges: list[Edge | None] = []
+        places: list[int] = []
         tracked = False
         for i, arg in enumerate(args):
-            if isinstance(arg, torch.Tensor) and arg.requires_grad:
-                edges.append(edge_of(arg))
-                tracked = True
-                if not isinstance(arg, _tensor.Tensor):
-                    # The tape computes on a detached alias: no torch graph is built.
-                    args = (*args[:i], arg.detach(), *args[i + 1 :])
-            else:
-                edges.append(None)
+            edge = None
+            if isinstance(arg, torch.Tensor):
+                places.append(i)
+                if arg.requires_grad:
+                    edge = edge_of(arg)
+                    tracked = True
+                    if not isinstance(arg, _tensor.Tensor):
+                        # The tape computes on a detached alias: no torch graph is built.
+                        args = (*args[:i], arg.detach(), *args[i + 1 :])
+            edges.append(edge)
         node = Node(function)
+        node.places = places
         node.needs_input_grad = tuple([edge is not None for edge in edges])
         if tracked and (function.is_inplace or inplace is not None):
             if is_plain_update(args[0], args[1:]):

@@ -311,9 +311,12 @@ def _run_posthooks(
 ) -> list[torch.Tensor | None]:
     with _EnableTorchFunction(), torch.no_grad(), no_grad():
         for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
-            result = hook(tuple(results), tuple(slots))
-            if result is not None:
-                results = list(result) if isinstance(result, tuple) else [result]
+            result = hook(tuple(results[i] for i in node.places), tuple(slots))
+            if result is None:
+                continue
+            result = result if isinstance(result, tuple) else (result,)
+            for place, grad in zip(node.places, result, strict=False):
+                results[place] = grad
     return results
 
 
@@ -402,20 +405,22 @@ def backward(
                 accumulate(tensor, grad, may_keep=False)
 
 
-def backward_to(
-    outputs: Sequence[Any], grads: Sequence[torch.Tensor | None], inputs: Sequence[torch.Tensor]
+def between(
+    starts: Sequence[tuple[_tape.Edge, torch.Tensor | None]], ends: Sequence[_tape.Edge]
 ) -> list[torch.Tensor | None]:
-    """Accumulate into the leaves between, and return the gradients for `inputs`."""
-    pairs = [
-        (out, grad)
-        for out, grad in zip(outputs, grads, strict=True)
-        if isinstance(out, _tensor.Tensor) and out.requires_grad
-    ]
-    if not pairs:
+    """Go back from `starts`, edges with their gradients, no further than `ends`.
+
+    Accumulates into the leaves between, and returns the gradients for `ends`.
+    """
+    if not starts:
         raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
-    outs = [out for out, _ in pairs]
-    started = make_grads(outs, [grad for _, grad in pairs])
-    return walk(_roots(outs), started, stop=[_tape.edge_of(t) for t in inputs])
+    grads = []
+    with DisableTorchFunctionSubclass():
+        for i, ((target, index), grad) in enumerate(starts):
+            is_node = type(target) is _tape.Node
+            meta = target.outputs[index] if is_node else _tape.meta_of(target)
+            grads.append(start_grad(meta, grad, i))
+    return walk([edge for edge, _ in starts], grads, stop=ends)
 
 
 def _input_edges(inputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:

@@ -6,6 +6,7 @@ one recorded call, a Sequential's the chain of its children's, and any other mod
 piece of tape between its inputs and its output.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -84,25 +85,48 @@ class Chain:
 
 
 class Traced:
-    """The tape between the inputs of a module's forward and what it returned."""
+    """The piece of tape between the inputs of a module's forward and what it returned.
 
-    def __init__(self, inputs: tuple[Any, ...], output: Any) -> None:
-        self.inputs = inputs
-        self.output = output
+    `weakly`, it lives as long as somebody else holds the output's graph: for a graph whose
+    hooks lead back to the module, which must not keep it alive.
+    """
+
+    def __init__(self, inputs: tuple[Any, ...], output: Any, weakly: bool = False) -> None:
+        self.weakly = weakly
+        self.single = not isinstance(output, tuple)
+        outputs = (output,) if self.single else output
+        self.starts = [self._held(y) for y in outputs]
+        self.ends = [self._held(x) for x in inputs]
+
+    def _held(self, value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.requires_grad):
+            return None
+        target, index = tape.edge_of(value)
+        return (weakref.ref(target) if self.weakly else target), index
+
+    def _edge(self, held: Any) -> Any:
+        if held is None:
+            return None
+        target = held[0]() if self.weakly else held[0]
+        if target is None:
+            raise RuntimeError(
+                "nnmirror: the graph of this forward is gone; with full backward hooks on the"
+                " module, keep its output until backward()"
+            )
+        return target, held[1]
 
     def __call__(self, gradient: Any = None) -> Any:
-        outputs = self.output if isinstance(self.output, tuple) else (self.output,)
-        gradients = _as_many(gradient, len(outputs)) if len(outputs) > 1 else (gradient,)
-        if isinstance(self.output, tuple) and isinstance(gradient, tuple):
-            gradients = gradient
-        places = [
-            i for i, x in enumerate(self.inputs) if isinstance(x, torch.Tensor) and x.requires_grad
-        ]
-        found = walk.backward_to(outputs, gradients, [self.inputs[i] for i in places])
-        grads: list[Any] = [None] * len(self.inputs)
-        for place, grad in zip(places, found, strict=True):
-            grads[place] = grad
-        return grads[0] if len(grads) == 1 else tuple(grads)
+        gradients = (gradient,) if self.single else _as_many(gradient, len(self.starts))
+        starts = [(self._edge(held), g) for held, g in zip(self.starts, gradients, strict=True)]
+        ends = [self._edge(held) for held in self.ends]
+        found = iter(
+            walk.between(
+                [(edge, g) for edge, g in starts if edge is not None],
+                [edge for edge in ends if edge is not None],
+            )
+        )
+        grads = tuple(None if edge is None else next(found) for edge in ends)
+        return grads[0] if len(grads) == 1 else grads
 
 
 def _made(call: Call | None) -> Call:

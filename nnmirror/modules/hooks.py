@@ -201,7 +201,11 @@ class _Call:
             self._add_legacy_hooks(legacy)
         if self.result is not made or boundary is not None:
             # Module.backward has to start from what the caller sees.
-            module.__dict__["_call"] = Traced(self.args, self.result) if is_grad_enabled() else None
+            # A boundary's node leads back to the module, which must not keep it alive.
+            weakly = boundary is not None
+            module.__dict__["_call"] = (
+                Traced(self.args, self.result, weakly) if is_grad_enabled() else None
+            )
         return self.result
 
     def _run_pre_hooks(self) -> None:
@@ -335,7 +339,6 @@ class _Boundary:
             result = hook(self.module, grad_input, self.grad_outputs)
             if result is None:
                 continue
-            result = result if isinstance(result, tuple) else (result,)
             if len(result) != len(grad_input):
                 raise RuntimeError(
                     "Backward hook returned an invalid number of grad_input, got"
@@ -351,7 +354,6 @@ class _Boundary:
             result = hook(self.module, self.grad_outputs)
             if result is None:
                 continue
-            result = result if isinstance(result, tuple) else (result,)
             if len(result) != len(self.grad_outputs):
                 raise RuntimeError(
                     "Backward pre hook returned an invalid number of grad_output, got"
@@ -418,12 +420,12 @@ def _warn_of_legacy_hook(inputs: Any, result: Any, node: Node) -> None:
     if not (isinstance(results, tuple) and all(isinstance(r, torch.Tensor) for r in results)):
         message = (
             "Using non-full backward hooks on a Module that does not return a single Tensor or a"
-            f" tuple of Tensors{end}grad_output.{full}"
+            f" tuple of Tensors{end}of the grad_output.{full}"
         )
     elif not (isinstance(given, tuple) and all(isinstance(i, torch.Tensor) for i in given)):
         message = (
             "Using non-full backward hooks on a Module that does not take as input a single Tensor"
-            f" or a tuple of Tensors{end}grad_input.{full}"
+            f" or a tuple of Tensors{end}of the grad_input.{full}"
         )
     else:
         made_by = {r.grad_fn for r in results if r.grad_fn is not None}

@@ -1,5 +1,6 @@
 """Layer: a module that is one `Function`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,10 +41,9 @@ class Layer(Module):
             raise TypeError("nnmirror: input and target must be tuples of one length")
         alike = len({(t.shape, t.dtype, t.device) for t in items}) == 1
         if len(tuples) == 1 and alike and not function.is_inplace:
-            batch = record(Stack, (0, *items))[0]
-            out = self._run(function, *args[:place], batch, *args[place + 1 :])
-            self.__dict__["_call"] = Stacked(self._call, len(items))
-            return tuple(record(Unbind, (out, 0))[0])
+            return self._run_stacked(
+                items, lambda batch: self._run(function, *args[:place], batch, *args[place + 1 :])
+            )
         # Different shapes, or an input and a target: item by item.
         outs, calls = [], []
         for i in range(len(items)):
@@ -53,3 +53,9 @@ class Layer(Module):
             calls.append(self._call)
         self.__dict__["_call"] = Each(calls)
         return tuple(outs)
+
+    def _run_stacked(self, items: tuple[Any, ...], run: Callable[[Any], Any]) -> tuple[Any, ...]:
+        """One call on the items as a batch."""
+        out = run(record(Stack, (0, *items))[0])
+        self.__dict__["_call"] = Stacked(self._call, len(items))
+        return tuple(record(Unbind, (out, 0))[0])

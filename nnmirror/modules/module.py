@@ -67,7 +67,7 @@ class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpec
     __str__ = __repr__
 
 
-def _is_parameter(value: Any) -> bool:
+def is_parameter(value: Any) -> bool:
     # A torch.nn.Parameter in a mirrored module is one as well: it gets its gradient.
     return isinstance(value, Parameter) or (
         type(value).__module__ == "torch.nn.parameter" and (type(value).__name__ == "Parameter")
@@ -81,7 +81,7 @@ def _is_torch_module(value: Any) -> bool:
     )
 
 
-def _indent(text: str) -> str:
+def indent(text: str) -> str:
     first, *rest = text.split("\n")
     return "\n".join([first, *("  " + line if line.strip() else "" for line in rest)])
 
@@ -222,7 +222,7 @@ class Module:
         if param is None:
             self._parameters[name] = None
             return
-        if not _is_parameter(param):
+        if not is_parameter(param):
             raise TypeError(
                 f"cannot assign '{torch.typename(param)}' object to parameter '{name}'"
                 " (torch.nn.Parameter or None required)"
@@ -265,7 +265,7 @@ class Module:
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
         own = self.__dict__
         params, modules, buffers = own.get("_parameters"), own.get("_modules"), own.get("_buffers")
-        if _is_parameter(value):
+        if is_parameter(value):
             if params is None:
                 raise AttributeError("cannot assign parameters before Module.__init__() call")
             self._forget(name, "_buffers", "_modules")
@@ -377,7 +377,7 @@ class Module:
     def get_parameter(self, target: str) -> Parameter:
         """The parameter at the dotted path `target`."""
         _, name, param = self._get_member(target)
-        if not _is_parameter(param):
+        if not is_parameter(param):
             raise AttributeError(f"`{name}` is not an nn.Parameter")
         return param
 
@@ -885,7 +885,7 @@ class Module:
                 if not assign:
                     param.copy_(value)
                     return
-                if _is_parameter(param):
+                if is_parameter(param):
                     if isinstance(value, Parameter):
                         value.requires_grad_(param.requires_grad)
                     else:
@@ -972,7 +972,7 @@ class Module:
 
     def __repr__(self) -> str:
         extra = self.extra_repr().split("\n") if self.extra_repr() else []
-        children = [f"({name}): {_indent(repr(m))}" for name, m in self._modules.items()]
+        children = [f"({name}): {indent(repr(m))}" for name, m in self._modules.items()]
         if len(extra) == 1 and not children:
             return f"{self._get_name()}({extra[0]})"
         if not (extra or children):

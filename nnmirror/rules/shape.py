@@ -50,6 +50,23 @@ def view_as(input: T, other: T) -> T:
     return record(View, (input, tuple(other.shape)))[0]
 
 
+class Reshape(Rule):
+    """z = x copied into another shape, which no view gives:  dx = g with the shape of x"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, shape: Any) -> T:
+        ctx.shape = input.shape
+        return input.reshape(shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.reshape(ctx.shape), None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "UnsafeViewBackward0"
+
+
 class UnsafeView(Rule):
     """A view of a tensor that nobody else holds: it counts as a new one."""
 
@@ -89,7 +106,7 @@ def contiguous(input: T, memory_format: Any = torch.contiguous_format) -> T:
     return record(Clone, (input, memory_format))[0]
 
 
-def _viewable(input: T, shape: Any) -> bool:
+def viewable(input: T, shape: Any) -> bool:
     """Can `input` be seen with this shape without a copy? Torch answers by trying."""
     try:
         input.detach().view(shape)
@@ -102,9 +119,9 @@ def _viewable(input: T, shape: Any) -> bool:
 def reshape(input: T, *shape: Any, **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
     target = input.detach().reshape(size).shape  # PyTorch's errors; -1 worked out
-    if _viewable(input, target):
+    if viewable(input, target):
         return record(View, (input, tuple(target)))[0]
-    return unsafe_view(record(Clone, (input, torch.contiguous_format))[0], target)
+    return record(Reshape, (input, target))[0]
 
 
 @composite(T.reshape_as)

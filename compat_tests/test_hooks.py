@@ -1,0 +1,370 @@
+"""Hooks: their order, what they are given, and what their return value replaces."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import parity
+
+
+def module_hooks(nn):
+    """Where PyTorch keeps the hooks for all modules."""
+    return nn.modules.module
+
+
+class Maker:
+    @staticmethod
+    def net(nn):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+            def forward(self, x, scale=1.0, fail=False):
+                if fail:
+                    raise ValueError("forward failed")
+                return self.second(torch.tanh(self.first(x))) * scale
+
+        return Net()
+
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def result_of(net, *args, **kwargs):
+    x = torch.randn(4, 3, requires_grad=True)
+    y = net(x, *args, **kwargs)
+    y.sum().backward()
+    return y, x, dict(net.named_parameters())
+
+
+@parity
+def test_forward_hooks(nn, optim):
+    net, log = Maker.net(nn), []
+    net.register_forward_pre_hook(lambda m, args: log.append(("pre 1", plain(args))))
+    net.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+    net.register_forward_pre_hook(lambda m, args: log.append(("pre 0", plain(args))), prepend=True)
+    net.register_forward_pre_hook(lambda m, args: args[0] + 1)
+    net.register_forward_hook(lambda m, args, out: log.append(("hook", plain(args), plain(out))))
+    net.register_forward_hook(lambda m, args, out: out * 3)
+    net.first.register_forward_hook(lambda m, args, out: torch.relu(out))
+    net.register_forward_hook(lambda m, args, out: log.append(("first", plain(out))), prepend=True)
+    return result_of(net), log
+
+
+@parity
+def test_forward_hooks_with_kwargs(nn, optim):
+    net, log = Maker.net(nn), []
+
+    def pre(m, args, kwargs):
+        log.append((plain(args), plain(kwargs)))
+        return (args[0] * 2,), {"scale": kwargs["scale"] + 1}
+
+    def post(m, args, kwargs, out):
+        log.append((plain(kwargs), plain(out)))
+        return out + kwargs["scale"]
+
+    net.register_forward_pre_hook(pre, with_kwargs=True)
+    net.register_forward_hook(post, with_kwargs=True)
+    net.register_forward_pre_hook(lambda m, args: None)
+    return result_of(net, scale=2.0), log
+
+
+@parity
+def test_wrong_return_of_a_pre_hook_with_kwargs(nn, optim):
+    net = nn.Linear(3, 3)
+    net.register_forward_pre_hook(lambda m, args, kwargs: 5, with_kwargs=True)
+    return net(torch.ones(3))
+
+
+@pytest.mark.parametrize("prepend", [True, False])
+@parity
+def test_always_called(nn, optim, prepend):
+    net, log = Maker.net(nn), []
+
+    def broken(m, args, out):
+        log.append("broken")
+        raise RuntimeError("broken hook")
+
+    net.register_forward_hook(lambda m, args, out: log.append(("always", out)), always_call=True)
+    net.register_forward_hook(lambda m, args, out: log.append("never"))
+    net.register_forward_hook(broken, always_call=True, prepend=prepend)
+    net.register_forward_hook(
+        lambda m, args, kwargs, out: log.append(("kwargs", kwargs)),
+        always_call=True,
+        with_kwargs=True,
+    )
+    for fail in (True, False):
+        try:
+            net(torch.ones(4, 3), fail=fail)
+        except Exception as e:
+            log.append((type(e).__name__, str(e)))
+    return [plain(entry) for entry in log]
+
+
+@parity
+def test_handles(nn, optim):
+    net, log = nn.Linear(3, 3), []
+    handles = [
+        net.register_forward_hook(lambda *a: log.append("f"), with_kwargs=True, always_call=True),
+        net.register_forward_pre_hook(lambda *a: log.append("p"), with_kwargs=True),
+        net.register_full_backward_hook(lambda *a: log.append("b")),
+        net.register_full_backward_pre_hook(lambda *a: log.append("bp")),
+    ]
+    net(torch.ones(1, 3)).sum().backward()
+    with handles[0]:
+        net(torch.ones(1, 3))
+    for handle in handles:
+        handle.remove()
+        handle.remove()
+    net(torch.ones(1, 3)).sum().backward()
+    registries = [k for k in sorted(vars(net)) if k.endswith(("hooks", "kwargs", "called"))]
+    return log, [(k, len(getattr(net, k))) for k in registries]
+
+
+@parity
+def test_full_backward_hooks(nn, optim):
+    net, log = Maker.net(nn), []
+    for name, m in net.named_modules():
+        m.register_full_backward_hook(
+            lambda m, gi, go, name=name: log.append(("full", name, plain(gi), plain(go)))
+        )
+        m.register_full_backward_pre_hook(
+            lambda m, go, name=name: log.append(("pre", name, plain(go)))
+        )
+    net.first.register_full_backward_hook(
+        lambda m, gi, go: log.append(("before", plain(gi))), prepend=True
+    )
+    net.first.register_full_backward_pre_hook(
+        lambda m, go: log.append(("before", plain(go))), prepend=True
+    )
+    return result_of(net), log
+
+
+@parity
+def test_full_backward_hooks_replace(nn, optim):
+    net, log = Maker.net(nn), []
+    net.second.register_full_backward_pre_hook(lambda m, go: (go[0] * 2,))
+    net.second.register_full_backward_pre_hook(lambda m, go: go[0] + 1)
+    net.second.register_full_backward_hook(lambda m, gi, go: (gi[0] * 10,))
+    net.second.register_full_backward_hook(lambda m, gi, go: log.append((plain(gi), plain(go))))
+    net.first.register_full_backward_hook(lambda m, gi, go: gi[0] * 0.5)
+    return result_of(net), log
+
+
+@parity
+def test_full_backward_hook_without_grad_for_the_input(nn, optim):
+    net, log = nn.Linear(3, 2), []
+    net.register_full_backward_hook(lambda m, gi, go: log.append((gi, plain(go))))
+    net(torch.ones(4, 3)).sum().backward()
+    with torch.no_grad():
+        net(torch.ones(4, 3))
+    net.requires_grad_(False)
+    net(torch.ones(4, 3))
+    return log, net.weight.grad
+
+
+@parity
+def test_full_backward_hooks_with_many_inputs_and_outputs(nn, optim):
+    class Many(nn.Module):
+        def forward(self, a, number, b, c):
+            return nn.functional.tanh(a) * b, nn.functional.relu(c), a.detach()
+
+    net, log = Many(), []
+    net.register_full_backward_hook(lambda m, gi, go: log.append((plain(gi), plain(go))))
+    make = nn.LeakyReLU(1.0)
+    a, b, c = (make(torch.randn(3, requires_grad=True)) for _ in range(3))
+    for used in (lambda o: o[0].sum(), lambda o: (o[0] * o[1]).sum(), lambda o: o[1].sum()):
+        out = net(a.detach().requires_grad_(), 5, b, c)
+        used(out).backward(retain_graph=True)
+    return log, [type(o).__name__ == "Tensor" for o in out], len(out)
+
+
+HOOK_ERRORS = {
+    "too many grad_inputs": lambda m: m.register_full_backward_hook(lambda m, gi, go: (gi[0], gi[0])),
+    "too many grad_outputs": lambda m: m.register_full_backward_pre_hook(lambda m, go: (go[0], go[0])),
+    "both kinds": lambda m: (m.register_backward_hook(print), m.register_full_backward_hook(print)),
+    "both kinds reversed": lambda m: (m.register_full_backward_hook(print), m.register_backward_hook(print)),
+    "raises": lambda m: m.register_full_backward_hook(lambda m, gi, go: 1 / 0),
+    "pre raises": lambda m: m.register_forward_pre_hook(lambda m, args: 1 / 0),
+    "in place on the input": lambda m: m.register_forward_pre_hook(lambda m, args: args[0].mul_(2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOOK_ERRORS)
+@parity
+def test_hook_errors(nn, optim, name):
+    m = nn.Linear(3, 3)
+    HOOK_ERRORS[name](m)
+    m(torch.ones(1, 3, requires_grad=True)).sum().backward()
+
+
+@parity
+def test_output_that_no_hook_can_stand_at(nn, optim):
+    class AsDict(nn.Module):
+        def forward(self, x):
+            return {"y": nn.functional.tanh(x)}
+
+    m, log = AsDict(), []
+    m.register_full_backward_hook(lambda *a: log.append(1))
+    x = torch.ones(3, requires_grad=True)
+    m(x)["y"].sum().backward()
+    return log, x.grad
+
+
+@parity
+def test_legacy_backward_hook(nn, optim):
+    """The hook stands at the last recorded call: LeakyReLU is one on both backends."""
+    m, log = nn.LeakyReLU(0.5), []
+    m.register_backward_hook(lambda m, gi, go: log.append((type(m).__name__, plain(go))))
+    m.register_backward_hook(lambda m, gi, go: (gi[0] * 2, *gi[1:]))
+    x = torch.randn(3, requires_grad=True)
+    m(nn.functional.tanh(x)).sum().backward()
+    return log, x.grad
+
+
+@parity
+def test_legacy_backward_hook_warns(nn, optim):
+    class Two(nn.Module):
+        def forward(self, x):
+            return nn.functional.tanh(x), nn.functional.relu(x)
+
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return [nn.functional.tanh(x)]
+
+    class Deep(nn.Module):
+        def forward(self, x):
+            return nn.functional.tanh(nn.functional.relu(x))
+
+    x = torch.ones(3, requires_grad=True)
+    for m in (Two(), Wrapped(), Deep()):
+        m.register_backward_hook(lambda *a: None)
+        m(nn.functional.leaky_relu(x))
+
+
+@parity
+def test_hooks_for_all_modules(nn, optim):
+    where, net, log = module_hooks(nn), Maker.net(nn), []
+    handles = [
+        where.register_module_forward_pre_hook(lambda m, a: log.append(("pre", type(m).__name__))),
+        where.register_module_forward_hook(lambda m, a, o: log.append(("post", plain(o)))),
+        where.register_module_forward_hook(
+            lambda m, a, k, o: log.append(("kwargs", sorted(k))), with_kwargs=True, always_call=True
+        ),
+        where.register_module_full_backward_pre_hook(lambda m, go: log.append(("bp", plain(go)))),
+        where.register_module_full_backward_hook(lambda m, gi, go: log.append(("b", plain(gi)))),
+        net.first.register_forward_hook(lambda m, a, o: log.append("own")),
+    ]
+    try:
+        out = result_of(net, scale=2.0)
+        with pytest.raises(RuntimeError, match="Cannot use both"):
+            where.register_module_backward_hook(print)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out, log, result_of(net)
+
+
+@parity
+def test_registration_hooks(nn, optim):
+    where, log = module_hooks(nn), []
+    handles = [
+        where.register_module_parameter_registration_hook(
+            lambda m, name, p: log.append(("parameter", name))
+        ),
+        where.register_module_module_registration_hook(
+            lambda m, name, sub: log.append(("module", name))
+        ),
+        where.register_module_buffer_registration_hook(
+            lambda m, name, b: torch.zeros(3) if name == "b" else None
+        ),
+    ]
+    try:
+        net = nn.Sequential(nn.Linear(1, 1))
+        net.register_buffer("b", torch.ones(2))
+        net.add_module("x", nn.Tanh())
+        net.x = nn.ReLU()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return log, net.b
+
+
+@parity
+def test_hooks_are_copied_and_pickled(nn, optim):
+    m = nn.Linear(2, 2)
+    m.register_forward_hook(triple)
+    return copy.deepcopy(m)(torch.ones(1, 2)), pickle.loads(pickle.dumps(m))(torch.ones(1, 2))
+
+
+def triple(module, args, out):
+    return out * 3
+
+
+@parity
+def test_hooks_in_a_sequential(nn, optim):
+    net, log = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)), []
+    net[1].register_forward_hook(lambda m, a, o: log.append(plain(o)))
+    net[2].register_forward_pre_hook(lambda m, a: (a[0] + 1,))
+    net[0].register_full_backward_hook(lambda m, gi, go: log.append(plain(go)))
+    net.register_full_backward_hook(lambda m, gi, go: log.append(plain(gi)))
+    return result_of(net), log
+
+
+@parity
+def test_hook_that_keeps_activations(nn, optim):
+    net, kept = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)), {}
+    for name, m in net.named_children():
+        m.register_forward_hook(lambda m, a, o, name=name: kept.update({name: o}))
+    y = net(torch.randn(2, 3))
+    for activation in kept.values():
+        activation.retain_grad()
+    y.sum().backward()
+    return [(k, v, v.grad) for k, v in kept.items()]
+
+
+def test_hooks_by_hand():
+    """Module.backward starts from what the hooks made of the output."""
+    nn = nnmirror
+    net = nn.Linear(3, 2)
+    net.register_forward_hook(lambda m, a, o: o * 2)
+    x = torch.randn(4, 3, requires_grad=True)
+    net(x)
+    dx = net.backward(torch.ones(4, 2))
+    assert torch.equal(dx, 2 * torch.ones(4, 2) @ net.weight.detach())
+    seen = []
+    other = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    other[0].register_full_backward_hook(lambda m, gi, go: seen.append(go))
+    y = other(x)
+    other.backward(torch.ones(4, 2))
+    assert len(seen) == 1
+    assert y.shape == (4, 2)
+    other[0](x)
+    with pytest.raises(RuntimeError, match="keep its output"):
+        other[0].backward(torch.ones(4, 2))
+
+
+def test_a_module_with_hooks_is_freed_without_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        net = nnmirror.Sequential(nnmirror.Linear(2, 2), nnmirror.Tanh())
+        net[0].register_full_backward_hook(lambda m, gi, go: None)
+        net(torch.ones(1, 2, requires_grad=True)).sum().backward()
+        alive = weakref.ref(net[0])
+        del net
+        assert alive() is None
+    finally:
+        gc.enable()

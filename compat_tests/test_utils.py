@@ -1,0 +1,93 @@
+"""nn.utils: clipping and flattening of what is trained."""
+
+import pytest
+import torch
+
+from .parity import parity
+
+
+def net_with_grads(nn, scale=10.0):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net[2].bias.requires_grad_(False)
+    (net(torch.randn(5, 3)) * scale).pow(2).sum().backward()
+    return net
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("norm", [2.0, 1, float("inf"), 0.5])
+@pytest.mark.parametrize("bound", [1.0, 1e6])
+@parity
+def test_clip_grad_norm_(nn, optim, bound, norm, foreach):
+    net = net_with_grads(nn)
+    total = nn.utils.clip_grad_norm_(net.parameters(), bound, norm, foreach=foreach)
+    return total, dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+@parity
+def test_clip_grad_value_(nn, optim, foreach):
+    net = net_with_grads(nn)
+    nn.utils.clip_grad_value_(net.parameters(), 0.5, foreach=foreach)
+    nn.utils.clip_grad_value_(net[0].weight, 0.1)
+    return dict(net.named_parameters())
+
+
+@parity
+def test_norm_alone(nn, optim):
+    net = net_with_grads(nn)
+    total = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    nn.utils.clip_grads_with_norm_(net.parameters(), 1.0, total * 2)
+    return (
+        total,
+        nn.utils.get_total_norm(torch.ones(3)),
+        nn.utils.get_total_norm([]),
+        dict(net.named_parameters()),
+    )
+
+
+@parity
+def test_clipping_edges(nn, optim):
+    log = []
+    for action in (
+        lambda: nn.utils.clip_grad_norm_((p for p in []), 1.0),
+        lambda: nn.utils.clip_grad_norm_([], 1.0),
+        lambda: nn.utils.clip_grad_norm_(nn.Linear(1, 1).parameters(), 1.0),
+        lambda: nn.utils.clip_grad_norm_(net_with_grads(nn, float("inf")).parameters(), 1.0),
+        lambda: nn.utils.clip_grad_norm_(
+            net_with_grads(nn, float("inf")).parameters(), 1.0, error_if_nonfinite=True
+        ),
+        lambda: nn.utils.clip_grad_norm(net_with_grads(nn)[0].weight, 1.0),
+        lambda: nn.utils.clip_grad_norm_(3, 1.0),
+        lambda: nn.utils.clip_grad_norm_(net_with_grads(nn).parameters(), "a"),
+    ):
+        try:
+            log.append(action())
+        except Exception as e:
+            log.append((type(e).__name__, str(e)))
+    return log
+
+
+@parity
+def test_vectors(nn, optim):
+    net = net_with_grads(nn)
+    net.zero_grad()
+    vector = nn.utils.parameters_to_vector(net.parameters())
+    vector.pow(2).sum().backward()
+    grads = [p.grad for p in net.parameters()]
+    nn.utils.vector_to_parameters(torch.arange(vector.numel()).float(), net.parameters())
+    try:
+        nn.utils.vector_to_parameters([1.0], net.parameters())
+    except TypeError as e:
+        return vector, grads, dict(net.named_parameters()), str(e)
+
+
+@parity
+def test_skip_init(nn, optim):
+    layer = nn.utils.skip_init(nn.Linear, 3, 4, bias=False, dtype=torch.float64)
+    log = []
+    for args in ((nn.Tanh,), (torch.Tensor,)):
+        try:
+            nn.utils.skip_init(*args)
+        except RuntimeError as e:
+            log.append(str(e))
+    return layer.weight.shape, layer.weight.dtype, layer.weight.device, repr(layer), log

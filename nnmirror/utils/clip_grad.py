@@ -1,0 +1,155 @@
+"""Gradient clipping: bounds on the norm or on each element, in place."""
+
+import functools
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..grad_mode import no_grad
+
+_tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.no_grad(), no_grad():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors by device and dtype, as torch's foreach kernels want them."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
+
+
+def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
+    """Use the foreach kernels? As PyTorch: if asked for, or on devices where they are faster."""
+    device = group[0].device.type
+    supported = device in ("cpu", "cuda", "xpu", "mtia", "mps", "hpu")
+    if foreach and not supported:
+        raise RuntimeError(
+            f"foreach=True was passed, but can't use the foreach API on {device} tensors"
+        )
+    return supported if foreach is None else bool(foreach)
+
+
+def _grads(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _listed(parameters: _tensor_or_tensors) -> list[Tensor]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+@_unrecorded
+def get_total_norm(
+    tensors: _tensor_or_tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """The norm of all tensors as one vector: the norm of their norms."""
+    tensors = _listed(tensors)
+    norm_type = float(norm_type)
+    if not tensors:
+        return torch.tensor(0.0)
+    norms: list[Tensor] = []
+    for group in _groups(tensors):
+        if _foreach(group, foreach):
+            norms.extend(torch._foreach_norm(group, norm_type))
+        else:
+            norms.extend(torch.linalg.vector_norm(g, norm_type) for g in group)
+    first = tensors[0].device
+    total = torch.linalg.vector_norm(torch.stack([n.to(first) for n in norms]), norm_type)
+    if error_if_nonfinite and torch.logical_or(total.isnan(), total.isinf()):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite,"
+            " so it cannot be clipped. To disable this error and scale the gradients by the"
+            " non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    return total
+
+
+@_unrecorded
+def clip_grads_with_norm_(
+    parameters: _tensor_or_tensors,
+    max_norm: float,
+    total_norm: torch.Tensor,
+    foreach: bool | None = None,
+) -> None:
+    """Scale the gradients by max_norm / total_norm where that is less than one."""
+    grads = _grads(_listed(parameters))
+    max_norm = float(max_norm)
+    if not grads:
+        return
+    scale = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
+    for group in _groups(grads):
+        on_device = scale.to(group[0].device)
+        if _foreach(group, foreach):
+            torch._foreach_mul_(group, on_device)
+        else:
+            for grad in group:
+                grad.mul_(on_device)
+
+
+@_unrecorded
+def clip_grad_norm_(
+    parameters: _tensor_or_tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Bound the norm of all gradients together (Pascanu et al., 2013); returns it as it was."""
+    listed = _listed(parameters)
+    if isinstance(parameters, types.GeneratorType) and not listed:
+        warnings.warn(
+            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3
+        )
+    total = get_total_norm(_grads(listed), norm_type, error_if_nonfinite, foreach)
+    clip_grads_with_norm_(listed, max_norm, total, foreach)
+    return total
+
+
+def clip_grad_norm(
+    parameters: _tensor_or_tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Deprecated name of `clip_grad_norm_`."""
+    warnings.warn(
+        "`torch.nn.utils.clip_grad_norm` is now deprecated in favor of"
+        " `torch.nn.utils.clip_grad_norm_`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+
+
+@_unrecorded
+def clip_grad_value_(
+    parameters: _tensor_or_tensors, clip_value: float, foreach: bool | None = None
+) -> None:
+    """Bound each element of the gradients to [-clip_value, clip_value]."""
+    clip_value = float(clip_value)
+    for group in _groups(_grads(_listed(parameters))):
+        if _foreach(group, foreach):
+            torch._foreach_clamp_min_(group, -clip_value)
+            torch._foreach_clamp_max_(group, clip_value)
+        else:
+            for grad in group:
+                grad.clamp_(min=-clip_value, max=clip_value)

@@ -1,0 +1,32 @@
+"""Parameters as one vector, and back."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """All elements in a row; the gradient of the vector goes on into the parameters."""
+    parameters = list(parameters)
+    _on_one_device(parameters)
+    return torch.cat([param.view(-1) for param in parameters])
+
+
+def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
+    """Make the parameters views of the pieces of `vec`."""
+    if not isinstance(vec, torch.Tensor):
+        raise TypeError(f"expected torch.Tensor, but got: {torch.typename(vec)}")
+    parameters = list(parameters)
+    _on_one_device(parameters)
+    start = 0
+    for param in parameters:
+        count = param.numel()
+        param.data = vec[start : start + count].view_as(param).data
+        start += count
+
+
+def _on_one_device(parameters: list[torch.Tensor]) -> None:
+    if len({p.device for p in parameters}) > 1:
+        raise TypeError(
+            "Found two parameters on different devices, this is currently not supported."
+        )
