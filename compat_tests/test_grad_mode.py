@@ -172,3 +172,12 @@ def test_no_backward_kernel_is_called():
     names = {event.name for event in profile.events()}
     assert "aten::addmm" in names
     assert not [n for n in names if "ackward" in n or n.startswith("autograd::")], names
+
+
+def test_autocast_is_refused():
+    """Gradients would have to be cast back through what autocast hides."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError, match="autocast is not mirrored"):
+            nn.Linear(3, 2)(torch.ones(4, 3))
+        with torch.no_grad():
+            assert nn.Linear(3, 2)(torch.ones(4, 3)).dtype is torch.bfloat16

@@ -15,7 +15,7 @@ from .rules import RULES, Rule, rule
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
 from .rules.matmul import matmul
 from .rules.reduction import Sum
-from .rules.registry import FUNCTIONAL
+from .rules.registry import NAMED
 from .rules.shape import broadcast_tensors
 from .tape import record
 
@@ -390,6 +390,6 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
     return reduction
 
 
-FUNCTIONAL.update({name: globals()[name] for name in __all__})
+NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
 
 __getattr__ = missing(__name__, __all__)

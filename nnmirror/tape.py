@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
+from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from . import tensor as _tensor
 from .grad_mode import is_grad_enabled
@@ -49,12 +49,12 @@ class Node:
     `register_prehook`, `metadata` for whoever looks at a `grad_fn`.
     """
 
-    edges: tuple[Edge | None, ...] = ()  # one for each argument of forward
+    edges: Sequence[Edge | None] = ()  # one for each argument of forward
     places: Sequence[int] = ()  # which arguments are tensors
     needs_input_grad: tuple[bool, ...] = ()
     label: str = ""  # set by a forward whose name depends on its inputs, as in PyTorch
     sequence: int = -1
-    outputs: tuple[tuple[torch.Size, torch.dtype, torch.device], ...] = ()
+    outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
@@ -182,13 +182,18 @@ class Node:
             maker, index = tensor._node.name(), tensor._output_nr
         elif hasattr(tensor, "_alias_of_output"):
             maker = self.name()
-        maker = re.sub(r"Backward\d*$", "", maker or "")
+        maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
         return (
             "one of the variables needed for gradient computation has been modified by an"
             f" inplace operation: [{torch.Tensor.type(tensor)} {shape}]{made} is at version"
             f" {tensor._version}; expected version {expected} instead." + _ANOMALY
         )
+
+
+def _short(name: str) -> str:
+    """A node's name as PyTorch's messages give it."""
+    return re.sub(r"Backward\d*$", "", name)
 
 
 class AccumulateGrad:
@@ -232,6 +237,7 @@ class Function:
     (None for what is no tensor). Inside both, operations are not recorded.
     """
 
+    is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
     input_place: int = 0  # which argument is the input of the module that is this function
@@ -288,7 +294,7 @@ def record(
             with torch.no_grad():  # an input may belong to torch's own autograd
                 return _forward(node, function, args), None
     with DisableTorchFunctionSubclass():
-        if torch.is_autocast_enabled():
+        if _is_any_autocast_enabled():
             raise RuntimeError(
                 "nnmirror: torch.autocast is not mirrored; convert the model and its input"
                 " with .to(dtype) instead"
@@ -321,18 +327,18 @@ def record(
             _forward(node, function, (args[0].clone(), *args[1:]))
             out = inplace()
             node.dirty = (out,)
-        node.edges = tuple(edges)
-        if not tracked:
-            if isinstance(out, torch.Tensor):
-                node.outputs = (meta_of(out),)
-            return out, node
-        node.sequence = next(_sequence)
+        node.edges = edges
         if isinstance(out, tuple | list):
-            made = [_track(node, i, o, args) for i, o in enumerate(out)]
-            node.outputs = tuple(meta_of(o) for o in made)
-            return type(out)(made) if type(out) in (tuple, list) else out, node
-        out = _track(node, 0, out, args)
-        node.outputs = (meta_of(out),)
+            if tracked:
+                node.sequence = next(_sequence)
+                made = [_track(node, i, o, args) for i, o in enumerate(out)]
+                out = made if isinstance(out, list) else tuple(made)
+            node.outputs = [meta_of(o) for o in out]
+            return out, node
+        node.outputs = [meta_of(out)]
+        if tracked:
+            node.sequence = next(_sequence)
+            out = _track(node, 0, out, args)
         return out, node
 
 
@@ -387,32 +393,40 @@ def edge_of(tensor: torch.Tensor) -> Edge:
     return tensor, 0
 
 
+def _among(tensor: torch.Tensor, tensors: Any) -> bool:
+    for other in tensors:  # noqa: SIM110  a generator costs more than the loop
+        if tensor is other:
+            return True
+    return False
+
+
 def _track(node: Node, index: int, out: Any, args: tuple[Any, ...]) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`."""
     if not isinstance(out, torch.Tensor):
         return out
     if not (out.is_floating_point() or out.is_complex()):
         return out
-    if any(out is t for t in node.non_differentiable):
+    if node.non_differentiable and _among(out, node.non_differentiable):
         return out
-    dirty = any(out is t for t in node.dirty)
-    if dirty:
+    if node.dirty and _among(out, node.dirty):
         if isinstance(out, _tensor.Tensor):
             if out._node is None and out._requires_grad:
                 _check_inplace(out, (out, 0))
         elif out._is_view():
             raise RuntimeError(_INPLACE_VIEW)
-    elif isinstance(out, _tensor.Tensor) or any(out is a for a in args):
+    elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
-    if node._saved and any(out is t for t in node._saved):
+    if node._saved and _among(out, node._saved):
         # An output that is saved would keep itself alive: save an alias of it.
         alias = out.detach()
         alias._alias_of_output = True
-        node._saved = tuple(alias if t is out else t for t in node._saved)
-        node._versions = tuple(
-            out._version if t is alias else v
+        version = out._version
+        saved = [
+            (alias, version) if t is out else (t, v)
             for t, v in zip(node._saved, node._versions, strict=True)
-        )
+        ]
+        node._saved = tuple([t for t, _ in saved])
+        node._versions = tuple([v for _, v in saved])
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = _tensor.Tensor
     out._node = node
@@ -430,6 +444,15 @@ _INPLACE_VIEW = (
 )
 
 
+_INPLACE_CUSTOM = (
+    "Output {} of {} is a view and is being modified inplace. This view was created inside a"
+    " custom Function (or because an input was returned as-is) and the autograd logic to handle"
+    " view+inplace would override the custom backward associated with the custom Function,"
+    " leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning"
+    " the output of the custom Function."
+)
+
+
 def _check_inplace(tensor: torch.Tensor, edge: Edge | None) -> None:
     """Refuse what PyTorch refuses, and what the tape cannot follow."""
     if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
@@ -441,6 +464,8 @@ def _check_inplace(tensor: torch.Tensor, edge: Edge | None) -> None:
             )
         raise RuntimeError(_INPLACE_VIEW)
     if edge is not None:
+        if type(edge[0]) is Node and not edge[0].function.is_rule and tensor._is_view():
+            raise RuntimeError(_INPLACE_CUSTOM.format(edge[1], _short(edge[0].name())))
         if type(edge[0]) is not Node:
             if edge[0].is_leaf:
                 raise RuntimeError(

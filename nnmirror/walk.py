@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -75,8 +76,8 @@ def walk(
         if (key, 0) in wanted:
             found[wanted[key, 0]] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None:
-            # 2: the slot and the call's own argument
-            _finish_leaf(target, slots[0], sys.getrefcount(slots[0]) <= 2, to_torch)
+            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+            _finish_leaf(target, slots[0], unshared, to_torch)
 
     with DisableTorchFunctionSubclass():
         for (target, index), grad in zip(edges, grads, strict=True):
@@ -438,12 +439,23 @@ def grad(
     grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
+    only_inputs: bool = True,
     allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
     materialize_grads: bool = False,
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates."""
     if create_graph:
         raise NotImplementedError(_NO_CREATE_GRAPH)
+    if is_grads_batched:
+        raise NotImplementedError("nnmirror: is_grads_batched=True is not mirrored")
+    if not only_inputs:
+        warnings.warn(
+            "only_inputs argument is deprecated and is ignored now (defaults to True). To"
+            " accumulate gradient for other parts of the graph, please use torch.autograd.backward.",
+            FutureWarning,
+            stacklevel=2,
+        )
     if materialize_grads and allow_unused is False:
         raise ValueError(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but"

@@ -19,6 +19,7 @@ from torch._C import DisableTorchFunctionSubclass
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
 from ..tape import Function, is_plain_update, record, tensors_in
+from ..walk import grad
 from .passive import PASSIVE, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -26,13 +27,15 @@ F = TypeVar("F", bound="type[Rule]")
 
 # torch function -> what is called in its place. Filled by the decorators below.
 RULES: dict[Any, Callable[..., Any]] = {}
-# The same for what torch.nn.functional defines in Python, by name: nnmirror.functional fills
-# it in, and nothing of torch.nn is imported for it.
-FUNCTIONAL: dict[str, Callable[..., Any]] = {}
+# The same, by module and name, for what torch.nn.functional and torch.autograd define in
+# Python: so nothing of theirs is imported for it.
+NAMED: dict[tuple[str, str], Callable[..., Any]] = {("torch.autograd", "grad"): grad}
 
 
 class Rule(Function):
     """A Function for one of PyTorch's own operations; its node bears PyTorch's name."""
+
+    is_rule = True
 
     @classmethod
     def node_name(cls) -> str:
@@ -183,8 +186,9 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     module = getattr(func, "__module__", "") or ""
-    if module == "torch.nn.functional" and func.__name__ in FUNCTIONAL:
-        return FUNCTIONAL[func.__name__](*args, **kwargs)
+    named = NAMED.get((module, getattr(func, "__name__", "")))
+    if named is not None:
+        return named(*args, **kwargs)
     if not is_grad_enabled() or not any(t.requires_grad for t in tensors_in((args, kwargs))):
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
