@@ -8,7 +8,6 @@ whose gradients are the module's grad_input, and one after it, for grad_output.
 import functools
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,21 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..grad_mode import is_grad_enabled
 from ..tape import Function, Node
+from . import module as _module
 from .explicit import Traced
 
 Registry = dict[int, Callable[..., Any]]
-
-# Hooks common to all modules.
-buffer_registration: Registry = OrderedDict()
-module_registration: Registry = OrderedDict()
-parameter_registration: Registry = OrderedDict()
-global_forward_pre: Registry = OrderedDict()
-global_forward: Registry = OrderedDict()
-global_forward_with_kwargs: dict[int, bool] = OrderedDict()
-global_forward_always_called: dict[int, bool] = OrderedDict()
-global_backward_pre: Registry = OrderedDict()
-global_backward: Registry = OrderedDict()
-_global_backward_is_full: list[bool] = []  # empty until the first is registered
 
 MIXED = (
     "Cannot use both regular backward hooks and full backward hooks {}. Please use only one of"
@@ -68,22 +56,22 @@ def registered(registry: Registry, module: Any, name: str, value: Any) -> Any:
 
 def register_module_buffer_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, buffer)` runs when any module registers a buffer."""
-    return add(buffer_registration, hook)
+    return add(_module._global_buffer_registration_hooks, hook)
 
 
 def register_module_module_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, submodule)` runs when any module registers a child."""
-    return add(module_registration, hook)
+    return add(_module._global_module_registration_hooks, hook)
 
 
 def register_module_parameter_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, param)` runs when any module registers a parameter."""
-    return add(parameter_registration, hook)
+    return add(_module._global_parameter_registration_hooks, hook)
 
 
 def register_module_forward_pre_hook(hook: Callable[..., None]) -> RemovableHandle:
     """A forward pre-hook for all modules."""
-    return add(global_forward_pre, hook)
+    return add(_module._global_forward_pre_hooks, hook)
 
 
 def register_module_forward_hook(
@@ -91,20 +79,20 @@ def register_module_forward_hook(
 ) -> RemovableHandle:
     """A forward hook for all modules."""
     return add(
-        global_forward,
+        _module._global_forward_hooks,
         hook,
         flags={
-            "with_kwargs": (global_forward_with_kwargs, with_kwargs),
-            "always_call": (global_forward_always_called, always_call),
+            "with_kwargs": (_module._global_forward_hooks_with_kwargs, with_kwargs),
+            "always_call": (_module._global_forward_hooks_always_called, always_call),
         },
     )
 
 
 def _add_global_backward(hook: Callable[..., Any], full: bool) -> RemovableHandle:
-    if _global_backward_is_full and _global_backward_is_full[0] is not full:
+    if _module._global_is_full_backward_hook is (not full):
         raise RuntimeError(MIXED.format("as a global Module hook"))
-    _global_backward_is_full[:] = [full]
-    return add(global_backward, hook)
+    _module._global_is_full_backward_hook = full
+    return add(_module._global_backward_hooks, hook)
 
 
 def register_module_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
@@ -114,7 +102,7 @@ def register_module_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
 
 def register_module_full_backward_pre_hook(hook: Callable[..., Any]) -> RemovableHandle:
     """A full backward pre-hook for all modules."""
-    return add(global_backward_pre, hook)
+    return add(_module._global_backward_pre_hooks, hook)
 
 
 def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
@@ -180,13 +168,16 @@ class _Call:
         module = self.module
         self._run_pre_hooks()
         full, legacy = _backward_hooks(module)
-        pre = [*global_backward_pre.values(), *module._backward_pre_hooks.values()]
+        pre = [*_module._global_backward_pre_hooks.values(), *module._backward_pre_hooks.values()]
         boundary = None
         if full or pre:
             boundary = _Boundary(module, full, pre)
             self.args = boundary.before(self.args)
         made = self.result = module.forward(*self.args, **self.kwargs)
-        for hook_id, hook in (*global_forward.items(), *module._forward_hooks.items()):
+        for hook_id, hook in (
+            *_module._global_forward_hooks.items(),
+            *module._forward_hooks.items(),
+        ):
             self.called.add(hook_id)
             self._run_forward_hook(hook_id, hook)
         if boundary is not None:
@@ -210,7 +201,10 @@ class _Call:
 
     def _run_pre_hooks(self) -> None:
         module = self.module
-        for hook_id, hook in (*global_forward_pre.items(), *module._forward_pre_hooks.items()):
+        for hook_id, hook in (
+            *_module._global_forward_pre_hooks.items(),
+            *module._forward_pre_hooks.items(),
+        ):
             if hook_id not in module._forward_pre_hooks_with_kwargs:
                 result = hook(module, self.args)
                 if result is not None:
@@ -229,7 +223,8 @@ class _Call:
     def _run_forward_hook(self, hook_id: int, hook: Callable[..., Any]) -> None:
         module = self.module
         with_kwargs = (
-            hook_id in module._forward_hooks_with_kwargs or hook_id in global_forward_with_kwargs
+            hook_id in module._forward_hooks_with_kwargs
+            or hook_id in _module._global_forward_hooks_with_kwargs
         )
         args = (self.args, self.kwargs) if with_kwargs else (self.args,)
         result = hook(module, *args, self.result)
@@ -239,9 +234,12 @@ class _Call:
     def run_always_called(self) -> None:
         """After an exception: the hooks that asked to run all the same and have not."""
         module = self.module
-        always = {**global_forward_always_called, **module._forward_hooks_always_called}
+        always = {
+            **_module._global_forward_hooks_always_called,
+            **module._forward_hooks_always_called,
+        }
         for kind, registry in (
-            ("global module", global_forward),
+            ("global module", _module._global_forward_hooks),
             ("module", module._forward_hooks),
         ):
             for hook_id, hook in registry.items():
@@ -275,10 +273,12 @@ def _backward_hooks(module: Any) -> tuple[list[Any], list[Any]]:
     """The full and the legacy backward hooks for `module`."""
     full: list[Any] = []
     legacy: list[Any] = []
-    if _global_backward_is_full:
-        (full if _global_backward_is_full[0] else legacy).extend(global_backward.values())
+    if _module._global_is_full_backward_hook is not None:
+        kind = full if _module._global_is_full_backward_hook else legacy
+        kind.extend(_module._global_backward_hooks.values())
     if module._is_full_backward_hook is not None:
-        (full if module._is_full_backward_hook else legacy).extend(module._backward_hooks.values())
+        kind = full if module._is_full_backward_hook else legacy
+        kind.extend(module._backward_hooks.values())
     return full, legacy
 
 

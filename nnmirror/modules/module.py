@@ -23,10 +23,6 @@ from ..tensor import Buffer, Parameter
 from . import hooks
 from .explicit import Call, Traced
 from .hooks import (
-    global_backward,
-    global_backward_pre,
-    global_forward,
-    global_forward_pre,
     register_module_backward_hook,
     register_module_buffer_registration_hook,
     register_module_forward_hook,
@@ -52,6 +48,18 @@ __all__ = [
 T = TypeVar("T", bound="Module")
 _grad_t = tuple[Tensor, ...] | Tensor
 _EXTRA_STATE = "_extra_state"
+
+# Hooks common to all modules.
+_global_buffer_registration_hooks: dict[int, Callable] = OrderedDict()
+_global_module_registration_hooks: dict[int, Callable] = OrderedDict()
+_global_parameter_registration_hooks: dict[int, Callable] = OrderedDict()
+_global_backward_pre_hooks: dict[int, Callable] = OrderedDict()
+_global_backward_hooks: dict[int, Callable] = OrderedDict()
+_global_is_full_backward_hook: bool | None = None  # None until the first is registered
+_global_forward_pre_hooks: dict[int, Callable] = OrderedDict()
+_global_forward_hooks: dict[int, Callable] = OrderedDict()
+_global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
+_global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
 
 
 class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
@@ -210,7 +218,9 @@ class Module:
                 f"cannot assign '{torch.typename(tensor)}' object to buffer '{name}' (torch Tensor"
                 " or None required)"
             )
-        self._buffers[name] = hooks.registered(hooks.buffer_registration, self, name, tensor)
+        self._buffers[name] = hooks.registered(
+            _global_buffer_registration_hooks, self, name, tensor
+        )
         if persistent:
             self._non_persistent_buffers_set.discard(name)
         else:
@@ -233,7 +243,9 @@ class Module:
                 f" created explicitly. To express '{name}' as a function of another Tensor,"
                 " compute the value in the forward() method."
             )
-        self._parameters[name] = hooks.registered(hooks.parameter_registration, self, name, param)
+        self._parameters[name] = hooks.registered(
+            _global_parameter_registration_hooks, self, name, param
+        )
 
     def add_module(self, name: str, module: Optional["Module"]) -> None:
         """Add a child module under `name`."""
@@ -247,7 +259,9 @@ class Module:
             raise KeyError(f'module name can\'t contain ".", got: {name}')
         if name == "":
             raise KeyError('module name can\'t be empty string ""')
-        self._modules[name] = hooks.registered(hooks.module_registration, self, name, module)
+        self._modules[name] = hooks.registered(
+            _global_module_registration_hooks, self, name, module
+        )
 
     def register_module(self, name: str, module: Optional["Module"]) -> None:
         """Another name of `add_module`."""
@@ -281,14 +295,14 @@ class Module:
             if modules is None:
                 raise AttributeError("cannot assign module before Module.__init__() call")
             self._forget(name, "_parameters", "_buffers")
-            modules[name] = hooks.registered(hooks.module_registration, self, name, value)
+            modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif modules is not None and name in modules:
             if value is not None:
                 raise TypeError(
                     f"cannot assign '{torch.typename(value)}' as child module '{name}'"
                     " (torch.nn.Module or None expected)"
                 )
-            modules[name] = hooks.registered(hooks.module_registration, self, name, value)
+            modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif isinstance(value, Buffer) or (buffers is not None and name in buffers):
             self._set_buffer(name, value)
         elif _is_torch_module(value):
@@ -635,10 +649,10 @@ class Module:
             or self._backward_pre_hooks
             or self._forward_hooks
             or self._forward_pre_hooks
-            or global_forward
-            or global_forward_pre
-            or global_backward
-            or global_backward_pre
+            or _global_backward_pre_hooks
+            or _global_backward_hooks
+            or _global_forward_hooks
+            or _global_forward_pre_hooks
         ):
             return self.forward(*args, **kwargs)
         return hooks.call_with_hooks(self, args, kwargs)
