@@ -50,7 +50,7 @@ def test_operations_listed_as_recorded_are():
         "pow": (2,), "clamp": (0,), "clamp_min": (0,), "clamp_max": (0,), "matmul": (p,),
         "mm": (p,), "add": (1,), "sub": (1,), "mul": (2,), "div": (2,), "view": (4,),
         "reshape": (4,), "unflatten": (0, (1, 2)), "unsqueeze": (0,), "transpose": (0, 1),
-        "permute": (1, 0), "expand": (2, 2), "to": (torch.float64,),
+        "maximum": (p,), "minimum": (p,), "where": (p > 0, p), "permute": (1, 0), "expand": (2, 2), "to": (torch.float64,),
     }  # fmt: skip
     for name in names:
         if name in ("cat", "stack"):

@@ -1,6 +1,6 @@
 """Backward rules of the tensor operations that stand between modules."""
 
-from . import arithmetic, matmul, reduction, shape
+from . import arithmetic, elementwise, matmul, reduction, shape
 from .registry import RULES, Rule, composite, inplace, refusal, rule
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Rule",
     "arithmetic",
     "composite",
+    "elementwise",
     "inplace",
     "matmul",
     "reduction",
