@@ -8,14 +8,13 @@ import warnings
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
 from .rules import RULES, Rule, rule
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
-from .rules.matmul import matmul
+from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.reduction import Sum
-from .rules.registry import NAMED
+from .rules.registry import NAMED, unplaced
 from .rules.shape import broadcast_tensors
 from .tape import record
 
@@ -45,33 +44,45 @@ class Linear(Rule):
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
         if not isinstance(input, T) or not isinstance(weight, T) or input.dim() == 0:
-            torch._C._nn.linear(input, weight, bias)  # raises PyTorch's error
-        # W is kept whether or not X needs a gradient (it is there anyway), so that
-        # Module.backward can give the gradient for an input that does not require one.
-        ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight)
-        ctx.bias_shape = None if bias is None else bias.shape
-        if bias is not None and input.dim() == 2:
+            raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
+        shape = input.shape
+        ctx.input_shape, ctx.bias_shape = shape, None if bias is None else bias.shape
+        ctx.batched = False  # multiplied batch by batch, as torch.matmul does with some strides
+        need_w = ctx.needs_input_grad[2]
+        rows = input
+        if bias is not None and len(shape) == 2:
             ctx.label = "AddmmBackward0"
-            return torch.addmm(bias, input, weight.t())
-        ctx.input_shape = shape = input.shape
-        if bias is not None and bias.dim() == 1 and input.is_contiguous():
+            y = torch.addmm(bias, input, weight.t())
+        elif bias is not None and bias.dim() == 1 and input.is_contiguous():
             ctx.label = "ViewBackward0"
             rows = input.view(shape[:-1].numel(), shape[-1])
-            return torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
-        product = torch.matmul(input, weight.t())
-        if bias is None:
+            y = torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
+        else:
+            if len(shape) > 2 and need_w:
+                # What torch.matmul does with a weight that requires grad; to it, W does not.
+                rows = input.reshape(shape[:-1].numel(), shape[-1])
+                y = rows.mm(weight.t()).view(*shape[:-1], weight.shape[0])
+            else:
+                ctx.batched = len(shape) > 2 and not rows_of_one_matrix(input)
+                rows = input.unsqueeze(0) if len(shape) == 1 else input
+                y = torch.matmul(input, weight.t())
             names = {1: "SqueezeBackward4", 2: "MmBackward0"}
-            ctx.label = names.get(input.dim(), "UnsafeViewBackward0")
-            return product
-        ctx.label = "AddBackward0"
-        return product.add_(bias)
+            ctx.label = names.get(len(shape), "UnsafeViewBackward0")
+            if bias is not None:
+                ctx.label = "AddBackward0"
+                y.add_(bias)
+        # W is kept whether or not X needs a gradient (it is there anyway), so that
+        # Module.backward can give the gradient for an input that does not require one.
+        ctx.save_for_backward(rows if need_w else None, weight)
+        ctx.by_columns = rows.dim() == 2 and _by_columns(rows)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
         need_b, need_x, need_w = ctx.needs_input_grad
         db = dx = dw = None
         flat = g.dim() == 2
-        rows = g if flat else g.reshape(-1 if g.numel() else g.shape[:-1].numel(), g.shape[-1])
+        rows = g if flat else g.reshape(g.shape[:-1].numel(), g.shape[-1])
         if need_b:
             if ctx.bias_shape != rows.shape[1:]:
                 db = g  # a bias that was broadcast: the walk sums
@@ -81,23 +92,29 @@ class Linear(Rule):
                 db = rows.sum(0)
         if need_x:
             w = ctx.saved(1, via="AsStrided")
-            x = ctx._saved[0]
-            if flat and x is not None and _by_columns(x):
-                dx = w.t().mm(rows.t()).t()  # stored by columns, as X is
+            if ctx.batched:
+                dx = _batched_input_grad(g, w)
             else:
-                dx = rows.mm(w)
+                # Stored by columns if X is.
+                dx = w.t().mm(rows.t()).t() if ctx.by_columns else rows.mm(w)
                 if not flat:
                     dx = dx.view(ctx.input_shape)
         if need_w:
             x = ctx.saved(0)
-            if not flat:
-                x = x.reshape(rows.shape[0], x.shape[-1])
             w = ctx._saved[1]
             if w.stride() == (w.shape[1], 1):
                 dw = rows.t().mm(x)
             else:
                 dw = x.t().mm(rows).t()  # stored by columns, as W is
         return db, dx, dw
+
+
+def _batched_input_grad(g: T, w: T) -> T:
+    """dX = G W for each matrix of the batch."""
+    *batch, n, out = g.shape
+    count = torch.Size(batch).numel()
+    dx = g.reshape(count, n, out).bmm(w.expand(count, *w.shape))
+    return dx.view(*batch, n, w.shape[1])
 
 
 def _by_columns(x: T) -> bool:
@@ -117,8 +134,7 @@ RULES[torch._C._nn.linear] = linear
 def _linear_vector(input: T, weight: T, bias: T | None) -> T:
     """A weight that is a vector: y = x . w + b"""
     if weight.dim() != 1 or not isinstance(input, T) or input.dim() == 0:
-        with DisableTorchFunctionSubclass():
-            return torch._C._nn.linear(input, weight, bias)  # raises PyTorch's error
+        raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
     product = matmul(input, weight)
     return product if bias is None else record(Add, (product, bias))[0]
 

@@ -323,10 +323,17 @@ def record(
         if inplace is None:
             out = _forward(node, function, args)
         else:
-            # What is saved of the first argument is its value before the change.
-            _forward(node, function, (args[0].clone(), *args[1:]))
+            # What is saved of the first argument is its value before the change; where the
+            # result is saved, it is the changed tensor, which may not be changed again.
+            try:
+                result = _forward(node, function, (args[0].clone(), *args[1:]))
+            except (RuntimeError, TypeError):
+                inplace()  # raises the in-place operation's own error
+                raise
             out = inplace()
             node.dirty = (out,)
+            if node._saved and _among(result, node._saved):
+                node.save_for_backward(*[out if t is result else t for t in node._saved])
         node.edges = edges
         if isinstance(out, tuple | list):
             if tracked:
@@ -420,13 +427,7 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...]) -> Any:
         # An output that is saved would keep itself alive: save an alias of it.
         alias = out.detach()
         alias._alias_of_output = True
-        version = out._version
-        saved = [
-            (alias, version) if t is out else (t, v)
-            for t, v in zip(node._saved, node._versions, strict=True)
-        ]
-        node._saved = tuple([t for t, _ in saved])
-        node._versions = tuple([v for _, v in saved])
+        node._saved = tuple([alias if t is out else t for t in node._saved])
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = _tensor.Tensor
     out._node = node

@@ -84,6 +84,8 @@ class Tensor(torch.Tensor):
 
     @property
     def grad_fn(self) -> "_tape.Node | None":  # type: ignore[override]
+        if self._view_of is not None:
+            _tape.edge_of(self)  # refuses a view whose base was changed in place
         return self._node
 
     @property
@@ -124,11 +126,12 @@ class Tensor(torch.Tensor):
         """Fill `.grad` of this non-leaf in backward too."""
         if not self.requires_grad:
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-        if self._node is None:
+        node = self.grad_fn
+        if node is None:
             return
-        if self._node.retained is None:
-            self._node.retained = {}
-        self._node.retained[self._output_nr] = weakref.ref(self)
+        if node.retained is None:
+            node.retained = {}
+        node.retained[self._output_nr] = weakref.ref(self)
 
     def backward(  # type: ignore[override]
         self,

@@ -79,11 +79,14 @@ class Mul(Rule):
         if isinstance(other, T):
             ctx.save_for_backward(input if needs[1] else None, other if needs[0] else None)
             ctx.other = None  # type: ignore[attr-defined]
+        else:
+            ctx.save_for_backward(None)  # PyTorch saves a number as a tensor, and frees it
         return torch.mul(input, other)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx.other is not None:
+            ctx.saved(0)
             return g * ctx.other, None
         x, y = ctx.saved_tensors
         return g * y if ctx.needs_input_grad[0] else None, (
@@ -107,6 +110,8 @@ class Div(Rule):
             needs = ctx.needs_input_grad or (False, False)
             ctx.save_for_backward(input if needs[1] else None, other)
             ctx.other = None  # type: ignore[attr-defined]
+        else:
+            ctx.save_for_backward(None)
         return torch.div(input, other)
 
     @staticmethod
@@ -115,6 +120,7 @@ class Div(Rule):
             zero = torch.zeros_like(g)
             return zero, zero if ctx.needs_input_grad[1] else None, None
         if ctx.other is not None:
+            ctx.saved(0)
             return g / ctx.other, None, None
         x, y = ctx.saved_tensors
         return (

@@ -6,7 +6,7 @@ import torch
 
 from ..tape import record
 from . import shape
-from .registry import Rule, composite, rule
+from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
 
@@ -111,9 +111,14 @@ def _should_fold(a: T, b: T) -> bool:
         return True
     if a.dim() == 2:
         return False
-    sizes, strides = large.shape, large.stride()
-    return large.numel() == 0 or all(
-        strides[i] == strides[i + 1] * sizes[i + 1] for i in range(large.dim() - 2)
+    return rows_of_one_matrix(large)
+
+
+def rows_of_one_matrix(x: T) -> bool:
+    """Can all dimensions but the last be seen as one, without a copy?"""
+    sizes, strides = x.shape, x.stride()
+    return x.numel() == 0 or all(
+        strides[i] == strides[i + 1] * sizes[i + 1] for i in range(x.dim() - 2)
     )
 
 
@@ -123,7 +128,7 @@ def matmul(input: T, other: T) -> T:
     a, b = input, other
     n, m = a.dim(), b.dim()
     if n == 0 or m == 0:
-        return torch.matmul(a.detach(), b.detach())  # raises PyTorch's error
+        raise unplaced(torch.matmul, (input, other), {})
     if n == 1 and m == 1:
         return record(Dot, (a, b))[0]
     if n == 2 and m == 1:
@@ -132,6 +137,12 @@ def matmul(input: T, other: T) -> T:
         return shape.squeeze_product(_mm(shape.unsqueeze(a, 0), b), 0)
     if n == 2 and m == 2:
         return _mm(a, b)
+    if n == 3 and m == 3:
+        # A batch of one is one matrix for all: its gradient need not be expanded.
+        if a.shape[0] > 1 and b.shape[0] == 1 and b.requires_grad:
+            return matmul(a, shape.squeeze(b, 0))
+        if b.shape[0] > 1 and a.shape[0] == 1 and a.requires_grad:
+            return matmul(shape.squeeze(a, 0), b)
     if _should_fold(a, b):
         if n >= m:
             large, small = a, b
@@ -146,7 +157,10 @@ def matmul(input: T, other: T) -> T:
     # Batches of matrices: broadcast the batch dimensions, multiply them one by one.
     rows_a = a.shape[-2] if n > 1 else 1
     cols_b = b.shape[-1] if m > 1 else 1
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    try:
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except RuntimeError:
+        raise unplaced(torch.matmul, (input, other), {}) from None
     a3 = a if n > 1 else shape.unsqueeze(a, 0)
     b3 = b if m > 1 else shape.unsqueeze(b, 1)
     a3 = shape.reshape(shape.expand(a3, [*batch, *a3.shape[-2:]]), (_prod(batch), *a3.shape[-2:]))

@@ -186,6 +186,10 @@ class Squeeze(Rule):
         return g.reshape(ctx.shape), None
 
 
+def squeeze(input: T, dim: int) -> T:
+    return record(Squeeze, (input, dim))[0]
+
+
 def squeeze_product(input: T, dim: int) -> T:
     """The squeeze that ends a vector-matrix product, under the name PyTorch gives it."""
     out, node = record(Squeeze, (input, dim))
@@ -217,8 +221,10 @@ def transpose(input: T, dim0: int, dim1: int) -> T:
 
 @composite(T.mT.__get__)  # type: ignore[attr-defined]
 def mT(input: T) -> T:
-    if input.dim() < 2:
-        return input.detach().mT  # raises PyTorch's error
+    if input.dim() == 0:
+        return input
+    if input.dim() == 1:
+        raise unplaced(T.mT.__get__, (input,), {})  # type: ignore[attr-defined]
     return transpose(input, -2, -1)
 
 
@@ -346,13 +352,13 @@ class Index(Rule):
     def forward(ctx: Any, input: T, index: Any) -> T:
         ctx.shape = input.shape
         places = torch.arange(input.numel(), device=input.device).view(input.shape)
-        ctx.places = places[index]  # fixed now: the index may change later
+        ctx.save_for_backward(places[index])
         return input[index]
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        dx.view(-1).index_put_((ctx.places.reshape(-1),), g.reshape(-1), accumulate=True)
+        dx.view(-1).index_put_((ctx.saved(0).reshape(-1),), g.reshape(-1), accumulate=True)
         return dx, None
 
 
@@ -370,8 +376,9 @@ def _is_basic(index: Any) -> bool:
 def getitem(input: T, index: Any) -> T:
     parts = index if isinstance(index, tuple) else (index,)
     if all(_is_basic(p) for p in parts):
-        as_numbers = tuple(int(p) if isinstance(p, T) else p for p in parts)
-        return record(Basic, (input, as_numbers))[0]
+        if any(isinstance(p, T) for p in parts):  # their values now, not later
+            index = tuple(int(p) if isinstance(p, T) else p for p in parts)
+        return record(Basic, (input, index))[0]
     return record(Index, (input, index))[0]
 
 

@@ -1,0 +1,9 @@
+"""A short run of the search for programs that the two backends do not run alike."""
+
+from .search import search
+
+
+def test_made_up_programs_run_alike():
+    programs, refused = search(300, derandomize=True)
+    assert programs == 300
+    assert refused < 300, "most of what is made up must be run, not refused"
