@@ -84,7 +84,7 @@ def normal(message: str) -> str:
     """A message without what may differ: addresses, package names, where C++ warned from."""
     message = re.sub(r" \(Triggered internally at .*\)", "", message, flags=re.S)
     message = re.sub(r"0x[0-9a-f]+", "0x", message)
-    message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.tensor\.", "", message)
+    message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
     return re.sub(r"\btorch\.(nn|optim)\b|\bnnmirror(\.optim)?\b", "nnmirror", message).strip()
 
 

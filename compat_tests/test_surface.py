@@ -35,7 +35,7 @@ def shape_of(function):
         return None
     text = str(signature)
     # The same types, spelled from different modules.
-    text = re.sub(r"torch\.nn\.parameter\.|nnmirror\.tensor\.", "", text)
+    text = re.sub(r"torch\.nn\.parameter\.|nnmirror\.parameter\.", "", text)
     text = re.sub(r"ForwardRef\('(\w+)'\)", r"\1", text)
     return text.replace("'", "").replace("Optional[Module]", "Module | None")
 
@@ -96,6 +96,13 @@ def test_both_spellings_of_the_import():
     assert same_nn is nn
     assert F is nn.functional is nnmirror.functional
     assert nn.functional.relu is F.relu
+    from nnmirror.nn.modules.linear import Linear
+    from nnmirror.nn.parameter import Parameter
+    from nnmirror.nn.utils import clip_grad_norm_
+
+    assert Linear is nn.Linear
+    assert Parameter is nn.Parameter
+    assert clip_grad_norm_ is nn.utils.clip_grad_norm_
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "LSTM", "DataParallel"])

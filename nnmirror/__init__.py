@@ -8,7 +8,7 @@ for bit; no autograd runs.
 
 import sys
 
-from . import functional, init, modules, optim, utils
+from . import functional, init, modules, optim, parameter, utils
 from ._missing import missing
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import (
@@ -27,8 +27,9 @@ from .modules import (
     Tanh,
     Unflatten,
 )
+from .parameter import Buffer, Parameter
 from .tape import Function
-from .tensor import Buffer, Parameter, Tensor
+from .tensor import Tensor
 from .walk import grad
 
 __version__ = "0.1.0"
@@ -61,16 +62,17 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "parameter",
     "set_grad_enabled",
     "utils",
 ]
 
 # `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of
-# torch.nn are this package's own.
+# torch.nn are this package's own, and each module is there once, whichever way it is named.
 nn = sys.modules[__name__]
+for _name in [name for name in sys.modules if name.startswith(f"{__name__}.")]:
+    sys.modules[f"{__name__}.nn" + _name.removeprefix(__name__)] = sys.modules[_name]
 sys.modules[f"{__name__}.nn"] = nn
-for _name in ("functional", "init", "modules", "utils"):
-    sys.modules[f"{__name__}.nn.{_name}"] = globals()[_name]
 
 
 __getattr__ = missing(__name__, modules.__all__)

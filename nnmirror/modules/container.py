@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from ..tensor import Parameter
+from ..parameter import Parameter
 from .explicit import Chain
 from .module import Module, indent, is_parameter, keeps_call
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import init
-from ..tensor import Parameter
+from ..parameter import Parameter
 from .layer import Layer
 from .module import keeps_call
 

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import tape
 from ..grad_mode import no_grad
-from ..tensor import Buffer, Parameter
+from ..parameter import Buffer, Parameter
 from . import hooks
 from .explicit import Call, Traced
 from .hooks import (
