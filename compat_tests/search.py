@@ -154,13 +154,13 @@ class Refused(Exception):
 
 
 def message(error: Exception) -> str:
-    """The message, without the operation that is said to have made a tensor changed in place.
+    """The message, without which tensor is said to have been changed in place.
 
-    PyTorch names the last operation on the tensor, the mirror the one whose node saved it:
-    after several changes in place these differ. compat_tests/test_tape.py compares the
+    Where several saved tensors were changed, or one several times, PyTorch names the first
+    that its generated code unpacks, and the last operation on it. test_tape.py compares the
     whole message where there is one change.
     """
-    return re.sub(r", which is output \d+ of \w+,", "", normal(str(error)))
+    return re.sub(r"(modified by an inplace operation): .*", r"\1", normal(str(error)))
 
 
 def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -212,6 +212,10 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         pool = [nn.functional.leaky_relu(x, 1.0) for x in leaves]
         for place, (name, i, j) in enumerate(program["body"]):
             a, b = pool[i % len(pool)], pool[j % len(pool)]
+            if name == "change detached" and program["retain_grad"]:
+                # PyTorch redoes the grad_fn of a view after any change of its base, recorded
+                # or not, and the gradient is then retained where nothing arrives.
+                continue
 
             def act(name: str = name, a: Any = a, b: Any = b) -> Any:
                 if name in UNARY:
@@ -251,7 +255,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                 return log
         grads = [p.grad for p in params]
         if program["retain_grad"]:
-            grads += [t.grad for t in kept]
+            grads += [t.grad for t in kept if t.retains_grad]
         log.append(
             [None if g is None else g.detach().clone() for g in [*grads, *(x.grad for x in leaves)]]
         )

@@ -201,6 +201,11 @@ class Tensor(torch.Tensor):
             self.numpy()
         return self.detach().__array__(*args, **kwargs)
 
+    def as_subclass(self, cls: Any) -> Any:
+        if self.requires_grad:  # torch does not ask __torch_function__ about this one
+            return dispatch(torch.Tensor.as_subclass, (self, cls), {})
+        return torch.Tensor.as_subclass(self, cls)
+
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
