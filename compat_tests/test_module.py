@@ -438,6 +438,8 @@ def test_monkey_patched_forward(nn, optim):
 def test_compile_is_refused():
     with pytest.raises(NotImplementedError, match="compile"):
         nnmirror.Linear(1, 1).compile()
+    with pytest.raises(NotImplementedError, match="torch.jit cannot script"):
+        torch.jit.script(nnmirror.Linear(1, 1))
 
 
 def test_a_torch_module_inside_is_refused():

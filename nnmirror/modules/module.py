@@ -659,6 +659,13 @@ class Module:
 
     __call__: Callable[..., Any] = _call_impl
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refused: what torch.jit.script asks for first."""
+        raise NotImplementedError(
+            "nnmirror: torch.jit cannot script a mirrored module; load its state_dict into the"
+            " torch.nn model and script that"
+        )
+
     def compile(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Refused: torch.compile traces PyTorch's own modules, not the mirror's tape."""
         raise NotImplementedError(
