@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
 from .rules import RULES, Rule, rule
@@ -44,6 +45,10 @@ class Linear(Rule):
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
         if not isinstance(input, T) or not isinstance(weight, T) or input.dim() == 0:
+            raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
+        if weight.dim() != 2:
+            if weight.dim() == 1:
+                raise _VectorWeight
             raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
         shape = input.shape
         ctx.input_shape, ctx.bias_shape = shape, None if bias is None else bias.shape
@@ -123,20 +128,18 @@ def _by_columns(x: T) -> bool:
 
 def linear(input: T, weight: T, bias: T | None = None) -> T:
     """`input @ weight.T + bias`; see `Linear` for shapes and gradients."""
-    if isinstance(weight, T) and weight.dim() != 2:
-        return _linear_vector(input, weight, bias)
-    return record(Linear, (bias, input, weight))[0]
+    try:
+        return record(Linear, (bias, input, weight))[0]
+    except _VectorWeight:
+        product = matmul(input, weight)
+        return product if bias is None else record(Add, (product, bias))[0]
+
+
+class _VectorWeight(Exception):
+    """The weight is a vector: y = x . w + b is another operation."""
 
 
 RULES[torch._C._nn.linear] = linear
-
-
-def _linear_vector(input: T, weight: T, bias: T | None) -> T:
-    """A weight that is a vector: y = x . w + b"""
-    if weight.dim() != 1 or not isinstance(input, T) or input.dim() == 0:
-        raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
-    product = matmul(input, weight)
-    return product if bias is None else record(Add, (product, bias))[0]
 
 
 @rule(torch.tanh, T.tanh)
@@ -368,8 +371,10 @@ def warn_if_sizes_differ(input: T, target: T) -> None:
         for pair in zip(input, target, strict=False):
             warn_if_sizes_differ(*pair)
         return
-    if target.size() != input.size():
-        warnings.warn(_SIZES_DIFFER.format(target.size(), input.size()), stacklevel=3)
+    with DisableTorchFunctionSubclass():  # a tracked tensor is slow to ask
+        sizes = target.size(), input.size()
+    if sizes[0] != sizes[1]:
+        warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=3)
 
 
 def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:

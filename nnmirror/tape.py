@@ -191,6 +191,13 @@ class Node:
         )
 
 
+class _Unrecorded(Node):
+    """The ctx of a call with grad mode off: it saves nothing."""
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
+        return
+
+
 def _short(name: str) -> str:
     """A node's name as PyTorch's messages give it."""
     return re.sub(r"Backward\d*$", "", name)
@@ -287,7 +294,7 @@ def record(
         with DisableTorchFunctionSubclass():
             if inplace is not None:
                 return inplace(), None
-            node = Node(function)
+            node: Node = _Unrecorded(function)
             node.needs_input_grad = (False,) * len(args)
             if not torch.is_grad_enabled():
                 return _forward(node, function, args), None

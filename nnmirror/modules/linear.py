@@ -74,8 +74,6 @@ class Linear(Layer):
 
     @keeps_call
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dim() != 2:
-            return F.linear(input, self.weight, self.bias)
         return self._run(F.Linear, self.bias, input, self.weight)
 
     def extra_repr(self) -> str:
