@@ -234,6 +234,35 @@ def test_legacy_backward_hook(nn, optim):
     return log, x.grad
 
 
+RETURNS = {
+    "too few": lambda g: g[:-1],
+    "too many": lambda g: g + g,
+    "another shape": lambda g: (g[0][:1],),
+    "no tensor": lambda g: (3,),
+    "no tuple": lambda g: g[0] * 2,
+    "a list": lambda g: [g[0] * 2],
+    "another dtype": lambda g: (g[0].double(),),
+    "nothing": lambda g: (None,),
+    "the double": lambda g: (g[0] * 2,),
+}
+
+
+@pytest.mark.parametrize("kind", ["legacy", "node", "node before"])
+@pytest.mark.parametrize("name", RETURNS)
+@parity
+def test_what_a_hook_at_a_node_may_return(nn, optim, name, kind):
+    m, x = nn.Tanh(), torch.randn(3, requires_grad=True)
+    if kind == "legacy":
+        m.register_backward_hook(lambda m, gi, go: RETURNS[name](gi))
+    y = m(nn.functional.relu(x))
+    if kind == "node":
+        y.grad_fn.register_hook(lambda gi, go: RETURNS[name](gi))
+    if kind == "node before":
+        y.grad_fn.register_prehook(RETURNS[name])
+    y.sum().backward()
+    return x
+
+
 @parity
 def test_legacy_backward_hook_warns(nn, optim):
     class Two(nn.Module):

@@ -182,6 +182,9 @@ REFUSALS = {
     "meta to cpu": lambda nn: nn.Linear(1, 1, device="meta").to("cpu"),
     "extra state": lambda nn: nn.Module().get_extra_state(),
     "set extra state": lambda nn: nn.Module().set_extra_state(1),
+    "xpu": lambda nn: nn.Linear(1, 1).xpu(),
+    "ipu": lambda nn: nn.Linear(1, 1).ipu(),
+    "mtia": lambda nn: nn.Linear(1, 1).mtia(),
     "cuda": lambda nn: nn.Linear(1, 1).cuda() if not torch.cuda.is_available() else None,
 }
 

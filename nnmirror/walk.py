@@ -268,21 +268,42 @@ def _run_tensor_hooks(
     for hook in tuple(hooks.values()) if hooks else ():
         with _EnableTorchFunction(), torch.no_grad(), no_grad():
             result = hook(grad)
-        if result is None:
-            continue
-        if not isinstance(result, torch.Tensor):
-            raise TypeError(f"expected Variable, but hook returned '{torch.typename(result)}'")
+        if result is not None:
+            grad = _replacement(hook, grad, result)
+    return grad
+
+
+def _hook_name(hook: Any) -> str:
+    return getattr(hook, "__name__", "unknown")
+
+
+def _replacement(hook: Any, grad: Any, result: Any) -> Any:
+    """What a hook returned in place of `grad`, checked."""
+    if result is None or result is grad:
+        return result
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")
+    if grad is not None:
         if result.dtype is not grad.dtype:
             raise RuntimeError(
-                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the type of value"
+                f"hook '{_hook_name(hook)}' has changed the type of value"
                 f" (was {torch.Tensor.type(grad)} got {torch.Tensor.type(result)})"
             )
         if result.shape != grad.shape:
-            raise RuntimeError(
-                f"hook '{getattr(hook, '__name__', 'unknown')}' has changed the size of value"
-            )
-        grad = result.detach() if result.requires_grad else result
-    return grad
+            raise RuntimeError(f"hook '{_hook_name(hook)}' has changed the size of value")
+    return result.detach() if result.requires_grad else result
+
+
+def _replacements(hook: Any, grads: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
+    """What a node's hook returned in place of its gradients, checked."""
+    if not isinstance(result, tuple):
+        raise TypeError(f"expected tuple, but hook returned '{type(result).__name__}'")
+    if len(result) != len(grads):
+        raise RuntimeError(
+            f"hook '{_hook_name(hook)}' has returned an incorrect number of values"
+            f" (got {len(result)}, but expected {len(grads)})"
+        )
+    return tuple(_replacement(hook, g, r) for g, r in zip(grads, result, strict=True))
 
 
 def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
@@ -303,7 +324,7 @@ def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[to
         for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
             result = hook(tuple(slots))
             if result is not None:
-                slots = list(result) if isinstance(result, tuple) else [result]
+                slots = list(_replacements(hook, tuple(slots), result))
     return slots
 
 
@@ -312,11 +333,11 @@ def _run_posthooks(
 ) -> list[torch.Tensor | None]:
     with _EnableTorchFunction(), torch.no_grad(), no_grad():
         for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
-            result = hook(tuple(results[i] for i in node.places), tuple(slots))
+            grads = tuple(results[i] for i in node.places)
+            result = hook(grads, tuple(slots))
             if result is None:
                 continue
-            result = result if isinstance(result, tuple) else (result,)
-            for place, grad in zip(node.places, result, strict=False):
+            for place, grad in zip(node.places, _replacements(hook, grads, result), strict=True):
                 results[place] = grad
     return results
 
