@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -308,8 +310,9 @@ def test_grad_function(nn, optim):
     found = take(y.sum(), [x, h, net[0].weight], retain_graph=True)
     more = take([y, h], x, grad_outputs=[torch.randn(4, 1), torch.randn(4, 3)], retain_graph=True)
     unused = take(y.sum(), [nn.Linear(2, 2).weight, x], allow_unused=True, retain_graph=True)
-    zeros = take(y.sum(), nn.Parameter(torch.ones(2)), materialize_grads=True)
-    return found, more, unused, zeros, dict(net.named_parameters())
+    zeros = take(y.sum(), nn.Parameter(torch.ones(2)), materialize_grads=True, retain_graph=True)
+    twice = take(y.sum(), [x, h, x])
+    return found, more, unused, zeros, twice, dict(net.named_parameters())
 
 
 ERRORS = {
@@ -421,6 +424,46 @@ def test_weights_change_between_forward_and_backward_where_not_saved(nn, optim):
         layer.weight.add_(1)
     y.sum().backward()
     return dict(layer.named_parameters())
+
+
+@parity
+def test_frozen_between_forward_and_backward(nn, optim):
+    layer = nn.Linear(3, 3)
+    y = layer(torch.ones(1, 3))
+    layer.weight.requires_grad_(False)
+    y.sum().backward()
+    return dict(layer.named_parameters())
+
+
+@parity
+def test_backward_inside_a_hook(nn, optim):
+    p, q = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+    y, modes = nn.functional.tanh(p), []
+
+    def hook(g):
+        modes.append(torch.is_grad_enabled())
+        modes.append((nn.functional.tanh(q) * 2).requires_grad)
+        with torch.enable_grad():
+            nn.functional.tanh(q).sum().backward()
+
+    y.register_hook(hook)
+    y.sum().backward()
+    return p, q, modes
+
+
+def test_converting_to_a_number_warns_once():
+    """As PyTorch's, but for where it is raised from: one warning a process."""
+    code = "import sys, warnings, torch; nn = __import__(sys.argv[1], fromlist=['x']); "
+    code += "y = nn.functional.tanh(nn.Parameter(torch.ones(1)))\n"
+    code += "with warnings.catch_warnings(record=True) as w:\n warnings.simplefilter('always')\n"
+    code += " print(float(y), int(y), complex(y), y.item())\n"
+    code += "print([str(x.message).split(' (Trig')[0] for x in w])"
+    said = [
+        subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        for name in ("torch.nn", "nnmirror")
+    ]
+    assert said[0].stdout == said[1].stdout, said[1].stderr
+    assert "Converting a tensor" in said[0].stdout
 
 
 @parity

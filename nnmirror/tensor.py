@@ -32,6 +32,9 @@ def _suffixed(text: str, suffix: str) -> str:
     return f"{text}, {suffix})"
 
 
+_to_warn_of_numbers = [True]
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
     raise RuntimeError("nnmirror.rules is not loaded")
@@ -210,6 +213,25 @@ class Tensor(torch.Tensor):
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
         return self.detach().__dlpack__(*args, **kwargs)
+
+    def _to_number(self, kind: Any) -> Any:
+        if self.requires_grad and _to_warn_of_numbers:
+            _to_warn_of_numbers.clear()  # once, as PyTorch
+            warnings.warn(
+                "Converting a tensor with requires_grad=True to a scalar may lead to unexpected"
+                " behavior.\nConsider using tensor.detach() first.",
+                stacklevel=3,
+            )
+        return kind(self.detach())
+
+    def __float__(self) -> float:
+        return self._to_number(float)
+
+    def __int__(self) -> int:
+        return self._to_number(int)
+
+    def __complex__(self) -> complex:
+        return self._to_number(complex)
 
     # -- printing, copying, pickling -------------------------------------------------------
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
 
 from . import tape as _tape
 from . import tensor as _tensor
-from .grad_mode import no_grad
+from .grad_mode import set_grad_enabled
 
 # The tensor's own accessor. Tensor overrides `grad` with a property for its users; the
 # walk, behind DisableTorchFunctionSubclass, reads and writes underneath it.
@@ -39,8 +40,8 @@ def walk(
     """
     counts, order = _dependencies(edges)
     captured = only or stop or ()
-    wanted = {(id(t), n): i for i, (t, n) in enumerate(captured)}
-    found: list[torch.Tensor | None] = [None] * len(captured)
+    wanted = {(id(t), n) for t, n in captured}
+    found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
     if only is not None:
         reaches = {id(t) for t, _ in only}
@@ -74,7 +75,7 @@ def walk(
         if slots[0] is None:
             return
         if (key, 0) in wanted:
-            found[wanted[key, 0]] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+            found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None:
             unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
             _finish_leaf(target, slots[0], unshared, to_torch)
@@ -89,7 +90,7 @@ def walk(
                 _run_output_hooks(node, slots)
             for i in range(len(slots)) if wanted else ():
                 if (id(node), i) in wanted:
-                    found[wanted[id(node), i]] = slots[i]
+                    found[id(node), i] = slots[i]
                     if stop is not None:
                         slots[i] = None
             if reaches is not None and not any(
@@ -118,7 +119,7 @@ def walk(
             tensor.backward(grad, retain_graph=True)
         for tensor, grad in to_torch[-1:]:
             tensor.backward(grad, retain_graph=retain_graph)
-    return found
+    return [found.get((id(t), n)) for t, n in captured]
 
 
 def _dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
@@ -243,15 +244,27 @@ def _finish_leaf(
         # A tensor of torch's own with a graph or a hook: torch's engine takes it from here.
         to_torch.append((leaf, grad))
         return
+    if not leaf.requires_grad:
+        return  # frozen since the forward
     hooks = _leaf_hooks(leaf)
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)
         unshared = False
     accumulate(leaf, grad, may_keep=unshared)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        with _EnableTorchFunction(), torch.no_grad(), no_grad():
+        with _in_a_hook():
             for hook in tuple(leaf._post_accumulate_hooks.values()):
                 hook(leaf)
+
+
+@contextlib.contextmanager
+def _in_a_hook() -> Iterator[None]:
+    """A hook is a user's code: tracked tensors are that again, and grad mode is off.
+
+    Off as torch's is, so that a hook may switch it on with `torch.enable_grad()`.
+    """
+    with _EnableTorchFunction(), torch.no_grad(), set_grad_enabled(None):
+        yield
 
 
 # -- hooks -------------------------------------------------------------------------------
@@ -266,7 +279,7 @@ def _run_tensor_hooks(
 ) -> torch.Tensor:
     """Call each hook with the gradient; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
-        with _EnableTorchFunction(), torch.no_grad(), no_grad():
+        with _in_a_hook():
             result = hook(grad)
         if result is not None:
             grad = _replacement(hook, grad, result)
@@ -320,7 +333,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
 
 
 def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    with _EnableTorchFunction(), torch.no_grad(), no_grad():
+    with _in_a_hook():
         for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
             result = hook(tuple(slots))
             if result is not None:
@@ -331,7 +344,7 @@ def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[to
 def _run_posthooks(
     node: _tape.Node, results: list[torch.Tensor | None], slots: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    with _EnableTorchFunction(), torch.no_grad(), no_grad():
+    with _in_a_hook():
         for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
             grads = tuple(results[i] for i in node.places)
             result = hook(grads, tuple(slots))
