@@ -342,17 +342,17 @@ def record(
             if node._saved and _among(result, node._saved):
                 node.save_for_backward(*[out if t is result else t for t in node._saved])
         node.edges = edges
-        if isinstance(out, tuple | list):
-            if tracked:
-                node.sequence = next(_sequence)
-                made = [_track(node, i, o, args) for i, o in enumerate(out)]
-                out = made if isinstance(out, list) else tuple(made)
-            node.outputs = [meta_of(o) for o in out]
-            return out, node
-        node.outputs = [meta_of(out)]
+        many = isinstance(out, tuple | list)
         if tracked:
             node.sequence = next(_sequence)
-            out = _track(node, 0, out, args)
+            if many:
+                made = [_track(node, i, o, args) for i, o in enumerate(out)]
+                out = made if isinstance(out, list) else tuple(made)
+            else:
+                out = _track(node, 0, out, args)
+        # What was marked is an output, which leads to the node: kept, it would be a cycle.
+        node.dirty = node.non_differentiable = ()
+        node.outputs = [meta_of(o) for o in out] if many else [meta_of(out)]
         return out, node
 
 
