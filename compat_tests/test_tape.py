@@ -46,7 +46,8 @@ GLUE = {
     "sum function": lambda a, b: torch.sum(a, [1]),
     "mean": lambda a, b: a.mean(),
     "mean dim": lambda a, b: a.mean(1, True) + torch.mean(a, (0, 1)),
-    "exp": lambda a, b: a.exp() + torch.exp(b).exp_(),
+    "exp": lambda a, b: a.exp() + (torch.exp(b) * 0.1).exp_(),
+    "exp of a saved result": lambda a, b: torch.exp(b).exp_(),
     "log": lambda a, b: (a * a).log() + torch.log((b * b).add_(1)),
     "log of negatives": lambda a, b: a.log(),
     "log1p": lambda a, b: torch.log1p(a * a),
@@ -158,6 +159,16 @@ def _total(a, b):
 def _two_layers(nn, x, op):
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     return first, second, op(first(x), second(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", GLUE)
+@parity
+def test_glue_dtypes(nn, optim, name, dtype):
+    leaves = [torch.randn(4, 3).to(dtype).requires_grad_() for _ in range(2)]
+    out = GLUE[name](*[nn.functional.leaky_relu(x, 1.0) for x in leaves])
+    out.backward(torch.randn(out.shape).to(out.dtype))
+    return out, leaves
 
 
 @pytest.mark.parametrize("name", GLUE)

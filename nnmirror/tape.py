@@ -184,9 +184,10 @@ class Node:
             maker = self.name()
         maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
+        kind = torch.Tensor.type(tensor).replace("torch.BFloat16Tensor", "CPUBFloat16Type")
         return (
             "one of the variables needed for gradient computation has been modified by an"
-            f" inplace operation: [{torch.Tensor.type(tensor)} {shape}]{made} is at version"
+            f" inplace operation: [{kind} {shape}]{made} is at version"
             f" {tensor._version}; expected version {expected} instead." + _ANOMALY
         )
 

@@ -207,7 +207,7 @@ class Pow(Rule):
             base = ctx.input
             scale = z * torch.log(torch.tensor(base, dtype=torch.float64)).item()
             if base == 0:
-                return None, torch.where(p >= 0, 0.0, g * scale)
+                scale = torch.where(p >= 0, torch.zeros((), dtype=scale.dtype), scale)
             return None, g * scale
         x, p, z = ctx.saved_tensors
         dx = dp = None

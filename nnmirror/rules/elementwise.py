@@ -177,8 +177,8 @@ class Sigmoid(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
         z = ctx.saved(0)
-        if z.dtype is torch.bfloat16 or z.dtype is torch.float16:
-            wide = z.float()  # the kernel computes these in float32 and rounds once
+        if z.dtype is torch.bfloat16:
+            wide = z.float()  # the kernel computes this one in float32 and rounds once
             return (g.float() * (1 - wide) * wide).to(z.dtype)
         return g * (1 - z) * z
 
