@@ -145,7 +145,7 @@ class Node:
         return self.__dict__.setdefault("_metadata", {})
 
     def __repr__(self) -> str:
-        return f"<{self.name()} object at {id(self):#x}>"
+        return f"<{bare(self.name())} object at {id(self):#x}>"
 
     # -- for the walk ------------------------------------------------------------------
 
@@ -202,6 +202,11 @@ class _Unrecorded(Node):
 def _short(name: str) -> str:
     """A node's name as PyTorch's messages give it."""
     return re.sub(r"Backward\d*$", "", name)
+
+
+def bare(name: str) -> str:
+    """A node's name without the C++ namespace that a few of PyTorch's bear."""
+    return name.removeprefix("torch::autograd::")
 
 
 class AccumulateGrad:
@@ -310,6 +315,7 @@ def record(
         edges: list[Edge | None] = []
         places: list[int] = []
         tracked = False
+        given = args
         for i, arg in enumerate(args):
             edge = None
             if isinstance(arg, torch.Tensor):
@@ -327,7 +333,7 @@ def record(
         if tracked and (function.is_inplace or inplace is not None):
             if is_plain_update(args[0], args[1:]):
                 return (inplace() if inplace else _forward(node, function, args)), None
-            _check_inplace(args[0], edges[0])
+            _views.changed_base(given[0])
         if inplace is None:
             out = _forward(node, function, args)
         else:
@@ -347,10 +353,10 @@ def record(
         if tracked:
             node.sequence = next(_sequence)
             if many:
-                made = [_track(node, i, o, args) for i, o in enumerate(out)]
+                made = [_track(node, i, o, args, True) for i, o in enumerate(out)]
                 out = made if isinstance(out, list) else tuple(made)
             else:
-                out = _track(node, 0, out, args)
+                out = _track(node, 0, out, args, False)
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
         node.outputs = [meta_of(o) for o in out] if many else [meta_of(out)]
@@ -397,12 +403,8 @@ def meta_of(out: Any) -> Any:
 def edge_of(tensor: torch.Tensor) -> Edge:
     if isinstance(tensor, _tensor.Tensor):
         view = tensor._view_of
-        if view is not None and view[0]._node is not view[1]:
-            raise RuntimeError(
-                "nnmirror: this tensor is a view of one that was changed in place after the"
-                " view was made; make the view again from the changed tensor (PyTorch redoes"
-                " the view by itself)"
-            )
+        if view is not None and view[1] != tensor._version:
+            _views.renew(tensor)
         if tensor._node is not None:
             return tensor._node, tensor._output_nr
     return tensor, 0
@@ -415,7 +417,7 @@ def _among(tensor: torch.Tensor, tensors: Any) -> bool:
     return False
 
 
-def _track(node: Node, index: int, out: Any, args: tuple[Any, ...]) -> Any:
+def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`."""
     if not isinstance(out, torch.Tensor):
         return out
@@ -423,12 +425,10 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...]) -> Any:
         return out
     if node.non_differentiable and _among(out, node.non_differentiable):
         return out
-    if node.dirty and _among(out, node.dirty):
-        if isinstance(out, _tensor.Tensor):
-            if out._node is None and out._requires_grad:
-                _check_inplace(out, (out, 0))
-        elif out._is_view():
-            raise RuntimeError(_INPLACE_VIEW)
+    base = None
+    dirty = bool(node.dirty) and _among(out, node.dirty)
+    if dirty:
+        base = _views.changed_base(out)
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
     if node._saved and _among(out, node._saved):
@@ -438,55 +438,22 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...]) -> Any:
         node._saved = tuple([alias if t is out else t for t in node._saved])
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = _tensor.Tensor
-    out._node = node
-    out._output_nr = index
-    if node.function.is_view:
-        base = args[0]
-        if isinstance(base, _tensor.Tensor):
-            out._view_of = base._view_of or (base, base._node)
+    if base is not None:
+        _views.rebase(node, out, base)
+        return out
+    made_by(out, node, index)
+    if not dirty and (node.function.is_view or not node.function.is_rule):
+        out._view_of = _views.view_of(node, out, args[0] if args else None, several)
     return out
 
 
-_INPLACE_VIEW = (
-    "nnmirror: an in-place operation on a view is not mirrored when gradients are recorded;"
-    " use the out-of-place operation, or work on the tensor itself"
-)
-
-
-_INPLACE_CUSTOM = (
-    "Output {} of {} is a view and is being modified inplace. This view was created inside a"
-    " custom Function (or because an input was returned as-is) and the autograd logic to handle"
-    " view+inplace would override the custom backward associated with the custom Function,"
-    " leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning"
-    " the output of the custom Function."
-)
-
-
-def _check_inplace(tensor: torch.Tensor, edge: Edge | None) -> None:
-    """Refuse what PyTorch refuses, and what the tape cannot follow."""
-    if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
-        base, node = tensor._view_of
-        if node is None and base._requires_grad:
-            raise RuntimeError(
-                "a view of a leaf Variable that requires grad is being used in an in-place"
-                " operation."
-            )
-        raise RuntimeError(_INPLACE_VIEW)
-    if edge is not None:
-        if type(edge[0]) is Node and not edge[0].function.is_rule and tensor._is_view():
-            raise RuntimeError(_INPLACE_CUSTOM.format(edge[1], _short(edge[0].name())))
-        if type(edge[0]) is not Node:
-            if edge[0].is_leaf:
-                raise RuntimeError(
-                    "a leaf Variable that requires grad is being used in an in-place operation."
-                )
-            raise RuntimeError(
-                "nnmirror: an in-place operation on a tensor that torch's own autograd made is not"
-                " mirrored; use the out-of-place operation"
-            )
-    elif tensor._is_view() or torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) > 2:
-        # An untracked tensor is about to carry a gradient: views of it would not know.
-        raise RuntimeError(_INPLACE_VIEW)
+def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
+    """Let `tensor` be output `index` of `node`. A retained gradient follows it there."""
+    old = tensor._node
+    if old is not None and old.retained and tensor._output_nr in old.retained:
+        node.retained = {index: old.retained.pop(tensor._output_nr)}
+    tensor._node = node
+    tensor._output_nr = index
 
 
 def add_hook(
@@ -495,3 +462,6 @@ def add_hook(
     handle = torch.utils.hooks.RemovableHandle(hooks)
     hooks[handle.id] = fn
     return handle
+
+
+from . import views as _views  # noqa: E402  it is made of Functions

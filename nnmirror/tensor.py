@@ -14,13 +14,16 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from . import tape as _tape
 from . import walk as _walk
+
+if TYPE_CHECKING:
+    from . import views as _views
 
 
 def _suffixed(text: str, suffix: str) -> str:
@@ -46,7 +49,7 @@ class Tensor(torch.Tensor):
     _node: "_tape.Node | None" = None  # the recorded call that made it
     _output_nr: int = 0  # which of that call's outputs it is
     _requires_grad: bool = False  # for leaves
-    _view_of: "tuple[Tensor, _tape.Node | None] | None" = None  # the base, and its node then
+    _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
 
@@ -88,7 +91,8 @@ class Tensor(torch.Tensor):
     @property
     def grad_fn(self) -> "_tape.Node | None":  # type: ignore[override]
         if self._view_of is not None:
-            _tape.edge_of(self)  # refuses a view whose base was changed in place
+            with DisableTorchFunctionSubclass():
+                _tape.edge_of(self)  # a view whose memory was changed since gets a new one
         return self._node
 
     @property
@@ -167,15 +171,14 @@ class Tensor(torch.Tensor):
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
-        if self._node is None:
+        node = self.grad_fn
+        if node is None:
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
             return _tape.add_hook(self._leaf_hooks, hook)
-        if self._node.tensor_hooks is None:
-            self._node.tensor_hooks = {}
-        return _tape.add_hook(
-            self._node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook
-        )
+        if node.tensor_hooks is None:
+            node.tensor_hooks = {}
+        return _tape.add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
         """`hook(leaf)` runs after this leaf's `.grad` has been added to."""
@@ -238,7 +241,7 @@ class Tensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(self.detach())
         if self._node is not None:
-            return _suffixed(text, f"grad_fn=<{self._node.name()}>")
+            return _suffixed(text, f"grad_fn=<{_tape.bare(self._node.name())}>")
         return _suffixed(text, "requires_grad=True") if self._requires_grad else text
 
     def __format__(self, format_spec: str) -> str:

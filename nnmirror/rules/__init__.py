@@ -1,12 +1,13 @@
 """Backward rules of the tensor operations that stand between modules."""
 
-from . import arithmetic, elementwise, matmul, reduction, shape
+from . import arithmetic, assign, elementwise, matmul, reduction, selection, shape, softmax
 from .registry import RULES, Rule, composite, inplace, refusal, rule
 
 __all__ = [
     "RULES",
     "Rule",
     "arithmetic",
+    "assign",
     "composite",
     "elementwise",
     "inplace",
@@ -14,5 +15,7 @@ __all__ = [
     "reduction",
     "refusal",
     "rule",
+    "selection",
     "shape",
+    "softmax",
 ]

@@ -14,7 +14,7 @@ from .registry import Rule, composite, inplace, rule
 T = torch.Tensor
 
 
-def _scaled(g: T, factor: Any) -> T:
+def scaled(g: T, factor: Any) -> T:
     """g * factor, left alone for a factor of one as PyTorch leaves it."""
     return g if isinstance(factor, int | float) and factor == 1 else g * factor
 
@@ -31,7 +31,7 @@ class Add(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g, _scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+        return g, scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
 
 
 @inplace(T.sub_, T.__isub__, T.subtract_)
@@ -46,7 +46,7 @@ class Sub(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g, _scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+        return g, scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
 
 
 class Rsub(Rule):
@@ -61,7 +61,7 @@ class Rsub(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
-        return _scaled(-g, ctx.alpha) if needs[0] else None, g if needs[1] else None, None
+        return scaled(-g, ctx.alpha) if needs[0] else None, g if needs[1] else None, None
 
 
 rule(torch.rsub, T.__rsub__)(Rsub)
@@ -260,7 +260,7 @@ class Clamp(Rule):
                 inside = x >= lo if lo is not None else x <= hi
             return torch.where(inside, g, zero), None, None
         x, lo, hi = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs = (*ctx.needs_input_grad, False)  # the last bound may not have been given
         dx = dlo = dhi = None
         if needs[0]:
             if lo is not None and hi is not None:

@@ -3,6 +3,7 @@
 `g` is the gradient of the result; a broadcast operand's is summed by the walk.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ def _flat(name: str) -> None:
     inplace(getattr(T, name + "_"))(made)
 
 
-for _name in ("sign", "floor", "ceil", "trunc"):
+for _name in ("sign", "floor", "ceil", "trunc", "round"):
     _flat(_name)
 
 
@@ -238,6 +239,193 @@ class Where(Rule):
             None,
             torch.where(condition, g, zero) if ctx.needs_input_grad[1] else None,
             torch.where(condition, zero, g) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def _pointwise(name: str, slope: Any, doc: str, of_result: bool = False) -> None:
+    """Make the Rule of a function of one number from its slope: `slope(g, x or z)` is dx."""
+    function = getattr(torch, name)
+
+    def forward(ctx: Any, input: T) -> T:
+        z = function(input)
+        ctx.save_for_backward(z if of_result else input)
+        return z
+
+    def backward(ctx: Any, g: T) -> T:
+        return slope(g, ctx.saved(0))
+
+    made = type(
+        name.capitalize(),
+        (Rule,),
+        {"__doc__": doc, "forward": staticmethod(forward), "backward": staticmethod(backward)},
+    )
+    rule(function, getattr(T, name))(made)
+    inplace(getattr(T, name + "_"))(made)
+
+
+_pointwise("exp2", lambda g, z: g * z * math.log(2), "z = 2^x:  dx = g z log 2", True)
+_pointwise("expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True)
+_pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
+_pointwise("log10", lambda g, x: g / (x * math.log(10)), "z = log x / log 10:  dx = g / (x log 10)")
+_pointwise("tan", lambda g, z: g * (1 + z.pow(2)), "z = tan(x):  dx = g (1 + z^2)", True)
+_pointwise("sinh", lambda g, x: g * x.cosh(), "z = sinh(x):  dx = g cosh(x)")
+_pointwise("cosh", lambda g, x: g * x.sinh(), "z = cosh(x):  dx = g sinh(x)")
+_pointwise("asin", lambda g, x: g * (-x * x + 1).rsqrt(), "z = asin(x):  dx = g / sqrt(1 - x^2)")
+_pointwise("acos", lambda g, x: g * -(-x * x + 1).rsqrt(), "z = acos(x):  dx = -g / sqrt(1 - x^2)")
+_pointwise("atan", lambda g, x: g / (x * x + 1), "z = atan(x):  dx = g / (1 + x^2)")
+_pointwise(
+    "erf",
+    lambda g, x: 2.0 / math.sqrt(math.pi) * torch.exp(-(x.pow(2))) * g,
+    "z = erf(x):  dx = g 2 / sqrt(pi) exp(-x^2)",
+)
+_pointwise("frac", lambda g, x: g, "z = x - trunc(x):  dx = g")
+
+
+@rule(torch._C._nn.softplus)
+class Softplus(Rule):
+    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g e / (e + 1) with e = exp(b x), else g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
+        ctx.how = beta, threshold
+        ctx.save_for_backward(input)
+        return torch._C._nn.softplus(input, beta, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x = ctx.saved(0)
+        beta, threshold = ctx.how
+        dtype = g.dtype
+        if dtype.itemsize == 2:
+            g, x = g.float(), x.float()
+        e = (x * beta).exp()
+        return torch.where(x * beta > threshold, g, g * e / (e + 1.0)).to(dtype), None, None
+
+
+@inplace(T.atan2_, T.arctan2_)
+@rule(torch.atan2, T.atan2, torch.arctan2, T.arctan2)
+class Atan2(Rule):
+    """z = the angle of (y, x):  dx = g x / (y^2 + x^2),  dy = -g y / (y^2 + x^2)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, other: T) -> T:
+        ctx.save_for_backward(input, other)
+        return torch.atan2(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        y, x = ctx.saved_tensors
+        scale = (y * y + x * x).reciprocal()
+        return (
+            g * x * scale if ctx.needs_input_grad[0] else None,
+            g * -y * scale if ctx.needs_input_grad[1] else None,
+        )
+
+
+@inplace(T.remainder_, T.__imod__)
+@rule(torch.remainder, T.remainder, T.__mod__)
+class Remainder(Rule):
+    """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, other: Any) -> T:
+        ctx.label = f"RemainderBackward{int(isinstance(other, T))}"
+        needed = bool(ctx.needs_input_grad) and ctx.needs_input_grad[1]
+        ctx.save_for_backward(*((input, other) if needed else ()))
+        return torch.remainder(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if not ctx.needs_input_grad[1]:
+            return g, None
+        x, y = ctx.saved_tensors
+        return g, -g * torch.div(x, y, rounding_mode="floor")
+
+
+@inplace(T.fmod_)
+@rule(torch.fmod, T.fmod)
+class Fmod(Rule):
+    """z = x - y trunc(x / y):  dx = g,  dy = -g trunc(x / y)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, other: Any) -> T:
+        ctx.label = f"FmodBackward{int(isinstance(other, T))}"
+        needed = bool(ctx.needs_input_grad) and ctx.needs_input_grad[1]
+        ctx.save_for_backward(*((input, other) if needed else ()))
+        return torch.fmod(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if not ctx.needs_input_grad[1]:
+            return g, None
+        x, y = ctx.saved_tensors
+        return g, -g * torch.div(x, y, rounding_mode="trunc")
+
+
+@inplace(T.lerp_)
+@rule(torch.lerp, T.lerp)
+class Lerp(Rule):
+    """z = x + w (y - x):  dx = g (1 - w),  dy = g w,  dw = g (y - x)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, end: T, weight: Any) -> T:
+        ctx.label = f"LerpBackward{int(isinstance(weight, T))}"
+        ctx.weight = None if isinstance(weight, T) else weight
+        if isinstance(weight, T):
+            need = ctx.needs_input_grad and ctx.needs_input_grad[2]
+            ctx.save_for_backward(weight, input if need else None, end if need else None)
+        return torch.lerp(input, end, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        x: Any
+        w, x, y = (ctx.weight, None, None) if ctx.weight is not None else ctx.saved_tensors
+        return (
+            g * (1 - w) if needs[0] else None,
+            g * w if needs[1] else None,
+            g * (y - x) if needs[2] else None,
+        )
+
+
+@inplace(T.addcmul_)
+@rule(torch.addcmul, T.addcmul)
+class Addcmul(Rule):
+    """z = x + v a b:  dx = g,  da = g (b v),  db = g (a v)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
+        ctx.value = value
+        ctx.save_for_backward(tensor1, tensor2)
+        return torch.addcmul(input, tensor1, tensor2, value=value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        a, b = ctx.saved_tensors
+        needs, v = ctx.needs_input_grad, ctx.value
+        return g, g * (b * v) if needs[1] else None, g * (a * v) if needs[2] else None, None
+
+
+@inplace(T.addcdiv_)
+@rule(torch.addcdiv, T.addcdiv)
+class Addcdiv(Rule):
+    """z = x + v a / b:  dx = g,  da = g (v / b),  db = -g (v a / b^2)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
+        ctx.value = value
+        ctx.save_for_backward(tensor1, tensor2)
+        return torch.addcdiv(input, tensor1, tensor2, value=value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        a, b = ctx.saved_tensors
+        needs, v = ctx.needs_input_grad, ctx.value
+        return (
+            g,
+            g * (torch.tensor(v, dtype=b.dtype) / b) if needs[1] else None,
+            -g * ((v * a) / (b * b)) if needs[2] else None,
+            None,
         )
 
 

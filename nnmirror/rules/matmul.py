@@ -6,7 +6,9 @@ import torch
 
 from ..tape import record
 from . import shape
-from .registry import Rule, composite, rule, unplaced
+from .arithmetic import Mul, scaled
+from .reduction import Sum
+from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -95,6 +97,131 @@ class Dot(Rule):
             g * v if ctx.needs_input_grad[0] else None,
             g * u if ctx.needs_input_grad[1] else None,
         )
+
+
+@inplace(T.addmm_)
+@rule(torch.addmm, T.addmm)
+class Addmm(Rule):
+    """Z = b X + a A B:  dX = b G,  dA = a G B^T,  dB = a A^T G"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
+        ctx.factors = beta, alpha
+        needs = ctx.needs_input_grad or (False,) * 3
+        ctx.columns = column_major(mat1), column_major(mat2)
+        ctx.save_for_backward(mat1 if needs[2] else None, mat2 if needs[1] else None)
+        return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        beta, alpha = ctx.factors
+        needs = ctx.needs_input_grad
+        da = db = None
+        if needs[1]:
+            b = ctx.saved(1)
+            da = scaled(b.mm(g.t()).t() if ctx.columns[0] else g.mm(b.t()), alpha)
+        if needs[2]:
+            a = ctx.saved(0)
+            db = scaled(g.t().mm(a).t() if ctx.columns[1] else a.t().mm(g), alpha)
+        return scaled(g, beta) if needs[0] else None, da, db, None, None
+
+
+@inplace(T.baddbmm_)
+@rule(torch.baddbmm, T.baddbmm)
+class Baddbmm(Rule):
+    """Z_i = b X_i + a A_i B_i:  dX = b G,  dA_i = a G_i B_i^T,  dB_i = a A_i^T G_i"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, batch1: T, batch2: T, beta: Any = 1, alpha: Any = 1) -> T:
+        ctx.factors = beta, alpha
+        needs = ctx.needs_input_grad or (False,) * 3
+        ctx.save_for_backward(batch1 if needs[2] else None, batch2 if needs[1] else None)
+        return torch.baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        beta, alpha = ctx.factors
+        needs = ctx.needs_input_grad
+        a, b = ctx.saved_tensors
+        return (
+            scaled(g, beta) if needs[0] else None,
+            scaled(g.bmm(b.transpose(1, 2)), alpha) if needs[1] else None,
+            scaled(a.transpose(1, 2).bmm(g), alpha) if needs[2] else None,
+            None,
+            None,
+        )
+
+
+@composite(torch.outer, T.outer, torch.ger, T.ger)
+def outer(input: T, vec2: T) -> T:
+    """u v^T, as PyTorch computes it: u as a column times v"""
+    if input.dim() != 1 or vec2.dim() != 1:
+        raise unplaced(torch.outer, (input, vec2), {})
+    return record(Mul, (shape.reshape(input, (input.shape[0], 1)), vec2))[0]
+
+
+@composite(torch.einsum)
+def einsum(equation: Any, *operands: Any) -> T:
+    """Products of one or two tensors with each letter once in each, by permuting and bmm.
+
+    A letter that only one of them has, and that the result lacks, is summed first; what is
+    left are letters of both (a batch where the result keeps them, else contracted) and
+    letters of one, which become rows and columns.
+    """
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        raise refusal(torch.einsum, "for an equation given as lists")
+    torch.einsum(equation, *[x.detach() for x in operands])  # PyTorch's errors
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = sorted(set(left.replace(",", "")))
+        out = "".join(c for c in letters if left.count(c) == 1)
+    if "." in equation or len(terms) > 2 or any(len(set(t)) < len(t) for t in terms):
+        raise refusal(torch.einsum, f"for {equation!r}")
+    order = out + "".join(sorted(set("".join(terms)) - set(out)))
+    if len(terms) == 1:
+        x = shape.permute(operands[0], [terms[0].index(c) for c in order])
+        gone = len(order) - len(out)
+        if gone:
+            x = record(Sum, (x, list(range(len(out), len(order)))))[0]
+        return x
+    a, b = (
+        _unused_summed(x, t, o, out) for x, t, o in zip(operands, terms, terms[::-1], strict=True)
+    )
+    return _contracted(*a, *b, out)
+
+
+def _unused_summed(x: T, term: str, other: str, out: str) -> tuple[T, str]:
+    gone = [i for i, c in enumerate(term) if c not in other and c not in out]
+    if not gone:
+        return x, term
+    return record(Sum, (x, gone))[0], "".join(c for i, c in enumerate(term) if i not in gone)
+
+
+def _contracted(a: T, ta: str, b: T, tb: str, out: str) -> T:
+    size = {**dict(zip(ta, a.shape, strict=True)), **dict(zip(tb, b.shape, strict=True))}
+    batch = [c for c in out if c in ta and c in tb]
+    rows = [c for c in out if c in ta and c not in tb]
+    cols = [c for c in out if c in tb and c not in ta]
+    inner = [c for c in sorted(ta) if c in tb and c not in out]
+    n = [_prod(size[c] for c in group) for group in (batch, rows, cols, inner)]
+    if not inner:  # nothing to sum: an elementwise product
+        made = [*batch, *rows, *cols]
+        a = shape.permute(a, [ta.index(c) for c in (*batch, *rows)])
+        b = shape.permute(b, [tb.index(c) for c in (*batch, *cols)])
+        a = shape.reshape(a, [size[c] if c in ta else 1 for c in made])
+        b = shape.reshape(b, [size[c] if c in tb else 1 for c in made])
+        return shape.permute(record(Mul, (a, b))[0], [made.index(c) for c in out])
+    a = shape.permute(a, [ta.index(c) for c in (*batch, *rows, *inner)])
+    b = shape.permute(b, [tb.index(c) for c in (*batch, *inner, *cols)])
+    a = shape.reshape(a, (n[0], n[1], n[3]))
+    b = shape.reshape(b, (n[0], n[3], n[2]))
+    z = record(Bmm, (a, b))[0]
+    made = [*batch, *rows, *cols]
+    z = shape.view(z, [size[c] for c in made])
+    return shape.permute(z, [made.index(c) for c in out])
 
 
 def _mm(a: T, b: T) -> T:

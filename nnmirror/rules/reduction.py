@@ -1,27 +1,32 @@
-"""Sums and means."""
+"""Sums, means and what else reduces a tensor to fewer dimensions."""
 
 from typing import Any
 
 import torch
 
-from ..tape import Node
-from .registry import Rule, rule
+from ..tape import record
+from .registry import Rule, composite, inplace, rule, unplaced
 
 T = torch.Tensor
 
 
 def _dims(dim: Any, ndim: int) -> list[int]:
     """The reduced dimensions, counted from the front, in order; all of them for none given."""
-    given = [dim] if isinstance(dim, int) else list(dim)
+    given = [dim] if isinstance(dim, int) else [] if dim is None else list(dim)
     return sorted(d % ndim for d in given) if given and ndim else list(range(ndim))
+
+
+def unsqueezed(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
+    """g with the dimensions that a reduction over `dim` took away."""
+    if not keepdim and len(shape):
+        for d in _dims(dim, len(shape)):
+            g = g.unsqueeze(d)
+    return g
 
 
 def expand_back(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
     """The gradient of a sum over `dim`: g repeated along it, without copying."""
-    if not keepdim and len(shape):
-        for d in _dims(dim, len(shape)):
-            g = g.unsqueeze(d)
-    return g.expand(shape)
+    return unsqueezed(g, shape, dim, keepdim).expand(shape)
 
 
 @rule(torch.sum, T.sum)
@@ -60,10 +65,238 @@ class Mean(Rule):
         shape = ctx.shape
         if ctx.dim is None:
             return g.expand(shape) / shape.numel(), None, None, None
-        n = 1
-        for d in _dims(ctx.dim, len(shape)) if len(shape) else ():
-            n *= shape[d]
+        n = _count(shape, ctx.dim)
         return expand_back(g, shape, ctx.dim, ctx.keepdim) / n, None, None, None
 
 
-__all__ = ["Mean", "Node", "Sum", "expand_back"]
+def _count(shape: Any, dim: Any) -> int:
+    """How many elements are reduced to one."""
+    n = 1
+    for d in _dims(dim, len(shape)) if len(shape) else ():
+        n *= shape[d]
+    return n
+
+
+def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
+    freedom = _count(x.shape, dim) - correction
+    g = unsqueezed(g, x.shape, dim, keepdim)
+    if dim is None or not len(x.shape):
+        if freedom <= 0:
+            nan, inf = (torch.tensor(v, dtype=x.dtype) for v in (float("nan"), float("inf")))
+            return g * torch.where(x == x.mean(), nan, inf)
+        return (2.0 / freedom) * g * (x - x.mean())
+    scale = 2.0 / freedom if freedom else float("inf")
+    return scale * g * (x - x.mean(dim, keepdim=True))
+
+
+class Var(Rule):
+    """z = sum of (x - mean)^2 / (n - c) over dim:  dx = 2 / (n - c) g (x - mean)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+        ctx.how = dim, correction, keepdim
+        ctx.save_for_backward(input)
+        return torch.var(input, dim, correction=correction, keepdim=keepdim)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return _var_backward(g, ctx.saved(0), *ctx.how), None, None, None
+
+
+class Std(Rule):
+    """z = sqrt(var(x)):  dx = the gradient of var for g / (2 z), which is 0 where z is 0"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+        ctx.how = dim, correction, keepdim
+        z = torch.std(input, dim, correction=correction, keepdim=keepdim)
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        g = (g / (z * 2)).masked_fill_(z == 0, 0)
+        return _var_backward(g, x, *ctx.how), None, None, None
+
+
+def _spread(function: type[Rule], *funcs: Any) -> None:
+    """The ways to call var and std: with `unbiased` or with `correction`."""
+
+    def call(input: T, *args: Any, **kwargs: Any) -> T:
+        func, given = funcs[0], dict(kwargs)
+        places = list(args)
+        if "axis" in given:
+            given["dim"] = given.pop("axis")
+        if "keepdims" in given:
+            given["keepdim"] = given.pop("keepdims")
+        if places and isinstance(places[0], bool):
+            given["unbiased"] = places.pop(0)
+        elif places:
+            given["dim"] = places.pop(0)
+            for name in ("unbiased", "keepdim"):
+                if places:
+                    given[name] = places.pop(0)
+        unbiased = given.pop("unbiased", None)
+        correction = given.pop("correction", None)
+        if places or set(given) - {"dim", "keepdim"} or None not in (unbiased, correction):
+            raise unplaced(func, (input, *args), kwargs)
+        if correction is None:
+            correction = 1 if unbiased is None else int(unbiased)
+        dim = given.get("dim")
+        dim = None if dim == () or dim == [] else dim
+        return record(function, (input, dim, correction, given.get("keepdim", False)))[0]
+
+    composite(*funcs)(call)
+
+
+_spread(Var, torch.var, T.var)
+_spread(Std, torch.std, T.std)
+
+
+class LinalgVectorNorm(Rule):
+    """z = (sum of |x|^p)^(1/p) over dim:  dx = g sign(x) (|x| / z)^(p - 1), and 0 where z is 0"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> T:
+        ctx.how = float(ord), dim, keepdim
+        z = torch.linalg.vector_norm(input, ord, dim, keepdim, dtype=dtype)
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        p, dim, keepdim = ctx.how
+        g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
+        if p == 0:
+            return (None,) * 5  # PyTorch gives none either
+        elif p == 1:
+            dx = x.sgn() * g
+        elif p == 2:
+            dx = g * (x / z).masked_fill_(z == 0, 0)
+        elif p in (float("inf"), float("-inf")):
+            size = x.abs()
+            largest = (size == z).logical_or(size.isnan())
+            count = largest.sum(_dims(dim, x.dim()) if x.dim() else (), keepdim=True)
+            dx = x.sgn() * (g / count * largest)
+        elif p < 1:
+            powers = x.sgn() * x.abs().pow_(p - 1).masked_fill_(x == 0, 0)
+            dx = powers * g * z.pow(1 - p)
+        elif p < 2:
+            powers = x.sgn() * x.abs().pow_(p - 1)
+            dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+        else:
+            powers = x * x.abs().pow_(p - 2)
+            dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+        return dx, None, None, None, None
+
+
+@composite(torch.linalg.vector_norm)
+def vector_norm(
+    x: T, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> T:
+    return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
+
+
+@composite(torch.norm, T.norm)
+def norm(
+    input: T,
+    p: Any = "fro",
+    dim: Any = None,
+    keepdim: bool = False,
+    out: Any = None,
+    dtype: Any = None,
+) -> T:
+    """The vector norm, as torch.norm computes every p but "nuc"."""
+    if (
+        out is not None
+        or p == "nuc"
+        or (p == "fro" and dim is not None and not isinstance(dim, int) and len(dim) > 2)
+    ):
+        raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
+    ord = 2.0 if p is None or p == "fro" else p
+    return vector_norm(input, ord, dim, keepdim, dtype=dtype)
+
+
+class Logsumexp(Rule):
+    """z = log of the sum of exp(x) over dim:  dx = g exp(x - z)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any, keepdim: bool = False) -> T:
+        ctx.how = dim, keepdim
+        z = torch.logsumexp(input, dim, keepdim)
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        g, z = (unsqueezed(t, x.shape, *ctx.how) for t in (g, z))
+        return g * (x - z).exp(), None, None
+
+
+rule(torch.logsumexp, T.logsumexp, torch.special.logsumexp)(Logsumexp)
+
+
+@rule(torch.prod, T.prod)
+class Prod(Rule):
+    """z = product of x over dim or all:  dx = g times the product of the others"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+        ctx.how = dim, keepdim
+        if dim is None:
+            z = torch.prod(input, dtype=dtype)
+        else:
+            ctx.label = "ProdBackward1"
+            z = torch.prod(input, dim, keepdim, dtype=dtype)
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        dim, keepdim = ctx.how
+        if x.dim() == 0:
+            return g, None, None, None
+        if dim is None:
+            zeros = int((x == 0).sum())
+            if zeros == 0:
+                dx = g * (z / x)
+            elif zeros > 1:
+                dx = torch.zeros_like(x)
+            else:
+                dx = _others(g, x.contiguous().view(-1), 0).view_as(x)
+            return dx, None, None, None
+        g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
+        dx = _others(g, x, dim) if bool((x == 0).any()) else g * (z / x)
+        return dx, None, None, None
+
+
+def _others(g: T, x: T, dim: int) -> T:
+    """g times, for each element, the product of those before it and of those after it."""
+    n = x.shape[dim]
+    if n == 1:
+        return g
+    one = torch.ones_like(x.narrow(dim, 0, 1))
+    before = torch.cat([one, x.narrow(dim, 0, n - 1)], dim).cumprod(dim)
+    after = torch.cat([one, x.narrow(dim, 1, n - 1).flip(dim)], dim).cumprod(dim).flip(dim)
+    return g * (before * after)
+
+
+@inplace(T.cumsum_)
+@rule(torch.cumsum, T.cumsum)
+class Cumsum(Rule):
+    """z_i = x_1 + ... + x_i along dim:  dx_i = g_i + ... + g_n"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
+        ctx.dim = dim
+        return torch.cumsum(input, dim, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if g.numel() <= 1 or g.shape[ctx.dim] == 1:
+            return g, None, None
+        return g.flip(ctx.dim).cumsum(ctx.dim).flip(ctx.dim), None, None

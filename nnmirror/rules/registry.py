@@ -23,7 +23,7 @@ from ..walk import grad
 from .passive import PASSIVE, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
-F = TypeVar("F", bound="type[Rule]")
+F = TypeVar("F", bound=type[Function])
 
 # torch function -> what is called in its place. Filled by the decorators below.
 RULES: dict[Any, Callable[..., Any]] = {}
@@ -49,7 +49,7 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 class Recorded:
     """Calls a Rule with the arguments of a torch call, keywords put in their places."""
 
-    def __init__(self, function: type[Rule], func: Any) -> None:
+    def __init__(self, function: type[Function], func: Any) -> None:
         self.function = function
         self.func = func
         parameters = list(inspect.signature(function.forward).parameters.values())[1:]
@@ -128,6 +128,17 @@ def inplace(*funcs: Any) -> Callable[[F], F]:
         return function
 
     return register
+
+
+def plain_values(value: Any) -> Any:
+    """The value with every tracked tensor in it detached."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, tuple | list):
+        return type(value)(plain_values(v) for v in value)
+    if isinstance(value, dict):
+        return {name: plain_values(v) for name, v in value.items()}
+    return value
 
 
 def name_of(func: Any) -> str:

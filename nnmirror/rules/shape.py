@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..tape import record
-from .registry import Rule, composite, refusal, rule, unplaced
+from ..views import AsStrided
+from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -362,7 +363,7 @@ class Index(Rule):
         return dx, None
 
 
-def _is_basic(index: Any) -> bool:
+def is_basic(index: Any) -> bool:
     if isinstance(index, T):
         return index.dim() == 0 and index.dtype not in (torch.bool, torch.uint8)
     return (
@@ -375,7 +376,7 @@ def _is_basic(index: Any) -> bool:
 @composite(T.__getitem__)
 def getitem(input: T, index: Any) -> T:
     parts = index if isinstance(index, tuple) else (index,)
-    if all(_is_basic(p) for p in parts):
+    if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
         return record(Basic, (input, index))[0]
@@ -472,6 +473,262 @@ def iterate(input: T) -> Any:
     return iter(record(Unbind, (input, 0))[0])
 
 
+class _Parts(Rule):
+    """z_i = pieces of x along dim:  dx = the g_i side by side"""
+
+    is_view = True
+
+    @staticmethod
+    def backward(ctx: Any, *g: T) -> tuple[Any, ...]:
+        return torch.cat(g, ctx.dim), None, None
+
+
+class Split(_Parts):
+    @staticmethod
+    def forward(ctx: Any, input: T, size: int, dim: int) -> tuple[T, ...]:
+        ctx.dim = dim
+        return torch.Tensor.split(input, size, dim)
+
+
+class SplitWithSizes(_Parts):
+    @staticmethod
+    def forward(ctx: Any, input: T, sizes: Any, dim: int) -> tuple[T, ...]:
+        ctx.dim = dim
+        return torch.split_with_sizes(input, sizes, dim)
+
+
+@composite(torch.split, T.split)
+def split(input: T, split_size_or_sections: Any, dim: int = 0, **kwargs: Any) -> tuple[T, ...]:
+    kind = Split if isinstance(split_size_or_sections, int) else SplitWithSizes
+    return record(kind, (input, split_size_or_sections, dim))[0]
+
+
+@composite(torch.split_with_sizes, T.split_with_sizes)
+def split_with_sizes(input: T, split_sizes: Any, dim: int = 0) -> tuple[T, ...]:
+    return record(SplitWithSizes, (input, split_sizes, dim))[0]
+
+
+@composite(torch.chunk, T.chunk)
+def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
+    plain = torch.chunk(input.detach(), chunks, dim)
+    size = input.shape[dim]
+    if size == 0:
+        return record(SplitWithSizes, (input, [0] * len(plain), dim))[0]
+    return record(Split, (input, -(-size // chunks), dim))[0]
+
+
+@composite(torch.narrow, T.narrow)
+def narrow(input: T, dim: int, start: Any, length: int) -> T:
+    torch.narrow(input.detach(), dim, start, length)  # PyTorch's errors
+    at, first = dim % input.dim(), int(start) % (input.shape[dim] + 1)
+    return getitem(input, (*[slice(None)] * at, slice(first, first + length)))
+
+
+@composite(torch.select, T.select)
+def select(input: T, dim: int, index: int) -> T:
+    torch.select(input.detach(), dim, index)  # PyTorch's errors
+    return getitem(input, (*[slice(None)] * (dim % input.dim()), index))
+
+
+rule(torch.as_strided, T.as_strided)(AsStrided)
+
+
+class Repeat(Rule):
+    """z = copies of x side by side:  dx = g summed over the copies"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, repeats: Any) -> T:
+        ctx.shape, ctx.repeats = input.shape, tuple(repeats)
+        return T.repeat(input, repeats)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        shape, repeats = ctx.shape, ctx.repeats
+        if 0 in repeats:
+            return torch.zeros(shape, dtype=g.dtype, device=g.device), None
+        new = len(repeats) - len(shape)
+        for _ in range(new):
+            g = g.sum(0)
+        sizes: list[int] = []
+        copies = []
+        for times, size in zip(repeats[new:], shape, strict=True):
+            if times != 1:
+                copies.append(len(sizes))
+                sizes.append(times)
+            sizes.append(size)
+        g = g.reshape(sizes)
+        return g.sum(copies) if copies else g, None
+
+
+@composite(T.repeat)
+def repeat(input: T, *repeats: Any, **kwargs: Any) -> T:
+    return record(Repeat, (input, kwargs["repeats"] if "repeats" in kwargs else _sizes(repeats)))[0]
+
+
+@composite(torch.tile, T.tile)
+def tile(input: T, *dims: Any, **kwargs: Any) -> T:
+    sizes = tuple(kwargs["dims"] if "dims" in kwargs else _sizes(dims))
+    return record(Repeat, (input, (1,) * (input.dim() - len(sizes)) + sizes))[0]
+
+
+@rule(torch.roll, T.roll)
+class Roll(Rule):
+    """z = x moved round along dims:  dx = g moved back"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, shifts: Any, dims: Any = ()) -> T:
+        ctx.how = (-shifts if isinstance(shifts, int) else [-s for s in shifts]), dims
+        return torch.roll(input, shifts, dims)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.roll(*ctx.how), None, None
+
+
+class Flip(Rule):
+    """z = x reversed along dims:  dx = g reversed"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dims: Any) -> T:
+        ctx.dims = dims
+        return torch.flip(input, dims)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.flip(ctx.dims), None
+
+
+@composite(torch.flip, T.flip)
+def flip(input: T, *dims: Any, **kwargs: Any) -> T:
+    return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
+
+
+@composite(torch.fliplr, T.fliplr)
+def fliplr(input: T) -> T:
+    torch.fliplr(input.detach())
+    return record(Flip, (input, (1,)))[0]
+
+
+@composite(torch.flipud, T.flipud)
+def flipud(input: T) -> T:
+    torch.flipud(input.detach())
+    return record(Flip, (input, (0,)))[0]
+
+
+@inplace(T.tril_)
+@rule(torch.tril, T.tril)
+class Tril(Rule):
+    """z = x with zeros above the k-th diagonal:  dx = g with zeros there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, diagonal: int = 0) -> T:
+        ctx.diagonal = diagonal
+        return torch.tril(input, diagonal)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.tril(ctx.diagonal), None
+
+
+@inplace(T.triu_)
+@rule(torch.triu, T.triu)
+class Triu(Rule):
+    """z = x with zeros below the k-th diagonal:  dx = g with zeros there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, diagonal: int = 0) -> T:
+        ctx.diagonal = diagonal
+        return torch.triu(input, diagonal)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.triu(ctx.diagonal), None
+
+
+@rule(torch.diagonal, T.diagonal)
+class Diagonal(Rule):
+    """z = a diagonal of x:  dx = zeros, with g on that diagonal"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, offset: int = 0, dim1: int = 0, dim2: int = 1) -> T:
+        ctx.shape, ctx.how = input.shape, (offset, dim1, dim2)
+        return torch.diagonal(input, offset, dim1, dim2)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx.diagonal(*ctx.how).copy_(g)
+        return dx, None, None, None
+
+
+@composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis)
+def movedim(input: T, source: Any, destination: Any) -> T:
+    torch.movedim(input.detach(), source, destination)  # PyTorch's errors
+    n = input.dim()
+    pairs = zip(
+        *[[d % n for d in ([x] if isinstance(x, int) else x)] for x in (destination, source)],
+        strict=True,
+    )
+    goes = dict(pairs)
+    rest = iter([d for d in range(n) if d not in goes.values()])
+    return permute(input, [goes[d] if d in goes else next(rest) for d in range(n)])
+
+
+def _at_least(n: int) -> None:
+    def one(x: Any) -> Any:
+        if x.dim() == 0:
+            return reshape(x, (1,) * n)
+        if n > 1 and x.dim() == 1:
+            x = unsqueeze(x, 0)
+        return unsqueeze(x, -1) if n > 2 and x.dim() == 2 else x
+
+    @composite(
+        getattr(torch, f"atleast_{n}d"), getattr(torch._C._VariableFunctions, f"atleast_{n}d")
+    )
+    def at_least(*tensors: Any) -> Any:
+        if len(tensors) == 1 and isinstance(tensors[0], T):
+            return one(tensors[0])
+        if len(tensors) == 1:
+            tensors = tuple(tensors[0])
+        return tuple(one(x) for x in tensors)
+
+    _AT_LEAST[n] = one
+
+
+_AT_LEAST: dict[int, Any] = {}
+for _n in (1, 2, 3):
+    _at_least(_n)
+
+
+@composite(torch.hstack)
+def hstack(tensors: Any, **kwargs: Any) -> T:
+    _no_out(torch.hstack, kwargs)
+    parts = [_AT_LEAST[1](x) for x in _sequence(tensors, torch.hstack)]
+    return record(Cat, (0 if parts[0].dim() == 1 else 1, *parts))[0]
+
+
+@composite(torch.vstack, torch.row_stack)
+def vstack(tensors: Any, **kwargs: Any) -> T:
+    _no_out(torch.vstack, kwargs)
+    return record(Cat, (0, *[_AT_LEAST[2](x) for x in _sequence(tensors, torch.vstack)]))[0]
+
+
+@composite(torch.dstack)
+def dstack(tensors: Any, **kwargs: Any) -> T:
+    _no_out(torch.dstack, kwargs)
+    return record(Cat, (2, *[_AT_LEAST[3](x) for x in _sequence(tensors, torch.dstack)]))[0]
+
+
+@composite(torch.column_stack)
+def column_stack(tensors: Any, **kwargs: Any) -> T:
+    _no_out(torch.column_stack, kwargs)
+    parts = _sequence(tensors, torch.column_stack)
+    parts = [reshape(x, (x.numel(), 1)) if x.dim() <= 1 else x for x in parts]
+    return hstack(parts)
+
+
 class ToCopy(Rule):
     """z = x in another dtype or on another device:  dx = g brought back"""
 
@@ -488,6 +745,7 @@ class ToCopy(Rule):
 @composite(T.to)
 def to(input: T, *args: Any, **kwargs: Any) -> T:
     plain = input.detach()
+    args, kwargs = plain_values(args), plain_values(kwargs)
     moved = plain.to(*args, **kwargs)
     if moved is plain:
         return input

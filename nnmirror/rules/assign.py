@@ -1,0 +1,332 @@
+"""Operations that put values into a tensor: assignment, filling, scattering.
+
+The gradient of what was overwritten is zero there; that of the values is g at their places.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from . import shape
+from .registry import Rule, composite, inplace, refusal, rule, unplaced
+
+T = torch.Tensor
+
+
+@inplace(T.copy_)
+class Copy(Rule):
+    """x becomes y:  dx = 0,  dy = g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, src: T, non_blocking: bool = False) -> T:
+        return input
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return torch.zeros_like(g) if ctx.needs_input_grad[0] else None, g, None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "torch::autograd::CopyBackwards"
+
+
+class _Overwritten(Rule):
+    """x becomes something that does not depend on it:  dx = 0"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, *how: Any) -> T:
+        return input
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return (torch.zeros_like(g), *[None] * (len(ctx.edges) - 1))
+
+
+def _overwritten(method: Any, name: str) -> None:
+    made = type(name, (_Overwritten,), {"__doc__": _Overwritten.__doc__})
+
+    def call(input: T, *args: Any, **kwargs: Any) -> T:
+        return record(made, (input,), inplace=lambda: method(input, *args, **kwargs))[0]
+
+    composite(method, getattr(torch, method.__name__, method))(call)
+
+
+for _name in ("zero_", "uniform_", "normal_", "exponential_", "cauchy_", "log_normal_"):
+    _overwritten(getattr(T, _name), "".join(p.capitalize() for p in _name.split("_")))
+
+
+@inplace(T.fill_, torch.fill_)
+@rule(torch.fill)
+class Fill(Rule):
+    """Every element of x becomes v:  dx = 0,  dv = sum of g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, value: Any) -> T:
+        ctx.label = f"FillBackward{int(isinstance(value, T))}"
+        return torch.fill(input, value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, T | None]:
+        return torch.zeros_like(g), g.sum() if ctx.needs_input_grad[1] else None
+
+
+@inplace(T.masked_fill_)
+@rule(torch.masked_fill, T.masked_fill)
+class MaskedFill(Rule):
+    """z = v where the mask holds, else x:  dx = g elsewhere, else 0,  dv = sum of g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, mask: T, value: Any) -> T:
+        ctx.label = f"MaskedFillBackward{int(isinstance(value, T))}"
+        ctx.save_for_backward(mask)
+        return torch.masked_fill(input, mask, value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, None, T | None]:
+        mask = ctx.saved(0)
+        return (
+            g.masked_fill(mask, 0) if ctx.needs_input_grad[0] else None,
+            None,
+            g.masked_select(mask).sum() if ctx.needs_input_grad[2] else None,
+        )
+
+
+@inplace(T.masked_scatter_)
+@rule(torch.masked_scatter, T.masked_scatter)
+class MaskedScatter(Rule):
+    """z = the next element of s where the mask holds, else x:  dx = g elsewhere,  ds = g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, mask: T, source: T) -> T:
+        ctx.save_for_backward(mask)
+        ctx.shape = source.shape
+        return torch.masked_scatter(input, mask, source)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, None, T | None]:
+        mask, ds = ctx.saved(0), None
+        if ctx.needs_input_grad[2]:
+            taken = g.masked_select(mask)
+            ds = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+            ds.view(-1)[: len(taken)] = taken[: ds.numel()]
+        return g.masked_fill(mask, 0) if ctx.needs_input_grad[0] else None, None, ds
+
+
+@inplace(T.index_put_, torch.index_put_)
+@rule(torch.index_put, T.index_put)
+class IndexPut(Rule):
+    """z = x with z[indices] = v, or += v:  dx = g, zero where overwritten,  dv = g[indices]"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, indices: Any, values: T, accumulate: bool = False) -> T:
+        ctx.indices, ctx.accumulate = tuple(indices), accumulate
+        ctx.shape = values.shape
+        ctx.save_for_backward(*[i for i in indices if i is not None])
+        return torch.index_put(input, indices, values, accumulate)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        ctx.saved_tensors  # noqa: B018  indices changed since are refused
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = g
+            if not ctx.accumulate:
+                zero = torch.zeros((), dtype=g.dtype, device=g.device)
+                dx = g.index_put(ctx.indices, zero)
+        dv = g[_all_of(ctx.indices)] if ctx.needs_input_grad[2] else None
+        return dx, None, dv, None
+
+
+def _all_of(indices: Any) -> tuple[Any, ...]:
+    return tuple(slice(None) if i is None else i for i in indices)
+
+
+def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """x[index] as x[basic][advanced]: first what makes a view, then masks and index tensors."""
+    parts = []
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, list | bool) or type(part).__module__ == "numpy":
+            part = torch.as_tensor(part, device=input.device)
+        parts.append(part)
+
+    def used(part: Any) -> int:
+        """How many dimensions of x this part of the index is for."""
+        if part is None or part is Ellipsis:
+            return 0
+        if isinstance(part, T) and part.dtype in (torch.bool, torch.uint8):
+            return part.dim()
+        return 1
+
+    rest = input.dim() - sum(used(p) for p in parts)
+    basic: list[Any] = []
+    advanced: list[Any] = []
+    for part in parts:
+        if part is Ellipsis:
+            basic += [slice(None)] * rest
+            advanced += [slice(None)] * rest
+        elif shape.is_basic(part):
+            basic.append(int(part) if isinstance(part, T) else part)
+            if part is None or isinstance(part, slice):
+                advanced.append(slice(None))
+        else:
+            # A mask of no dimension takes none: it is put on a new one.
+            basic += [slice(None)] * used(part) if used(part) else [None]
+            advanced.append(part if used(part) else part.reshape(1))
+    return tuple(basic), tuple(advanced)
+
+
+def _changes_nothing(basic: tuple[Any, ...]) -> bool:
+    return all(isinstance(p, slice) and p == slice(None) for p in basic)
+
+
+@composite(T.__setitem__)
+def setitem(input: T, index: Any, value: Any) -> None:
+    """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
+    if not isinstance(value, T):
+        value = torch.tensor(value, dtype=input.dtype, device=input.device)
+    try:
+        target = input.detach()[index].shape
+    except (IndexError, TypeError, ValueError):
+        raise unplaced(T.__setitem__, (input, index, value), {}) from None
+    basic, advanced = _split(index, input)
+    view = input if _changes_nothing(basic) else shape.getitem(input, basic)
+    if all(isinstance(p, slice) for p in advanced):
+        if value.dim() == 0 and value.shape != view.shape and value.is_cpu:
+            record(Fill, (view, value), inplace=lambda: view.fill_(value))
+            return
+        record(Copy, (view, _fitted(value, target)), inplace=lambda: T.copy_(view, value))
+        return
+    while advanced and isinstance(advanced[-1], slice):
+        advanced = advanced[:-1]
+    indices = [None if isinstance(p, slice) else p for p in advanced]
+    value = _fitted(value, target)
+    record(IndexPut, (view, indices, value), inplace=lambda: T.index_put_(view, indices, value))
+
+
+def _fitted(value: T, target: torch.Size) -> T:
+    """The value without leading dimensions of size one that the target lacks."""
+    extra = value.dim() - len(target)
+    if extra > 0 and tuple(value.shape[:extra]) == (1,) * extra:
+        return shape.reshape(value, tuple(value.shape[extra:]))
+    return value
+
+
+@inplace(T.index_fill_)
+@rule(torch.index_fill, T.index_fill)
+class IndexFill(Rule):
+    """z = x with v at `index` along dim:  dx = g, zero there,  dv = sum of g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, value: Any) -> T:
+        ctx.dim = dim
+        ctx.label = f"IndexFillBackward{int(isinstance(value, T))}"
+        ctx.save_for_backward(index)
+        return torch.index_fill(input, dim, index, value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        index = ctx.saved(0)
+        dv = None
+        if ctx.needs_input_grad[3]:
+            dv = g.index_select(ctx.dim, index.unique(sorted=False)).sum()
+        dx = g.index_fill(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None
+        return dx, None, None, dv
+
+
+@inplace(T.index_copy_)
+@rule(torch.index_copy, T.index_copy)
+class IndexCopy(Rule):
+    """z = x with s at `index` along dim:  dx = g, zero there,  ds = g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, source: T) -> T:
+        ctx.dim, ctx.shape = dim, source.shape
+        ctx.save_for_backward(index)
+        return torch.index_copy(input, dim, index, source)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        index, ds = ctx.saved(0), None
+        if ctx.needs_input_grad[3]:
+            ds = g.index_select(ctx.dim, index).expand(ctx.shape)
+        dx = g.index_fill(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None
+        return dx, None, None, ds
+
+
+@inplace(T.index_add_)
+@rule(torch.index_add, T.index_add)
+class IndexAdd(Rule):
+    """z = x with alpha s added at `index` along dim:  dx = g,  ds = alpha g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
+        ctx.dim, ctx.shape, ctx.alpha = dim, source.shape, alpha
+        ctx.save_for_backward(index)
+        return torch.index_add(input, dim, index, source, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        ds = None
+        if ctx.needs_input_grad[3]:
+            ds = g.index_select(ctx.dim, ctx.saved(0)).expand(ctx.shape) * ctx.alpha
+        return g, None, None, ds, None
+
+
+@inplace(T.scatter_add_)
+@rule(torch.scatter_add, T.scatter_add)
+class ScatterAdd(Rule):
+    """z = x with s added at `index` along dim, element by element:  dx = g,  ds = g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, src: T) -> T:
+        ctx.dim = dim
+        ctx.save_for_backward(index)
+        return torch.scatter_add(input, dim, index, src)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        index = ctx.saved(0) if ctx.needs_input_grad[3] else None
+        return g, None, None, None if index is None else g.gather(ctx.dim, index)
+
+
+class Scatter(Rule):
+    """z = x with s put at `index` along dim:  dx = g, zero there,  ds = g there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, src: Any) -> T:
+        ctx.dim = dim
+        ctx.label = f"ScatterBackward{int(not isinstance(src, T))}"
+        ctx.save_for_backward(index)
+        return torch.scatter(input, dim, index, src)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        index = ctx.saved(0)
+        return (
+            g.scatter(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None,
+            None,
+            None,
+            g.gather(ctx.dim, index) if ctx.needs_input_grad[3] else None,
+        )
+
+
+@composite(torch.scatter, T.scatter)
+def scatter(input: T, dim: int, index: T, src: Any = None, **kwargs: Any) -> T:
+    return record(Scatter, (input, dim, index, _source(torch.scatter, src, kwargs)))[0]
+
+
+@composite(T.scatter_)
+def scatter_(input: T, dim: int, index: T, src: Any = None, **kwargs: Any) -> T:
+    src = _source(T.scatter_, src, kwargs)
+    return record(
+        Scatter, (input, dim, index, src), inplace=lambda: T.scatter_(input, dim, index, src)
+    )[0]
+
+
+def _source(func: Any, src: Any, kwargs: dict[str, Any]) -> Any:
+    if src is None and set(kwargs) == {"value"}:
+        return kwargs["value"]
+    if kwargs or src is None:
+        raise refusal(func, "with these arguments")
+    return src

@@ -1,0 +1,223 @@
+"""Operations that pick elements out: extremes, sorting, gathering."""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from . import shape
+from .elementwise import Maximum, Minimum
+from .reduction import unsqueezed
+from .registry import Recorded, Rule, composite, rule
+
+T = torch.Tensor
+
+
+class _Picked(Rule):
+    """(z, index) = elements of x picked along dim:  dx = zeros, with g put at index"""
+
+    @staticmethod
+    def keep(ctx: Any, input: T, dim: int, keepdim: bool, picked: Any) -> tuple[T, T]:
+        values, indices = picked
+        ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
+        ctx.save_for_backward(indices)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
+        index, dim = ctx.saved(0), ctx.dim
+        if not ctx.keepdim and len(ctx.shape):
+            g, index = g.unsqueeze(dim), index.unsqueeze(dim)
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        return (dx.scatter_(dim, index, g), *[None] * (len(ctx.edges) - 1))
+
+
+class _Extreme(Rule):
+    """z = the extreme element:  dx = g, shared evenly between the elements equal to it"""
+
+    @staticmethod
+    def keep(ctx: Any, input: T, z: T) -> T:
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        x, z = ctx.saved_tensors
+        mask = x.isnan() if z.isnan() else x == z
+        return torch.zeros_like(x).masked_fill_(mask, g / mask.sum())
+
+
+def _along(name: str, function: Any, result: Any) -> type[Rule]:
+    """The Rule of a function that returns (values, indices) along a dimension."""
+
+    def forward(ctx: Any, input: T, dim: int = -1, keepdim: bool = False) -> tuple[T, T]:
+        return _Picked.keep(ctx, input, dim, keepdim, function(input, dim, keepdim))
+
+    return type(name, (_Picked,), {"__doc__": _Picked.__doc__, "forward": staticmethod(forward)})
+
+
+def _over_all(name: str, function: Any) -> type[Rule]:
+    def forward(ctx: Any, input: T) -> T:
+        return _Extreme.keep(ctx, input, function(input))
+
+    return type(
+        name,
+        (_Extreme,),
+        {
+            "__doc__": _Extreme.__doc__,
+            "forward": staticmethod(forward),
+            "node_name": classmethod(lambda cls: name + "Backward1"),
+        },
+    )
+
+
+def _extremes(name: str, two: type[Rule] | None) -> None:
+    """max, min and median: over all, along a dimension, and of two tensors."""
+    function = getattr(torch, name)
+    result = getattr(torch.return_types, name)
+    along = _along(name.capitalize(), function, result)
+    over_all = _over_all(name.capitalize(), function)
+    placed = Recorded(along, function)
+
+    def call(input: T, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs:
+            return record(over_all, (input,))[0]
+        other = args[0] if args else kwargs.get("other")
+        if two is not None and isinstance(other, T):
+            return Recorded(two, function)(input, *args, **kwargs)
+        return result(placed(input, *args, **kwargs))
+
+    composite(function, getattr(T, name))(call)
+
+
+_extremes("max", Maximum)
+_extremes("min", Minimum)
+_extremes("median", None)
+
+
+class Sort(_Picked):
+    """(z, index) = x in order along dim:  dx = zeros, with g put at index"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, descending: bool, stable: bool) -> Any:
+        found = torch.sort(input, dim=dim, descending=descending, stable=stable)
+        return _Picked.keep(ctx, input, dim, True, found)
+
+
+@composite(torch.sort, T.sort)
+def sort(input: T, dim: Any = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    return torch.return_types.sort(record(Sort, (input, dim, descending, stable))[0])
+
+
+class Topk(_Picked):
+    """(z, index) = the k largest of x along dim:  dx = zeros, with g put at index"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, k: int, dim: int, largest: bool, sorted: bool) -> Any:
+        found = torch.topk(input, k, dim, largest, sorted)
+        return _Picked.keep(ctx, input, dim, True, found)
+
+
+@composite(torch.topk, T.topk)
+def topk(input: T, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    return torch.return_types.topk(record(Topk, (input, k, dim, largest, sorted))[0])
+
+
+class _Amount(Rule):
+    """z = the extreme of x over dim:  dx = g, shared evenly between those equal to it"""
+
+    @staticmethod
+    def keep(ctx: Any, input: T, dim: Any, keepdim: bool, z: T) -> T:
+        ctx.dim, ctx.keepdim = dim, keepdim
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        g = unsqueezed(g, x.shape, ctx.dim, ctx.keepdim)
+        mask = x == unsqueezed(z, x.shape, ctx.dim, ctx.keepdim)
+        return g * mask / mask.sum(ctx.dim, keepdim=True), None, None
+
+
+@rule(torch.amax, T.amax)
+class Amax(_Amount):
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any = (), keepdim: bool = False) -> T:
+        return _Amount.keep(ctx, input, dim, keepdim, torch.amax(input, dim, keepdim))
+
+
+@rule(torch.amin, T.amin)
+class Amin(_Amount):
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any = (), keepdim: bool = False) -> T:
+        return _Amount.keep(ctx, input, dim, keepdim, torch.amin(input, dim, keepdim))
+
+
+@rule(torch.gather, T.gather)
+class Gather(Rule):
+    """z = x[index] along dim, element by element:  dx = zeros, with g added at index"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T, sparse_grad: bool = False) -> T:
+        if sparse_grad:
+            raise NotImplementedError("nnmirror: gather(sparse_grad=True) is not mirrored")
+        ctx.shape, ctx.dim = input.shape, dim
+        ctx.save_for_backward(index)
+        return torch.gather(input, dim, index)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        return dx.scatter_add_(ctx.dim, ctx.saved(0), g), None, None, None
+
+
+@composite(torch.take_along_dim, T.take_along_dim)
+def take_along_dim(input: T, indices: T, dim: int | None = None) -> T:
+    if dim is None:
+        return record(Gather, (shape.reshape(input, (-1,)), 0, indices.reshape(-1)))[0]
+    sizes = list(
+        torch.broadcast_shapes(
+            [n for d, n in enumerate(input.shape) if d != dim % input.dim()],
+            [n for d, n in enumerate(indices.shape) if d != dim % input.dim()],
+        )
+    )
+    at = dim % input.dim()
+    wide = [*sizes[:at], input.shape[at], *sizes[at:]]
+    narrow = [*sizes[:at], indices.shape[at], *sizes[at:]]
+    index = indices.expand(narrow)
+    index = torch.where(index < 0, index + input.shape[at], index)
+    return record(Gather, (shape.expand(input, wide), dim, index))[0]
+
+
+@rule(torch.index_select, T.index_select)
+class IndexSelect(Rule):
+    """z = the slices of x at `index` along dim:  dx = zeros, with g added at index"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, index: T) -> T:
+        ctx.shape, ctx.dim = input.shape, dim
+        ctx.save_for_backward(index)
+        return torch.index_select(input, dim, index)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        return dx.index_add_(ctx.dim, ctx.saved(0), g), None, None
+
+
+@rule(torch.masked_select, T.masked_select)
+class MaskedSelect(Rule):
+    """z = the elements of x where the mask holds:  dx = zeros, with g put there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, mask: T) -> T:
+        ctx.shape = torch.broadcast_shapes(input.shape, mask.shape)
+        ctx.save_for_backward(mask)
+        return torch.masked_select(input, mask)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        return dx.masked_scatter_(ctx.saved(0), g), None

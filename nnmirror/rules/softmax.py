@@ -1,0 +1,145 @@
+"""Softmax and its logarithm, with the order of summation of PyTorch's kernels.
+
+    y = softmax(x):      dx = (g - s) y,       s = sum of g y along dim
+    l = log_softmax(x):  dx = g - exp(l) s,    s = sum of g along dim
+
+The formulas are two lines; what surrounds them is how the CPU kernels add s up and round.
+Along the last dimension they keep one partial sum per lane of a vector register; along any
+other they add row after row, as fused multiply-adds, which is what `torch.addcmul` does.
+float16 and bfloat16 are computed in float32. Measured with every instruction set that
+PyTorch can be told to use; on another device than the CPU the plain formula is used, and
+may round otherwise.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from . import shape
+from .registry import Rule, composite
+
+T = torch.Tensor
+
+
+def lanes(x: T) -> int:
+    """How many elements of x fit a vector register, as PyTorch uses it here."""
+    size = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
+    return size // x.dtype.itemsize
+
+
+def _in_turn(x: T, n: int) -> T:
+    total = x[..., 0]
+    for i in range(1, n):
+        total = total + x[..., i]
+    return total
+
+
+def lane_sum(x: T, narrow: bool) -> T:
+    """The sum of x along its last dimension, added up lane by lane and then across."""
+    n, width = x.shape[-1], lanes(x)
+    if narrow:
+        width *= 2  # a register of 16-bit numbers fills two of 32-bit ones
+    if n < width:
+        total = x[..., :width]
+        if not narrow or n <= width // 2:
+            return _in_turn(total, n)
+    else:
+        total = x[..., :width]
+    end = n - n % width if n >= width else width
+    for start in range(width, end, width):
+        total = total + x[..., start : start + width]
+    rest = n - end
+    if rest > 0:
+        total = torch.cat([total[..., :rest] + x[..., end:], total[..., rest:]], -1)
+    if narrow:
+        half = width // 2
+        low, high = total[..., :half], total[..., half:]
+        rest = high.shape[-1]
+        total = torch.cat([low[..., :rest] + high, low[..., rest:]], -1)
+        width = half
+    if x.dtype is torch.float64 or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        return _in_turn(total, width)
+    while width > 1:
+        width //= 2
+        total = total[..., :width] + total[..., width : 2 * width]
+    return total[..., 0]
+
+
+def vector_exp(x: T) -> T:
+    """exp(x) for x <= 0, as vectorised kernels round it; torch.exp rounds otherwise."""
+    return torch.ops.aten.log_sigmoid_forward(x)[1]
+
+
+def scalar_exp(x: T) -> T:
+    """exp(x) as the C library rounds it."""
+    return torch.complex(x, torch.zeros_like(x)).exp().real
+
+
+def _widened(*tensors: T) -> tuple[T, ...]:
+    return tuple(t.float() if t.dtype.itemsize == 2 else t for t in tensors)
+
+
+class Softmax(Rule):
+    """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int) -> T:
+        y = torch.softmax(input, dim)
+        ctx.dim = dim % input.dim() if input.dim() else 0
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
+        if y.dim() == 0 or y.numel() == 0 or not y.is_cpu:
+            return (g - (g * y).sum(dim, keepdim=True)) * y, None
+        g, y = _widened(g, y)
+        if dim == y.dim() - 1:
+            s = lane_sum(g * y, dtype.itemsize == 2)
+        else:
+            s = torch.zeros_like(g.select(dim, 0))
+            for i in range(g.shape[dim]):
+                s = torch.addcmul(s, g.select(dim, i), y.select(dim, i))
+        return ((g - s.unsqueeze(dim)) * y).to(dtype), None
+
+
+class LogSoftmax(Rule):
+    """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int) -> T:
+        y = torch.log_softmax(input, dim)
+        ctx.dim = dim % input.dim() if input.dim() else 0
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
+        if y.dim() == 0 or y.numel() == 0 or not y.is_cpu:
+            return g - y.exp() * g.sum(dim, keepdim=True), None
+        g, y = _widened(g, y)
+        if dim == y.dim() - 1:
+            s, e = lane_sum(g, dtype.itemsize == 2), vector_exp(y)
+        else:
+            s = g.select(dim, 0)
+            for i in range(1, g.shape[dim]):
+                s = s + g.select(dim, i)
+            # Whole registers of what lies behind dim go through the vectorised exp.
+            inner = y.flatten(dim + 1)
+            whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + (dtype.itemsize == 2)))
+            e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)
+            e = e.reshape(y.shape)
+        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g)).to(dtype), None
+
+
+@composite(torch.softmax, T.softmax, torch.special.softmax)
+def softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
+    return record(Softmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
+
+
+@composite(torch.log_softmax, T.log_softmax, torch.special.log_softmax)
+def log_softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
+    return record(LogSoftmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
