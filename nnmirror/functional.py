@@ -12,7 +12,9 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
 from .rules import RULES, Rule, rule
+from .rules import softmax as _softmax
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
+from .rules.elementwise import Sigmoid
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.reduction import Sum
 from .rules.registry import NAMED, unplaced
@@ -25,9 +27,13 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "log_softmax",
     "mse_loss",
     "relu",
     "relu_",
+    "sigmoid",
+    "softmax",
+    "softplus",
     "tanh",
 ]
 
@@ -294,6 +300,43 @@ def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
 
 RULES[torch._C._nn.leaky_relu] = leaky_relu
 RULES[torch._C._nn.leaky_relu_] = leaky_relu_
+
+
+def sigmoid(input: T) -> T:
+    """1 / (1 + exp(-x)) of each element; see `rules.elementwise.Sigmoid`."""
+    return record(Sigmoid, (input,))[0]
+
+
+def softmax(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """exp(x) over its sum along dim, in `dtype` if given; see `rules.softmax.Softmax`."""
+    if dim is None:
+        dim = _implicit_dim("softmax", input, _stacklevel)
+    return _softmax.softmax(input, dim, dtype)
+
+
+def log_softmax(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """The logarithm of the softmax along dim; see `rules.softmax.LogSoftmax`."""
+    if dim is None:
+        dim = _implicit_dim("log_softmax", input, _stacklevel)
+    return _softmax.log_softmax(input, dim, dtype)
+
+
+def _implicit_dim(name: str, input: T, stacklevel: int) -> int:
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include"
+        " dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if input.dim() in (0, 1, 3) else 1
+
+
+def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
+    """log(1 + exp(beta x)) / beta, x where beta x > threshold; see `rules.softmax.Softplus`."""
+    return record(_softmax.Softplus, (input, beta, threshold))[0]
 
 
 class MseLoss(Rule):

@@ -253,6 +253,7 @@ class Function:
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
+    in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
 
@@ -346,6 +347,7 @@ def record(
                 raise
             out = inplace()
             node.dirty = (out,)
+            node.label = function.in_place.get(node.name(), node.label)
             if node._saved and _among(result, node._saved):
                 node.save_for_backward(*[out if t is result else t for t in node._saved])
         node.edges = edges

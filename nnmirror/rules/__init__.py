@@ -1,7 +1,32 @@
-"""Backward rules of the tensor operations that stand between modules."""
+"""Backward rules of the tensor operations that stand between modules.
+
+`python -c "from nnmirror.rules import recorded; print(*recorded())"` names them all.
+"""
 
 from . import arithmetic, assign, elementwise, matmul, reduction, selection, shape, softmax
-from .registry import RULES, Rule, composite, inplace, refusal, rule
+from .registry import RULES, Rule, composite, inplace, name_of, refusal, rule
+
+
+def recorded() -> list[str]:
+    """The operations with a rule, by name, from the table of rules.
+
+    `name(_)` is also there in place, as `name_`; operators are listed as they are written.
+    """
+    written = {name_of(func).rsplit(".", 1)[-1] for func in RULES}
+    plain = {name for name in written if not name.startswith("__")}
+    both = {name for name in plain if name + "_" in plain}
+    names = [f"{name}(_)" for name in both] + [
+        name for name in plain - both if name.removesuffix("_") not in both
+    ]
+    operators = [sign for name, sign in OPERATORS.items() if f"__{name}__" in written]
+    return operators + sorted(set(names))
+
+
+OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "mod": "%", "pow": "**", "matmul": "@",
+    "iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/=", "imod": "%=", "ipow": "**=",
+    "getitem": "x[i]", "setitem": "x[i] = y",
+}  # fmt: skip
 
 __all__ = [
     "RULES",
@@ -12,6 +37,7 @@ __all__ = [
     "elementwise",
     "inplace",
     "matmul",
+    "recorded",
     "reduction",
     "refusal",
     "rule",

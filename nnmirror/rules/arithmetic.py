@@ -130,6 +130,7 @@ class Div(Rule):
         )
 
 
+@inplace(T.reciprocal_, torch.reciprocal_)
 @rule(torch.reciprocal, T.reciprocal)
 class Reciprocal(Rule):
     """z = 1 / x:  dx = -g (z z)"""
@@ -227,6 +228,11 @@ def rpow(input: T, other: Any) -> T:
 @composite(torch.square, T.square)
 def square(input: T) -> T:
     return record(Pow, (input, 2))[0]
+
+
+@composite(T.square_, torch.square_)
+def square_(input: T) -> T:
+    return record(Pow, (input, 2), inplace=lambda: T.square_(input))[0]
 
 
 @inplace(T.clamp_, T.clip_)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..tape import record
+from ..views import changed_base
 from . import shape
 from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
@@ -60,6 +61,8 @@ for _name in ("zero_", "uniform_", "normal_", "exponential_", "cauchy_", "log_no
 @rule(torch.fill)
 class Fill(Rule):
     """Every element of x becomes v:  dx = 0,  dv = sum of g"""
+
+    in_place = {"FillBackward0": "FillBackward2", "FillBackward1": "FillBackward3"}
 
     @staticmethod
     def forward(ctx: Any, input: T, value: Any) -> T:
@@ -123,7 +126,11 @@ class IndexPut(Rule):
         ctx.indices, ctx.accumulate = tuple(indices), accumulate
         ctx.shape = values.shape
         ctx.save_for_backward(*[i for i in indices if i is not None])
-        return torch.index_put(input, indices, values, accumulate)
+        if not any(i is None for i in ctx.indices):
+            return torch.index_put(input, indices, values, accumulate)
+        z = input.clone()
+        z[_all_of(ctx.indices)] = values
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
@@ -132,8 +139,8 @@ class IndexPut(Rule):
         if ctx.needs_input_grad[0]:
             dx = g
             if not ctx.accumulate:
-                zero = torch.zeros((), dtype=g.dtype, device=g.device)
-                dx = g.index_put(ctx.indices, zero)
+                dx = g.clone()
+                dx[_all_of(ctx.indices)] = 0
         dv = g[_all_of(ctx.indices)] if ctx.needs_input_grad[2] else None
         return dx, None, dv, None
 
@@ -184,24 +191,35 @@ def _changes_nothing(basic: tuple[Any, ...]) -> bool:
 def setitem(input: T, index: Any, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
     if not isinstance(value, T):
+        if not isinstance(value, bool | int | float | complex):
+            raise unplaced(T.__setitem__, (input, index, value), {})
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
     try:
         target = input.detach()[index].shape
-    except (IndexError, TypeError, ValueError):
-        raise unplaced(T.__setitem__, (input, index, value), {}) from None
+    except (IndexError, TypeError, ValueError) as error:
+        if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
+            changed_base(input)  # PyTorch looks at this first
+        raise
     basic, advanced = _split(index, input)
     view = input if _changes_nothing(basic) else shape.getitem(input, basic)
     if all(isinstance(p, slice) for p in advanced):
-        if value.dim() == 0 and value.shape != view.shape and value.is_cpu:
+        if value.dim() == 0 and target and value.is_cpu:
             record(Fill, (view, value), inplace=lambda: view.fill_(value))
             return
-        record(Copy, (view, _fitted(value, target)), inplace=lambda: T.copy_(view, value))
+        value = _fitted(value, target)
+        value.detach().expand(target)  # PyTorch's error for a wrong shape
+        record(Copy, (view, value), inplace=lambda: T.copy_(view, value))
         return
     while advanced and isinstance(advanced[-1], slice):
         advanced = advanced[:-1]
     indices = [None if isinstance(p, slice) else p for p in advanced]
     value = _fitted(value, target)
-    record(IndexPut, (view, indices, value), inplace=lambda: T.index_put_(view, indices, value))
+
+    def put() -> T:
+        view[_all_of(indices)] = value
+        return view
+
+    record(IndexPut, (view, indices, value), inplace=put)
 
 
 def _fitted(value: T, target: torch.Size) -> T:

@@ -263,10 +263,13 @@ def _pointwise(name: str, slope: Any, doc: str, of_result: bool = False) -> None
     inplace(getattr(T, name + "_"))(made)
 
 
+# The logarithm of 10 as PyTorch has it: its last digit is another than math.log(10)'s.
 _pointwise("exp2", lambda g, z: g * z * math.log(2), "z = 2^x:  dx = g z log 2", True)
 _pointwise("expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True)
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
-_pointwise("log10", lambda g, x: g / (x * math.log(10)), "z = log x / log 10:  dx = g / (x log 10)")
+_pointwise(
+    "log10", lambda g, x: g / (x * 2.3025850929940456), "z = log x / log 10:  dx = g / (x log 10)"
+)
 _pointwise("tan", lambda g, z: g * (1 + z.pow(2)), "z = tan(x):  dx = g (1 + z^2)", True)
 _pointwise("sinh", lambda g, x: g * x.cosh(), "z = sinh(x):  dx = g cosh(x)")
 _pointwise("cosh", lambda g, x: g * x.sinh(), "z = cosh(x):  dx = g sinh(x)")
@@ -279,27 +282,6 @@ _pointwise(
     "z = erf(x):  dx = g 2 / sqrt(pi) exp(-x^2)",
 )
 _pointwise("frac", lambda g, x: g, "z = x - trunc(x):  dx = g")
-
-
-@rule(torch._C._nn.softplus)
-class Softplus(Rule):
-    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g e / (e + 1) with e = exp(b x), else g"""
-
-    @staticmethod
-    def forward(ctx: Any, input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
-        ctx.how = beta, threshold
-        ctx.save_for_backward(input)
-        return torch._C._nn.softplus(input, beta, threshold)
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x = ctx.saved(0)
-        beta, threshold = ctx.how
-        dtype = g.dtype
-        if dtype.itemsize == 2:
-            g, x = g.float(), x.float()
-        e = (x * beta).exp()
-        return torch.where(x * beta > threshold, g, g * e / (e + 1.0)).to(dtype), None, None
 
 
 @inplace(T.atan2_, T.arctan2_)

@@ -153,6 +153,7 @@ class Unsqueeze(Rule):
     """z = x with a new dimension of size one:  dx = g without it"""
 
     is_view = True
+    in_place = {"UnsqueezeBackward0": "UnsqueezeBackward1"}
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int) -> T:
@@ -173,6 +174,7 @@ class Squeeze(Rule):
     """z = x without (these) dimensions of size one:  dx = g with them"""
 
     is_view = True
+    in_place = {f"SqueezeBackward{i}": f"SqueezeBackward{i + 3}" for i in range(3)}
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = None) -> T:
@@ -205,6 +207,7 @@ class Transpose(Rule):
     """z = x with two dimensions exchanged:  dx = g with them exchanged"""
 
     is_view = True
+    in_place = {"TransposeBackward0": "TransposeBackward1"}
 
     @staticmethod
     def forward(ctx: Any, input: T, dim0: int, dim1: int) -> T:
@@ -234,6 +237,7 @@ class TRule(Rule):
     """Z = X^T:  dX = G^T"""
 
     is_view = True
+    in_place = {"TBackward0": "TBackward1"}
 
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
@@ -250,6 +254,24 @@ class TRule(Rule):
 
 def t(input: T) -> T:
     return record(TRule, (input,))[0]
+
+
+def _seen_otherwise(function: type[Rule], *methods: Any) -> None:
+    """The in-place form: the tensor itself gets the other shape."""
+    for method in methods:
+
+        def call(input: T, *args: Any, _method: Any = method) -> T:
+            if input._is_view():
+                raise refusal(_method, "for a view")
+            return record(function, (input, *args), inplace=lambda: _method(input, *args))[0]
+
+        composite(method)(call)
+
+
+_seen_otherwise(Unsqueeze, T.unsqueeze_)
+_seen_otherwise(Squeeze, T.squeeze_)
+_seen_otherwise(Transpose, T.transpose_, T.swapaxes_, T.swapdims_)
+_seen_otherwise(TRule, T.t_)
 
 
 class Permute(Rule):

@@ -1,0 +1,192 @@
+"""Every operation PyTorch has, on a tensor that requires grad: same bits, or refused.
+
+Were one to come out without its gradient, a net with that operation in it would train as if
+the layers before it were frozen, and nothing would say so.
+
+PyTorch's own table of operations brings sample arguments for about 700 of them; each is called
+as a function, as a method and in place. What that table leaves out of `torch`, `torch.Tensor`,
+`torch.nn.functional`, `torch.linalg`, `torch.fft` and `torch.special` is called with arguments
+that are guessed.
+"""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+
+import nnmirror
+
+from .parity import normal, same_bits
+
+# What rounds otherwise than PyTorch, by how much at most (relative), and why.
+CLOSE = {
+    "nn.functional.softplus": (5e-7, "its kernel's exp of positive numbers is no tensor operation"),
+}
+DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
+OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.supports_autograd}
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
+def mapped(value, change):
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(mapped(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    return value
+
+
+def attempt(nn, function, args, kwargs, inplace=False):
+    """What a call gives: its error, or its results, which require grad, and the gradients."""
+    leaves = []
+
+    def leaf(t):
+        if not t.requires_grad:
+            return t.clone()
+        leaves.append(nn.Parameter(t.detach().clone()))
+        return leaves[-1]
+
+    torch.manual_seed(0)
+    args, kwargs = mapped(list(args), leaf), mapped(kwargs, leaf)
+    if inplace:  # on the result of an operation: a leaf may not be changed
+        args[0] = nn.functional.leaky_relu(args[0], 1.0)
+    try:
+        made = [t for t in tensors(function(*args, **kwargs)) if t.layout is torch.strided]
+        for t in made:
+            if t.requires_grad:
+                t.backward(torch.ones_like(t) * 0.7 + t.detach() * 0.1, retain_graph=True)
+    except Exception as e:
+        return e, None, None, None
+    return (
+        None,
+        [t.detach() for t in made],
+        [t.requires_grad for t in made],
+        [p.grad for p in leaves],
+    )
+
+
+def alike(expected, actual, tolerance=0.0):
+    if expected is None or actual is None:
+        return expected is actual
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return False
+    if tolerance:
+        return torch.allclose(expected, actual, rtol=tolerance, atol=0, equal_nan=True)
+    return same_bits(expected, actual)
+
+
+def refused(error):
+    return error is not None and "nnmirror" in str(error)
+
+
+def compare(name, function, args, kwargs, inplace=False, tolerance=0.0):
+    """Call it on both; fail where they differ. True if the mirror refused."""
+    expected = attempt(torch.nn, function, args, kwargs, inplace)
+    actual = attempt(nnmirror, function, args, kwargs, inplace)
+    if refused(actual[0]):
+        return True
+    if expected[0] is not None or actual[0] is not None:
+        assert type(expected[0]) is type(actual[0]), f"{expected[0]!r} | {actual[0]!r}"
+        assert normal(str(expected[0])) == normal(str(actual[0]))
+        return False
+    assert expected[2] == actual[2], f"{name}: requires grad {expected[2]} | {actual[2]}"
+    for e, a in zip(expected[1], actual[1], strict=True):
+        assert alike(e, a), f"{name}: {e} | {a}"
+    for e, a in zip(expected[3], actual[3], strict=True):
+        assert alike(e, a, tolerance), f"{name}, gradient: {e} | {a}"
+    return False
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_operation_of_pytorchs_table(name):
+    op = OPS[name]
+    tolerance = CLOSE.get(op.name, (0.0, ""))[0]
+    for dtype, most in DTYPES.items():
+        if dtype not in op.supported_dtypes("cpu"):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for sample in list(op.sample_inputs("cpu", dtype, requires_grad=True))[:most]:
+                args, kwargs = (sample.input, *sample.args), sample.kwargs
+                if any(t.layout is not torch.strided for t in tensors([args, kwargs])):
+                    continue
+                for function in {op.op, op.get_method()} - {None}:
+                    compare(name, function, args, kwargs, tolerance=tolerance)
+                change, first = op.get_inplace(), sample.input
+                if change is not None and isinstance(first, torch.Tensor) and first.requires_grad:
+                    compare(name, change, args, kwargs, inplace=True, tolerance=tolerance)
+
+
+def guesses(x):
+    """Arguments that most functions take one of."""
+    other = x.detach().clone().requires_grad_()
+    index = torch.tensor([1, 0])
+    return [
+        (x,), (x, other), (x, 1), (x, 0, 1), (x, 2.0), (x, (1, 0)), (x, other, other), ([x, other],),
+        (x, 0, index), (x, x.detach() > 0), (x, x.detach() > 0, 1.0), (x, 0, 0, 1), (x, torch.float64),
+        (x[0], other[0]), (x, other[0]), (x, index), (x, 0, index, other),
+    ]  # fmt: skip
+
+
+def untried():
+    """Functions that may see a tracked tensor and are not in the table above."""
+    tried = {id(f) for op in op_db for f in (op.op, op.get_method(), op.get_inplace())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spaces = torch.overrides.get_overridable_functions()
+    for space, functions in spaces.items():
+        for function in functions:
+            named = torch.overrides.resolve_name(function)
+            if id(function) not in tried and named and not inspect.isclass(function):
+                yield f"{getattr(space, '__name__', space)}: {named}", function
+
+
+UNTRIED = dict(untried())
+# These are what a gradient goes through, or ask for attributes: test_tape.py is about them.
+PROTOCOL = (
+    "backward",
+    "register",
+    "requires_grad",
+    "retain",
+    "grad",
+    "__get__",
+    "_backward",
+    "is_leaf",
+)
+
+
+@pytest.mark.parametrize("name", UNTRIED)
+def test_no_other_function_loses_a_gradient(name):
+    function = UNTRIED[name]
+    if any(word in name for word in PROTOCOL):
+        pytest.skip("about gradients themselves")
+    for k in range(len(guesses(torch.ones(2, 2, requires_grad=True)))):
+        results = []
+        for nn in (torch.nn, nnmirror):
+            torch.manual_seed(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                x = nn.functional.leaky_relu(nn.Parameter(torch.rand(2, 2) * 0.8 + 0.1), 1.0)
+                try:
+                    made = function(*guesses(x)[k])
+                    if made is NotImplemented:
+                        raise TypeError("NotImplemented")
+                    results.append([t.requires_grad for t in tensors(made)])
+                except Exception as e:
+                    results.append(e)
+        expected, actual = results
+        if isinstance(expected, Exception) or isinstance(actual, Exception):
+            continue
+        assert expected == actual, f"{name} of argument list {k}: requires_grad"
