@@ -418,6 +418,8 @@ def warn_if_sizes_differ(input: T, target: T) -> None:
         sizes = target.size(), input.size()
     if sizes[0] != sizes[1]:
         warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=3)
+        with DisableTorchFunctionSubclass():
+            torch.broadcast_tensors(input, target)  # raises before anything else is looked at
 
 
 def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:

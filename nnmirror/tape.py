@@ -316,7 +316,11 @@ def record(
         edges: list[Edge | None] = []
         places: list[int] = []
         tracked = False
-        given = args
+        changes = function.is_inplace or inplace is not None
+        if changes and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+            if is_plain_update(args[0], args[1:]):
+                return (inplace() if inplace else _forward(Node(function), function, args)), None
+            _views.changed_base(args[0])
         for i, arg in enumerate(args):
             edge = None
             if isinstance(arg, torch.Tensor):
@@ -331,10 +335,6 @@ def record(
         node = Node(function)
         node.places = places
         node.needs_input_grad = tuple([edge is not None for edge in edges])
-        if tracked and (function.is_inplace or inplace is not None):
-            if is_plain_update(args[0], args[1:]):
-                return (inplace() if inplace else _forward(node, function, args)), None
-            _views.changed_base(given[0])
         if inplace is None:
             out = _forward(node, function, args)
         else:

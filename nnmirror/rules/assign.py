@@ -3,9 +3,11 @@
 The gradient of what was overwritten is zero there; that of the values is g at their places.
 """
 
+import warnings
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
 from ..views import changed_base
@@ -199,6 +201,10 @@ def setitem(input: T, index: Any, value: Any) -> None:
     except (IndexError, TypeError, ValueError) as error:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
             changed_base(input)  # PyTorch looks at this first
+        with DisableTorchFunctionSubclass(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has been said
+            copy = input.detach().clone()
+            copy[index] = copy if value is input else value.detach()  # PyTorch's own error
         raise
     basic, advanced = _split(index, input)
     view = input if _changes_nothing(basic) else shape.getitem(input, basic)
@@ -223,11 +229,13 @@ def setitem(input: T, index: Any, value: Any) -> None:
 
 
 def _fitted(value: T, target: torch.Size) -> T:
-    """The value without leading dimensions of size one that the target lacks."""
-    extra = value.dim() - len(target)
-    if extra > 0 and tuple(value.shape[:extra]) == (1,) * extra:
-        return shape.reshape(value, tuple(value.shape[extra:]))
-    return value
+    """The value without its leading dimensions of size one, unless it fits as it is."""
+    sizes = list(value.shape)
+    if value.shape == target:
+        return value
+    while sizes and sizes[0] == 1:
+        del sizes[0]
+    return value if len(sizes) == value.dim() else shape.reshape(value, tuple(sizes))
 
 
 @inplace(T.index_fill_)
@@ -252,6 +260,10 @@ class IndexFill(Rule):
         return dx, None, None, dv
 
 
+def _needed(ctx: Any, place: int) -> bool:
+    return bool(ctx.needs_input_grad) and ctx.needs_input_grad[place]
+
+
 @inplace(T.index_copy_)
 @rule(torch.index_copy, T.index_copy)
 class IndexCopy(Rule):
@@ -260,12 +272,12 @@ class IndexCopy(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T) -> T:
         ctx.dim, ctx.shape = dim, source.shape
-        ctx.save_for_backward(index)
+        ctx.save_for_backward(index, source if _needed(ctx, 3) else None)
         return torch.index_copy(input, dim, index, source)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        index, ds = ctx.saved(0), None
+        (index, _), ds = ctx.saved_tensors, None
         if ctx.needs_input_grad[3]:
             ds = g.index_select(ctx.dim, index).expand(ctx.shape)
         dx = g.index_fill(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None
@@ -280,14 +292,15 @@ class IndexAdd(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
         ctx.dim, ctx.shape, ctx.alpha = dim, source.shape, alpha
-        ctx.save_for_backward(index)
+        ctx.save_for_backward(index, source if _needed(ctx, 3) else None)
         return torch.index_add(input, dim, index, source, alpha=alpha)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         ds = None
         if ctx.needs_input_grad[3]:
-            ds = g.index_select(ctx.dim, ctx.saved(0)).expand(ctx.shape) * ctx.alpha
+            index, _ = ctx.saved_tensors
+            ds = g.index_select(ctx.dim, index).expand(ctx.shape) * ctx.alpha
         return g, None, None, ds, None
 
 

@@ -137,6 +137,20 @@ class Cos(Rule):
         return g * -ctx.saved(0).sin()
 
 
+@inplace(T.frac_, torch.frac_)
+@rule(torch.frac, T.frac)
+class Frac(Rule):
+    """z = x - trunc(x):  dx = g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        return torch.frac(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return g
+
+
 class _Flat(Rule):
     """A function that is constant between its steps:  dx = 0"""
 
@@ -281,7 +295,6 @@ _pointwise(
     lambda g, x: 2.0 / math.sqrt(math.pi) * torch.exp(-(x.pow(2))) * g,
     "z = erf(x):  dx = g 2 / sqrt(pi) exp(-x^2)",
 )
-_pointwise("frac", lambda g, x: g, "z = x - trunc(x):  dx = g")
 
 
 @inplace(T.atan2_, T.arctan2_)
@@ -298,9 +311,10 @@ class Atan2(Rule):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         y, x = ctx.saved_tensors
         scale = (y * y + x * x).reciprocal()
+        nowhere = (y == 0) & (x == 0)
         return (
-            g * x * scale if ctx.needs_input_grad[0] else None,
-            g * -y * scale if ctx.needs_input_grad[1] else None,
+            (g * x * scale).masked_fill(nowhere, 0) if ctx.needs_input_grad[0] else None,
+            (g * -y * scale).masked_fill(nowhere, 0) if ctx.needs_input_grad[1] else None,
         )
 
 
@@ -354,8 +368,12 @@ class Lerp(Rule):
         ctx.label = f"LerpBackward{int(isinstance(weight, T))}"
         ctx.weight = None if isinstance(weight, T) else weight
         if isinstance(weight, T):
-            need = ctx.needs_input_grad and ctx.needs_input_grad[2]
-            ctx.save_for_backward(weight, input if need else None, end if need else None)
+            needs = ctx.needs_input_grad or (False,) * 3
+            ctx.save_for_backward(
+                weight if needs[0] or needs[1] else None,
+                input if needs[2] else None,
+                end if needs[2] else None,
+            )
         return torch.lerp(input, end, weight)
 
     @staticmethod
@@ -378,7 +396,8 @@ class Addcmul(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         ctx.value = value
-        ctx.save_for_backward(tensor1, tensor2)
+        needs = ctx.needs_input_grad or (False,) * 3
+        ctx.save_for_backward(tensor1 if needs[2] else None, tensor2 if needs[1] else None)
         return torch.addcmul(input, tensor1, tensor2, value=value)
 
     @staticmethod
@@ -396,7 +415,10 @@ class Addcdiv(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         ctx.value = value
-        ctx.save_for_backward(tensor1, tensor2)
+        needs = ctx.needs_input_grad or (False,) * 3
+        ctx.save_for_backward(
+            tensor1 if needs[2] else None, tensor2 if needs[1] or needs[2] else None
+        )
         return torch.addcdiv(input, tensor1, tensor2, value=value)
 
     @staticmethod

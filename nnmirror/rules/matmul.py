@@ -106,11 +106,12 @@ class Addmm(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
+        z = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
         ctx.factors = beta, alpha
         needs = ctx.needs_input_grad or (False,) * 3
         ctx.columns = column_major(mat1), column_major(mat2)
         ctx.save_for_backward(mat1 if needs[2] else None, mat2 if needs[1] else None)
-        return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
@@ -202,6 +203,8 @@ def _unused_summed(x: T, term: str, other: str, out: str) -> tuple[T, str]:
 
 def _contracted(a: T, ta: str, b: T, tb: str, out: str) -> T:
     size = {**dict(zip(ta, a.shape, strict=True)), **dict(zip(tb, b.shape, strict=True))}
+    if any(a.shape[ta.index(c)] != b.shape[tb.index(c)] for c in ta if c in tb):
+        raise refusal(torch.einsum, "for dimensions of size one that broadcast")
     batch = [c for c in out if c in ta and c in tb]
     rows = [c for c in out if c in ta and c not in tb]
     cols = [c for c in out if c in tb and c not in ta]

@@ -164,13 +164,15 @@ class Gather(Rule):
         if sparse_grad:
             raise NotImplementedError("nnmirror: gather(sparse_grad=True) is not mirrored")
         ctx.shape, ctx.dim = input.shape, dim
-        ctx.save_for_backward(index)
-        return torch.gather(input, dim, index)
+        z = torch.gather(input, dim, index)
+        ctx.save_for_backward(index, input)  # x only as PyTorch does: it may not be changed
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        index, _ = ctx.saved_tensors
         dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.scatter_add_(ctx.dim, ctx.saved(0), g), None, None, None
+        return dx.scatter_add_(ctx.dim, index, g), None, None, None
 
 
 @composite(torch.take_along_dim, T.take_along_dim)
@@ -214,10 +216,11 @@ class MaskedSelect(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, mask: T) -> T:
         ctx.shape = torch.broadcast_shapes(input.shape, mask.shape)
-        ctx.save_for_backward(mask)
+        ctx.save_for_backward(mask, input)  # x only as PyTorch does: it may not be changed
         return torch.masked_select(input, mask)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        mask, _ = ctx.saved_tensors
         dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.masked_scatter_(ctx.saved(0), g), None
+        return dx.masked_scatter_(mask, g), None

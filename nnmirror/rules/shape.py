@@ -689,6 +689,8 @@ class Diagonal(Rule):
 def movedim(input: T, source: Any, destination: Any) -> T:
     torch.movedim(input.detach(), source, destination)  # PyTorch's errors
     n = input.dim()
+    if n == 0:
+        return getitem(input, ...)
     pairs = zip(
         *[[d % n for d in ([x] if isinstance(x, int) else x)] for x in (destination, source)],
         strict=True,

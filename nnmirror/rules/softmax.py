@@ -77,7 +77,8 @@ def scalar_exp(x: T) -> T:
 
 
 def _widened(*tensors: T) -> tuple[T, ...]:
-    return tuple(t.float() if t.dtype.itemsize == 2 else t for t in tensors)
+    """In float32 at least, and with a dimension at least."""
+    return tuple(torch.atleast_1d(t.float() if t.dtype.itemsize == 2 else t) for t in tensors)
 
 
 class Softmax(Rule):
@@ -93,8 +94,9 @@ class Softmax(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T, None]:
         y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
-        if y.dim() == 0 or y.numel() == 0 or not y.is_cpu:
+        if y.numel() == 0 or not y.is_cpu:
             return (g - (g * y).sum(dim, keepdim=True)) * y, None
+        shape = y.shape
         g, y = _widened(g, y)
         if dim == y.dim() - 1:
             s = lane_sum(g * y, dtype.itemsize == 2)
@@ -102,7 +104,7 @@ class Softmax(Rule):
             s = torch.zeros_like(g.select(dim, 0))
             for i in range(g.shape[dim]):
                 s = torch.addcmul(s, g.select(dim, i), y.select(dim, i))
-        return ((g - s.unsqueeze(dim)) * y).to(dtype), None
+        return ((g - s.unsqueeze(dim)) * y).to(dtype).reshape(shape), None
 
 
 class LogSoftmax(Rule):
@@ -118,8 +120,9 @@ class LogSoftmax(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T, None]:
         y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
-        if y.dim() == 0 or y.numel() == 0 or not y.is_cpu:
+        if y.numel() == 0 or not y.is_cpu:
             return g - y.exp() * g.sum(dim, keepdim=True), None
+        shape = y.shape
         g, y = _widened(g, y)
         if dim == y.dim() - 1:
             s, e = lane_sum(g, dtype.itemsize == 2), vector_exp(y)
@@ -132,7 +135,7 @@ class LogSoftmax(Rule):
             whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + (dtype.itemsize == 2)))
             e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)
             e = e.reshape(y.shape)
-        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g)).to(dtype), None
+        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g)).to(dtype).reshape(shape), None
 
 
 @composite(torch.softmax, T.softmax, torch.special.softmax)
@@ -164,7 +167,9 @@ class Softplus(Rule):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         beta, threshold = ctx.how
         dtype = g.dtype
+        shape = g.shape
         g, x = _widened(g, ctx.saved(0))
         x = x * beta
         e = torch.where(x < 0, vector_exp(x), x.exp())
-        return torch.where(x > threshold, g, g * e / (e + 1.0)).to(dtype), None, None
+        dx = torch.where(x > threshold, g, g * e / (e + 1.0))
+        return dx.to(dtype).reshape(shape), None, None
