@@ -21,6 +21,12 @@ class Net(nn.Module):
     def forward(self, x):
         h = self.first(x)
         h = torch.cat([h, x])[: len(x)].relu() + h
+        buffer = torch.zeros(2, len(x), 3)
+        buffer[0], buffer[1] = h, h * 2
+        buffer[buffer > 1] = 1.0
+        h = h * 1
+        h[0].mul_(2)
+        h = h.softmax(1) + buffer.max(0).values + h.var(1, keepdim=True)
         first, *rest = (h * 2).mul_(2).tanh_().unbind(1)
         return self.second(torch.stack([first, *rest], 1) + h[[0, 1, 2, 3]] @ x.t() @ x)
 

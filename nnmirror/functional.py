@@ -50,10 +50,11 @@ class Linear(Rule):
 
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
-        if not isinstance(input, T) or not isinstance(weight, T) or input.dim() == 0:
+        tensors = isinstance(input, T) and isinstance(weight, T)
+        if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
             raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
         if weight.dim() != 2:
-            if weight.dim() == 1:
+            if weight.dim() == 1 and (bias is None or input.dim() != 2):
                 raise _VectorWeight
             raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
         shape = input.shape
@@ -198,6 +199,8 @@ def _saved_result(ctx: Any, y: T) -> T:
 
 def tanh(input: T) -> T:
     """The hyperbolic tangent of each element; see `Tanh`."""
+    if not isinstance(input, T):
+        return input.tanh()
     return record(Tanh, (input,))[0]
 
 
@@ -304,6 +307,8 @@ RULES[torch._C._nn.leaky_relu_] = leaky_relu_
 
 def sigmoid(input: T) -> T:
     """1 / (1 + exp(-x)) of each element; see `rules.elementwise.Sigmoid`."""
+    if not isinstance(input, T):
+        return input.sigmoid()
     return record(Sigmoid, (input,))[0]
 
 
@@ -313,6 +318,8 @@ def softmax(
     """exp(x) over its sum along dim, in `dtype` if given; see `rules.softmax.Softmax`."""
     if dim is None:
         dim = _implicit_dim("softmax", input, _stacklevel)
+    if not isinstance(input, T):
+        return input.softmax(dim)
     return _softmax.softmax(input, dim, dtype)
 
 
@@ -322,6 +329,8 @@ def log_softmax(
     """The logarithm of the softmax along dim; see `rules.softmax.LogSoftmax`."""
     if dim is None:
         dim = _implicit_dim("log_softmax", input, _stacklevel)
+    if not isinstance(input, T):
+        return input.log_softmax(dim)
     return _softmax.log_softmax(input, dim, dtype)
 
 
@@ -352,6 +361,13 @@ class MseLoss(Rule):
         ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
         if input.shape != target.shape:
             input, target = torch.broadcast_tensors(input, target)
+        if not (input.dtype is target.dtype is torch.float32):
+            if input.is_complex() or target.is_complex():
+                raise unplaced(torch._C._nn.mse_loss, (input, target), {})
+            # `-` takes no booleans, PyTorch's loss does.
+            wide = torch.result_type(input, target)
+            input = input.to(wide) if input.dtype is torch.bool else input
+            target = target.to(wide) if target.dtype is torch.bool else target
         ctx.save_for_backward(input, target)
         d = input - target
         loss = d * d

@@ -21,6 +21,8 @@ class Parameter(Tensor):
             data = torch.empty(0)
         data = data.detach()
         with DisableTorchFunctionSubclass():
+            if not isinstance(requires_grad, bool):
+                torch.Tensor._make_subclass(cls, data, requires_grad)  # PyTorch's error
             if requires_grad and not (data.is_floating_point() or data.is_complex()):
                 raise RuntimeError(
                     "Only Tensors of floating point and complex dtype can require gradients"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import operator
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -115,10 +117,16 @@ def walk(
                     results.pop()
                 else:
                     arrive(edge[0], edge[1], results.pop())
-        for tensor, grad in to_torch[:-1]:
-            tensor.backward(grad, retain_graph=True)
-        for tensor, grad in to_torch[-1:]:
-            tensor.backward(grad, retain_graph=retain_graph)
+        if len(to_torch) == 1:
+            to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
+        elif to_torch:
+            # All in one pass of torch's engine, so that it adds up in its own order: the
+            # gradient of t in (t g).sum() is g.
+            with torch.enable_grad():
+                joined = [(tensor * grad).sum() for tensor, grad in to_torch]
+                torch.stack([t.to(joined[0].dtype) for t in joined]).sum().backward(
+                    retain_graph=retain_graph
+                )
     return [found.get((id(t), n)) for t, n in captured]
 
 
@@ -199,12 +207,21 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
     return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
 
 
+# Two threads may walk to one leaf at the same time; each reads its .grad and then adds to it.
+_accumulating = threading.Lock()
+
+
 def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     """Add `grad` to `leaf.grad`, as PyTorch's AccumulateGrad.
 
     The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
     layout is the leaf's; otherwise it is copied. Later ones are added in place.
     """
+    with _accumulating:
+        _accumulate(leaf, grad, may_keep)
+
+
+def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     held = C_grad.__get__(leaf)
     if held is not None:
         if held.requires_grad:
@@ -362,6 +379,11 @@ def make_grads(
     outputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor]:
     """The gradients to start from: those given, checked, or one for each scalar output."""
+    for given in grads:
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise TypeError(
+                f"gradients can be either Tensors or None, but got {type(given).__name__}"
+            )
     if len(grads) != len(outputs):
         raise RuntimeError(f"got {len(outputs)} tensors and {len(grads)} gradients")
     with DisableTorchFunctionSubclass():
@@ -382,12 +404,20 @@ def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
                 f"grad can be implicitly created only for real scalar outputs but got {dtype}"
             )
         return torch.ones(shape, dtype=dtype, device=device)
-    if not isinstance(grad, torch.Tensor):
-        raise TypeError(f"gradients can be either Tensors or None, but got {type(grad).__name__}")
     if grad.shape != shape:
         raise RuntimeError(
             f"Mismatch in shape: grad_output[{index}] has a shape of {grad.shape} and"
             f" output[{index}] has a shape of {shape}."
+        )
+    if grad.is_complex() and not dtype.is_complex:
+        raise RuntimeError(
+            "For complex Tensors, both grad_output and output are required to have the same dtype."
+            f" Mismatch in dtype: grad_output[{index}] has a dtype of {grad.dtype} and"
+            f" output[{index}] has a dtype of {dtype}."
+        )
+    if grad.device != device:
+        raise RuntimeError(
+            f"invalid gradient at index {index} - expected device {device} but got {grad.device}"
         )
     grad = grad.detach()
     return grad if grad.dtype is dtype else grad.to(dtype)
@@ -429,15 +459,24 @@ def backward(
     started = make_grads(outputs, grads)
     roots = _roots(outputs)
     if inputs is None:
-        walk(roots, started, bool(retain_graph))
+        walk(roots, started, _flag(retain_graph))
         return
     edges = _input_edges(inputs)
     for tensor, grad in zip(
-        inputs, walk(roots, started, bool(retain_graph), only=edges), strict=True
+        inputs, walk(roots, started, _flag(retain_graph), only=edges), strict=True
     ):
         if grad is not None:
             with DisableTorchFunctionSubclass():
                 accumulate(tensor, grad, may_keep=False)
+
+
+def _flag(value: Any) -> bool:
+    """retain_graph, as PyTorch's engine reads it: a small number."""
+    number = 0 if value is None else operator.index(value)
+    if not 0 <= number < 256:
+        bound = "less than minimum" if number < 0 else "greater than maximum"
+        raise OverflowError(f"unsigned byte integer is {bound}")
+    return bool(number)
 
 
 def between(

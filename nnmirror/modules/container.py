@@ -230,12 +230,12 @@ def _pairs(name: str, items: Any, mappings: Any) -> Iterator[tuple[Any, Any]]:
             raise TypeError(
                 f"{name} update sequence element #{j} should be Iterable; is{type(pair).__name__}"
             )
-        pair = list(pair)
-        if len(pair) != 2:
+        if len(pair) != 2:  # type: ignore[arg-type]
             raise ValueError(
-                f"{name} update sequence element #{j} has length {len(pair)}; 2 is required"
+                f"{name} update sequence element #{j} has length {len(pair)}; 2 is required"  # type: ignore[arg-type]
             )
-        yield pair[0], pair[1]
+        key, value = pair
+        yield key, value
 
 
 class ModuleDict(Module):

@@ -21,7 +21,8 @@ class _Reshaping(Layer):
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is tuple:
             return self._run_stacked(input, self.forward)  # type: ignore[return-value]
-        target = tuple(self._target(input.detach()).shape)
+        plain = input.detach() if isinstance(input, Tensor) else input
+        target = tuple(self._target(plain).shape)
         if target == tuple(input.shape):
             self.__dict__["_call"] = passed_on
             return input

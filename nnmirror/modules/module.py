@@ -359,7 +359,9 @@ class Module:
     def get_submodule(self, target: str) -> "Module":
         """The module at the dotted path `target`; self for an empty one."""
         module = self
-        for name in target.split(".") if target else ():
+        if target == "":
+            return self
+        for name in target.split("."):
             if not hasattr(module, name):
                 raise AttributeError(f"{module._get_name()} has no attribute `{name}`")
             module = getattr(module, name)

@@ -246,6 +246,13 @@ class Clamp(Rule):
     @staticmethod
     def forward(ctx: Node, input: T, min: Any = None, max: Any = None) -> T:
         bounds = isinstance(min, T) or isinstance(max, T)
+        if bounds and not all(isinstance(b, T | None) for b in (min, max)):
+            # A number beside a tensor: the tensor must be one number, without a gradient.
+            z = torch.clamp(input, min, max)
+            min, max = (b.item() if isinstance(b, T) else b for b in (min, max))
+            ctx.label, ctx.bounds = "ClampBackward1", (min, max)  # type: ignore[attr-defined]
+            ctx.save_for_backward(input)
+            return z
         ctx.label = "ClampBackward0" if bounds else "ClampBackward1"
         ctx.bounds = None if bounds else (min, max)  # type: ignore[attr-defined]
         if bounds:

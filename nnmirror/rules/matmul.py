@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
 from . import shape
 from .arithmetic import Mul, scaled
 from .reduction import Sum
-from .registry import Rule, composite, inplace, refusal, rule, unplaced
+from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -171,9 +172,10 @@ def einsum(equation: Any, *operands: Any) -> T:
     """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
+    with DisableTorchFunctionSubclass():
+        torch.einsum(plain_values(equation), *plain_values(operands))  # PyTorch's errors
     if not isinstance(equation, str):
         raise refusal(torch.einsum, "for an equation given as lists")
-    torch.einsum(equation, *[x.detach() for x in operands])  # PyTorch's errors
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow:

@@ -159,8 +159,8 @@ class LinalgVectorNorm(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> T:
-        ctx.how = float(ord), dim, keepdim
         z = torch.linalg.vector_norm(input, ord, dim, keepdim, dtype=dtype)
+        ctx.how = float(ord), dim, keepdim
         ctx.save_for_backward(input, z)
         return z
 
@@ -215,6 +215,9 @@ def norm(
         or (p == "fro" and dim is not None and not isinstance(dim, int) and len(dim) > 2)
     ):
         raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
+    if isinstance(p, str) and p != "fro":
+        raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
+    dim = [dim] if isinstance(dim, int) else dim
     ord = 2.0 if p is None or p == "fro" else p
     return vector_norm(input, ord, dim, keepdim, dtype=dtype)
 

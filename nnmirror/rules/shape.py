@@ -3,6 +3,7 @@
 A view shares memory with its input (`is_view`); its gradient is the view undone.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -387,7 +388,10 @@ class Index(Rule):
 
 def is_basic(index: Any) -> bool:
     if isinstance(index, T):
-        return index.dim() == 0 and index.dtype not in (torch.bool, torch.uint8)
+        kind = index.dtype
+        return index.dim() == 0 and not (
+            kind.is_floating_point or kind.is_complex or kind in (torch.bool, torch.uint8)
+        )
     return (
         index is None
         or index is Ellipsis
@@ -521,6 +525,9 @@ class SplitWithSizes(_Parts):
 
 @composite(torch.split, T.split)
 def split(input: T, split_size_or_sections: Any, dim: int = 0, **kwargs: Any) -> tuple[T, ...]:
+    if isinstance(split_size_or_sections, T):
+        with contextlib.suppress(ValueError):
+            split_size_or_sections = int(split_size_or_sections)
     kind = Split if isinstance(split_size_or_sections, int) else SplitWithSizes
     return record(kind, (input, split_size_or_sections, dim))[0]
 
@@ -542,7 +549,9 @@ def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
 @composite(torch.narrow, T.narrow)
 def narrow(input: T, dim: int, start: Any, length: int) -> T:
     torch.narrow(input.detach(), dim, start, length)  # PyTorch's errors
-    at, first = dim % input.dim(), int(start) % (input.shape[dim] + 1)
+    at, first = dim % input.dim(), int(start)
+    if first < 0:
+        first += input.shape[dim]
     return getitem(input, (*[slice(None)] * at, slice(first, first + length)))
 
 

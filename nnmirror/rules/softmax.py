@@ -17,7 +17,7 @@ import torch
 
 from ..tape import record
 from . import shape
-from .registry import Rule, composite, rule
+from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
 
@@ -86,7 +86,7 @@ class Softmax(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int) -> T:
-        y = torch.softmax(input, dim)
+        y = T.softmax(input, dim)
         ctx.dim = dim % input.dim() if input.dim() else 0
         ctx.save_for_backward(y)
         return y
@@ -112,7 +112,7 @@ class LogSoftmax(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int) -> T:
-        y = torch.log_softmax(input, dim)
+        y = T.log_softmax(input, dim)
         ctx.dim = dim % input.dim() if input.dim() else 0
         ctx.save_for_backward(y)
         return y
@@ -138,14 +138,32 @@ class LogSoftmax(Rule):
         return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g)).to(dtype).reshape(shape), None
 
 
-@composite(torch.softmax, T.softmax, torch.special.softmax)
+@composite(T.softmax)
 def softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
     return record(Softmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
-@composite(torch.log_softmax, T.log_softmax, torch.special.log_softmax)
+@composite(T.log_softmax)
 def log_softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
     return record(LogSoftmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
+
+
+def _as_function(func: Any, method: Any) -> None:
+    """torch.softmax(x, dim): as the method, but its errors count the arguments otherwise."""
+
+    def call(input: T, *args: Any, **kwargs: Any) -> T:
+        try:
+            return method(input, *args, **kwargs)
+        except TypeError:
+            raise unplaced(func, (input, *args), kwargs) from None
+
+    composite(func)(call)
+
+
+_as_function(torch.softmax, softmax)
+_as_function(torch.special.softmax, softmax)
+_as_function(torch.log_softmax, log_softmax)
+_as_function(torch.special.log_softmax, log_softmax)
 
 
 @rule(torch._C._nn.softplus)
@@ -159,9 +177,10 @@ class Softplus(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
+        z = torch._C._nn.softplus(input, beta, threshold)
         ctx.how = beta, threshold
         ctx.save_for_backward(input)
-        return torch._C._nn.softplus(input, beta, threshold)
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:

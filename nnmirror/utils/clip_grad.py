@@ -146,7 +146,10 @@ def clip_grad_value_(
 ) -> None:
     """Bound each element of the gradients to [-clip_value, clip_value]."""
     clip_value = float(clip_value)
-    for group in _groups(_grads(_listed(parameters))):
+    grads = _grads(_listed(parameters))
+    if not grads:
+        torch._C._group_tensors_by_device_and_dtype([[]], False)  # PyTorch's error
+    for group in _groups(grads):
         if _foreach(group, foreach):
             torch._foreach_clamp_min_(group, -clip_value)
             torch._foreach_clamp_max_(group, clip_value)
