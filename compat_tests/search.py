@@ -257,6 +257,13 @@ def message(error: Exception) -> str:
     whole message where there is one change.
     """
     said = re.sub(r"(modified by an inplace operation): .*", r"\1", normal(str(error)))
+    # Of several saved tensors that were changed, one may be such a view: which is named first?
+    said = re.sub(
+        r"Output \d of (Split|Unbind) is a view and its base .*",
+        "one of the variables needed for gradient computation has been modified by an inplace"
+        " operation",
+        said,
+    )
     # Said of x[-1] for some numbers x and not for others, in PyTorch itself.
     return said.replace(
         "select() cannot be applied to a 0-dim tensor.",
@@ -319,6 +326,11 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     return UNARY[name](a)
                 if name in BINARY:
                     return BINARY[name](a, b)
+                if name in ("linear", "linear wide", "net") and program["retain_grad"]:
+                    # PyTorch makes some of these outputs (of other than two dimensions) as
+                    # views of something unseen; a gradient retained at one is lost when a
+                    # piece of it is changed in place.
+                    return modules[name](a) * 1
                 return modules[name](a, b) if name == "mse" else modules[name](a)
 
             result = attempt(place, act)

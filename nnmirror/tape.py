@@ -58,8 +58,10 @@ class Node:
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
-    _saved: tuple[torch.Tensor | None, ...] | None = ()
-    _versions: tuple[int, ...] = ()
+    # For a node that stands for several: makes it one of the several (see modules/fused.py).
+    folded: "Callable[[Any], None] | None" = None
+    _saved: Sequence[torch.Tensor | None] | None = ()
+    _versions: Sequence[int] = ()
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None
@@ -96,6 +98,8 @@ class Node:
             raise RuntimeError(_FREED)
         tensor = self._saved[index]
         if tensor is not None and tensor._version != self._versions[index]:
+            if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
+                edge_of(tensor)  # one of several views has an error of its own
             raise RuntimeError(self._modified(tensor, self._versions[index], via))
         return tensor  # type: ignore[return-value]
 
@@ -121,6 +125,9 @@ class Node:
 
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        for edge in self.edges:
+            if edge is not None and type(edge[0]) is Node and edge[0].folded is not None:
+                edge[0].folded(edge[0])
         return tuple(
             (None, 0)
             if edge is None
@@ -316,21 +323,32 @@ def record(
         edges: list[Edge | None] = []
         places: list[int] = []
         tracked = False
-        changes = function.is_inplace or inplace is not None
-        if changes and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        if (function.is_inplace or inplace is not None) and any(
+            isinstance(a, torch.Tensor) and a.requires_grad for a in args
+        ):
             if is_plain_update(args[0], args[1:]):
                 return (inplace() if inplace else _forward(Node(function), function, args)), None
             _views.changed_base(args[0])
         for i, arg in enumerate(args):
-            edge = None
-            if isinstance(arg, torch.Tensor):
+            edge: Edge | None = None
+            if isinstance(arg, _tensor.Tensor):
+                places.append(i)
+                if arg._node is not None:
+                    view = arg._view_of
+                    if view is not None and view[1] != arg._version:
+                        _views.renew(arg)
+                    edge = (arg._node, arg._output_nr)
+                    tracked = True
+                elif arg._requires_grad:
+                    edge = (arg, 0)
+                    tracked = True
+            elif isinstance(arg, torch.Tensor):
                 places.append(i)
                 if arg.requires_grad:
-                    edge = edge_of(arg)
+                    edge = (arg, 0)
                     tracked = True
-                    if not isinstance(arg, _tensor.Tensor):
-                        # The tape computes on a detached alias: no torch graph is built.
-                        args = (*args[:i], arg.detach(), *args[i + 1 :])
+                    # The tape computes on a detached alias: no torch graph is built.
+                    args = (*args[:i], arg.detach(), *args[i + 1 :])
             edges.append(edge)
         node = Node(function)
         node.places = places
@@ -359,8 +377,9 @@ def record(
                 out = made if isinstance(out, list) else tuple(made)
             else:
                 out = _track(node, 0, out, args, False)
-        # What was marked is an output, which leads to the node: kept, it would be a cycle.
-        node.dirty = node.non_differentiable = ()
+        if node.dirty or node.non_differentiable:
+            # What was marked is an output, which leads to the node: kept, it would be a cycle.
+            node.dirty = node.non_differentiable = ()
         node.outputs = [meta_of(o) for o in out] if many else [meta_of(out)]
         return out, node
 

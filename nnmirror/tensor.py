@@ -95,6 +95,8 @@ class Tensor(torch.Tensor):
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
                 _tape.edge_of(self)  # a view whose memory was changed since gets a new one
+        if self._node is not None and self._node.folded is not None:
+            self._node.folded(self._node)
         return self._node
 
     @property
@@ -242,6 +244,7 @@ class Tensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(self.detach())
+        _ = self.grad_fn
         if self._node is not None:
             return _suffixed(text, f"grad_fn=<{_tape.bare(self._node.name())}>")
         return _suffixed(text, "requires_grad=True") if self._requires_grad else text

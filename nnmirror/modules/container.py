@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from ..parameter import Parameter
+from . import fused
 from .explicit import Chain
 from .module import Module, indent, is_parameter, keeps_call
 
@@ -55,6 +56,9 @@ def absolute_index(idx: Any, size: int) -> int:
     return idx % size
 
 
+fused.iterates_with(_Numbered.__iter__)
+
+
 class Sequential(_Numbered):
     """Modules called one after the other: y = f_n(... f_1(x)).
 
@@ -74,6 +78,9 @@ class Sequential(_Numbered):
     @keeps_call
     def forward(self, input):  # type: ignore[no-untyped-def]
         """Call each module with what the one before it returned."""
+        out = fused.run(self, input)
+        if out is not NotImplemented:
+            return out
         calls = []
         for module in self:
             input = module(input)

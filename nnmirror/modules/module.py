@@ -62,6 +62,20 @@ _global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
 _global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
 
 
+# Every hook that sees all calls, and the names of a module's own for its calls.
+GLOBAL_HOOKS = (
+    _global_backward_pre_hooks,
+    _global_backward_hooks,
+    _global_forward_pre_hooks,
+    _global_forward_hooks,
+)
+CALL_HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
+
+# Counts the changes to any module that change how it must be called (see fused.py).
+epoch = [0]
+_COUNTED = {*CALL_HOOKS, "_modules", "_parameters", "forward", "inplace", "negative_slope"}
+
+
 class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
     """What `load_state_dict` returns."""
 
@@ -277,6 +291,8 @@ class Module:
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
+        if name in _COUNTED:
+            epoch[0] += 1
         own = self.__dict__
         params, modules, buffers = own.get("_parameters"), own.get("_modules"), own.get("_buffers")
         if is_parameter(value):
@@ -341,6 +357,8 @@ class Module:
             )
 
     def __delattr__(self, name: str) -> None:
+        if name in _COUNTED:
+            epoch[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:
                 del registry[name]
@@ -501,6 +519,7 @@ class Module:
 
         A parameter stays the same object, with new data, where torch allows it.
         """
+        epoch[0] += 1
         if recurse:
             for module in self.children():
                 module._apply(fn)
@@ -974,7 +993,8 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_call", None)
+        for name in ("_call", "_plan"):  # what the last call left
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,510 @@
+"""A Sequential of plain layers, run at one go.
+
+Layer by layer, every layer pays for being a module, a recorded call and a tracked tensor,
+which on a small net is most of the time. Here the same operations run in the same order on
+plain tensors, and leave one node: the formulas are those of `nnmirror.functional`, arranged
+in two loops. Nothing else may be told apart from the layers called one by one:
+
+- only Linear, ReLU, LeakyReLU, Tanh and Sequentials of them are taken, as they come, with no
+  hook on any of them; anything odd about the input or the parameters goes the long way;
+- what nobody sees is computed in place: an activation in the memory of the Linear before it,
+  a gradient in the memory of the one before it;
+- whoever asks for a `grad_fn` gets the nodes that the layers would have left: `unfold` makes
+  them of what was saved.
+
+`enabled = False` has every Sequential call its layers one by one.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
+
+from .. import functional as F
+from .. import tape, tensor, walk
+from ..parameter import Parameter
+from . import activation, linear, module
+from .explicit import Recorded
+
+enabled = True
+
+_linear = torch._C._nn.linear
+_relu, _relu_, _tanh, _tanh_ = torch.relu, torch.relu_, torch.tanh, torch.tanh_
+_leaky, _leaky_ = torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_
+
+LINEAR, RELU, TANH, LEAKY = range(4)
+_FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu)
+_KINDS: dict[type, int] = {
+    linear.Linear: LINEAR,
+    activation.ReLU: RELU,
+    activation.Tanh: TANH,
+    activation.LeakyReLU: LEAKY,
+}
+_FORWARDS = {kind: kind.forward for kind in _KINDS}  # type: ignore[attr-defined]
+_FLOATS = (torch.float32, torch.float64)
+_PLAIN = (torch.Tensor, tensor.Tensor)
+
+_ones: dict[torch.dtype, torch.Tensor] = {}
+
+
+def _one(dtype: torch.dtype) -> torch.Tensor:
+    found = _ones.get(dtype)
+    if found is None:
+        found = _ones[dtype] = torch.ones((), dtype=dtype)
+    return found
+
+
+class Op:
+    """One layer: what it does, to what. It must not hold the module, which leads here."""
+
+    __slots__ = ("bias", "hidden", "kind", "own", "slope", "weight")
+    weight: Any
+    bias: Any
+
+    def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
+        self.kind, self.own = kind, layer._parameters
+        self.weight = self.bias = None
+        self.slope = 0.0
+        if kind == LINEAR:
+            self.weight, self.bias = self.own["weight"], self.own["bias"]
+        elif kind == LEAKY:
+            self.slope = layer.negative_slope
+        # Its input is the output of a Linear, which nobody else sees: it may be written over.
+        # (The gradient of leaky_relu looks at signs, which a slope below zero turns round.)
+        self.hidden = after_linear and not self.slope < 0
+
+
+def _trains(parameter: Any) -> bool:
+    return parameter is not None and parameter._requires_grad
+
+
+class Needs:
+    """Which gradients are asked for, given whether one for the input is."""
+
+    __slots__ = ("edges", "input_at", "passes_on", "watch_input", "watch_output", "weights")
+
+    def __init__(self, ops: list[Op], input_edge: bool) -> None:
+        # passes_on[i]: layer i must give a gradient for its input.
+        self.passes_on = []
+        wanted = input_edge
+        for op in ops:
+            self.passes_on.append(wanted)
+            wanted = wanted or _trains(op.weight) or _trains(op.bias)
+        # What a backward looks at, and which therefore may not be changed until then.
+        self.watch_input = ops[0].kind != LINEAR or _trains(ops[0].weight)
+        self.watch_output = ops[-1].kind != LINEAR and self.passes_on[-1]
+        self.weights = tuple(
+            op.weight
+            for op, on in zip(ops, self.passes_on, strict=True)
+            if on and op.kind == LINEAR
+        )
+        # In the order in which the layers' own nodes would be walked.
+        self.edges: list[Any] = [
+            (p, 0)
+            for op in reversed(ops)
+            if op.kind == LINEAR
+            for p in (op.bias, op.weight)
+            if _trains(p)
+        ]
+        last = len(self.edges)  # the input's, before that of the first layer's weight
+        self.input_at = last - 1 if _trains(ops[0].weight) else last
+
+    def versions(self, saved: Any) -> list[int]:
+        found = [weight._version for weight in self.weights]  # type: ignore[union-attr]
+        if self.watch_input:
+            found.append(saved[0]._version)
+        if self.watch_output:
+            found.append(saved[-1]._version)
+        return found
+
+
+class Plan:
+    """How to run one Sequential. Made at its first call, looked over at every other."""
+
+    def __init__(self, ops: list[Op], nested: list[Any], members: list[Any]) -> None:
+        self.ops = ops
+        # Of every Sequential in it: its modules, and the parameters by which to know them.
+        self.nested = [(s._modules, [m._parameters for m in s._modules.values()]) for s in nested]
+        self.linears = [op for op in ops if op.kind == LINEAR]
+        self.flags = [(op.weight._requires_grad, _trains(op.bias)) for op in self.linears]  # type: ignore[union-attr]
+        inside = [*members, *nested[1:]]
+        self.hooks = [getattr(m, name) for m in inside for name in module.CALL_HOOKS]
+        self.epoch = module.epoch[0]
+        self.needs = {flag: Needs(ops, flag) for flag in (False, True)}
+        # With a single feature, one row is also one column, and PyTorch takes it for that.
+        self.narrow = any(1 in op.weight.shape for op in self.linears)  # type: ignore[union-attr]
+        self.calls: list[Any] = [
+            (m.__dict__, ChildCall(weakref.ref(self), i)) for i, m in enumerate(members)
+        ]
+        self.calls += [(s.__dict__, NestedCall(s._modules)) for s in nested[1:]]
+        self.last: Any = None  # the latest node, weakly: it holds the plan
+
+    def holds(self) -> bool:
+        """Is everything but the hooks as it was when this plan was made?"""
+        if self.epoch != module.epoch[0]:
+            return False
+        for modules, known in self.nested:
+            if len(modules) != len(known):
+                return False
+            for m, own in zip(modules.values(), known, strict=True):
+                if m._parameters is not own:
+                    return False
+        for op, (weight_flag, bias_flag) in zip(self.linears, self.flags, strict=True):
+            own, weight, bias = op.own, op.weight, op.bias
+            if (
+                own.get("weight") is not weight
+                or own.get("bias", op) is not bias
+                or weight._requires_grad is not weight_flag  # type: ignore[union-attr]
+                or not weight.is_contiguous()  # type: ignore[union-attr]
+                or (bias is not None and bias._requires_grad is not bias_flag)
+            ):
+                return False
+        return True
+
+    def infer(self, h: torch.Tensor) -> torch.Tensor:
+        """The output alone."""
+        for op in self.ops:
+            kind = op.kind
+            if kind == LINEAR:
+                h = _linear(h, op.weight, op.bias)
+            elif kind == RELU:
+                h = _relu_(h) if op.hidden else _relu(h)
+            elif kind == TANH:
+                h = _tanh_(h) if op.hidden else _tanh(h)
+            else:
+                h = _leaky_(h, op.slope) if op.hidden else _leaky(h, op.slope)
+        return h
+
+    def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
+        """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
+        saved = []
+        for op in self.ops:
+            kind = op.kind
+            if kind == LINEAR:
+                saved.append(h)
+                h = _linear(h, op.weight, op.bias)
+                continue
+            if kind == RELU:
+                h = _relu_(h) if op.hidden else _relu(h)
+            elif kind == TANH:
+                h = _tanh_(h) if op.hidden else _tanh(h)
+            elif op.hidden:
+                h = _leaky_(h, op.slope)
+            else:
+                saved.append(h)
+                h = _leaky(h, op.slope)
+                continue
+            saved.append(h)
+        needs = self.needs[edge is not None]
+        if saved[-1] is h:
+            saved[-1] = h.detach()  # an output that is saved would keep itself alive
+        node: Any = tape.Node(Fused)
+        node.plan, node.needs, node.folded = self, needs, unfold
+        node._saved = saved
+        node._versions = needs.versions(saved)
+        node.edges = needs.edges
+        if edge is not None:
+            at = needs.input_at
+            node.edges = [*needs.edges[:at], edge, *needs.edges[at:]]
+        node.outputs = ((h.shape, h.dtype, h.device),)
+        self.last = weakref.ref(node)
+        if node.edges:
+            node.sequence = next(tape._sequence)
+            h.__class__ = tensor.Tensor
+            h._node = node  # type: ignore[attr-defined]
+        return h, node
+
+
+class Fused(tape.Function):
+    """The layers of a plan: dx and the parameters' gradients, from the last to the first."""
+
+    is_rule = True
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
+        saved, needs = ctx._saved, ctx.needs
+        if saved is None:
+            raise RuntimeError(tape._FREED)
+        if ctx._versions != needs.versions(saved):
+            _complain(ctx)
+        return back(ctx.plan.ops, saved, needs.passes_on, g)
+
+
+def back(ops: list[Op], saved: Any, passes_on: list[bool], g: Any) -> tuple[Any, ...]:
+    """The gradients for `Needs.edges`, that of the input among them if passes_on[0]."""
+    grads = []
+    ours = False  # g is nobody else's: it may be written over
+    for i in range(len(ops) - 1, -1, -1):
+        op, kept = ops[i], saved[i]
+        kind = op.kind
+        if kind == LINEAR:
+            weight, bias = op.weight, op.bias
+            if bias is not None and bias._requires_grad:
+                grads.append(g.sum(0))
+            dx = g.mm(weight) if passes_on[i] else None
+            if i == 0 and dx is not None:
+                grads.append(dx)
+            if weight._requires_grad:  # type: ignore[union-attr]
+                grads.append(g.t().mm(kept))
+            if dx is None:
+                break
+            g = dx
+        elif kind == RELU:
+            mask = kept <= 0
+            g = g.masked_fill_(mask, 0) if ours else g.masked_fill(mask, 0)
+        elif kind == TANH:
+            g = torch.addcmul(_one(kept.dtype), kept, kept, value=-1).mul_(g)
+        else:
+            g = torch.where(kept > 0, g, g * op.slope)
+        ours = True
+    if passes_on[0] and ops[0].kind != LINEAR:
+        grads.append(g)
+    return tuple(grads)
+
+
+def _complain(node: Any) -> None:
+    """Something saved was changed: have the layer's own node say which, and of which version."""
+    for made in reversed(nodes(node)):
+        if made.function is not F.Linear:
+            made.saved(0)
+            continue
+        if made.needs_input_grad[1]:
+            made.saved(1, via="AsStrided")
+        if made.needs_input_grad[2]:
+            made.saved(0)
+
+
+def unfold(node: Any) -> None:
+    """Turn `node` into the node of the last layer, with those of the others behind it."""
+    plan, needs, saved, versions = node.plan, node.needs, node._saved, list(node._versions)
+    node.folded = None
+    edge = node.edges[needs.input_at] if needs.passes_on[0] else None
+    at_output = versions.pop() if needs.watch_output else 0
+    at_input = versions.pop() if needs.watch_input else 0
+    at_weight = dict(zip(map(id, needs.weights), versions, strict=True))
+    sequence, last = node.sequence, len(plan.ops) - 1
+    made: list[Any] = []
+    for i, op in enumerate(plan.ops):
+        new: Any = node if i == last else tape.Node(F.Linear)
+        new.function = _FUNCTIONS[op.kind]
+        new.sequence = sequence - (last - i) / (last + 1)
+        if i < last:
+            shape = torch.Size(()) if saved is None else saved[i + 1].shape
+            new.outputs = ((shape, *node.outputs[0][1:]),)
+        new._saved = None
+        kept = None if saved is None else saved[i]
+        at = at_input if i == 0 else at_output if i == last else 0
+        if op.kind == LINEAR:
+            bias, weight = ((p, 0) if _trains(p) else None for p in (op.bias, op.weight))
+            new.edges, new.places = [bias, edge, weight], (1, 2) if op.bias is None else (0, 1, 2)
+            new.label = "MmBackward0" if op.bias is None else "AddmmBackward0"
+            new.bias_shape = None if op.bias is None else op.bias.shape
+            new.batched = new.by_columns = False
+            if kept is not None:
+                if i > 0:
+                    at = kept._version
+                new.input_shape = kept.shape
+                new._saved = (kept if weight is not None else None, op.weight)
+                new._versions = (at, at_weight.get(id(op.weight), op.weight._version))
+        else:
+            new.edges, new.places = [edge] if op.kind != LEAKY else [edge, None], (0,)
+            new.label, new.slope = "", op.slope
+            if kept is not None:
+                new._saved, new._versions = (kept,), (at if i in (0, last) else kept._version,)
+        new.needs_input_grad = tuple([e is not None for e in new.edges])
+        made.append(new)
+        edge = (new, 0) if any(new.needs_input_grad) else None
+    # Not as nodes: the last would lead to itself.
+    node.before = made[:-1]
+
+
+def nodes(node: Any) -> list[Any]:
+    """The layers' own nodes, in the order of the layers."""
+    if node.folded is not None:
+        unfold(node)
+    return [*node.before, node]
+
+
+class FusedCall:
+    """What `Module.backward` of the Sequential goes back over."""
+
+    def __init__(self, node: tape.Node) -> None:
+        self.node = node
+
+    def __call__(self, gradient: Any = None) -> Any:
+        node: Any = self.node
+        if node.folded is None:
+            for made in reversed(nodes(node)):
+                gradient = Recorded(made)(gradient)
+            return gradient
+        plan, needs = node.plan, node.needs
+        with DisableTorchFunctionSubclass():
+            started = walk.start_grad(node.outputs[0], gradient, 0)
+            if node._saved is None:
+                raise RuntimeError(tape._FREED)
+            if node._versions != needs.versions(node._saved):
+                _complain(node)
+            both = plan.needs[True]
+            grads = list(back(plan.ops, node._saved, both.passes_on, started))
+            node.free()
+        dx = grads.pop(both.input_at)
+        if grads:
+            walk.walk(both.edges, grads)
+        return dx
+
+
+class ChildCall:
+    """The call of one layer of a plan, should it be asked for on its own."""
+
+    def __init__(self, plan: "weakref.ref[Plan]", place: int) -> None:
+        self.plan, self.place = plan, place
+
+    def __call__(self, gradient: Any = None) -> Any:
+        plan = self.plan()
+        node = None if plan is None else plan.last()
+        if node is None:
+            raise RuntimeError(
+                "nnmirror: the Sequential that called this module is gone, with what it saved"
+            )
+        return Recorded(nodes(node)[self.place])(gradient)
+
+
+class NestedCall:
+    """The call of a Sequential inside the one that was called."""
+
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self.modules = modules
+
+    def __call__(self, gradient: Any = None) -> Any:
+        for member in reversed(self.modules.values()):
+            gradient = member._call(gradient)
+        return gradient
+
+
+class NoPlan:
+    """Layers that must be called one by one: so noted, until something is changed."""
+
+    hooks: tuple[Any, ...] = ()
+
+    def __init__(self, root: Any) -> None:
+        self.modules = root._modules
+        self.known = [weakref.ref(m) if m is not None else None for m in root._modules.values()]
+        self.epoch = module.epoch[0]
+
+    def holds(self) -> bool:
+        return (
+            self.epoch == module.epoch[0]
+            and len(self.known) == len(self.modules)
+            and all(
+                known is None or known() is m
+                for known, m in zip(self.known, self.modules.values(), strict=True)
+            )
+        )
+
+
+def plan_of(root: Any) -> Plan | NoPlan:
+    ops: list[Op] = []
+    nested: list[Any] = []
+    members: list[Any] = []
+    if not _gather(root, ops, nested, members):
+        return NoPlan(root)
+    parameters = [id(p) for op in ops for p in (op.weight, op.bias) if p is not None]
+    for ids in (parameters, [id(m) for m in members], [id(s) for s in nested]):
+        if len(set(ids)) < len(ids):
+            return NoPlan(root)  # something is shared
+    return Plan(ops, nested, members)
+
+
+def _gather(sequential: Any, ops: list[Op], nested: list[Any], members: list[Any]) -> bool:
+    """Collect the layers, in the order in which they are called; False if one is not plain."""
+    cls = type(sequential)
+    if "forward" in sequential.__dict__ or not sequential._modules:
+        return False
+    if cls.__iter__ is not _iterate[0] or cls.__call__ is not module.Module.__call__:
+        return False
+    nested.append(sequential)
+    for member in sequential._modules.values():
+        if type(member).forward is nested[0].__class__.forward:
+            if not _gather(member, ops, nested, members):
+                return False
+            continue
+        kind = _KINDS.get(type(member))
+        if kind is None or "forward" in member.__dict__:
+            return False
+        if type(member).forward is not _FORWARDS[type(member)]:
+            return False
+        if kind == LINEAR and not _is_plain_linear(member):
+            return False
+        if kind == LEAKY and not isinstance(member.negative_slope, int | float):
+            return False
+        after_linear = bool(ops) and ops[-1].kind == LINEAR
+        if getattr(member, "inplace", False) and not after_linear:
+            return False  # it writes over what somebody may see
+        members.append(member)
+        ops.append(Op(member, kind, after_linear))
+    return True
+
+
+def _is_plain_linear(member: Any) -> bool:
+    own = member._parameters
+    if set(own) != {"weight", "bias"} or own["weight"] is None:
+        return False
+    weight, bias = own["weight"], own["bias"]
+    if any(
+        p is not None and (type(p) is not Parameter or p.dtype not in _FLOATS) for p in own.values()
+    ):
+        return False
+    if weight.dim() != 2 or not weight.is_contiguous():
+        return False
+    return bias is None or (bias.dim() == 1 and len(bias) == len(weight))
+
+
+_iterate: list[Any] = []
+
+
+def iterates_with(iterate: Any) -> None:
+    """container.py, which imports this file, tells what Sequential's `__iter__` is."""
+    _iterate.append(iterate)
+
+
+def run(sequential: Any, x: Any) -> Any:
+    """The output, or `NotImplemented` where the layers must be called one by one."""
+    if not enabled or type(x) not in _PLAIN:
+        return NotImplemented
+    own = sequential.__dict__
+    with DisableTorchFunctionSubclass():
+        plan = own.get("_plan")
+        if plan is None or not plan.holds():
+            plan = own["_plan"] = plan_of(sequential)
+        if (
+            type(plan) is not Plan
+            or any(plan.hooks)
+            or x.dtype not in _FLOATS
+            or x.dim() != 2
+            or not x.is_contiguous()
+            or (len(x) == 1 and (plan.narrow or x.stride() != (x.shape[1], 1)))
+            or _is_any_autocast_enabled()
+            or any(module.GLOBAL_HOOKS)
+        ):
+            return NotImplemented
+        try:
+            if tape.is_grad_enabled():
+                edge = None
+                if x.requires_grad:
+                    edge = tape.edge_of(x)
+                    x = x.detach() if type(x) is torch.Tensor else x
+                out, node = plan.record(x, edge)
+                own["_call"] = FusedCall(node)
+                for d, call in plan.calls:
+                    d["_call"] = call
+                return out
+            if x.requires_grad and torch.is_grad_enabled():
+                x = x.detach()
+            out = plan.infer(x)
+        except (RuntimeError, TypeError):
+            return NotImplemented  # the layers say what is wrong, one by one
+        own["_call"] = None
+        for d, _ in plan.calls:
+            d["_call"] = None
+        return out
