@@ -19,7 +19,7 @@ from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.reduction import Sum
 from .rules.registry import NAMED, unplaced
 from .rules.shape import broadcast_tensors
-from .tape import record
+from .tape import constant, record
 
 T = torch.Tensor
 
@@ -168,12 +168,9 @@ def _tanh_grad(g: T, y: T) -> T:
     """g (1 - y y): one fused multiply-add, then the product, as PyTorch's kernel."""
     if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
         wide = y.float()  # the kernel computes these in float32 and rounds once
-        return (torch.addcmul(_one(wide), wide, wide, value=-1) * g.float()).to(y.dtype)
-    return torch.addcmul(_one(y), y, y, value=-1) * g
-
-
-def _one(like: T) -> T:
-    return torch.ones((), dtype=like.dtype, device=like.device)
+        one = constant(1.0, wide.dtype, wide.device)
+        return (torch.addcmul(one, wide, wide, value=-1) * g.float()).to(y.dtype)
+    return torch.addcmul(constant(1.0, y.dtype, y.device), y, y, value=-1) * g
 
 
 @rule(T.tanh_, torch.tanh_)
@@ -355,6 +352,7 @@ class MseLoss(Rule):
     """
 
     tuple_places = (0, 1)
+    is_fresh = True
 
     @staticmethod
     def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
@@ -370,23 +368,36 @@ class MseLoss(Rule):
             target = target.to(wide) if target.dtype is torch.bool else target
         ctx.save_for_backward(input, target)
         d = input - target
+        ctx.error = d if ctx.needs_input_grad and ctx.needs_input_grad[0] else None
         loss = d * d
         if reduction == "none":
             return loss
+        if reduction == "mean" and loss.dtype in (torch.float32, torch.float64) and loss.numel():
+            # As torch.mean computes it, without the time that takes to say.
+            n = constant(float(loss.numel()), loss.dtype, loss.device)
+            return loss.sum().div_(n)
         return loss.mean() if reduction == "mean" else loss.sum()
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, None]:
         x, t = ctx.saved_tensors
+        needs = ctx.needs_input_grad
         scale = 2.0
         if ctx.reduction == "mean":
             scale = 2.0 / x.numel() if x.numel() else float("inf")
         grads: list[T | None] = [None, None]
-        for i, d in enumerate((x - t, t - x)):
-            if ctx.needs_input_grad[i]:
-                grad = d * torch.tensor(scale, dtype=d.dtype, device=d.device) * g
+        for i in (0, 1):
+            if needs[i]:
+                if i == 0:
+                    d = x - t if ctx.error is None else ctx.error
+                else:
+                    d = t - x
+                grad = d * constant(scale, d.dtype, d.device)
+                if g is not constant(1.0, g.dtype, g.device):  # the one that backward() starts
+                    grad = grad * g
                 shape = ctx.shapes[i]
                 grads[i] = grad if grad.shape == shape else grad.sum_to_size(shape)
+        ctx.error = None
         return grads[0], grads[1], None
 
 

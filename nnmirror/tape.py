@@ -9,6 +9,7 @@ Everything here runs with `DisableTorchFunctionSubclass` entered once per call, 
 tracked tensors behave as plain ones inside a forward, a backward and the walk.
 """
 
+import functools
 import itertools
 import re
 from collections import OrderedDict
@@ -60,6 +61,7 @@ class Node:
     materialize_grads: bool = True
     # For a node that stands for several: makes it one of the several (see modules/fused.py).
     folded: "Callable[[Any], None] | None" = None
+    leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     # Hooks, absent until one is registered.
@@ -260,6 +262,7 @@ class Function:
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
+    is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
@@ -475,6 +478,12 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
         node.retained = {index: old.retained.pop(tensor._output_nr)}
     tensor._node = node
     tensor._output_nr = index
+
+
+@functools.cache
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A number as a tensor, to be read only: an operation takes one sooner than a number."""
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def add_hook(

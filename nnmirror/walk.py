@@ -130,6 +130,94 @@ def walk(
     return [found.get((id(t), n)) for t, n in captured]
 
 
+def _single_path(loss: Any) -> list[_tape.Node] | None:
+    """The nodes behind a loss, if they lie in one line and nobody watches: no branch, no hook,
+    no leaf reached twice. That is what a plain training step leaves."""
+    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
+    if node is None or len(node.outputs) != 1:
+        return None
+    shape, dtype, _ = node.outputs[0]
+    if len(shape) or not dtype.is_floating_point:
+        return None
+    path: list[_tape.Node] = []
+    leaves: list[Any] = []
+    while node is not None:
+        if (
+            node.tensor_hooks is not None
+            or node.retained is not None
+            or node.prehooks is not None
+            or node.posthooks is not None
+        ):
+            return None
+        path.append(node)
+        before = None
+        for edge in node.edges:
+            if edge is None:
+                continue
+            target = edge[0]
+            if type(target) is _tape.Node:
+                if before is not None or len(target.outputs) != 1:
+                    return None
+                before = target
+            elif (
+                isinstance(target, _tensor.Tensor)
+                and target._leaf_hooks is None
+                and target._post_accumulate_hooks is None
+            ):
+                leaves.append(target)
+            else:
+                return None
+        node = before
+    return path if len(set(map(id, leaves))) == len(leaves) else None
+
+
+def _walk_path(path: list[_tape.Node], retain_graph: bool) -> None:
+    """`walk`, for the nodes of a single path. A gradient is handed on as soon as it is there."""
+    with DisableTorchFunctionSubclass():
+        _, dtype, device = path[0].outputs[0]
+        grad: Any = (
+            _tape.constant(1.0, dtype, device)  # read, and not handed on
+            if path[0].function.is_fresh
+            else torch.ones((), dtype=dtype, device=device)
+        )
+        for node in path:
+            edges = node.edges
+            if grad is None:
+                return
+            if node.folded is None:
+                results = _validated(node, node.run((grad,)))
+            else:
+                results = list(node.function.backward(node, grad))
+            grad = None
+            if not retain_graph:
+                node.free()
+            if not node.leads_on:
+                _give(edges, results)
+                return
+            results.reverse()
+            for edge in edges:
+                result = results.pop()
+                if edge is None or result is None:
+                    continue
+                target = edge[0]
+                if type(target) is _tape.Node:
+                    grad = result
+                elif target._requires_grad:
+                    unshared = sys.getrefcount(result) <= 2  # this name, and the call's argument
+                    accumulate(target, result, unshared)
+
+
+def _give(edges: Sequence[Any], grads: list[Any]) -> None:
+    """Accumulate gradients that are new tensors of their leaves' layout."""
+    get, put = C_grad.__get__, C_grad.__set__
+    with _accumulating:
+        for (leaf, _), grad in zip(edges, grads, strict=True):
+            if get(leaf) is None:
+                put(leaf, grad)
+            else:
+                _accumulate(leaf, grad, True)
+
+
 def _dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
     """How many gradients each target will receive, and the nodes that will run."""
     counts: dict[int, int] = {}
@@ -456,6 +544,11 @@ def backward(
         raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
     if inputs is not None and not all(t.requires_grad for t in inputs):
         raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+    if inputs is None and len(outputs) == 1 and grads[0] is None:
+        path = _single_path(outputs[0])
+        if path is not None:
+            _walk_path(path, _flag(retain_graph))
+            return
     started = make_grads(outputs, grads)
     roots = _roots(outputs)
     if inputs is None:

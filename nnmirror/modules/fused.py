@@ -45,29 +45,22 @@ _FORWARDS = {kind: kind.forward for kind in _KINDS}  # type: ignore[attr-defined
 _FLOATS = (torch.float32, torch.float64)
 _PLAIN = (torch.Tensor, tensor.Tensor)
 
-_ones: dict[torch.dtype, torch.Tensor] = {}
-
-
-def _one(dtype: torch.dtype) -> torch.Tensor:
-    found = _ones.get(dtype)
-    if found is None:
-        found = _ones[dtype] = torch.ones((), dtype=dtype)
-    return found
-
-
 class Op:
     """One layer: what it does, to what. It must not hold the module, which leads here."""
 
-    __slots__ = ("bias", "hidden", "kind", "own", "slope", "weight")
+    __slots__ = ("b", "bias", "hidden", "kind", "own", "slope", "w", "weight")
     weight: Any
     bias: Any
 
     def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
         self.kind, self.own = kind, layer._parameters
-        self.weight = self.bias = None
+        self.weight = self.bias = self.w = self.b = None
         self.slope = 0.0
         if kind == LINEAR:
             self.weight, self.bias = self.own["weight"], self.own["bias"]
+            # The same memory, as plain tensors: torch is slower with a subclass.
+            self.w = self.weight.detach()
+            self.b = None if self.bias is None else self.bias.detach()
         elif kind == LEAKY:
             self.slope = layer.negative_slope
         # Its input is the output of a Linear, which nobody else sees: it may be written over.
@@ -95,7 +88,7 @@ class Needs:
         self.watch_input = ops[0].kind != LINEAR or _trains(ops[0].weight)
         self.watch_output = ops[-1].kind != LINEAR and self.passes_on[-1]
         self.weights = tuple(
-            op.weight
+            op.w
             for op, on in zip(ops, self.passes_on, strict=True)
             if on and op.kind == LINEAR
         )
@@ -111,7 +104,7 @@ class Needs:
         self.input_at = last - 1 if _trains(ops[0].weight) else last
 
     def versions(self, saved: Any) -> list[int]:
-        found = [weight._version for weight in self.weights]  # type: ignore[union-attr]
+        found = [weight._version for weight in self.weights]
         if self.watch_input:
             found.append(saved[0]._version)
         if self.watch_output:
@@ -126,14 +119,18 @@ class Plan:
         self.ops = ops
         # Of every Sequential in it: its modules, and the parameters by which to know them.
         self.nested = [(s._modules, [m._parameters for m in s._modules.values()]) for s in nested]
-        self.linears = [op for op in ops if op.kind == LINEAR]
-        self.flags = [(op.weight._requires_grad, _trains(op.bias)) for op in self.linears]  # type: ignore[union-attr]
+        linears = [op for op in ops if op.kind == LINEAR]
+        self.owned = [(op.own, op.weight, op.bias) for op in linears]
+        self.weights = [op.weight for op in linears]
+        self.params = [p for op in linears for p in (op.weight, op.bias) if p is not None]
+        self.flags = [p._requires_grad for p in self.params]
+        self.memory = [p.data_ptr() for p in self.params]
         inside = [*members, *nested[1:]]
         self.hooks = [getattr(m, name) for m in inside for name in module.CALL_HOOKS]
         self.epoch = module.epoch[0]
         self.needs = {flag: Needs(ops, flag) for flag in (False, True)}
         # With a single feature, one row is also one column, and PyTorch takes it for that.
-        self.narrow = any(1 in op.weight.shape for op in self.linears)  # type: ignore[union-attr]
+        self.narrow = any(1 in w.shape for w in self.weights)
         self.calls: list[Any] = [
             (m.__dict__, ChildCall(weakref.ref(self), i)) for i, m in enumerate(members)
         ]
@@ -150,24 +147,23 @@ class Plan:
             for m, own in zip(modules.values(), known, strict=True):
                 if m._parameters is not own:
                     return False
-        for op, (weight_flag, bias_flag) in zip(self.linears, self.flags, strict=True):
-            own, weight, bias = op.own, op.weight, op.bias
-            if (
-                own.get("weight") is not weight
-                or own.get("bias", op) is not bias
-                or weight._requires_grad is not weight_flag  # type: ignore[union-attr]
-                or not weight.is_contiguous()  # type: ignore[union-attr]
-                or (bias is not None and bias._requires_grad is not bias_flag)
-            ):
+        for own, weight, bias in self.owned:
+            if own.get("weight") is not weight or own.get("bias", own) is not bias:
                 return False
-        return True
+        for weight in self.weights:
+            if not weight.is_contiguous():
+                return False
+        params = self.params
+        return [p._requires_grad for p in params] == self.flags and [
+            p.data_ptr() for p in params
+        ] == self.memory
 
     def infer(self, h: torch.Tensor) -> torch.Tensor:
         """The output alone."""
         for op in self.ops:
             kind = op.kind
             if kind == LINEAR:
-                h = _linear(h, op.weight, op.bias)
+                h = _linear(h, op.w, op.b)
             elif kind == RELU:
                 h = _relu_(h) if op.hidden else _relu(h)
             elif kind == TANH:
@@ -183,7 +179,7 @@ class Plan:
             kind = op.kind
             if kind == LINEAR:
                 saved.append(h)
-                h = _linear(h, op.weight, op.bias)
+                h = _linear(h, op.w, op.b)
                 continue
             if kind == RELU:
                 h = _relu_(h) if op.hidden else _relu(h)
@@ -201,6 +197,7 @@ class Plan:
             saved[-1] = h.detach()  # an output that is saved would keep itself alive
         node: Any = tape.Node(Fused)
         node.plan, node.needs, node.folded = self, needs, unfold
+        node.leads_on = edge is not None
         node._saved = saved
         node._versions = needs.versions(saved)
         node.edges = needs.edges
@@ -220,6 +217,7 @@ class Fused(tape.Function):
     """The layers of a plan: dx and the parameters' gradients, from the last to the first."""
 
     is_rule = True
+    is_fresh = True
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
@@ -235,6 +233,7 @@ def back(ops: list[Op], saved: Any, passes_on: list[bool], g: Any) -> tuple[Any,
     """The gradients for `Needs.edges`, that of the input among them if passes_on[0]."""
     grads = []
     ours = False  # g is nobody else's: it may be written over
+    zero = tape.constant(0.0, g.dtype, g.device)
     for i in range(len(ops) - 1, -1, -1):
         op, kept = ops[i], saved[i]
         kind = op.kind
@@ -242,7 +241,7 @@ def back(ops: list[Op], saved: Any, passes_on: list[bool], g: Any) -> tuple[Any,
             weight, bias = op.weight, op.bias
             if bias is not None and bias._requires_grad:
                 grads.append(g.sum(0))
-            dx = g.mm(weight) if passes_on[i] else None
+            dx = g.mm(op.w) if passes_on[i] else None
             if i == 0 and dx is not None:
                 grads.append(dx)
             if weight._requires_grad:  # type: ignore[union-attr]
@@ -251,12 +250,14 @@ def back(ops: list[Op], saved: Any, passes_on: list[bool], g: Any) -> tuple[Any,
                 break
             g = dx
         elif kind == RELU:
-            mask = kept <= 0
+            mask = torch.le(kept, zero)
             g = g.masked_fill_(mask, 0) if ours else g.masked_fill(mask, 0)
         elif kind == TANH:
-            g = torch.addcmul(_one(kept.dtype), kept, kept, value=-1).mul_(g)
+            one = tape.constant(1.0, kept.dtype, kept.device)
+            g = torch.addcmul(one, kept, kept, value=-1).mul_(g)
         else:
-            g = torch.where(kept > 0, g, g * op.slope)
+            slope = tape.constant(op.slope, g.dtype, g.device)
+            g = torch.where(torch.gt(kept, zero), g, g * slope)
         ours = True
     if passes_on[0] and ops[0].kind != LINEAR:
         grads.append(g)
@@ -306,7 +307,7 @@ def unfold(node: Any) -> None:
                     at = kept._version
                 new.input_shape = kept.shape
                 new._saved = (kept if weight is not None else None, op.weight)
-                new._versions = (at, at_weight.get(id(op.weight), op.weight._version))
+                new._versions = (at, at_weight.get(id(op.w), op.weight._version))
         else:
             new.edges, new.places = [edge] if op.kind != LEAKY else [edge, None], (0,)
             new.label, new.slope = "", op.slope
@@ -457,7 +458,7 @@ def _is_plain_linear(member: Any) -> bool:
         return False
     if weight.dim() != 2 or not weight.is_contiguous():
         return False
-    return bias is None or (bias.dim() == 1 and len(bias) == len(weight))
+    return bias is None or (bias.dim() == 1 and len(bias) == len(weight) and bias.is_contiguous())
 
 
 _iterate: list[Any] = []

@@ -8,10 +8,13 @@ from copy import deepcopy
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 from torch.utils.hooks import RemovableHandle
 
 from ..modules.hooks import add
 from ..modules.module import clear_grad
+from ..parameter import Parameter
+from ..walk import C_grad
 
 __all__ = ["Optimizer", "ParamsT"]
 
@@ -121,9 +124,13 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the parameters' gradients, or set them to zero."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                clear_grad(param, set_to_none)
+        with DisableTorchFunctionSubclass():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if set_to_none and type(param) is Parameter:
+                        C_grad.__set__(param, None)
+                    else:
+                        clear_grad(param, set_to_none)
 
     # -- stepping ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
+from ..parameter import Parameter
 from ..walk import C_grad
 from .optimizer import Optimizer, ParamsT, evaluate
 
@@ -82,9 +83,11 @@ class SGD(Optimizer):
     def step(self, closure=None):  # type: ignore[no-untyped-def]
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
-        with DisableTorchFunctionSubclass(), torch.no_grad():
+        with DisableTorchFunctionSubclass():
             for group in self.param_groups:
-                self._step_group(group)
+                if not _step_plainly(group):
+                    with torch.no_grad():
+                        self._step_group(group)
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
@@ -109,6 +112,31 @@ class SGD(Optimizer):
         if momentum != 0:
             for param, buffer in zip(params, buffers, strict=True):
                 self.state[param]["momentum_buffer"] = buffer
+
+
+def _step_plainly(group: dict[str, Any]) -> bool:
+    """p = p - lr g and no more, for the mirror's own parameters: False if it is not that."""
+    lr = group["lr"]
+    if (
+        group["momentum"] != 0
+        or group["weight_decay"] != 0
+        or group["maximize"]
+        or group["foreach"]
+        or group["fused"]
+        or type(lr) is not float
+    ):
+        return False
+    params, grads = [], []
+    for param in group["params"]:
+        if type(param) is not Parameter:  # torch's own may require grad for torch
+            return False
+        grad = C_grad.__get__(param)
+        if grad is not None:
+            params.append(param)
+            grads.append(grad)
+    if params:
+        torch._foreach_add_(params, grads, alpha=-lr)
+    return True
 
 
 def _scalar(x: Any) -> Any:
