@@ -210,6 +210,8 @@ MODULES = [
     "relu_",
     "leaky",
     "net",
+    "deep net",
+    "two activations",
     "mse",
 ]
 INSTRUCTIONS = st.one_of(
@@ -224,7 +226,7 @@ PROGRAMS = st.fixed_dictionaries(
         "shapes": st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3),
         "dtype": st.sampled_from([torch.float32, torch.float32, torch.float64]),
         "leaf": st.booleans(),
-        "frozen": st.sets(st.integers(0, 5), max_size=2),
+        "frozen": st.sets(st.integers(0, 13), max_size=3),
         "body": st.lists(INSTRUCTIONS, min_size=1, max_size=12),
         "losses": st.lists(st.integers(0, 30), min_size=1, max_size=3),
         "retain": st.booleans(),
@@ -281,6 +283,16 @@ def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
         "relu_": nn.ReLU(inplace=True),
         "leaky": nn.LeakyReLU(0.2),
         "net": nn.Sequential(nn.Linear(3, 3, dtype=dtype), nn.Tanh(), nn.Linear(3, 3, dtype=dtype)),
+        "deep net": nn.Sequential(
+            nn.Linear(3, 4, dtype=dtype),
+            nn.ReLU(inplace=True),
+            nn.Sequential(nn.Linear(4, 4, bias=False, dtype=dtype), nn.LeakyReLU(0.1)),
+            nn.Linear(4, 3, dtype=dtype),
+            nn.Tanh(),
+        ),
+        "two activations": nn.Sequential(
+            nn.LeakyReLU(0.3), nn.Tanh(), nn.Linear(3, 3, dtype=dtype)
+        ),
         "mse": nn.MSELoss(),
     }
 
@@ -326,7 +338,10 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     return UNARY[name](a)
                 if name in BINARY:
                     return BINARY[name](a, b)
-                if name in ("linear", "linear wide", "net") and program["retain_grad"]:
+                if (
+                    name in ("linear", "linear wide", "net", "two activations")
+                    and program["retain_grad"]
+                ):
                     # PyTorch makes some of these outputs (of other than two dimensions) as
                     # views of something unseen; a gradient retained at one is lost when a
                     # piece of it is changed in place.

@@ -51,6 +51,13 @@ class Linear(Rule):
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
         tensors = isinstance(input, T) and isinstance(weight, T)
+        if tensors and isinstance(bias, T) and input.dim() == 2 == weight.dim():
+            # The most usual, with the least to ask.
+            y = torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
+            ctx.bias_shape, ctx.batched, ctx.label = bias.shape, False, "AddmmBackward0"
+            ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight)
+            ctx.by_columns = _by_columns(input)
+            return y
         if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
             raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
         if weight.dim() != 2:
@@ -62,10 +69,7 @@ class Linear(Rule):
         ctx.batched = False  # multiplied batch by batch, as torch.matmul does with some strides
         need_w = ctx.needs_input_grad[2]
         rows = input
-        if bias is not None and len(shape) == 2:
-            ctx.label = "AddmmBackward0"
-            y = torch.addmm(bias, input, weight.t())
-        elif bias is not None and bias.dim() == 1 and input.is_contiguous():
+        if bias is not None and bias.dim() == 1 and input.is_contiguous():
             ctx.label = "ViewBackward0"
             rows = input.view(shape[:-1].numel(), shape[-1])
             y = torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])

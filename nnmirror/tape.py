@@ -79,7 +79,7 @@ class Node:
         """Keep `tensors` for backward, which fails if one is changed in place until then."""
         self._saved = tensors
         try:
-            self._versions = tuple([0 if t is None else t._version for t in tensors])
+            self._versions = [0 if t is None else t._version for t in tensors]
         except RuntimeError:
             if any(t is not None and t.is_inference() for t in tensors) and is_grad_enabled():
                 raise RuntimeError(
@@ -259,6 +259,7 @@ class Function:
     (None for what is no tensor). Inside both, operations are not recorded.
     """
 
+    has_context: bool = False  # it defines setup_context
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
@@ -266,6 +267,10 @@ class Function:
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_context = cls.setup_context is not Function.setup_context
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -323,15 +328,16 @@ def record(
                 "nnmirror: torch.autocast is not mirrored; convert the model and its input"
                 " with .to(dtype) instead"
             )
-        edges: list[Edge | None] = []
-        places: list[int] = []
-        tracked = False
         if (function.is_inplace or inplace is not None) and any(
             isinstance(a, torch.Tensor) and a.requires_grad for a in args
         ):
             if is_plain_update(args[0], args[1:]):
                 return (inplace() if inplace else _forward(Node(function), function, args)), None
             _views.changed_base(args[0])
+        edges: list[Edge | None] = []
+        places: list[int] = []
+        needs: list[bool] = []
+        tracked = False
         for i, arg in enumerate(args):
             edge: Edge | None = None
             if isinstance(arg, _tensor.Tensor):
@@ -341,23 +347,28 @@ def record(
                     if view is not None and view[1] != arg._version:
                         _views.renew(arg)
                     edge = (arg._node, arg._output_nr)
-                    tracked = True
                 elif arg._requires_grad:
                     edge = (arg, 0)
-                    tracked = True
             elif isinstance(arg, torch.Tensor):
                 places.append(i)
                 if arg.requires_grad:
                     edge = (arg, 0)
-                    tracked = True
                     # The tape computes on a detached alias: no torch graph is built.
                     args = (*args[:i], arg.detach(), *args[i + 1 :])
             edges.append(edge)
+            if edge is None:
+                needs.append(False)
+            else:
+                needs.append(True)
+                tracked = True
         node = Node(function)
         node.places = places
-        node.needs_input_grad = tuple([edge is not None for edge in edges])
+        node.needs_input_grad = tuple(needs)
         if inplace is None:
-            out = _forward(node, function, args)
+            if function.has_context:
+                out = _forward(node, function, args)
+            else:
+                out = function.forward(node, *args)
         else:
             # What is saved of the first argument is its value before the change; where the
             # result is saved, it is the changed tensor, which may not be changed again.
@@ -372,18 +383,20 @@ def record(
             if node._saved and _among(result, node._saved):
                 node.save_for_backward(*[out if t is result else t for t in node._saved])
         node.edges = edges
-        many = isinstance(out, tuple | list)
-        if tracked:
-            node.sequence = next(_sequence)
-            if many:
+        if isinstance(out, tuple | list):
+            if tracked:
+                node.sequence = next(_sequence)
                 made = [_track(node, i, o, args, True) for i, o in enumerate(out)]
                 out = made if isinstance(out, list) else tuple(made)
-            else:
+            node.outputs = [meta_of(o) for o in out]
+        else:
+            if tracked:
+                node.sequence = next(_sequence)
                 out = _track(node, 0, out, args, False)
+            node.outputs = (meta_of(out),)
         if node.dirty or node.non_differentiable:
             # What was marked is an output, which leads to the node: kept, it would be a cycle.
             node.dirty = node.non_differentiable = ()
-        node.outputs = [meta_of(o) for o in out] if many else [meta_of(out)]
         return out, node
 
 
@@ -413,7 +426,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _forward(node: Node, function: type[Function], args: tuple[Any, ...]) -> Any:
-    if function.setup_context is Function.setup_context:
+    if not function.has_context:
         return function.forward(node, *args)
     out = function.forward(*args)
     function.setup_context(node, args, out)
@@ -443,6 +456,26 @@ def _among(tensor: torch.Tensor, tensors: Any) -> bool:
 
 def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`."""
+    function = node.function
+    if type(out) is torch.Tensor and function.is_rule and not (node.dirty or function.is_view):
+        # The way of most: a new plain tensor.
+        if not out.is_floating_point() and not out.is_complex():
+            return out
+        if not (node.non_differentiable and _among(out, node.non_differentiable)):
+            for arg in args:
+                if out is arg:
+                    out = out.view_as(out)  # the forward handed an input on
+            saved = node._saved
+            for kept in saved or ():
+                if kept is out:
+                    # An output that is saved would keep itself alive: save an alias of it.
+                    alias = out.detach()
+                    alias._alias_of_output = True  # type: ignore[attr-defined]
+                    node._saved = tuple([alias if t is out else t for t in saved])  # type: ignore[union-attr]
+            out.__class__ = _tensor.Tensor
+            out._node = node  # type: ignore[attr-defined]
+            out._output_nr = index  # type: ignore[attr-defined]
+        return out
     if not isinstance(out, torch.Tensor):
         return out
     if not (out.is_floating_point() or out.is_complex()):

@@ -54,6 +54,8 @@ def walk(
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    plainly = not wanted and reaches is None
+
     def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
         """One gradient (or None) reaches `target`; act when it was the last expected."""
         key = id(target)
@@ -113,10 +115,25 @@ def walk(
                 node.free()
             results.reverse()
             for edge in node.edges:
+                result = results.pop()
                 if edge is None:
-                    results.pop()
+                    continue
+                target, index = edge
+                key = id(target)
+                if plainly and counts[key] == 1 and key not in buffers:
+                    # The one gradient that this target waits for.
+                    if type(target) is not _tape.Node:
+                        if result is not None:
+                            unshared = sys.getrefcount(result) <= 2  # the name, and the argument
+                            _finish_leaf(target, result, unshared, to_torch)
+                    elif len(target.outputs) == 1:
+                        buffers[key] = [result]
+                        heapq.heappush(ready, (-target.sequence, target))
+                    else:
+                        arrive(target, index, result)
                 else:
-                    arrive(edge[0], edge[1], results.pop())
+                    arrive(target, index, result)
+                result = None
         if len(to_torch) == 1:
             to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
         elif to_torch:
@@ -130,81 +147,100 @@ def walk(
     return [found.get((id(t), n)) for t, n in captured]
 
 
-def _single_path(loss: Any) -> list[_tape.Node] | None:
-    """The nodes behind a loss, if they lie in one line and nobody watches: no branch, no hook,
-    no leaf reached twice. That is what a plain training step leaves."""
+def _survey(loss: Any) -> dict[int, int] | None:
+    """How often each node and leaf behind a loss is reached; None if anything asks for more
+    than plain accumulation: a hook, a retained gradient, several outputs, torch's own graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     if node is None or len(node.outputs) != 1:
         return None
     shape, dtype, _ = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return None
-    path: list[_tape.Node] = []
-    leaves: list[Any] = []
-    while node is not None:
+    counts: dict[int, int] = {}
+    stack = [node]
+    while stack:
+        node = stack.pop()
         if (
             node.tensor_hooks is not None
             or node.retained is not None
             or node.prehooks is not None
             or node.posthooks is not None
+            or len(node.outputs) != 1
         ):
             return None
-        path.append(node)
-        before = None
         for edge in node.edges:
             if edge is None:
                 continue
             target = edge[0]
+            key = id(target)
+            if key in counts:
+                counts[key] += 1
+                continue
+            counts[key] = 1
             if type(target) is _tape.Node:
-                if before is not None or len(target.outputs) != 1:
-                    return None
-                before = target
+                stack.append(target)
             elif (
-                isinstance(target, _tensor.Tensor)
-                and target._leaf_hooks is None
-                and target._post_accumulate_hooks is None
+                not isinstance(target, _tensor.Tensor)
+                or target._leaf_hooks is not None
+                or target._post_accumulate_hooks is not None
             ):
-                leaves.append(target)
-            else:
                 return None
-        node = before
-    return path if len(set(map(id, leaves))) == len(leaves) else None
+    return counts
 
 
-def _walk_path(path: list[_tape.Node], retain_graph: bool) -> None:
-    """`walk`, for the nodes of a single path. A gradient is handed on as soon as it is there."""
+def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) -> None:
+    """`walk` from a loss, where `_survey` found nothing special: the same order, less to ask."""
+    _, dtype, device = root.outputs[0]
+    held: dict[int, torch.Tensor] = {}  # gradients that wait for others to be added
+    ready: list[tuple[float, _tape.Node, torch.Tensor | None]] = []
+    node = root
     with DisableTorchFunctionSubclass():
-        _, dtype, device = path[0].outputs[0]
         grad: Any = (
             _tape.constant(1.0, dtype, device)  # read, and not handed on
-            if path[0].function.is_fresh
+            if root.function.is_fresh
             else torch.ones((), dtype=dtype, device=device)
         )
-        for node in path:
+        while True:
             edges = node.edges
             if grad is None:
-                return
-            if node.folded is None:
-                results = _validated(node, node.run((grad,)))
+                results: list[Any] = [None] * len(edges)
             else:
-                results = list(node.function.backward(node, grad))
-            grad = None
-            if not retain_graph:
-                node.free()
-            if not node.leads_on:
-                _give(edges, results)
-                return
+                if node.folded is not None:
+                    results = list(node.function.backward(node, grad))
+                    if not (node.leads_on or ready or held):  # nothing else is under way
+                        grad = None
+                        if not retain_graph:
+                            node.free()
+                        _give(edges, results)
+                        return
+                else:
+                    results = _validated(node, node.run((grad,)))
+                grad = None
+                if not retain_graph:
+                    node.free()
             results.reverse()
             for edge in edges:
                 result = results.pop()
-                if edge is None or result is None:
+                if edge is None:
                     continue
                 target = edge[0]
+                key = id(target)
+                left = counts[key]
+                if left > 1:
+                    counts[key] = left - 1
+                    if result is not None:
+                        held[key] = held[key] + result if key in held else result
+                    continue
+                if key in held:
+                    result = held.pop(key) if result is None else held.pop(key) + result
                 if type(target) is _tape.Node:
-                    grad = result
-                elif target._requires_grad:
+                    heapq.heappush(ready, (-target.sequence, target, result))
+                elif result is not None and target._requires_grad:
                     unshared = sys.getrefcount(result) <= 2  # this name, and the call's argument
                     accumulate(target, result, unshared)
+            if not ready:
+                return
+            _, node, grad = heapq.heappop(ready)
 
 
 def _give(edges: Sequence[Any], grads: list[Any]) -> None:
@@ -249,12 +285,24 @@ def _validated(
     and the sum over the broadcast dimensions is taken here, once for all.
     """
     checked: list[torch.Tensor | None] = []
+    trusted = node.function.is_rule
     for i, edge in enumerate(node.edges):
         grad = results[i]
         if edge is None or grad is None:
             checked.append(None)
             continue
         target, index = edge
+        if trusted:  # one of the package's own: it may broadcast, and promote, and no more
+            if type(target) is _tape.Node:
+                shape, dtype, _ = target.outputs[index]
+            else:
+                shape, dtype = target.shape, target.dtype
+            if grad.shape != shape:
+                grad = grad.sum_to_size(shape)
+            if grad.dtype is not dtype:
+                grad = grad.to(dtype)
+            checked.append(grad)
+            continue
         if not isinstance(grad, torch.Tensor):
             raise TypeError(
                 f"function {node.name()} returned a gradient at index {i} that is no tensor:"
@@ -545,9 +593,9 @@ def backward(
     if inputs is not None and not all(t.requires_grad for t in inputs):
         raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
     if inputs is None and len(outputs) == 1 and grads[0] is None:
-        path = _single_path(outputs[0])
-        if path is not None:
-            _walk_path(path, _flag(retain_graph))
+        counts = _survey(outputs[0])
+        if counts is not None:
+            _walk_plainly(outputs[0]._node, counts, _flag(retain_graph))  # type: ignore[attr-defined]
             return
     started = make_grads(outputs, grads)
     roots = _roots(outputs)

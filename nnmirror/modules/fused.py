@@ -25,7 +25,7 @@ from .. import functional as F
 from .. import tape, tensor, walk
 from ..parameter import Parameter
 from . import activation, linear, module
-from .explicit import Recorded
+from .explicit import Chain, Recorded
 
 enabled = True
 
@@ -45,15 +45,19 @@ _FORWARDS = {kind: kind.forward for kind in _KINDS}  # type: ignore[attr-defined
 _FLOATS = (torch.float32, torch.float64)
 _PLAIN = (torch.Tensor, tensor.Tensor)
 
+
 class Op:
     """One layer: what it does, to what. It must not hold the module, which leads here."""
 
-    __slots__ = ("b", "bias", "hidden", "kind", "own", "slope", "w", "weight")
+    __slots__ = ("b", "bias", "function", "hidden", "kind", "own", "slope", "w", "weight")
     weight: Any
     bias: Any
 
     def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
         self.kind, self.own = kind, layer._parameters
+        self.function: type[tape.Function] = _FUNCTIONS[kind]
+        if kind == LEAKY and layer.inplace:
+            self.function = F.LeakyReluInplace
         self.weight = self.bias = self.w = self.b = None
         self.slope = 0.0
         if kind == LINEAR:
@@ -85,12 +89,10 @@ class Needs:
             self.passes_on.append(wanted)
             wanted = wanted or _trains(op.weight) or _trains(op.bias)
         # What a backward looks at, and which therefore may not be changed until then.
-        self.watch_input = ops[0].kind != LINEAR or _trains(ops[0].weight)
+        self.watch_input = _trains(ops[0].weight) if ops[0].kind == LINEAR else input_edge
         self.watch_output = ops[-1].kind != LINEAR and self.passes_on[-1]
         self.weights = tuple(
-            op.w
-            for op, on in zip(ops, self.passes_on, strict=True)
-            if on and op.kind == LINEAR
+            op.w for op, on in zip(ops, self.passes_on, strict=True) if on and op.kind == LINEAR
         )
         # In the order in which the layers' own nodes would be walked.
         self.edges: list[Any] = [
@@ -119,6 +121,8 @@ class Plan:
         self.ops = ops
         # Of every Sequential in it: its modules, and the parameters by which to know them.
         self.nested = [(s._modules, [m._parameters for m in s._modules.values()]) for s in nested]
+        if not ops[-1].function.is_inplace:
+            ops[-1].hidden = False  # the output is seen, and how often it was written to
         linears = [op for op in ops if op.kind == LINEAR]
         self.owned = [(op.own, op.weight, op.bias) for op in linears]
         self.weights = [op.weight for op in linears]
@@ -195,6 +199,7 @@ class Plan:
         needs = self.needs[edge is not None]
         if saved[-1] is h:
             saved[-1] = h.detach()  # an output that is saved would keep itself alive
+            saved[-1]._alias_of_output = True  # type: ignore[attr-defined]
         node: Any = tape.Node(Fused)
         node.plan, node.needs, node.folded = self, needs, unfold
         node.leads_on = edge is not None
@@ -285,10 +290,11 @@ def unfold(node: Any) -> None:
     at_input = versions.pop() if needs.watch_input else 0
     at_weight = dict(zip(map(id, needs.weights), versions, strict=True))
     sequence, last = node.sequence, len(plan.ops) - 1
+    node.leads_on = True
     made: list[Any] = []
     for i, op in enumerate(plan.ops):
         new: Any = node if i == last else tape.Node(F.Linear)
-        new.function = _FUNCTIONS[op.kind]
+        new.function = op.function
         new.sequence = sequence - (last - i) / (last + 1)
         if i < last:
             shape = torch.Size(()) if saved is None else saved[i + 1].shape
@@ -325,6 +331,9 @@ def nodes(node: Any) -> list[Any]:
     if node.folded is not None:
         unfold(node)
     return [*node.before, node]
+
+
+NOT_RECORDED = Chain([None])
 
 
 class FusedCall:
@@ -440,8 +449,11 @@ def _gather(sequential: Any, ops: list[Op], nested: list[Any], members: list[Any
         if kind == LEAKY and not isinstance(member.negative_slope, int | float):
             return False
         after_linear = bool(ops) and ops[-1].kind == LINEAR
-        if getattr(member, "inplace", False) and not after_linear:
-            return False  # it writes over what somebody may see
+        odd = not after_linear or (kind == LEAKY and member.negative_slope < 0)
+        if odd and getattr(member, "inplace", False):
+            return (
+                False  # it writes over what somebody may see, or (with that slope) cannot go back
+            )
         members.append(member)
         ops.append(Op(member, kind, after_linear))
     return True
@@ -505,7 +517,7 @@ def run(sequential: Any, x: Any) -> Any:
             out = plan.infer(x)
         except (RuntimeError, TypeError):
             return NotImplemented  # the layers say what is wrong, one by one
-        own["_call"] = None
+        own["_call"] = NOT_RECORDED
         for d, _ in plan.calls:
             d["_call"] = None
         return out

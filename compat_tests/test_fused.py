@@ -1,0 +1,407 @@
+"""A Sequential run at one go: nobody can tell it from its layers called one by one.
+
+Each test runs with `fused.enabled` on and off, on PyTorch and on the mirror.
+"""
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror.modules import fused
+
+from .parity import parity, same
+
+
+@pytest.fixture(params=[True, False], ids=["at one go", "one by one"], autouse=True)
+def mode(request, monkeypatch):
+    monkeypatch.setattr(fused, "enabled", request.param)
+    return request.param
+
+
+NETS = {
+    "relu": lambda nn: [nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)],
+    "ends in tanh": lambda nn: [nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2), nn.Tanh()],
+    "begins with tanh": lambda nn: [nn.Tanh(), nn.Linear(3, 2)],
+    "begins with leaky": lambda nn: [nn.LeakyReLU(0.2), nn.Linear(3, 2), nn.LeakyReLU(-0.5)],
+    "leaky": lambda nn: [nn.Linear(3, 5), nn.LeakyReLU(0.1), nn.Linear(5, 2), nn.LeakyReLU(0)],
+    "leaky below zero": lambda nn: [nn.Linear(3, 5), nn.LeakyReLU(-0.3), nn.Linear(5, 2)],
+    "in place": lambda nn: [nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 2), nn.LeakyReLU(inplace=True)],
+    "in place at first": lambda nn: [nn.ReLU(inplace=True), nn.Linear(3, 2)],
+    "two activations": lambda nn: [nn.Linear(3, 5), nn.Tanh(), nn.ReLU(), nn.Tanh(), nn.Linear(5, 2)],
+    "linear only": lambda nn: [nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)],
+    "no bias": lambda nn: [nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)],
+    "one layer": lambda nn: [nn.Linear(3, 2)],
+    "activations only": lambda nn: [nn.Tanh(), nn.ReLU()],
+    "single features": lambda nn: [nn.Linear(3, 1), nn.Tanh(), nn.Linear(1, 1), nn.Tanh(), nn.Linear(1, 2)],
+    "nested": lambda nn: [nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Sequential(nn.Sequential(nn.Linear(4, 2)))],
+    "shared layer": lambda nn: _shared(nn),
+    "tied weights": lambda nn: _tied(nn),
+    "double": lambda nn: [nn.Linear(3, 4, dtype=torch.float64), nn.Tanh(), nn.Linear(4, 2, dtype=torch.float64)],
+    "bfloat16": lambda nn: [nn.Linear(3, 4, dtype=torch.bfloat16), nn.Tanh(), nn.Linear(4, 2, dtype=torch.bfloat16)],
+    "with identity": lambda nn: [nn.Linear(3, 4), nn.Identity(), nn.ReLU(), nn.Linear(4, 2)],
+    "empty inside": lambda nn: [nn.Linear(3, 4), nn.Sequential(), nn.ReLU(), nn.Linear(4, 2)],
+}  # fmt: skip
+
+
+def _shared(nn):
+    layer = nn.Linear(3, 3)
+    return [layer, nn.ReLU(), layer, nn.Tanh(), layer]
+
+
+def _tied(nn):
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    b.weight = a.weight
+    return [a, nn.Tanh(), b]
+
+
+def made(nn, name):
+    net = nn.Sequential(*NETS[name](nn))
+    return net, next((p.dtype for p in net.parameters()), torch.float32)
+
+
+@pytest.mark.parametrize("batch", [4, 1, 0, None, "leading", "transposed", "row of a column"])
+@pytest.mark.parametrize("input_grad", [False, True, "tracked"])
+@pytest.mark.parametrize("name", NETS)
+@parity
+def test_outputs_and_gradients(nn, optim, name, input_grad, batch):
+    net, dtype = made(nn, name)
+    shapes = {None: (3,), "leading": (2, 3, 3), "transposed": (3, 4), "row of a column": (3, 1)}
+    x = torch.randn(shapes.get(batch, (batch, 3))).to(dtype)
+    leaf = x
+    if input_grad == "tracked":
+        leaf = nn.Parameter(x)
+        x = nn.functional.leaky_relu(leaf, 1.0)
+    elif input_grad:
+        leaf = x.requires_grad_()
+    if batch in ("transposed", "row of a column"):
+        x = x.t()
+    seen = []
+    if name == "in place at first" and input_grad is True:
+        pytest.skip("in place into torch's own graph: refused")
+    for _ in range(2):  # the second adds to what is there
+        out = net(x * 1 if name == "in place at first" else x)
+        if out.requires_grad:
+            out.backward(torch.randn(out.shape).to(dtype))
+        seen.append(out)
+    with torch.no_grad():
+        seen.append(net(x * 1 if name == "in place at first" else x))
+    return seen, leaf, dict(net.named_parameters())
+
+
+def graph_of(name):
+    torch.manual_seed(0)
+    net, dtype = made(nnmirror, name)
+    out = net(torch.randn(4, 3).to(dtype) * 1)
+
+    def names(node):
+        return (
+            node
+            and (
+                node.name(),
+                node.needs_input_grad,
+                node.outputs,
+                [names(n) for n, _ in node.next_functions],
+            )
+            if isinstance(node, nnmirror.tape.Node)
+            else repr(type(node))
+        )
+
+    if not out.requires_grad:
+        return None
+    loss = out.sum()
+    below = names(loss.grad_fn)
+    text = repr(out)
+    loss.backward()
+    return below, text, {k: p.grad for k, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_graph_that_a_user_sees(name, monkeypatch):
+    monkeypatch.setattr(fused, "enabled", True)
+    fast = graph_of(name)
+    monkeypatch.setattr(fused, "enabled", False)
+    same(graph_of(name), fast, name)
+
+
+@pytest.mark.parametrize("trained", range(5))
+@parity
+def test_frozen_layers(nn, optim, trained):
+    net, _ = made(nn, "relu")
+    for i, p in enumerate(net.parameters()):
+        p.requires_grad_(i == trained)
+    x = torch.randn(4, 3)
+    out = net(x)
+    x.add_(1)  # allowed where the first layer's weight needs no gradient
+    out.sum().backward()
+    return out, dict(net.named_parameters())
+
+
+def _replace(nn, net):
+    net[2].weight = nn.Parameter(torch.ones(4, 5))
+
+
+def _data(nn, net):
+    net[2].weight.data = torch.ones(4, 5)
+
+
+def _data_transposed(nn, net):
+    net[0].weight.data = torch.randn(3, 5).t()
+    net.zero_grad()  # PyTorch warns, once, of a .grad that is laid out otherwise
+
+
+def _freeze(nn, net):
+    net[0].requires_grad_(False)
+
+
+def _swap(nn, net):
+    net[1] = nn.Tanh()
+
+
+def _append(nn, net):
+    net.append(nn.Tanh())
+
+
+def _hook(nn, net):
+    net[1].register_forward_hook(lambda m, a, o: o * 2)
+
+
+def _unhook(nn, net):
+    net[1].register_forward_hook(lambda m, a, o: o * 2).remove()
+
+
+def _backward_hook(nn, net):
+    net[2].register_full_backward_hook(lambda m, gi, go: (gi[0] * 2,))
+
+
+def _parameter_hook(nn, net):
+    net[2].weight.register_hook(lambda g: g * 2)
+
+
+def _patched(nn, net):
+    net[1].forward = lambda x: x * 3
+
+
+def _slope(nn, net):
+    net[3] = nn.LeakyReLU(0.1)
+    net(torch.ones(2, 3))
+    net[3].negative_slope = 0.7
+
+
+def _dict(nn, net):
+    net[2]._parameters["weight"] = nn.Parameter(torch.ones(4, 5))
+
+
+def _double(nn, net):
+    net.double().float()
+
+
+def _no_bias(nn, net):
+    net[0].bias = None
+
+
+def _global_hook(nn, net):
+    net.handle = nn.modules.module.register_module_forward_hook(lambda m, a, o: o * 1)
+
+
+def _hooks_replaced(nn, net):
+    net[1]._forward_hooks = type(net[1]._forward_hooks)()
+    net[1].register_forward_hook(lambda m, a, o: o * 2)
+
+
+CHANGES = [_replace, _data, _data_transposed, _freeze, _swap, _append, _hook, _unhook, _backward_hook,
+           _parameter_hook, _patched, _slope, _dict, _double, _no_bias, _global_hook, _hooks_replaced]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@parity
+def test_net_changed_between_calls(nn, optim, change):
+    net, _ = made(nn, "relu")
+    x, outs = torch.randn(4, 3), []
+    for step in range(3):
+        if step == 1:
+            change(nn, net)
+        out = net(x)
+        out.pow(2).sum().backward()
+        outs.append(out)
+    if hasattr(net, "handle"):
+        net.handle.remove()
+    return outs, dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("what", ["first weight", "weight", "bias", "input", "output", "nothing"])
+@pytest.mark.parametrize("name", ["relu", "ends in tanh", "begins with tanh"])
+@parity
+def test_change_between_forward_and_backward(nn, optim, name, what):
+    net, _ = made(nn, name)
+    x = torch.randn(4, 3)
+    out = net(x)
+    with torch.no_grad():
+        if what == "input":
+            x.add_(1)
+        elif what == "output":
+            out.detach().add_(1)
+        elif what != "nothing":
+            layer = net[
+                0
+                if what == "first weight" and name != "begins with tanh"
+                else -2
+                if name == "ends in tanh"
+                else -1
+            ]
+            (layer.bias if what == "bias" else layer.weight).add_(1)
+    out.sum().backward()
+    return dict(net.named_parameters())
+
+
+@parity
+def test_second_backward(nn, optim):
+    net, _ = made(nn, "relu")
+    loss = net(torch.randn(4, 3)).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    seen = copy.deepcopy(dict(net.named_parameters()))
+    loss.backward()
+    return seen
+
+
+@parity
+def test_gradients_for_chosen_tensors(nn, optim):
+    take = torch.autograd.grad if nn is torch.nn else nnmirror.grad
+    net, _ = made(nn, "relu")
+    x = torch.randn(4, 3, requires_grad=True)
+    found = take(net(x).sum(), [net[2].weight, x])
+    net(x).sum().backward(inputs=[net[0].bias])
+    return found, x, dict(net.named_parameters())
+
+
+@parity
+def test_hooks_on_leaves_and_output_run_in_order(nn, optim):
+    net, _ = made(nn, "relu")
+    x, seen = nn.Parameter(torch.randn(4, 3)), []
+    x.register_hook(lambda g: seen.append(("x", g.clone())))
+    for name, p in net.named_parameters():
+        p.register_hook(lambda g, name=name: seen.append((name, g.clone())))
+    out = net(x)
+    out.register_hook(lambda g: g * 2)
+    out.retain_grad()
+    (out * out).sum().backward()
+    return seen, out.grad, x
+
+
+@parity
+def test_two_calls_and_a_shared_trunk_in_one_loss(nn, optim):
+    trunk, head = made(nn, "relu")[0], nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    h = trunk(torch.randn(4, 3))
+    again = trunk(head(h))
+    (h.sum() + again.pow(2).sum() + head(h).sum() + trunk(torch.randn(2, 3)).mean()).backward()
+    return dict(trunk.named_parameters()), dict(head.named_parameters())
+
+
+@parity
+def test_optimiser_steps(nn, optim):
+    net, _ = made(nn, "ends in tanh")
+    sgd, x, losses = optim.SGD(net.parameters(), lr=0.1), torch.randn(8, 3), []
+    for _ in range(10):
+        sgd.zero_grad()
+        loss = nn.MSELoss()(net(x), torch.ones(8, 2))
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+    return losses, dict(net.named_parameters())
+
+
+def by_hand(name):
+    """What driving the net by hand gives: the input's gradient, the parameters', and errors."""
+    torch.manual_seed(0)
+    net, dtype = made(nnmirror, name)
+    x, g = torch.randn(4, 3).to(dtype), torch.randn(4, 2).to(dtype)
+    found = []
+
+    def attempt(action):
+        try:
+            found.append(action())
+        except RuntimeError as e:
+            found.append(str(e))
+
+    net(x)
+    attempt(lambda: net.backward(g))
+    attempt(lambda: net.backward(g))
+    net(x)
+    children = list(net)
+    for child in reversed(children):
+        attempt(
+            lambda child=child: child.backward(
+                g if not found or child is children[-1] else found[-1]
+            )
+        )
+    net(x)
+    children[0](x)
+    attempt(lambda: net.backward(g))
+    with torch.no_grad():
+        net(x)
+    attempt(lambda: net.backward(g))
+    return found, {k: (p.detach(), p.grad) for k, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "name", ["relu", "ends in tanh", "begins with tanh", "nested", "no bias", "one layer"]
+)
+def test_driven_by_hand(name, monkeypatch):
+    monkeypatch.setattr(fused, "enabled", True)
+    fast = by_hand(name)
+    monkeypatch.setattr(fused, "enabled", False)
+    same(by_hand(name), fast, name)
+
+
+def test_a_net_that_has_run_is_copied_pickled_and_freed_as_before():
+    gc.collect()
+    gc.disable()
+    try:
+        net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.ReLU(), nnmirror.Linear(4, 2))
+        x = torch.randn(4, 3)
+        out = net(x)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert set(other.__dict__) == set(nnmirror.Sequential().__dict__)
+            assert torch.equal(other(x), out)
+            other(x).sum().backward()
+            assert net[0].weight.grad is None
+        del other
+        gc.collect()  # what pickle and copy leave
+        node, layer = weakref.ref(out._node), weakref.ref(net[0])
+        out.sum().backward()
+        names = [n.name() for n, _ in net(x).grad_fn.next_functions]
+        assert len(names) == 3
+        del out, net
+        assert node() is None
+        assert layer() is None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_one_net_run_by_several_threads():
+    net = nnmirror.Sequential(nnmirror.Linear(3, 8), nnmirror.Tanh(), nnmirror.Linear(8, 1))
+    x = torch.randn(5, 3)
+    expected = net(x).detach()
+    wrong = []
+
+    def work():
+        for _ in range(100):
+            out = net(x)
+            out.sum().backward()
+            if not torch.equal(out, expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+    assert torch.equal(net[2].bias.grad, torch.tensor([2000.0]))
