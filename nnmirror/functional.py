@@ -49,6 +49,10 @@ class Linear(Rule):
     tuple_places = (1,)
 
     @staticmethod
+    def infer(bias: T | None, input: T, weight: T) -> T:
+        return torch._C._nn.linear(input, weight, bias)
+
+    @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
         tensors = isinstance(input, T) and isinstance(weight, T)
         if tensors and isinstance(bias, T) and input.dim() == 2 == weight.dim():
@@ -157,6 +161,8 @@ RULES[torch._C._nn.linear] = linear
 class Tanh(Rule):
     """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
 
+    infer: Any = staticmethod(torch.tanh)
+
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
         y = torch.tanh(input)
@@ -182,6 +188,7 @@ class TanhInplace(Tanh):
     """`Tanh` into the memory of its input."""
 
     is_inplace = True
+    infer: Any = staticmethod(torch.tanh_)
 
     @classmethod
     def node_name(cls) -> str:
@@ -209,6 +216,8 @@ def tanh(input: T) -> T:
 class Relu(Rule):
     """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
 
+    infer: Any = staticmethod(torch.relu)
+
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
         y = torch.relu(input)
@@ -229,6 +238,7 @@ class ReluInplace(Relu):
     """`Relu` into the memory of its input."""
 
     is_inplace = True
+    infer: Any = staticmethod(torch.relu_)
 
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
@@ -247,6 +257,8 @@ def relu_(input: T) -> T:
 
 class LeakyRelu(Rule):
     """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
+
+    infer: Any = staticmethod(torch._C._nn.leaky_relu)
 
     @staticmethod
     def forward(ctx: Any, input: T, negative_slope: float = 0.01) -> T:
@@ -268,6 +280,7 @@ class LeakyReluInplace(LeakyRelu):
     """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
 
     is_inplace = True
+    infer: Any = staticmethod(torch._C._nn.leaky_relu_)
 
     @classmethod
     def node_name(cls) -> str:

@@ -259,6 +259,7 @@ class Function:
     (None for what is no tensor). Inside both, operations are not recorded.
     """
 
+    infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     has_context: bool = False  # it defines setup_context
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
@@ -316,6 +317,8 @@ def record(
         with DisableTorchFunctionSubclass():
             if inplace is not None:
                 return inplace(), None
+            if function.infer is not None and not torch.is_grad_enabled():
+                return function.infer(*args), None
             node: Node = _Unrecorded(function)
             node.needs_input_grad = (False,) * len(args)
             if not torch.is_grad_enabled():
@@ -465,13 +468,8 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: boo
             for arg in args:
                 if out is arg:
                     out = out.view_as(out)  # the forward handed an input on
-            saved = node._saved
-            for kept in saved or ():
-                if kept is out:
-                    # An output that is saved would keep itself alive: save an alias of it.
-                    alias = out.detach()
-                    alias._alias_of_output = True  # type: ignore[attr-defined]
-                    node._saved = tuple([alias if t is out else t for t in saved])  # type: ignore[union-attr]
+            if node._saved:
+                _save_apart(node, out)
             out.__class__ = _tensor.Tensor
             out._node = node  # type: ignore[attr-defined]
             out._output_nr = index  # type: ignore[attr-defined]
@@ -488,11 +486,8 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: boo
         base = _views.changed_base(out)
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
-    if node._saved and _among(out, node._saved):
-        # An output that is saved would keep itself alive: save an alias of it.
-        alias = out.detach()
-        alias._alias_of_output = True
-        node._saved = tuple([alias if t is out else t for t in node._saved])
+    if node._saved:
+        _save_apart(node, out)
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = _tensor.Tensor
     if base is not None:
@@ -502,6 +497,15 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: boo
     if not dirty and (node.function.is_view or not node.function.is_rule):
         out._view_of = _views.view_of(node, out, args[0] if args else None, several)
     return out
+
+
+def _save_apart(node: Node, out: torch.Tensor) -> None:
+    """An output that is saved would keep itself alive: save an alias of it."""
+    for kept in node._saved or ():
+        if kept is out:
+            alias = out.detach()
+            alias._alias_of_output = True  # type: ignore[attr-defined]
+            node._saved = [alias if t is out else t for t in node._saved or ()]
 
 
 def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:

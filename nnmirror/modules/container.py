@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
 from . import fused
 from .explicit import Chain
@@ -81,6 +82,11 @@ class Sequential(_Numbered):
         out = fused.run(self, input)
         if out is not NotImplemented:
             return out
+        if not is_grad_enabled():
+            for module in self:
+                input = module(input)
+            self.__dict__["_call"] = fused.NOT_RECORDED
+            return input
         calls = []
         for module in self:
             input = module(input)

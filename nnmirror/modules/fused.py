@@ -52,6 +52,8 @@ class Op:
     __slots__ = ("b", "bias", "function", "hidden", "kind", "own", "slope", "w", "weight")
     weight: Any
     bias: Any
+    w: Any
+    b: Any
 
     def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
         self.kind, self.own = kind, layer._parameters
@@ -488,16 +490,18 @@ def run(sequential: Any, x: Any) -> Any:
     own = sequential.__dict__
     with DisableTorchFunctionSubclass():
         plan = own.get("_plan")
+        if plan is not None and any(plan.hooks):
+            return NotImplemented
         if plan is None or not plan.holds():
             plan = own["_plan"] = plan_of(sequential)
         if (
             type(plan) is not Plan
-            or any(plan.hooks)
             or x.dtype not in _FLOATS
             or x.dim() != 2
             or not x.is_contiguous()
             or (len(x) == 1 and (plan.narrow or x.stride() != (x.shape[1], 1)))
             or _is_any_autocast_enabled()
+            or any(plan.hooks)
             or any(module.GLOBAL_HOOKS)
         ):
             return NotImplemented

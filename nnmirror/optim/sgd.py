@@ -126,7 +126,8 @@ def _step_plainly(group: dict[str, Any]) -> bool:
         or type(lr) is not float
     ):
         return False
-    params, grads = [], []
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
     for param in group["params"]:
         if type(param) is not Parameter:  # torch's own may require grad for torch
             return False

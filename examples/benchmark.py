@@ -1,0 +1,336 @@
+"""How long a training step takes: PyTorch, the mirror, and the same operations called bare.
+
+    python examples/benchmark.py                 # prints the table; writes benchmark.json, .png
+    python examples/benchmark.py --quick         # a rough table in a minute
+    python examples/benchmark.py --compile       # with torch.compile beside it
+
+All contenders of a row run in turn, a few steps each, many times over; a ratio is taken within
+each turn, and what is shown is the median of the ratios and their quartiles. So a machine that
+is slow for a while is slow for all. The mirror and the bare operations must end with PyTorch's
+weights, to the bit, or there is no row. Peak memory is of a process of its own for each.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.optim
+from tqdm import tqdm
+
+import nnmirror
+import nnmirror.optim
+
+LR = 1e-3
+# name: the sizes of the layers, the batch, steps in a turn, turns.
+NETS = {
+    "2-25-25-25-1": ((2, 25, 25, 25, 1), 4, 100, 40),
+    "64-64-64-8": ((64, 64, 64, 8), 32, 100, 30),
+    "784-512-512-10": ((784, 512, 512, 10), 64, 5, 20),
+    "784-2048-2048-10": ((784, 2048, 2048, 10), 256, 1, 10),
+    "1024-4096-4096-10": ((1024, 4096, 4096, 10), 1024, 1, 3),
+}
+BACKENDS: dict[str, Any] = {
+    "torch": (torch.nn, torch.optim),
+    "nnmirror": (nnmirror, nnmirror.optim),
+}
+Steps = tuple[Callable[[], Any], Callable[[], Any], Callable[[], list[Any]]]
+
+
+def sequential(nn: Any, sizes: tuple[int, ...]) -> Any:
+    layers: list[Any] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def wired(nn: Any, sizes: tuple[int, ...]) -> Any:
+    """The same sizes with a forward of one's own and operations between the layers."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            pairs = itertools.pairwise(sizes)
+            self.first, *middle, self.last = (nn.Linear(a, b) for a, b in pairs)
+            self.middle = nn.ModuleList(middle)
+
+        def forward(self, x: Any) -> Any:
+            h = torch.relu(self.first(x))
+            for layer in self.middle:
+                h = h + torch.tanh(layer(h)) * 0.5
+            return self.last(h)
+
+    return Net()
+
+
+def hooked(nn: Any, sizes: tuple[int, ...]) -> Any:
+    net = sequential(nn, sizes)
+    net[1].register_forward_hook(lambda module, args, out: None)
+    return net
+
+
+def data(sizes: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, sizes[0], generator=generator),
+        torch.randn(batch, sizes[-1], generator=generator),
+    )
+
+
+def script(backend: str, make: Any, sizes: tuple[int, ...], batch: int, compiled: bool) -> Steps:
+    """The training script as anyone writes it: a step, a forward, the weights."""
+    nn, optim = BACKENDS[backend]
+    torch.manual_seed(0)
+    model = make(nn, sizes)
+    run = torch.compile(model) if compiled else model
+    criterion, sgd = nn.MSELoss(), optim.SGD(model.parameters(), lr=LR)
+    x, t = data(sizes, batch)
+
+    def step() -> None:
+        sgd.zero_grad()
+        loss = criterion(run(x), t)
+        loss.backward()
+        sgd.step()
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(x)
+
+    return step, forward, lambda: [p.detach() for p in model.parameters()]
+
+
+def bare(sizes: tuple[int, ...], batch: int) -> Steps:
+    """The floor: the same tensor operations, into buffers that are there, and nothing else."""
+    torch.manual_seed(0)
+    linears = [m for m in sequential(torch.nn, sizes) if isinstance(m, torch.nn.Linear)]
+    ws, bs = ([getattr(m, n).detach() for m in linears] for n in ("weight", "bias"))
+    wts = [w.t() for w in ws]
+    x, t = data(sizes, batch)
+    hs = [x, *[torch.empty(batch, n) for n in sizes[1:]]]
+    gs = [torch.empty_like(h) for h in hs]
+    gts = [g.t() for g in gs]
+    masks = [torch.empty(h.shape, dtype=torch.bool) for h in hs]
+    dws, dbs = [torch.empty_like(w) for w in ws], [torch.empty_like(b) for b in bs]
+    params, grads = [*ws, *bs], [*dws, *dbs]
+    squared, n = torch.empty_like(t), torch.tensor(float(t.numel()))
+    scale, zero, last = torch.tensor(2.0 / t.numel()), torch.zeros(()), len(ws) - 1
+
+    def forward() -> None:
+        for i in range(last + 1):
+            torch.addmm(bs[i], hs[i], wts[i], out=hs[i + 1])
+            if i < last:
+                torch.relu_(hs[i + 1])
+
+    def step() -> None:
+        forward()
+        torch.sub(hs[-1], t, out=gs[-1])
+        torch.mul(gs[-1], gs[-1], out=squared).sum().div_(n)
+        gs[-1].mul_(scale)
+        for i in range(last, -1, -1):
+            torch.sum(gs[i + 1], 0, out=dbs[i])
+            if i:
+                torch.mm(gs[i + 1], ws[i], out=gs[i])
+            torch.mm(gts[i + 1], hs[i], out=dws[i])
+            if i:
+                torch.le(hs[i], zero, out=masks[i])
+                gs[i].masked_fill_(masks[i], 0)
+        torch._foreach_add_(params, grads, alpha=-LR)
+
+    return step, forward, lambda: [p for pair in zip(ws, bs, strict=True) for p in pair]
+
+
+def by_numpy(sizes: tuple[int, ...], batch: int) -> Steps:
+    """By hand in NumPy: the same arithmetic, not the same rounding."""
+    torch.manual_seed(0)
+    linears = [m for m in sequential(torch.nn, sizes) if isinstance(m, torch.nn.Linear)]
+    ws, bs = ([getattr(m, n).detach().numpy().copy() for m in linears] for n in ("weight", "bias"))
+    x, t = (part.numpy() for part in data(sizes, batch))
+    last = len(ws) - 1
+
+    def forward() -> list[Any]:
+        hs = [x]
+        for i in range(last + 1):
+            h = hs[i] @ ws[i].T
+            h += bs[i]
+            hs.append(np.maximum(h, 0, out=h) if i < last else h)
+        return hs
+
+    def step() -> None:
+        hs = forward()
+        g = hs[-1] - t
+        (g * g).mean()
+        g *= np.float32(2.0 / t.size)
+        for i in range(last, -1, -1):
+            db, dw = g.sum(0), g.T @ hs[i]
+            if i:
+                g = g @ ws[i]
+                g[hs[i] <= 0] = 0
+            ws[i] -= np.float32(LR) * dw
+            bs[i] -= np.float32(LR) * db
+
+    return step, forward, lambda: []
+
+
+def timed(action: Callable[[], Any], times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        action()
+    return (time.perf_counter() - start) / times * 1e6
+
+
+def compared(contenders: dict[str, Callable[[], Any]], times: int, turns: int) -> dict[str, Any]:
+    """Microseconds of each contender, and how many times faster than PyTorch each is."""
+    for action in contenders.values():
+        timed(action, max(2, times // 2))
+    rounds = [{k: timed(f, times) for k, f in contenders.items()} for _ in range(turns)]
+    found = {}
+    for name in contenders:
+        ratios = sorted(r["torch"] / r[name] for r in rounds)
+        found[name] = {
+            "us": statistics.median(r[name] for r in rounds),
+            "ratio": statistics.median(ratios),
+            "quartiles": (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]),
+        }
+    return found
+
+
+def row(label: str, make: Any, net: str, threads: int, args: argparse.Namespace) -> list[Any]:
+    """The step and the forward of one net, on every contender."""
+    sizes, batch, times, turns = NETS[net]
+    if args.quick:
+        turns = max(3, turns // 4)
+    torch.set_num_threads(threads)
+    made = {name: script(name, make, sizes, batch, False) for name in BACKENDS}
+    if make is sequential:
+        made["bare"] = bare(sizes, batch)
+        made["numpy"] = by_numpy(sizes, batch)
+    if args.compile:
+        made["compile"] = script("torch", make, sizes, batch, True)
+    for name in ("nnmirror", "bare"):
+        if name in made:
+            check = {
+                "torch": script("torch", make, sizes, batch, False),
+                "nnmirror": script("nnmirror", make, sizes, batch, False),
+                "bare": bare(sizes, batch) if make is sequential else None,
+            }
+            for steps in (check["torch"], check[name]):
+                for _ in range(3):
+                    steps[0]()  # type: ignore[index]
+            pairs = zip(check["torch"][2](), check[name][2](), strict=True)  # type: ignore[index]
+            assert all(torch.equal(e, a) for e, a in pairs), f"{name} has other bits"
+    rows = []
+    for what, place in (("step", 0), ("forward", 1)):
+        found = compared({k: made[k][place] for k in made}, times, turns)
+        rows.append({"net": label, "batch": batch, "threads": threads, "what": what, **found})
+    return rows
+
+
+def peak(backend: str, net: str) -> float:
+    """Megabytes that a few steps need at most, beyond what importing and building take."""
+    command = [sys.executable, __file__, "--peak", backend, net]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_peak(backend: str, net: str) -> None:
+    torch.set_num_threads(1)
+    sizes, batch, _, _ = NETS[net]
+    step, _, _ = script(backend, sequential, sizes, batch, False)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for _ in range(4):
+        step()
+    print(resident("VmHWM") - before)
+
+
+def resident(name: str) -> float:
+    """Megabytes of memory, now (VmRSS) or at most (VmHWM), as Linux counts them."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(name + ":")[1].split()[0]) / 1024
+
+
+def table(rows: list[Any]) -> str:
+    """The rows as a table for the README."""
+    names = [
+        n for n in ("torch", "nnmirror", "bare", "numpy", "compile") if any(n in r for r in rows)
+    ]
+    head = [
+        "net",
+        "batch",
+        "threads",
+        "what",
+        "torch us",
+        "nnmirror us",
+        "times as fast (quartiles)",
+    ]
+    head += [f"{n}, times torch" for n in names[2:]] + ["nnmirror / bare"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for r in rows:
+        mirror = r["nnmirror"]
+        low, high = mirror["quartiles"]
+        cells = [r["net"], r["batch"], r["threads"], r["what"], f"{r['torch']['us']:.0f}"]
+        cells += [f"{mirror['us']:.0f}", f"**{mirror['ratio']:.2f}** ({low:.2f} to {high:.2f})"]
+        cells += [f"{r[n]['ratio']:.2f}" if n in r else "" for n in names[2:]]
+        cells.append(f"{mirror['us'] / r['bare']['us']:.2f}" if "bare" in r else "")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = [f"{r['net']}\n{r['what']}, {r['threads']} thr." for r in rows]
+    figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(rows) + 1.5))
+    places = range(len(rows))
+    axes.barh(
+        list(places), [r["nnmirror"]["ratio"] for r in rows], color="tab:blue", label="nnmirror"
+    )
+    at = [(i, r["bare"]["ratio"]) for i, r in enumerate(rows) if "bare" in r]
+    axes.plot([v for _, v in at], [i for i, _ in at], "k|", markersize=12, label="bare operations")
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_yticks(list(places), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as PyTorch eager")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--quick", action="store_true", help="fewer turns, no net of 4096")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"))
+    parser.add_argument("--peak", nargs=2, metavar=("BACKEND", "NET"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        measure_peak(*args.peak)
+        return
+    nets = [n for n in NETS if not (args.quick and "4096" in n)]
+    small = nets[0]
+    todo = [(net, sequential, net, threads) for net in nets for threads in (1, 2)]
+    todo += [("wired by hand", wired, small, 1), ("with a hook", hooked, small, 1)]
+    rows: list[Any] = []
+    for label, make, net, threads in tqdm(todo, desc="rows"):
+        rows += row(label, make, net, threads, args)
+    memory = {n: {b: peak(b, n) for b in BACKENDS} for n in tqdm(nets[2:], desc="memory")}
+    print(table(rows))
+    for net, found in memory.items():
+        both = ", ".join(f"{name} {found[name]:.0f} MB" for name in BACKENDS)
+        print(f"peak memory, {net}: {both}")
+    args.out.with_suffix(".json").write_text(json.dumps({"rows": rows, "memory": memory}, indent=1))
+    picture(rows, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
