@@ -234,19 +234,28 @@ def test_net_changed_between_calls(nn, optim, change):
     return outs, dict(net.named_parameters())
 
 
-@pytest.mark.parametrize("what", ["first weight", "weight", "bias", "input", "output", "nothing"])
+@pytest.mark.parametrize(
+    "what", ["first weight", "weight", "bias", "input", "output", "nothing", "frozen", "trained"]
+)
 @pytest.mark.parametrize("name", ["relu", "ends in tanh", "begins with tanh"])
 @parity
 def test_change_between_forward_and_backward(nn, optim, name, what):
     net, _ = made(nn, name)
     x = torch.randn(4, 3)
+    if what == "trained":
+        net[-1 if name != "ends in tanh" else -2].requires_grad_(False)
     out = net(x)
+    if what in ("frozen", "trained"):
+        for p in list(net.parameters())[-2:]:
+            p.requires_grad_(what == "trained")
+        if not out.requires_grad:
+            return None
     with torch.no_grad():
         if what == "input":
             x.add_(1)
         elif what == "output":
             out.detach().add_(1)
-        elif what != "nothing":
+        elif what not in ("nothing", "frozen", "trained"):
             layer = net[
                 0
                 if what == "first weight" and name != "begins with tanh"

@@ -81,11 +81,21 @@ def _trains(parameter: Any) -> bool:
 class Needs:
     """Which gradients are asked for, given whether one for the input is."""
 
-    __slots__ = ("edges", "input_at", "passes_on", "watch_input", "watch_output", "weights")
+    __slots__ = (
+        "edges",
+        "input_at",
+        "passes_on",
+        "trained",
+        "watch_input",
+        "watch_output",
+        "weights",
+    )
 
     def __init__(self, ops: list[Op], input_edge: bool) -> None:
         # passes_on[i]: layer i must give a gradient for its input.
         self.passes_on = []
+        # As it was at the forward: whether the bias, and the weight, of a layer get one.
+        self.trained = [(_trains(op.bias), _trains(op.weight)) for op in ops]
         wanted = input_edge
         for op in ops:
             self.passes_on.append(wanted)
@@ -233,25 +243,26 @@ class Fused(tape.Function):
             raise RuntimeError(tape._FREED)
         if ctx._versions != needs.versions(saved):
             _complain(ctx)
-        return back(ctx.plan.ops, saved, needs.passes_on, g)
+        return back(ctx.plan.ops, saved, needs, g)
 
 
-def back(ops: list[Op], saved: Any, passes_on: list[bool], g: Any) -> tuple[Any, ...]:
+def back(ops: list[Op], saved: Any, needs: Needs, g: Any) -> tuple[Any, ...]:
     """The gradients for `Needs.edges`, that of the input among them if passes_on[0]."""
     grads = []
+    passes_on, trained = needs.passes_on, needs.trained
     ours = False  # g is nobody else's: it may be written over
     zero = tape.constant(0.0, g.dtype, g.device)
     for i in range(len(ops) - 1, -1, -1):
         op, kept = ops[i], saved[i]
         kind = op.kind
         if kind == LINEAR:
-            weight, bias = op.weight, op.bias
-            if bias is not None and bias._requires_grad:
+            to_bias, to_weight = trained[i]
+            if to_bias:
                 grads.append(g.sum(0))
             dx = g.mm(op.w) if passes_on[i] else None
             if i == 0 and dx is not None:
                 grads.append(dx)
-            if weight._requires_grad:  # type: ignore[union-attr]
+            if to_weight:
                 grads.append(g.t().mm(kept))
             if dx is None:
                 break
@@ -305,7 +316,8 @@ def unfold(node: Any) -> None:
         kept = None if saved is None else saved[i]
         at = at_input if i == 0 else at_output if i == last else 0
         if op.kind == LINEAR:
-            bias, weight = ((p, 0) if _trains(p) else None for p in (op.bias, op.weight))
+            both = zip((op.bias, op.weight), needs.trained[i], strict=True)
+            bias, weight = ((p, 0) if trained else None for p, trained in both)
             new.edges, new.places = [bias, edge, weight], (1, 2) if op.bias is None else (0, 1, 2)
             new.label = "MmBackward0" if op.bias is None else "AddmmBackward0"
             new.bias_shape = None if op.bias is None else op.bias.shape
@@ -358,7 +370,7 @@ class FusedCall:
             if node._versions != needs.versions(node._saved):
                 _complain(node)
             both = plan.needs[True]
-            grads = list(back(plan.ops, node._saved, both.passes_on, started))
+            grads = list(back(plan.ops, node._saved, both, started))
             node.free()
         dx = grads.pop(both.input_at)
         if grads:
