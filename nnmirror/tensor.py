@@ -38,6 +38,10 @@ def _suffixed(text: str, suffix: str) -> str:
 _to_warn_of_numbers = [True]
 
 
+# What answers a torch function on a tracked tensor, filled by nnmirror.rules.
+RULES: dict[Any, Callable[..., Any]] = {}
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
     raise RuntimeError("nnmirror.rules is not loaded")
@@ -55,7 +59,10 @@ class Tensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs or {})
+        found = RULES.get(func)
+        if found is None:
+            return dispatch(func, args, kwargs or {})
+        return found(*args, **kwargs) if kwargs else found(*args)
 
     # -- autograd's attributes, answered by the mirror -----------------------------------
 

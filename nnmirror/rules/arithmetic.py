@@ -14,9 +14,12 @@ from .registry import Rule, composite, inplace, rule
 T = torch.Tensor
 
 
+_NUMBERS = (int, float, bool)
+
+
 def scaled(g: T, factor: Any) -> T:
     """g * factor, left alone for a factor of one as PyTorch leaves it."""
-    return g if isinstance(factor, int | float) and factor == 1 else g * factor
+    return g if type(factor) in _NUMBERS and factor == 1 else g * factor
 
 
 @inplace(T.add_, T.__iadd__)

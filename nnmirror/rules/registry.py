@@ -1,6 +1,6 @@
 """What becomes of a torch operation on a tracked tensor.
 
-`dispatch` is what `Tensor.__torch_function__` calls. An operation is one of
+An operation that `Tensor.__torch_function__` is asked about is one of
 
 - recorded: there is a rule for it, a `Function` (`@rule`) or a plain function composed of
   recorded operations (`@composite`), as PyTorch itself composes it;
@@ -10,6 +10,7 @@
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 F = TypeVar("F", bound=type[Function])
 
 # torch function -> what is called in its place. Filled by the decorators below.
-RULES: dict[Any, Callable[..., Any]] = {}
+RULES = _tensor.RULES
 # The same, by module and name, for what torch.nn.functional and torch.autograd define in
 # Python: so nothing of theirs is imported for it.
 NAMED: dict[tuple[str, str], Callable[..., Any]] = {("torch.autograd", "grad"): grad}
@@ -56,10 +57,10 @@ class Recorded:
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.places = {p.name: i for i, p in enumerate(parameters)}
         self.defaults = [p.default for p in parameters]
-        self.most = len(parameters)
+        self.most = sys.maxsize if self.variadic else len(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or (len(args) > self.most and not self.variadic):
+        if kwargs or len(args) > self.most:
             args = self._placed(args, kwargs)
         return record(self.function, args)[0]
 
@@ -189,10 +190,7 @@ _INPLACE_OPERATORS = {
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Record, pass through or refuse `func(*args, **kwargs)`."""
-    found = RULES.get(func)
-    if found is not None:
-        return found(*args, **kwargs)
+    """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     if func in PASSIVE:
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
