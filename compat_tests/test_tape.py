@@ -584,6 +584,46 @@ def test_memory_that_others_see_gets_no_gradient_behind_their_backs():
     assert torch.equal(alias, torch.zeros(3))
 
 
+def test_torchs_own_function_objects_are_refused():
+    """They never ask a tensor subclass: the layers before one would not train, and silently."""
+
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            return -g
+
+    class Helped(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return sum(v * 2 for v in [x])
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    y = nnmirror.Linear(3, 3)(torch.randn(2, 3))
+    for function in (Reversed, Helped):
+        with pytest.raises(NotImplementedError, match="Derive it from nnmirror"):
+            function.apply(y)
+        assert function.apply(y.detach()).requires_grad is False
+    with pytest.raises(NotImplementedError, match="use_reentrant"):
+        torch.utils.checkpoint.checkpoint(torch.tanh, y, use_reentrant=True)
+    torch.utils.checkpoint.checkpoint(torch.tanh, y, use_reentrant=False).sum().backward()
+
+
+def test_vmap_is_refused():
+    with pytest.raises(NotImplementedError, match="vmap"):
+        torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
+
+
 def test_create_graph_is_refused():
     y = nnmirror.Tanh()(nnmirror.Parameter(torch.ones(3))).sum()
     with pytest.raises(NotImplementedError, match="create_graph"):

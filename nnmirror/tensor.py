@@ -10,6 +10,8 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 """
 
 import copy
+import os
+import sys
 import warnings
 import weakref
 from collections import OrderedDict
@@ -42,6 +44,30 @@ _to_warn_of_numbers = [True]
 RULES: dict[Any, Callable[..., Any]] = {}
 
 
+def _refuse_torch_function_objects() -> None:
+    """Are we inside the forward of a torch.autograd.Function?
+
+    It switches grad mode off and never asks a tensor subclass, so what comes out of it would
+    have lost its gradient. All that tells is the frame that called it, a few frames up.
+    """
+    frame: Any = sys._getframe(2)
+    for _ in range(8):
+        if frame is None:
+            return
+        code = frame.f_code
+        if code.co_name == "apply" and code.co_filename.endswith(_FUNCTION_FILE):
+            raise NotImplementedError(
+                "nnmirror: a torch.autograd.Function was given a tensor that the mirror tracks; its"
+                " result would lose the gradient. Derive it from nnmirror.Function (the two are"
+                " written alike), or call .detach() on the tensor. This is also how"
+                " torch.utils.checkpoint works with use_reentrant=True: use False."
+            )
+        frame = frame.f_back
+
+
+_FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
     raise RuntimeError("nnmirror.rules is not loaded")
@@ -59,6 +85,8 @@ class Tensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not torch.is_grad_enabled():
+            _refuse_torch_function_objects()
         found = RULES.get(func)
         if found is None:
             return dispatch(func, args, kwargs or {})

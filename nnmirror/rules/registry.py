@@ -10,6 +10,7 @@ An operation that `Tensor.__torch_function__` is asked about is one of
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -189,9 +190,16 @@ _INPLACE_OPERATORS = {
 }
 
 
+_VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
+
+
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     if func in PASSIVE:
+        # torch.vmap asks a tensor for its dimensions, and then never again.
+        asked = func is torch.Tensor.dim and args[0].requires_grad
+        if asked and sys._getframe(2).f_code.co_filename.endswith(_VMAP_FILE):
+            raise refusal(torch.vmap)
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     module = getattr(func, "__module__", "") or ""
