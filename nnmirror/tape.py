@@ -519,10 +519,11 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
     tensor._output_nr = index
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A number as a tensor, to be read only: an operation takes one sooner than a number."""
-    return torch.tensor(value, dtype=dtype, device=device)
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def add_hook(

@@ -38,6 +38,7 @@ def _suffixed(text: str, suffix: str) -> str:
 
 
 _to_warn_of_numbers = [True]
+leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need not ask each
 
 
 # What answers a torch function on a tracked tensor, filled by nnmirror.rules.
@@ -212,6 +213,7 @@ class Tensor(torch.Tensor):
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         node = self.grad_fn
         if node is None:
+            leaf_hooks_exist[0] = True
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
             return _tape.add_hook(self._leaf_hooks, hook)
@@ -227,6 +229,7 @@ class Tensor(torch.Tensor):
             raise RuntimeError(
                 "post accumulate grad hooks cannot be registered on non-leaf tensors"
             )
+        leaf_hooks_exist[0] = True
         if self._post_accumulate_hooks is None:
             self._post_accumulate_hooks = OrderedDict()
         return _tape.add_hook(self._post_accumulate_hooks, hook)

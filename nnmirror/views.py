@@ -108,7 +108,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
 def renew(view: "_tensor.Tensor") -> None:
     """Give a view whose memory has changed a grad_fn that starts from its base as it is now."""
     base, _, kind = view._view_of  # type: ignore[misc]
-    if not base.requires_grad:
+    if not base.requires_grad and view._node is None:
         return
     if kind not in ("plain", "foreign"):
         raise RuntimeError(_forbidden(view, kind, "its base or another view of its base has been"))
@@ -116,8 +116,10 @@ def renew(view: "_tensor.Tensor") -> None:
         raise RuntimeError(_FOREIGN)
     node = _tape.Node(AsStrided)
     node.places = (0,)
-    node.needs_input_grad = (True, False, False, False)
-    node.edges = [_tape.edge_of(base), None, None, None]
+    # A base that was detached since gets nothing, and nor does what it was made of.
+    edge = _tape.edge_of(base) if base.requires_grad else None
+    node.needs_input_grad = (edge is not None, False, False, False)
+    node.edges = [edge, None, None, None]
     AsStrided.note(node, base, view.shape, view.stride(), view.storage_offset())
     node.sequence = next(_tape._sequence)
     node.outputs = [_tape.meta_of(view)]

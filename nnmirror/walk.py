@@ -168,6 +168,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
             or len(node.outputs) != 1
         ):
             return None
+        hooked = _tensor.leaf_hooks_exist[0]
         for edge in node.edges:
             if edge is None:
                 continue
@@ -179,10 +180,9 @@ def _survey(loss: Any) -> dict[int, int] | None:
             counts[key] = 1
             if type(target) is _tape.Node:
                 stack.append(target)
-            elif (
-                not isinstance(target, _tensor.Tensor)
-                or target._leaf_hooks is not None
-                or target._post_accumulate_hooks is not None
+            elif not isinstance(target, _tensor.Tensor) or (
+                hooked
+                and (target._leaf_hooks is not None or target._post_accumulate_hooks is not None)
             ):
                 return None
     return counts

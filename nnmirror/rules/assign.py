@@ -155,8 +155,13 @@ def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """x[index] as x[basic][advanced]: first what makes a view, then masks and index tensors."""
     parts = []
     for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, list | bool) or type(part).__module__ == "numpy":
-            part = torch.as_tensor(part, device=input.device)
+        if isinstance(part, range):
+            part = list(part)
+        if isinstance(part, list | tuple | bool) or type(part).__module__ == "numpy":
+            empty = isinstance(part, list | tuple) and not part
+            part = torch.as_tensor(part, device=input.device, dtype=torch.long if empty else None)
+        if isinstance(part, T) and part.dtype is torch.uint8:
+            part = part.bool()
         parts.append(part)
 
     def used(part: Any) -> int:
@@ -192,6 +197,13 @@ def _changes_nothing(basic: tuple[Any, ...]) -> bool:
 @composite(T.__setitem__)
 def setitem(input: T, index: Any, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
+    if index is False:
+        return  # as PyTorch: nothing is meant
+    if isinstance(index, list) and any(
+        part is None or part is Ellipsis or isinstance(part, list | tuple | slice | T)
+        for part in index
+    ):
+        index = tuple(index)  # as PyTorch takes a list that holds more than numbers
     if not isinstance(value, T):
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})

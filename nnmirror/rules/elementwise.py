@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..tape import record
-from .registry import Rule, composite, inplace, rule
+from .registry import Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
 
@@ -325,6 +325,8 @@ class Remainder(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, other: Any) -> T:
+        if not isinstance(input, T):
+            raise refusal(torch.remainder, "for a number divided by a tensor")
         ctx.label = f"RemainderBackward{int(isinstance(other, T))}"
         needed = bool(ctx.needs_input_grad) and ctx.needs_input_grad[1]
         ctx.save_for_backward(*((input, other) if needed else ()))

@@ -168,7 +168,7 @@ def einsum(equation: Any, *operands: Any) -> T:
 
     A letter that only one of them has, and that the result lacks, is summed first; what is
     left are letters of both (a batch where the result keeps them, else contracted) and
-    letters of one, which become rows and columns.
+    letters of one, which become rows and columns. Where nothing is contracted it is a product.
     """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
@@ -181,52 +181,61 @@ def einsum(equation: Any, *operands: Any) -> T:
     if not arrow:
         letters = sorted(set(left.replace(",", "")))
         out = "".join(c for c in letters if left.count(c) == 1)
+    sizes: dict[str, set[int]] = {}
+    for x, t in zip(operands, terms, strict=False):
+        for c, n in zip(t, x.shape, strict=False):
+            sizes.setdefault(c, set()).add(n)
+    if any(len(found) > 1 for found in sizes.values()):
+        raise refusal(torch.einsum, "for dimensions of size one that broadcast")
     if "." in equation or len(terms) > 2 or any(len(set(t)) < len(t) for t in terms):
         raise refusal(torch.einsum, f"for {equation!r}")
+    # All letters in one order, the result's first; a letter that a tensor lacks has size one.
     order = out + "".join(sorted(set("".join(terms)) - set(out)))
-    if len(terms) == 1:
-        x = shape.permute(operands[0], [terms[0].index(c) for c in order])
-        gone = len(order) - len(out)
-        if gone:
-            x = record(Sum, (x, list(range(len(out), len(order)))))[0]
-        return x
+    laid = [_laid_out(x, t, order) for x, t in zip(operands, terms, strict=True)]
+    rest = list(range(len(out), len(order)))
+    if len(laid) == 1:
+        return record(Sum, (laid[0], rest))[0] if rest else laid[0]
+    return _product(laid[0], laid[1], rest)
+
+
+def _laid_out(x: T, term: str, order: str) -> T:
+    x = shape.permute(x, [term.index(c) for c in order if c in term])
+    for i, c in enumerate(order):
+        if c not in term:
+            x = shape.unsqueeze(x, i)
+    return x
+
+
+def _product(a: T, b: T, rest: list[int]) -> T:
+    """The sum over `rest` of a b, broadcast; as a batch of matrix products where it can be."""
+    alone = [[d for d in rest if x.shape[d] != 1 and y.shape[d] == 1] for x, y in ((a, b), (b, a))]
     a, b = (
-        _unused_summed(x, t, o, out) for x, t, o in zip(operands, terms, terms[::-1], strict=True)
+        record(Sum, (x, dims, True))[0] if dims else x
+        for x, dims in zip((a, b), alone, strict=True)
     )
-    return _contracted(*a, *b, out)
-
-
-def _unused_summed(x: T, term: str, other: str, out: str) -> tuple[T, str]:
-    gone = [i for i, c in enumerate(term) if c not in other and c not in out]
-    if not gone:
-        return x, term
-    return record(Sum, (x, gone))[0], "".join(c for i, c in enumerate(term) if i not in gone)
-
-
-def _contracted(a: T, ta: str, b: T, tb: str, out: str) -> T:
-    size = {**dict(zip(ta, a.shape, strict=True)), **dict(zip(tb, b.shape, strict=True))}
-    if any(a.shape[ta.index(c)] != b.shape[tb.index(c)] for c in ta if c in tb):
-        raise refusal(torch.einsum, "for dimensions of size one that broadcast")
-    batch = [c for c in out if c in ta and c in tb]
-    rows = [c for c in out if c in ta and c not in tb]
-    cols = [c for c in out if c in tb and c not in ta]
-    inner = [c for c in sorted(ta) if c in tb and c not in out]
-    n = [_prod(size[c] for c in group) for group in (batch, rows, cols, inner)]
-    if not inner:  # nothing to sum: an elementwise product
-        made = [*batch, *rows, *cols]
-        a = shape.permute(a, [ta.index(c) for c in (*batch, *rows)])
-        b = shape.permute(b, [tb.index(c) for c in (*batch, *cols)])
-        a = shape.reshape(a, [size[c] if c in ta else 1 for c in made])
-        b = shape.reshape(b, [size[c] if c in tb else 1 for c in made])
-        return shape.permute(record(Mul, (a, b))[0], [made.index(c) for c in out])
-    a = shape.permute(a, [ta.index(c) for c in (*batch, *rows, *inner)])
-    b = shape.permute(b, [tb.index(c) for c in (*batch, *inner, *cols)])
-    a = shape.reshape(a, (n[0], n[1], n[3]))
-    b = shape.reshape(b, (n[0], n[3], n[2]))
-    z = record(Bmm, (a, b))[0]
-    made = [*batch, *rows, *cols]
-    z = shape.view(z, [size[c] for c in made])
-    return shape.permute(z, [made.index(c) for c in out])
+    inner = [d for d in rest if a.shape[d] != 1 and b.shape[d] != 1]
+    kept = [n for d, n in enumerate(torch.broadcast_shapes(a.shape, b.shape)) if d not in rest]
+    if inner:
+        outer = [d for d in range(a.dim()) if d not in inner]
+        batch = [d for d in outer if a.shape[d] != 1 and b.shape[d] != 1]
+        rows = [d for d in outer if a.shape[d] != 1 and d not in batch]
+        cols = [d for d in outer if d not in batch and d not in rows]
+        if rows and cols and rows[0] > cols[-1]:
+            # So that the product is laid out as the result is.
+            a, b, rows, cols = b, a, cols, rows
+        n = [_prod(a.shape[d] for d in g) for g in (batch, rows, inner)]
+        width = _prod(b.shape[d] for d in cols)
+        left = shape.permute(a, [*batch, *rows, *inner, *cols])
+        right = shape.permute(b, [*batch, *inner, *cols, *rows])
+        z = record(Bmm, (shape.reshape(left, tuple(n)), shape.reshape(right, (n[0], n[2], width))))[
+            0
+        ]
+        made = [*batch, *rows, *inner, *cols]
+        sizes = [1 if d in inner else max(a.shape[d], b.shape[d]) for d in made]
+        z = shape.permute(shape.view(z, sizes), [made.index(d) for d in range(a.dim())])
+    else:
+        z = record(Mul, (a, b))[0]
+    return shape.reshape(z, tuple(kept)) if rest else z
 
 
 def _mm(a: T, b: T) -> T:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..tape import record
-from .registry import Rule, composite, inplace, rule, unplaced
+from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -78,6 +78,9 @@ def _count(shape: Any, dim: Any) -> int:
 
 
 def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
+    if dim == ():  # PyTorch's gradient counts one element here, whatever is reduced
+        freedom = 1 - correction
+        return (2.0 / freedom if freedom else float("inf")) * g * (x - x.mean())
     freedom = _count(x.shape, dim) - correction
     g = unsqueezed(g, x.shape, dim, keepdim)
     if dim is None or not len(x.shape):
@@ -144,7 +147,7 @@ def _spread(function: type[Rule], *funcs: Any) -> None:
         if correction is None:
             correction = 1 if unbiased is None else int(unbiased)
         dim = given.get("dim")
-        dim = None if dim == () or dim == [] else dim
+        dim = () if dim == [] else dim
         return record(function, (input, dim, correction, given.get("keepdim", False)))[0]
 
     composite(*funcs)(call)
@@ -196,6 +199,8 @@ class LinalgVectorNorm(Rule):
 def vector_norm(
     x: T, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> T:
+    if dtype is not None and dtype is not x.dtype:
+        raise refusal(torch.linalg.vector_norm, "for another dtype")
     return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
 
 
@@ -249,6 +254,8 @@ class Prod(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         ctx.how = dim, keepdim
+        if dtype is not None and dtype is not input.dtype:
+            raise refusal(torch.prod, "for another dtype")
         if dim is None:
             z = torch.prod(input, dtype=dtype)
         else:
@@ -295,6 +302,8 @@ class Cumsum(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
+        if dtype is not None and dtype is not input.dtype:
+            raise refusal(torch.cumsum, "for another dtype")
         ctx.dim = dim
         return torch.cumsum(input, dim, dtype=dtype)
 

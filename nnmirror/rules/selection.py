@@ -106,7 +106,10 @@ class Sort(_Picked):
 
 
 @composite(torch.sort, T.sort)
-def sort(input: T, dim: Any = -1, descending: bool = False, *, stable: bool = False) -> Any:
+def sort(
+    input: T, dim: Any = -1, descending: bool = False, *, stable: bool = False, axis: Any = None
+) -> Any:
+    dim = dim if axis is None else axis
     return torch.return_types.sort(record(Sort, (input, dim, descending, stable))[0])
 
 

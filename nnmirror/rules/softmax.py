@@ -35,34 +35,42 @@ def _in_turn(x: T, n: int) -> T:
     return total
 
 
-def lane_sum(x: T, narrow: bool) -> T:
-    """The sum of x along its last dimension, added up lane by lane and then across."""
+def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
+    """The sum of x (or of x times another) along its last dimension, added up lane by lane.
+
+    What does not fill a register is added last, to the first lanes. In float32 the product is
+    then not rounded by itself where the kernel has one thread, or one row, to run over: the
+    compiler makes another loop of that case.
+    """
     n, width = x.shape[-1], lanes(x)
     if narrow:
         width *= 2  # a register of 16-bit numbers fills two of 32-bit ones
-    if n < width:
-        total = x[..., :width]
-        if not narrow or n <= width // 2:
-            return _in_turn(total, n)
-    else:
-        total = x[..., :width]
-    end = n - n % width if n >= width else width
+    terms = x if times is None else x * times
+    half = width // 2 if narrow else width
+    if n <= half and n < width:
+        return _in_turn(terms, n)
+    total, end = terms[..., :width], max(n - n % width, width)
     for start in range(width, end, width):
-        total = total + x[..., start : start + width]
+        total = total + terms[..., start : start + width]
     rest = n - end
     if rest > 0:
-        total = torch.cat([total[..., :rest] + x[..., end:], total[..., rest:]], -1)
+        low = total[..., :rest]
+        many = torch.get_num_threads() > 1 and x.numel() > n
+        if times is None or many or narrow or x.dtype is torch.float64:
+            low = low + terms[..., end:]
+        else:
+            low = torch.addcmul(low, x[..., end:], times[..., end:])
+        total = torch.cat([low, total[..., rest:]], -1)
     if narrow:
-        half = width // 2
         low, high = total[..., :half], total[..., half:]
         rest = high.shape[-1]
         total = torch.cat([low[..., :rest] + high, low[..., rest:]], -1)
-        width = half
-    if x.dtype is torch.float64 or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        return _in_turn(total, width)
-    while width > 1:
-        width //= 2
-        total = total[..., :width] + total[..., width : 2 * width]
+    in_turn = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
+    if in_turn or n < width:
+        return _in_turn(total, half)
+    while half > 1:
+        half //= 2
+        total = total[..., :half] + total[..., half : 2 * half]
     return total[..., 0]
 
 
@@ -99,7 +107,7 @@ class Softmax(Rule):
         shape = y.shape
         g, y = _widened(g, y)
         if dim == y.dim() - 1:
-            s = lane_sum(g * y, dtype.itemsize == 2)
+            s = lane_sum(g.contiguous(), dtype.itemsize == 2, y.contiguous())
         else:
             s = torch.zeros_like(g.select(dim, 0))
             for i in range(g.shape[dim]):
@@ -139,12 +147,14 @@ class LogSoftmax(Rule):
 
 
 @composite(T.softmax)
-def softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
+def softmax(input: T, dim: Any = None, dtype: torch.dtype | None = None, axis: Any = None) -> T:
+    dim = axis if dim is None else dim
     return record(Softmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
 @composite(T.log_softmax)
-def log_softmax(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
+def log_softmax(input: T, dim: Any = None, dtype: torch.dtype | None = None, axis: Any = None) -> T:
+    dim = axis if dim is None else dim
     return record(LogSoftmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
