@@ -185,9 +185,9 @@ BINARY = {
     "einsum ij,kj->ik": lambda a, b: torch.einsum("ij,kj->ik", a, b),
     "einsum bij,bj->bi": lambda a, b: torch.einsum("bij,bj->bi", a, b),
     "addmm": lambda a, b: torch.addmm(a, b, a.mT @ a, alpha=0.5),
-    "row = b": lambda a, b: put(a, 0, b),
+    "row = b": lambda a, b: put(a, 0, b * 1),
     "column = b": lambda a, b: put(a, (..., -1), b.sum()),
-    "mask = b": lambda a, b: put(a, a.detach() > 0, b.mean()),
+    "mask = b": lambda a, b: put(a, a.detach() > 0, b.mean().to(a.dtype)),
     "rows = b": lambda a, b: put(a, [-1, 0], b),
     "view imul": lambda a, b: a.view(-1).mul_(b.mean()),
     "copy_": lambda a, b: a.copy_(b),
@@ -261,7 +261,7 @@ def message(error: Exception) -> str:
     said = re.sub(r"(modified by an inplace operation): .*", r"\1", normal(str(error)))
     # Of several saved tensors that were changed, one may be such a view: which is named first?
     said = re.sub(
-        r"Output \d of (Split|Unbind) is a view and its base .*",
+        r"Output \d of \w+ is a view and its base .*",
         "one of the variables needed for gradient computation has been modified by an inplace"
         " operation",
         said,
@@ -338,6 +338,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     return UNARY[name](a)
                 if name in BINARY:
                     return BINARY[name](a, b)
+                if a.dim() == 0 and name != "mse":
+                    a = a * 1  # wrong in two ways, a stale view of a number: which is said first?
                 if (
                     name in ("linear", "linear wide", "net", "two activations")
                     and program["retain_grad"]

@@ -188,6 +188,45 @@ def test_glue_without_grad(nn, optim, name):
         return _two_layers(nn, torch.randn(4, 3), GLUE[name])[2]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@parity
+def test_softmax_of_every_width(nn, optim, name, rows, threads):
+    """The kernel adds up lane by lane, and otherwise with one thread or one row."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for n in (1, 2, 7, 8, 9, 15, 16, 17, 18, 24, 31, 32, 33, 40, 47, 65, 100, 257):
+            for g in (torch.randn(rows, n), torch.randn(rows, 1).expand(rows, n)):
+                p = nn.Parameter(torch.randn(rows, n).to(dtype))
+                getattr(p, name)(-1).backward(g.to(dtype))
+                found.append(p.grad)
+            p = nn.Parameter(torch.randn(n, rows).to(dtype))
+            y = p.t()
+            (y.exp() * getattr(y, name)(-1)).sum(-1).backward(torch.ones(rows).to(dtype))
+            found.append(p.grad)
+    torch.set_num_threads(before)
+    return found
+
+
+EQUATIONS = ["ij,kj->ik", "bij,bj->bi", "ij,jk", "i,j->ij", "ij->ji", "ij->", "aec,dc->dae", "cb,ca->bac",
+             "bc,bda->ab", "bed,ed->", "eb,b->e", "cba,cd->adb", "cdb,aeb->cead", "bhqd,bhkd->bhqk"]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 8, 4), (1, 3, 1, 8, 2), (4, 1, 2, 1, 3)])
+@pytest.mark.parametrize("equation", EQUATIONS)
+@parity
+def test_einsum(nn, optim, equation, sizes):
+    terms = equation.partition("->")[0].split(",")
+    size = {c: sizes[i % 5] for i, c in enumerate(sorted(set("".join(terms))))}
+    ps = [nn.Parameter(torch.randn([size[c] for c in term])) for term in terms]
+    z = torch.einsum(equation, *ps)
+    z.backward(torch.randn(z.shape))
+    return z, [p.grad for p in ps]
+
+
 @parity
 def test_module_used_twice_and_branches_added(nn, optim):
     class Net(nn.Module):

@@ -199,11 +199,6 @@ def setitem(input: T, index: Any, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
     if index is False:
         return  # as PyTorch: nothing is meant
-    if isinstance(index, list) and any(
-        part is None or part is Ellipsis or isinstance(part, list | tuple | slice | T)
-        for part in index
-    ):
-        index = tuple(index)  # as PyTorch takes a list that holds more than numbers
     if not isinstance(value, T):
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
@@ -218,6 +213,11 @@ def setitem(input: T, index: Any, value: Any) -> None:
             copy = input.detach().clone()
             copy[index] = copy if value is input else value.detach()  # PyTorch's own error
         raise
+    if isinstance(index, list) and any(
+        part is None or part is Ellipsis or isinstance(part, list | tuple | slice | T)
+        for part in index
+    ):
+        index = tuple(index)  # as PyTorch takes, with a warning, a list of more than numbers
     basic, advanced = _split(index, input)
     view = input if _changes_nothing(basic) else shape.getitem(input, basic)
     if all(isinstance(p, slice) for p in advanced):

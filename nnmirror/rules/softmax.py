@@ -105,9 +105,9 @@ class Softmax(Rule):
         if y.numel() == 0 or not y.is_cpu:
             return (g - (g * y).sum(dim, keepdim=True)) * y, None
         shape = y.shape
-        g, y = _widened(g, y)
+        g, y = _widened(g.contiguous(), y)  # dx is contiguous, whatever g is
         if dim == y.dim() - 1:
-            s = lane_sum(g.contiguous(), dtype.itemsize == 2, y.contiguous())
+            s = lane_sum(g, dtype.itemsize == 2, y)
         else:
             s = torch.zeros_like(g.select(dim, 0))
             for i in range(g.shape[dim]):
@@ -131,7 +131,7 @@ class LogSoftmax(Rule):
         if y.numel() == 0 or not y.is_cpu:
             return g - y.exp() * g.sum(dim, keepdim=True), None
         shape = y.shape
-        g, y = _widened(g, y)
+        g, y = _widened(g.contiguous(), y)  # dx is contiguous, whatever g is
         if dim == y.dim() - 1:
             s, e = lane_sum(g, dtype.itemsize == 2), vector_exp(y)
         else:
