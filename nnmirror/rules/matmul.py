@@ -231,7 +231,7 @@ def _product(a: T, b: T, rest: list[int]) -> T:
             0
         ]
         made = [*batch, *rows, *inner, *cols]
-        sizes = [1 if d in inner else max(a.shape[d], b.shape[d]) for d in made]
+        sizes = [1 if d in inner else a.shape[d] if a.shape[d] != 1 else b.shape[d] for d in made]
         z = shape.permute(shape.view(z, sizes), [made.index(d) for d in range(a.dim())])
     else:
         z = record(Mul, (a, b))[0]
