@@ -154,6 +154,17 @@ def test_retained_gradient_follows_the_tensor(nn, optim):
 
 
 @parity
+def test_view_of_a_base_that_was_detached(nn, optim):
+    x = nn.Parameter(torch.randn(4, 3))
+    h = nn.functional.tanh(x)
+    row = h[0]
+    h.mul_(3)
+    h.detach_()
+    row.sum().backward()
+    return x.grad is None, h, row
+
+
+@parity
 def test_hook_on_a_changed_view(nn, optim):
     x = nn.Parameter(torch.randn(4, 3))
     h, seen = nn.functional.tanh(x), []
