@@ -17,6 +17,7 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 
 import nnmirror
+from nnmirror.tape import tensors_in
 
 from .parity import normal, same_bits
 
@@ -26,16 +27,6 @@ CLOSE = {
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
 OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.supports_autograd}
-
-
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
 
 
 def mapped(value, change):
@@ -63,7 +54,7 @@ def attempt(nn, function, args, kwargs, inplace=False):
     if inplace:  # on the result of an operation: a leaf may not be changed
         args[0] = nn.functional.leaky_relu(args[0], 1.0)
     try:
-        made = [t for t in tensors(function(*args, **kwargs)) if t.layout is torch.strided]
+        made = [t for t in tensors_in(function(*args, **kwargs)) if t.layout is torch.strided]
         for t in made:
             if t.requires_grad:
                 t.backward(torch.ones_like(t) * 0.7 + t.detach() * 0.1, retain_graph=True)
@@ -120,7 +111,7 @@ def test_every_operation_of_pytorchs_table(name):
             warnings.simplefilter("ignore")
             for sample in list(op.sample_inputs("cpu", dtype, requires_grad=True))[:most]:
                 args, kwargs = (sample.input, *sample.args), sample.kwargs
-                if any(t.layout is not torch.strided for t in tensors([args, kwargs])):
+                if any(t.layout is not torch.strided for t in tensors_in([args, kwargs])):
                     continue
                 for function in {op.op, op.get_method()} - {None}:
                     compare(name, function, args, kwargs, tolerance=tolerance)
@@ -183,7 +174,7 @@ def test_no_other_function_loses_a_gradient(name):
                     made = function(*guesses(x)[k])
                     if made is NotImplemented:
                         raise TypeError("NotImplemented")
-                    results.append([t.requires_grad for t in tensors(made)])
+                    results.append([t.requires_grad for t in tensors_in(made)])
                 except Exception as e:
                     results.append(e)
         expected, actual = results

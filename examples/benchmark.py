@@ -214,17 +214,18 @@ def row(label: str, make: Any, net: str, threads: int, args: argparse.Namespace)
         made["numpy"] = by_numpy(sizes, batch)
     if args.compile:
         made["compile"] = script("torch", make, sizes, batch, True)
-    for name in ("nnmirror", "bare"):
+    weights = {}
+    for name, again in (
+        ("torch", lambda: script("torch", make, sizes, batch, False)),
+        ("nnmirror", lambda: script("nnmirror", make, sizes, batch, False)),
+        ("bare", lambda: bare(sizes, batch)),
+    ):
         if name in made:
-            check = {
-                "torch": script("torch", make, sizes, batch, False),
-                "nnmirror": script("nnmirror", make, sizes, batch, False),
-                "bare": bare(sizes, batch) if make is sequential else None,
-            }
-            for steps in (check["torch"], check[name]):
-                for _ in range(3):
-                    steps[0]()  # type: ignore[index]
-            pairs = zip(check["torch"][2](), check[name][2](), strict=True)  # type: ignore[index]
+            step, _, weights_now = again()
+            for _ in range(3):
+                step()
+            weights[name] = weights_now()
+            pairs = zip(weights["torch"], weights[name], strict=True)
             assert all(torch.equal(e, a) for e, a in pairs), f"{name} has other bits"
     rows = []
     for what, place in (("step", 0), ("forward", 1)):

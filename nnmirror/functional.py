@@ -385,7 +385,7 @@ class MseLoss(Rule):
             target = target.to(wide) if target.dtype is torch.bool else target
         ctx.save_for_backward(input, target)
         d = input - target
-        ctx.error = d if ctx.needs_input_grad and ctx.needs_input_grad[0] else None
+        ctx.error = d if ctx.needs_input_grad[0] else None
         loss = d * d
         if reduction == "none":
             return loss

@@ -337,7 +337,9 @@ def record(
             isinstance(a, torch.Tensor) and a.requires_grad for a in args
         ):
             if is_plain_update(args[0], args[1:]):
-                return (inplace() if inplace else _forward(Node(function), function, args)), None
+                plain = Node(function)
+                plain.needs_input_grad = (False,) * len(args)
+                return (inplace() if inplace else _forward(plain, function, args)), None
             _views.changed_base(args[0])
         edges: list[Edge | None] = []
         places: list[int] = []
@@ -461,21 +463,6 @@ def _among(tensor: torch.Tensor, tensors: Any) -> bool:
 
 def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`."""
-    function = node.function
-    if type(out) is torch.Tensor and function.is_rule and not (node.dirty or function.is_view):
-        # The way of most: a new plain tensor.
-        if not out.is_floating_point() and not out.is_complex():
-            return out
-        if not (node.non_differentiable and _among(out, node.non_differentiable)):
-            for arg in args:
-                if out is arg:
-                    out = out.view_as(out)  # the forward handed an input on
-            if node._saved:
-                _save_apart(node, out)
-            out.__class__ = _tensor.Tensor
-            out._node = node  # type: ignore[attr-defined]
-            out._output_nr = index  # type: ignore[attr-defined]
-        return out
     if not isinstance(out, torch.Tensor):
         return out
     if not (out.is_floating_point() or out.is_complex()):

@@ -54,8 +54,6 @@ def walk(
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    plainly = not wanted and reaches is None
-
     def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
         """One gradient (or None) reaches `target`; act when it was the last expected."""
         key = id(target)
@@ -115,25 +113,10 @@ def walk(
                 node.free()
             results.reverse()
             for edge in node.edges:
-                result = results.pop()
                 if edge is None:
-                    continue
-                target, index = edge
-                key = id(target)
-                if plainly and counts[key] == 1 and key not in buffers:
-                    # The one gradient that this target waits for.
-                    if type(target) is not _tape.Node:
-                        if result is not None:
-                            unshared = sys.getrefcount(result) <= 2  # the name, and the argument
-                            _finish_leaf(target, result, unshared, to_torch)
-                    elif len(target.outputs) == 1:
-                        buffers[key] = [result]
-                        heapq.heappush(ready, (-target.sequence, target))
-                    else:
-                        arrive(target, index, result)
+                    results.pop()
                 else:
-                    arrive(target, index, result)
-                result = None
+                    arrive(edge[0], edge[1], results.pop())
         if len(to_torch) == 1:
             to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
         elif to_torch:

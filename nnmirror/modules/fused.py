@@ -15,6 +15,7 @@ in two loops. Nothing else may be told apart from the layers called one by one:
 `enabled = False` has every Sequential call its layers one by one.
 """
 
+import functools
 import weakref
 from typing import Any
 
@@ -30,11 +31,10 @@ from .explicit import Chain, Recorded
 enabled = True
 
 _linear = torch._C._nn.linear
-_relu, _relu_, _tanh, _tanh_ = torch.relu, torch.relu_, torch.tanh, torch.tanh_
-_leaky, _leaky_ = torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_
 
 LINEAR, RELU, TANH, LEAKY = range(4)
 _FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu)
+_IN_PLACE = (None, F.ReluInplace, F.TanhInplace, F.LeakyReluInplace)
 _KINDS: dict[type, int] = {
     linear.Linear: LINEAR,
     activation.ReLU: RELU,
@@ -49,7 +49,18 @@ _PLAIN = (torch.Tensor, tensor.Tensor)
 class Op:
     """One layer: what it does, to what. It must not hold the module, which leads here."""
 
-    __slots__ = ("b", "bias", "function", "hidden", "kind", "own", "slope", "w", "weight")
+    __slots__ = (
+        "activate",
+        "b",
+        "bias",
+        "function",
+        "kind",
+        "own",
+        "saves_input",
+        "slope",
+        "w",
+        "weight",
+    )
     weight: Any
     bias: Any
     w: Any
@@ -71,7 +82,17 @@ class Op:
             self.slope = layer.negative_slope
         # Its input is the output of a Linear, which nobody else sees: it may be written over.
         # (The gradient of leaky_relu looks at signs, which a slope below zero turns round.)
-        self.hidden = after_linear and not self.slope < 0
+        self.write_over(after_linear and not self.slope < 0)
+
+    def write_over(self, hidden: bool) -> None:
+        """Compute an activation in the memory of its input, if that is `hidden`."""
+        self.saves_input = self.kind == LINEAR or (self.kind == LEAKY and not hidden)
+        self.activate: Any = None
+        if self.kind != LINEAR:
+            function: Any = (_IN_PLACE if hidden else _FUNCTIONS)[self.kind]
+            self.activate = function.infer
+        if self.kind == LEAKY:
+            self.activate = functools.partial(self.activate, negative_slope=self.slope)
 
 
 def _trains(parameter: Any) -> bool:
@@ -134,7 +155,7 @@ class Plan:
         # Of every Sequential in it: its modules, and the parameters by which to know them.
         self.nested = [(s._modules, [m._parameters for m in s._modules.values()]) for s in nested]
         if not ops[-1].function.is_inplace:
-            ops[-1].hidden = False  # the output is seen, and how often it was written to
+            ops[-1].write_over(False)  # the output is seen, and how often it was written to
         linears = [op for op in ops if op.kind == LINEAR]
         self.owned = [(op.own, op.weight, op.bias) for op in linears]
         self.weights = [op.weight for op in linears]
@@ -177,37 +198,18 @@ class Plan:
     def infer(self, h: torch.Tensor) -> torch.Tensor:
         """The output alone."""
         for op in self.ops:
-            kind = op.kind
-            if kind == LINEAR:
-                h = _linear(h, op.w, op.b)
-            elif kind == RELU:
-                h = _relu_(h) if op.hidden else _relu(h)
-            elif kind == TANH:
-                h = _tanh_(h) if op.hidden else _tanh(h)
-            else:
-                h = _leaky_(h, op.slope) if op.hidden else _leaky(h, op.slope)
+            h = _linear(h, op.w, op.b) if op.kind == LINEAR else op.activate(h)
         return h
 
     def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
         saved = []
         for op in self.ops:
-            kind = op.kind
-            if kind == LINEAR:
+            if op.saves_input:
                 saved.append(h)
-                h = _linear(h, op.w, op.b)
-                continue
-            if kind == RELU:
-                h = _relu_(h) if op.hidden else _relu(h)
-            elif kind == TANH:
-                h = _tanh_(h) if op.hidden else _tanh(h)
-            elif op.hidden:
-                h = _leaky_(h, op.slope)
-            else:
+            h = _linear(h, op.w, op.b) if op.kind == LINEAR else op.activate(h)
+            if not op.saves_input:
                 saved.append(h)
-                h = _leaky(h, op.slope)
-                continue
-            saved.append(h)
         needs = self.needs[edge is not None]
         if saved[-1] is h:
             saved[-1] = h.detach()  # an output that is saved would keep itself alive
@@ -314,7 +316,10 @@ def unfold(node: Any) -> None:
             new.outputs = ((shape, *node.outputs[0][1:]),)
         new._saved = None
         kept = None if saved is None else saved[i]
-        at = at_input if i == 0 else at_output if i == last else 0
+        at = 0  # the version of what was kept, then
+        if kept is not None:
+            at_end = i == last and op.kind != LINEAR
+            at = at_input if i == 0 else at_output if at_end else kept._version
         if op.kind == LINEAR:
             both = zip((op.bias, op.weight), needs.trained[i], strict=True)
             bias, weight = ((p, 0) if trained else None for p, trained in both)
@@ -323,8 +328,6 @@ def unfold(node: Any) -> None:
             new.bias_shape = None if op.bias is None else op.bias.shape
             new.batched = new.by_columns = False
             if kept is not None:
-                if i > 0:
-                    at = kept._version
                 new.input_shape = kept.shape
                 new._saved = (kept if weight is not None else None, op.weight)
                 new._versions = (at, at_weight.get(id(op.w), op.weight._version))
@@ -332,7 +335,7 @@ def unfold(node: Any) -> None:
             new.edges, new.places = [edge] if op.kind != LEAKY else [edge, None], (0,)
             new.label, new.slope = "", op.slope
             if kept is not None:
-                new._saved, new._versions = (kept,), (at if i in (0, last) else kept._version,)
+                new._saved, new._versions = (kept,), (at,)
         new.needs_input_grad = tuple([e is not None for e in new.edges])
         made.append(new)
         edge = (new, 0) if any(new.needs_input_grad) else None
@@ -359,9 +362,7 @@ class FusedCall:
     def __call__(self, gradient: Any = None) -> Any:
         node: Any = self.node
         if node.folded is None:
-            for made in reversed(nodes(node)):
-                gradient = Recorded(made)(gradient)
-            return gradient
+            return Chain([Recorded(made) for made in nodes(node)])(gradient)
         plan, needs = node.plan, node.needs
         with DisableTorchFunctionSubclass():
             started = walk.start_grad(node.outputs[0], gradient, 0)
@@ -465,9 +466,8 @@ def _gather(sequential: Any, ops: list[Op], nested: list[Any], members: list[Any
         after_linear = bool(ops) and ops[-1].kind == LINEAR
         odd = not after_linear or (kind == LEAKY and member.negative_slope < 0)
         if odd and getattr(member, "inplace", False):
-            return (
-                False  # it writes over what somebody may see, or (with that slope) cannot go back
-            )
+            # It writes over what somebody may see, or with such a slope cannot go back.
+            return False
         members.append(member)
         ops.append(Op(member, kind, after_linear))
     return True

@@ -77,7 +77,7 @@ class Mul(Rule):
 
     @staticmethod
     def forward(ctx: Node, input: T, other: Any) -> T:
-        needs = ctx.needs_input_grad or (False, False)
+        needs = ctx.needs_input_grad
         ctx.other = other  # type: ignore[attr-defined]
         if isinstance(other, T):
             ctx.save_for_backward(input if needs[1] else None, other if needs[0] else None)
@@ -110,7 +110,7 @@ class Div(Rule):
             return torch.div(input, other, rounding_mode=rounding_mode)
         ctx.other = other  # type: ignore[attr-defined]
         if isinstance(other, T):
-            needs = ctx.needs_input_grad or (False, False)
+            needs = ctx.needs_input_grad
             ctx.save_for_backward(input if needs[1] else None, other)
             ctx.other = None  # type: ignore[attr-defined]
         else:

@@ -126,7 +126,6 @@ class IndexPut(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, indices: Any, values: T, accumulate: bool = False) -> T:
         ctx.indices, ctx.accumulate = tuple(indices), accumulate
-        ctx.shape = values.shape
         ctx.save_for_backward(*[i for i in indices if i is not None])
         if not any(i is None for i in ctx.indices):
             return torch.index_put(input, indices, values, accumulate)
@@ -168,7 +167,7 @@ def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """How many dimensions of x this part of the index is for."""
         if part is None or part is Ellipsis:
             return 0
-        if isinstance(part, T) and part.dtype in (torch.bool, torch.uint8):
+        if isinstance(part, T) and part.dtype is torch.bool:
             return part.dim()
         return 1
 
@@ -272,10 +271,6 @@ class IndexFill(Rule):
         return dx, None, None, dv
 
 
-def _needed(ctx: Any, place: int) -> bool:
-    return bool(ctx.needs_input_grad) and ctx.needs_input_grad[place]
-
-
 @inplace(T.index_copy_)
 @rule(torch.index_copy, T.index_copy)
 class IndexCopy(Rule):
@@ -284,7 +279,7 @@ class IndexCopy(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T) -> T:
         ctx.dim, ctx.shape = dim, source.shape
-        ctx.save_for_backward(index, source if _needed(ctx, 3) else None)
+        ctx.save_for_backward(index, source if ctx.needs_input_grad[3] else None)
         return torch.index_copy(input, dim, index, source)
 
     @staticmethod
@@ -304,7 +299,7 @@ class IndexAdd(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
         ctx.dim, ctx.shape, ctx.alpha = dim, source.shape, alpha
-        ctx.save_for_backward(index, source if _needed(ctx, 3) else None)
+        ctx.save_for_backward(index, source if ctx.needs_input_grad[3] else None)
         return torch.index_add(input, dim, index, source, alpha=alpha)
 
     @staticmethod

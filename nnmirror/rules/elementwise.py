@@ -277,10 +277,10 @@ def _pointwise(name: str, slope: Any, doc: str, of_result: bool = False) -> None
     inplace(getattr(T, name + "_"))(made)
 
 
-# The logarithm of 10 as PyTorch has it: its last digit is another than math.log(10)'s.
 _pointwise("exp2", lambda g, z: g * z * math.log(2), "z = 2^x:  dx = g z log 2", True)
 _pointwise("expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True)
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
+# The logarithm of 10 as PyTorch has it: its last digit is another than math.log(10)'s.
 _pointwise(
     "log10", lambda g, x: g / (x * 2.3025850929940456), "z = log x / log 10:  dx = g / (x log 10)"
 )
@@ -318,46 +318,46 @@ class Atan2(Rule):
         )
 
 
-@inplace(T.remainder_, T.__imod__)
-@rule(torch.remainder, T.remainder, T.__mod__)
-class Remainder(Rule):
-    """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
+class _Rest(Rule):
+    """z = x - y q, with q = x / y rounded:  dx = g,  dy = -g q"""
+
+    function: Any
+    rounding: str
 
     @staticmethod
     def forward(ctx: Any, input: T, other: Any) -> T:
+        rest = ctx.function
+        z = rest.function(input, other)
         if not isinstance(input, T):
-            raise refusal(torch.remainder, "for a number divided by a tensor")
-        ctx.label = f"RemainderBackward{int(isinstance(other, T))}"
-        needed = bool(ctx.needs_input_grad) and ctx.needs_input_grad[1]
-        ctx.save_for_backward(*((input, other) if needed else ()))
-        return torch.remainder(input, other)
+            raise refusal(rest.function, "for a number divided by a tensor")
+        ctx.label = f"{rest.__name__}Backward{int(isinstance(other, T))}"
+        ctx.save_for_backward(*((input, other) if ctx.needs_input_grad[1] else ()))
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if not ctx.needs_input_grad[1]:
             return g, None
         x, y = ctx.saved_tensors
-        return g, -g * torch.div(x, y, rounding_mode="floor")
+        return g, -g * torch.div(x, y, rounding_mode=ctx.function.rounding)
+
+
+@inplace(T.remainder_, T.__imod__)
+@rule(torch.remainder, T.remainder, T.__mod__)
+class Remainder(_Rest):
+    """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
+
+    function = staticmethod(torch.remainder)
+    rounding = "floor"
 
 
 @inplace(T.fmod_)
 @rule(torch.fmod, T.fmod)
-class Fmod(Rule):
+class Fmod(_Rest):
     """z = x - y trunc(x / y):  dx = g,  dy = -g trunc(x / y)"""
 
-    @staticmethod
-    def forward(ctx: Any, input: T, other: Any) -> T:
-        ctx.label = f"FmodBackward{int(isinstance(other, T))}"
-        needed = bool(ctx.needs_input_grad) and ctx.needs_input_grad[1]
-        ctx.save_for_backward(*((input, other) if needed else ()))
-        return torch.fmod(input, other)
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if not ctx.needs_input_grad[1]:
-            return g, None
-        x, y = ctx.saved_tensors
-        return g, -g * torch.div(x, y, rounding_mode="trunc")
+    function = staticmethod(torch.fmod)
+    rounding = "trunc"
 
 
 @inplace(T.lerp_)
@@ -370,7 +370,7 @@ class Lerp(Rule):
         ctx.label = f"LerpBackward{int(isinstance(weight, T))}"
         ctx.weight = None if isinstance(weight, T) else weight
         if isinstance(weight, T):
-            needs = ctx.needs_input_grad or (False,) * 3
+            needs = ctx.needs_input_grad
             ctx.save_for_backward(
                 weight if needs[0] or needs[1] else None,
                 input if needs[2] else None,
@@ -398,7 +398,7 @@ class Addcmul(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         ctx.value = value
-        needs = ctx.needs_input_grad or (False,) * 3
+        needs = ctx.needs_input_grad
         ctx.save_for_backward(tensor1 if needs[2] else None, tensor2 if needs[1] else None)
         return torch.addcmul(input, tensor1, tensor2, value=value)
 
@@ -417,7 +417,7 @@ class Addcdiv(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         ctx.value = value
-        needs = ctx.needs_input_grad or (False,) * 3
+        needs = ctx.needs_input_grad
         ctx.save_for_backward(
             tensor1 if needs[2] else None, tensor2 if needs[1] or needs[2] else None
         )

@@ -109,7 +109,7 @@ class Addmm(Rule):
     def forward(ctx: Any, input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
         z = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
         ctx.factors = beta, alpha
-        needs = ctx.needs_input_grad or (False,) * 3
+        needs = ctx.needs_input_grad
         ctx.columns = column_major(mat1), column_major(mat2)
         ctx.save_for_backward(mat1 if needs[2] else None, mat2 if needs[1] else None)
         return z
@@ -136,7 +136,7 @@ class Baddbmm(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, batch1: T, batch2: T, beta: Any = 1, alpha: Any = 1) -> T:
         ctx.factors = beta, alpha
-        needs = ctx.needs_input_grad or (False,) * 3
+        needs = ctx.needs_input_grad
         ctx.save_for_backward(batch1 if needs[2] else None, batch2 if needs[1] else None)
         return torch.baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
 

@@ -77,6 +77,12 @@ def _count(shape: Any, dim: Any) -> int:
     return n
 
 
+def _of_one_dtype(func: Any, x: T, dtype: Any) -> None:
+    """PyTorch rounds these gradients otherwise where the result has another dtype."""
+    if dtype is not None and dtype is not x.dtype:
+        raise refusal(func, "for another dtype")
+
+
 def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
     if dim == ():  # PyTorch's gradient counts one element here, whatever is reduced
         freedom = 1 - correction
@@ -199,8 +205,7 @@ class LinalgVectorNorm(Rule):
 def vector_norm(
     x: T, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> T:
-    if dtype is not None and dtype is not x.dtype:
-        raise refusal(torch.linalg.vector_norm, "for another dtype")
+    _of_one_dtype(torch.linalg.vector_norm, x, dtype)
     return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
 
 
@@ -214,13 +219,8 @@ def norm(
     dtype: Any = None,
 ) -> T:
     """The vector norm, as torch.norm computes every p but "nuc"."""
-    if (
-        out is not None
-        or p == "nuc"
-        or (p == "fro" and dim is not None and not isinstance(dim, int) and len(dim) > 2)
-    ):
-        raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
-    if isinstance(p, str) and p != "fro":
+    matrix = p == "fro" and dim is not None and not isinstance(dim, int) and len(dim) > 2
+    if out is not None or matrix or (isinstance(p, str) and p != "fro"):
         raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
     dim = [dim] if isinstance(dim, int) else dim
     ord = 2.0 if p is None or p == "fro" else p
@@ -254,8 +254,7 @@ class Prod(Rule):
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         ctx.how = dim, keepdim
-        if dtype is not None and dtype is not input.dtype:
-            raise refusal(torch.prod, "for another dtype")
+        _of_one_dtype(torch.prod, input, dtype)
         if dim is None:
             z = torch.prod(input, dtype=dtype)
         else:
@@ -302,8 +301,7 @@ class Cumsum(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
-        if dtype is not None and dtype is not input.dtype:
-            raise refusal(torch.cumsum, "for another dtype")
+        _of_one_dtype(torch.cumsum, input, dtype)
         ctx.dim = dim
         return torch.cumsum(input, dim, dtype=dtype)
 

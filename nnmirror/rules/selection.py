@@ -48,7 +48,7 @@ class _Extreme(Rule):
         return torch.zeros_like(x).masked_fill_(mask, g / mask.sum())
 
 
-def _along(name: str, function: Any, result: Any) -> type[Rule]:
+def _along(name: str, function: Any) -> type[Rule]:
     """The Rule of a function that returns (values, indices) along a dimension."""
 
     def forward(ctx: Any, input: T, dim: int = -1, keepdim: bool = False) -> tuple[T, T]:
@@ -76,7 +76,7 @@ def _extremes(name: str, two: type[Rule] | None) -> None:
     """max, min and median: over all, along a dimension, and of two tensors."""
     function = getattr(torch, name)
     result = getattr(torch.return_types, name)
-    along = _along(name.capitalize(), function, result)
+    along = _along(name.capitalize(), function)
     over_all = _over_all(name.capitalize(), function)
     placed = Recorded(along, function)
 

@@ -646,34 +646,33 @@ def flipud(input: T) -> T:
     return record(Flip, (input, (0,)))[0]
 
 
-@inplace(T.tril_)
-@rule(torch.tril, T.tril)
-class Tril(Rule):
-    """z = x with zeros above the k-th diagonal:  dx = g with zeros there"""
+class _Triangle(Rule):
+    function: Any
 
     @staticmethod
     def forward(ctx: Any, input: T, diagonal: int = 0) -> T:
         ctx.diagonal = diagonal
-        return torch.tril(input, diagonal)
+        return ctx.function.function(input, diagonal)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.tril(ctx.diagonal), None
+        return ctx.function.function(g, ctx.diagonal), None
+
+
+@inplace(T.tril_)
+@rule(torch.tril, T.tril)
+class Tril(_Triangle):
+    """z = x with zeros above the k-th diagonal:  dx = g with zeros there"""
+
+    function = staticmethod(torch.tril)
 
 
 @inplace(T.triu_)
 @rule(torch.triu, T.triu)
-class Triu(Rule):
+class Triu(_Triangle):
     """z = x with zeros below the k-th diagonal:  dx = g with zeros there"""
 
-    @staticmethod
-    def forward(ctx: Any, input: T, diagonal: int = 0) -> T:
-        ctx.diagonal = diagonal
-        return torch.triu(input, diagonal)
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.triu(ctx.diagonal), None
+    function = staticmethod(torch.triu)
 
 
 @rule(torch.diagonal, T.diagonal)

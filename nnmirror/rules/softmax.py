@@ -89,12 +89,24 @@ def _widened(*tensors: T) -> tuple[T, ...]:
     return tuple(torch.atleast_1d(t.float() if t.dtype.itemsize == 2 else t) for t in tensors)
 
 
-class Softmax(Rule):
-    """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y"""
+class _AlongDim(Rule):
+    """What the two have in common: y is saved, and dx is contiguous, whatever g is."""
+
+    function: Any  # of torch.Tensor
+
+    @staticmethod
+    def plain(g: T, y: T, dim: int) -> T:
+        """dx by the formula, however it rounds."""
+        raise NotImplementedError
+
+    @staticmethod
+    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
+        """dx as the CPU kernels round it; `narrow` where they convert from 16 bits."""
+        raise NotImplementedError
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int) -> T:
-        y = T.softmax(input, dim)
+        y = ctx.function.function(input, dim)
         ctx.dim = dim % input.dim() if input.dim() else 0
         ctx.save_for_backward(y)
         return y
@@ -103,47 +115,52 @@ class Softmax(Rule):
     def backward(ctx: Any, g: T) -> tuple[T, None]:
         y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
         if y.numel() == 0 or not y.is_cpu:
-            return (g - (g * y).sum(dim, keepdim=True)) * y, None
-        shape = y.shape
-        g, y = _widened(g.contiguous(), y)  # dx is contiguous, whatever g is
+            return ctx.function.plain(g, y, dim), None
+        dx = ctx.function.exact(*_widened(g.contiguous(), y), dim, dtype.itemsize == 2)
+        return dx.to(dtype).reshape(y.shape), None
+
+
+class Softmax(_AlongDim):
+    """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y"""
+
+    function = staticmethod(T.softmax)
+
+    @staticmethod
+    def plain(g: T, y: T, dim: int) -> T:
+        return (g - (g * y).sum(dim, keepdim=True)) * y
+
+    @staticmethod
+    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
         if dim == y.dim() - 1:
-            s = lane_sum(g, dtype.itemsize == 2, y)
+            s = lane_sum(g, narrow, y)
         else:
             s = torch.zeros_like(g.select(dim, 0))
             for i in range(g.shape[dim]):
                 s = torch.addcmul(s, g.select(dim, i), y.select(dim, i))
-        return ((g - s.unsqueeze(dim)) * y).to(dtype).reshape(shape), None
+        return (g - s.unsqueeze(dim)) * y
 
 
-class LogSoftmax(Rule):
+class LogSoftmax(_AlongDim):
     """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g"""
 
-    @staticmethod
-    def forward(ctx: Any, input: T, dim: int) -> T:
-        y = T.log_softmax(input, dim)
-        ctx.dim = dim % input.dim() if input.dim() else 0
-        ctx.save_for_backward(y)
-        return y
+    function = staticmethod(T.log_softmax)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
-        if y.numel() == 0 or not y.is_cpu:
-            return g - y.exp() * g.sum(dim, keepdim=True), None
-        shape = y.shape
-        g, y = _widened(g.contiguous(), y)  # dx is contiguous, whatever g is
+    def plain(g: T, y: T, dim: int) -> T:
+        return g - y.exp() * g.sum(dim, keepdim=True)
+
+    @staticmethod
+    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
         if dim == y.dim() - 1:
-            s, e = lane_sum(g, dtype.itemsize == 2), vector_exp(y)
+            s, e = lane_sum(g, narrow), vector_exp(y)
         else:
-            s = g.select(dim, 0)
-            for i in range(1, g.shape[dim]):
-                s = s + g.select(dim, i)
+            s = _in_turn(g.movedim(dim, -1), g.shape[dim])
             # Whole registers of what lies behind dim go through the vectorised exp.
             inner = y.flatten(dim + 1)
-            whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + (dtype.itemsize == 2)))
+            whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))
             e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)
             e = e.reshape(y.shape)
-        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g)).to(dtype).reshape(shape), None
+        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g))
 
 
 @composite(T.softmax)
