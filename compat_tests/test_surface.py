@@ -20,6 +20,22 @@ CLASSES = {
             "Sequential",
             "MSELoss",
             "Parameter",
+            "Sigmoid",
+            "ELU",
+            "GELU",
+            "SiLU",
+            "Softplus",
+            "Hardtanh",
+            "ReLU6",
+            "Softmax",
+            "LogSoftmax",
+            "L1Loss",
+            "SmoothL1Loss",
+            "HuberLoss",
+            "BCELoss",
+            "BCEWithLogitsLoss",
+            "NLLLoss",
+            "CrossEntropyLoss",
         )
     },
     "optim.SGD": (torch.optim.SGD, nnmirror.optim.SGD),
@@ -112,8 +128,8 @@ def test_a_name_that_is_not_mirrored_says_so(name):
     assert hasattr(torch.nn, name)
     with pytest.raises(AttributeError, match=r"Adam.*not mirrored"):
         nnmirror.optim.Adamax  # noqa: B018
-    with pytest.raises(AttributeError, match=r"gelu.*not mirrored"):
-        nnmirror.functional.gelu  # noqa: B018
+    with pytest.raises(AttributeError, match=r"mish.*not mirrored"):
+        nnmirror.functional.mish  # noqa: B018
     with pytest.raises(ImportError):
         exec(f"from nnmirror import {name}")
 

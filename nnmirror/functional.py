@@ -12,26 +12,51 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
 from .rules import RULES, Rule, rule
-from .rules import softmax as _softmax
+from .rules import loss as _loss
+from .rules import softmax as softmax_rules
+from .rules.activation import (
+    Elu,
+    EluInplace,
+    Hardtanh,
+    HardtanhInplace,
+    Silu,
+    SiluInplace,
+)
+from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
-from .rules.elementwise import Sigmoid
+from .rules.elementwise import Abs, Sigmoid
 from .rules.matmul import matmul, rows_of_one_matrix
-from .rules.reduction import Sum
+from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, unplaced
-from .rules.shape import broadcast_tensors
+from .rules.shape import broadcast_tensors, expand
+from .rules.softmax import Softplus
 from .tape import constant, record
 
 T = torch.Tensor
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "elu",
+    "elu_",
+    "gelu",
+    "hardtanh",
+    "hardtanh_",
+    "huber_loss",
+    "l1_loss",
     "leaky_relu",
     "leaky_relu_",
     "linear",
     "log_softmax",
     "mse_loss",
+    "nll_loss",
     "relu",
+    "relu6",
     "relu_",
     "sigmoid",
+    "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
     "tanh",
@@ -331,10 +356,10 @@ def softmax(
 ) -> T:
     """exp(x) over its sum along dim, in `dtype` if given; see `rules.softmax.Softmax`."""
     if dim is None:
-        dim = _implicit_dim("softmax", input, _stacklevel)
+        dim = implicit_dim("softmax", input, _stacklevel)
     if not isinstance(input, T):
         return input.softmax(dim)
-    return _softmax.softmax(input, dim, dtype)
+    return softmax_rules.softmax(input, dim, dtype)
 
 
 def log_softmax(
@@ -342,13 +367,13 @@ def log_softmax(
 ) -> T:
     """The logarithm of the softmax along dim; see `rules.softmax.LogSoftmax`."""
     if dim is None:
-        dim = _implicit_dim("log_softmax", input, _stacklevel)
+        dim = implicit_dim("log_softmax", input, _stacklevel)
     if not isinstance(input, T):
         return input.log_softmax(dim)
-    return _softmax.log_softmax(input, dim, dtype)
+    return softmax_rules.log_softmax(input, dim, dtype)
 
 
-def _implicit_dim(name: str, input: T, stacklevel: int) -> int:
+def implicit_dim(name: str, input: T, stacklevel: int) -> int:
     warnings.warn(
         f"Implicit dimension choice for {name} has been deprecated. Change the call to include"
         " dim=X as an argument.",
@@ -359,7 +384,44 @@ def _implicit_dim(name: str, input: T, stacklevel: int) -> int:
 
 def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
     """log(1 + exp(beta x)) / beta, x where beta x > threshold; see `rules.softmax.Softplus`."""
-    return record(_softmax.Softplus, (input, beta, threshold))[0]
+    return record(Softplus, (input, beta, threshold))[0]
+
+
+def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
+    """x where x > 0, else alpha (exp(x) - 1); see `rules.activation.Elu`."""
+    return record(EluInplace if inplace else Elu, (input, alpha))[0]
+
+
+def elu_(input: T, alpha: float = 1.0) -> T:
+    """`elu(input, alpha, inplace=True)`"""
+    return elu(input, alpha, True)
+
+
+def silu(input: T, inplace: bool = False) -> T:
+    """x sigmoid(x); see `rules.activation.Silu`."""
+    return record(SiluInplace if inplace else Silu, (input,))[0]
+
+
+def gelu(input: T, *, approximate: str = "none") -> T:
+    """x times the probability that a normal number is below it; see `rules.activation.Gelu`."""
+    return _gelu(input, approximate=approximate)
+
+
+def hardtanh(input: T, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> T:
+    """Each element clipped to [min_val, max_val]; see `rules.activation.Hardtanh`."""
+    if min_val > max_val:
+        raise ValueError("min_val cannot be greater than max_val")
+    return record(HardtanhInplace if inplace else Hardtanh, (input, min_val, max_val))[0]
+
+
+def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
+    """`hardtanh(input, min_val, max_val, inplace=True)`"""
+    return hardtanh(input, min_val, max_val, True)
+
+
+def relu6(input: T, inplace: bool = False) -> T:
+    """Each element clipped to [0, 6]; see `rules.activation.Hardtanh`."""
+    return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
 class MseLoss(Rule):
@@ -442,13 +504,18 @@ def mse_loss(
     if weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
     error = record(Pow, (record(Sub, (input, target))[0], 2))[0]
+    return _weighted_mean(error, weight, reduction)
+
+
+def _weighted_mean(error: T, weight: T, reduction: str) -> T:
     weighted = record(Mul, (error, weight))[0]
     if reduction == "none":
         return weighted
+    total = record(Sum, (weighted,))[0]
     if reduction == "sum":
-        return record(Sum, (weighted,))[0]
+        return total
     if reduction == "mean":
-        return record(Div, (record(Sum, (weighted,))[0], record(Sum, (weight,))[0]))[0]
+        return record(Div, (total, record(Sum, (weight,))[0]))[0]
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
@@ -467,20 +534,184 @@ def warn_if_sizes_differ(input: T, target: T) -> None:
 
 
 def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
-    return record(MseLoss, (input, target, ("none", "mean", "sum")[reduction]))[0]
+    return record(MseLoss, (input, target, _REDUCTIONS[reduction]))[0]
 
 
 RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
 
 
-def checked_reduction(reduction: str) -> str:
+def l1_loss(
+    input: T,
+    target: T,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: T | None = None,
+) -> T:
+    """|x - t|, its mean or its sum:  dx = g sign(x - t) / n. With `weight`, the weighted mean."""
+    warn_if_sizes_differ(input, target)
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    size = input.size()
+    input, target = broadcast_tensors(input, target)
+    if weight is None:
+        return absolute_error(input, target, checked_reduction(reduction))
+    if weight.size() != size:
+        raise ValueError("Weights and input must have the same size.")
+    return _weighted_mean(absolute_error(input, target, "none"), weight, reduction)
+
+
+def absolute_error(input: T, target: T, reduction: str) -> T:
+    error = record(Abs, (record(Sub, (input, target))[0],))[0]
+    if reduction == "none":
+        return error
+    return record(Mean if reduction == "mean" else Sum, (error,))[0]
+
+
+def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
+    return absolute_error(input, target, _REDUCTIONS[reduction])
+
+
+RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
+
+
+def smooth_l1_loss(
+    input: T,
+    target: T,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> T:
+    """Squared where |x - t| < beta, absolute beyond; see `rules.loss.SmoothL1Loss`."""
+    warn_if_sizes_differ(input, target)
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    input, target = broadcast_tensors(input, target)
+    if beta == 0.0:
+        return absolute_error(input, target, checked_reduction(reduction))
+    return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
+
+
+def huber_loss(
+    input: T,
+    target: T,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: T | None = None,
+) -> T:
+    """Squared where |x - t| < delta, absolute beyond; see `rules.loss.HuberLoss`."""
+    warn_if_sizes_differ(input, target)
+    size = input.size()
+    input, target = broadcast_tensors(input, target)
+    if weight is None:
+        return record(_loss.HuberLoss, (input, target, reduction_number(reduction), delta))[0]
+    if weight.size() != size:
+        raise ValueError("Weights and input must have the same size.")
+    error = record(_loss.HuberLoss, (input, target, 0, delta))[0]
+    weighted = record(Mul, (error, weight))[0]
+    if reduction == "none":
+        return weighted
+    if reduction in ("mean", "sum"):  # here PyTorch's mean is over the elements
+        return record(Mean if reduction == "mean" else Sum, (weighted,))[0]
+    raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
+
+
+def binary_cross_entropy(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """-log of the probability of the target; see `rules.loss.BinaryCrossEntropy`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    if target.size() != input.size():
+        raise ValueError(
+            f"Using a target size ({target.size()}) that is different to the input size"
+            f" ({input.size()}) is deprecated. Please ensure they have the same size."
+        )
+    if weight is not None:
+        weight = expand(weight, torch.broadcast_shapes(target.size(), weight.size()))
+    return record(_loss.BinaryCrossEntropy, (input, target, weight, number))[0]
+
+
+def binary_cross_entropy_with_logits(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: T | None = None,
+) -> T:
+    """`binary_cross_entropy` of sigmoid(x); see `rules.loss.BinaryCrossEntropyWithLogits`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    if not (target.size() == input.size()):
+        raise ValueError(
+            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
+        )
+    args = input, target, weight, pos_weight, number
+    return record(_loss.BinaryCrossEntropyWithLogits, args)[0]
+
+
+def nll_loss(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """The negative log-likelihood of the classes in target; see `rules.loss.NllLoss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    return _loss.nll_loss_nd(input, target, weight, reduction_number(reduction), ignore_index)
+
+
+def cross_entropy(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> T:
+    """`nll_loss` of log_softmax(x), for classes or probabilities as targets.
+
+    dx = (softmax(x) - p) g / n, with p the target's probabilities: see
+    `rules.loss.cross_entropy_loss`.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    return _loss.cross_entropy_loss(input, target, weight, number, ignore_index, label_smoothing)
+
+
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduction_number(reduction: str) -> int:
+    """The reduction as PyTorch's kernels number it, or PyTorch's error."""
+    return _REDUCTIONS.index(checked_reduction(reduction, 4))
+
+
+def checked_reduction(reduction: str, stacklevel: int = 3) -> str:
     """`reduction` as "none", "mean" or "sum", or PyTorch's error."""
-    if reduction in ("none", "mean", "sum"):
+    if reduction in _REDUCTIONS:
         return reduction
     if reduction == "elementwise_mean":
         warnings.warn(
             "reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
         return "mean"
     raise ValueError(f"{reduction} is not a valid value for reduction")

@@ -178,6 +178,7 @@ class Node:
                     f"function {self.name()} returned an incorrect number of gradients"
                     f" (expected {len(self.edges)}, got {len(results)})"
                 )
+            results = results[: len(self.edges)]
         return results
 
     def free(self) -> None:

@@ -1,8 +1,14 @@
-"""Tanh, ReLU, LeakyReLU: the functions of `nnmirror.functional` as modules."""
+"""The activations: the functions of `nnmirror.functional` as modules."""
+
+import warnings
+from typing import Any
 
 from torch import Tensor
 
 from .. import functional as F
+from ..rules import activation as rules
+from ..rules import elementwise
+from ..rules import softmax as softmax_rules
 from .layer import Layer
 from .module import keeps_call
 
@@ -58,3 +64,191 @@ class LeakyReLU(Layer):
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope}{', inplace=True' if self.inplace else ''}"
+
+
+class Sigmoid(Layer):
+    """y = 1 / (1 + exp(-x)), elementwise.  dx = g (1 - y) y.  Saved: y."""
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(elementwise.Sigmoid, input)
+
+
+class ELU(Layer):
+    """y = x where x > 0, else a (exp(x) - 1).  dx = g where x > 0, else g a exp(x).  Saved: x.
+
+    a is `alpha`. With `inplace=True` y takes the memory of x, and is saved.
+    """
+
+    __constants__ = ["alpha", "inplace"]
+    alpha: float
+    inplace: bool
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.EluInplace if self.inplace else rules.Elu, input, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}{', inplace=True' if self.inplace else ''}"
+
+
+class SiLU(Layer):
+    """y = x z with z = sigmoid(x).  dx = g z (1 + x (1 - z)).  Saved: x."""
+
+    __constants__ = ["inplace"]
+    inplace: bool
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.SiluInplace if self.inplace else rules.Silu, input)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class GELU(Layer):
+    """y = x P(x), P the distribution function of the normal law or, with `approximate="tanh"`,
+    an approximation of it.  Saved: x.  Both slopes: `rules.activation.Gelu`.
+    """
+
+    __constants__ = ["approximate"]
+    approximate: str
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.Gelu, input, self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class Softplus(Layer):
+    """y = log(1 + exp(b x)) / b, x where b x > t.  dx = g e / (e + 1), e = exp(b x).  Saved: x.
+
+    b is `beta`, t is `threshold`, beyond which dx = g.
+    """
+
+    __constants__ = ["beta", "threshold"]
+    beta: float
+    threshold: float
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        super().__init__()
+        self.beta = beta
+        self.threshold = threshold
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(softmax_rules.Softplus, input, self.beta, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, threshold={self.threshold}"
+
+
+class Hardtanh(Layer):
+    """y = x clipped to [a, b].  dx = g where a < x < b, else 0.  Saved: x.
+
+    a is `min_val`, b is `max_val`. With `inplace=True` y takes the memory of x, and is saved.
+    """
+
+    __constants__ = ["min_val", "max_val", "inplace"]
+    min_val: float
+    max_val: float
+    inplace: bool
+
+    def __init__(
+        self,
+        min_val: float = -1.0,
+        max_val: float = 1.0,
+        inplace: bool = False,
+        min_value: float | None = None,
+        max_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        if min_value is not None:
+            min_val = self._renamed("min", min_value)
+        if max_value is not None:
+            max_val = self._renamed("max", max_value)
+        self.min_val = min_val
+        self.max_val = max_val
+        self.inplace = inplace
+        if self.max_val <= self.min_val:
+            raise AssertionError(
+                f"max_val ({self.max_val}) must be greater than min_val ({self.min_val})"
+            )
+
+    @staticmethod
+    def _renamed(which: str, value: float) -> float:
+        warnings.warn(
+            f"keyword argument `{which}_value` is deprecated and renamed to `{which}_val`",
+            FutureWarning,
+            stacklevel=3,
+        )
+        return value
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if self.min_val > self.max_val:
+            raise ValueError("min_val cannot be greater than max_val")
+        function = rules.HardtanhInplace if self.inplace else rules.Hardtanh
+        return self._run(function, input, self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        inplace = ", inplace=True" if self.inplace else ""
+        return f"min_val={self.min_val}, max_val={self.max_val}{inplace}"
+
+
+class ReLU6(Hardtanh):
+    """y = x clipped to [0, 6].  dx = g where 0 < x < 6, else 0.  Saved: x."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(0.0, 6.0, inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class Softmax(Layer):
+    """y = exp(x) / s, s the sum of exp(x) along `dim`.  dx = (g - sum of g y) y.  Saved: y."""
+
+    __constants__ = ["dim"]
+    dim: int | None
+    _function: Any = softmax_rules.Softmax
+    _name = "softmax"
+
+    def __init__(self, dim: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "dim"):
+            self.dim = None
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        dim = F.implicit_dim(self._name, input, 5) if self.dim is None else self.dim
+        return self._run(self._function, input, dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class LogSoftmax(Softmax):
+    """y = x - log s, s the sum of exp(x) along `dim`.  dx = g - exp(y) sum of g.  Saved: y."""
+
+    _function: Any = softmax_rules.LogSoftmax
+    _name = "log_softmax"

@@ -3,7 +3,18 @@
 `python -c "from nnmirror.rules import recorded; print(*recorded())"` names them all.
 """
 
-from . import arithmetic, assign, elementwise, matmul, reduction, selection, shape, softmax
+from . import (
+    activation,
+    arithmetic,
+    assign,
+    elementwise,
+    loss,
+    matmul,
+    reduction,
+    selection,
+    shape,
+    softmax,
+)
 from .registry import RULES, Rule, composite, inplace, name_of, refusal, rule
 
 
@@ -31,11 +42,13 @@ OPERATORS = {
 __all__ = [
     "RULES",
     "Rule",
+    "activation",
     "arithmetic",
     "assign",
     "composite",
     "elementwise",
     "inplace",
+    "loss",
     "matmul",
     "recorded",
     "reduction",

@@ -17,15 +17,10 @@ import torch
 
 from ..tape import record
 from . import shape
+from .kernel import lanes, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
-
-
-def lanes(x: T) -> int:
-    """How many elements of x fit a vector register, as PyTorch uses it here."""
-    size = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
-    return size // x.dtype.itemsize
 
 
 def _in_turn(x: T, n: int) -> T:
@@ -74,21 +69,6 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
     return total[..., 0]
 
 
-def vector_exp(x: T) -> T:
-    """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
-    return torch.ops.aten.log_sigmoid_forward(x)[1]
-
-
-def scalar_exp(x: T) -> T:
-    """exp(x) as the C library rounds it."""
-    return torch.complex(x, torch.zeros_like(x)).exp().real
-
-
-def _widened(*tensors: T) -> tuple[T, ...]:
-    """In float32 at least, and with a dimension at least."""
-    return tuple(torch.atleast_1d(t.float() if t.dtype.itemsize == 2 else t) for t in tensors)
-
-
 class _AlongDim(Rule):
     """What the two have in common: y is saved, and dx is contiguous, whatever g is."""
 
@@ -116,7 +96,7 @@ class _AlongDim(Rule):
         y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
         if y.numel() == 0 or not y.is_cpu:
             return ctx.function.plain(g, y, dim), None
-        dx = ctx.function.exact(*_widened(g.contiguous(), y), dim, dtype.itemsize == 2)
+        dx = ctx.function.exact(*widened(g.contiguous(), y), dim, dtype.itemsize == 2)
         return dx.to(dtype).reshape(y.shape), None
 
 
@@ -214,7 +194,7 @@ class Softplus(Rule):
         beta, threshold = ctx.how
         dtype = g.dtype
         shape = g.shape
-        g, x = _widened(g, ctx.saved(0))
+        g, x = widened(g, ctx.saved(0))
         x = x * beta
         e = torch.where(x < 0, vector_exp(x), x.exp())
         dx = torch.where(x > threshold, g, g * e / (e + 1.0))

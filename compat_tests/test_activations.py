@@ -1,0 +1,193 @@
+"""The other activations: a user would lose the same bits, or be told wrong how near they are."""
+
+import math
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import parity, trained
+from .test_layers import DTYPES, SHAPES, SPECIAL, after_identity, driven
+
+ACTIVATIONS = {
+    "sigmoid": lambda nn: nn.Sigmoid(),
+    "softmax": lambda nn: nn.Softmax(dim=-1),
+    "softmax 0": lambda nn: nn.Softmax(dim=0),
+    "softmax None": lambda nn: nn.Softmax(),
+    "log_softmax": lambda nn: nn.LogSoftmax(dim=-1),
+    "log_softmax None": lambda nn: nn.LogSoftmax(),
+    "elu": lambda nn: nn.ELU(),
+    "elu 0.3": lambda nn: nn.ELU(0.3),
+    "elu -0.7": lambda nn: nn.ELU(-0.7),
+    "elu inplace": lambda nn: after_identity(nn, nn.ELU(0.3, inplace=True)),
+    "elu inplace negative": lambda nn: after_identity(nn, nn.ELU(-0.3, inplace=True)),
+    "silu": lambda nn: nn.SiLU(),
+    "silu inplace": lambda nn: after_identity(nn, nn.SiLU(inplace=True)),
+    "hardtanh": lambda nn: nn.Hardtanh(),
+    "hardtanh -0.3 0.7": lambda nn: nn.Hardtanh(-0.3, 0.7),
+    "hardtanh inplace": lambda nn: after_identity(nn, nn.Hardtanh(inplace=True)),
+    "relu6": lambda nn: nn.ReLU6(),
+    "relu6 inplace": lambda nn: after_identity(nn, nn.ReLU6(inplace=True)),
+}
+# Kernels with an exp, erf or tanh of their own that no tensor operation computes: the share of
+# gradients that may differ, and by how many times eps g, as measured for a million of them.
+NEARLY = {
+    "softplus": (lambda nn: nn.Softplus(), 0.02, 2),
+    "softplus 2 3": (lambda nn: nn.Softplus(2, 3), 0.02, 2),
+    "gelu": (lambda nn: nn.GELU(), 0.8, 8),
+    "gelu tanh": (lambda nn: nn.GELU("tanh"), 0.3, 24),
+}
+# One register, two, and what is left over; enough for several threads.
+LONG = [(31,), (32,), (33,), (65,), (7, 9), (70001,)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), *SHAPES, *LONG])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation(nn, optim, name, shape, dtype):
+    return driven(ACTIVATIONS[name](nn), (3 * torch.randn(shape)).to(dtype))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_special_values(nn, optim, name):
+    x = torch.tensor(SPECIAL + [6.0, 5.999999, -0.3, 0.7, 90.0, -90.0, 1e30])
+    return driven(ACTIVATIONS[name](nn), x), driven(ACTIVATIONS[name](nn), x.repeat(9))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_non_contiguous(nn, optim, name):
+    """Kernels go over such memory in other loops, which round otherwise."""
+    results = []
+    for x in (
+        torch.randn(60, 40).t()[::2],
+        torch.randn(60, 40).t(),
+        torch.randn(60, 80)[:, :70],
+        torch.randn(6, 1, 40).expand(6, 3, 40),
+        torch.randn(6, 40, 3).permute(2, 0, 1),
+    ):
+        module = ACTIVATIONS[name](nn)
+        results.append(driven(module, x))
+        x = x.detach().requires_grad_()
+        module(x).sum().backward()
+        results.append(x.grad)
+        y = ACTIVATIONS[name](nn)(x)
+        y.backward(torch.randn(y.shape[::-1]).permute(*reversed(range(y.dim()))))
+        results.append(x.grad)
+    return results
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@parity
+def test_activation_trains(nn, optim, name):
+    if name == "elu inplace negative":
+        return None
+    net = nn.Sequential(nn.Linear(3, 25), ACTIVATIONS[name](nn), nn.Linear(25, 2))
+    return trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2)), repr(net)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), *SHAPES, *LONG])
+@pytest.mark.parametrize("name", NEARLY)
+def test_activation_nearly(name, shape, dtype):
+    """Not the same bits: see NEARLY. In 16 bits the difference is rounded away most often."""
+    make, share, units = NEARLY[name]
+    torch.manual_seed(0)
+    x, g = (3 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
+    outputs, grads = [], []
+    for nn in (torch.nn, nnmirror):
+        leaf = x.clone().requires_grad_()
+        y = make(nn)(leaf)
+        y.backward(g)
+        outputs.append(y.detach().as_subclass(torch.Tensor))
+        grads.append(leaf.grad)
+    assert torch.equal(*outputs)
+    off = (grads[0] - grads[1]).abs().double()
+    worst = (off / (g.abs().double() + 1e-6)).max() if off.numel() else torch.tensor(0.0)
+    assert worst.item() <= units * torch.finfo(dtype).eps
+    if x.numel() >= 1000:
+        assert (off > 0).double().mean().item() <= share
+
+
+@pytest.mark.parametrize("name", [*NEARLY, "elu", "silu", "sigmoid", "hardtanh"])
+def test_activation_slope_is_that_of_the_function(name):
+    """Central differences in float64, a witness besides PyTorch."""
+    make = (ACTIVATIONS.get(name) or NEARLY[name][0])(nnmirror)
+    x = torch.linspace(-4, 4, 81, dtype=torch.float64) + 0.003
+    leaf = nnmirror.Parameter(x)
+    make(leaf).sum().backward()
+    h = 1e-6
+    with torch.no_grad():
+        slope = (make(x + h) - make(x - h)) / (2 * h)
+    assert (leaf.grad - slope).abs().max() < 1e-8
+
+
+@parity
+def test_functional_activations(nn, optim):
+    F = nn.functional
+    x = torch.randn(4, 30, requires_grad=True)
+    y = F.elu(F.silu(F.hardtanh(F.relu6(x * 4) - 2, -1, 1.5)), 0.5) + F.sigmoid(x)
+    z = F.elu_(F.hardtanh_(y * 1.0, -0.5, 0.5), 0.2)
+    (F.silu(z * 1, inplace=True) + F.softmax(y, 1) + F.log_softmax(y, 0)).sum().backward()
+    return y, z, x
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
+@pytest.mark.parametrize("name", [n for n in (*ACTIVATIONS, *NEARLY) if "inplace" not in n])
+def test_explicit_style(name):
+    """A layer driven by hand gives the gradient that the tape gives."""
+    layer = (ACTIVATIONS.get(name) or NEARLY[name][0])(nnmirror)
+    x, g = torch.randn(4, 6), torch.randn(4, 6)
+    layer.forward(x)
+    dx = layer.backward(g)
+    leaf = x.clone().requires_grad_()
+    layer(leaf).backward(g)
+    assert torch.equal(dx, leaf.grad)
+
+
+ERRORS = {
+    "hardtanh bounds": lambda nn: nn.Hardtanh(1.0, -1.0),
+    "hardtanh equal bounds": lambda nn: nn.Hardtanh(1.0, 1.0),
+    "hardtanh functional bounds": lambda nn: nn.functional.hardtanh(torch.ones(2), 1.0, -1.0),
+    "hardtanh old names": lambda nn: repr(nn.Hardtanh(min_value=-2.0, max_value=3.0)),
+    "gelu approximate": lambda nn: nn.GELU("exact")(torch.ones(2, requires_grad=True)),
+    "gelu positional": lambda nn: nn.functional.gelu(torch.ones(2), "tanh"),
+    "softmax dim": lambda nn: nn.Softmax(3)(torch.ones(2, 2, requires_grad=True)),
+    "softmax of integers": lambda nn: nn.Softmax(0)(torch.arange(3)),
+    "elu of integers": lambda nn: nn.ELU()(torch.arange(3)),
+    "silu of integers": lambda nn: nn.SiLU()(torch.arange(3)),
+    "gelu of integers": lambda nn: nn.GELU()(torch.arange(3)),
+    "hardtanh of integers": lambda nn: nn.Hardtanh()(torch.arange(3) - 1),
+    "relu6 of bool": lambda nn: nn.ReLU6()(torch.tensor([True])),
+    "sigmoid of integers": lambda nn: nn.Sigmoid()(torch.arange(3)),
+    "softplus of integers": lambda nn: nn.Softplus()(torch.arange(3)),
+    "elu of a list": lambda nn: nn.ELU()([1.0]),
+    "inplace on a leaf": lambda nn: nn.SiLU(inplace=True)(torch.ones(2, requires_grad=True)),
+    "changed since": lambda nn: changed(nn, nn.SiLU()),
+    "changed since, gelu": lambda nn: changed(nn, nn.GELU()),
+    "changed since, elu": lambda nn: changed(nn, nn.ELU()),
+}
+
+
+def changed(nn, layer):
+    h = nn.Linear(2, 2)(torch.ones(1, 2))
+    y = layer(h)
+    with torch.no_grad():
+        h.add_(1)
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@parity
+def test_bad_input(nn, optim, name):
+    """A user reads PyTorch's exception and message, not ours."""
+    return ERRORS[name](nn)
+
+
+def test_gelu_is_the_normal_distribution():
+    x = torch.tensor([0.5], dtype=torch.float64)
+    expected = 0.5 * 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
+    assert abs(nnmirror.GELU()(x).item() - expected) < 1e-15

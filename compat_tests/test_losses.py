@@ -1,0 +1,324 @@
+"""The losses: a user would lose the same bits, forward or backward, in one of their arguments."""
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import parity
+from .test_layers import DTYPES
+
+REDUCTIONS = ["none", "mean", "sum"]
+SIZES = [(), (0,), (5,), (64,), (1003,), (7, 3), (4, 0), (3, 5, 2), (40000, 2)]
+
+
+def compared(nn, loss, x, *more):
+    """The loss, its node, and the gradients of all that requires one."""
+    leaves = [x.detach().requires_grad_(), *more]
+    y = loss(*leaves)
+    name = y.grad_fn.name()
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return name, y, leaves
+
+
+def sized(nn, name, reduction):
+    return {
+        "l1": lambda: nn.L1Loss(reduction=reduction),
+        "smooth_l1": lambda: nn.SmoothL1Loss(reduction=reduction),
+        "smooth_l1 0.7": lambda: nn.SmoothL1Loss(reduction=reduction, beta=0.7),
+        "smooth_l1 0": lambda: nn.SmoothL1Loss(reduction=reduction, beta=0.0),
+        "huber": lambda: nn.HuberLoss(reduction=reduction),
+        "huber 0.7": lambda: nn.HuberLoss(reduction, 0.7),
+    }[name]()
+
+
+DISTANCES = ["l1", "smooth_l1", "smooth_l1 0.7", "smooth_l1 0", "huber", "huber 0.7"]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("name", DISTANCES)
+@parity
+def test_distance(nn, optim, name, shape, dtype, reduction):
+    target = torch.randn(shape).to(dtype).requires_grad_()
+    return compared(nn, sized(nn, name, reduction), (2 * torch.randn(shape)).to(dtype), target)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", DISTANCES)
+@parity
+def test_distance_of_odd_input(nn, optim, name, reduction):
+    loss = sized(nn, name, reduction)
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 0.7, -0.7, 1.0])
+    t = torch.randn(40, 60)
+    return (
+        compared(nn, loss, special, torch.zeros(8)),
+        compared(nn, loss, special.repeat(9), torch.zeros(72)),
+        compared(nn, loss, torch.randn(60, 40).t(), t),
+        compared(nn, loss, torch.randn(60, 40)[::2, ::2], torch.randn(20, 30).t()),
+        compared(nn, loss, torch.randn(40, 60), torch.randn(60).requires_grad_()),
+        compared(nn, loss, torch.randn(3), torch.randn(4, 3, dtype=torch.float64).requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["l1_loss", "huber_loss"])
+@parity
+def test_distance_weighted(nn, optim, name, reduction):
+    loss = getattr(nn.functional, name)
+    x, w = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3, requires_grad=True)
+    y = loss(x, torch.randn(4, 3), reduction=reduction, weight=w)
+    y.sum().backward()
+    return y, x, w
+
+
+@pytest.mark.parametrize("weighted", [False, True, "broadcast"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SIZES)
+@parity
+def test_bce(nn, optim, shape, dtype, reduction, weighted):
+    weight = torch.rand(shape).to(dtype) if weighted else None
+    if weighted == "broadcast" and len(shape) > 1:
+        weight = weight[0]
+    target = torch.rand(shape).to(dtype).requires_grad_()
+    loss = nn.BCELoss(weight, reduction=reduction)
+    return compared(nn, loss, torch.rand(shape).to(dtype), target), dict(loss.state_dict())
+
+
+@pytest.mark.parametrize("weighted", [(), ("weight",), ("pos_weight",), ("weight", "pos_weight")])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SIZES)
+@parity
+def test_bce_with_logits(nn, optim, shape, dtype, reduction, weighted):
+    weights = {name: (3 * torch.rand(shape[-1:])).to(dtype) for name in weighted}
+    target = torch.rand(shape).to(dtype).requires_grad_()
+    loss = nn.BCEWithLogitsLoss(**weights, reduction=reduction)
+    return compared(nn, loss, (3 * torch.randn(shape)).to(dtype), target), dict(loss.state_dict())
+
+
+@parity
+def test_bce_at_the_ends(nn, optim):
+    """Probabilities of 0 and 1, where the logarithm is cut off; logits beyond exp's range."""
+    x, t = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5]), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    far = torch.tensor([-1e4, 1e4, 90.0, float("inf"), float("nan")])
+    return (
+        compared(nn, nn.BCELoss(), x, t),
+        compared(nn, nn.BCELoss(), x, t.clone().requires_grad_()),
+        compared(nn, nn.BCEWithLogitsLoss(), far, t.clone().requires_grad_()),
+        compared(nn, nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), far, t),
+    )
+
+
+CLASSES = [(3,), (1, 3), (5, 3), (64, 10), (0, 3), (4, 3, 2), (4, 3, 0), (2, 3, 4, 5), (2, 3, 4, 1, 2)]  # fmt: skip
+
+
+def classes(shape, ignored=None):
+    t = torch.randint(
+        0, shape[0 if len(shape) == 1 else 1], (shape[:1] + shape[2:]) if len(shape) > 1 else ()
+    )
+    if ignored is not None and t.numel() > 1:
+        t.view(-1)[::2] = ignored
+    return t
+
+
+@pytest.mark.parametrize("ignored", [None, -100, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", CLASSES)
+@parity
+def test_nll(nn, optim, shape, reduction, weighted, ignored):
+    weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
+    more = {} if ignored is None else {"ignore_index": ignored}
+    loss = nn.NLLLoss(weight, reduction=reduction, **more)
+    return compared(nn, loss, torch.randn(shape), classes(shape, ignored))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ignored", [None, -100, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", CLASSES)
+@parity
+def test_cross_entropy(nn, optim, shape, reduction, weighted, ignored, smoothing):
+    weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
+    more = {} if ignored is None else {"ignore_index": ignored}
+    loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=smoothing, **more)
+    return compared(nn, loss, torch.randn(shape), classes(shape, ignored)), dict(loss.state_dict())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", CLASSES)
+@parity
+def test_cross_entropy_of_probabilities(nn, optim, shape, reduction, weighted, smoothing):
+    weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
+    loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=smoothing)
+    return compared(nn, loss, torch.randn(shape), torch.rand(shape, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@parity
+def test_cross_entropy_dtypes(nn, optim, dtype, smoothing):
+    loss = nn.CrossEntropyLoss(torch.rand(10).to(dtype), label_smoothing=smoothing)
+    t = torch.randint(0, 10, (33,))
+    far = torch.tensor([[1e4, -1e4], [float("inf"), 0.0]]).to(dtype)
+    return (
+        compared(nn, loss, torch.randn(33, 10).to(dtype), t),
+        compared(nn, loss, torch.randn(10, 33).to(dtype).t(), t),
+        compared(
+            nn,
+            loss,
+            torch.randn(33, 10, 4).to(dtype).transpose(0, 2),
+            torch.randint(0, 10, (4, 33)),
+        ),
+        compared(nn, nn.CrossEntropyLoss(), far, torch.tensor([1, 1])),
+    )
+
+
+@parity
+def test_classifier_trains(nn, optim):
+    """Each loss drives a small classifier to the same weights."""
+    x, t = torch.randn(32, 2), torch.randint(0, 3, (32,))
+    hot = torch.nn.functional.one_hot(t, 3).float()
+    losses = {
+        "cross entropy": lambda y: nn.CrossEntropyLoss(label_smoothing=0.05)(y, t),
+        "nll": lambda y: nn.NLLLoss()(nn.LogSoftmax(1)(y), t),
+        "bce": lambda y: nn.BCELoss()(nn.Sigmoid()(y), hot),
+        "bce logits": lambda y: nn.BCEWithLogitsLoss()(y, hot),
+        "l1": lambda y: nn.L1Loss()(y, hot),
+        "smooth": lambda y: nn.SmoothL1Loss()(y, hot),
+        "huber": lambda y: nn.HuberLoss()(y, hot),
+    }
+    results = []
+    for loss in losses.values():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(2, 25), nn.ReLU(), nn.Linear(25, 3))
+        optimizer = optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(20):
+            optimizer.zero_grad()
+            value = loss(net(x))
+            value.backward()
+            optimizer.step()
+        results.append((value, dict(net.named_parameters())))
+    return results
+
+
+@parity
+def test_torch_functions_on_tracked_tensors(nn, optim):
+    """A script that calls torch.nn.functional on a mirrored net's output."""
+    F = torch.nn.functional
+    y = nn.Linear(3, 4)(torch.randn(5, 3))
+    t, p = torch.randint(0, 4, (5,)), torch.rand(5, 4)
+    loss = F.cross_entropy(y, t) + F.nll_loss(F.log_softmax(y, 1), t) + F.l1_loss(y, p)
+    loss = loss + F.binary_cross_entropy(torch.sigmoid(y), p) + F.smooth_l1_loss(y, p, beta=0.5)
+    loss = loss + F.binary_cross_entropy_with_logits(y, p) + F.huber_loss(y, p, delta=0.5)
+    loss = loss + F.elu(y).mean() + F.silu(y).mean() + F.hardtanh(y).mean() + F.relu6(y).mean()
+    loss.backward()
+    return loss
+
+
+def grad(*shape):
+    return torch.rand(*shape).requires_grad_()
+
+
+ERRORS = {
+    "bce sizes": lambda nn: nn.BCELoss()(torch.rand(3), torch.rand(4)),
+    "bce range": lambda nn: nn.BCELoss()(torch.tensor([1.5]), torch.rand(1)),
+    "bce target range": lambda nn: nn.BCELoss()(grad(1), torch.tensor([-1.0])),
+    "bce integers": lambda nn: nn.BCELoss()(grad(3), torch.tensor([1, 0, 1])),
+    "bce weight": lambda nn: nn.functional.binary_cross_entropy(grad(3), torch.rand(3), grad(3)),
+    "bce weight size": lambda nn: nn.functional.binary_cross_entropy(grad(3), torch.rand(3), torch.rand(2)),
+    "bce reduction": lambda nn: nn.BCELoss(reduction="average")(grad(3), torch.rand(3)),
+    "logits sizes": lambda nn: nn.BCEWithLogitsLoss()(torch.rand(3), torch.rand(4)),
+    "logits weight": lambda nn: nn.functional.binary_cross_entropy_with_logits(grad(3), torch.rand(3), grad(3)),
+    "logits pos_weight": lambda nn: nn.functional.binary_cross_entropy_with_logits(
+        grad(3), torch.rand(3), pos_weight=grad(3)),
+    "nll batch": lambda nn: nn.NLLLoss()(grad(3, 4), torch.tensor([1, 2])),
+    "nll class": lambda nn: nn.NLLLoss()(grad(2, 3), torch.tensor([1, 3])),
+    "nll floats": lambda nn: nn.NLLLoss()(grad(2, 3), torch.rand(2)),
+    "nll images": lambda nn: nn.NLLLoss()(grad(2, 3, 4), torch.ones(2, 5).long()),
+    "nll images 4": lambda nn: nn.NLLLoss()(grad(2, 3, 4, 5), torch.ones(2, 5, 4).long()),
+    "nll number": lambda nn: nn.NLLLoss()(torch.tensor(1.0, requires_grad=True), torch.tensor(1)),
+    "nll weight": lambda nn: nn.NLLLoss(torch.rand(4))(grad(2, 3), torch.tensor([1, 2])),
+    "nll weight grad": lambda nn: nn.functional.nll_loss(grad(2, 3), torch.tensor([1, 2]), grad(3)),
+    "ce batch": lambda nn: nn.CrossEntropyLoss()(grad(3, 4), torch.tensor([1, 2])),
+    "ce class": lambda nn: nn.CrossEntropyLoss()(grad(2, 3), torch.tensor([1, 3])),
+    "ce negative class": lambda nn: nn.CrossEntropyLoss()(grad(2, 3), torch.tensor([1, -1])),
+    "ce weight": lambda nn: nn.CrossEntropyLoss(torch.rand(4))(grad(2, 3), torch.tensor([1, 2])),
+    "ce weight grad": lambda nn: nn.functional.cross_entropy(grad(2, 3), torch.tensor([1, 2]), grad(3)),
+    "ce smoothing": lambda nn: nn.CrossEntropyLoss(label_smoothing=1.5)(grad(2, 3), torch.tensor([1, 2])),
+    "ce smoothing < 0": lambda nn: nn.CrossEntropyLoss(label_smoothing=-0.1)(grad(2, 3), torch.tensor([1, 2])),
+    "ce smoothing, class": lambda nn: nn.CrossEntropyLoss(label_smoothing=0.1)(grad(2, 3), torch.tensor([1, 3])),
+    "ce of integers": lambda nn: nn.CrossEntropyLoss()(grad(2, 3), torch.ones(2, 3).long()),
+    "ce ignored probabilities": lambda nn: nn.CrossEntropyLoss(ignore_index=1)(grad(2, 3), torch.rand(2, 3)),
+    "ce number": lambda nn: nn.CrossEntropyLoss()(torch.tensor(1.0, requires_grad=True), torch.tensor(1)),
+    "ce list": lambda nn: nn.CrossEntropyLoss()([[1.0, 2.0]], torch.tensor([1])),
+    "ce reduction": lambda nn: nn.CrossEntropyLoss(reduction="average")(grad(2, 3), torch.tensor([1, 2])),
+    "ce old reduction": lambda nn: nn.CrossEntropyLoss(reduction="elementwise_mean")(grad(2, 3), torch.tensor([1, 2])),
+    "ce size_average": lambda nn: nn.CrossEntropyLoss(size_average=False)(grad(2, 3), torch.tensor([1, 2])),
+    "l1 sizes": lambda nn: nn.L1Loss()(grad(3), torch.rand(4)),
+    "l1 broadcast": lambda nn: nn.L1Loss()(grad(3), torch.rand(4, 3)),
+    "l1 weight": lambda nn: nn.functional.l1_loss(grad(3), torch.rand(3), weight=torch.rand(2)),
+    "smooth beta": lambda nn: nn.SmoothL1Loss(beta=-1.0)(grad(3), torch.rand(3)),
+    "huber delta": lambda nn: nn.HuberLoss(delta=0.0)(grad(3), torch.rand(3)),
+    "huber delta type": lambda nn: nn.HuberLoss(delta="1"),
+    "huber weight": lambda nn: nn.functional.huber_loss(grad(3), torch.rand(3), weight=torch.rand(2)),
+    "huber reduction": lambda nn: nn.functional.huber_loss(grad(3), torch.rand(3), "average", weight=torch.rand(3)),
+    "changed since": lambda nn: changed(nn),
+}  # fmt: skip
+
+
+def changed(nn):
+    h = nn.Linear(2, 2)(torch.ones(1, 2))
+    loss = nn.NLLLoss()(h, torch.tensor([1]))
+    with torch.no_grad():
+        h.add_(1)
+    loss.backward()
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@parity
+def test_bad_input(nn, optim, name):
+    """A user reads PyTorch's exception and message, not ours."""
+    return ERRORS[name](nn)
+
+
+@pytest.mark.parametrize(
+    "name", ["BCEWithLogitsLoss", "SmoothL1Loss", "HuberLoss", "CrossEntropyLoss"]
+)
+def test_gradient_is_that_of_the_loss(name):
+    """Central differences in float64, a witness besides PyTorch."""
+    loss = getattr(nnmirror, name)()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    t = torch.rand(4, 3, dtype=torch.float64)
+    leaf = nnmirror.Parameter(x)
+    loss(leaf, t).backward()
+    h = 1e-6
+    for i in range(x.numel()):
+        step = torch.zeros(12, dtype=torch.float64)
+        step[i] = h
+        slope = (loss(x + step.view(4, 3), t) - loss(x - step.view(4, 3), t)) / (2 * h)
+        assert abs(leaf.grad.view(-1)[i] - slope) < 1e-8
+
+
+def test_explicit_style():
+    """A criterion driven by hand starts the gradient that the tape gives."""
+    t, p = torch.tensor([0, 2, 1]), torch.rand(3, 3)
+    cases = {
+        "CrossEntropyLoss": t, "NLLLoss": t, "L1Loss": p, "SmoothL1Loss": p, "HuberLoss": p,
+        "BCEWithLogitsLoss": p,
+    }  # fmt: skip
+    for name, target in cases.items():
+        model, criterion = nnmirror.Linear(2, 3), getattr(nnmirror, name)()
+        x = torch.randn(3, 2)
+        criterion.forward(model.forward(x), target)
+        model.backward(criterion.backward())
+        by_hand = model.weight.grad
+        model.zero_grad()
+        criterion(model(x), target).backward()
+        assert torch.equal(by_hand, model.weight.grad), name

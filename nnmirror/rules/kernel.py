@@ -1,0 +1,137 @@
+"""How PyTorch's CPU kernels go over the numbers of a tensor.
+
+A kernel takes as many numbers as fill two vector registers at a time, and what is left at the
+end of a row one by one. Where the two ways round otherwise (they have their own `exp`, and
+fuse other multiplications with additions), a rule asks `one_by_one` which numbers went
+which way.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+T = torch.Tensor
+
+_GRAIN = 32768  # fewer numbers than this go to one thread
+
+
+def register_bytes() -> int:
+    return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
+
+
+def lanes(x: T) -> int:
+    """How many elements of x fit a vector register, as PyTorch uses it here."""
+    return register_bytes() // x.dtype.itemsize
+
+
+def vector_exp(x: T) -> T:
+    """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
+    return torch.ops.aten.log_sigmoid_forward(x)[1] if x.is_cpu else torch.exp(-x.abs())
+
+
+def scalar_exp(x: T) -> T:
+    """exp(x) as the C library rounds it, which computes the complex one."""
+    return torch.complex(x, torch.zeros_like(x)).exp().real
+
+
+def widened(*tensors: T) -> tuple[T, ...]:
+    """In float32 at least, and with a dimension at least."""
+    return tuple(torch.atleast_1d(t.float() if t.dtype.itemsize == 2 else t) for t in tensors)
+
+
+def by_registers(function: Callable[[T], T], x: T) -> T:
+    """function(x), an elementwise kernel, made to take all of x by registers."""
+    flat = x.reshape(-1)
+    block = 2 * register_bytes() // x.dtype.itemsize
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % block)])
+    if torch.get_num_threads() == 1 or len(padded) < _GRAIN:
+        return function(padded)[: len(flat)].view(x.shape)
+    parts = [function(part) for part in padded.split(_GRAIN - _GRAIN % block - block)]
+    return torch.cat(parts)[: len(flat)].view(x.shape)
+
+
+def by_itself(function: Callable[[T], T], x: T) -> T:
+    """function(x), an elementwise kernel, made to take each number of x by itself."""
+    spaced = torch.stack([x, x], -1)[..., 0]
+    return function(spaced).contiguous()
+
+
+def one_by_one(*operands: T, short: bool = False) -> T:
+    """Which numbers an elementwise kernel over `operands`, of one shape, takes one by one.
+
+    `short` for a kernel that is not built for the registers of 64 bytes, where there are any.
+
+    The kernel's loops are PyTorch's TensorIterator's: dimensions ordered by stride and merged
+    where they can be, the innermost gone over by registers if each operand is contiguous
+    along it, one of them constant at most. Of several rows shared among threads the ends of
+    the threads' shares are not looked for.
+    """
+    shape = operands[0].shape
+    if not operands[0].is_cpu:
+        return torch.zeros(shape, dtype=torch.bool, device=operands[0].device)
+    order, sizes, strides = _loops(shape, [x.stride() for x in operands])
+    inner = sizes[0]
+    steps = [s[0] for s in strides]
+    block = 2 * (32 if short else register_bytes()) // operands[0].dtype.itemsize
+    alone = torch.ones(inner, dtype=torch.bool)
+    if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
+        share = inner
+        if len(sizes) == 1 and inner >= _GRAIN:
+            share = -(-inner // min(torch.get_num_threads(), -(-inner // _GRAIN)))
+        for start in range(0, inner, max(share, 1)):
+            size = min(share, inner - start)
+            alone[start : start + size - size % block] = False
+    rows = alone.expand(*reversed(sizes[1:]), inner)
+    # Back from the order of the loops, innermost last, to that of the dimensions.
+    back = [0] * len(order)
+    for place, dim in enumerate(reversed(order)):
+        back[dim] = place
+    return rows.reshape([shape[d] for d in reversed(order)]).permute(back)
+
+
+def _loops(
+    shape: Sequence[int], strides: list[tuple[int, ...]]
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """The dimensions, innermost first; the loops they merge to; each operand's steps in them."""
+    order = list(reversed(range(len(shape))))
+    for i in range(1, len(order)):
+        at = i
+        for before in reversed(range(i)):
+            swap = _swapped(order[before], order[at], shape, strides)
+            if swap > 0:
+                order[before], order[at] = order[at], order[before]
+                at = before
+            elif swap < 0:
+                break
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for dim in order:
+        size = shape[dim]
+        if sizes and (
+            size == 1
+            or sizes[-1] == 1
+            or all(sizes[-1] * mine[-1] == s[dim] for mine, s in zip(steps, strides, strict=True))
+        ):
+            if sizes[-1] == 1:
+                for mine, s in zip(steps, strides, strict=True):
+                    mine[-1] = s[dim]
+            sizes[-1] *= size
+        else:
+            sizes.append(size)
+            for mine, s in zip(steps, strides, strict=True):
+                mine.append(s[dim])
+    if not sizes:  # a number
+        return order, [1], [[1] for _ in strides]
+    return order, sizes, steps
+
+
+def _swapped(inner: int, outer: int, shape: Sequence[int], strides: list[tuple[int, ...]]) -> int:
+    """1 if the two dimensions are to change places, -1 if not, 0 if it does not matter."""
+    for s in strides:
+        if s[inner] == 0 or s[outer] == 0:
+            continue
+        if s[inner] != s[outer]:
+            return 1 if s[inner] > s[outer] else -1
+        if shape[inner] > shape[outer]:
+            return 1
+    return 0

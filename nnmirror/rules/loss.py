@@ -1,0 +1,383 @@
+"""The losses: of probabilities, of classes, and those between absolute and squared.
+
+`g` is the gradient of the loss, `n` the number of elements for the mean, else one. Where the
+kernel of PyTorch rounds after each operation, so does the formula here, in its order.
+"""
+
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from ..tape import constant, record
+from .arithmetic import Add, Div, Mul
+from .kernel import one_by_one
+from .registry import Rule, composite, rule, unplaced
+from .shape import contiguous, view
+from .softmax import log_softmax
+
+T = torch.Tensor
+
+MEAN = 1  # PyTorch's numbers for the reductions: none, mean, sum
+
+
+def _no_gradient(ctx: Any, name: str, **places: int) -> None:
+    """PyTorch's error where a tensor requires a gradient that the loss does not give."""
+    for argument, place in places.items():
+        if ctx.needs_input_grad[place]:
+            raise RuntimeError(
+                f"The function '{name}' is not differentiable with respect to argument"
+                f" '{argument}'. This input cannot have requires_grad True."
+            )
+
+
+def _reduced(ctx: Any, grad: T, weight: T | None) -> T:
+    """The gradient of each element, weighted, and over n for the mean."""
+    if weight is not None:
+        grad = grad * weight
+    return grad / ctx.count if ctx.reduction == MEAN else grad
+
+
+@rule(torch._C._nn.binary_cross_entropy)
+class BinaryCrossEntropy(Rule):
+    """l = -w (t log x + (1 - t) log(1 - x)), its mean or its sum, for probabilities x
+
+    dx = g (x - t) / (x (1 - x)) w / n,  dt = -g log(x / (1 - x)) w / n.
+    The logarithms are kept above -100 and the divisor above 1e-12.  Saved: x, t and w.
+    """
+
+    tuple_places = (0, 1)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, target: T, weight: T | None = None, reduction: int = MEAN) -> T:
+        _no_gradient(ctx, "binary_cross_entropy", weight=2)
+        loss: T = torch._C._nn.binary_cross_entropy(input, target, weight, reduction)  # type: ignore[arg-type]
+        ctx.reduction, ctx.count = reduction, input.numel()
+        ctx.save_for_backward(input, target, weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, t, w = ctx.saved_tensors
+        dx = dt = None
+        if ctx.needs_input_grad[0]:
+            dx = _reduced(ctx, g * (x - t) / torch.clamp_min((1 - x) * x, 1e-12), w)
+        if ctx.needs_input_grad[1]:
+            dt = _reduced(ctx, -x.logit() * g, w)
+        return dx, dt, None, None
+
+
+@rule(torch.binary_cross_entropy_with_logits)
+class BinaryCrossEntropyWithLogits(Rule):
+    """l = -w (p t log s + (1 - t) log(1 - s)), its mean or its sum, with s = sigmoid(x)
+
+    dx = g ((p t + 1 - t) s - p t) w / n,  without p: g (s - t) w / n;
+    dt = g (log(1 - s) - p log s) w / n,  without p: -g x w / n.
+    p is pos_weight.  Saved: x, t, w and p.
+    """
+
+    tuple_places = (0, 1)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: T,
+        target: T,
+        weight: T | None = None,
+        pos_weight: T | None = None,
+        reduction: int = MEAN,
+    ) -> T:
+        name = "binary_cross_entropy_with_logits"
+        _no_gradient(ctx, name, weight=2, pos_weight=3)
+        loss = torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
+        ctx.reduction, ctx.count = reduction, input.numel()
+        ctx.save_for_backward(input, target, weight, pos_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, t, w, p = ctx.saved_tensors
+        dx = dt = None
+        if ctx.needs_input_grad[0]:
+            if p is None:
+                dx = (x.sigmoid() - t) * g
+            else:
+                pt = p * t
+                dx = ((pt + 1 - t) * x.sigmoid() - pt) * g
+            dx = _reduced(ctx, dx, w)
+        if ctx.needs_input_grad[1]:
+            if p is None:
+                dt = x * -g
+            else:
+                log_sigmoid = torch._C._nn.log_sigmoid
+                dt = (log_sigmoid(-x) - p * log_sigmoid(x)) * g
+            dt = _reduced(ctx, dt, w)
+        return dx, dt, None, None, None
+
+
+class NllLoss(Rule):
+    """l = -w_c x_c with c the class t of each row, its mean weighted by w or its sum
+
+    dx_c = -g w_c, for the mean over the sum of all w_c, and 0 for the other classes.
+    Rows whose class is ignore_index count for nothing.  Saved: x, t and w.
+    """
+
+    loss = staticmethod(torch.ops.aten.nll_loss_forward)
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: T, target: T, weight: T | None, reduction: int, ignore_index: int
+    ) -> T:
+        _no_gradient(ctx, "nll_loss_forward", weight=2)
+        loss, ctx.total = ctx.function.loss(input, target, weight, reduction, ignore_index)
+        ctx.reduction, ctx.ignored = reduction, ignore_index
+        ctx.save_for_backward(input, target, weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, t, w = ctx.saved_tensors
+        along = 0 if x.dim() == 1 else 1
+        t = t.unsqueeze(along)
+        if ctx.reduction == MEAN:
+            g = g / ctx.total
+        g = -(g if g.dim() == 0 else g.unsqueeze(along))
+        ignored = t == ctx.ignored
+        t = t.masked_fill(ignored, 0)
+        share = (g if w is None else g * w[t]).expand(t.shape).masked_fill(ignored, 0)
+        return torch.zeros_like(x).scatter_(along, t, share), None, None, None, None
+
+
+class NllLoss2D(NllLoss):
+    """`NllLoss` of images: x is (N, C, H, W), t is (N, H, W)."""
+
+    loss = staticmethod(torch.ops.aten.nll_loss2d_forward)
+
+
+@composite(torch._C._nn.nll_loss_nd)
+def nll_loss_nd(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+) -> T:
+    """The negative log-likelihood of x (C), (N, C) or (N, C, d1, d2, ...)."""
+    rest = weight, reduction, ignore_index
+    with DisableTorchFunctionSubclass():
+        tensors = isinstance(input, T) and isinstance(target, T)
+        shape = input.shape if tensors else ()
+        fits = len(shape) == 1 or (len(shape) > 1 and shape[:1] + shape[2:] == target.shape)
+    if not fits:
+        raise unplaced(torch._C._nn.nll_loss_nd, (input, target, *rest), {})
+    if len(shape) <= 2:
+        return record(NllLoss, (input, target, *rest))[0]
+    if len(shape) == 4:
+        return record(NllLoss2D, (input, target, *rest))[0]
+    # Any other shape is laid out as images of one row.
+    n, c = shape[:2]
+    row = (1, -1) if shape.numel() else (0, 0)
+    image = view(contiguous(input), n, c, *row)
+    loss = record(NllLoss2D, (image, target.contiguous().view(n, *row), *rest))[0]
+    return loss.view(target.shape) if reduction == 0 else loss
+
+
+@composite(torch._C._nn.cross_entropy_loss)
+def cross_entropy_loss(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> T:
+    """The negative log-likelihood of log_softmax(x), made of recorded operations as in PyTorch.
+
+    The target holds classes, or probabilities if it has the shape of x. With label smoothing
+    e, a share e of the probability is spread over all classes: Szegedy et al., 2016
+    (arXiv:1512.00567).
+    """
+    given = input, target, weight, reduction, ignore_index, label_smoothing
+    with DisableTorchFunctionSubclass():
+        fits = isinstance(input, T) and isinstance(target, T) and input.dim() > 0
+        if fits and weight is not None:
+            along = 0 if input.dim() == 1 else 1
+            fits = isinstance(weight, T) and weight.shape == input.shape[along : along + 1]
+        probabilities = fits and input.shape == target.shape
+        if probabilities:
+            fits = target.is_floating_point() and ignore_index < 0
+        fits = fits and label_smoothing <= 1
+    if not fits:
+        raise unplaced(torch._C._nn.cross_entropy_loss, given, {})
+    if probabilities:
+        return _of_probabilities(*given)
+    if label_smoothing > 0:
+        return _smoothed(*given)
+    likelihood = log_softmax(input, 0 if input.dim() == 1 else 1, input.dtype)
+    return nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
+
+
+def _weighted(likelihood: T, weight: T | None, along: int) -> T:
+    if weight is None:
+        return likelihood
+    shape = [1] * likelihood.dim()
+    shape[along] = -1
+    return record(Mul, (likelihood, view(weight, *shape)))[0]
+
+
+def _of_probabilities(
+    input: T, target: T, weight: T | None, reduction: int, _: int, smoothing: float
+) -> T:
+    along = 0 if input.dim() == 1 else 1
+    classes = input.shape[along]
+    if smoothing > 0:
+        kept = record(Mul, (target, 1 - smoothing))[0]
+        target = record(Add, (kept, smoothing / classes))[0]
+    likelihood = record(Mul, (log_softmax(input, along, input.dtype), target))[0]
+    likelihood = _weighted(likelihood, weight, along)
+    if reduction == 0:
+        return -likelihood.sum(along)
+    if reduction == MEAN and input.numel() == 0:
+        return -likelihood.sum().fill_(float("nan"))
+    loss = -likelihood.sum()
+    if reduction != MEAN:
+        return loss
+    mean, node = record(Div, (loss, input.numel() / classes))
+    if node is not None:
+        node.label = "DivBackward1"  # by a number of C++'s
+    return mean
+
+
+def _smoothed(
+    input: T, target: T, weight: T | None, reduction: int, ignore_index: int, smoothing: float
+) -> T:
+    along = 0 if input.dim() == 1 else 1
+    likelihood = log_softmax(input, along, input.dtype)
+    loss = nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
+    ignored = target == ignore_index
+    spread = -_weighted(likelihood, weight, along).sum(along)
+    spread = spread.masked_fill_(ignored, 0.0)
+    if reduction != 0:
+        spread = spread.sum()
+    if reduction == MEAN:
+        counted = ~ignored
+        if weight is None:
+            total = counted.sum()
+        else:
+            total = weight.gather(0, target.masked_select(counted).flatten()).sum()
+        spread = spread / total
+    return loss * (1 - smoothing) + spread * (smoothing / input.shape[along])
+
+
+class _OfDifference(Rule):
+    """A loss of d = x - t whose slope is bounded:  dx = slope(d) g / n,  dt = -dx.
+
+    PyTorch's kernels compute the two by other formulas register by register than number by
+    number; the one by one have their parameters in double precision.
+    """
+
+    tuple_places = (0, 1)
+    widens = False  # computes 16 bits in 32, and two dtypes in the wider one
+
+    @staticmethod
+    def prepared(ctx: Any, input: T, target: T, reduction: int, threshold: float) -> None:
+        ctx.reduction, ctx.threshold = reduction, threshold
+        ctx.save_for_backward(input, target)
+
+    @staticmethod
+    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
+        raise NotImplementedError
+
+    @staticmethod
+    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, t = torch.broadcast_tensors(*ctx.saved_tensors)
+        needs = ctx.needs_input_grad
+        dx = _OfDifference.slope(ctx, g, x, t) if needs[0] else None
+        dt = _OfDifference.slope(ctx, g, t, x) if needs[1] else None
+        return dx, dt, None, None
+
+    @staticmethod
+    def slope(ctx: Any, g: T, x: T, t: T) -> T:
+        function, threshold = ctx.function, ctx.threshold
+        dtype = wide = torch.result_type(x, t)
+        if function.widens:
+            wide = torch.float32 if dtype.itemsize == 2 else dtype
+        elif dtype is not x.dtype:
+            names = _NAMES.get(dtype, dtype), _NAMES.get(x.dtype, x.dtype)
+            raise RuntimeError("Found dtype {} but expected {}".format(*names))
+        result = x.dtype
+        x, t, g = x.to(wide), t.to(wide), g.to(wide).expand_as(x)
+        d = x - t
+        share = 1.0 / x.numel() if ctx.reduction == MEAN and x.numel() else 1.0
+        n, bound = (constant(float(v), wide, x.device) for v in (share, threshold))
+        dx = function.in_registers(d, g, n, bound)
+        if wide is dtype:
+            alone = one_by_one(x, t, g, short=True)
+            dx = torch.where(alone, function.by_one(d, g, n, threshold), dx)
+        return dx.to(result)
+
+
+_NAMES = {torch.float64: "Double", torch.float32: "Float", torch.float16: "Half"}
+
+
+@rule(torch._C._nn.smooth_l1_loss)
+class SmoothL1Loss(_OfDifference):
+    """l = d^2 / (2 b) where |d| < b, else |d| - b / 2, its mean or its sum, with d = x - t
+
+    dx = g d / (b n) where |d| < b, else g sign(d) / n;  dt = -dx.  Saved: x and t.
+    Girshick, 2015 (arXiv:1504.08083).
+    """
+
+    widens = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN, beta: float = 1.0) -> T:
+        loss: T = torch._C._nn.smooth_l1_loss(input, target, reduction, beta)  # type: ignore[arg-type]
+        _OfDifference.prepared(ctx, input, target, reduction, beta)
+        return loss
+
+    @staticmethod
+    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
+        sign = torch.where(d < 0, -1.0, 1.0).to(d.dtype)
+        return n * torch.where(d.abs() >= threshold, sign, d / threshold) * g
+
+    @staticmethod
+    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+        wide = d.double()
+        inside = (n * d * g).double().div(threshold).to(d.dtype)
+        outside = torch.where(wide >= threshold, n * g, inside)
+        return torch.where(wide <= -threshold, -n * g, outside)
+
+
+@rule(torch._C._nn.huber_loss)
+class HuberLoss(_OfDifference):
+    """l = d^2 / 2 where |d| < a, else a (|d| - a / 2), its mean or its sum, with d = x - t
+
+    dx = g d / n where |d| < a, else g a sign(d) / n;  dt = -dx.  Saved: x and t.
+    Huber, 1964 (doi:10.1214/aoms/1177703732).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN, delta: float = 1.0) -> T:
+        loss: T = torch._C._nn.huber_loss(input, target, reduction, delta)  # type: ignore[arg-type]
+        _OfDifference.prepared(ctx, input, target, reduction, delta)
+        return loss
+
+    @staticmethod
+    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
+        outside = n * threshold * g
+        return torch.where(
+            d <= -threshold, -outside, torch.where(d >= threshold, outside, n * d * g)
+        )
+
+    @staticmethod
+    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+        wide = d.double()
+        outside = (n * g).double().mul(threshold).to(d.dtype)
+        return torch.where(
+            wide <= -threshold, -outside, torch.where(wide >= threshold, outside, n * d * g)
+        )
