@@ -47,6 +47,7 @@ from .parameter import Buffer, Parameter
 from .tape import Function
 from .tensor import Tensor
 from .walk import grad
+from .watch import watch
 
 __version__ = "0.1.0"
 
@@ -97,6 +98,7 @@ __all__ = [
     "parameter",
     "set_grad_enabled",
     "utils",
+    "watch",
 ]
 
 # `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of

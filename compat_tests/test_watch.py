@@ -1,0 +1,765 @@
+"""nnmirror.watch: its numbers are those that hooks on PyTorch's model give, and it changes nothing."""
+
+import contextlib
+import copy
+import gc
+import json
+import pickle
+import sys
+import weakref
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror import nn
+from nnmirror.modules import fused
+from nnmirror.watch import Record
+
+from .parity import parity, same, trained
+
+EVERY_HOOK = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def hooks_of(model):
+    """All hooks on the modules and the parameters of a model."""
+    on_modules = [h for m in model.modules() for name in EVERY_HOOK for h in getattr(m, name)]
+    return on_modules + [p._leaf_hooks for p in model.parameters() if p._leaf_hooks is not None]
+
+
+def sequential(lib):
+    return lib.Sequential(
+        lib.Linear(3, 5),
+        lib.ReLU(inplace=True),
+        lib.Sequential(lib.Linear(5, 4, bias=False), lib.LeakyReLU(0.1, inplace=True)),
+        lib.Linear(4, 2),
+        lib.Tanh(),
+    )
+
+
+def plain(lib):
+    return lib.Sequential(lib.Linear(3, 6), lib.ReLU(), lib.Linear(6, 2), lib.Tanh())
+
+
+def shared(lib):
+    layer = lib.Linear(3, 3)
+    return lib.Sequential(layer, lib.ReLU(), layer, lib.Tanh(), layer, lib.Linear(3, 2))
+
+
+def tied(lib):
+    net = lib.Sequential(lib.Linear(3, 3), lib.Tanh(), lib.Linear(3, 3), lib.Linear(3, 2))
+    net[2].weight = net[0].weight
+    return net
+
+
+def frozen(lib):
+    net = plain(lib)
+    net[0].requires_grad_(False)
+    net[2].bias.requires_grad_(False)
+    return net
+
+
+def own_modules(lib):
+    class Block(lib.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = lib.Sequential(lib.Linear(3, 3), lib.ReLU(inplace=True), lib.Linear(3, 3))
+            self.scale = lib.Parameter(torch.full((3,), 0.7))
+
+        def forward(self, x, times=1):
+            for _ in range(times):
+                x = x + self.scale * torch.tanh(self.inner(x))
+            return x
+
+    class Net(lib.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.head = Block(), lib.Linear(3, 2)
+            self.shift = lib.Parameter(torch.ones(2))
+            self.unused = lib.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            x = self.block(self.block(x), times=2)
+            return self.head(x) + self.shift
+
+    return Net()
+
+
+def not_layers(lib):
+    return lib.Sequential(lib.Identity(), lib.Unflatten(1, (3, 1)), lib.Flatten(), plain(lib))
+
+
+NETS = [sequential, plain, shared, tied, frozen, own_modules, not_layers]
+
+
+def by_name(f):
+    return f.__name__
+
+
+@contextlib.contextmanager
+def torch_hooks(model):
+    """What `watch` records, by hooks on a torch.nn model: for each call that returned a tensor."""
+    seen, handles, waiting, names = [], [], {}, dict(model.named_modules())
+
+    def norm(t):
+        return torch.linalg.vector_norm(t.detach()).item()
+
+    def hook_parameter(p):
+        def hook(grad):
+            for record, name in waiting.pop(p, []):
+                record["params"][name] = norm(grad)
+
+        handles.append(p.register_hook(hook))
+
+    for p in model.parameters():
+        if p.requires_grad:
+            hook_parameter(p)
+
+    def after(name, module, args, out):
+        if isinstance(module, torch.nn.Sequential):
+            return
+        record = {"layer": name, "shape": tuple(out.shape), "norm": norm(out), "grad": None}
+        record["params"] = {}
+        seen.append(record)
+
+        def hook(grad):
+            record["grad"] = norm(grad)
+            for key, p in module._parameters.items():
+                if p is not None and p.requires_grad:
+                    record["params"][key] = None
+                    waiting.setdefault(p, []).append((record, key))
+
+        if out.requires_grad:
+            out.register_hook(hook)
+
+    for name, module in names.items():
+        handles.append(
+            module.register_forward_hook(lambda m, a, o, name=name: after(name, m, a, o))
+        )
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def fields(record):
+    return {
+        "layer": record.layer,
+        "shape": record.shape,
+        "norm": record.norm,
+        "grad": record.grad,
+        "params": record.params,
+    }
+
+
+@pytest.mark.parametrize("make", NETS, ids=by_name)
+def test_norms_are_those_that_hooks_on_pytorchs_model_see(make):
+    found = []
+    for lib, optim in ((torch.nn, torch.optim), (nn, nnmirror.optim)):
+        torch.manual_seed(0)
+        model = make(lib)
+        x, t = torch.randn(4, 3), torch.randn(4, 2)
+        with torch_hooks(model) if lib is torch.nn else nnmirror.watch(model) as w:
+            # Steps whose sizes differ, as those of a last, smaller batch.
+            for n in (4, 4, 3):
+                trained(lib, optim, model, x[:n], t[:n], steps=1)
+        found.append(w if lib is torch.nn else [fields(r) for r in w.records])
+    same(*found, "records")
+    if make is not frozen:
+        assert all(r["grad"] is not None for r in found[1] if r["params"])
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+@pytest.mark.parametrize("make", NETS, ids=by_name)
+@parity
+def test_watched_training_has_the_same_bits(nn, optim, make, momentum):
+    model = make(nn)
+    x, t = torch.randn(5, 3), torch.randn(5, 2)
+    off = contextlib.nullcontext()
+    with off if nn is torch.nn else nnmirror.watch(model):
+        inside = trained(nn, optim, model, x, t, steps=3, momentum=momentum)
+    return inside, trained(nn, optim, model, x, t, steps=2)
+
+
+@pytest.mark.parametrize("make", NETS, ids=by_name)
+def test_by_hand_shows_what_the_tape_shows(make):
+    """The same numbers, but that by hand each call of a shared layer has its own gradient."""
+    found, by_hand = [], []
+    for hand, watched in ((True, False), (True, True), (False, True)):
+        torch.manual_seed(0)
+        model, criterion = make(nn), nn.MSELoss()
+        x, t = torch.randn(4, 3), torch.randn(4, 2)
+        with nnmirror.watch(model) if watched else contextlib.nullcontext() as w:
+            for _ in range(2):
+                loss = criterion(model(x), t)
+                if hand:
+                    by_hand.append(model.backward(criterion.backward()))
+                else:
+                    loss.backward()
+        if hand:
+            by_hand += [p.grad for p in model.parameters()]
+        if watched:
+            found.insert(0, [fields(r) for r in w.records])
+    half = len(by_hand) // 2
+    same(by_hand[:half], by_hand[half:], "gradients with and without")
+    if make is shared:
+        for record in (*found[0], *found[1]):
+            assert all(record["params"].values())
+            record["params"] = list(record["params"])
+    if make in (frozen, not_layers):  # by hand, a layer passes on what the tape does not need
+        for tape, hand in zip(*found, strict=True):
+            if tape["grad"] is None:
+                assert hand.pop("grad") > 0
+                tape.pop("grad")
+    if make is tied:
+        assert found[1][0]["params"]["weight"] != found[0][0]["params"]["weight"]
+        for record in (*found[0], *found[1]):
+            record["params"].pop("weight", None)
+    same(*found, "records")
+
+
+def test_by_hand_without_the_tape():
+    """The course report's way: no grad anywhere, `forward` called as it is, `param()`."""
+    found = []
+    for hand in (False, True):
+        torch.manual_seed(0)
+        model, criterion = plain(nn), nn.MSELoss()
+        x, t = torch.randn(4, 3), torch.randn(4, 2)
+        with nnmirror.watch(model) as w:
+            for _ in range(3):
+                model.zero_grad()
+                if hand:
+                    model.requires_grad_(False)
+                    criterion.forward(model.forward(x), t)
+                    model.backward(criterion.backward())
+                else:
+                    criterion(model(x), t).backward()
+        found.append([(r.step, r.layer, r.norm, r.grad) for r in w.records])
+    same(*found, "records")
+    assert [len(step) for step in w.steps] == [4, 4, 4]
+
+
+def dead_net():
+    """Of the units after the ReLU: 0 is never above zero, 1 and 2 are alive, and no gradient
+    comes to 3, whose weight in the next layer is zero."""
+    net = nn.Sequential(
+        nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 1)
+    )
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [1.0], [-1.0], [1.0]]))
+        net[0].bias.copy_(torch.tensor([-9.0, 0.0, 0.0, 9.0]))
+        net[2].weight.copy_(torch.eye(4))
+        net[2].weight[3, 3] = 0
+        net[2].bias.fill_(-0.5)
+        net[2].bias[3] = -1
+        net[4].weight.fill_(1)
+    return net
+
+
+@pytest.mark.parametrize("hand", [False, True])
+def test_dead_units(hand):
+    net = dead_net()
+    x = torch.tensor([[1.0], [2.0], [-3.0]])
+    with nnmirror.watch(net) as w:
+        y = net(x)
+        if hand:
+            net.backward(torch.ones(3, 1))
+        else:
+            y.sum().backward()
+    linear, relu, _, leaky, _ = w.records
+    assert (relu.dead, relu.dead_grad) == (1 / 4, 2 / 4)
+    # Units 0 and 3 are -0.5 and -1 for every sample, and have a gradient: small, not zero.
+    assert (leaky.dead, leaky.dead_grad) == (2 / 4, 0.0)
+    assert (linear.dead, linear.dead_grad) == (None, None)
+
+
+def test_a_saturated_tanh_passes_nothing_back():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    with torch.no_grad():
+        net[0].weight.fill_(0)
+        net[0].bias.copy_(torch.tensor([0.5, 20.0, -20.0]))
+    with nnmirror.watch(net) as w:
+        net(torch.randn(4, 2)).sum().backward()
+    linear, tanh = w.records
+    assert tanh.dead is None, "an output below zero says nothing of a Tanh"
+    assert tanh.dead_grad == 2 / 3
+    assert linear.grad == 1 - torch.tanh(torch.tensor(0.5)).item() ** 2 or linear.grad > 0
+
+
+def test_units_are_the_features_of_the_last_dimension():
+    relu = nn.ReLU()
+    with nnmirror.watch(relu) as w:
+        for shape in [(2, 2, 3), (3,), (), (0, 3), (3, 0)]:
+            x = -torch.ones(shape, requires_grad=True)
+            relu(nn.Parameter(x.detach()))
+    assert [r.dead for r in w.records] == [1.0, 1.0, None, None, None]
+    with nnmirror.watch(relu) as w:
+        relu(torch.tensor([[[1.0, -1, -1, float("nan")]], [[-1, -1, -1, -1]]]))
+    assert w.records[0].dead == 2 / 4
+
+
+def test_the_norm_is_that_of_the_output_at_its_time():
+    """A ReLU in place changes what the layer before it returned: its norm was taken before."""
+    x, found = torch.randn(4, 3), []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=inplace), nn.Linear(5, 1))
+        with nnmirror.watch(net) as w:
+            net(x).sum().backward()
+        found.append([fields(r) for r in w.records])
+    same(*found, "records")
+    assert found[0][0]["norm"] > found[0][1]["norm"]
+
+
+# -- steps -----------------------------------------------------------------------------------
+
+
+def test_records_of_a_step():
+    torch.manual_seed(0)
+    net = shared(nn)
+    with nnmirror.watch(net) as w:
+        for _ in range(2):
+            net(torch.randn(4, 3)).sum().backward()
+    assert [[(r.step, r.layer, r.call) for r in step] for step in w.steps] == [
+        [(i, "0", 0), (i, "1", 0), (i, "0", 1), (i, "3", 0), (i, "0", 2), (i, "5", 0)]
+        for i in (0, 1)
+    ]
+    assert w.records == w.steps[0] + w.steps[1]
+    first = w.records[0]
+    assert (first.module, first.inputs, first.shape) == ("Linear", ((4, 3),), (4, 3))
+    assert first.params == w.records[2].params, "the whole gradient of the shared weight"
+    assert isinstance(first, Record)
+    again = json.loads(json.dumps(w.to_dict()))
+    assert again[0]["backwards"][0]["params"] == first.params
+
+
+def test_no_grad_makes_no_step():
+    net = plain(nn)
+    with nnmirror.watch(net) as w:
+        for no_grad in (torch.no_grad, nnmirror.no_grad, torch.inference_mode):
+            with no_grad():
+                net(torch.randn(4, 3))
+        net(torch.randn(4, 3)).sum().backward()
+    assert len(w.steps) == 1
+
+
+def test_a_step_without_backward_has_no_gradients():
+    net = plain(nn)
+    with nnmirror.watch(net) as w:
+        net(torch.randn(4, 3))
+        net(torch.randn(4, 3)).sum().backward()
+    assert [r.grad is None for r in w.records] == [True] * 4 + [False] * 4
+    assert w.records[0].params == {}
+    assert w.records[0].dead_grad is None
+
+
+def test_several_backwards_through_one_step():
+    torch.manual_seed(0)
+    net, x = plain(nn), torch.randn(4, 3)
+    with nnmirror.watch(net) as w:
+        y = net(x)
+        y.sum().backward(retain_graph=True)
+        y.sum().backward(retain_graph=True)
+        (y * 3).sum().backward()
+    (step,) = w.steps
+    for record in step:
+        one, two, three = record.backwards
+        assert one == two
+        assert three.grad == pytest.approx(3 * one.grad)
+        assert record.grad == three.grad
+        for name, norm in one.params.items():
+            assert three.params[name] == pytest.approx(3 * norm)
+
+
+def test_gradients_go_to_the_steps_they_came_through():
+    torch.manual_seed(0)
+    net = plain(nn)
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    alone = []
+    for x in (a, b):
+        with nnmirror.watch(net) as w:
+            net(x).sum().backward()
+        alone.append([fields(r) for r in w.records])
+    with nnmirror.watch(net) as w:
+        one, two = net(a).sum(), net(b).sum()
+        one.backward()  # not the latest call
+        two.backward()
+    same(alone, [[fields(r) for r in step] for step in w.steps], "one by one")
+    net.zero_grad()
+    with nnmirror.watch(net) as w:
+        (net(a).sum() + net(b).sum()).backward()
+    same(w.steps[0][0].params, w.steps[1][0].params, "the weight has one gradient")
+    assert w.steps[0][0].params["weight"] == torch.linalg.vector_norm(net[0].weight.grad).item()
+
+
+def test_a_parameter_not_reached_this_time():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.ones(3)) for _ in range(2))
+
+        def forward(self, x, both):
+            return x * self.a * self.b if both else x * self.a
+
+    net = Net()
+    with nnmirror.watch(net) as w:
+        for both in (False, True, False):
+            net(torch.ones(3), both).sum().backward()
+    root3 = torch.linalg.vector_norm(torch.ones(3)).item()
+    assert [r.params for r in w.records] == [
+        {"a": root3, "b": None},
+        {"a": root3, "b": root3},
+        {"a": root3, "b": None},
+    ]
+
+
+def test_parameters_frozen_thawed_and_replaced_inside():
+    net = plain(nn)
+    with nnmirror.watch(net) as w:
+        net[0].weight.requires_grad_(False)
+        net(torch.randn(4, 3)).sum().backward()
+        net[0].weight.requires_grad_(True)
+        net[0].bias = nn.Parameter(torch.zeros(6))
+        net(torch.randn(4, 3)).sum().backward()
+    assert [list(step[0].params) for step in w.steps] == [["bias"], ["weight", "bias"]]
+    assert all(n > 0 for step in w.steps for n in step[0].params.values())
+    assert hooks_of(net) == []
+
+
+def test_several_outputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y * 2, {"there": y + 1, "index": y.argmax(0)}
+
+    net = Two()
+    with nnmirror.watch(net) as w:
+        y, more = net(torch.randn(3, 2))
+        (y.sum() + (more["there"] * 3).sum()).backward()
+    assert [(r.layer, r.output) for r in w.records] == [("layer", None), ("", 0), ("", 1)]
+    assert [r.grad for r in w.records[1:]] == pytest.approx([6**0.5, 54**0.5])
+
+
+@pytest.mark.parametrize("hand", [False, True])
+def test_tuples_as_batches(hand):
+    net = plain(nn)
+    with nnmirror.watch(net) as w:
+        ys = net((torch.randn(3), torch.randn(3)))
+        if hand:
+            net.backward((torch.ones(2), torch.ones(2)))
+        else:
+            sum(y.sum() for y in ys).backward()
+    assert [(r.layer, r.output) for r in w.records] == [
+        (str(i), k) for i in range(4) for k in (0, 1)
+    ]
+    assert [r.grad for r in w.records[-2:]] == pytest.approx([2**0.5] * 2)
+    assert all(r.grad is not None and r.formula for r in w.records)
+
+
+# -- on and off ------------------------------------------------------------------------------
+
+
+def test_hooks_are_gone_afterwards_and_the_fast_path_is_on_again():
+    torch.manual_seed(0)
+    net = plain(nn)
+    x = torch.randn(4, 3)
+    net(x)
+    with nnmirror.watch(net) as w:
+        y = net(x)
+        assert hooks_of(net)
+        assert y.grad_fn.folded is None, "watched, the layers are called one by one"
+        y.sum().backward(retain_graph=True)
+    assert hooks_of(net) == []
+    assert not y.grad_fn.tensor_hooks[0]
+    assert net(x)._node.function is fused.Fused
+    y.sum().backward()
+    assert len(w.records[0].backwards) == 1, "what happens outside is not recorded"
+    with w:  # on again: it goes on
+        net(x)
+    assert len(w.steps) == 2
+    assert hooks_of(net) == []
+
+
+def test_other_hooks_stay():
+    net, log = plain(nn), []
+    net[0].register_forward_hook(lambda m, a, o: log.append("forward"))
+    net[0].weight.register_hook(lambda g: log.append("weight"))
+    with nnmirror.watch(net):
+        net(torch.randn(4, 3)).sum().backward()
+    net(torch.randn(4, 3)).sum().backward()
+    assert log == ["forward", "weight"] * 2
+
+
+def test_by_hand_across_the_end():
+    net, again = plain(nn), plain(nn)
+    again.load_state_dict(net.state_dict())
+    x, g = torch.randn(4, 3), torch.randn(4, 2)
+    with nnmirror.watch(net) as w:
+        net(x)
+    again(x)
+    same(again.backward(g), net.backward(g), "dx")
+    assert all(r.grad is None for r in w.records)
+
+
+def test_an_exception_inside():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x, fail=False):
+            x = self.a(x)
+            if fail:
+                raise ValueError("forward failed")
+            return self.b(x)
+
+    net, x = Net(), torch.randn(4, 3)
+    w = nnmirror.watch(net)
+    with contextlib.suppress(ValueError), w:
+        net(x)
+        net(x, fail=True)
+    assert hooks_of(net) == []
+    assert [[r.layer for r in step] for step in w.steps] == [["a", "b"], ["a"]]
+    with nnmirror.watch(net) as w:
+        with pytest.raises(ValueError, match="forward failed"):
+            net(x, fail=True)
+        with pytest.raises(RuntimeError):
+            net(torch.randn(4, 7))
+        net(x).sum().backward()
+        net(x).sum().backward()
+    assert [[r.layer for r in step] for step in w.steps] == [["a"], ["a", "b"], ["a", "b"]]
+    assert w.steps[0][0].grad is None
+
+
+def test_two_watches_at_once():
+    found = []
+    for several in (False, True):
+        torch.manual_seed(0)
+        net, x = own_modules(nn), torch.randn(4, 3)
+        with nnmirror.watch(net) as w:
+            for hand in (False, True):
+                if not several:
+                    y = net(x)
+                    net.backward(torch.ones(4, 2)) if hand else y.sum().backward()
+                    continue
+                with nnmirror.watch(net) as other, nnmirror.watch(net.block) as part:
+                    y = net(x)
+                    net.backward(torch.ones(4, 2)) if hand else y.sum().backward()
+                same(
+                    [fields(r) for r in w.steps[-1]],
+                    [fields(r) for r in other.records],
+                    "the other",
+                )
+                assert len(part.steps) == 2, "the block was called twice"
+                whole = [r.grad for r in w.steps[-1] if r.layer.startswith("block")]
+                same(whole, [r.grad for r in part.records], "the part")
+        found.append(w.to_dict())
+        assert hooks_of(net) == []
+    same(*found, "with and without others")
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"watch takes an nnmirror.Module, not torch\.nn"):
+        nnmirror.watch(torch.nn.Linear(2, 2))
+    net = plain(nn)
+    with nnmirror.watch(net) as w, pytest.raises(RuntimeError, match="is on already"), w:
+        pass
+    del net
+    gc.collect()
+    with pytest.raises(RuntimeError, match="lost its model"), w:
+        pass
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_model_copied_inside_is_not_watched(how):
+    """Keeping the best model so far is what scripts do in their loop."""
+    net, x = plain(nn), torch.randn(4, 3)
+    with nnmirror.watch(net) as w:
+        net(x).sum().backward()
+        other = how(net)
+        other(x).sum().backward()
+    assert len(w.steps) == 1
+    assert hooks_of(other) == []
+    assert other(x)._node.function is fused.Fused
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def test_nothing_is_kept():
+    """Activations die by reference counting alone, at once, and so does the model."""
+    gc.collect()
+    gc.disable()
+    try:
+        net, criterion = Residual(), nn.MSELoss()
+        alive = []
+        net.inner[0].register_forward_hook(lambda m, a, o: alive.append(weakref.ref(o)))
+        with nnmirror.watch(net) as w:
+            for hand in (False, True, False):
+                loss = criterion(net(torch.randn(4, 3)), torch.randn(4, 3))
+                net.backward(criterion.backward()) if hand else loss.backward()
+                alive.append(weakref.ref(loss.grad_fn))
+                del loss
+                for module in (*net.modules(), criterion):
+                    module.__dict__.pop("_call", None)  # a module keeps its last call, as ever
+                assert [r() for r in alive] == [None] * len(alive)
+            gone = weakref.ref(net.inner[2])
+            assert len(w._on_tensors) <= 2 * len(w.steps[-1]), "handles of the last step only"
+        del net, module
+        assert gone() is None
+        assert gc.collect() == 0
+        assert len(w.steps) == 3
+    finally:
+        gc.enable()
+
+
+# -- what is shown ---------------------------------------------------------------------------
+
+
+def test_formulas():
+    class Cube(nnmirror.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 3 * ctx.saved_tensors[0] ** 2
+
+    class Documented(Cube):
+        """y = x^3:  dx = 3 g x^2.  Saved: x."""
+
+    def module(f):
+        class Own(nn.Module):
+            def forward(self, x):
+                return f(x)
+
+        return Own()
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    relu = "dx = g where y > 0, else 0 (0 at 0; a NaN lets g through)"
+    linear = "db = sum of the rows of G,  dX = G W,  dW = G^T X"
+    layers = {
+        nn.Linear(3, 3): linear,
+        nn.ReLU(inplace=True): relu,
+        nn.ReLU(): relu,
+        nn.LeakyReLU(): "dx = g where x > 0, else s g",
+        nn.Linear(3, 3, bias=False): linear,
+        nn.LeakyReLU(inplace=True): "dx = g where x > 0, else s g",
+        nn.Tanh(): "dx = g (1 - y^2)",
+        nn.Identity(): "dx = g",
+        nn.Unflatten(1, (3, 1)): "dx = g seen with the shape of x",
+        nn.Flatten(): "dx = g seen with the shape of x",
+        nn.Flatten(1, 1): "dx = g, shaped back",
+        module(torch.sin): "dx = g cos(x)",
+        module(lambda x: torch.sin(x) + 1): "last of several: dx = g,  dy = alpha g",
+        module(Documented.apply): "dx = 3 g x^2",
+        module(Cube.apply): "Cube",
+        Doubled(3, 3): "last of several: dx = g y,  dy = g x",
+    }
+    net = nn.Sequential(*layers)
+    with nnmirror.watch(net) as w:
+        net(torch.randn(4, 3)).sum().backward()
+    assert [r.formula for r in w.records] == list(layers.values())
+    with nnmirror.watch(net[0]) as w:
+        net[0].requires_grad_(False)
+        net[0](torch.randn(4, 3))
+    assert w.records[0].formula == linear
+    assert w.records[0].layer == ""
+
+
+def test_table():
+    net = dead_net()
+    with nnmirror.watch(net) as w:
+        for _ in range(3):
+            y = net(torch.tensor([[1.0], [2.0], [-3.0]]))
+            y.sum().backward(retain_graph=True)
+        y.sum().backward()
+    assert w.table(0) == "\n".join(
+        [
+            "layer  module     shapes            formula",
+            "0      Linear     (3, 1) -> (3, 4)  db = sum of the rows of G,  dX = G W,  dW = G^T X",
+            "1      ReLU       (3, 4) -> (3, 4)  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through)",
+            "2      Linear     (3, 4) -> (3, 4)  db = sum of the rows of G,  dX = G W,  dW = G^T X",
+            "3      LeakyReLU  (3, 4) -> (3, 4)  dx = g where x > 0, else s g",
+            "4      Linear     (3, 4) -> (3, 1)  db = sum of the rows of G,  dX = G W,  dW = G^T X",
+            "",
+            "step  layer       |y|      |dy|  y <= 0  dx = 0  parameters' gradients",
+            *_rows(w.steps[0]),
+        ]
+    )
+    lines = w.table().split("\n")
+    assert max(map(len, lines)) <= 100
+    assert len(lines) == 5 + 3 + 4 * 5, "the second backward of the last step has its own"
+    assert w.table(0, 2).split("\n") == lines[:13] + lines[18:]
+    assert w.table(-1) == w.table(2)
+
+
+def _rows(step):
+    for r in step:
+        dead = "" if r.dead is None else f"{r.dead:.0%}"
+        none = "" if r.dead_grad is None else f"{r.dead_grad:.0%}"
+        params = "  ".join(f"{name} {norm:.2e}" for name, norm in r.params.items())
+        line = f"   {r.step}  {r.layer}      {r.norm:.2e}  {r.grad:.2e}  {dead:>6}  {none:>6}  {params}"
+        yield line.rstrip()
+
+
+def test_table_of_long_names_and_of_nothing():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    for _ in range(12):
+        inner = nn.ModuleDict({"some_long_name": inner})
+    net = nn.Module()
+    net.inner = inner
+    for m in reversed(list(net.modules())[1:-3]):
+        m.forward = lambda x, m=m: m["some_long_name"](x)
+    net.forward = lambda x: net.inner(x)
+    assert nnmirror.watch(net).table().split("\n") == [
+        "layer  module  shapes  formula",
+        "",
+        "step  layer  |y|  |dy|  y <= 0  dx = 0  parameters' gradients",
+    ]
+    with nnmirror.watch(net) as w:
+        net(torch.randn(3, 2)).sum().backward()
+    assert len(w.records) == 2
+    lines = w.table().split("\n")
+    assert max(map(len, lines)) <= 100
+    assert sum("some_long_name.0" in line for line in lines) == 2
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    net = dead_net()
+    with nnmirror.watch(net) as w:
+        for scale in (1.0, 0.0):
+            (net(torch.tensor([[1.0], [-3.0]])) * scale).sum().backward()
+    assert w.records[-1].grad == 0.0
+    w.plot(tmp_path / "seen.png")
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    nnmirror.watch(net).plot(tmp_path / "nothing.png")
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"nnmirror\[examples\]"):
+        nnmirror.watch(plain(nn)).plot("nowhere.png")
