@@ -5,8 +5,10 @@ import copy
 import gc
 import json
 import pickle
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -763,3 +765,14 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"nnmirror\[examples\]"):
         nnmirror.watch(plain(nn)).plot("nowhere.png")
+
+
+def test_the_example_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tqdm")
+    example = Path(__file__).parent.parent / "examples" / "vanishing.py"
+    picture = tmp_path / "vanishing.png"
+    command = [sys.executable, str(example), "--points", "8", "--plot", str(picture)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.count("of 2\n") == 6
+    assert picture.exists()

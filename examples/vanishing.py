@@ -1,0 +1,102 @@
+"""Watch gradients vanish: the disk experiment's net with other activations and initial weights.
+
+    python examples/vanishing.py
+
+The course report's 2-25-25-25-1 net, trained in batches of 4 as in `disk.py`: with a Tanh after
+every Linear, with a ReLU after every Linear, and with LeakyReLU (and a Tanh at the end, as there);
+weights and biases drawn from U(0, 1), as in the report, or as PyTorch draws them. For each the
+table of the first and the last step of an epoch is printed, and in how many steps no gradient at
+all came to the first layer. The picture shows the norm of the gradient of each Linear's output
+over the steps.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from disk import build, disk, extras
+
+import nnmirror
+from nnmirror import nn, optim
+
+
+def throughout(activation: Any) -> nn.Sequential:
+    """The net with one activation after every Linear, the last as well."""
+    layers: list[Any] = []
+    for inputs, outputs in ((2, 25), (25, 25), (25, 25), (25, 1)):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers)
+
+
+NETS = {
+    "Tanh": lambda: throughout(nn.Tanh),
+    "ReLU": lambda: throughout(nn.ReLU),
+    "LeakyReLU": lambda: build(nn, "leaky_relu"),
+}
+INITS = {"U(0, 1)": nn.init.uniform_, "PyTorch's": None}
+
+
+def run(net: str, init: str, args: argparse.Namespace) -> Any:
+    """Train one variant for an epoch and return what was seen."""
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    x, target = disk(args.points, generator)
+    x = (x - x.mean(0)) / x.std(0)
+    model = NETS[net]()
+    draw_anew = INITS[init]
+    for p in model.parameters() if draw_anew is not None else ():
+        draw_anew(p)
+    criterion = nn.MSELoss()
+    optimizer = optim.SGD(model.parameters(), lr=args.lr)
+    with nnmirror.watch(model) as watched:
+        for batch in torch.randperm(len(x), generator=generator).split(4):
+            loss = criterion(model(x[batch]), target[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return watched
+
+
+def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
+    """A panel for each variant: the norms over the steps, zeros on the floor."""
+    floor, ceiling = 1e-12, 1e8
+    figure, panels = plt.subplots(
+        len(INITS), len(NETS), figsize=(11, 6.5), sharex=True, sharey=True, layout="constrained"
+    )
+    for (init, net), axes in zip(seen, panels.flat, strict=True):
+        layers: dict[str, list[float]] = {}
+        for record in seen[init, net].records:
+            if record.module == "Linear":
+                layers.setdefault(record.layer, []).append(record.grad)
+        for i, norms in enumerate(layers.values()):
+            kept = [min(max(norm, floor), ceiling) for norm in norms]
+            axes.plot(kept, linewidth=0.8, label=f"Linear {i + 1}")
+        axes.set(title=f"{net}, {init}", yscale="log", ylim=(floor / 3, ceiling * 3))
+        axes.axhline(floor, color="grey", linewidth=0.5, linestyle=":")
+    figure.supxlabel("step")
+    figure.supylabel("norm of the gradient of each Linear's output (dotted: 1e-12 or less)")
+    panels[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    print(f"picture: {path}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--points", type=int, default=1000, help="a quarter as many steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", default="vanishing.png", help="where the picture goes")
+    args = parser.parse_args()
+    plt, _ = extras()
+    plt.switch_backend("Agg")
+    seen = {(init, net): run(net, init, args) for init in INITS for net in NETS}
+    for (init, net), watched in seen.items():
+        none = sum(step[0].grad == 0 for step in watched.steps)
+        print(f"== {net}, weights and biases from {init}\n{watched.table(0, -1)}")
+        print(f"steps in which no gradient came to layer 0: {none} of {len(watched.steps)}\n")
+    draw(plt, seen, args.plot)
+
+
+if __name__ == "__main__":
+    main()
