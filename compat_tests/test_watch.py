@@ -18,6 +18,7 @@ from nnmirror import nn
 from nnmirror.modules import fused
 from nnmirror.watch import Record
 
+from . import test_fused
 from .parity import parity, same, trained
 
 EVERY_HOOK = (
@@ -188,6 +189,25 @@ def test_watched_training_has_the_same_bits(nn, optim, make, momentum):
     with off if nn is torch.nn else nnmirror.watch(model):
         inside = trained(nn, optim, model, x, t, steps=3, momentum=momentum)
     return inside, trained(nn, optim, model, x, t, steps=2)
+
+
+@pytest.mark.parametrize("input_grad", [False, True])
+@pytest.mark.parametrize("name", test_fused.NETS)
+@parity
+def test_watched_gradients_have_the_same_bits(nn, optim, name, input_grad):
+    net, dtype = test_fused.made(nn, name)
+    x = torch.randn(4, 3).to(dtype)
+    leaf = nn.Parameter(x) if input_grad else x
+    seen = []
+    off = contextlib.nullcontext()
+    with off if nn is torch.nn else nnmirror.watch(net) as w:
+        for _ in range(2):
+            out = net(leaf * 1)
+            if out.requires_grad:
+                out.backward(torch.randn(out.shape).to(dtype))
+            seen.append(out)
+    assert off or not out.requires_grad or all(r.grad is not None for r in w.records[-1:])
+    return seen, leaf, dict(net.named_parameters())
 
 
 @pytest.mark.parametrize("make", NETS, ids=by_name)
@@ -569,6 +589,44 @@ def test_two_watches_at_once():
         found.append(w.to_dict())
         assert hooks_of(net) == []
     same(*found, "with and without others")
+
+
+def test_a_backward_that_is_refused_is_not_recorded():
+    net = plain(nn)
+    with nnmirror.watch(net) as w:
+        net(torch.randn(4, 3))
+        for wrong in (torch.ones(4, 3), None, "gradient"):
+            with pytest.raises((RuntimeError, AttributeError)):
+                net.backward(wrong)
+        net.backward(torch.ones(4, 2))
+        with pytest.raises(RuntimeError, match="second time"):
+            net.backward(torch.ones(4, 2))
+    assert [len(r.backwards) for r in w.records] == [1] * 4
+
+
+@pytest.mark.parametrize("hand", [False, True])
+def test_beside_hooks_that_change_things(hand):
+    """The numbers are of what the layer returned and of the gradient that came to that."""
+    torch.manual_seed(0)
+    net, x = plain(nn), torch.randn(4, 3)
+    expected = torch.linalg.vector_norm(net[0](x).detach()).item()
+    net[0].register_forward_hook(lambda m, a, o: o * 0)
+    if not hand:
+        net[2].register_full_backward_hook(lambda m, gi, go: (gi[0] + 1,))
+    with nnmirror.watch(net) as w:
+        net[0].register_forward_hook(lambda m, a, o: o + 1)
+        y = net(x)
+        net.backward(torch.ones(4, 2)) if hand else y.sum().backward()
+    (step,) = w.steps
+    assert step[0].norm == expected
+    assert step[0].grad == 0.0
+    assert step[1].norm == pytest.approx(24**0.5)
+    upstream = (1 - y.detach() ** 2) @ net[2].weight.detach() + (0 if hand else 1)
+    assert step[1].grad == pytest.approx(upstream.norm().item())
+    for record in (step[0], step[2]):
+        for name, norm in record.params.items():
+            grad = getattr(net[int(record.layer)], name).grad
+            assert norm == torch.linalg.vector_norm(grad).item()
 
 
 def test_errors():

@@ -154,7 +154,10 @@ class Watch:
         for name, module in model.named_modules():
             self._handles.append(
                 module.register_forward_hook(
-                    _Hook(self, name, self._after), with_kwargs=True, always_call=True
+                    _Hook(self, name, self._after),
+                    prepend=True,  # what the layer returned, before other hooks change it
+                    with_kwargs=True,
+                    always_call=True,
                 )
             )
         return self
@@ -209,7 +212,7 @@ class Watch:
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         params = self._hooked_parameters(module)
-        made: list[Callable[[Any], Backward]] = []
+        records = []
         for i, out in enumerate(outputs):
             node, formula = _formula(module, given, out)
             record = Record(
@@ -225,20 +228,20 @@ class Watch:
             )
             if node is not None and issubclass(node.function, _RELU_LIKE):
                 record.dead = _share(out <= 0)
-            self._open.append(record)
-            arrived = functools.partial(self._arrived, record, params)
-            made.append(arrived)
+            records.append(record)
             if out.requires_grad:
-                self._hook_tensor(out, arrived)
+                arrived = functools.partial(self._arrived, record, params)
+                self._on_tensors.append((out.register_hook(arrived), weakref.ref(out)))
                 grad_fn: Any = out.grad_fn
                 if grad_fn is node and len(node.places) == 1:
                     passed = functools.partial(self._passed_back, record)
                     self._on_tensors.append((node.register_hook(passed), weakref.ref(out)))
+        self._open += records
         self._last = [(weakref.ref(t), _version(t)) for t in outputs]
         way_back = module.__dict__.get("_call")
         # A walk over the tape comes by the hooks on the outputs. Other ways do not.
         if way_back is not None and not isinstance(_innermost(way_back), Traced):
-            module.__dict__["_call"] = _ByHand(self, way_back, made, self._open[-1])
+            module.__dict__["_call"] = _ByHand(self, way_back, records, params)
 
     def _is_handed_on(self, module: Any, outputs: list[Any]) -> bool:
         """Is this just what the call before returned, from a module that does nothing itself?"""
@@ -259,15 +262,9 @@ class Watch:
             found.append((name, key))
         return found
 
-    def _hook_tensor(self, out: Any, arrived: Callable[[Any], Backward]) -> None:
-        def hook(grad: Any) -> None:
-            arrived(grad)
-
-        self._on_tensors.append((out.register_hook(hook), weakref.ref(out)))
-
     # -- backward --------------------------------------------------------------------------
 
-    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: Any) -> Backward:
+    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
         """The gradient of a record's output is here."""
         if self._depth == 0:
             self._open = None
@@ -275,12 +272,12 @@ class Watch:
         record.backwards.append(backward)
         for name, key in params:
             self._awaiting.setdefault(key, {})[id(record)] = backward, name
-        return backward
 
-    def _passed_back(self, record: Record, grads: Any, _: Any) -> None:
+    def _passed_back(self, record: Record, grads: Any, _: Any = None) -> None:
         """The layer has computed the gradient of its input."""
-        if record.backwards:
-            record.backwards[-1].dead = _dead(record, grads[0])
+        grad = grads[0]
+        if record.backwards and grad is not None and tuple(grad.shape) == record.shape:
+            record.backwards[-1].dead = _share(grad == 0)
 
     def _parameter(self, key: int, grad: Any) -> None:
         norm = _norm(grad)
@@ -292,8 +289,9 @@ class Watch:
     def table(self, *steps: int) -> str:
         """The layers with their formulas, then a line for each layer and step.
 
-        `steps` are indices into `self.steps`, as `table(0, 1, -1)`; without any, all. A second
-        backward through a step has lines of its own.
+        `steps` are indices into `self.steps`, as `table(0, 1, -1)`; without any, all. |y| and |dy|
+        are the norms of the output and of its gradient, `y <= 0` and `dx = 0` the two shares of
+        dead units (see `Record`). A second backward through a step has lines of its own.
         """
         chosen = [self.steps[i] for i in steps] if steps else self.steps
         records = [record for step in chosen for record in step]
@@ -395,22 +393,27 @@ class _ByHand:
     """The way back of a layer driven by hand: tells the watch what goes in and comes out."""
 
     def __init__(
-        self, watch: Watch, call: Any, arrived: list[Callable[[Any], Backward]], record: Record
+        self, watch: Watch, call: Any, records: list[Record], params: list[tuple[str, int]]
     ) -> None:
-        self.watch, self.call, self.arrived, self.record = watch, call, arrived, record
+        self.watch, self.call, self.records, self.params = watch, call, records, params
 
     def __call__(self, gradient: Any = None) -> Any:
         if not self.watch._on:
             return self.call(gradient)
         # Left out, it is one for a scalar.
         grads = list(tape.tensors_in(torch.ones(()) if gradient is None else gradient))
-        made = []
-        if len(grads) == len(self.arrived):
-            made = [arrived(grad) for arrived, grad in zip(self.arrived, grads, strict=True)]
-        result = self.call(gradient)
+        seen = self.records if len(grads) == len(self.records) else []
+        for record, grad in zip(seen, grads, strict=False):
+            self.watch._arrived(record, self.params, grad)
+        try:
+            result = self.call(gradient)
+        except Exception:
+            for record in seen:
+                record.backwards.pop()
+            raise
         node = _node_of(self.call)
-        if len(made) == 1 and node is not None and len(node.places) == 1:
-            made[0].dead = _dead(self.record, result)
+        if len(seen) == 1 and node is not None and len(node.places) == 1:
+            self.watch._passed_back(seen[0], (result,))
         return result
 
 
@@ -455,13 +458,6 @@ def _share(flags: torch.Tensor) -> float | None:
         return None
     every = flags.reshape(-1, flags.shape[-1]).all(0)
     return int(every.sum()) / len(every)
-
-
-def _dead(record: Record, grad: Any) -> float | None:
-    """The share of units for which `grad`, that of the layer's input, is zero."""
-    if not isinstance(grad, torch.Tensor) or tuple(grad.shape) != record.shape:
-        return None
-    return _share(grad == 0)
 
 
 def _together(norms: dict[str, float | None]) -> float | None:
