@@ -262,3 +262,25 @@ def test_gradient_descent_on_tuples_by_hand():
             for p, g in model.param():
                 p.sub_(0.01 * g)
     assert losses[-1] < losses[0] / 1.5
+
+
+def test_full_backward_hook_of_a_child_driven_by_hand():
+    """A hook sees the gradient of its module's input, and what it returns counts."""
+    torch.manual_seed(0)
+    net = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.Tanh(), nnmirror.Linear(3, 1))
+    seen = []
+
+    def hook(module, grad_input, grad_output):
+        seen.append(grad_input)
+        return (grad_input[0] * 2,)
+
+    net[2].register_full_backward_hook(hook)
+    x, g = torch.randn(4, 2), torch.randn(4, 1)
+    y = net(x)
+    net.backward(g)
+    by_hand = net[0].weight.grad
+    net.zero_grad()
+    y = net(x)
+    y.backward(g)
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(by_hand, net[0].weight.grad)

@@ -169,7 +169,7 @@ class _Call:
         self._run_pre_hooks()
         full, legacy = _backward_hooks(module)
         pre = [*_module._global_backward_pre_hooks.values(), *module._backward_pre_hooks.values()]
-        boundary = None
+        boundary, given = None, self.args
         if full or pre:
             boundary = _Boundary(module, full, pre)
             self.args = boundary.before(self.args)
@@ -195,7 +195,7 @@ class _Call:
             # A boundary's node leads back to the module, which must not keep it alive.
             weakly = boundary is not None
             module.__dict__["_call"] = (
-                Traced(self.args, self.result, weakly) if is_grad_enabled() else None
+                Traced(given, self.result, weakly) if is_grad_enabled() else None
             )
         return self.result
 
