@@ -1,0 +1,275 @@
+"""Run a script on PyTorch and on the mirror, and compare what it prints and saves.
+
+Each run starts in a copy of the current directory that lies at the same path, so that the
+second sees nothing of the first and both print the same paths. What is compared: standard
+output byte for byte, and every file made or changed there: files that torch.save wrote by
+the bits of their tensors, all others byte for byte.
+"""
+
+import contextlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BIG = 64 * 2**20  # bytes: files above are not copied but linked to
+MOST = 2 * 2**30  # bytes: more is not copied
+_LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
+
+
+@dataclass
+class Run:
+    """What one run left."""
+
+    name: str
+    status: int
+    seconds: float
+    printed: bytes
+    directory: Path
+    files: list[str]
+
+
+def check(arguments: list[str], seeds: list[str], seed: int = 0) -> int:
+    """Run `python -m nnmirror arguments` on both; print what was found; 0 if identical.
+
+    `seeds` are the places where the script seeds the generators itself.
+    """
+    with tempfile.TemporaryDirectory(prefix="nnmirror-check-") as name:
+        runs = [_run(b, arguments, seed, Path(name)) for b in ("torch", "nnmirror")]
+        if seeds:
+            print(f"seed: set by the script ({', '.join(seeds)})")
+        else:
+            print(f"seed: the script sets none; both runs were seeded with {seed}")
+        same = _compare(*runs)
+    print("identical" if same else "DIFFERENT")
+    return 0 if same else 1
+
+
+def _run(backend: str, arguments: list[str], seed: int, where: Path) -> Run:
+    work = where / "work"
+    _copy(Path.cwd(), work)
+    before = {name: _mark(work / name) for name in _files(work)}
+    if arguments[0] != "-m":
+        arguments = [_script_in(work, arguments[0]), *arguments[1:]]
+    package = str(Path(__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "nnmirror", "--backend", backend, "--seed", str(seed)]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*command, *arguments], cwd=work, env=environment, stdout=subprocess.PIPE, check=False
+    )
+    seconds = time.perf_counter() - start
+    print(f"{backend + ':':9} {seconds:.1f} s, exit status {done.returncode}")
+    changed = [name for name in _files(work) if before.get(name) != _mark(work / name)]
+    kept = where / backend
+    work.rename(kept)
+    return Run(backend, done.returncode, seconds, done.stdout, kept, sorted(changed))
+
+
+def _script_in(work: Path, script: str) -> str:
+    """The script's path for a run in `work`: that of its copy, as it may write beside itself."""
+    full, here = Path(os.path.realpath(script)), Path(os.path.realpath(Path.cwd()))
+    copied = work / full.relative_to(here) if full.is_relative_to(here) else None
+    if copied is None or not copied.exists():
+        return os.path.abspath(script)
+    return str(copied) if os.path.isabs(script) else str(copied.relative_to(work))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a directory: without what is hidden or installed there, large files as links."""
+
+    def leave_out(directory: str, names: list[str]) -> list[str]:
+        return [
+            name
+            for name in names
+            if name in _LEFT_OUT
+            or name.startswith(".")
+            or os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
+        ]
+
+    copied = 0
+
+    def copy(source: str, target: str) -> None:
+        nonlocal copied
+        size = os.path.getsize(source)
+        if size > BIG:
+            os.symlink(source, target)
+            return
+        copied += size
+        if copied > MOST:
+            sys.exit(
+                "nnmirror: --check runs in copies of the current directory, which holds more than"
+                f" {MOST >> 30} GiB; start it in a directory of the script's own"
+            )
+        shutil.copy2(source, target)
+
+    shutil.copytree(
+        source, target, ignore=leave_out, copy_function=copy, ignore_dangling_symlinks=True
+    )
+
+
+def _files(directory: Path) -> Iterator[str]:
+    for folder, names, files in os.walk(directory):
+        names[:] = [name for name in names if name not in _LEFT_OUT]
+        for file in files:
+            yield os.path.relpath(os.path.join(folder, file), directory)
+
+
+def _mark(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+# -- comparing -----------------------------------------------------------------------------
+
+
+def _compare(expected: Run, actual: Run) -> bool:
+    same = True
+    if expected.status != 0 or actual.status != 0:
+        print(f"exit status: PyTorch {expected.status}, nnmirror {actual.status}")
+        same = False
+    difference = _first_difference(expected.printed, actual.printed)
+    size = len(expected.printed)
+    print(f"printed: {difference or f'identical ({size:,} bytes)'}")
+    same = same and difference is None
+    for name in sorted({*expected.files, *actual.files}):
+        if name not in expected.files or name not in actual.files:
+            by = "PyTorch" if name in expected.files else "nnmirror"
+            difference = f"saved on {by} alone"
+        else:
+            difference = compare_files(expected.directory / name, actual.directory / name)
+        print(f"saved {name}: {difference or 'identical'}")
+        same = same and difference is None
+    return same
+
+
+def _first_difference(expected: bytes, actual: bytes) -> str | None:
+    if expected == actual:
+        return None
+    lines = zip_longest(expected.split(b"\n"), actual.split(b"\n"), fillvalue=b"(the end)")
+    number, (e, a) = next((i, pair) for i, pair in enumerate(lines, 1) if pair[0] != pair[1])
+    show = [line.decode(errors="backslashreplace")[:300] for line in (e, a)]
+    return f"line {number} differs\n  PyTorch:  {show[0]}\n  nnmirror: {show[1]}"
+
+
+def compare_files(expected: Path, actual: Path) -> str | None:
+    """Where two files first differ; None if they are alike."""
+    one, other = expected.read_bytes(), actual.read_bytes()
+    if one == other:
+        return None
+    with contextlib.suppress(Exception):  # not written by torch.save
+        one_value, other_value = (
+            torch.load(file, pickle_module=_PICKLE, weights_only=False, map_location="cpu")
+            for file in (expected, actual)
+        )
+        return _unlike(one_value, other_value, "it")
+    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if place is None:
+        place = min(len(one), len(other))
+    return f"differs from byte {place:,} on ({len(one):,} and {len(other):,} bytes)"
+
+
+class _Object:
+    """What stands for an object of any other class in a file: what it was pickled with."""
+
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> "_Object":
+        made = super().__new__(cls)
+        made.args = args
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _leaf(data: torch.Tensor, requires_grad: bool) -> _Object:
+    return _Object(data, bool(requires_grad))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads tensors and plain data; of every other class only the name and the state."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, requires_grad, hooks: _leaf(data, requires_grad)
+        if (module, name) == ("nnmirror.tensor", "rebuild"):
+            return lambda cls, data, requires_grad: _leaf(data, requires_grad)
+        if module in ("torch._utils", "torch.storage", "torch", "collections", "_codecs"):
+            return super().find_class(module, name)
+        if module in ("builtins", "__builtin__") and name in (
+            "set",
+            "frozenset",
+            "complex",
+            "slice",
+            "range",
+        ):
+            return super().find_class(module, name)
+        return type(name, (_Object,), {})
+
+
+_PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="pickle")
+
+
+def _unlike(expected: Any, actual: Any, where: str) -> str | None:
+    """Where two loaded values first differ."""
+    if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
+        for name in ("dtype", "shape"):
+            e, a = getattr(expected, name), getattr(actual, name)
+            if e != a:
+                return f"{where}.{name}: {e} and {a}"
+        if not expected.numel():
+            return None
+        one, other = (t.detach().contiguous().view(-1) for t in (expected, actual))
+        differ = (one.view(torch.uint8) != other.view(torch.uint8)).view(len(one), -1).any(-1)
+        if not differ.any():
+            return None
+        i = int(differ.nonzero()[0])
+        count = int(differ.sum())
+        return f"{where}: {count} of {len(one)} elements differ, first {one[i]!r} and {other[i]!r}"
+    if isinstance(expected, _Object) and isinstance(actual, _Object):
+        names = [type(value).__name__ for value in (expected, actual)]
+        if names[0] != names[1]:
+            return f"{where}: {names[0]} and {names[1]}"
+        return _unlike(expected.args, actual.args, where) or _unlike(
+            _public(expected.state), _public(actual.state), where
+        )
+    if type(expected) is not type(actual):
+        return f"{where}: {type(expected).__name__} and {type(actual).__name__}"
+    if isinstance(expected, dict):
+        if set(expected) != set(actual):
+            return f"{where}: keys differ: {sorted(map(repr, set(expected) ^ set(actual)))}"
+        items = [(f"{where}[{key!r}]", expected[key], actual[key]) for key in expected]
+    elif isinstance(expected, list | tuple):
+        if len(expected) != len(actual):
+            return f"{where}: {len(expected)} and {len(actual)} items"
+        items = [
+            (f"{where}[{i}]", *two) for i, two in enumerate(zip(expected, actual, strict=True))
+        ]
+    else:
+        same = repr(expected) == repr(actual)
+        return None if same else f"{where}: {expected!r} and {actual!r}"
+    return next(filter(None, (_unlike(e, a, w) for w, e, a in items)), None)
+
+
+_CONTENTS = ("_parameters", "_buffers", "_modules")
+
+
+def _public(state: Any) -> Any:
+    """A pickled module's state without what only its own library reads."""
+    if not isinstance(state, dict):
+        return state
+    return {k: v for k, v in state.items() if k in _CONTENTS or not str(k).startswith("_")}

@@ -1,0 +1,380 @@
+"""Run a script written for PyTorch with `torch.nn` and `torch.optim` answered by the mirror.
+
+A script imports with `__import__`, which Python looks up in the `__builtins__` of the module
+that imports. So the script, and every module loaded from its directory, is run with a copy of
+the builtins whose `__import__` gives, in place of `torch`, `torch.nn`, `torch.optim` and
+`torch.autograd`, a `View` of each. All other code (torch itself, what is installed) has the
+builtins it always has, and sees PyTorch.
+"""
+
+import builtins
+import importlib
+import importlib.util
+import io
+import os
+import random
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+from . import walk
+from .tape import Function
+from .tensor import Tensor
+
+ADVICE = (
+    "What to do: build it from mirrored modules and tensor operations; write it as a"
+    " torch.autograd.Function with its own backward; or open an issue that asks for it."
+)
+
+# Where every name is the mirror's or refused, and the module of the mirror that answers.
+_MIRRORED = {"torch.nn": "nnmirror", "torch.optim": "nnmirror.optim"}
+
+
+class NotMirrored(AttributeError):
+    """A script uses a name of PyTorch's that the mirror lacks."""
+
+
+# -- what a script sees ------------------------------------------------------------------
+
+
+class View(ModuleType):
+    """A module of PyTorch's as a script sees it: the same names, answered by the mirror."""
+
+    def __init__(self, real: ModuleType) -> None:
+        super().__init__(real.__name__, real.__doc__)
+        own = self.__dict__
+        for name in ("__file__", "__package__", "__spec__"):
+            own[name] = getattr(real, name, None)
+        own["__real__"] = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__all__" and root_of(self.__name__):
+            value: Any = star(self.__real__)
+        else:
+            value = answer(self.__real__, name)
+        if callable(value) or isinstance(value, ModuleType):
+            self.__dict__[name] = value  # found at once from now on; other values may change
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__[name] = value
+        if not root_of(self.__name__):  # else PyTorch's own code would see the mirror
+            setattr(self.__real__, name, value)
+        if self.__real__ is builtins:
+            BUILTINS[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        self.__dict__.pop(name, None)
+        if not root_of(self.__name__):
+            delattr(self.__real__, name)
+        if self.__real__ is builtins:
+            BUILTINS.pop(name, None)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.__real__)
+
+    def __repr__(self) -> str:
+        return repr(self.__real__)
+
+
+_views: dict[str, View] = {}
+
+
+def root_of(module: str) -> str | None:
+    """The package that answers for the module of this name, if the mirror does."""
+    return _MIRRORED.get(".".join(module.split(".")[:2]))
+
+
+def seen(value: Any) -> Any:
+    """What a script gets for `value`: a View, if it is a module that has one."""
+    if not isinstance(value, ModuleType) or isinstance(value, View):
+        return value
+    name = value.__name__
+    if not (root_of(name) or name in ("torch", *_SUBSTITUTES) or value is builtins):
+        return value
+    if name not in _views:
+        _views[name] = View(value)
+    return _views[name]
+
+
+def answer(module: ModuleType, name: str) -> Any:
+    """What a script gets for `module.name`; NotMirrored if the mirror lacks it."""
+    value = getattr(module, name)  # PyTorch's own error where it has no such name
+    if isinstance(value, ModuleType):
+        return seen(value)
+    home = module.__name__
+    root = root_of(home)
+    if root is None:
+        return _SUBSTITUTES.get(home, {}).get(name, value)
+    if name.startswith("__"):
+        return value
+    package = ".".join(home.split(".")[:2])
+    places = [sys.modules.get(root + home.removeprefix(package))]
+    if getattr(sys.modules[package], name, None) is value:
+        places.append(sys.modules[root])  # in another file there, under the same public name
+    for place in places:
+        found = None if place is None else vars(place).get(name)
+        if found is not None and not isinstance(found, ModuleType):
+            return found
+    if _is_bystander(value):
+        return value
+    raise NotMirrored(f"{_where()} uses {home}.{name}, which is not mirrored. {ADVICE}")
+
+
+def _is_bystander(value: Any) -> bool:
+    """Nothing that computes: a constant, a type hint, torch's own or another library's class."""
+    if not callable(value):
+        return True
+    home = getattr(value, "__module__", None) or "torch"
+    if isinstance(value, type):
+        return not any(root_of(c.__module__) for c in value.__mro__)
+    return home.partition(".")[0] != "torch"
+
+
+def star(module: ModuleType) -> list[str]:
+    """What `from module import *` gives: the names that are mirrored."""
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
+    return [name for name in names if is_mirrored(module, name)]
+
+
+def is_mirrored(module: ModuleType, name: str) -> bool:
+    try:
+        answer(module, name)
+    except NotMirrored:
+        return False
+    return True
+
+
+def _where() -> str:
+    """The script's line that is being run."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _backward(  # type: ignore[no-untyped-def]
+    tensors,
+    grad_tensors=None,
+    retain_graph=None,
+    create_graph=False,
+    grad_variables=None,
+    inputs=None,
+) -> None:
+    """`torch.autograd.backward`, for losses of the mirror's and for torch's own."""
+    many = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
+    own = [isinstance(t, Tensor) for t in many]
+    if not any(own):
+        real = sys.modules["torch.autograd"].backward  # type: ignore[attr-defined]
+        real(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+        return
+    if grad_variables is not None or not all(own):
+        raise NotImplementedError(
+            "nnmirror: torch.autograd.backward of tensors of which some are the mirror's and some"
+            " torch's own, or with grad_variables; call backward() on each"
+        )
+    given = (grad_tensors,) if isinstance(grad_tensors, torch.Tensor) else grad_tensors
+    starts = (None,) * len(many) if given is None else tuple(given)
+    walk.backward(many, starts, retain_graph, create_graph, inputs)
+
+
+def _import_module(name: str, package: str | None = None) -> ModuleType:
+    """`importlib.import_module`"""
+    return seen(importlib.import_module(name, package))
+
+
+# In these modules a few names are another's, and the rest what they always are.
+# (torch.autograd.grad asks the tensors it is given, so it needs no substitute.)
+_SUBSTITUTES: dict[str, dict[str, Any]] = {
+    "torch.autograd": {"backward": _backward, "Function": Function},
+    "torch.autograd.function": {"Function": Function},
+    "importlib": {"import_module": _import_module},
+}
+
+
+def _import(  # type: ignore[no-untyped-def]
+    name, globals=None, locals=None, fromlist=(), level=0
+):
+    """`__import__` for a script and its modules."""
+    module = seen(builtins.__import__(name, globals, locals, fromlist, level))
+    if isinstance(module, View):
+        # Python asks for these next; but where a module says no it looks among the loaded
+        # modules, and would find PyTorch's own.
+        for wanted in fromlist or ():
+            try:
+                getattr(module, wanted)
+            except NotMirrored as e:
+                raise ImportError(str(e)) from None
+            except AttributeError:
+                pass  # Python's own error follows
+    return module
+
+
+BUILTINS: dict[str, Any] = {}
+"""The `__builtins__` of a script and its modules; filled by `install`."""
+
+
+# -- whose code is the script's --------------------------------------------------------
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module of the script's."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+        module.__dict__["__builtins__"] = BUILTINS
+        return module
+
+
+class Finder:
+    """Finds the modules under the script's directory, for which `_Loader` stands ready.
+
+    What is installed below it (a virtual environment kept there) is nobody's own code.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(os.path.realpath(directory))
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name.partition(".")[0] in ("nnmirror", "torch"):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or type(spec.loader) is not SourceFileLoader:
+            return None
+        if not is_users(spec.loader.path, self.directory):
+            return None
+        spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def is_users(file: str, directory: Path) -> bool:
+    """Is this file one of the script's own, given the script's directory?"""
+    real = Path(os.path.realpath(file))
+    if not real.is_relative_to(directory) or real.is_relative_to(_STDLIB):
+        return False
+    return not {"site-packages", "dist-packages"}.intersection(real.relative_to(directory).parts)
+
+
+_STDLIB = os.path.realpath(sysconfig.get_path("stdlib"))
+
+
+def install(directory: str) -> Finder:
+    """Let the modules under `directory` see the mirror from now on."""
+    BUILTINS.update(vars(builtins))
+    BUILTINS["__import__"] = _import
+    finder = Finder(directory)
+    place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(place, finder)  # type: ignore[arg-type]
+    return finder
+
+
+# -- running -----------------------------------------------------------------------------
+
+
+def run_script(path: str, args: Sequence[str], mirror: bool = True) -> None:
+    """`python path args...`; on PyTorch if not `mirror`, else the same."""
+    full = os.path.abspath(path)
+    try:
+        with io.open_code(full) as file:
+            source = file.read()
+    except OSError as e:
+        why = f"[Errno {e.errno}] {e.strerror}"
+        print(f"{sys.executable}: can't open file {full!r}: {why}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[:] = [path, *args]
+    _prepare(os.path.dirname(os.path.realpath(path)), mirror)
+    _run(
+        lambda: compile(source, full, "exec", dont_inherit=True),
+        __file__=full,
+        __cached__=None,
+        __loader__=SourceFileLoader("__main__", full),
+        __package__=None,
+        __spec__=None,
+        __builtins__=BUILTINS if mirror else builtins,
+    )
+
+
+def run_module(name: str, args: Sequence[str], mirror: bool = True) -> None:
+    """`python -m name args...`; on PyTorch if not `mirror`, else the same."""
+    sys.argv[:] = ["-m", *args]
+    _prepare(os.getcwd(), mirror)  # before the packages around it are imported
+    spec = _spec_to_run(name)
+    sys.argv[0] = spec.loader.path
+    _run(
+        lambda: spec.loader.get_code(spec.name),
+        __file__=spec.loader.path,
+        __cached__=spec.cached,
+        __loader__=spec.loader,
+        __package__=spec.parent,
+        __spec__=spec,
+        __builtins__=BUILTINS if mirror else builtins,
+    )
+
+
+def _spec_to_run(name: str) -> Any:
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            name += ".__main__"
+            spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError as e:
+        if e.name is None or not f"{name}.".startswith(f"{e.name}."):
+            raise  # it is there, but something that it imports is not
+        spec = None
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
+        print(f"{sys.executable}: No module named {name}", file=sys.stderr)
+        sys.exit(1)
+    return spec
+
+
+def _prepare(directory: str, mirror: bool) -> None:
+    if not sys.flags.safe_path:
+        sys.path[0] = directory  # where `python -m nnmirror` has put something else
+    if mirror:
+        install(directory)
+
+
+def _run(code: Callable[[], Any], **attributes: Any) -> None:
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    main.__dict__.update(attributes)
+    hook = sys.excepthook
+
+    def excepthook(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
+        trace = _without_the_runner(trace)
+        hook(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = excepthook
+    exec(code(), main.__dict__)
+
+
+def _without_the_runner(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback of the script's own lines alone, as Python prints it."""
+    while trace is not None and trace.tb_frame.f_globals is not globals():
+        trace = trace.tb_next  # what called the runner
+    first = trace
+    while first is not None and first.tb_frame.f_globals is globals():
+        first = first.tb_next
+    last = first
+    while last is not None:
+        following = last.tb_next
+        while following is not None and following.tb_frame.f_globals is globals():
+            following = following.tb_next
+        last.tb_next = following
+        last = following
+    return first
+
+
+def seed_all(seed: int) -> None:
+    """Seed what a script may draw from."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)  # type: ignore[attr-defined]
