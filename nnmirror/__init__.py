@@ -7,6 +7,7 @@ for bit; no autograd runs.
 """
 
 import sys
+from typing import Any
 
 from . import functional, init, modules, optim, parameter, utils
 from ._missing import missing
@@ -110,3 +111,17 @@ sys.modules[f"{__name__}.nn"] = nn
 
 
 __getattr__ = missing(__name__, modules.__all__)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext nnmirror`: later cells see the mirror where they import torch."""
+    from . import notebook
+
+    notebook.load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext nnmirror`: later imports are PyTorch's again."""
+    from . import notebook
+
+    notebook.unload(ipython)

@@ -1,0 +1,332 @@
+"""`python -m nnmirror`: an unmodified script runs on the mirror, and nothing else does."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror import check, report
+
+HERE = Path(__file__).parent
+SCRIPTS = HERE / "scripts"
+
+
+def write(directory, **files):
+    for name, text in files.items():
+        path = directory / (name.replace("__in__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+def python(*args, cwd, path=()):
+    paths = [str(HERE.parent), *map(str, path), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["polynomial", "two_layers", "moons", "autoencoder", "actor_critic"]
+)
+def test_scripts_as_people_write_them(name, tmp_path):
+    """They print and save the same bits on both, found by --check."""
+    script = SCRIPTS / f"{name}.py"
+    unknown = [use.name for use in report.uses(report.read(str(script))) if not use.mirrored]
+    if unknown:
+        pytest.skip(f"not mirrored yet: {', '.join(unknown)}")
+    done = python("-m", "nnmirror", "--check", str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("identical\n")
+    assert "printed: identical (0 bytes)" not in done.stdout
+    assert done.stdout.count("saved ") == {"actor_critic": 0}.get(name, 1)
+
+
+def test_every_spelling_of_the_import(tmp_path):
+    write(
+        tmp_path,
+        script="""
+            import importlib, sys
+            import torch
+            import torch.nn
+            import torch.nn as nn
+            import torch.nn.functional as F
+            import torch.optim as optim
+            from torch import nn as nn2, optim as optim2
+            from torch.nn import functional as F2, Linear
+            from torch.nn.modules.linear import Linear as deep
+            from torch.nn.parameter import Parameter
+            from torch.nn.utils import clip_grad_norm_
+            from torch.optim import SGD
+            import helper, pkg.inner
+            lazily = {}
+            exec("import torch; found = torch.nn.Linear", lazily)
+            def in_a_function():
+                from torch.nn import Linear
+                return Linear
+            linears = [torch.nn.Linear, nn.Linear, nn2.Linear, Linear, deep, helper.nn.Linear,
+                       pkg.inner.torch.nn.Linear, lazily["found"], in_a_function(),
+                       importlib.import_module("torch.nn").Linear, __import__("torch").nn.Linear,
+                       nn.modules.Linear, F.torch.nn.Linear]
+            print({c.__module__ for c in linears})
+            print({f.__module__ for f in (F.relu, F2.relu, nn.functional.relu, torch.nn.functional.relu)})
+            print({c.__module__ for c in (SGD, optim.SGD, optim2.SGD, torch.optim.SGD)})
+            print(Parameter is nn.Parameter, clip_grad_norm_.__module__)
+            # Names of the mirror's own are not PyTorch's.
+            print(hasattr(nn, "enable_grad"), hasattr(nn, "Linear"), nn.__name__, "Conv2d" in dir(nn))
+            """,
+        helper="from torch import nn",
+        pkg__in____init__="from . import inner",
+        pkg__in__inner="import torch.nn.functional, torch",
+    )
+    done = python("-m", "nnmirror", "script.py", cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "{'nnmirror.modules.linear'}",
+        "{'nnmirror.functional'}",
+        "{'nnmirror.optim.sgd'}",
+        "True nnmirror.utils.clip_grad",
+        "False True torch.nn True",
+    ], done.stderr
+
+
+def test_only_the_scripts_own_code_sees_the_mirror(tmp_path):
+    """What is installed goes on with PyTorch, even below the script's directory."""
+    write(
+        tmp_path,
+        script="""
+            import library, beside, torch
+            print(library.nn.Linear.__module__, beside.nn.Linear.__module__)
+            import torch.utils.data.dataloader as d
+            print(d.torch is torch, d.torch.nn.Linear.__module__)
+            print(isinstance(torch.nn.Linear(1, 1)(torch.ones(1)), torch.Tensor))
+            torch.a_new_name = 1   # what a script sets in torch is set there
+            print(d.torch.a_new_name)
+            """,
+        beside="from torch import nn",
+        env__in__lib__in____in__="",
+    )
+    installed = tmp_path / "env" / "site-packages"
+    write(installed, library="import torch.nn as nn")
+    done = python("-m", "nnmirror", "script.py", cwd=tmp_path, path=[installed])
+    assert done.stdout.splitlines() == [
+        "torch.nn.modules.linear nnmirror.modules.linear",
+        "False torch.nn.modules.linear",
+        "True",
+        "1",
+    ], done.stderr
+
+
+AS_PYTHON = """
+    import pickle, sys, torch
+    from torch.autograd import Function
+
+    class Square(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * 2 * x
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+        def forward(self, x):
+            return Square.apply(self.layer(x))
+
+    def fail():
+        import failing
+
+    if __name__ == "__main__":
+        torch.manual_seed(0)
+        print(sys.argv, sys.path[0], __file__, __spec__ and __spec__.name, __package__)
+        net = pickle.loads(pickle.dumps(Net()))
+        loss = net(torch.ones(3, 2)).sum()
+        torch.autograd.backward(loss, retain_graph=True)
+        print(type(net), net.layer.weight.grad, torch.autograd.grad(loss, list(net.parameters())))
+        w = torch.ones(2, requires_grad=True)   # a tensor of torch's own
+        torch.autograd.backward((w * 3).sum())
+        print(w.grad)
+        if sys.argv[1] == "exit":
+            sys.exit(7)
+        fail()
+    """
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["sub/script.py", "exit"], ["sub/script.py", "--x", "-m"], ["-m", "sub.script", "fail"]],
+)
+def test_runs_as_python_itself_runs_it(args, tmp_path):
+    """Output, arguments, paths, exit status, tracebacks: the same without `-m nnmirror`."""
+    write(tmp_path, sub__in__script=AS_PYTHON, sub__in__failing="1 / 0", failing="1 / 0")
+    expected = python(*args, cwd=tmp_path)
+    actual = python("-m", "nnmirror", *args, cwd=tmp_path)
+    assert actual.stdout == expected.stdout, actual.stderr
+    assert actual.returncode == expected.returncode == (7 if "exit" in args else 1)
+    runpy = "".join(  # Python's own lines, that of the script first
+        line for line in expected.stderr.splitlines(True) if "<frozen runpy>" not in line
+    )
+    assert actual.stderr == runpy
+
+
+def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
+    write(
+        tmp_path,
+        script="""
+            import sys
+            from torch import nn
+            print("started")
+            if sys.argv[1] == "attribute":
+                nn.Conv3d(1, 1, 1)
+            if sys.argv[1] == "import":
+                from torch.nn.utils import weight_norm
+            if sys.argv[1] == "module":
+                import torch.nn.parallel as p
+                p.DataParallel
+            """,
+    )
+    for how, line, name in (
+        ("attribute", 6, "torch.nn.Conv3d"),
+        ("import", 8, "torch.nn.utils.weight_norm"),
+        ("module", 11, "torch.nn.parallel.DataParallel"),
+    ):
+        done = python("-m", "nnmirror", "script.py", how, cwd=tmp_path)
+        assert (done.stdout, done.returncode) == ("started\n", 1)
+        said = done.stderr.splitlines()
+        assert [text.split()[1] for text in said[:3]] == [
+            f"script.py:{n}" for n in (6, 8, 11)
+        ]  # told before it runs, whether or not it gets there
+        assert f"script.py:{line} uses {name}, which is not mirrored. What to do:" in said[-1]
+
+
+def test_report(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        script="""
+            import torch, helper
+            import torch.nn as nn
+            from torch.optim import SGD as sgd, SparseAdam
+            from torch.nn import *
+            layers = torch.nn
+            class Net(nn.Module):
+                def forward(self, x):
+                    return layers.functional.relu(x) + Linear(2, 1)(x) + unrelated.Conv2d
+            opt = sgd
+            """,
+        helper="""
+            import torch.nn.functional as F
+            F.conv2d
+            torch.manual_seed(1)
+            """,
+    )
+    monkeypatch.chdir(tmp_path)
+    sources = report.read("script.py")
+    assert report.render(report.uses(sources)).splitlines() == [
+        "script.py",
+        "  torch.optim.SGD             mirrored      line 4, 10",
+        "  torch.optim.SparseAdam      NOT MIRRORED  line 4",
+        "  torch.nn.Module             mirrored      line 7",
+        "  torch.nn.Linear             mirrored      line 9",
+        "  torch.nn.functional.relu    mirrored      line 9",
+        "helper.py",
+        "  torch.nn.functional.conv2d  NOT MIRRORED  line 3",
+        "4 of 6 names are mirrored",
+    ]
+    assert [source.seeds for source in sources] == [[], [4]]
+
+
+def test_check_finds_the_first_difference(tmp_path):
+    write(
+        tmp_path,
+        script="""
+            import torch
+            print("alike", torch.randn(1))
+            name = torch.nn.Linear.__module__
+            print(name)
+            with open("log.txt", "a") as log:
+                log.write("once\\n")   # a second run must not see the first one's
+            torch.save({"weights": torch.arange(4.) + (name[0] == "t")}, "saved.pt")
+            """,
+    )
+    done = python("-m", "nnmirror", "--check", "script.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[2:] == [
+        "seed: the script sets none; both runs were seeded with 0",
+        "printed: line 2 differs",
+        "  PyTorch:  torch.nn.modules.linear",
+        "  nnmirror: nnmirror.modules.linear",
+        "saved log.txt: identical",
+        "saved saved.pt: it['weights']: 4 of 4 elements differ, first tensor(1.) and tensor(0.)",
+        "DIFFERENT",
+    ]
+    assert os.listdir(tmp_path) == ["script.py"]
+
+
+def test_saved_models_are_compared_by_their_bits(tmp_path):
+    def save(name, nn, change=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        if change:
+            change(model)
+        torch.save([model, dict(model.named_parameters())], tmp_path / name)
+        return tmp_path / name
+
+    theirs = save("torch", torch.nn)
+    assert check.compare_files(theirs, save("same", nnmirror)) is None
+
+    def smallest(model):
+        with torch.no_grad():
+            model[2].bias.detach().view(torch.int32).add_(1)
+
+    assert "['bias']" in check.compare_files(theirs, save("bit", nnmirror, smallest))
+    frozen = save("frozen", nnmirror, lambda model: model[0].requires_grad_(False))
+    assert "True and False" in check.compare_files(theirs, frozen)
+    other = save("other", nnmirror, lambda model: model.append(nnmirror.Tanh()))
+    assert "keys differ" in check.compare_files(theirs, other)
+
+
+def test_notebook_extension(tmp_path, monkeypatch, capsys):
+    """The cells after %load_ext import the mirror, those after %unload_ext PyTorch."""
+    monkeypatch.chdir(tmp_path)
+    shell = SimpleNamespace(user_ns={"torch": torch})
+    exec("from torch import nn as before", shell.user_ns)
+    nnmirror.load_ipython_extension(shell)
+    assert "before, torch imported before" in capsys.readouterr().err
+    try:
+        exec("import torch\nfrom torch import nn\ndef f():\n  return torch.nn.ReLU", shell.user_ns)
+        assert shell.user_ns["nn"].Linear is nnmirror.Linear
+        assert shell.user_ns["f"]() is nnmirror.ReLU
+        with pytest.raises(AttributeError, match=r"uses torch\.nn\.Conv3d, which is not mirrored"):
+            exec("nn.Conv3d", shell.user_ns)
+    finally:
+        nnmirror.unload_ipython_extension(shell)
+    exec("from torch import nn", shell.user_ns)
+    assert shell.user_ns["nn"] is torch.nn
+
+
+def test_notebook_extension_in_ipython(tmp_path):
+    pytest.importorskip("IPython")
+    code = """
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        for cell in ("%load_ext nnmirror", "import torch", "linear = torch.nn.Linear"):
+            shell.run_cell(cell).raise_error()
+        print(shell.user_ns["linear"].__module__)
+        """
+    write(tmp_path, cells=code)
+    done = python("cells.py", cwd=tmp_path)
+    assert "nnmirror.modules.linear" in done.stdout, done.stderr
