@@ -11,6 +11,7 @@ from typing import Any
 
 from . import functional, init, modules, optim, parameter, utils
 from ._missing import missing
+from .bridge import from_torch, to_torch
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import (
     ELU,
@@ -88,6 +89,7 @@ __all__ = [
     "Tensor",
     "Unflatten",
     "enable_grad",
+    "from_torch",
     "functional",
     "grad",
     "init",
@@ -98,6 +100,7 @@ __all__ = [
     "optim",
     "parameter",
     "set_grad_enabled",
+    "to_torch",
     "utils",
     "watch",
 ]

@@ -1,0 +1,309 @@
+"""from_torch and to_torch: a model of one library goes on as a model of the other."""
+
+import copy
+import gc
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import nnmirror
+from nnmirror import from_torch, to_torch
+
+from .parity import same, same_bits, trained
+
+
+def models(nn):
+    """A model of a user's own classes, with all that is easily lost on the way."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+        @property
+        def scale(self):
+            return self.factors["out"]
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first = nn.Linear(width, width)
+            self.act = nn.ReLU()
+            self.register_buffer("shift", torch.full((width,), 0.25))
+            self.register_buffer("unsaved", torch.ones(1), persistent=False)
+
+        def forward(self, x):
+            return self.act(self.first(x)) + self.shift * self.unsaved
+
+    class Wide(Block):
+        def forward(self, x):
+            return super().forward(x).clamp(max=2.0)
+
+        def extra_repr(self):
+            return f"wide, {super().extra_repr()!r}"
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Wide(3)
+            self.again = self.block
+            self.tied = nn.Linear(3, 3)
+            self.tied.weight = self.block.first.weight
+            self.scale = nn.Parameter(torch.tensor([0.5]))
+            self.middle = nn.ModuleList([nn.Tanh(), nn.Identity()])
+            self.out = Scaled(3, 2)
+            self.out.factors = {"out": 3.0}
+            self.head = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(2, 1, bias=False))
+            self.order = [self.block, self.tied]  # modules in a plain list
+            self.activation = nn.functional.tanh
+            self.run = self._run
+            self.nothing = None
+            self.register_parameter("absent", None)
+
+        def _run(self, x):
+            for layer in self.order:
+                x = layer(x)
+            return self.activation(x)
+
+        def forward(self, x):
+            x = self.run(x) + self.again(x)
+            for layer in self.middle:
+                x = layer(x) * self.scale
+            return self.head(self.out(torch.sin(x)))
+
+    torch.manual_seed(0)
+    net = Net()
+    net.block.eval()
+    net.out.bias.requires_grad_(False)
+    return net
+
+
+def into(nn, other, model, **kw):
+    return (from_torch if nn is torch.nn else to_torch)(model, **kw)
+
+
+BOTH = pytest.mark.parametrize(
+    ("nn", "other"), [(torch.nn, nnmirror), (nnmirror, torch.nn)], ids=["from_torch", "to_torch"]
+)
+OPTIM = {torch.nn: torch.optim, nnmirror: nnmirror.optim}
+SHARED = pytest.mark.parametrize("copied", [False, True], ids=["shared", "copied"])
+
+
+def described(model):
+    return (
+        repr(model),
+        [(name, type(m).__name__, m.training) for name, m in model.named_modules()],
+        {name: (p, p.requires_grad) for name, p in model.named_parameters()},
+        dict(model.named_buffers()),
+        dict(model.state_dict()),
+    )
+
+
+@SHARED
+@BOTH
+def test_the_same_model_of_the_other_library(nn, other, copied):
+    model = models(nn)
+    before = copy.deepcopy(described(model))
+    new = into(nn, other, model, copy=copied)
+    same(before, described(model), "the original")  # untouched
+    same(before, described(new), "converted")
+    for module in new.modules():
+        assert isinstance(module, other.Module)
+        assert not isinstance(module, nn.Module)
+    for parameter in new.parameters():
+        assert type(parameter) is other.Parameter
+    assert new.tied.weight is new.block.first.weight
+    assert new.again is new.block is new.order[0]
+    assert new.run.__self__ is new
+    assert new.activation is other.functional.tanh
+    assert new.absent is None
+    x = torch.randn(5, 3)
+    same(model(x).detach(), new(x).detach(), "output")
+
+
+@SHARED
+@BOTH
+def test_training_the_converted_model(nn, other, copied):
+    """The same bits, seen in the original if and only if the weights are shared."""
+    x, target = torch.randn(8, 3), torch.randn(8, 1)
+    expected = trained(nn, OPTIM[nn], models(nn), x, target, momentum=0.9)
+    model = models(nn)
+    weights = copy.deepcopy(dict(model.state_dict()))
+    new = into(nn, other, model, copy=copied)
+    actual = trained(other, OPTIM[other], new, x, target, momentum=0.9)
+    same(expected, actual, "training")
+    if copied:
+        same(weights, dict(model.state_dict()), "the original")
+    else:
+        same(dict(new.state_dict()), dict(model.state_dict()), "the original")
+    new.block.shift.add_(1)
+    assert torch.equal(new.block.shift, model.block.shift) is not copied
+
+
+@SHARED
+@BOTH
+def test_round_trip(nn, other, copied):
+    model = models(nn)
+    back = into(other, nn, into(nn, other, model, copy=copied), copy=copied)
+    assert type(back) is type(model)
+    assert type(back.out) is type(model.out)
+    same(described(model), described(back), "round trip")
+    for name, parameter in back.named_parameters():
+        shared = parameter.data_ptr() == model.get_parameter(name).data_ptr()
+        assert shared is not copied
+    assert type(into(nn, other, model)) is type(into(nn, other, model)), "one twin of a class"
+
+
+@BOTH
+def test_gradients_dtypes_and_layouts(nn, other):
+    layer = nn.Linear(3, 2).double()
+    layer.weight = nn.Parameter(torch.randn(3, 2, dtype=torch.float64).t())
+    layer.weight.tag = "mine"
+    layer(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    new = into(nn, other, layer, copy=True)
+    same(layer.weight, new.weight, "weight")
+    assert new.weight.stride() == layer.weight.stride()
+    assert new.weight.tag == "mine"
+    assert new.weight.grad.data_ptr() != layer.weight.grad.data_ptr()
+    meta = into(nn, other, nn.Linear(3, 2, device="meta"))
+    assert meta.weight.is_meta
+
+
+def test_functions_of_pytorchs_in_a_forward():
+    """They are global names of the user's, and stay PyTorch's: recorded, or refused by name."""
+
+    class Known(torch.nn.Linear):
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    class Unknown(torch.nn.Linear):
+        def forward(self, x):
+            return F.fold(super().forward(x), (2, 2), (2, 2))
+
+    model, x = Known(3, 4), torch.randn(2, 3)
+    new = from_torch(model, copy=True)
+    for m in (model, new):
+        m(x).sum().backward()
+    same(dict(model.named_parameters()), dict(new.named_parameters()), "F.relu")
+    with pytest.raises(NotImplementedError, match="fold has no backward rule"):
+        from_torch(Unknown(3, 1))(torch.randn(1, 4, 3))
+
+
+def test_what_cannot_be_converted_is_named_with_its_place():
+    class Mine(torch.nn.Conv3d):
+        pass
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 2),
+        torch.nn.ModuleDict({"conv": torch.nn.Conv3d(1, 1, 1), "mine": Mine(1, 1, 1)}),
+        torch.nn.Tanh(),
+        torch.nn.DataParallel(torch.nn.Linear(1, 1)),
+    )
+    model[2].register_forward_hook(lambda *args: None)
+    model[0].weight.register_hook(lambda grad: None)
+    with pytest.raises(TypeError) as caught:
+        from_torch(model)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  0.weight: {torch.typename(model[0].weight)}: the parameter has hooks; remove them first",
+        "  1.conv: torch.nn.modules.conv.Conv3d: is not mirrored",
+        f"  1.mine: {torch.typename(model[1]['mine'])}: its base torch.nn.modules.conv.Conv3d"
+        " is not mirrored",
+        "  2: torch.nn.modules.activation.Tanh: it has hooks (_forward_hooks); remove them first",
+        "  3: torch.nn.parallel.data_parallel.DataParallel: is not mirrored",
+    ]
+    mirrored = nnmirror.Sequential(nnmirror.Tanh())
+    mirrored[0].register_full_backward_hook(lambda *args: None)
+    with pytest.raises(TypeError, match=r"0: nnmirror.*it has hooks \(_backward_hooks\)"):
+        to_torch(mirrored)
+    for convert, wrong in ((from_torch, nnmirror.Tanh()), (to_torch, torch.nn.Tanh())):
+        with pytest.raises(TypeError, match="was expected, but got"):
+            convert(wrong)
+
+
+def layers():
+    """Each module that is mirrored, made with as few arguments as it takes."""
+    for name in nnmirror.modules.__all__:
+        for args in ((), (2,), (2, 3), (0, (1, 2))):
+            try:
+                yield pytest.param(getattr(torch.nn, name)(*args), args, id=name)
+            except TypeError:
+                continue
+            break
+
+
+@pytest.mark.parametrize(("layer", "args"), list(layers()))
+def test_every_module_has_the_attributes_of_its_namesake(layer, args):
+    """A converted layer is one that its own constructor could have made."""
+    made = getattr(nnmirror, type(layer).__name__)(*args)
+    for new, like in ((from_torch(layer), made), (to_torch(made), layer)):
+        assert type(new) is type(like)
+        state, wanted = (
+            {k: v for k, v in vars(m).items() if k not in ("_call", "_plan")} for m in (new, like)
+        )
+        assert set(state) == set(wanted)
+        assert repr(new) == repr(like)
+
+
+def test_classes_that_nobody_uses_any_more_are_let_go():
+    def once():
+        class Net(torch.nn.Linear):
+            def forward(self, x):
+                return super().forward(x)
+
+        new = from_torch(Net(1, 1))
+        assert type(from_torch(Net(1, 1))) is type(new)
+        return weakref.ref(Net), weakref.ref(type(new))
+
+    refs = once()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+
+
+def trained_mirror():
+    model = models(nnmirror)
+    trained(nnmirror, nnmirror.optim, model, torch.randn(8, 3), torch.randn(8, 1))
+    return model.eval()
+
+
+def test_tools_that_need_pytorchs_own_modules():
+    model, x = trained_mirror(), torch.randn(5, 3)
+    expected = model(x).detach()
+    new = to_torch(model)
+    traced = torch.jit.trace(new, (x,))
+    assert same_bits(expected, traced(x).detach())
+    exported = torch.export.export(new, (x,)).module()
+    assert same_bits(expected, exported(x).detach())
+
+
+def test_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, x = trained_mirror(), torch.randn(5, 3)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(to_torch(model), (x,), path, dynamo=True, input_names=["x"])
+    (found,) = runtime.InferenceSession(path).run(None, {"x": x.numpy()})
+    # Another runtime with kernels of its own: the same net, not the same bits.
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach())
+
+
+def test_importing_the_package_asks_for_nothing_of_torch_nn():
+    code = """
+import sys, torch
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        assert name.split(".")[:2] != ["torch", "nn"], name
+for name in [n for n in sys.modules if n.startswith("torch.nn")]:
+    del sys.modules[name]
+del torch.nn
+sys.meta_path.insert(0, Finder())
+import nnmirror
+try:
+    nnmirror.to_torch(nnmirror.Tanh())
+except AssertionError as e:
+    print("asked for", e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "asked for torch.nn\n", done.stderr

@@ -1,0 +1,278 @@
+"""from_torch and to_torch: a whole model of one library as a model of the other.
+
+A module of the library's own becomes its namesake. A module of a class of the user's becomes
+one of a twin of that class: the same name and methods, with the other library's classes as
+bases. Nothing is run and nothing changed on the way: parameters and buffers are taken over,
+sharing their memory or copied, and with them every other attribute.
+"""
+
+import copy as _copy
+import types
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from . import functional
+from .modules import module as _module
+from .modules.module import Module
+from .parameter import Parameter
+
+
+def from_torch(model: Any, copy: bool = False) -> Module:
+    """The torch.nn `model` as a mirrored one.
+
+    The two share their weights, so that training one is seen in the other, until a `.to` or
+    `.data =` gives one of them new memory; with `copy` each has its own. Kept are the names,
+    train or eval, requires_grad, `.grad`, buffers, dtypes, devices, parameters and modules that
+    are used twice, and attributes of one's own. In plain lists, tuples and dicts among those,
+    modules, parameters and functions of torch.nn.functional become the mirror's as well.
+
+    A class of one's own is rebuilt with its methods as they are. What they name globally stays
+    what it is: `F.relu` of PyTorch is recorded when given a tensor of the mirror's, or refused
+    if it has no rule; `nn.Linear(...)` called in a forward makes PyTorch's; `super(Net, self)`
+    in a method that is called later is a TypeError (`super()` is not).
+
+    A TypeError names all modules that cannot be converted, and why: layers that are not
+    mirrored, and modules or parameters with hooks, which would be left behind.
+    """
+    return _Bridge(to_mirror=True, copy=copy).model(model)
+
+
+def to_torch(model: Module, copy: bool = False) -> Any:
+    """The mirrored `model` as one of torch.nn; all else as in `from_torch`.
+
+    For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX.
+    """
+    return _Bridge(to_mirror=False, copy=copy).model(model)
+
+
+_ORIGIN = "_bridged_from"  # in the namespace of a twin: the class it was made from
+_twins: "weakref.WeakKeyDictionary[type, weakref.ref[type]]" = weakref.WeakKeyDictionary()
+
+
+class _Bridge:
+    """One conversion: what became of each module, parameter and buffer."""
+
+    def __init__(self, to_mirror: bool, copy: bool) -> None:
+        import torch.nn as torch_nn  # asked for by whoever calls this, and by nobody else
+
+        self.torch_nn = torch_nn
+        self.copy = copy
+        self.to_mirror = to_mirror
+        self.source: Any = torch_nn.Module if to_mirror else Module
+        self.target: Any = Module if to_mirror else torch_nn.Module
+        # With the originals, so that no id is used twice.
+        self.done: dict[int, tuple[Any, Any]] = {}
+        self.copied: dict[int, Any] = {}  # deepcopy's memo
+        self.problems: list[str] = []
+
+    def model(self, model: Any) -> Any:
+        if not isinstance(model, self.source):
+            wanted = "torch.nn.Module" if self.to_mirror else "nnmirror.Module"
+            raise TypeError(f"nnmirror: a {wanted} was expected, but got {torch.typename(model)}")
+        new = self._module(model, "")
+        if self.problems:
+            raise TypeError(
+                "nnmirror: the model cannot be converted; nothing was changed:\n  "
+                + "\n  ".join(self.problems)
+            )
+        return new
+
+    def _problem(self, path: str, value: Any, why: str) -> None:
+        self.problems.append(f"{path or '(the model)'}: {torch.typename(value)}: {why}")
+
+    # -- modules ---------------------------------------------------------------------------
+
+    def _module(self, module: Any, path: str) -> Any:
+        if id(module) in self.done:
+            return self.done[id(module)][1]
+        cls = self._class(type(module), path, module)
+        hooks = [name for name in _module._HOOK_REGISTRIES if module.__dict__.get(name)]
+        if hooks:
+            self._problem(path, module, f"it has hooks ({', '.join(hooks)}); remove them first")
+        new = object.__new__(cls or self.target)
+        self.done[id(module)] = module, new
+        state = new.__dict__
+        prefix = f"{path}." if path else ""
+        for name, value in module.__dict__.items():
+            if name in _module._HOOK_REGISTRIES:
+                state[name] = OrderedDict()
+            elif name == "_parameters":
+                state[name] = {k: self._parameter(v, prefix + k) for k, v in value.items()}
+            elif name == "_buffers":
+                state[name] = {k: self._plain(v) for k, v in value.items()}
+            elif name == "_modules":
+                state[name] = {
+                    k: None if v is None else self._module(v, prefix + k) for k, v in value.items()
+                }
+            elif name not in _LEFT_BY_THE_LAST_CALL:
+                state[name] = self._attribute(value, prefix + name)
+        return new
+
+    def _attribute(self, value: Any, path: str) -> Any:
+        """Any other attribute, with the modules and parameters in it converted."""
+        if isinstance(value, self.source):
+            return self._module(value, path)
+        if _module.is_parameter(value):
+            return self._parameter(value, path)
+        if type(value) in (list, tuple):
+            items = [self._attribute(v, f"{path}[{i}]") for i, v in enumerate(value)]
+            if self.copy or any(a is not b for a, b in zip(items, value, strict=True)):
+                return type(value)(items)
+            return value
+        if type(value) in (dict, OrderedDict):
+            held = {k: self._attribute(v, f"{path}[{k!r}]") for k, v in value.items()}
+            if self.copy or any(held[k] is not v for k, v in value.items()):
+                return type(value)(held)
+            return value
+        if isinstance(value, types.MethodType) and isinstance(value.__self__, self.source):
+            new = self._module(value.__self__, path)
+            name = value.__name__
+            own = getattr(type(value.__self__), name, None) is value.__func__
+            return getattr(new, name) if own else types.MethodType(value.__func__, new)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        return self._plain(value)
+
+    def _function(self, value: Any) -> Any:
+        """A function of one library's `nn.functional`, as the other's."""
+        ours, theirs = vars(functional), vars(self.torch_nn.functional)
+        source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
+        name = value.__name__
+        if source.get(name) is value and name in functional.__all__:
+            return target[name]
+        return value
+
+    # -- parameters and buffers --------------------------------------------------------------
+
+    def _parameter(self, param: Any, path: str) -> Any:
+        if param is None:
+            return None
+        if id(param) in self.done:
+            return self.done[id(param)][1]
+        if type(param) not in (Parameter, self.torch_nn.Parameter):
+            self._problem(path, param, "a parameter of a class of its own")
+            return None
+        if _hooks_on(param):
+            self._problem(path, param, "the parameter has hooks; remove them first")
+        kind = Parameter if self.to_mirror else self.torch_nn.Parameter
+        new = kind(self._data(param), requires_grad=param.requires_grad)
+        if param.grad is not None:
+            new.grad = self._data(param.grad)
+        for name, value in vars(param).items():
+            if not name.startswith("_"):
+                setattr(new, name, value)
+        self.done[id(param)] = param, new
+        return new
+
+    def _plain(self, value: Any) -> Any:
+        """A buffer, or what is neither module nor parameter: itself, or with `copy` a copy."""
+        return _copy.deepcopy(value, self.copied) if self.copy else value
+
+    def _data(self, tensor: torch.Tensor) -> torch.Tensor:
+        data = tensor.detach()
+        return data.clone(memory_format=torch.preserve_format) if self.copy else data
+
+    # -- classes -----------------------------------------------------------------------------
+
+    def _class(self, cls: type, path: str, module: Any) -> type | None:
+        """The class of the other library that stands for `cls`; None, noted, if there is none."""
+        if not issubclass(cls, self.source):
+            return cls  # a base beside Module
+        if cls is self.source:
+            return self.target
+        if _ORIGIN in cls.__dict__:
+            return cls.__dict__[_ORIGIN]
+        if cls.__module__.partition(".")[0] in ("torch", "nnmirror"):
+            found = self._namesake(cls)
+            if found is None:
+                inherited = "" if cls is type(module) else f"its base {torch.typename(cls)} "
+                self._problem(path, module, f"{inherited}is not mirrored".strip())
+            return found
+        twin = _twins.get(cls)
+        made = twin() if twin is not None else None
+        if made is None:
+            bases = [self._class(base, path, module) for base in cls.__bases__]
+            if None in bases:
+                return None
+            made = self._twin(cls, tuple(bases), path)
+            _twins[cls] = weakref.ref(made)
+        return made
+
+    def _namesake(self, cls: type) -> type | None:
+        import nnmirror
+
+        ours, theirs = vars(nnmirror), vars(self.torch_nn)
+        source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
+        return target.get(cls.__name__) if source.get(cls.__name__) is cls else None
+
+    def _twin(self, cls: type, bases: tuple[Any, ...], path: str) -> type:
+        """A class like `cls` on other bases. Its methods' `super()` is its own."""
+        cell = types.CellType()
+        namespace: dict[str, Any] = {_ORIGIN: cls}
+        for name, value in cls.__dict__.items():
+            if isinstance(value, self.source):
+                self._problem(path, value, f"a module that the class holds, as {name}")
+            if name in _A_CLASS_OF_ITS_OWN or isinstance(value, types.MemberDescriptorType):
+                continue
+            if isinstance(value, types.FunctionType):
+                value = self._function(_unwrapped(value))
+            namespace[name] = _with_class(value, cls, cell)
+        metaclass = {"metaclass": type(cls)}
+        twin = types.new_class(cls.__name__, bases, metaclass, lambda made: made.update(namespace))
+        cell.cell_contents = twin
+        return twin
+
+
+_LEFT_BY_THE_LAST_CALL = ("_call", "_plan")
+_A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each class makes anew
+
+
+def _hooks_on(param: Any) -> bool:
+    if isinstance(param, Parameter):
+        return bool(param._leaf_hooks or param._post_accumulate_hooks)
+    return bool(param._backward_hooks or param._post_accumulate_grad_hooks)
+
+
+def _unwrapped(value: Any) -> Any:
+    """A forward as its author wrote it: a mirrored class notes the calls of its own."""
+    if isinstance(value, types.FunctionType) and value.__globals__ is vars(_module):
+        return getattr(value, "__wrapped__", value)
+    return value
+
+
+def _with_class(value: Any, old: type, cell: Any) -> Any:
+    """What a class holds, with `cell` wherever a function's `super()` looks for `old`."""
+    if isinstance(value, staticmethod | classmethod):
+        return type(value)(_with_class(value.__func__, old, cell))
+    if isinstance(value, property):
+        get, put, delete = (_with_class(f, old, cell) for f in (value.fget, value.fset, value.fdel))
+        return type(value)(get, put, delete, value.__doc__)
+    if not isinstance(value, types.FunctionType) or not value.__closure__:
+        return value
+    cells = []
+    for held in value.__closure__:
+        try:
+            content = held.cell_contents
+        except ValueError:  # empty yet
+            cells.append(held)
+            continue
+        new = cell if content is old else _with_class(content, old, cell)
+        if new is content:
+            cells.append(held)
+        else:
+            cells.append(cell if content is old else types.CellType(new))
+    if all(a is b for a, b in zip(cells, value.__closure__, strict=True)):
+        return value
+    made = types.FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__qualname__ = value.__qualname__
+    made.__module__ = value.__module__
+    made.__annotations__ = value.__annotations__
+    made.__doc__ = value.__doc__
+    made.__dict__.update(value.__dict__)
+    return made
