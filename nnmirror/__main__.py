@@ -39,7 +39,10 @@ def main(argv: list[str]) -> int | None:
         run = runner.run_module if args.module else runner.run_script
         run(what, rest, mirror=args.backend == "nnmirror")
         return None
-    sources = report.read(what, bool(args.module))
+    try:
+        sources = report.read(what, bool(args.module))
+    except (OSError, SyntaxError) as e:
+        parser.error(f"{what} cannot be read: {e}")
     if args.check:
         seeds = [f"{source.file}:{line}" for source in sources for line in source.seeds]
         return check.check([*["-m"] * bool(args.module), *arguments], seeds, args.seed or 0)

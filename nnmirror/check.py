@@ -56,19 +56,31 @@ def check(arguments: list[str], seeds: list[str], seed: int = 0) -> int:
     return 0 if same else 1
 
 
+# `python -m nnmirror`, found where this one was, wherever it is started.
+_RUN = f"""
+import sys
+sys.path.append({str(Path(__file__).resolve().parent.parent)!r})
+from nnmirror.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def _run(backend: str, arguments: list[str], seed: int, where: Path) -> Run:
     work = where / "work"
     _copy(Path.cwd(), work)
     before = {name: _mark(work / name) for name in _files(work)}
     if arguments[0] != "-m":
         arguments = [_script_in(work, arguments[0]), *arguments[1:]]
-    package = str(Path(__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "nnmirror", "--backend", backend, "--seed", str(seed)]
+    command = [sys.executable, "-c", _RUN, "--backend", backend, "--seed", str(seed)]
+    environment = {"PYTHONHASHSEED": "0", **os.environ}
     start = time.perf_counter()
     done = subprocess.run(
-        [*command, *arguments], cwd=work, env=environment, stdout=subprocess.PIPE, check=False
+        [*command, *arguments],
+        cwd=work,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=False,
     )
     seconds = time.perf_counter() - start
     print(f"{backend + ':':9} {seconds:.1f} s, exit status {done.returncode}")
