@@ -38,6 +38,13 @@ CLASSES = {
             "CrossEntropyLoss",
         )
     },
+    **{
+        f"optim.lr_scheduler.{name}": (
+            getattr(torch.optim.lr_scheduler, name),
+            getattr(nnmirror.optim.lr_scheduler, name),
+        )
+        for name in nnmirror.optim.lr_scheduler.__all__
+    },
     "optim.SGD": (torch.optim.SGD, nnmirror.optim.SGD),
     "optim.Optimizer": (torch.optim.Optimizer, nnmirror.optim.Optimizer),
 }
