@@ -349,8 +349,19 @@ def test_hooks_on_tensors(nn, optim):
 @parity
 def test_backward_into_chosen_inputs(nn, optim):
     net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(4, 3)
+    seen = []
+    for name, p in net.named_parameters():
+        p.register_post_accumulate_grad_hook(lambda p, name=name: seen.append((name, p.grad)))
     net(x).sum().backward(inputs=[net[0].weight, net[2].bias])
-    return dict(net.named_parameters())
+    return dict(net.named_parameters()), sorted(seen, key=lambda s: s[0])
+
+
+@parity
+def test_a_hook_on_a_parameter_runs_before_the_layers_further_back(nn, optim):
+    """An optimiser step in a hook: they would go back with weights their forward never saw."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    net[4].weight.register_post_accumulate_grad_hook(lambda p: net[2].weight.mul_(2))
+    net(torch.randn(4, 3)).sum().backward()
 
 
 @parity

@@ -83,6 +83,7 @@ class Tensor(torch.Tensor):
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -233,6 +234,17 @@ class Tensor(torch.Tensor):
         if self._post_accumulate_hooks is None:
             self._post_accumulate_hooks = OrderedDict()
         return _tape.add_hook(self._post_accumulate_hooks, hook)
+
+    def _register_reached_hook(self, hook: Callable[[], None]) -> Any:
+        """`hook()` runs in every walk that leads to this leaf, once it has arrived here.
+
+        After all other hooks, and also where no gradient came: what PyTorch's data-parallel
+        reducer hangs on the leaf's AccumulateGrad.
+        """
+        leaf_hooks_exist[0] = True
+        if self._reached_hooks is None:
+            self._reached_hooks = OrderedDict()
+        return _tape.add_hook(self._reached_hooks, hook)
 
     # -- leaving the tape ------------------------------------------------------------------
 

@@ -23,6 +23,36 @@ from .grad_mode import set_grad_enabled
 C_grad: Any = torch._C.TensorBase.grad
 
 
+class _Walks(threading.local):
+    callbacks: list[Callable[[], None]] | None = None  # of the walk that goes on in this thread
+
+
+_walks = _Walks()
+
+
+def queue_callback(callback: Callable[[], None]) -> None:
+    """Have `callback()` called when the present walk ends, should it end well.
+
+    For hooks, which may find that something is left to do once all gradients are there;
+    PyTorch's engine has the same under the same name.
+    """
+    if _walks.callbacks is None:
+        raise RuntimeError("Final callbacks can only be installed during backward pass.")
+    _walks.callbacks.append(callback)
+
+
+@contextlib.contextmanager
+def _calling_back() -> Iterator[None]:
+    """One walk: call what was queued in it at its end."""
+    outer, _walks.callbacks = _walks.callbacks, []
+    try:
+        yield
+        for callback in _walks.callbacks:  # which may queue more
+            callback()
+    finally:
+        _walks.callbacks = outer
+
+
 def walk(
     edges: Sequence[_tape.Edge],
     grads: Sequence[torch.Tensor],
@@ -40,7 +70,7 @@ def walk(
     last runs first, and gradients are added up in the order in which they arrive. So
     sums of three or more terms have the same bits.
     """
-    counts, order = _dependencies(edges)
+    counts, order = dependencies(edges)
     captured = only or stop or ()
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
@@ -74,15 +104,16 @@ def walk(
             heapq.heappush(ready, (-target.sequence, target))
             return
         del buffers[key]
-        if slots[0] is None:
-            return
         if (key, 0) in wanted:
-            found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+            if slots[0] is not None:
+                found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None:
-            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-            _finish_leaf(target, slots[0], unshared, to_torch)
+            if slots[0] is not None:
+                unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+                _finish_leaf(target, slots[0], unshared, to_torch)
+            _run_reached_hooks(target)
 
-    with DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass(), _calling_back():
         for (target, index), grad in zip(edges, grads, strict=True):
             arrive(target, index, grad)
         while ready:
@@ -163,10 +194,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
             counts[key] = 1
             if type(target) is _tape.Node:
                 stack.append(target)
-            elif not isinstance(target, _tensor.Tensor) or (
-                hooked
-                and (target._leaf_hooks is not None or target._post_accumulate_hooks is not None)
-            ):
+            elif not isinstance(target, _tensor.Tensor) or (hooked and _is_hooked(target)):
                 return None
     return counts
 
@@ -239,7 +267,7 @@ def _give(edges: Sequence[Any], grads: list[Any]) -> None:
                 _accumulate(leaf, grad, True)
 
 
-def _dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
+def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
     """How many gradients each target will receive, and the nodes that will run."""
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
@@ -254,6 +282,11 @@ def _dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_ta
             continue
         seen.add(id(target))
         order.append(target)
+        if target.folded is not None and any(
+            e is not None and isinstance(e[0], _tensor.Tensor) and _is_hooked(e[0])
+            for e in target.edges
+        ):
+            target.folded(target)  # a hook runs before the layers further back do
         for edge in target.edges:
             if edge is not None:
                 counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1
@@ -356,14 +389,14 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     else:
         fits = grad.stride() == leaf.stride()
     if not (may_keep and fits) or grad._is_view():
-        layout = torch.preserve_format if _dense(leaf) else torch.contiguous_format
+        layout = torch.preserve_format if is_dense(leaf) else torch.contiguous_format
         grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
     C_grad.__set__(leaf, grad)
 
 
-def _dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Non-overlapping and dense: its strides say all about its layout."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -389,10 +422,7 @@ def _finish_leaf(
         grad = _run_tensor_hooks(hooks, grad)
         unshared = False
     accumulate(leaf, grad, may_keep=unshared)
-    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        with _in_a_hook():
-            for hook in tuple(leaf._post_accumulate_hooks.values()):
-                hook(leaf)
+    _run_post_accumulate_hooks(leaf)
 
 
 @contextlib.contextmanager
@@ -406,6 +436,27 @@ def _in_a_hook() -> Iterator[None]:
 
 
 # -- hooks -------------------------------------------------------------------------------
+
+
+def _is_hooked(leaf: _tensor.Tensor) -> bool:
+    return (
+        leaf._leaf_hooks is not None
+        or leaf._post_accumulate_hooks is not None
+        or leaf._reached_hooks is not None
+    )
+
+
+def _run_post_accumulate_hooks(leaf: torch.Tensor) -> None:
+    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
+        with _in_a_hook():
+            for hook in tuple(leaf._post_accumulate_hooks.values()):
+                hook(leaf)
+
+
+def _run_reached_hooks(leaf: torch.Tensor) -> None:
+    if isinstance(leaf, _tensor.Tensor) and leaf._reached_hooks:
+        for hook in tuple(leaf._reached_hooks.values()):
+            hook()
 
 
 def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
@@ -588,12 +639,14 @@ def backward(
         walk(roots, started, _flag(retain_graph))
         return
     edges = _input_edges(inputs)
-    for tensor, grad in zip(
-        inputs, walk(roots, started, _flag(retain_graph), only=edges), strict=True
-    ):
-        if grad is not None:
-            with DisableTorchFunctionSubclass():
-                accumulate(tensor, grad, may_keep=False)
+    with _calling_back():
+        found = walk(roots, started, _flag(retain_graph), only=edges)
+        with DisableTorchFunctionSubclass():
+            for tensor, grad in zip(inputs, found, strict=True):
+                if grad is not None:
+                    accumulate(tensor, grad, may_keep=False)
+                    _run_post_accumulate_hooks(tensor)
+                    _run_reached_hooks(tensor)
 
 
 def _flag(value: Any) -> bool:
