@@ -9,7 +9,7 @@ for bit; no autograd runs.
 import sys
 from typing import Any
 
-from . import functional, init, modules, optim, parameter, utils
+from . import functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
 from .bridge import from_torch, to_torch
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
@@ -98,6 +98,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "parallel",
     "parameter",
     "set_grad_enabled",
     "to_torch",
