@@ -359,9 +359,18 @@ def test_backward_into_chosen_inputs(nn, optim):
 @parity
 def test_a_hook_on_a_parameter_runs_before_the_layers_further_back(nn, optim):
     """An optimiser step in a hook: they would go back with weights their forward never saw."""
-    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
-    net[4].weight.register_post_accumulate_grad_hook(lambda p: net[2].weight.mul_(2))
+    net, seen = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1)), []
+    net[3].weight.register_post_accumulate_grad_hook(lambda p: seen.append(net[2].weight.mul_(2)))
     net(torch.randn(4, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("value", [3, torch.ones(2), torch.ones(3)])
+@parity
+def test_what_a_post_accumulate_hook_may_not_return(nn, optim, value):
+    p, seen = nn.Parameter(torch.ones(2)), []
+    p.register_post_accumulate_grad_hook(lambda p: value)
+    p.register_post_accumulate_grad_hook(seen.append)
+    nn.functional.tanh(p).sum().backward()
 
 
 @parity

@@ -448,9 +448,14 @@ def _is_hooked(leaf: _tensor.Tensor) -> bool:
 
 def _run_post_accumulate_hooks(leaf: torch.Tensor) -> None:
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        with _in_a_hook():
-            for hook in tuple(leaf._post_accumulate_hooks.values()):
-                hook(leaf)
+        returned = None
+        for hook in tuple(leaf._post_accumulate_hooks.values()):
+            with _in_a_hook():
+                result = hook(leaf)
+            if result is not None:
+                returned = _replacement(hook, leaf, result)
+        if returned is not None:
+            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
 
 
 def _run_reached_hooks(leaf: torch.Tensor) -> None:
