@@ -2,6 +2,7 @@
 
     python examples/disk.py --backend nnmirror
     python examples/disk.py --backend torch        # prints the same digits
+    torchrun --nproc-per-node 2 examples/disk.py   # two processes, each with half of every batch
 
 1,000 training and 1,000 test points, uniform in the unit square, labelled 1 inside the disk
 of area one half around its centre. The net is 2-25-25-25-1, trained by SGD on the squared
@@ -10,12 +11,14 @@ error in batches of 4. The losses, the errors and a picture of both go with it.
 
 import argparse
 import math
+import os
 import sys
 import time
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 def backend(name: str) -> tuple[ModuleType, ModuleType]:
@@ -79,14 +82,20 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
     raw_x, x, test_x = x, (x - mean) / std, (test_x - mean) / std
 
     model = build(nn, args.activation)
+    rank, processes = 0, int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:  # started by torchrun
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        model = nn.parallel.DistributedDataParallel(model)
     criterion = nn.MSELoss()
     optimizer = optim.SGD(model.parameters(), lr=args.lr)
 
     train_losses, test_losses = [], []
     start = time.perf_counter()
-    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=args.quiet):
+    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=args.quiet or rank > 0):
         for batch in torch.randperm(len(x), generator=generator).split(args.batch):
-            loss = criterion(model(x[batch]), target[batch])
+            share = batch[rank::processes]
+            loss = criterion(model(x[share]), target[share])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -94,16 +103,20 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
         test_loss, test_error = evaluate(model, criterion, test_x, test_target)
         train_losses.append(train_loss)
         test_losses.append(test_loss)
-        if epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs:
+        if rank == 0 and (epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs):
             tqdm.write(
                 f"epoch {epoch:3d}   loss: train {train_loss:.10f}  test {test_loss:.10f}"
                 f"   error: train {train_error:6.1%}  test {test_error:6.1%}"
             )
     checksum = sum(p.detach().double().sum().item() for p in model.parameters())
-    print(f"sum of all weights {checksum!r}")
-    seconds = time.perf_counter() - start
-    print(f"{args.backend}: {seconds:.1f} s", file=sys.stderr)
+    if rank == 0:
+        print(f"sum of all weights {checksum!r}")
+        seconds = time.perf_counter() - start
+        print(f"{args.backend}: {seconds:.1f} s", file=sys.stderr)
+    if processes > 1:
+        dist.destroy_process_group()
     return {
+        "rank": rank,
         "model": model,
         "train": train_losses,
         "test": test_losses,
@@ -157,7 +170,12 @@ def main() -> None:
     args = parser.parse_args()
     plt, tqdm = extras()
     plt.switch_backend("Agg")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch % processes or args.points % processes:
+        sys.exit(f"--batch and --points must be multiples of the {processes} processes")
     result = train(args, tqdm)
+    if result["rank"] > 0:
+        return
     title = f"{args.backend}, {args.activation}, lr {args.lr}"
     draw(plt, result, args.plot or f"disk-{args.backend}.png", title)
 
