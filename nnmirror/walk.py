@@ -59,12 +59,14 @@ def walk(
     retain_graph: bool = False,
     only: Sequence[_tape.Edge] | None = None,
     stop: Sequence[_tape.Edge] | None = None,
+    into: bool = False,
 ) -> list[torch.Tensor | None]:
     """Send `grads` back from `edges`.
 
     Every leaf on the way adds what arrives to its `.grad`. With `only`, nothing is
-    accumulated: the gradients arriving at those edges are returned. With `stop`, they are
-    returned and go no further, while the other leaves accumulate.
+    accumulated: the gradients arriving at those edges are returned; with `into`, the leaves
+    among them accumulate instead. With `stop`, they are returned and go no further, while the
+    other leaves accumulate.
 
     The order is PyTorch's: of the nodes whose gradients are complete the one recorded
     last runs first, and gradients are added up in the order in which they arrive. So
@@ -104,10 +106,11 @@ def walk(
             heapq.heappush(ready, (-target.sequence, target))
             return
         del buffers[key]
-        if (key, 0) in wanted:
+        chosen = (key, 0) in wanted
+        if chosen and not (into and isinstance(target, _tensor.Tensor)):
             if slots[0] is not None:
                 found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
-        elif reaches is None:
+        elif reaches is None or chosen:
             if slots[0] is not None:
                 unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
                 _finish_leaf(target, slots[0], unshared, to_torch)
@@ -422,7 +425,15 @@ def _finish_leaf(
         grad = _run_tensor_hooks(hooks, grad)
         unshared = False
     accumulate(leaf, grad, may_keep=unshared)
-    _run_post_accumulate_hooks(leaf)
+    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
+        returned = None
+        for hook in tuple(leaf._post_accumulate_hooks.values()):
+            with _in_a_hook():
+                result = hook(leaf)
+            if result is not None:
+                returned = _replacement(hook, leaf, result)
+        if returned is not None:
+            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
 
 
 @contextlib.contextmanager
@@ -444,18 +455,6 @@ def _is_hooked(leaf: _tensor.Tensor) -> bool:
         or leaf._post_accumulate_hooks is not None
         or leaf._reached_hooks is not None
     )
-
-
-def _run_post_accumulate_hooks(leaf: torch.Tensor) -> None:
-    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        returned = None
-        for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with _in_a_hook():
-                result = hook(leaf)
-            if result is not None:
-                returned = _replacement(hook, leaf, result)
-        if returned is not None:
-            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
 
 
 def _run_reached_hooks(leaf: torch.Tensor) -> None:
@@ -644,14 +643,11 @@ def backward(
         walk(roots, started, _flag(retain_graph))
         return
     edges = _input_edges(inputs)
-    with _calling_back():
-        found = walk(roots, started, _flag(retain_graph), only=edges)
-        with DisableTorchFunctionSubclass():
-            for tensor, grad in zip(inputs, found, strict=True):
-                if grad is not None:
-                    accumulate(tensor, grad, may_keep=False)
-                    _run_post_accumulate_hooks(tensor)
-                    _run_reached_hooks(tensor)
+    found = walk(roots, started, _flag(retain_graph), only=edges, into=True)
+    with DisableTorchFunctionSubclass():
+        for tensor, grad in zip(inputs, found, strict=True):
+            if grad is not None:
+                accumulate(tensor, grad, may_keep=False)
 
 
 def _flag(value: Any) -> bool:

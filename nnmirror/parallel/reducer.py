@@ -148,9 +148,7 @@ class Reducer:
         self.ready.clear()
         if self.find_unused:
             with DisableTorchFunctionSubclass():
-                edges = [
-                    tape.edge_of(t) for t in outputs if isinstance(t, Tensor) and t.requires_grad
-                ]
+                edges = [tape.edge_of(t) for t in outputs if isinstance(t, Tensor) and t.grad_fn]
             reached, _ = walk.dependencies(edges)
             self.unused = [i for i, p in enumerate(self.params) if id(p) not in reached]
 
