@@ -478,6 +478,24 @@ def test_driven_by_hand(alone):
     assert all(map(torch.equal, *results))
 
 
+def test_a_bucket_is_on_its_way_before_the_walk_has_ended(alone, monkeypatch):
+    """The exchange is to go on while the layers further back are computed."""
+    all_reduce, had_grad = dist.all_reduce, []
+    inner = net(nnmirror)
+    model = nnmirror.parallel.DistributedDataParallel(inner, bucket_cap_mb=0.00001)
+
+    def watched(*args, **kwargs):
+        assert kwargs["async_op"]
+        had_grad.append([p.grad is not None for p in inner.parameters()].count(True))
+        return all_reduce(*args, **kwargs)
+
+    monkeypatch.setattr(dist, "all_reduce", watched)
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.randn(4, 3)).sum().backward()
+    assert had_grad == [5] + [2, 3, 4, 5]  # one bucket for all, then some 10 bytes in each
+
+
 @pytest.mark.parametrize(
     "name", ["mixed_precision", "device_mesh", "skip_all_reduce_unused_params", "batched_grad_copy"]
 )
