@@ -64,6 +64,7 @@ class Node:
     # For a node that stands for several: makes it one of the several (see modules/fused.py).
     folded: "Callable[[Any], None] | None" = None
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
+    scratch: Any = None  # memory that it has to itself until it is freed
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     # Hooks, absent until one is registered.
@@ -183,7 +184,7 @@ class Node:
 
     def free(self) -> None:
         if self._saved:
-            self._saved = None
+            self._saved = self.scratch = None
 
     def _modified(self, tensor: torch.Tensor, expected: int, via: str | None) -> str:
         shape = list(tensor.shape)

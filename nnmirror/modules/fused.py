@@ -8,7 +8,8 @@ in two loops. Nothing else may be told apart from the layers called one by one:
 - only Linear, ReLU, LeakyReLU, Tanh and Sequentials of them are taken, as they come, with no
   hook on any of them; anything odd about the input or the parameters goes the long way;
 - what nobody sees is computed in place: an activation in the memory of the Linear before it,
-  a gradient in the memory of the one before it;
+  a gradient in the memory of the one before it; in a small net, in memory that an earlier call
+  has done with (`Scratch`);
 - whoever asks for a `grad_fn` gets the nodes that the layers would have left: `unfold` makes
   them of what was saved.
 
@@ -17,6 +18,7 @@ in two loops. Nothing else may be told apart from the layers called one by one:
 
 import functools
 import weakref
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from .explicit import Chain, Recorded
 
 enabled = True
 
-_linear = torch._C._nn.linear
+_addmm, _mm, _le, _data_ptr = torch.addmm, torch.mm, torch.le, torch.Tensor.data_ptr
 
 LINEAR, RELU, TANH, LEAKY = range(4)
 _FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu)
@@ -60,10 +62,12 @@ class Op:
         "slope",
         "w",
         "weight",
+        "wt",
     )
     weight: Any
     bias: Any
     w: Any
+    wt: Any
     b: Any
 
     def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
@@ -71,12 +75,13 @@ class Op:
         self.function: type[tape.Function] = _FUNCTIONS[kind]
         if kind == LEAKY and layer.inplace:
             self.function = F.LeakyReluInplace
-        self.weight = self.bias = self.w = self.b = None
+        self.weight = self.bias = self.w = self.wt = self.b = None
         self.slope = 0.0
         if kind == LINEAR:
             self.weight, self.bias = self.own["weight"], self.own["bias"]
             # The same memory, as plain tensors: torch is slower with a subclass.
             self.w = self.weight.detach()
+            self.wt = self.w.t()
             self.b = None if self.bias is None else self.bias.detach()
         elif kind == LEAKY:
             self.slope = layer.negative_slope
@@ -147,21 +152,72 @@ class Needs:
         return found
 
 
+# A net whose hidden layers take more bytes than this leaves them to torch's allocator.
+_SCRATCH_MOST = 1 << 20
+_SPARE_MOST = 4  # how many a net keeps
+
+
+class Scratch:
+    """Memory for what nobody sees, of one forward and the backward over it."""
+
+    def __init__(self, ops: list[Op], rows: int) -> None:
+        self.rows = rows
+        # For every layer: the output of a Linear; the gradient of its input, also transposed;
+        # where that of a ReLU is zero.
+        self.hidden: list[Any] = [None] * len(ops)
+        self.grads: list[Any] = [(None, None)] * len(ops)
+        self.masks: list[Any] = [None] * len(ops)
+        self.outputs: Any = None  # Node.outputs, the same at every call
+        linears = [i for i, op in enumerate(ops) if op.kind == LINEAR]
+        inner = linears[1:]  # the first one's input, the last one's output are seen
+        hidden = sum(rows * ops[i].w.shape[1] * ops[i].w.element_size() for i in inner)
+        if not rows or hidden > _SCRATCH_MOST:
+            return
+        with torch.inference_mode(False):
+            for before, i in zip(linears, inner, strict=False):
+                shape, w = (rows, ops[i].w.shape[1]), ops[i].w
+                self.hidden[before] = w.new_empty(shape)
+                grad = w.new_empty(shape)
+                self.grads[i] = grad, grad.t()
+                for k in range(before + 1, i):
+                    if ops[k].kind == RELU:
+                        self.masks[k] = w.new_empty(shape, dtype=torch.bool)
+
+
+class Lease:
+    """A node's right to a scratch, to itself. It ends when the node is freed or forgotten.
+
+    A node that is unfolded keeps the scratch for good: a user may look at what it saved.
+    """
+
+    __slots__ = ("scratch", "spare")
+
+    def __init__(self, spare: list[Scratch], scratch: Scratch) -> None:
+        self.spare, self.scratch = spare, scratch
+
+    def __del__(self) -> None:
+        if len(self.spare) < _SPARE_MOST:
+            self.spare.append(self.scratch)
+
+
 class Plan:
     """How to run one Sequential. Made at its first call, looked over at every other."""
 
     def __init__(self, ops: list[Op], nested: list[Any], members: list[Any]) -> None:
         self.ops = ops
-        # Of every Sequential in it: its modules, and the parameters by which to know them.
-        self.nested = [(s._modules, [m._parameters for m in s._modules.values()]) for s in nested]
+        # Of every Sequential in it: its modules, and those it is known by.
+        self.nested = [(s._modules, [*s._modules.values()]) for s in nested]
         if not ops[-1].function.is_inplace:
             ops[-1].write_over(False)  # the output is seen, and how often it was written to
         linears = [op for op in ops if op.kind == LINEAR]
-        self.owned = [(op.own, op.weight, op.bias) for op in linears]
+        self.owned = [(m.__dict__, m._parameters) for m in members]
+        self.held = [(op.own, op.weight, op.bias) for op in linears]
         self.weights = [op.weight for op in linears]
         self.params = [p for op in linears for p in (op.weight, op.bias) if p is not None]
         self.flags = [p._requires_grad for p in self.params]
         self.memory = [p.data_ptr() for p in self.params]
+        self.dtypes = (self.weights[0].dtype,) if self.weights else _FLOATS
+        self.steps = [(op.kind == LINEAR, op.b, op.wt, op.activate, op.saves_input) for op in ops]
         inside = [*members, *nested[1:]]
         self.hooks = [getattr(m, name) for m in inside for name in module.CALL_HOOKS]
         self.epoch = module.epoch[0]
@@ -173,18 +229,19 @@ class Plan:
         ]
         self.calls += [(s.__dict__, NestedCall(s._modules)) for s in nested[1:]]
         self.last: Any = None  # the latest node, weakly: it holds the plan
+        self.spare: list[Scratch] = []
 
     def holds(self) -> bool:
         """Is everything but the hooks as it was when this plan was made?"""
         if self.epoch != module.epoch[0]:
             return False
         for modules, known in self.nested:
-            if len(modules) != len(known):
+            if len(modules) != len(known) or not all(map(is_, modules.values(), known)):
                 return False
-            for m, own in zip(modules.values(), known, strict=True):
-                if m._parameters is not own:
-                    return False
-        for own, weight, bias in self.owned:
+        for members, own in self.owned:
+            if members["_parameters"] is not own:
+                return False
+        for own, weight, bias in self.held:
             if own.get("weight") is not weight or own.get("bias", own) is not bias:
                 return False
         for weight in self.weights:
@@ -192,38 +249,63 @@ class Plan:
                 return False
         params = self.params
         return [p._requires_grad for p in params] == self.flags and [
-            p.data_ptr() for p in params
+            *map(_data_ptr, params)
         ] == self.memory
+
+    def scratch(self, rows: int) -> Scratch:
+        try:
+            found = self.spare.pop()
+        except IndexError:
+            return Scratch(self.ops, rows)
+        return found if found.rows == rows else Scratch(self.ops, rows)
 
     def infer(self, h: torch.Tensor) -> torch.Tensor:
         """The output alone."""
-        for op in self.ops:
-            h = _linear(h, op.w, op.b) if op.kind == LINEAR else op.activate(h)
+        scratch = self.scratch(len(h))
+        for (is_linear, b, wt, activate, _), out in zip(self.steps, scratch.hidden, strict=True):
+            if not is_linear:
+                h = activate(h)
+            elif b is None:
+                h = _mm(h, wt, out=out)
+            else:
+                h = _addmm(b, h, wt, out=out)
+        self.spare.append(scratch)
         return h
 
     def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
+        scratch = self.scratch(len(h))
         saved = []
-        for op in self.ops:
-            if op.saves_input:
-                saved.append(h)
-            h = _linear(h, op.w, op.b) if op.kind == LINEAR else op.activate(h)
-            if not op.saves_input:
-                saved.append(h)
+        keep = saved.append
+        for (is_linear, b, wt, activate, saves_input), out in zip(
+            self.steps, scratch.hidden, strict=True
+        ):
+            if saves_input:
+                keep(h)
+            if not is_linear:
+                h = activate(h)
+            elif b is None:
+                h = _mm(h, wt, out=out)
+            else:
+                h = _addmm(b, h, wt, out=out)
+            if not saves_input:
+                keep(h)
         needs = self.needs[edge is not None]
         if saved[-1] is h:
             saved[-1] = h.detach()  # an output that is saved would keep itself alive
             saved[-1]._alias_of_output = True  # type: ignore[attr-defined]
         node: Any = tape.Node(Fused)
         node.plan, node.needs, node.folded = self, needs, unfold
-        node.leads_on = edge is not None
-        node._saved = saved
-        node._versions = needs.versions(saved)
-        node.edges = needs.edges
-        if edge is not None:
+        node.scratch = Lease(self.spare, scratch)
+        node._saved, node._versions = saved, needs.versions(saved)
+        if edge is None:
+            node.edges, node.leads_on = needs.edges, False
+        else:
             at = needs.input_at
             node.edges = [*needs.edges[:at], edge, *needs.edges[at:]]
-        node.outputs = ((h.shape, h.dtype, h.device),)
+        if scratch.outputs is None:
+            scratch.outputs = ((h.shape, h.dtype, h.device),)
+        node.outputs = scratch.outputs
         self.last = weakref.ref(node)
         if node.edges:
             node.sequence = next(tape._sequence)
@@ -245,14 +327,15 @@ class Fused(tape.Function):
             raise RuntimeError(tape._FREED)
         if ctx._versions != needs.versions(saved):
             _complain(ctx)
-        return back(ctx.plan.ops, saved, needs, g)
+        return back(ctx.plan.ops, saved, needs, ctx.scratch.scratch, g)
 
 
-def back(ops: list[Op], saved: Any, needs: Needs, g: Any) -> tuple[Any, ...]:
+def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> tuple[Any, ...]:
     """The gradients for `Needs.edges`, that of the input among them if passes_on[0]."""
     grads = []
     passes_on, trained = needs.passes_on, needs.trained
     ours = False  # g is nobody else's: it may be written over
+    gt = None
     zero = tape.constant(0.0, g.dtype, g.device)
     for i in range(len(ops) - 1, -1, -1):
         op, kept = ops[i], saved[i]
@@ -261,23 +344,26 @@ def back(ops: list[Op], saved: Any, needs: Needs, g: Any) -> tuple[Any, ...]:
             to_bias, to_weight = trained[i]
             if to_bias:
                 grads.append(g.sum(0))
-            dx = g.mm(op.w) if passes_on[i] else None
-            if i == 0 and dx is not None:
-                grads.append(dx)
+            dx = dxt = None
+            if passes_on[i]:
+                into, dxt = scratch.grads[i]
+                dx = _mm(g, op.w, out=into)
+                if i == 0:
+                    grads.append(dx)
             if to_weight:
-                grads.append(g.t().mm(kept))
+                grads.append(_mm(g.t() if gt is None else gt, kept))
             if dx is None:
                 break
-            g = dx
+            g, gt = dx, dxt
         elif kind == RELU:
-            mask = torch.le(kept, zero)
-            g = g.masked_fill_(mask, 0) if ours else g.masked_fill(mask, 0)
+            mask = _le(kept, zero, out=scratch.masks[i])
+            g = g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
         elif kind == TANH:
             one = tape.constant(1.0, kept.dtype, kept.device)
-            g = torch.addcmul(one, kept, kept, value=-1).mul_(g)
+            g, gt = torch.addcmul(one, kept, kept, value=-1).mul_(g), None
         else:
             slope = tape.constant(op.slope, g.dtype, g.device)
-            g = torch.where(torch.gt(kept, zero), g, g * slope)
+            g, gt = torch.where(torch.gt(kept, zero), g, g * slope), None
         ours = True
     if passes_on[0] and ops[0].kind != LINEAR:
         grads.append(g)
@@ -300,6 +386,8 @@ def unfold(node: Any) -> None:
     """Turn `node` into the node of the last layer, with those of the others behind it."""
     plan, needs, saved, versions = node.plan, node.needs, node._saved, list(node._versions)
     node.folded = None
+    if node.scratch is not None:
+        node.scratch.spare = []
     edge = node.edges[needs.input_at] if needs.passes_on[0] else None
     at_output = versions.pop() if needs.watch_output else 0
     at_input = versions.pop() if needs.watch_input else 0
@@ -371,7 +459,7 @@ class FusedCall:
             if node._versions != needs.versions(node._saved):
                 _complain(node)
             both = plan.needs[True]
-            grads = list(back(plan.ops, node._saved, both, started))
+            grads = list(back(plan.ops, node._saved, both, node.scratch.scratch, started))
             node.free()
         dx = grads.pop(both.input_at)
         if grads:
@@ -506,14 +594,15 @@ def run(sequential: Any, x: Any) -> Any:
             return NotImplemented
         if plan is None or not plan.holds():
             plan = own["_plan"] = plan_of(sequential)
+            if any(plan.hooks):
+                return NotImplemented
         if (
             type(plan) is not Plan
-            or x.dtype not in _FLOATS
+            or x.dtype not in plan.dtypes
             or x.dim() != 2
             or not x.is_contiguous()
             or (len(x) == 1 and (plan.narrow or x.stride() != (x.shape[1], 1)))
             or _is_any_autocast_enabled()
-            or any(plan.hooks)
             or any(module.GLOBAL_HOOKS)
         ):
             return NotImplemented
