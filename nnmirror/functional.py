@@ -83,9 +83,11 @@ class Linear(Rule):
         if tensors and isinstance(bias, T) and input.dim() == 2 == weight.dim():
             # The most usual, with the least to ask.
             y = torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
-            ctx.bias_shape, ctx.batched, ctx.label = bias.shape, False, "AddmmBackward0"
+            shape = ctx.bias_shape = bias.shape
+            ctx.batched, ctx.label = False, "AddmmBackward0"
+            ctx.is_exact = shape == weight.shape[:1]  # else it was broadcast
             ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight)
-            ctx.by_columns = _by_columns(input)
+            ctx.by_columns = input.stride() == (1, len(input))
             return y
         if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
             raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
@@ -186,6 +188,7 @@ RULES[torch._C._nn.linear] = linear
 class Tanh(Rule):
     """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
 
+    is_exact = True
     infer: Any = staticmethod(torch.tanh)
 
     @staticmethod
@@ -241,6 +244,7 @@ def tanh(input: T) -> T:
 class Relu(Rule):
     """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
 
+    is_exact = True
     infer: Any = staticmethod(torch.relu)
 
     @staticmethod
@@ -435,9 +439,11 @@ class MseLoss(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
-        ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
-        if input.shape != target.shape:
+        shapes = ctx.shapes = input.shape, target.shape
+        ctx.reduction = reduction
+        if shapes[0] != shapes[1]:
             input, target = torch.broadcast_tensors(input, target)
+        ctx.is_exact = shapes[0] == shapes[1] and input.dtype is target.dtype
         if not (input.dtype is target.dtype is torch.float32):
             if input.is_complex() or target.is_complex():
                 raise unplaced(torch._C._nn.mse_loss, (input, target), {})
@@ -446,20 +452,19 @@ class MseLoss(Rule):
             input = input.to(wide) if input.dtype is torch.bool else input
             target = target.to(wide) if target.dtype is torch.bool else target
         ctx.save_for_backward(input, target)
-        d = input - target
+        d = torch.sub(input, target)
         ctx.error = d if ctx.needs_input_grad[0] else None
-        loss = d * d
+        loss = torch.mul(d, d)
         if reduction == "none":
             return loss
         if reduction == "mean" and loss.dtype in (torch.float32, torch.float64) and loss.numel():
             # As torch.mean computes it, without the time that takes to say.
-            n = constant(float(loss.numel()), loss.dtype, loss.device)
-            return loss.sum().div_(n)
+            return loss.sum().div_(constant(float(loss.numel()), loss.dtype, loss.device))
         return loss.mean() if reduction == "mean" else loss.sum()
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, None]:
-        x, t = ctx.saved_tensors
+        x, t = ctx.saved(0), ctx.saved(1)
         needs = ctx.needs_input_grad
         scale = 2.0
         if ctx.reduction == "mean":
@@ -471,7 +476,7 @@ class MseLoss(Rule):
                     d = x - t if ctx.error is None else ctx.error
                 else:
                     d = t - x
-                grad = d * constant(scale, d.dtype, d.device)
+                grad = d.mul_(constant(scale, d.dtype, d.device))  # nobody else has d
                 if g is not constant(1.0, g.dtype, g.device):  # the one that backward() starts
                     grad = grad * g
                 shape = ctx.shapes[i]

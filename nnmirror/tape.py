@@ -20,7 +20,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from . import tensor as _tensor
-from .grad_mode import is_grad_enabled
+from .grad_mode import _override, is_grad_enabled
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
@@ -63,6 +63,8 @@ class Node:
     materialize_grads: bool = True
     # For a node that stands for several: makes it one of the several (see modules/fused.py).
     folded: "Callable[[Any], None] | None" = None
+    # What backward returns is known to be of its inputs' shapes and dtypes.
+    is_exact: bool = False
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
     scratch: Any = None  # memory that it has to itself until it is freed
     _saved: Sequence[torch.Tensor | None] | None = ()
@@ -163,13 +165,15 @@ class Node:
 
     def run(self, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
         """Call the Function's backward; one gradient per edge, each of its input's shape."""
-        function = self.function
         if self.materialize_grads and len(grads) > 1:
             grads = [
                 torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None else g
                 for g, m in zip(grads, self.outputs, strict=True)
             ]
-        results = function.backward(self, *grads)
+        return self.completed(self.function.backward(self, *grads))
+
+    def completed(self, results: Any) -> tuple[torch.Tensor | None, ...]:
+        """What a backward returned, as one gradient per edge."""
         if not isinstance(results, tuple):
             results = (results,)
         if len(results) != len(self.edges):
@@ -265,9 +269,11 @@ class Function:
 
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     has_context: bool = False  # it defines setup_context
+    makes_new: bool = False  # what it returns is new, if no argument handed on
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
+    is_exact: bool = False  # what backward returns is always of its input's shape and dtype
     is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
@@ -276,6 +282,7 @@ class Function:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.has_context = cls.setup_context is not Function.setup_context
+        cls.makes_new = cls.is_rule and not (cls.is_view or cls.is_inplace)
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -317,7 +324,8 @@ def record(
     `inplace`, if given, performs the operation on the first argument, which becomes the
     output, after `forward` has computed (and saved) what its backward needs.
     """
-    if not is_grad_enabled():
+    mode = _override.mode  # is_grad_enabled, without the call
+    if not (torch.is_grad_enabled() if mode is None else mode):
         with DisableTorchFunctionSubclass():
             if inplace is not None:
                 return inplace(), None
@@ -345,39 +353,52 @@ def record(
             _views.changed_base(args[0])
         edges: list[Edge | None] = []
         places: list[int] = []
-        needs: list[bool] = []
         tracked = False
         for i, arg in enumerate(args):
             edge: Edge | None = None
-            if isinstance(arg, _tensor.Tensor):
+            kind = kind_of(type(arg))
+            if kind is MIRRORED:
                 places.append(i)
                 if arg._node is not None:
                     view = arg._view_of
                     if view is not None and view[1] != arg._version:
                         _views.renew(arg)
                     edge = (arg._node, arg._output_nr)
+                    tracked = True
                 elif arg._requires_grad:
                     edge = (arg, 0)
-            elif isinstance(arg, torch.Tensor):
+                    tracked = True
+            elif kind is TORCH:
                 places.append(i)
                 if arg.requires_grad:
                     edge = (arg, 0)
+                    tracked = True
                     # The tape computes on a detached alias: no torch graph is built.
                     args = (*args[:i], arg.detach(), *args[i + 1 :])
             edges.append(edge)
-            if edge is None:
-                needs.append(False)
-            else:
-                needs.append(True)
-                tracked = True
         node = Node(function)
         node.places = places
-        node.needs_input_grad = tuple(needs)
+        node.needs_input_grad = tuple([edge is not None for edge in edges])
         if inplace is None:
             if function.has_context:
                 out = _forward(node, function, args)
             else:
                 out = function.forward(node, *args)
+            if (
+                type(out) is torch.Tensor
+                and function.makes_new
+                and not (node.non_differentiable or node.dirty or _among(out, args))
+            ):  # what follows, for a tensor that is new
+                dtype = out.dtype
+                node.edges = edges
+                node.outputs = ((out.shape, dtype, out.device),)
+                if tracked and (dtype.is_floating_point or dtype.is_complex):
+                    node.sequence = next(_sequence)
+                    if node._saved:
+                        _save_apart(node, out)
+                    out.__class__ = _tensor.Tensor
+                    out._node = node  # type: ignore[attr-defined]
+                return out, node
         else:
             # What is saved of the first argument is its value before the change; where the
             # result is saved, it is the changed tensor, which may not be changed again.
@@ -407,6 +428,17 @@ def record(
             # What was marked is an output, which leads to the node: kept, it would be a cycle.
             node.dirty = node.non_differentiable = ()
         return out, node
+
+
+# What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
+MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
+
+
+@functools.lru_cache(maxsize=256)
+def kind_of(cls: type) -> str:
+    if issubclass(cls, _tensor.Tensor):
+        return MIRRORED
+    return TORCH if issubclass(cls, torch.Tensor) else OTHER
 
 
 def is_plain_update(changed: Any, others: Any) -> bool:

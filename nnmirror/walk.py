@@ -173,6 +173,8 @@ def _survey(loss: Any) -> dict[int, int] | None:
     shape, dtype, _ = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return None
+    hooked = _tensor.leaf_hooks_exist[0]
+    leaf_seen = False
     counts: dict[int, int] = {}
     stack = [node]
     while stack:
@@ -185,7 +187,8 @@ def _survey(loss: Any) -> dict[int, int] | None:
             or len(node.outputs) != 1
         ):
             return None
-        hooked = _tensor.leaf_hooks_exist[0]
+        if not (node.leads_on or hooked or leaf_seen or stack):
+            return counts  # the last node, which nobody need ask about its leaves
         for edge in node.edges:
             if edge is None:
                 continue
@@ -197,7 +200,11 @@ def _survey(loss: Any) -> dict[int, int] | None:
             counts[key] = 1
             if type(target) is _tape.Node:
                 stack.append(target)
-            elif not isinstance(target, _tensor.Tensor) or (hooked and _is_hooked(target)):
+                continue
+            leaf_seen = True
+            if _tape.kind_of(type(target)) is not _tape.MIRRORED or (
+                hooked and _is_hooked(target)
+            ):
                 return None
     return counts
 
@@ -228,7 +235,14 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                         _give(edges, results)
                         return
                 else:
-                    results = _validated(node, node.run((grad,)))
+                    results = node.function.backward(node, grad)
+                    if type(results) is not tuple:
+                        results = (results,)
+                    exact = node.is_exact or node.function.is_exact
+                    if exact and len(results) == len(edges):
+                        results = list(results)
+                    else:
+                        results = _validated(node, node.completed(results))
                 grad = None
                 if not retain_graph:
                     node.free()
@@ -380,7 +394,17 @@ def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
 
 def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     held = C_grad.__get__(leaf)
-    if held is not None:
+    if held is None:
+        if (  # nearly always: what follows says the same
+            may_keep
+            and type(grad) is torch.Tensor
+            and leaf.is_contiguous()
+            and grad.is_contiguous()
+            and not grad._is_view()
+        ):
+            C_grad.__set__(leaf, grad)
+            return
+    else:
         if held.requires_grad:
             raise RuntimeError(
                 "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
@@ -635,7 +659,8 @@ def backward(
     if inputs is None and len(outputs) == 1 and grads[0] is None:
         counts = _survey(outputs[0])
         if counts is not None:
-            _walk_plainly(outputs[0]._node, counts, _flag(retain_graph))  # type: ignore[attr-defined]
+            retain = retain_graph is not None and _flag(retain_graph)
+            _walk_plainly(outputs[0]._node, counts, retain)  # type: ignore[attr-defined]
             return
     started = make_grads(outputs, grads)
     roots = _roots(outputs)

@@ -275,7 +275,7 @@ class Plan:
     def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
         scratch = self.scratch(len(h))
-        saved = []
+        saved: list[Any] = []
         keep = saved.append
         for (is_linear, b, wt, activate, saves_input), out in zip(
             self.steps, scratch.hidden, strict=True
