@@ -435,7 +435,7 @@ MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
 
 
 @functools.lru_cache(maxsize=256)
-def kind_of(cls: type) -> str:
+def kind_of(cls: Any) -> str:
     if issubclass(cls, _tensor.Tensor):
         return MIRRORED
     return TORCH if issubclass(cls, torch.Tensor) else OTHER

@@ -235,14 +235,15 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                         _give(edges, results)
                         return
                 else:
-                    results = node.function.backward(node, grad)
-                    if type(results) is not tuple:
-                        results = (results,)
+                    found: Any = node.function.backward(node, grad)
+                    if type(found) is not tuple:
+                        found = (found,)
                     exact = node.is_exact or node.function.is_exact
-                    if exact and len(results) == len(edges):
-                        results = list(results)
+                    if exact and len(found) == len(edges):
+                        results = list(found)
                     else:
-                        results = _validated(node, node.completed(results))
+                        results = _validated(node, node.completed(found))
+                    found = None
                 grad = None
                 if not retain_graph:
                     node.free()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import functional as F
 from ..grad_mode import is_grad_enabled
-from .explicit import Each, Traced
+from .explicit import Each, Recorded, Traced
 from .layer import Layer
 from .module import keeps_call
 
@@ -68,6 +68,10 @@ class MSELoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        usual = F.usual_mse_loss(input, target) if self.reduction == "mean" else None
+        if usual is not None:
+            self.__dict__["_call"] = Recorded(usual[1])
+            return usual[0]
         F.warn_if_sizes_differ(input, target)
         return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction))
 

@@ -124,11 +124,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the parameters' gradients, or set them to zero."""
+        put = C_grad.__set__
         with DisableTorchFunctionSubclass():
             for group in self.param_groups:
                 for param in group["params"]:
                     if set_to_none and type(param) is Parameter:
-                        C_grad.__set__(param, None)
+                        put(param, None)
                     else:
                         clear_grad(param, set_to_none)
 

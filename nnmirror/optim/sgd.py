@@ -126,18 +126,21 @@ def _step_plainly(group: dict[str, Any]) -> bool:
         or type(lr) is not float
     ):
         return False
-    params: list[Tensor] = []
-    grads: list[Tensor] = []
-    for param in group["params"]:
-        if type(param) is not Parameter:  # torch's own may require grad for torch
-            return False
-        grad = C_grad.__get__(param)
-        if grad is not None:
-            params.append(param)
-            grads.append(grad)
+    params = group["params"]
+    if set(map(type, params)) != _OURS:  # torch's own may require grad for torch
+        return False
+    grads = [*map(C_grad.__get__, params)]
+    for grad in grads:
+        if grad is None:
+            found = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+            params, grads = [p for p, _ in found], [g for _, g in found]
+            break
     if params:
         torch._foreach_add_(params, grads, alpha=-lr)
     return True
+
+
+_OURS = {Parameter}
 
 
 def _scalar(x: Any) -> Any:
