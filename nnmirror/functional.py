@@ -130,6 +130,16 @@ class Linear(Rule):
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
         need_b, need_x, need_w = ctx.needs_input_grad
         db = dx = dw = None
+        if ctx.is_exact and not ctx.by_columns:  # the most usual
+            if need_b:
+                db = g.sum(0)
+            if need_x:
+                dx = g.mm(ctx.saved(1, via="AsStrided"))
+            if need_w:
+                x, w = ctx.saved(0), ctx._saved[1]
+                by_rows = w.stride() == (w.shape[1], 1)
+                dw = g.t().mm(x) if by_rows else x.t().mm(g).t()  # stored as W is
+            return db, dx, dw
         flat = g.dim() == 2
         rows = g if flat else g.reshape(g.shape[:-1].numel(), g.shape[-1])
         if need_b:
@@ -257,7 +267,8 @@ class Relu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
-        return g.masked_fill(ctx.saved(0) <= 0, 0)
+        zero = constant(0.0, g.dtype, g.device)
+        return g.masked_fill(torch.le(ctx.saved(0), zero), zero)
 
     @classmethod
     def node_name(cls) -> str:

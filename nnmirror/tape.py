@@ -434,11 +434,13 @@ def record(
 MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
 
 
-@functools.lru_cache(maxsize=256)
-def kind_of(cls: Any) -> str:
+def _kind_of(cls: type) -> str:
     if issubclass(cls, _tensor.Tensor):
         return MIRRORED
     return TORCH if issubclass(cls, torch.Tensor) else OTHER
+
+
+kind_of: Callable[[Any], str] = functools.lru_cache(maxsize=256)(_kind_of)
 
 
 def is_plain_update(changed: Any, others: Any) -> bool:

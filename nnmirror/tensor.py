@@ -69,6 +69,10 @@ def _refuse_torch_function_objects() -> None:
 _FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
 
 
+# The class of what most of RULES are, put here by nnmirror.rules.
+recorded: list[type] = [object]
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
     raise RuntimeError("nnmirror.rules is not loaded")
@@ -92,6 +96,8 @@ class Tensor(torch.Tensor):
         found = RULES.get(func)
         if found is None:
             return dispatch(func, args, kwargs or {})
+        if not kwargs and type(found) is recorded[0] and len(args) <= found.most:
+            return _tape.record(found.function, args)[0]  # what it would call
         return found(*args, **kwargs) if kwargs else found(*args)
 
     # -- autograd's attributes, answered by the mirror -----------------------------------

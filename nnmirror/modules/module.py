@@ -285,7 +285,10 @@ class Module:
 
     def __getattr__(self, name: str) -> Union[Tensor, "Module"]:
         own = self.__dict__
-        for registry in ("_parameters", "_buffers", "_modules"):
+        params = own.get("_parameters")
+        if params is not None and name in params:
+            return params[name]
+        for registry in ("_buffers", "_modules"):
             if registry in own and name in own[registry]:
                 return own[registry][name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")

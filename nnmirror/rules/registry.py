@@ -81,6 +81,9 @@ class Recorded:
         return tuple(values)
 
 
+_tensor.recorded[0] = Recorded
+
+
 def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
     """These arguments fit no rule: PyTorch's own error if it has one, else a refusal."""
     if kwargs.get("out") is not None:
