@@ -12,6 +12,7 @@ from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from ._missing import missing
 from .grad_mode import is_grad_enabled
+from .parameter import Parameter
 from .rules import RULES, Rule, rule
 from .rules import loss as _loss
 from .rules import softmax as softmax_rules
@@ -31,8 +32,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, unplaced
 from .rules.shape import broadcast_tensors, expand
 from .rules.softmax import Softplus
-from .tape import Node, _sequence, constant, record
-from .tensor import Tensor
+from .tape import Node, constant, record, recorded, usual_edge
 
 T = torch.Tensor
 
@@ -78,6 +78,23 @@ class Linear(Rule):
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:
         return torch._C._nn.linear(input, weight, bias)
+
+    @staticmethod
+    def usual(bias: Any, input: T, weight: Any) -> Any:
+        if type(weight) is not Parameter or type(bias) is not Parameter:
+            return None
+        edge = usual_edge(input)
+        if edge is None and (type(input) is not T or input.requires_grad):
+            return None
+        if not (weight._requires_grad and bias._requires_grad):
+            return None
+        if input.dim() != 2 or weight.dim() != 2 or bias.dim() != 1:
+            return None
+        node: Any = Node(Linear)
+        node.needs_input_grad = (True, edge is not None, True)
+        y = Linear.forward(node, bias, input, weight)
+        node.places = (0, 1, 2)
+        return recorded(node, y, ((bias, 0), edge, (weight, 0)))
 
     @staticmethod
     def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
@@ -203,6 +220,8 @@ class Tanh(Rule):
     is_exact = True
     infer: Any = staticmethod(torch.tanh)
 
+    usual: Any = staticmethod(lambda input: _usual_activation(Tanh, input))
+
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
         y = torch.tanh(input)
@@ -212,6 +231,20 @@ class Tanh(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
         return _tanh_grad(g, ctx.saved(0))
+
+
+def _usual_activation(function: Any, input: T) -> Any:
+    """A call on a tracked tensor whose result is saved."""
+    edge = usual_edge(input)
+    if edge is None:
+        return None
+    node: Any = Node(function)
+    node.places, node.needs_input_grad = (0,), (True,)
+    y = function.infer(input)
+    kept = y.detach()  # y would keep itself alive
+    kept._alias_of_output = True  # type: ignore[attr-defined]
+    node.save_for_backward(kept)
+    return recorded(node, y, (edge,))
 
 
 def _tanh_grad(g: T, y: T) -> T:
@@ -228,6 +261,7 @@ class TanhInplace(Tanh):
     """`Tanh` into the memory of its input."""
 
     is_inplace = True
+    usual: Any = None
     infer: Any = staticmethod(torch.tanh_)
 
     @classmethod
@@ -259,6 +293,8 @@ class Relu(Rule):
     is_exact = True
     infer: Any = staticmethod(torch.relu)
 
+    usual: Any = staticmethod(lambda input: _usual_activation(Relu, input))
+
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
         y = torch.relu(input)
@@ -280,6 +316,7 @@ class ReluInplace(Relu):
     """`Relu` into the memory of its input."""
 
     is_inplace = True
+    usual: Any = None
     infer: Any = staticmethod(torch.relu_)
 
     @staticmethod
@@ -510,10 +547,8 @@ def usual_mse_loss(input: T, target: T) -> tuple[T, Node] | None:
     None if they are anything else. The same call, with the answers to most of what `record`
     and `MseLoss.forward` ask known: in a small net it would be a tenth of the step.
     """
-    if type(input) is not Tensor or type(target) is not T or not is_grad_enabled():
-        return None
-    source = input._node
-    if source is None or input._view_of is not None or target.requires_grad:
+    edge = usual_edge(input)
+    if edge is None or type(target) is not T or target.requires_grad or not is_grad_enabled():
         return None
     with DisableTorchFunctionSubclass():
         shape, dtype = input.shape, input.dtype
@@ -526,16 +561,11 @@ def usual_mse_loss(input: T, target: T) -> tuple[T, Node] | None:
         ):
             return None
         node: Any = Node(MseLoss)
-        node.edges = ((source, input._output_nr), None, None)
         node.places, node.needs_input_grad = (0, 1), (True, False, False)
         node.reduction, node.shapes, node.is_exact = "mean", (shape, shape), True
         node.save_for_backward(input, target)
-        loss: Any = MseLoss.mean(node, input, target)
-        node.outputs = ((loss.shape, dtype, loss.device),)
-        node.sequence = next(_sequence)
-        loss.__class__ = Tensor
-        loss._node = node
-        return loss, node
+        loss = MseLoss.mean(node, input, target)
+        return recorded(node, loss, (edge, None, None))
 
 
 _SIZES_DIFFER = (

@@ -267,6 +267,8 @@ class Function:
     (None for what is no tensor). Inside both, operations are not recorded.
     """
 
+    # Records the call given the most usual arguments, with less to ask; None given any others.
+    usual: Any = None
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     has_context: bool = False  # it defines setup_context
     makes_new: bool = False  # what it returns is new, if no argument handed on
@@ -343,6 +345,10 @@ def record(
                 "nnmirror: torch.autocast is not mirrored; convert the model and its input"
                 " with .to(dtype) instead"
             )
+        if function.usual is not None and inplace is None:
+            shortcut = function.usual(*args)
+            if shortcut is not None:
+                return shortcut  # type: ignore[no-any-return]
         if (function.is_inplace or inplace is not None) and any(
             isinstance(a, torch.Tensor) and a.requires_grad for a in args
         ):
@@ -531,6 +537,24 @@ def _save_apart(node: Node, out: torch.Tensor) -> None:
             alias = out.detach()
             alias._alias_of_output = True  # type: ignore[attr-defined]
             node._saved = [alias if t is out else t for t in node._saved or ()]
+
+
+def usual_edge(tensor: torch.Tensor) -> Edge | None:
+    """Where the gradient of a tracked tensor goes; None for a leaf, a view, a plain tensor."""
+    if type(tensor) is not _tensor.Tensor or tensor._view_of is not None:
+        return None
+    node = tensor._node
+    return None if node is None else (node, tensor._output_nr)
+
+
+def recorded(node: Any, out: Any, edges: Sequence[Edge | None]) -> tuple[Any, Node]:
+    """The end of a recorded call that makes one new tensor: track it."""
+    node.edges = edges
+    node.outputs = ((out.shape, out.dtype, out.device),)
+    node.sequence = next(_sequence)
+    out.__class__ = _tensor.Tensor
+    out._node = node
+    return out, node
 
 
 def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:

@@ -70,7 +70,7 @@ _FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
 
 
 # The class of what most of RULES are, put here by nnmirror.rules.
-recorded: list[type] = [object]
+recorded: list[Any] = [object]
 
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ class Tensor(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not torch.is_grad_enabled():
             _refuse_torch_function_objects()
-        found = RULES.get(func)
+        found: Any = RULES.get(func)
         if found is None:
             return dispatch(func, args, kwargs or {})
         if not kwargs and type(found) is recorded[0] and len(args) <= found.most:

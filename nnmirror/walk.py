@@ -260,13 +260,14 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                     if result is not None:
                         held[key] = held[key] + result if key in held else result
                     continue
-                if key in held:
+                if held and key in held:
                     result = held.pop(key) if result is None else held.pop(key) + result
                 if type(target) is _tape.Node:
                     heapq.heappush(ready, (-target.sequence, target, result))
                 elif result is not None and target._requires_grad:
                     unshared = sys.getrefcount(result) <= 2  # this name, and the call's argument
-                    accumulate(target, result, unshared)
+                    with _accumulating:
+                        _accumulate(target, result, unshared)
             if not ready:
                 return
             _, node, grad = heapq.heappop(ready)
