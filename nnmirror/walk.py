@@ -278,12 +278,11 @@ def _give(edges: Sequence[Any], grads: list[Any]) -> None:
     get, put = C_grad.__get__, C_grad.__set__
     with _accumulating:
         for (leaf, _), grad in zip(edges, grads, strict=True):
-            if not leaf._requires_grad:
-                continue  # frozen since the forward
-            if get(leaf) is None:
-                put(leaf, grad)
-            else:
-                _accumulate(leaf, grad, True)
+            if leaf._requires_grad:  # else frozen since the forward
+                if get(leaf) is None:
+                    put(leaf, grad)
+                else:
+                    _accumulate(leaf, grad, True)
 
 
 def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:

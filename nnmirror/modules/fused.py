@@ -163,7 +163,10 @@ class Scratch:
     def __init__(self, ops: list[Op], rows: int) -> None:
         self.rows = rows
         # For every layer: the output of a Linear; the gradient of its input, also transposed;
-        # where that of a ReLU is zero.
+        # where that of a ReLU is zero. The outputs lie in one piece, and so do the masks, if
+        # each is of a ReLU: one call makes them all.
+        self.outs: Any = None
+        self.zeros: Any = None
         self.hidden: list[Any] = [None] * len(ops)
         self.grads: list[Any] = [(None, None)] * len(ops)
         self.masks: list[Any] = [None] * len(ops)
@@ -171,17 +174,27 @@ class Scratch:
         linears = [i for i, op in enumerate(ops) if op.kind == LINEAR]
         inner = linears[1:]  # the first one's input, the last one's output are seen
         hidden = sum(rows * ops[i].w.shape[1] * ops[i].w.element_size() for i in inner)
-        if not rows or hidden > _SCRATCH_MOST:
+        if not (rows and inner) or hidden > _SCRATCH_MOST:
             return
         with torch.inference_mode(False):
-            for before, i in zip(linears, inner, strict=False):
-                shape, w = (rows, ops[i].w.shape[1]), ops[i].w
-                self.hidden[before] = w.new_empty(shape)
-                grad = w.new_empty(shape)
+            # Each begins where a cache line does, as one of its own would.
+            places = [0]
+            for i in inner:
+                places.append(places[-1] + -(-rows * ops[i].w.shape[1] // 16) * 16)
+            outs = ops[linears[0]].w.new_zeros(places[-1])
+            zeros = torch.zeros_like(outs, dtype=torch.bool)
+            for before, i, start in zip(linears, inner, places, strict=False):
+                shape = rows, ops[i].w.shape[1]
+                end = start + shape[0] * shape[1]
+                self.hidden[before] = outs[start:end].view(shape)
+                grad = torch.empty_like(self.hidden[before])
                 self.grads[i] = grad, grad.t()
-                for k in range(before + 1, i):
-                    if ops[k].kind == RELU:
-                        self.masks[k] = w.new_empty(shape, dtype=torch.bool)
+                if ops[before + 1].kind == RELU:
+                    self.masks[before + 1] = zeros[start:end].view(shape)
+            if all(ops[i + 1].kind == RELU for i in linears[:-1]):
+                self.outs, self.zeros = outs, zeros
+            else:
+                self.masks = [None] * len(ops)
 
 
 class Lease:
@@ -210,8 +223,10 @@ class Plan:
         if not ops[-1].function.is_inplace:
             ops[-1].write_over(False)  # the output is seen, and how often it was written to
         linears = [op for op in ops if op.kind == LINEAR]
-        self.owned = [(m.__dict__, m._parameters) for m in members]
-        self.held = [(op.own, op.weight, op.bias) for op in linears]
+        both = zip(members, ops, strict=True)
+        self.owned = [
+            (m.__dict__, op.own, op.weight, op.bias) for m, op in both if op.kind == LINEAR
+        ]
         self.weights = [op.weight for op in linears]
         self.params = [p for op in linears for p in (op.weight, op.bias) if p is not None]
         self.flags = [p._requires_grad for p in self.params]
@@ -238,11 +253,12 @@ class Plan:
         for modules, known in self.nested:
             if len(modules) != len(known) or not all(map(is_, modules.values(), known)):
                 return False
-        for members, own in self.owned:
-            if members["_parameters"] is not own:
-                return False
-        for own, weight, bias in self.held:
-            if own.get("weight") is not weight or own.get("bias", own) is not bias:
+        for members, own, weight, bias in self.owned:
+            if (
+                members["_parameters"] is not own
+                or own.get("weight") is not weight
+                or own.get("bias", own) is not bias
+            ):
                 return False
         for weight in self.weights:
             if not weight.is_contiguous():
@@ -337,6 +353,8 @@ def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> t
     ours = False  # g is nobody else's: it may be written over
     gt = None
     zero = tape.constant(0.0, g.dtype, g.device)
+    if scratch.outs is not None:
+        _le(scratch.outs, zero, out=scratch.zeros)
     for i in range(len(ops) - 1, -1, -1):
         op, kept = ops[i], saved[i]
         kind = op.kind
@@ -356,7 +374,9 @@ def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> t
                 break
             g, gt = dx, dxt
         elif kind == RELU:
-            mask = _le(kept, zero, out=scratch.masks[i])
+            mask = scratch.masks[i]
+            if mask is None:
+                mask = _le(kept, zero)
             g = g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
         elif kind == TANH:
             one = tape.constant(1.0, kept.dtype, kept.device)

@@ -1001,6 +1001,7 @@ class Module:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        epoch[0] += 1
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:  # not there in what older versions saved
             self.__dict__.setdefault(name, OrderedDict())
