@@ -325,6 +325,55 @@ def test_optimiser_steps(nn, optim):
     return losses, dict(net.named_parameters())
 
 
+@parity
+def test_what_a_user_holds_is_left_alone_by_later_steps(nn, optim):
+    net, _ = made(nn, "relu")
+    sgd, held = optim.SGD(net.parameters(), lr=0.1), []
+    for step in range(6):
+        sgd.zero_grad()
+        x = torch.randn((4, 7, 4, 2, 7, 4)[step], 3, requires_grad=step % 2 == 0)
+        out, other = net(x), net(x)
+        with torch.no_grad():
+            held.append(net(x))
+        loss = nn.MSELoss()(out, torch.ones(out.shape))
+        loss.backward(retain_graph=step == 3)
+        if step == 3:
+            net(x).sum().backward()
+            loss.backward()
+        held += [x, out, loss, [p.grad for p in net.parameters()]]
+        if step > 2:
+            other.sum().backward()
+            held.append(other)
+        sgd.step()
+    return held, dict(net.named_parameters())
+
+
+@parity
+def test_a_graph_that_was_looked_at_keeps_what_it_saved(nn, optim):
+    net, _ = made(nn, "relu")
+    for _ in range(3):
+        net(torch.randn(4, 3)).sum().backward()
+    out = net(torch.randn(4, 3))
+    out.register_hook(lambda g: g * 2)
+    first = net(torch.randn(4, 3))
+    first.sum().backward()
+    for _ in range(3):
+        net(torch.randn(4, 3)).sum().backward()
+    out.sum().backward()
+    return dict(net.named_parameters())
+
+
+@parity
+def test_layers_that_do_not_fit(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(4, 2))
+    for _ in range(2):
+        try:
+            net(torch.randn(4, 3))
+        except RuntimeError as e:
+            error = str(e)
+    return error
+
+
 def by_hand(name):
     """What driving the net by hand gives: the input's gradient, the parameters', and errors."""
     torch.manual_seed(0)

@@ -154,14 +154,13 @@ class Needs:
 
 # A net whose hidden layers take more bytes than this leaves them to torch's allocator.
 _SCRATCH_MOST = 1 << 20
-_SPARE_MOST = 4  # how many a net keeps
+_SPARE_MOST = 4  # of how many sizes a net keeps some, and how many of each
 
 
 class Scratch:
     """Memory for what nobody sees, of one forward and the backward over it."""
 
     def __init__(self, ops: list[Op], rows: int) -> None:
-        self.rows = rows
         # For every layer: the output of a Linear; the gradient of its input, also transposed;
         # where that of a ReLU is zero. The outputs lie in one piece, and so do the masks, if
         # each is of a ReLU: one call makes them all.
@@ -173,19 +172,18 @@ class Scratch:
         self.outputs: Any = None  # Node.outputs, the same at every call
         linears = [i for i, op in enumerate(ops) if op.kind == LINEAR]
         inner = linears[1:]  # the first one's input, the last one's output are seen
-        hidden = sum(rows * ops[i].w.shape[1] * ops[i].w.element_size() for i in inner)
-        if not (rows and inner) or hidden > _SCRATCH_MOST:
+        shapes = [(rows, len(ops[i].w)) for i in linears[:-1]]
+        # Each begins where a cache line does, as one of its own would.
+        places = [0]
+        for _, width in shapes:
+            places.append(places[-1] + -(-rows * width // 16) * 16)
+        if not places[-1] or places[-1] * ops[linears[0]].w.element_size() > _SCRATCH_MOST:
             return
         with torch.inference_mode(False):
-            # Each begins where a cache line does, as one of its own would.
-            places = [0]
-            for i in inner:
-                places.append(places[-1] + -(-rows * ops[i].w.shape[1] // 16) * 16)
             outs = ops[linears[0]].w.new_zeros(places[-1])
             zeros = torch.zeros_like(outs, dtype=torch.bool)
-            for before, i, start in zip(linears, inner, places, strict=False):
-                shape = rows, ops[i].w.shape[1]
-                end = start + shape[0] * shape[1]
+            for before, i, shape, start in zip(linears, inner, shapes, places, strict=False):
+                end = start + rows * shape[1]
                 self.hidden[before] = outs[start:end].view(shape)
                 grad = torch.empty_like(self.hidden[before])
                 self.grads[i] = grad, grad.t()
@@ -244,7 +242,7 @@ class Plan:
         ]
         self.calls += [(s.__dict__, NestedCall(s._modules)) for s in nested[1:]]
         self.last: Any = None  # the latest node, weakly: it holds the plan
-        self.spare: list[Scratch] = []
+        self.spare: dict[int, list[Scratch]] = {}  # by the number of rows
 
     def holds(self) -> bool:
         """Is everything but the hooks as it was when this plan was made?"""
@@ -268,16 +266,21 @@ class Plan:
             *map(_data_ptr, params)
         ] == self.memory
 
-    def scratch(self, rows: int) -> Scratch:
+    def scratch(self, rows: int) -> tuple[Scratch, list[Scratch]]:
+        """Memory for so many rows, and where to put it when it is done with."""
+        spare = self.spare.get(rows)
+        if spare is None:
+            if len(self.spare) >= _SPARE_MOST:
+                self.spare.clear()
+            spare = self.spare[rows] = []
         try:
-            found = self.spare.pop()
+            return spare.pop(), spare
         except IndexError:
-            return Scratch(self.ops, rows)
-        return found if found.rows == rows else Scratch(self.ops, rows)
+            return Scratch(self.ops, rows), spare
 
     def infer(self, h: torch.Tensor) -> torch.Tensor:
         """The output alone."""
-        scratch = self.scratch(len(h))
+        scratch, spare = self.scratch(len(h))
         for (is_linear, b, wt, activate, _), out in zip(self.steps, scratch.hidden, strict=True):
             if not is_linear:
                 h = activate(h)
@@ -285,12 +288,12 @@ class Plan:
                 h = _mm(h, wt, out=out)
             else:
                 h = _addmm(b, h, wt, out=out)
-        self.spare.append(scratch)
+        spare.append(scratch)
         return h
 
     def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
-        scratch = self.scratch(len(h))
+        scratch, spare = self.scratch(len(h))
         saved: list[Any] = []
         keep = saved.append
         for (is_linear, b, wt, activate, saves_input), out in zip(
@@ -312,7 +315,7 @@ class Plan:
             saved[-1]._alias_of_output = True  # type: ignore[attr-defined]
         node: Any = tape.Node(Fused)
         node.plan, node.needs, node.folded = self, needs, unfold
-        node.scratch = Lease(self.spare, scratch)
+        node.scratch = Lease(spare, scratch)
         node._saved, node._versions = saved, needs.versions(saved)
         if edge is None:
             node.edges, node.leads_on = needs.edges, False

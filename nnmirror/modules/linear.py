@@ -29,6 +29,9 @@ def passed_on(gradient: Any) -> Any:
     return gradient
 
 
+_OWN = {"weight", "bias"}
+
+
 class Linear(Layer):
     """Y = X W^T + b, X of shape (*, in_features), Y of shape (*, out_features).
 
@@ -74,6 +77,9 @@ class Linear(Layer):
 
     @keeps_call
     def forward(self, input: Tensor) -> Tensor:
+        own = self._parameters
+        if type(self) is Linear and own.keys() == _OWN:  # sooner than through __getattr__
+            return self._run(F.Linear, own["bias"], input, own["weight"])
         return self._run(F.Linear, self.bias, input, self.weight)
 
     def extra_repr(self) -> str:
