@@ -218,8 +218,8 @@ class Optimizer:
         groups = []
         start = 0
         for group in self.param_groups:
-            for i, param in enumerate(group["params"], start):
-                numbers.setdefault(id(param), i)
+            # A parameter twice in a group has its later number there.
+            numbers = {id(p): i for i, p in enumerate(group["params"], start)} | numbers
             packed = {k: v for k, v in group.items() if k != "params"}
             packed["params"] = [numbers[id(p)] for p in group["params"]]
             start += len(packed["params"])
