@@ -45,8 +45,10 @@ CLASSES = {
         )
         for name in nnmirror.optim.lr_scheduler.__all__
     },
-    "optim.SGD": (torch.optim.SGD, nnmirror.optim.SGD),
-    "optim.Optimizer": (torch.optim.Optimizer, nnmirror.optim.Optimizer),
+    **{
+        f"optim.{name}": (getattr(torch.optim, name), getattr(nnmirror.optim, name))
+        for name in ("Optimizer", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
+    },
 }
 
 
@@ -133,7 +135,7 @@ def test_a_name_that_is_not_mirrored_says_so(name):
     with pytest.raises(AttributeError, match=rf"{name}.*not mirrored.*What to do"):
         getattr(nnmirror, name)
     assert hasattr(torch.nn, name)
-    with pytest.raises(AttributeError, match=r"Adam.*not mirrored"):
+    with pytest.raises(AttributeError, match=r"Adamax.*not mirrored"):
         nnmirror.optim.Adamax  # noqa: B018
     with pytest.raises(AttributeError, match=r"mish.*not mirrored"):
         nnmirror.functional.mish  # noqa: B018
@@ -144,7 +146,9 @@ def test_a_name_that_is_not_mirrored_says_so(name):
 def test_every_public_name_has_a_docstring():
     for name in nnmirror.__all__:
         assert getattr(nnmirror, name).__doc__, name
-    for cls in (nnmirror.Module, nnmirror.Sequential, nnmirror.optim.SGD):
+    optimisers = [getattr(nnmirror.optim, name) for name in nnmirror.optim.__all__]
+    for cls in (nnmirror.Module, nnmirror.Sequential, *optimisers):
+        assert cls.__doc__
         for name in public(cls):
             member = getattr(cls, name)
             if inspect.isfunction(member) and name not in ("forward", "extra_repr"):

@@ -202,9 +202,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
                 stack.append(target)
                 continue
             leaf_seen = True
-            if _tape.kind_of(type(target)) is not _tape.MIRRORED or (
-                hooked and _is_hooked(target)
-            ):
+            if _tape.kind_of(type(target)) is not _tape.MIRRORED or (hooked and _is_hooked(target)):
                 return None
     return counts
 

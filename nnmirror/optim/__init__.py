@@ -2,9 +2,14 @@
 
 from .._missing import missing
 from . import lr_scheduler
+from .adagrad import Adagrad
+from .adam import Adam
+from .adamw import AdamW
 from .optimizer import Optimizer
+from .rmsprop import RMSprop
 from .sgd import SGD
+from .signsgd import SignSGD
 
-__all__ = ["SGD", "Optimizer", "lr_scheduler"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD", "lr_scheduler"]
 
 __getattr__ = missing(__name__, __all__)

@@ -1,0 +1,184 @@
+"""Adagrad."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
+
+from .optimizer import ParamsT
+from .stepwise import (
+    Group,
+    StepwiseOptimizer,
+    as_real,
+    check_fused,
+    count,
+    counter,
+    refuse_differentiable,
+    refuse_negative,
+    to_scalar,
+)
+
+__all__ = ["Adagrad"]
+
+
+class Adagrad(StepwiseOptimizer):
+    """Adagrad (Duchi et al., 2011, JMLR 12): a step shrinks with the squares summed so far.
+
+    For each parameter p with gradient g, at its step number t:
+
+        g = -g                              with maximize
+        g = g + weight_decay p
+        s = s + g^2                         s = initial_accumulator_value before the first
+        p = p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Saved in `state`, from the constructor on: step, t; sum, s. `foreach` and `fused` choose
+    torch's kernels of the same names, as in PyTorch, and with them their rounding. Of a sparse
+    gradient only the entries that are there are stepped.
+    """
+
+    _device_was_checked = False
+    _many_as_one = False  # `_many` multiplies by the step size before the division
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        refuse_negative(
+            ("learning rate", lr),
+            ("lr_decay value", lr_decay),
+            ("weight_decay value", weight_decay),
+            ("initial_accumulator_value value", initial_accumulator_value),
+            ("epsilon value", eps),
+        )
+        refuse_differentiable(differentiable)
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        if fused:
+            if foreach:
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+            self._step_supports_amp_scaling = True
+        with DisableTorchFunctionSubclass():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self.state[param] = self._begin(param, group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("foreach", None)
+            group.setdefault("maximize", False)
+            group.setdefault("differentiable", False)
+            group.setdefault("fused", None)
+            self._steps_to_tensors(group)
+
+    def share_memory(self) -> None:
+        """Move the sums to shared memory."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["sum"].share_memory_()
+
+    def _kept(self, group: Group) -> tuple[str, ...]:
+        return ("step", "sum")
+
+    def _begin(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        start = self.defaults["initial_accumulator_value"]
+        if param.is_complex():
+            start = complex(start, start)
+        full = torch.full_like(param, start, memory_format=torch.preserve_format)
+        return {"step": counter(param, group), "sum": full}
+
+    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+        if not group["fused"]:
+            return
+        params, grads = lists["params"], lists["grads"]
+        if not self._device_was_checked:
+            check_fused(params[0])
+            self._device_was_checked = True
+        if any(p.is_complex() for p in params) or any(g.is_sparse for g in grads):
+            raise RuntimeError("`fused` does not support sparse grad or complex param")
+
+    def _one(self, group: Group, param: Any, grad: Any, step: Any, sum: Any) -> None:
+        step += 1
+        if group["maximize"]:
+            grad = -grad
+        if group["weight_decay"] != 0:
+            if grad.is_sparse:
+                raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+            grad = grad.add(param, alpha=group["weight_decay"])
+        size = to_scalar(group["lr"]) / (1 + (step.item() - 1) * group["lr_decay"])
+        if grad.is_sparse:
+            grad = grad.coalesce()  # an entry given twice is one entry, to be squared as one
+            values = grad._values()
+            sum.add_(_with_values(grad, values.pow(2)))
+            denom = sum.sparse_mask(grad)._values().sqrt_().add_(group["eps"])
+            param.add_(_with_values(grad, values / denom), alpha=-size)
+            return
+        if param.is_complex():
+            param, grad, sum = as_real(param, grad, sum)
+        sum.addcmul_(grad, grad, value=1)
+        param.addcdiv_(grad, sum.sqrt().add_(group["eps"]), value=-size)
+
+    def _many(self, group: Group, params: Any, grads: Any, step: Any, sum: Any) -> None:
+        if any(grad.is_sparse for grad in grads):
+            for one in zip(params, grads, step, sum, strict=True):
+                self._one(group, *one)
+            return
+        lr, lr_decay = to_scalar(group["lr"]), group["lr_decay"]
+        if group["maximize"]:
+            grads = torch._foreach_neg(grads)
+        count(step)
+        if group["weight_decay"] != 0:
+            grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        minus_sizes = [-lr / (1 + (t.item() - 1) * lr_decay) for t in step]
+        torch._foreach_addcmul_(sum, grads, grads, value=1)
+        denom = torch._foreach_sqrt(sum)
+        torch._foreach_add_(denom, group["eps"])
+        if group["maximize"] or group["weight_decay"] != 0:
+            torch._foreach_mul_(grads, minus_sizes)  # which in halves rounds otherwise
+        else:
+            grads = torch._foreach_mul(grads, minus_sizes)
+        torch._foreach_addcdiv_(params, grads, denom)
+
+    def _fused(
+        self, group: Group, params: Any, grads: Any, step: Any, sum: Any, **scaling: Any
+    ) -> None:
+        torch._fused_adagrad_(
+            params,
+            grads,
+            sum,
+            step,
+            lr=group["lr"],
+            lr_decay=group["lr_decay"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            **scaling,
+        )
+
+
+def _with_values(like: Tensor, values: Tensor) -> Tensor:
+    """A sparse tensor with other values at the same places."""
+    return torch.sparse_coo_tensor(like._indices(), values, like.size())

@@ -1,0 +1,255 @@
+"""Adam, and AMSGrad."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .optimizer import ParamsT
+from .stepwise import (
+    Group,
+    StepwiseOptimizer,
+    as_real,
+    check_capturable,
+    count,
+    refuse_differentiable,
+    refuse_negative,
+    to_scalar,
+)
+
+__all__ = ["Adam"]
+
+
+class Adam(StepwiseOptimizer):
+    """Adam (Kingma and Ba, 2014, arXiv:1412.6980): steps of about lr, whatever the scale of g.
+
+    For each parameter p with gradient g, at its step number t:
+
+        g = -g                            with maximize
+        g = g + weight_decay p            or, with decoupled_weight_decay (AdamW),
+        p = (1 - lr weight_decay) p
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+        w = v; with amsgrad (Reddi et al., 2018), the greatest v so far
+        p = p - lr / (1 - beta1^t) m / (sqrt(w) / sqrt(1 - beta2^t) + eps)
+
+    Saved in `state`: step, t; exp_avg, m; exp_avg_sq, v; max_exp_avg_sq, w with amsgrad.
+    `foreach` and `fused` choose torch's kernels of the same names, as in PyTorch, and with
+    them their rounding. Sparse gradients are refused.
+    """
+
+    _no_sparse = "Adam does not support sparse gradients, please consider SparseAdam instead"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        only_numbers = foreach and not capturable
+        if isinstance(lr, Tensor):
+            if only_numbers:
+                raise ValueError(_NO_TENSOR.format("lr"))
+            if lr.numel() != 1:
+                raise ValueError("Tensor lr must be 1-element")
+        refuse_negative(("learning rate", lr), ("epsilon value", eps))
+        for i in (0, 1):
+            if not 0.0 <= betas[i] < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
+        refuse_negative(("weight_decay value", weight_decay))
+        if not any(all(isinstance(betas[i], kind) for i in (0, 1)) for kind in (float, Tensor)):
+            raise ValueError("betas must be either both floats or both Tensors")
+        for i in (0, 1):
+            beta = betas[i]
+            if isinstance(beta, Tensor):
+                if only_numbers:
+                    raise ValueError(_NO_TENSOR.format(f"betas[{i}]"))
+                if beta.numel() != 1:
+                    raise ValueError(f"Tensor betas[{i}] must be 1-element")
+        refuse_differentiable(differentiable)
+        defaults = {
+            "lr": lr,
+            "betas": tuple(map(to_scalar, betas)),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+        if fused:
+            self._step_supports_amp_scaling = True
+            if foreach:
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("amsgrad", False)
+            group.setdefault("maximize", False)
+            group.setdefault("foreach", None)
+            group.setdefault("capturable", False)
+            group.setdefault("differentiable", False)
+            group.setdefault("decoupled_weight_decay", False)
+            group.setdefault("fused", None)
+            self._steps_to_tensors(group)
+
+    def _kept(self, group: Group) -> tuple[str, ...]:
+        names = ("step", "exp_avg", "exp_avg_sq")
+        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+
+    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+        if group["fused"]:
+            return
+        foreach, capturable = group["foreach"], group["capturable"]
+        if foreach and not capturable:
+            if isinstance(group["lr"], Tensor):
+                raise RuntimeError(_NO_TENSOR.format("lr"))
+            for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+                if isinstance(beta, Tensor):
+                    raise ValueError(_NO_TENSOR.format(name))
+        if capturable:
+            check_capturable(lists, xla=not foreach)
+
+    def _one(
+        self,
+        group: Group,
+        param: Any,
+        grad: Any,
+        step: Any,
+        exp_avg: Any,
+        exp_avg_sq: Any,
+        max_exp_avg_sq: Any = None,
+    ) -> None:
+        lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
+        beta1, beta2 = map(to_scalar, group["betas"])
+        if group["maximize"]:
+            grad = -grad
+        step += 1
+        if decay != 0:
+            if group["decoupled_weight_decay"]:
+                param.mul_(1 - lr * decay)
+            else:
+                grad = grad.add(param, alpha=decay)
+        if param.is_complex():
+            param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = as_real(
+                param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq
+            )
+        if isinstance(beta1, Tensor):  # lerp_ takes no weight of another dtype
+            weight = 1 - beta1.to(device=param.device, dtype=param.dtype)
+        else:
+            weight = 1 - beta1
+        exp_avg.lerp_(grad, weight)
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        if group["amsgrad"]:
+            exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
+        denom = exp_avg_sq.sqrt()
+        if group["capturable"]:
+            minus_size = (lr / (1 - beta1**step)).neg()
+            denom.div_((1 - beta2**step).sqrt() * minus_size).add_(eps / minus_size)
+            param.addcdiv_(exp_avg, denom)
+        else:
+            t = step.item()
+            denom.div_((1 - beta2**t) ** 0.5).add_(eps)
+            param.addcdiv_(exp_avg, denom, value=-(lr / (1 - beta1**t)))
+
+    def _many(
+        self,
+        group: Group,
+        params: Any,
+        grads: Any,
+        step: Any,
+        exp_avg: Any,
+        exp_avg_sq: Any,
+        max_exp_avg_sq: Any = None,
+    ) -> None:
+        lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
+        beta1, beta2 = map(to_scalar, group["betas"])
+        if group["maximize"]:
+            grads = torch._foreach_neg(grads)
+        count(step)
+        if decay != 0:
+            if group["decoupled_weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * decay)
+            else:
+                grads = torch._foreach_add(grads, params, alpha=decay)
+        on_device = isinstance(beta1, Tensor) and not beta1.is_cpu
+        torch._foreach_lerp_(
+            exp_avg, grads, 1 - (beta1.to(params[0].device) if on_device else beta1)
+        )
+        torch._foreach_mul_(exp_avg_sq, beta2)
+        if isinstance(beta2, Tensor):  # addcmul's value is a number
+            scaled = torch._foreach_mul(grads, 1 - beta2)
+            torch._foreach_addcmul_(exp_avg_sq, scaled, grads, 1.0)
+        else:
+            torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
+        if group["amsgrad"]:
+            torch._foreach_maximum_(max_exp_avg_sq, exp_avg_sq)
+            exp_avg_sq = max_exp_avg_sq
+        denom = torch._foreach_sqrt(exp_avg_sq)
+        if group["capturable"]:
+            minus_size = torch._foreach_pow(beta1, step)  # becomes 1 / ((beta1^t - 1) / lr)
+            torch._foreach_sub_(minus_size, 1)
+            torch._foreach_div_(minus_size, lr)
+            torch._foreach_reciprocal_(minus_size)
+            root = torch._foreach_pow(beta2, step)  # becomes sqrt(1 - beta2^t)
+            torch._foreach_sub_(root, 1)
+            torch._foreach_neg_(root)
+            torch._foreach_sqrt_(root)
+            torch._foreach_div_(denom, root)
+            torch._foreach_add_(denom, eps)
+            torch._foreach_div_(denom, minus_size)
+            torch._foreach_addcdiv_(params, exp_avg, denom)
+        else:
+            ts = [t.item() for t in step]
+            torch._foreach_div_(denom, [(1 - beta2**t) ** 0.5 for t in ts])
+            torch._foreach_add_(denom, eps)
+            sizes = [-(lr / (1 - beta1**t)) for t in ts]
+            torch._foreach_addcdiv_(params, exp_avg, denom, sizes)
+
+    def _fused(
+        self,
+        group: Group,
+        params: Any,
+        grads: Any,
+        step: Any,
+        exp_avg: Any,
+        exp_avg_sq: Any,
+        max_exp_avg_sq: Any = (),
+        **scaling: Any,
+    ) -> None:
+        beta1, beta2 = map(to_scalar, group["betas"])
+        decoupled = group["decoupled_weight_decay"]
+        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+            params,
+            grads,
+            exp_avg,
+            exp_avg_sq,
+            max_exp_avg_sq,
+            step,
+            amsgrad=group["amsgrad"],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            **scaling,
+        )
+
+
+_NO_TENSOR = "{} as a Tensor is not supported for capturable=False and foreach=True"

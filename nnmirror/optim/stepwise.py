@@ -1,0 +1,232 @@
+"""What Adam, RMSprop, Adagrad and SignSGD share: how a group of parameters is stepped.
+
+An optimiser says which tensors it keeps for a parameter, and how a step changes them: one
+parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused kernels.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
+
+from ..parameter import Parameter
+from ..walk import C_grad
+from .optimizer import Optimizer, evaluate
+
+Group = dict[str, Any]
+
+_PRIVATE = torch._C._get_privateuse1_backend_name()
+_FOREACH_DEVICES = ["cuda", "xpu", "mtia", _PRIVATE]
+_FUSED_DEVICES = ["mps", "cuda", "xpu", "hpu", "cpu", "mtia", _PRIVATE]
+_CAPTURABLE_DEVICES = ["cuda", "xpu", "hpu", _PRIVATE]
+
+
+class StepwiseOptimizer(Optimizer):
+    """An optimiser that keeps for a parameter what it needs from the first gradient on."""
+
+    _no_sparse: ClassVar[str | None] = None  # the error for a sparse gradient
+    _many_as_one = True  # on a CPU `_many` and `_one` give the same bits
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        """Update the parameters; `closure`, if given, computes the loss anew first."""
+        loss = evaluate(closure)
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    # -- what an optimiser says --------------------------------------------------------------
+
+    def _kept(self, group: Group) -> tuple[str, ...]:
+        """Names of the tensors kept for each parameter of the group."""
+        raise NotImplementedError
+
+    def _begin(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        return {
+            name: counter(param, group)
+            if name == "step"
+            else torch.zeros_like(param, memory_format=torch.preserve_format)
+            for name in self._kept(group)
+        }
+
+    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+        """Refuse what the options of the group cannot do with its parameters."""
+
+    # A step, given the group, the parameters, their gradients, and what is kept by its name:
+    _one: ClassVar[Callable[..., None]]  # of one parameter
+    _many: ClassVar[Callable[..., None]]  # of several of one kind, with foreach kernels
+    _fused: ClassVar[Callable[..., None]]  # of several of one kind, with a fused kernel
+
+    # -- how it is done ----------------------------------------------------------------------
+
+    def _step_group(self, group: Group) -> None:
+        names = self._kept(group)
+        lists: dict[str, list[Any]] = {name: [] for name in ("params", "grads", *names)}
+        for param in group["params"]:
+            grad = C_grad.__get__(param)
+            if grad is None:
+                continue
+            if self._no_sparse and grad.is_sparse:
+                raise RuntimeError(self._no_sparse)
+            if names:
+                state = self.state[param]
+                if len(state) == 0:
+                    if group.get("fused"):
+                        check_fused(param)
+                    state.update(self._begin(param, group))
+                for name in names:
+                    lists[name].append(state[name])
+            lists["params"].append(param)
+            lists["grads"].append(grad)
+        if not lists["params"]:
+            return
+        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        self._check(group, lists)
+        if group.get("fused"):
+            self._step_fused(group, lists, **scaling)
+            return
+        if "fused" in group and any(x is not None for x in scaling.values()):
+            raise AssertionError("Expected grad_scale and found_inf to be None")
+        if foreach_is_chosen(group, lists["params"]):
+            for part in by_kind(lists):
+                self._many(group, **_all_real(part))
+        elif self._many_as_one and _independent(group, lists):
+            self._many(group, **lists)
+        else:
+            for one in zip(*lists.values(), strict=True):
+                self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
+
+    def _step_fused(self, group: Group, lists: Any, grad_scale: Any, found_inf: Any) -> None:
+        # What a GradScaler leaves for the kernel: it unscales, and skips where inf was found.
+        for part in by_kind(lists):
+            device = part["params"][0].device
+            scaling = {
+                "grad_scale": None if grad_scale is None else grad_scale.to(device),
+                "found_inf": None if found_inf is None else found_inf.to(device),
+            }
+            torch._foreach_add_(part["step"], 1)
+            self._fused(group, **part, **scaling)
+            if found_inf is not None:
+                torch._foreach_sub_(part["step"], [found_inf.to(device)] * len(part["step"]))
+
+    def _steps_to_tensors(self, group: Group) -> None:
+        """The counters of a state saved by an old PyTorch, which were numbers."""
+        for param in group["params"]:
+            state = self.state.get(param, {})
+            if len(state) != 0 and not isinstance(state["step"], Tensor):
+                state["step"] = counter(param, group, float(state["step"]))
+
+
+def counter(param: Tensor, group: Group, start: float = 0.0) -> Tensor:
+    """A counter of steps: on the CPU, unless a kernel reads it on the parameter's device."""
+    with_param = group.get("capturable") or group.get("fused")
+    double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.tensor(
+        start,
+        dtype=torch.float64 if double else torch.float32,
+        device=param.device if with_param else "cpu",
+    )
+
+
+def count(steps: list[Tensor]) -> None:
+    """One more step, for many parameters."""
+    torch._foreach_add_(steps, torch.tensor(1.0) if steps[0].is_cpu else 1)
+
+
+def to_scalar(x: Any) -> Any:
+    """An option of one element as a tensor without dimensions; a number as it is."""
+    return x.squeeze() if isinstance(x, Tensor) and x.dim() != 0 else x
+
+
+def refuse_negative(*options: tuple[str, Any]) -> None:
+    """Refuse an option below zero: pairs of what the message calls it and its value."""
+    for name, value in options:
+        if not 0.0 <= value:  # noqa: SIM300  # in PyTorch's order: a TypeError quotes it
+            raise ValueError(f"Invalid {name}: {value}")
+
+
+def refuse_differentiable(differentiable: bool) -> None:
+    if differentiable:
+        raise NotImplementedError(
+            "nnmirror: differentiable=True (a gradient through the step) is not mirrored"
+        )
+
+
+def check_fused(param: Tensor) -> None:
+    """Refuse a parameter that no fused kernel takes."""
+    if not param.is_floating_point() or param.device.type not in _FUSED_DEVICES:
+        raise RuntimeError(
+            "`fused=True` requires all the params to be floating point Tensors of supported"
+            f" devices: {_FUSED_DEVICES} but {param.dtype} and {param.device.type}"
+        )
+
+
+def check_capturable(lists: dict[str, list[Any]], xla: bool = True) -> None:
+    """Refuse parameters whose step no graph of a device can hold."""
+    devices = [*_CAPTURABLE_DEVICES, *(["xla"] if xla else [])]
+    for param, step in zip(lists["params"], lists["step"], strict=True):
+        if param.device.type != step.device.type or param.device.type not in devices:
+            raise AssertionError(
+                "If capturable=True, params and state_steps must be on supported devices:"
+                f" {devices}."
+            )
+
+
+def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
+    """Whether to step with foreach kernels: as asked, else on the devices they are made for."""
+    if group["foreach"] is not None or group.get("fused") is not None:
+        return bool(group["foreach"])
+    return all(p.device.type in _FOREACH_DEVICES and _is_usual(p) for p in params)
+
+
+def by_kind(lists: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
+    """The lists, split by device and dtype of the parameters."""
+    kinds = torch._C._group_tensors_by_device_and_dtype(list(lists.values()), False)
+    for parts, _ in kinds.values():
+        yield dict(zip(lists, parts, strict=True))
+
+
+def as_real(*tensors: Any) -> tuple[Any, ...]:
+    """Views of complex tensors as their real and imaginary parts; None stays None."""
+    return tuple(None if t is None else torch.view_as_real(t) for t in tensors)
+
+
+def _all_real(lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if not lists["params"][0].is_complex():
+        return lists
+    return {name: ts if name == "step" else list(as_real(*ts)) for name, ts in lists.items()}
+
+
+def _is_usual(param: Tensor) -> bool:
+    """No subclass, the parameters of either library apart."""
+    kind = type(param)
+    return kind in (Tensor, Parameter) or kind.__module__ == "torch.nn.parameter"
+
+
+_SMALL = 2**18  # elements of all parameters: what `_many` may need again in memory
+_ALIKE = (torch.float32, torch.float64)  # in halves _foreach_mul_ rounds the number first
+
+
+def _independent(group: Group, lists: dict[str, list[Any]]) -> bool:
+    """Whether stepping these parameters together is stepping one after the other, and quicker.
+
+    It is on a CPU, where foreach kernels are loops of the plain ones, if the options are
+    numbers and no tensor shares memory with another, which one step would change for the next.
+    """
+    size = 0
+    for param in lists["params"]:
+        if not (param.is_cpu and param.dtype in _ALIKE and _is_usual(param)):
+            return False
+        size += param.numel()
+    if size > _SMALL:
+        return False
+    for option in group.values():
+        if isinstance(option, Tensor):
+            return False
+        if isinstance(option, tuple) and any(isinstance(x, Tensor) for x in option):
+            return False
+    tensors = [t for ts in lists.values() for t in ts]
+    return len({t.untyped_storage()._cdata for t in tensors}) == len(tensors)
