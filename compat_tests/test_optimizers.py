@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_groups_late_gradients_and_frozen_parameters(nn, optim, name, kernel):
     return dict(net.named_parameters()), extra.weight, optimizer.state_dict(), repr(optimizer)
 
 
-SHAPES = [(), (0,), (1,), (7,), (8,), (33,), (3, 5), (16, 16), (2, 3, 4), (129, 65), (600, 600)]
+SHAPES = [(), (0,), (1,), (7,), (8,), (33,), (3, 5), (16, 16), (2, 3, 4), (129, 65), (300, 300)]
 
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -290,7 +291,9 @@ def test_complex_parameters(name, kernel):
 @pytest.mark.parametrize("name", NAMES)
 def test_sparse_gradients(name, options, kernel):
     """Adagrad takes them, the others refuse them, and the fused kernels too."""
-    torch.sparse_coo_tensor([[0]], [1.0])  # warns, once a process, not once a library
+    with warnings.catch_warnings():  # it warns once a process, not once a library
+        warnings.simplefilter("ignore")
+        torch.sparse_coo_tensor([[0]], [1.0])
     same_outcome(*both(sparse_gradients, name=name, options=options, kernel=kernel))
 
 
@@ -519,6 +522,21 @@ def test_hooks_and_a_class_of_your_own(nn, optim, name):
     optimizer.load_state_dict(optimizer.state_dict())
     log = [x if isinstance(x, str) else (x[0], len(x[1]), x[2]) for x in log]
     return log, optimizer.taken, optimizer.state_dict(), repr(optimizer)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_a_step_between_forward_and_backward_is_noticed(nn, optim, name, kernel):
+    """The weights of the forward are gone: an error, not a gradient of other weights."""
+    if kernel == "fused" and name not in FUSED:
+        return
+    net = small(nn)
+    optimizer = getattr(optim, name)(net.parameters(), **KERNELS[kernel])
+    loss = net(torch.randn(5, 3)).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    loss.backward()
 
 
 @parity

@@ -9,6 +9,7 @@ from torch._C import DisableTorchFunctionSubclass
 from ..parameter import Parameter
 from ..walk import C_grad
 from .optimizer import Optimizer, ParamsT, evaluate
+from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
 
 __all__ = ["SGD"]
 
@@ -52,10 +53,7 @@ class SGD(Optimizer):
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        if differentiable:
-            raise NotImplementedError(
-                "nnmirror: differentiable=True (a gradient through the step) is not mirrored"
-            )
+        refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -105,7 +103,7 @@ class SGD(Optimizer):
             return
         if group["fused"]:
             _fused(params, grads, buffers, group)
-        elif group["foreach"]:
+        elif foreach_is_chosen(group, params):
             _foreach(params, grads, buffers, group)
         else:
             _one_by_one(params, grads, buffers, group)
@@ -143,14 +141,10 @@ def _step_plainly(group: dict[str, Any]) -> bool:
 _OURS = {Parameter}
 
 
-def _scalar(x: Any) -> Any:
-    return x.squeeze() if isinstance(x, Tensor) and x.dim() != 0 else x
-
-
 def _one_by_one(
     params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
 ) -> None:
-    lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
+    lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         if group["maximize"]:
             grad = -grad
@@ -168,7 +162,7 @@ def _one_by_one(
 def _foreach(
     params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
 ) -> None:
-    lr, weight_decay, momentum = _scalar(group["lr"]), group["weight_decay"], group["momentum"]
+    lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
     if weight_decay != 0:
@@ -191,11 +185,7 @@ def _foreach(
 
 def _fused(params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]) -> None:
     for param in params:
-        if not param.is_floating_point() or param.device.type not in _FUSED_DEVICES:
-            raise RuntimeError(
-                "`fused=True` requires all the params to be floating point Tensors of supported"
-                f" devices: {_FUSED_DEVICES} but {param.dtype} and {param.device.type}"
-            )
+        check_fused(param)
     first = bool(buffers) and all(b is None for b in buffers)
     if first:
         buffers[:] = [torch.empty_like(g) for g in grads]
@@ -215,6 +205,3 @@ def _fused(params: list[Any], grads: list[Any], buffers: list[Any], group: dict[
             maximize=group["maximize"],
             is_first_step=first,
         )
-
-
-_FUSED_DEVICES = ["mps", "cuda", "xpu", "hpu", "cpu", "mtia"]
