@@ -1,7 +1,7 @@
 """Optimisers, as `torch.optim`."""
 
 from .._missing import missing
-from . import lr_scheduler
+from . import lr_scheduler as lr_scheduler
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamw import AdamW
@@ -10,6 +10,6 @@ from .rmsprop import RMSprop
 from .sgd import SGD
 from .signsgd import SignSGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD", "lr_scheduler"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD"]
 
 __getattr__ = missing(__name__, __all__)
