@@ -4,6 +4,7 @@ Every formula is written in ordinary tensor operations in the order in which PyT
 kernels compute, so that it rounds as they do. `g` is the gradient of the result.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -14,7 +15,11 @@ from ._missing import missing
 from .grad_mode import is_grad_enabled
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
+from .rules import batchnorm as _batchnorm
+from .rules import dropout as _dropout
+from .rules import embedding as _embedding
 from .rules import loss as _loss
+from .rules import normalization as _normalization
 from .rules import softmax as softmax_rules
 from .rules.activation import (
     Elu,
@@ -28,6 +33,7 @@ from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Pow, Sub
 from .rules.elementwise import Abs, Sigmoid
 from .rules.matmul import matmul, rows_of_one_matrix
+from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, unplaced
 from .rules.shape import broadcast_tensors, expand
@@ -37,22 +43,27 @@ from .tape import Node, constant, record, recorded, usual_edge
 T = torch.Tensor
 
 __all__ = [
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "dropout",
     "elu",
     "elu_",
+    "embedding",
     "gelu",
     "hardtanh",
     "hardtanh_",
     "huber_loss",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "leaky_relu_",
     "linear",
     "log_softmax",
     "mse_loss",
     "nll_loss",
+    "prelu",
     "relu",
     "relu6",
     "relu_",
@@ -476,6 +487,101 @@ def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
 def relu6(input: T, inplace: bool = False) -> T:
     """Each element clipped to [0, 6]; see `rules.activation.Hardtanh`."""
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
+
+
+def check_probability(p: float) -> None:
+    """PyTorch's error for a probability of dropout that is none."""
+    if p < 0 or p > 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
+    """Each element is 0 with probability p, else x / (1 - p); see `rules.dropout.Dropout`."""
+    check_probability(p)
+    if not isinstance(input, T):
+        raise unplaced(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
+    return _dropout.dropout(input, p, training, inplace)
+
+
+def layer_norm(
+    input: T,
+    normalized_shape: list[int],
+    weight: T | None = None,
+    bias: T | None = None,
+    eps: float = 1e-5,
+) -> T:
+    """Each row to mean 0 and variance 1; see `rules.normalization.NativeLayerNorm`."""
+    if not isinstance(input, T):
+        raise unplaced(torch.layer_norm, (input, normalized_shape, weight, bias, eps), {})
+    return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def batch_norm(
+    input: T,
+    running_mean: T | None,
+    running_var: T | None,
+    weight: T | None = None,
+    bias: T | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> T:
+    """Each channel to mean 0 and variance 1; see `rules.batchnorm.NativeBatchNorm`."""
+    check_batch(input, training, eps)
+    args = input, weight, bias, running_mean, running_var, training, momentum, eps
+    if not isinstance(input, T):
+        raise unplaced(torch.batch_norm, (*args, torch.backends.cudnn.enabled), {})
+    return _batchnorm.batch_norm(*args, torch.backends.cudnn.enabled)
+
+
+def check_batch(input: T, training: bool, eps: float) -> None:
+    """PyTorch's errors for a batch of one, and for a variance that could be zero."""
+    if training:
+        size = input.size()
+        if math.prod((size[0], *size[2:])) == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {size}"
+            )
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    elif eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+
+
+def embedding(
+    input: T,
+    weight: T,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> T:
+    """The rows of `weight` that `input` names; see `rules.embedding.Embedding`."""
+    input, place = looked_up(input, weight, padding_idx, max_norm, norm_type)
+    return _embedding.embedding(weight, input, place, scale_grad_by_freq, sparse)
+
+
+def looked_up(
+    input: T, weight: T, padding_idx: int | None, max_norm: float | None, norm_type: float
+) -> tuple[T, int]:
+    """The input and padding_idx (-1 for none) of a lookup; `max_norm` changes the weight."""
+    rows = 0 if padding_idx is None else weight.size(0)
+    place = counted_from_front(padding_idx, rows)
+    if max_norm is not None:
+        with DisableTorchFunctionSubclass():
+            input = input.contiguous()
+            torch.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
+    return input, -1 if place is None else place
+
+
+def counted_from_front(padding_idx: int | None, rows: int) -> int | None:
+    """`padding_idx` without a sign, or PyTorch's error."""
+    if padding_idx is None:
+        return None
+    if not -rows <= padding_idx < max(rows, 1):
+        raise AssertionError("Padding_idx must be within num_embeddings")
+    return padding_idx + rows if padding_idx < 0 else padding_idx
 
 
 class MseLoss(Rule):

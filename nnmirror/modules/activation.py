@@ -3,12 +3,16 @@
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import functional as F
+from ..init import constant_
+from ..parameter import Parameter
 from ..rules import activation as rules
 from ..rules import elementwise
 from ..rules import softmax as softmax_rules
+from ..rules.prelu import PreluKernel, weight_for
 from .layer import Layer
 from .module import keeps_call
 
@@ -252,3 +256,40 @@ class LogSoftmax(Softmax):
 
     _function: Any = softmax_rules.LogSoftmax
     _name = "log_softmax"
+
+
+class PReLU(Layer):
+    """y = x where x > 0, else w x.  dx = g there, else w g;  dw = sum of x g where x <= 0.
+
+    Saved: x and w (He et al., 2015).  `weight` is `init`, one number for all or, with
+    `num_parameters` of them, one for each channel (dimension 1).
+    """
+
+    __constants__ = ["num_parameters"]
+    num_parameters: int
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, num_parameters: int = 1, init: float = 0.25, device=None, dtype=None
+    ) -> None:
+        self.num_parameters = num_parameters
+        super().__init__()
+        self.init = init
+        self.weight = Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to `init`."""
+        constant_(self.weight, self.init)
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(PreluKernel, input)
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        (input,) = args
+        if type(input) is tuple:
+            return self._run_on_tuple(function, args)
+        return super()._run(function, input, weight_for(input, self.weight))
+
+    def extra_repr(self) -> str:
+        return f"num_parameters={self.num_parameters}"

@@ -24,6 +24,14 @@ def lanes(x: T) -> int:
     return register_bytes() // x.dtype.itemsize
 
 
+def in_turn(x: T, n: int) -> T:
+    """The first n along the last dimension, added one after the other."""
+    total = x[..., 0]
+    for i in range(1, n):
+        total = total + x[..., i]
+    return total
+
+
 def vector_exp(x: T) -> T:
     """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
     return torch.ops.aten.log_sigmoid_forward(x)[1] if x.is_cpu else torch.exp(-x.abs())

@@ -17,17 +17,10 @@ import torch
 
 from ..tape import record
 from . import shape
-from .kernel import lanes, scalar_exp, vector_exp, widened
+from .kernel import in_turn, lanes, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
-
-
-def _in_turn(x: T, n: int) -> T:
-    total = x[..., 0]
-    for i in range(1, n):
-        total = total + x[..., i]
-    return total
 
 
 def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
@@ -43,7 +36,7 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
     terms = x if times is None else x * times
     half = width // 2 if narrow else width
     if n <= half and n < width:
-        return _in_turn(terms, n)
+        return in_turn(terms, n)
     total, end = terms[..., :width], max(n - n % width, width)
     for start in range(width, end, width):
         total = total + terms[..., start : start + width]
@@ -62,7 +55,7 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
         total = torch.cat([low[..., :rest] + high, low[..., rest:]], -1)
     in_turn = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
     if in_turn or n < width:
-        return _in_turn(total, half)
+        return in_turn(total, half)
     while half > 1:
         half //= 2
         total = total[..., :half] + total[..., half : 2 * half]
@@ -134,7 +127,7 @@ class LogSoftmax(_AlongDim):
         if dim == y.dim() - 1:
             s, e = lane_sum(g, narrow), vector_exp(y)
         else:
-            s = _in_turn(g.movedim(dim, -1), g.shape[dim])
+            s = in_turn(g.movedim(dim, -1), g.shape[dim])
             # Whole registers of what lies behind dim go through the vectorised exp.
             inner = y.flatten(dim + 1)
             whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))

@@ -1,0 +1,860 @@
+"""Layers with state or chance in them: a user would lose the same bits, or the same state after."""
+
+import copy
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import parity, trained
+from .test_layers import DTYPES, SPECIAL, driven
+
+# -- Dropout ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (3,), (5, 3), (0, 3), (2, 5, 3), (64, 33)])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0, 1])
+@parity
+def test_dropout(nn, optim, p, shape, dtype):
+    """`parity` compares the generator's state afterwards too."""
+    layer, x = nn.Dropout(p), torch.randn(shape).to(dtype)
+    if p == 0 or not x.numel():
+        x.requires_grad_()
+        y = layer(x)
+        return y is x, layer.eval()(x) is x
+    return driven(layer, x), driven(layer, x)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@parity
+def test_dropout_in_place(nn, optim, p):
+    layer, x = nn.Dropout(p, inplace=True), torch.randn(4, 5, requires_grad=True)
+    net = nn.Sequential(nn.LeakyReLU(1.0), layer)
+    hidden = nn.functional.leaky_relu(x, 1.0)
+    y = layer(hidden)
+    y.sum().backward()
+    return driven(net, x), y is hidden, hidden, x, repr(net), driven(net.eval(), x)
+
+
+@parity
+def test_dropout_saves_its_mask_alone(nn, optim):
+    x = torch.randn(4, 5, requires_grad=True)
+    h = nn.functional.leaky_relu(x, 1.0)
+    y = nn.functional.dropout(h)
+    z = nn.functional.dropout(y)
+    h.mul_(2)
+    z.sum().backward()
+    return y, z, x, y.grad_fn.next_functions[1], len(y.grad_fn.next_functions)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
+@parity
+def test_dropout_draws_in_the_order_of_memory(nn, optim, order):
+    x = torch.randn(4, 5, 6).permute(*order)
+    results = [driven(nn.Dropout(), x), driven(nn.Dropout(), x[:, ::2])]
+    results.append(driven(nn.Dropout(), x[:1].expand(3, *x.shape[1:])))
+    return results, [r[2].stride() for r in results]
+
+
+@parity
+def test_dropout_special_values(nn, optim):
+    x = torch.tensor(SPECIAL)
+    return [driven(nn.Dropout(p), x) for p in (0.5, 1.0)]
+
+
+@parity
+def test_dropout_without_gradients(nn, optim):
+    layer, x = nn.Dropout(0.4), torch.randn(6, requires_grad=True)
+    with torch.no_grad():
+        y = layer(x)
+        z = nn.functional.dropout(x, inplace=True)
+    return y, z is x, layer(torch.ones(6)), nn.functional.dropout(torch.ones(6, dtype=torch.double))
+
+
+@parity
+def test_dropout_in_training_and_evaluation(nn, optim):
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.Dropout(inplace=True),
+        nn.Linear(8, 2),
+    )  # fmt: skip
+    x, t = torch.randn(5, 3), torch.randn(5, 2)
+    results = [trained(nn, optim, net, x, t), net.eval()(x), trained(nn, optim, net, x, t)]
+    return results, net.train()(x), repr(net), net.state_dict()
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout_"])
+@parity
+def test_dropout_of_torch(nn, optim, name):
+    x = torch.randn(4, 3, requires_grad=True)
+    h = nn.functional.leaky_relu(x, 1.0)
+    f = getattr(torch, name)
+    results = [f(h, 0.5, True), f(h, p=0.5, train=False), torch.nn.functional.dropout(h, 0.2)]
+    sum(r.sum() for r in results).backward()
+    return results, x, results[1] is h
+
+
+def test_dropout_driven_by_hand():
+    """Also where nothing requires grad; a tuple is a batch."""
+    layer = nnmirror.Dropout(0.5)
+    x = torch.randn(4, 6)
+    torch.manual_seed(0)
+    y = layer.forward(x)
+    dx = layer.backward(torch.ones(4, 6))
+    assert torch.equal(y, x * dx)
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack(layer.forward(tuple(x))), y)
+    assert torch.equal(torch.stack(layer.backward(tuple(torch.ones(4, 6)))), dx)
+    layer.eval()
+    assert layer.forward(x) is x
+    assert torch.equal(layer.backward(dx), dx)
+
+
+DROPOUT_ERRORS = {
+    "p too large": lambda nn: nn.Dropout(1.5),
+    "p below zero": lambda nn: nn.Dropout(-0.1),
+    "p changed": lambda nn: _with(nn.Dropout(), p=2)(torch.ones(3)),
+    "p of a function": lambda nn: nn.functional.dropout(torch.ones(3), p=-1),
+    "p not a number": lambda nn: nn.Dropout("0.5"),
+    "p of torch.dropout": lambda nn: torch.dropout(nn.Parameter(torch.ones(3)), -1.0, True),
+    "integers": lambda nn: nn.Dropout()(torch.arange(3)),
+    "complex": lambda nn: nn.Dropout()(torch.ones(3, dtype=torch.complex64)),
+    "list": lambda nn: nn.Dropout()([1.0]),
+    "none": lambda nn: nn.functional.dropout(None),
+    "none in place": lambda nn: nn.functional.dropout(None, inplace=True),
+    "in place on a leaf": lambda nn: nn.Dropout(inplace=True)(torch.ones(3, requires_grad=True)),
+    "in place on a parameter": lambda nn: nn.Dropout(inplace=True)(nn.Parameter(torch.ones(3))),
+}
+
+
+def _with(module, **attributes):
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("name", DROPOUT_ERRORS)
+@parity
+def test_dropout_errors(nn, optim, name):
+    return DROPOUT_ERRORS[name](nn)
+
+
+@parity
+def test_dropout_twice_over_one_graph(nn, optim):
+    x = torch.randn(4, requires_grad=True)
+    y = nn.functional.dropout(x)
+    y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    y.sum().backward()
+
+
+# -- LayerNorm -------------------------------------------------------------------------------
+
+AFFINE = {
+    "plain": {"elementwise_affine": False},
+    "no bias": {"bias": False},
+    "affine": {},
+}
+
+
+def drawn(module, dtype=None):
+    """The module with weights drawn at random: ones and zeros would hide a mistake."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape))
+    return module if dtype is None else module.to(dtype)
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "normalized"),
+    [((3,), 3), ((1, 3), 3), ((5, 3), (3,)), ((2, 5, 3), 3), ((2, 5, 3), [5, 3]), ((2, 5, 3), (2, 5, 3)),
+     ((0, 3), 3), ((3, 0), 0), ((2, 0, 3), 3), ((4, 1), 1), ((70, 33), 33), ((64, 256), 256)],
+)  # fmt: skip
+@parity
+def test_layer_norm(nn, optim, shape, normalized, dtype, affine):
+    layer = drawn(nn.LayerNorm(normalized, **AFFINE[affine]), dtype)
+    name, _, y, x, weights = driven(layer, (torch.randn(shape) + 0.3).to(dtype))
+    return name, y, x, weights, repr(layer), y.stride()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 47, 100])
+@parity
+def test_layer_norm_of_every_width(nn, optim, n, dtype, mixed):
+    """The kernels add rows up by vector registers, and what is left by other ways."""
+    layer = drawn(nn.LayerNorm(n))
+    if not (mixed and dtype.itemsize == 2):
+        layer.to(dtype)
+    return driven(layer, (torch.randn(41, n) - 0.2).to(dtype))[2:]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 101])
+@parity
+def test_layer_norm_on_several_threads(nn, optim, m, threads):
+    """Each thread adds up its own rows for the gradient of the weight."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return driven(drawn(nn.LayerNorm(24)), torch.randn(m, 24))
+    finally:
+        torch.set_num_threads(before)
+
+
+@parity
+def test_layer_norm_non_contiguous(nn, optim):
+    x = torch.randn(4, 5, 6)
+    results = [driven(drawn(nn.LayerNorm(s.shape[-1])), s) for s in (x.mT, x[::2], x[..., ::2])]
+    layer, t = drawn(nn.LayerNorm(6)), torch.randn(6, 4, requires_grad=True)
+    layer(t.t()).t().backward(torch.randn(6, 4))
+    return results, t, [r[3].grad.stride() for r in results], dict(layer.named_parameters())
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.0, 1.0])
+@parity
+def test_layer_norm_special_values(nn, optim, eps):
+    x = torch.tensor(
+        [SPECIAL, [1.0] * 9, [0.0] * 9, [1e20] * 4 + [-1e20] * 5, SPECIAL[3:] + [2.0] * 3]
+    )
+    return [driven(drawn(nn.LayerNorm(9, eps=eps)), row) for row in [x, *x]]
+
+
+@pytest.mark.parametrize(
+    "frozen", ["weight", "bias", "weight bias", "input", "input weight", "all"]
+)
+@parity
+def test_layer_norm_frozen(nn, optim, frozen):
+    layer = drawn(nn.LayerNorm(4))
+    for name, p in layer.named_parameters():
+        p.requires_grad_(name not in frozen and frozen != "all")
+    x = torch.randn(3, 4, requires_grad="input" not in frozen and frozen != "all")
+    y = layer(x)
+    if y.requires_grad:
+        y.backward(torch.randn(3, 4))
+    return y, x, dict(layer.named_parameters())
+
+
+@parity
+def test_layer_norm_trains(nn, optim):
+    net = nn.Sequential(
+        nn.Linear(3, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 2), nn.LayerNorm([2], bias=False)
+    )
+    results = trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2), momentum=0.9)
+    with torch.no_grad():
+        y = net(torch.randn(2, 3))
+    return results, y, repr(net), net.state_dict(), net.eval()(torch.randn(2, 3))
+
+
+@parity
+def test_layer_norm_used_twice(nn, optim):
+    layer, x = drawn(nn.LayerNorm(4)), torch.randn(3, 4, requires_grad=True)
+    layer(nn.functional.tanh(layer(x))).sum().backward()
+    return x, dict(layer.named_parameters())
+
+
+@pytest.mark.parametrize("changed", ["input", "weight", "bias"])
+@parity
+def test_layer_norm_changed_before_backward(nn, optim, changed):
+    layer, x = nn.LayerNorm(4), torch.randn(3, 4, requires_grad=True)
+    h = nn.functional.tanh(x)
+    y = layer(h)
+    with torch.no_grad():
+        {"input": h, "weight": layer.weight, "bias": layer.bias}[changed].add_(1)
+    y.sum().backward()
+
+
+@parity
+def test_layer_norm_of_torch(nn, optim):
+    x = torch.randn(3, 4, requires_grad=True)
+    w = nn.Parameter(torch.randn(4))
+    h = nn.functional.tanh(x)
+    results = [
+        torch.layer_norm(h, (4,)), torch.layer_norm(h, [4], weight=w, eps=0.1),
+        torch.nn.functional.layer_norm(h, (4,), w, w), nn.functional.layer_norm(torch.ones(2, 4), (4,), bias=w),
+    ]  # fmt: skip
+    sum((r * r).sum() for r in results).backward()
+    return results, x, w, len(results[0].grad_fn.next_functions)
+
+
+LAYER_NORM_ERRORS = {
+    "wrong width": lambda nn: nn.LayerNorm(3)(torch.ones(2, 4)),
+    "wrong shape": lambda nn: nn.LayerNorm((2, 3))(torch.ones(3, 3)),
+    "too few dimensions": lambda nn: nn.LayerNorm((2, 3))(torch.ones(3)),
+    "no shape": lambda nn: nn.LayerNorm(())(torch.ones(3)),
+    "shape of floats": lambda nn: nn.LayerNorm(2.0),
+    "negative": lambda nn: nn.LayerNorm(-2),
+    "double into float": lambda nn: nn.LayerNorm(3)(torch.ones(2, 3).double()),
+    "float into double": lambda nn: nn.LayerNorm(3).double()(torch.ones(2, 3)),
+    "integers": lambda nn: nn.LayerNorm(3)(torch.ones(2, 3, dtype=torch.long)),
+    "list": lambda nn: nn.LayerNorm(1)([1.0]),
+    "none": lambda nn: nn.functional.layer_norm(None, (3,)),
+    "shape of strings": lambda nn: nn.functional.layer_norm(torch.ones(3), "3"),
+    "weight of another shape": lambda nn: nn.functional.layer_norm(torch.ones(3), (3,), torch.ones(2)),
+    "bias of another shape": lambda nn: nn.functional.layer_norm(torch.ones(3), (3,), None, torch.ones(2)),
+    "weight no tensor": lambda nn: nn.functional.layer_norm(torch.ones(3), (3,), 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYER_NORM_ERRORS)
+@parity
+def test_layer_norm_errors(nn, optim, name):
+    return LAYER_NORM_ERRORS[name](nn)
+
+
+def slope(function, tensors, at, g, h=1e-6):
+    """The gradient of sum(g function()) for one of `tensors`, by finite differences."""
+    t, out = tensors[at], torch.empty_like(tensors[at])
+    for i in range(t.numel()):
+        ends = []
+        for step in (h, -h):
+            kept = t.view(-1)[i].item()
+            t.view(-1)[i] = kept + step
+            ends.append((function() * g).sum().item())
+            t.view(-1)[i] = kept
+        out.view(-1)[i] = (ends[0] - ends[1]) / (2 * h)
+    return out
+
+
+def assert_slopes(module, x):
+    """PyTorch is not the only witness."""
+    leaves = [x, *(p.detach() for p in module.parameters())]
+    tracked = nnmirror.Parameter(x)
+    y = module(tracked)
+    g = torch.randn(y.shape, dtype=y.dtype)
+    y.backward(g)
+    with torch.no_grad():
+        for i, grad in enumerate([tracked.grad, *(p.grad for p in module.parameters())]):
+            expected = slope(lambda: module(x), leaves, i, g)
+            assert torch.allclose(grad, expected, rtol=1e-5, atol=1e-7), (grad, expected)
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+def test_layer_norm_by_finite_differences(affine):
+    torch.manual_seed(0)
+    layer = drawn(nnmirror.LayerNorm((2, 3), eps=0.1, **AFFINE[affine]), torch.float64)
+    assert_slopes(layer, torch.randn(4, 2, 3, dtype=torch.float64))
+
+
+def test_layer_norm_driven_by_hand():
+    layer, x = drawn(nnmirror.LayerNorm(4)), torch.randn(5, 4)
+    y = layer.forward(x)
+    dx = layer.backward(torch.ones(5, 4))
+    assert torch.equal(torch.stack(layer.forward(tuple(x))), y)
+    assert torch.equal(torch.stack(layer.backward(tuple(torch.ones(5, 4)))), dx)
+
+
+# -- BatchNorm1d -----------------------------------------------------------------------------
+
+STATS = {
+    "plain": {},
+    "momentum 0.5": {"momentum": 0.5},
+    "average": {"momentum": None},
+    "not affine": {"affine": False},
+    "no bias": {"bias": False},
+    "untracked": {"track_running_stats": False},
+    "eps": {"eps": 0.1},
+}
+
+
+@pytest.mark.parametrize("kind", STATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 1),
+        (5, 3),
+        (40, 19),
+        (2, 3, 1),
+        (1, 3, 2),
+        (5, 3, 4),
+        (3, 4, 33),
+        (0, 3),
+        (0, 3, 2),
+        (2, 3, 0),
+    ],
+)
+@parity
+def test_batch_norm(nn, optim, shape, dtype, kind):
+    """Training, then evaluation with what was learned of the data; all buffers after each."""
+    layer = drawn(nn.BatchNorm1d(shape[1], **STATS[kind]), dtype)
+    results = []
+    for mode in (True, True, False):
+        layer.train(mode)
+        x = (2 * torch.randn(shape) + 0.3).to(dtype)
+        name, _, y, x, _ = driven(layer, x)
+        results += [name, y, x, y.stride(), {n: b.clone() for n, b in layer.named_buffers()}]
+    return results, dict(layer.named_parameters()), repr(layer)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
+@parity
+def test_batch_norm_of_every_width(nn, optim, n, dtype, mixed):
+    """As channels and as length, dense and not: each has a kernel that adds up in its own order."""
+    results = []
+    for shape in [(21, n), (6, 4, n), (3, n, 5)]:
+        layer = drawn(nn.BatchNorm1d(shape[1]))
+        if not (mixed and dtype.itemsize == 2):
+            layer.to(dtype)
+        x = (torch.randn(shape) - 0.2).to(dtype)
+        turned = torch.empty(shape[::-1], dtype=dtype).permute(*range(len(shape))[::-1]).copy_(x)
+        for mode in (True, False):
+            layer.train(mode)
+            results += [driven(layer, x)[2:4], driven(layer, turned)[2:4]]
+            y = layer(x.requires_grad_())
+            y.sum().backward()  # a gradient that is one number in memory
+            results.append(x)
+        results.append(dict(layer.named_parameters()))
+    return results
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 9), (3, 9), (8, 9), (101, 24), (7, 5, 33)])
+@parity
+def test_batch_norm_on_several_threads(nn, optim, shape, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return driven(drawn(nn.BatchNorm1d(shape[1])), torch.randn(shape))
+    finally:
+        torch.set_num_threads(before)
+
+
+@parity
+def test_batch_norm_special_values(nn, optim):
+    x = torch.tensor([SPECIAL, [1.0] * 9, [0.0] * 9, [1e20] * 9]).t()
+    layer = drawn(nn.BatchNorm1d(4))
+    first = driven(layer, x)[1:]
+    return (
+        first,
+        driven(nn.BatchNorm1d(3), x[3:7, 1:])[1:],
+        layer.running_var,
+        driven(layer.eval(), x)[1:],
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "frozen", ["weight", "bias", "weight bias", "input", "input weight", "all"]
+)
+@parity
+def test_batch_norm_frozen(nn, optim, frozen, training):
+    layer = drawn(nn.BatchNorm1d(4)).train(training)
+    for name, p in layer.named_parameters():
+        p.requires_grad_(name not in frozen and frozen != "all")
+    x = torch.randn(3, 4, requires_grad="input" not in frozen and frozen != "all")
+    y = layer(x)
+    if y.requires_grad:
+        y.backward(torch.randn(3, 4))
+    return y, x, dict(layer.named_parameters()), layer.state_dict()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@parity
+def test_batch_norm_trains(nn, optim, momentum):
+    net = nn.Sequential(
+        nn.Linear(3, 8),
+        nn.BatchNorm1d(8, momentum=momentum),
+        nn.ReLU(),
+        nn.Linear(8, 2),
+        nn.BatchNorm1d(2, affine=False),
+    )
+    results = trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2), momentum=0.9)
+    with torch.no_grad():
+        y = net(torch.randn(3, 3))
+    z = net.eval()(torch.randn(1, 3))
+    again = trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2))
+    return results, y, z, again, repr(net), net.state_dict(), net.state_dict()._metadata["1"]
+
+
+@parity
+def test_batch_norm_used_twice(nn, optim):
+    layer, x = drawn(nn.BatchNorm1d(4)), torch.randn(3, 4, requires_grad=True)
+    layer(nn.functional.tanh(layer(x))).sum().backward()
+    return x, dict(layer.named_parameters()), layer.state_dict()
+
+
+@parity
+def test_batch_norm_resets(nn, optim):
+    layer = drawn(nn.BatchNorm1d(2))
+    layer(torch.randn(3, 2))
+    layer.reset_running_stats()
+    stats = copy.deepcopy(layer.state_dict())
+    layer.reset_parameters()
+    return stats, layer.state_dict(), nn.BatchNorm1d(2, track_running_stats=False).state_dict()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("changed", ["input", "weight", "bias", "running_mean", "running_var"])
+@parity
+def test_batch_norm_changed_before_backward(nn, optim, changed, training):
+    layer, x = nn.BatchNorm1d(4).train(training), torch.randn(3, 4, requires_grad=True)
+    h = nn.functional.tanh(x)
+    y = layer(h)
+    with torch.no_grad():
+        (h if changed == "input" else getattr(layer, changed)).add_(1)
+    y.sum().backward()
+    return x
+
+
+@parity
+def test_batch_norm_of_torch(nn, optim):
+    """The functions, on tracked tensors, with 4 dimensions too."""
+    x, w = torch.randn(3, 4, requires_grad=True), nn.Parameter(torch.randn(4))
+    h = nn.functional.tanh(x)
+    mean, var = torch.zeros(4), torch.ones(4)
+    image = h.view(3, 4, 1, 1).expand(3, 4, 2, 3)
+    results = [
+        torch.batch_norm(h, w, None, mean, var, True, 0.2, 1e-3, True),
+        torch.nn.functional.batch_norm(h, mean, var, w, w),
+        nn.functional.batch_norm(h, None, None, training=True),
+        nn.functional.batch_norm(image.contiguous(), mean, var, w, training=True),
+        nn.functional.batch_norm(image.contiguous(memory_format=torch.channels_last), mean, var, w, w, True),
+        nn.functional.batch_norm(image, mean, var, w, w, True),
+    ]  # fmt: skip
+    for r in results:
+        r.backward(
+            torch.randn(r.shape).contiguous(memory_format=torch.preserve_format), retain_graph=True
+        )
+    return results, x, w, mean, var, [len(r.grad_fn.next_functions) for r in results]
+
+
+BATCH_NORM_ERRORS = {
+    "one value": lambda nn: nn.BatchNorm1d(3)(torch.ones(1, 3)),
+    "one value 3d": lambda nn: nn.BatchNorm1d(3)(torch.ones(1, 3, 1)),
+    "one value untracked": lambda nn: nn.BatchNorm1d(3, track_running_stats=False).eval()(torch.ones(1, 3)),
+    "4d": lambda nn: nn.BatchNorm1d(3)(torch.ones(2, 3, 1, 1)),
+    "1d": lambda nn: nn.BatchNorm1d(3)(torch.ones(3)),
+    "wrong channels": lambda nn: nn.BatchNorm1d(3)(torch.ones(2, 4)),
+    "wrong channels not affine": lambda nn: nn.BatchNorm1d(3, affine=False)(torch.ones(2, 4)),
+    "wrong channels of nothing": lambda nn: nn.BatchNorm1d(3)(torch.ones(0, 4)),
+    "no channels": lambda nn: nn.BatchNorm1d(0)(torch.ones(2, 0)),
+    "double into float": lambda nn: nn.BatchNorm1d(3)(torch.ones(2, 3).double()),
+    "integers": lambda nn: nn.BatchNorm1d(3)(torch.ones(2, 3, dtype=torch.long)),
+    "eps zero": lambda nn: nn.BatchNorm1d(3, eps=0.0)(torch.ones(2, 3)),
+    "eps below zero": lambda nn: nn.BatchNorm1d(3, eps=-1.0).eval()(torch.ones(2, 3)),
+    "list": lambda nn: nn.BatchNorm1d(1)([1.0]),
+    "none": lambda nn: nn.functional.batch_norm(None, None, None),
+    "no statistics": lambda nn: nn.functional.batch_norm(torch.ones(2, 3), None, None),
+    "weight no tensor": lambda nn: nn.functional.batch_norm(torch.ones(2, 3), None, None, 1.0, training=True),
+    "negative": lambda nn: nn.BatchNorm1d(-1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATCH_NORM_ERRORS)
+@parity
+def test_batch_norm_errors(nn, optim, name):
+    return BATCH_NORM_ERRORS[name](nn)
+
+
+def test_batch_norm_state_goes_both_ways():
+    """Also a state of before there was `num_batches_tracked`."""
+    theirs, mine = torch.nn.BatchNorm1d(3), nnmirror.BatchNorm1d(3)
+    theirs(torch.randn(4, 3))
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 3)
+    assert torch.equal(mine(x), theirs(x))
+    theirs.load_state_dict(mine.state_dict())
+    assert theirs.num_batches_tracked == 2
+    for layer in (theirs, mine):
+        old = {n: t for n, t in layer.state_dict().items() if n != "num_batches_tracked"}
+        fresh = type(layer)(3)
+        fresh.load_state_dict(dict(old))
+        assert torch.equal(fresh.running_mean, layer.running_mean)
+        assert fresh.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 4)])
+def test_batch_norm_by_finite_differences(shape, training):
+    torch.manual_seed(0)
+    layer = drawn(nnmirror.BatchNorm1d(shape[1], eps=0.1), torch.float64)
+    layer(torch.randn(shape, dtype=torch.float64))
+    assert_slopes(layer.train(training), torch.randn(shape, dtype=torch.float64))
+
+
+def test_batch_norm_driven_by_hand():
+    layer, x = drawn(nnmirror.BatchNorm1d(4)), torch.randn(5, 4)
+    y = layer.forward(x)
+    dx = layer.backward(torch.ones(5, 4))
+    assert torch.equal(torch.stack(layer.forward(tuple(x))), y)
+    assert torch.equal(torch.stack(layer.backward(tuple(torch.ones(5, 4)))), dx)
+
+
+# -- Embedding -------------------------------------------------------------------------------
+
+LOOKUPS = {
+    "plain": {},
+    "padding": {"padding_idx": 1},
+    "padding first": {"padding_idx": 0},
+    "padding from the end": {"padding_idx": -1},
+    "by frequency": {"scale_grad_by_freq": True},
+    "by frequency, padding": {"scale_grad_by_freq": True, "padding_idx": 2},
+    "max norm": {"max_norm": 0.7},
+    "max norm 1": {"max_norm": 1.0, "norm_type": 1.0},
+}
+
+
+def looked_up(nn, layer, index):
+    y = layer(index)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return y, y.grad_fn.name(), len(y.grad_fn.next_functions), layer.weight
+
+
+@pytest.mark.parametrize("kind", LOOKUPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (4,), (60,), (3, 0), (5, 7), (2, 3, 4)])
+@parity
+def test_embedding(nn, optim, shape, dtype, kind):
+    results = []
+    for n, d in [(7, 5), (40, 33), (4, 1), (3, 0)]:
+        layer = nn.Embedding(n, d, dtype=dtype, **LOOKUPS[kind])
+        results += [layer.weight.clone(), repr(layer)]
+        for index in (
+            torch.randint(0, n, shape),
+            torch.randint(0, n, shape, dtype=torch.int32).t(),
+        ):
+            results += looked_up(nn, layer, index) if index.dim() != 3 else [layer(index)]
+    return results
+
+
+@parity
+def test_embedding_trains(nn, optim):
+    net = nn.Sequential(
+        nn.Embedding(10, 4, padding_idx=3, max_norm=1.5), nn.Flatten(), nn.Linear(12, 2)
+    )
+    x, t = torch.randint(0, 10, (6, 3)), torch.randn(6, 2)
+    results = trained(nn, optim, net, x, t, momentum=0.9)
+    with torch.no_grad():
+        y = net(x)
+    return results, y, net.state_dict(), repr(net)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@parity
+def test_embedding_from_pretrained(nn, optim, freeze):
+    table = torch.randn(4, 3)
+    layer = nn.Embedding.from_pretrained(table, freeze=freeze, padding_idx=2)
+    y = layer(torch.tensor([1, 2, 1]))
+    if not freeze:
+        y.sum().backward()
+    table.zero_()
+    return y, layer.weight, layer.padding_idx, repr(layer)
+
+
+@parity
+def test_embedding_used_twice_and_tied(nn, optim):
+    layer, out = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+    out.weight = layer.weight
+    index = torch.tensor([[1, 5, 5]])
+    (out(layer(index) + layer(index.flip(1))) ** 2).mean().backward()
+    return layer.weight
+
+
+@parity
+def test_embedding_indices_changed_before_backward(nn, optim):
+    layer, index = nn.Embedding(6, 4), torch.tensor([1, 2])
+    y = layer(index)
+    index.add_(1)
+    y.sum().backward()
+
+
+@parity
+def test_embedding_max_norm_changes_the_table(nn, optim):
+    """A second lookup changes what the first one's product has saved."""
+    layer = nn.Embedding(4, 3, max_norm=1.0)
+    with torch.no_grad():
+        layer.weight.mul_(10)
+    before = layer.weight.clone()
+    scores = layer.weight.clone() @ layer.weight.t()
+    y = layer(torch.tensor([0, 0, 2]))
+    layer(torch.tensor([3]))
+    return before, layer.weight.clone(), y, (scores.sum() + y.sum()).backward()
+
+
+@parity
+def test_embedding_of_torch(nn, optim):
+    w, index = nn.Parameter(torch.randn(4, 3)), torch.tensor([[0, 2], [2, 3]])
+    hidden = nn.functional.tanh(w)
+    results = [
+        torch.embedding(hidden, index), torch.embedding(w, index, padding_idx=2, scale_grad_by_freq=True),
+        torch.nn.functional.embedding(index, w, padding_idx=-1), nn.functional.embedding(index, hidden, max_norm=0.5),
+        nn.functional.embedding(index, torch.ones(4, 3)),
+    ]  # fmt: skip
+    sum((r * r).sum() for r in results[:-2]).backward(retain_graph=True)
+    results[-2].sum().backward()
+    return results, w, hidden
+
+
+EMBEDDING_ERRORS = {
+    "too large": lambda nn: nn.Embedding(3, 2)(torch.tensor([0, 3])),
+    "below zero": lambda nn: nn.Embedding(3, 2)(torch.tensor([-1])),
+    "too large, max norm": lambda nn: nn.Embedding(3, 2, max_norm=1.0)(torch.tensor([5])),
+    "floats": lambda nn: nn.Embedding(3, 2)(torch.ones(2)),
+    "bool": lambda nn: nn.Embedding(3, 2)(torch.tensor([True])),
+    "list": lambda nn: nn.Embedding(3, 2)([1, 2]),
+    "none": lambda nn: nn.Embedding(3, 2)(None),
+    "padding outside": lambda nn: nn.Embedding(3, 2, padding_idx=3),
+    "padding far below": lambda nn: nn.Embedding(3, 2, padding_idx=-4),
+    "padding of a function": lambda nn: nn.functional.embedding(torch.tensor([1]), torch.ones(3, 2), -7),
+    "weight of another shape": lambda nn: nn.Embedding(3, 2, _weight=torch.ones(2, 3)),
+    "pretrained vector": lambda nn: nn.Embedding.from_pretrained(torch.ones(3)),
+    "weight vector": lambda nn: nn.functional.embedding(torch.tensor([1]), torch.ones(3)),
+    "negative": lambda nn: nn.Embedding(-3, 2),
+    "weight no tensor": lambda nn: nn.functional.embedding(torch.tensor([1]), [1.0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMBEDDING_ERRORS)
+@parity
+def test_embedding_errors(nn, optim, name):
+    return EMBEDDING_ERRORS[name](nn)
+
+
+def test_embedding_refuses_sparse_gradients():
+    """Where there would be one: a frozen table may be looked up."""
+    layer, index = nnmirror.Embedding(4, 2, sparse=True), torch.tensor([1])
+    with pytest.raises(NotImplementedError, match="sparse=False"):
+        layer(index)
+    with torch.no_grad():
+        assert torch.equal(layer(index)[0], layer.weight[1])
+    assert not layer.requires_grad_(False)(index).requires_grad
+
+
+def test_embedding_driven_by_hand():
+    net = nnmirror.Sequential(nnmirror.Embedding(5, 3), nnmirror.Tanh())
+    y = net.forward(torch.tensor([1, 4, 1]))
+    assert net.backward(torch.ones(3, 3)) is None
+    slopes = 1 - y.detach() ** 2
+    assert torch.allclose(net[0].weight.grad[1], slopes[0] + slopes[2])
+
+
+# -- PReLU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (1, 3), (5, 3), (0, 3), (4, 3, 5), (2, 3, 4, 5), (64, 3), (200, 3, 7)]
+)
+@pytest.mark.parametrize("number", [1, 3])
+@parity
+def test_prelu(nn, optim, number, shape, dtype):
+    """One slope for three channels of less than two dimensions is an error, as in PyTorch."""
+    layer = nn.PReLU(number, init=0.1)
+    with torch.no_grad():
+        layer.weight += torch.arange(number)
+    name, _, y, x, weights = driven(layer.to(dtype), torch.randn(shape).to(dtype))
+    return (
+        name,
+        y,
+        x,
+        weights,
+        y.stride(),
+        [n and n[0].name() for n in y.grad_fn.next_functions],
+        repr(layer),
+    )
+
+
+@parity
+def test_prelu_special_values(nn, optim):
+    x = torch.tensor(SPECIAL)
+    return [
+        driven(nn.PReLU(init=slope), x) for slope in (0.25, 0.0, -1.0, float("inf"), float("nan"))
+    ]
+
+
+@parity
+def test_prelu_non_contiguous(nn, optim):
+    x = torch.randn(6, 4, 5)
+    return [
+        driven(nn.PReLU(s.shape[1]), s)
+        for s in (x.mT, x[::2, ::2], x.transpose(0, 1), x[:, :1].expand(6, 3, 5))
+    ]
+
+
+@pytest.mark.parametrize("frozen", ["weight", "input", "input weight"])
+@parity
+def test_prelu_frozen(nn, optim, frozen):
+    layer, x = nn.PReLU(3), torch.randn(4, 3, requires_grad="input" not in frozen)
+    layer.weight.requires_grad_("weight" not in frozen)
+    y = layer(x)
+    if y.requires_grad:
+        y.sum().backward()
+    return y, x, layer.weight
+
+
+@parity
+def test_prelu_trains(nn, optim):
+    shared = nn.PReLU()
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.PReLU(4, init=0.5), nn.Linear(4, 4), shared, nn.Linear(4, 2), shared
+    )
+    results = trained(nn, optim, net, torch.randn(5, 3), torch.randn(5, 2), weight_decay=0.1)
+    with torch.no_grad():
+        y = net(torch.randn(2, 3))
+    return results, y, net.state_dict(), repr(net)
+
+
+@pytest.mark.parametrize("changed", ["input", "weight"])
+@parity
+def test_prelu_changed_before_backward(nn, optim, changed):
+    layer, x = nn.PReLU(), torch.randn(3, 4, requires_grad=True)
+    h = nn.functional.tanh(x)
+    y = layer(h)
+    with torch.no_grad():
+        {"input": h, "weight": layer.weight}[changed].add_(1)
+    y.sum().backward()
+
+
+@parity
+def test_prelu_of_torch(nn, optim):
+    x, w = torch.randn(4, 3, requires_grad=True), nn.Parameter(torch.randn(3))
+    h = nn.functional.tanh(x)
+    results = [
+        torch.prelu(h, w),
+        h.prelu(w[:1]),
+        nn.functional.prelu(x, w),
+        torch.nn.functional.prelu(h, w),
+    ]
+    sum((r * r).sum() for r in results).backward()
+    return results, x, w
+
+
+PRELU_ERRORS = {
+    "wrong channels": lambda nn: nn.PReLU(3)(torch.ones(2, 4)),
+    "vector": lambda nn: nn.PReLU(3)(torch.ones(3)),
+    "scalar": lambda nn: nn.PReLU(3)(torch.tensor(1.0)),
+    "double into float": lambda nn: nn.PReLU()(torch.ones(3).double()),
+    "integers": lambda nn: nn.PReLU()(torch.arange(3)),
+    "list": lambda nn: nn.PReLU()([1.0]),
+    "none": lambda nn: nn.functional.prelu(torch.ones(3), None),
+    "weight of two dimensions": lambda nn: nn.functional.prelu(torch.ones(3, 2), torch.ones(1, 2)),
+    "negative": lambda nn: nn.PReLU(-1),
+}
+
+
+@pytest.mark.parametrize("name", PRELU_ERRORS)
+@parity
+def test_prelu_errors(nn, optim, name):
+    return PRELU_ERRORS[name](nn)
+
+
+def test_prelu_driven_by_hand():
+    layer, x = nnmirror.PReLU(3), torch.randn(5, 3)
+    y = layer.forward(x)
+    dx = layer.backward(torch.ones(5, 3))
+    assert torch.equal(dx, torch.where(x > 0, 1.0, 0.25))
+    assert torch.allclose(layer.weight.grad, x.clamp(max=0).sum(0))
+    assert torch.equal(y, torch.where(x > 0, x, 0.25 * x))
+
+
+def test_embedding_and_prelu_by_finite_differences():
+    torch.manual_seed(0)
+    layer = nnmirror.PReLU(3, init=0.3, dtype=torch.float64)
+    assert_slopes(layer, torch.randn(4, 3, dtype=torch.float64))

@@ -1,0 +1,144 @@
+"""BatchNorm1d."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .. import init, tape
+from ..parameter import Parameter
+from ..rules.batchnorm import NativeBatchNorm
+from .explicit import Traced
+from .layer import Layer
+from .module import keeps_call
+
+
+class _NormBase(Layer):
+    """The parameters and buffers of a layer that normalises by channel."""
+
+    _version = 2
+    __constants__ = ["track_running_stats", "momentum", "eps", "num_features", "affine"]
+    num_features: int
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        like: Any = {"device": device, "dtype": dtype}
+
+        def made() -> Parameter:
+            return Parameter(torch.empty(num_features, **like))
+
+        self.register_parameter("weight", made() if affine else None)
+        self.register_parameter("bias", made() if affine and bias else None)
+        if track_running_stats:
+            self.register_buffer("running_mean", torch.zeros(num_features, **like))
+            self.register_buffer("running_var", torch.ones(num_features, **like))
+            count = torch.tensor(0, dtype=torch.long, device=device)
+            self.register_buffer("num_batches_tracked", count)
+        else:
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                self.register_buffer(name, None)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to zero, the running variance to one, the count to zero."""
+        if self.track_running_stats:
+            self.running_mean.zero_()  # type: ignore[union-attr, operator]
+            self.running_var.fill_(1)  # type: ignore[union-attr, operator]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr, operator]
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one, the bias to zero, and reset the running statistics."""
+        self.reset_running_stats()
+        if self.affine:
+            init.ones_(self.weight)  # type: ignore[arg-type]
+            if self.bias is not None:
+                init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def _check_input_dim(self, input: Any) -> None:
+        raise NotImplementedError
+
+    def extra_repr(self):  # type: ignore[no-untyped-def]
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum},"
+            f" affine={self.affine}, bias={self.bias is not None},"
+            f" track_running_stats={self.track_running_stats}"
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *more: Any
+    ) -> None:
+        version = local_metadata.get("version", None)
+        if (version is None or version < 2) and self.track_running_stats:
+            # State saved before there was a count.
+            count: Any = self.num_batches_tracked
+            if count is None or count.is_meta:
+                count = torch.tensor(0, dtype=torch.long)
+            state_dict.setdefault(f"{prefix}num_batches_tracked", count)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
+
+
+class _BatchNorm(_NormBase):
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(NativeBatchNorm, input)
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        (input,) = args
+        if type(input) is tuple:
+            return self._run_on_tuple(function, args)
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)  # type: ignore[operator]
+            if self.momentum is None:  # the average of all batches so far
+                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+        running: Any = (self.running_mean, self.running_var)
+        training = self.training or running == (None, None)
+        if self.training and not self.track_running_stats:
+            running = (None, None)
+        weights: Any = (self.weight, self.bias)
+        F.check_batch(input, training, self.eps)
+        if input.numel() == 0:
+            how: Any = (*running, *weights, training, momentum, self.eps)
+            y = F.batch_norm(input, *how)
+            self.__dict__["_call"] = Traced((input,), y) if tape.is_grad_enabled() else None
+            return y
+        return super()._run(function, input, *weights, *running, training, momentum, self.eps)
+
+
+class BatchNorm1d(_BatchNorm):
+    """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per channel of (N, C) or (N, C, L).
+
+    In training mean and var are those of the batch, and `running_mean` and `running_var` move
+    towards them by `momentum` (None: they become the average over all batches); in evaluation
+    they are the running ones, if these are tracked.
+
+    db = sum of g,  dw = sum of g z,  z = (x - mean) r, dx = r w (g - mean(g) - z mean(g z)) in
+    training, g r w in evaluation.  Saved: x, w, mean, r and the running statistics
+    (Ioffe and Szegedy, 2015).
+    """
+
+    def _check_input_dim(self, input: Any) -> None:
+        if input.dim() != 2 and input.dim() != 3:
+            raise ValueError(f"expected 2D or 3D input (got {input.dim()}D input)")

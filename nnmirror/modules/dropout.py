@@ -1,0 +1,51 @@
+"""Dropout."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import functional as F
+from ..rules import dropout as rules
+from .layer import Layer
+from .linear import passed_on
+from .module import keeps_call
+
+
+class _DropoutNd(Layer):
+    __constants__ = ["p", "inplace"]
+    p: float
+    inplace: bool
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__()
+        F.check_probability(p)
+        self.p = p
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"
+
+
+class Dropout(_DropoutNd):
+    """y = x m in training, m = 0 with probability `p`, else 1 / (1 - p); y = x in evaluation.
+
+    dx = g m.  Saved: m, drawn anew by each call (Hinton et al., 2012). With `inplace=True` y
+    takes the memory of x.
+    """
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        F.check_probability(self.p)
+        return self._run(rules.DropoutInplace if self.inplace else rules.Dropout, input)
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        (input,) = args
+        if type(input) is tuple:
+            return self._run_on_tuple(function, args)
+        if not isinstance(input, Tensor):
+            return F.dropout(input, self.p, self.training, self.inplace)
+        m = rules.noise(input, self.p, self.training)
+        if m is None:
+            self.__dict__["_call"] = passed_on
+            return input
+        return super()._run(function, input, m)

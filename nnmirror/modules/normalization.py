@@ -1,0 +1,75 @@
+"""LayerNorm."""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .. import init
+from ..parameter import Parameter
+from ..rules.normalization import NativeLayerNorm
+from .layer import Layer
+from .module import keeps_call
+
+_shape_t = int | list[int] | torch.Size
+
+
+class LayerNorm(Layer):
+    """y = (x - mean) r w + b, mean and r = 1 / sqrt(var + eps) over the last dimensions.
+
+    db = sum of g over the rows,  dw = sum of g z,  z = (x - mean) r,
+    dx = r (g w - mean(g w) - z mean(g w z)).  Saved: x, w, b, mean, r (Ba et al., 2016).
+
+    `weight` (ones) and `bias` (zeros) are of `normalized_shape`; without
+    `elementwise_affine` there are none.
+    """
+
+    __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
+    normalized_shape: tuple[int, ...]
+    eps: float
+    elementwise_affine: bool
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        normalized_shape: _shape_t,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if isinstance(normalized_shape, numbers.Integral):
+            normalized_shape = (normalized_shape,)  # type: ignore[assignment]
+        self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+
+        def made() -> Parameter:
+            return Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
+
+        self.register_parameter("weight", made() if elementwise_affine else None)
+        self.register_parameter("bias", made() if elementwise_affine and bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one, the bias to zero."""
+        if self.elementwise_affine:
+            init.ones_(self.weight)  # type: ignore[arg-type]
+            if self.bias is not None:
+                init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        args: tuple[Any, ...] = (self.normalized_shape, self.weight, self.bias, self.eps)
+        if not isinstance(input, Tensor | tuple):
+            return F.layer_norm(input, *args)
+        return self._run(NativeLayerNorm, input, *args)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps},"
+            f" elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        )

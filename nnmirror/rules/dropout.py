@@ -1,0 +1,79 @@
+"""Dropout: some elements become zero at random, the others grow, so that the mean stays."""
+
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from ..tape import record
+from .registry import Rule, composite, unplaced
+
+T = torch.Tensor
+
+
+class Dropout(Rule):
+    """y = x m:  dx = g m.  Saved: m, which `noise` draws."""
+
+    infer: Any = staticmethod(torch.mul)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, m: T) -> T:
+        ctx.save_for_backward(m)
+        return input * m
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        return g * ctx.saved(0), None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "MulBackward0"
+
+
+class DropoutInplace(Dropout):
+    """`Dropout` into the memory of its input."""
+
+    is_inplace = True
+    infer: Any = staticmethod(T.mul_)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, m: T) -> T:
+        ctx.save_for_backward(m)
+        y = input.mul_(m)
+        ctx.mark_dirty(y)
+        return y
+
+
+def noise(input: T, p: float, training: bool) -> T | None:
+    """m: 0 with probability p, else 1 / (1 - p); None where y = x and nothing is drawn.
+
+    Drawn as PyTorch draws it, in the order in which the input lies in memory.
+    """
+    with DisableTorchFunctionSubclass():
+        if not training or p == 0 or input.numel() == 0:
+            return None
+        if p == 1:
+            return torch.zeros((), dtype=input.dtype, device=input.device)
+        with torch.no_grad():
+            return torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+
+
+def dropout(input: T, p: float, training: bool, inplace: bool) -> T:
+    """y = x m, or x itself where nothing is to be dropped."""
+    m = noise(input, p, training)
+    return input if m is None else record(DropoutInplace if inplace else Dropout, (input, m))[0]
+
+
+def _by_name(func: Any, inplace: bool) -> None:
+    """torch.dropout and torch.dropout_, which have errors of their own."""
+
+    def call(input: T, p: float, train: bool) -> T:
+        if isinstance(input, T) and isinstance(p, int | float) and 0 <= p <= 1:
+            return dropout(input, p, train, inplace)
+        raise unplaced(func, (input, p, train), {})
+
+    composite(func)(call)
+
+
+_by_name(torch.dropout, False)
+_by_name(torch.dropout_, True)

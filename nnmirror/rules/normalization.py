@@ -1,0 +1,175 @@
+"""Layer normalisation, rounded as PyTorch's CPU kernels round it.
+
+    y = (x - mean) r w + b,  r = 1 / sqrt(var + eps), per row:
+
+    db = sum of the rows of g,  dw = sum of the rows of g (r x - r mean)
+    dx = r g w + p x + q,  p = (mean sum(g w) - sum(g w x)) r^3 / n,  q = -p mean - r sum(g w) / n
+
+The forward is PyTorch's kernel. What surrounds the formulas is the order in which its backward
+adds up: each row by the lanes of a vector register, the rows one after another, as fused
+multiply-adds, which is what `torch.addcmul` does. On another device than the CPU the plain
+sums are used, and may round otherwise.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+from ..tape import record
+from .kernel import in_turn
+from .registry import Rule, composite, unplaced
+
+T = torch.Tensor
+
+
+def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
+    """The sum of each row of x, or of x times another.
+
+    `narrow` where the kernel converts from 16 bits, `mixed` where the weight has 32 bits then.
+    By lanes of 32 bytes, whatever the machine has; what does not fill them is added last. There
+    a product is not rounded by itself, and in numbers that were narrow it is nowhere.
+    """
+    terms = x if times is None else x * times
+    if not x.is_cpu:
+        return terms.sum(-1)
+    n, lanes = x.shape[-1], 32 // x.dtype.itemsize
+    width = lanes * (1 + narrow)  # a register of 16-bit numbers fills two of 32-bit ones
+
+    def added(total: T, start: int, stop: int, fused: bool) -> T:
+        if fused and times is not None:
+            return torch.addcmul(total, x[:, start:stop], times[:, start:stop])
+        return total + terms[:, start:stop]
+
+    def added_last(total: T, start: int) -> T:
+        rest = n - start
+        return torch.cat([added(total[:, :rest], start, n, True), total[:, rest:]], 1)
+
+    if n <= lanes and n < width:
+        return in_turn(terms, n)
+    if n < width:
+        total = added_last(terms[:, :lanes], lanes)
+    else:
+        total, end = terms[:, :width], n - n % width
+        for start in range(width, end, width):
+            total = added(total, start, start + width, narrow)
+        if n > end:
+            total = added_last(total, end)
+        if narrow:
+            total = total[:, :lanes] + total[:, lanes:]
+    no_shuffle = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
+    if no_shuffle or (n < width and not mixed):
+        return in_turn(total, lanes)
+    while lanes > 1:
+        lanes //= 2
+        total = total[:, :lanes] + total[:, lanes : 2 * lanes]
+    return total[:, 0]
+
+
+def _over_threads(m: int) -> list[slice]:
+    """The rows that each of PyTorch's threads goes over."""
+    each = -(-m // min(torch.get_num_threads(), m))
+    return [slice(start, start + each) for start in range(0, m, each)]
+
+
+def rows_in_turn(rows: T) -> T:
+    """The sum of the rows, one after another."""
+    every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    return rows.new_zeros(1, rows.shape[1]).index_add_(0, every, rows)[0]
+
+
+def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
+    """The sum of the rows times those of another, each step rounded once, to `dtype`."""
+    total = rows.new_zeros(rows.shape[1])
+    for row, other in zip(rows.unbind(), times.unbind(), strict=True):
+        total.addcmul_(row, other)
+        if dtype is not rows.dtype:
+            total = total.to(dtype).to(rows.dtype)
+    return total
+
+
+def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) -> T:
+    """The sum of the rows of g, or of g times another, one row after another in each thread.
+
+    Each step rounds once, to `dtype`. What the threads have is added in `at_last`.
+    """
+    if not g.is_cpu:
+        return (g if times is None else g * times).sum(0)
+    parts = []
+    for part in _over_threads(len(g)):
+        rows = g[part]
+        if times is None and dtype is g.dtype:
+            parts.append(rows_in_turn(rows))
+            continue
+        parts.append(
+            rows_fused(rows, torch.ones_like(rows) if times is None else times[part], dtype)
+        )
+    return rows_in_turn(torch.stack(parts).to(at_last)).to(g.dtype)
+
+
+class NativeLayerNorm(Rule):
+    """y = (x - mean) r w + b over the last dimensions; the gradients are above.
+
+    Saved: x, w, b, and mean and r of each row.
+    """
+
+    infer: Any = staticmethod(torch.layer_norm)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, shape: Any, weight: T | None, bias: T | None, eps: float) -> T:
+        try:
+            y, mean, r = torch.native_layer_norm(input, shape, weight, bias, eps)
+        except (RuntimeError, TypeError):
+            raise unplaced(torch.layer_norm, (input, shape, weight, bias, eps), {}) from None
+        ctx.places = (0, 2, 3)  # PyTorch's node counts a weight that is not there
+        ctx.save_for_backward(bias, input, weight, mean, r)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        bias, x, w, mean, r = ctx.saved_tensors
+        need_x, _, need_w, need_b, _ = ctx.needs_input_grad
+        dx = dw = db = None
+        if not x.numel():
+            needed = (x, need_x), (w, need_w), (bias, need_b)
+            dx, dw, db = (torch.zeros_like(t) if need else None for t, need in needed)
+            return dx, None, dw, db, None
+        m, dtype = mean.numel(), x.dtype
+        n, narrow = x.numel() // m, dtype.itemsize == 2
+        g, rows = g.reshape(m, n), x.reshape(m, n)
+        if narrow:
+            g, rows, mean, r = (t.float() for t in (g, rows, mean, r))
+        if need_b:
+            db = rows_added(g, dtype, None, g.dtype).to(bias.dtype).reshape(bias.shape)
+        mean, r = mean.reshape(m, 1), r.reshape(m, 1)
+        if need_w:
+            normal = torch.addcmul((-r * mean).expand_as(rows), r, rows)
+            dw = rows_added(g, dtype, normal, g.dtype).to(w.dtype).reshape(w.shape)
+        if need_x:
+            sums = functools.partial(row_sum, narrow=narrow, mixed=False)
+            if w is None:
+                gw, ds, dm = None, sums(g, rows), sums(g, None)
+            elif w.dtype is dtype:
+                gw = w.reshape(1, n).to(g.dtype).expand_as(g)
+                ds, dm = sums(g * rows, gw), sums(g, gw)
+            else:  # the kernel for a weight wider than x multiplies in another order
+                gw = w.reshape(1, n).expand_as(g)
+                ds, dm = sums(g * gw, rows, mixed=True), sums(g * gw, None, mixed=True)
+            ds, dm, scale = ds.unsqueeze(1), dm.unsqueeze(1), 1 / n
+            p = torch.addcmul(-ds, dm, mean) * r * r * r * scale
+            q = torch.addcmul(-(dm * r * scale), -p, mean)
+            scaled = r * g if gw is None else r * g * gw
+            dx = (torch.addcmul(scaled, p, rows) + q).to(dtype).reshape(x.shape)
+        return dx, None, dw, db, None
+
+
+@composite(torch.layer_norm)
+def layer_norm(
+    input: T,
+    normalized_shape: Any,
+    weight: T | None = None,
+    bias: T | None = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> T:
+    return record(NativeLayerNorm, (input, normalized_shape, weight, bias, eps))[0]

@@ -1,0 +1,52 @@
+"""PReLU: the slope below zero is a weight."""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from .registry import Rule, composite, unplaced
+from .shape import reshape
+
+T = torch.Tensor
+
+
+class PreluKernel(Rule):
+    """y = x where x > 0, else w x:  dx = g there, else w g;  dw = 0 there, else x g, summed.
+
+    w has the dimensions of x, and is broadcast.  Saved: x and w.
+    """
+
+    infer: Any = staticmethod(torch._prelu_kernel)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, weight: T) -> T:
+        ctx.save_for_backward(input, weight)
+        return torch._prelu_kernel(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, w = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad
+        above = x > 0
+        dx = torch.where(above, g, w * g) if need_x else None
+        return dx, (x * g).masked_fill_(above, 0).sum_to_size(w.shape) if need_w else None
+
+
+def weight_for(input: T, weight: T) -> T:
+    """The weight, one for all or one per channel, with the dimensions of the input."""
+    if not isinstance(input, T) or not isinstance(weight, T):
+        raise unplaced(torch.prelu, (input, weight), {})
+    shape = input.shape
+    channels = shape[1] if len(shape) > 1 else 1
+    fits = weight.numel() == 1 or (len(shape) > 0 and weight.numel() == channels)
+    if not fits or weight.dim() > 1 or input.dtype is not weight.dtype:
+        raise unplaced(torch.prelu, (input, weight), {})
+    if len(shape) == weight.dim():
+        return weight
+    return reshape(weight, tuple(weight.numel() if i == 1 else 1 for i in range(len(shape))))
+
+
+@composite(torch.prelu, T.prelu)
+def prelu(input: T, weight: T) -> T:
+    return record(PreluKernel, (input, weight_for(input, weight)))[0]
