@@ -79,7 +79,11 @@ def rows_in_turn(rows: T) -> T:
 
 
 def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
-    """The sum of the rows times those of another, each step rounded once, to `dtype`."""
+    """The sum of the rows times those of another, each step rounded once, to `dtype`.
+
+    No tensor operation adds fused products in this order, so there is one call for each row:
+    the price of the same bits, about 10 ms for 1000 rows where the kernel takes 0.1 ms.
+    """
     total = rows.new_zeros(rows.shape[1])
     for row, other in zip(rows.unbind(), times.unbind(), strict=True):
         total.addcmul_(row, other)
