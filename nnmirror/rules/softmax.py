@@ -53,8 +53,8 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
         low, high = total[..., :half], total[..., half:]
         rest = high.shape[-1]
         total = torch.cat([low[..., :rest] + high, low[..., rest:]], -1)
-    in_turn = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
-    if in_turn or n < width:
+    plainly = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
+    if plainly or n < width:
         return in_turn(total, half)
     while half > 1:
         half //= 2
