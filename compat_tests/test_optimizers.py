@@ -150,12 +150,13 @@ BETAS = {
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 @parity
-def test_betas(nn, optim, name, betas, kernel):
+def test_betas(nn, optim, name, lr, betas, kernel):
     net = small(nn)
     options = {"betas": BETAS[betas](), "amsgrad": True, **KERNELS[kernel]}
-    optimizer = getattr(optim, name)(net.parameters(), lr=torch.tensor(0.1), **options)
+    optimizer = getattr(optim, name)(net.parameters(), lr=lr, **options)
     losses = steps(nn, net, optimizer)
     return losses, dict(net.named_parameters()), optimizer.state_dict()
 
@@ -655,9 +656,12 @@ SIGN = {
 
 @pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("options", SIGN.values(), ids=SIGN)
-def test_sign_is_the_formula(options, foreach):
+@pytest.mark.parametrize("lr", ["number", "tensor"])
+def test_sign_is_the_formula(options, foreach, lr):
     torch.manual_seed(0)
     start = [torch.randn(4, 3), torch.randn(5), torch.randn(())]
+    if lr == "tensor":  # a tensor: parameters are stepped one by one
+        options = {**options, "lr": torch.tensor(options.get("lr", 1e-3))}
     grads = [[torch.randn_like(p) * p.abs().gt(0.3) for p in start] for _ in range(6)]
     expected, buffers = sign_steps(start, grads, **options)
     params = [nnmirror.Parameter(p.clone()) for p in start]

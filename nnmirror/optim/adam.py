@@ -119,7 +119,8 @@ class Adam(StepwiseOptimizer):
         if foreach and not capturable:
             if isinstance(group["lr"], Tensor):
                 raise RuntimeError(_NO_TENSOR.format("lr"))
-            for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+            beta1, beta2 = group["betas"]
+            for name, beta in (("beta1", beta1), ("beta2", beta2)):
                 if isinstance(beta, Tensor):
                     raise ValueError(_NO_TENSOR.format(name))
         if capturable:
