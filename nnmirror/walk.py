@@ -78,6 +78,7 @@ def walk(
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
     if only is not None:
+        _refuse_beyond_torch([*edges, *(e for n in order for e in n.edges if e is not None)], only)
         reaches = {id(t) for t, _ in only}
         for node in sorted(order, key=lambda n: n.sequence):
             if any(e is not None and id(e[0]) in reaches for e in node.edges):
@@ -162,6 +163,38 @@ def walk(
                     retain_graph=retain_graph
                 )
     return [found.get((id(t), n)) for t, n in captured]
+
+
+def _refuse_beyond_torch(edges: Sequence[_tape.Edge], only: Sequence[_tape.Edge]) -> None:
+    """Raise if the way to a wanted tensor leads through a graph of torch's own.
+
+    What this walk finds would lack the part that comes that way.
+    """
+    wanted = {id(target) for target, _ in only}
+    theirs = [t for t, _ in only if _is_torchs(t)]
+    if not theirs:
+        return
+    ends = {t.grad_fn for t in theirs if t.grad_fn is not None}
+    leaves = {id(t) for t in theirs if t.grad_fn is None}
+    stack = [t.grad_fn for t, _ in edges if _is_torchs(t) and id(t) not in wanted]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in ends or id(getattr(node, "variable", None)) in leaves:
+            raise NotImplementedError(
+                "nnmirror: a gradient is asked for a tensor that lies behind operations which"
+                " torch's own autograd recorded (it requires grad for torch, and was used before"
+                " a mirrored module). Call backward() without inputs, and read its .grad; or make"
+                " it an nnmirror.Parameter"
+            )
+        stack += [n for n, _ in node.next_functions]
+
+
+def _is_torchs(target: Any) -> bool:
+    return isinstance(target, torch.Tensor) and not isinstance(target, _tensor.Tensor)
 
 
 def _survey(loss: Any) -> dict[int, int] | None:
