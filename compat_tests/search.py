@@ -4,7 +4,7 @@
 
 Hypothesis makes up whole programs: a net of shared and branching modules, tensor operations
 between them, views and in-place changes, frozen parameters, hooks, several losses, a few
-steps of an optimiser. Each runs on both backends; every value, gradient and weight is
+steps of an optimiser under a schedule. Each runs on both backends; every value, gradient and weight is
 compared bit by bit, and so is every error. What the mirror refuses (it says so) is left out
 of the program on both sides. What has been tried is noted in a file, from which a run that was
 stopped goes on.
@@ -24,6 +24,7 @@ from typing import Any
 
 import hypothesis
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +155,20 @@ UNARY = {
     "zero_ row": lambda a: a[-1].zero_(),
     "exp_ of a slice": lambda a: a[..., :1].exp_(),
     "unsqueeze_": lambda a: a.unsqueeze_(0),
+    "elu": lambda a: F.elu(a, 0.7),
+    "silu": lambda a: F.silu(a),
+    "hardtanh": lambda a: F.hardtanh(a, -0.5, 0.7),
+    "relu6": lambda a: F.relu6(a * 4),
+    "elu_": lambda a: F.elu_(a, 0.7),
+    "silu_": lambda a: F.silu(a, inplace=True),
+    "hardtanh_": lambda a: F.hardtanh_(a),
+    "dropout": lambda a: F.dropout(a, 0.3),
+    "layer_norm": lambda a: F.layer_norm(a, a.shape[-1:]),
+    "cross entropy": lambda a: F.cross_entropy(a, a.detach().argmax(-1)),
+    "cross entropy smoothed": lambda a: F.cross_entropy(
+        a, a.detach().argmin(-1), label_smoothing=0.1, reduction="sum"
+    ),
+    "nll": lambda a: F.nll_loss(a.log_softmax(-1), a.detach().argmin(-1), reduction="none"),
     "softmax by hand": lambda a: a.exp() / a.exp().sum(-1, keepdim=True),
 }
 BINARY = {
@@ -199,6 +214,13 @@ BINARY = {
     "distance": lambda a, b: (a - b).norm(dim=-1),
     "cosine": lambda a, b: (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + 1e-6),
     "attention": lambda a, b: (a @ b.mT / 2).softmax(-1) @ b,
+    "l1": lambda a, b: F.l1_loss(a, b),
+    "smooth l1": lambda a, b: F.smooth_l1_loss(a, b, beta=0.7),
+    "huber": lambda a, b: F.huber_loss(a, b, reduction="sum", delta=0.7),
+    "bce": lambda a, b: F.binary_cross_entropy(a.sigmoid(), b.sigmoid()),
+    "bce logits": lambda a, b: F.binary_cross_entropy_with_logits(a, b.sigmoid(), reduction="none"),
+    "cross entropy of probabilities": lambda a, b: F.cross_entropy(a, b.softmax(-1)),
+    "prelu": lambda a, b: F.prelu(a, b.flatten()[:1]),
     "cross entropy by hand": lambda a, b: -(a.log_softmax(-1) * b.softmax(-1).detach()).sum(-1),
 }
 MODULES = [
@@ -213,12 +235,30 @@ MODULES = [
     "deep net",
     "two activations",
     "mse",
+    "smooth net",
+    "norm net",
+    "batch norm",
+    "layer norm",
+    "prelu",
+    "dropout",
+    "embedding",
 ]
 INSTRUCTIONS = st.one_of(
     st.tuples(st.sampled_from(sorted(UNARY)), st.integers(0, 30), st.just(0)),
     st.tuples(st.sampled_from(sorted(BINARY)), st.integers(0, 30), st.integers(0, 30)),
     st.tuples(st.sampled_from(MODULES), st.integers(0, 30), st.integers(0, 30)),
 )
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", {"weight_decay": 0.1}),
+    ("Adam", {}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
+    ("AdamW", {"maximize": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.5}),
+    ("Adagrad", {"lr_decay": 0.1}),
+]
 SHAPES = [(3,), (2, 3), (4, 3), (1, 3), (2, 2, 3), (3, 3), (0, 3), ()]
 PROGRAMS = st.fixed_dictionaries(
     {
@@ -233,9 +273,8 @@ PROGRAMS = st.fixed_dictionaries(
         "hooks": st.booleans(),
         "retain_grad": st.booleans(),
         "steps": st.integers(1, 2),
-        "sgd": st.sampled_from(
-            [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.1}]
-        ),
+        "optimizer": st.sampled_from(OPTIMIZERS),
+        "schedule": st.booleans(),
     }
 )
 
@@ -294,7 +333,34 @@ def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
             nn.LeakyReLU(0.3), nn.Tanh(), nn.Linear(3, 3, dtype=dtype)
         ),
         "mse": nn.MSELoss(),
-    }
+        "smooth net": nn.Sequential(
+            nn.Linear(3, 4, dtype=dtype), nn.ELU(), nn.SiLU(), nn.Linear(4, 3, dtype=dtype),
+            nn.Sigmoid(), nn.Hardtanh(-0.6, 0.6), nn.ReLU6(), nn.LogSoftmax(-1),
+        ),
+        "norm net": nn.Sequential(
+            nn.Linear(3, 5, dtype=dtype), nn.BatchNorm1d(5, dtype=dtype), nn.ReLU(inplace=True),
+            nn.Dropout(0.2), nn.LayerNorm(5, dtype=dtype), nn.Linear(5, 3, dtype=dtype),
+            nn.Softmax(-1),
+        ),
+        "batch norm": nn.BatchNorm1d(3, dtype=dtype),
+        "layer norm": nn.LayerNorm(3, dtype=dtype),
+        "prelu": nn.PReLU(dtype=dtype),
+        "dropout": nn.Dropout(0.4),
+        "embedding": Looked(nn.Embedding(3, 3, padding_idx=1, dtype=dtype)),
+    }  # fmt: skip
+
+
+class Looked:
+    """An embedding of the places where the rows of a tensor are largest."""
+
+    def __init__(self, embedding: Any) -> None:
+        self.embedding = embedding
+
+    def __call__(self, a: Any) -> Any:
+        return self.embedding(a.detach().argmax(-1) % 3)
+
+    def parameters(self) -> Any:
+        return self.embedding.parameters()
 
 
 def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> list[Any]:
@@ -323,7 +389,9 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         modules["net"][1].register_full_backward_hook(lambda m, gi, go: (gi[0] * 3,))
         modules["linear"].register_forward_pre_hook(lambda m, a: (a[0] + 1,))
         params[0].register_hook(lambda g: g * 2) if params[0].requires_grad else None
-    optimizer = optim.SGD([p for p in params if p.requires_grad], lr=0.05, **program["sgd"])
+    name, options = program["optimizer"]
+    optimizer = getattr(optim, name)([p for p in params if p.requires_grad], lr=0.05, **options)
+    schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.7) if program["schedule"] else None
     for step in range(program["steps"]):
         # Inputs come out of a module, as activations do, or are leaves of their own.
         leaves = [torch.randn(s, dtype=dtype) for s in program["shapes"]]
@@ -386,6 +454,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             [None if g is None else g.detach().clone() for g in [*grads, *(x.grad for x in leaves)]]
         )
         attempt(("step", step), optimizer.step)
+        if schedule is not None:
+            schedule.step()
         log.append([p.detach().clone() for p in params])
     return log
 
