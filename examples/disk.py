@@ -48,6 +48,21 @@ def disk(points: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.T
     return x, inside.float().unsqueeze(1)
 
 
+def scaled(points: int, generator: torch.Generator) -> dict[str, Any]:
+    """A training and a test set, both scaled by the training points' mean and deviation."""
+    raw, target = disk(points, generator)
+    test_raw, test_target = disk(points, generator)
+    mean, std = raw.mean(0), raw.std(0)
+    return {
+        "x": (raw - mean) / std,
+        "target": target,
+        "test_x": (test_raw - mean) / std,
+        "test_target": test_target,
+        "points": raw,
+        "scale": (mean, std),
+    }
+
+
 def build(nn: Any, activation: str) -> Any:
     middle = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}[activation]
     return nn.Sequential(
@@ -76,10 +91,8 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
     nn, optim = backend(args.backend)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    x, target = disk(args.points, generator)
-    test_x, test_target = disk(args.points, generator)
-    mean, std = x.mean(0), x.std(0)
-    raw_x, x, test_x = x, (x - mean) / std, (test_x - mean) / std
+    data = scaled(args.points, generator)
+    x, target = data["x"], data["target"]
 
     model = build(nn, args.activation)
     rank, processes = 0, int(os.environ.get("WORLD_SIZE", 1))
@@ -100,7 +113,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
             loss.backward()
             optimizer.step()
         train_loss, train_error = evaluate(model, criterion, x, target)
-        test_loss, test_error = evaluate(model, criterion, test_x, test_target)
+        test_loss, test_error = evaluate(model, criterion, data["test_x"], data["test_target"])
         train_losses.append(train_loss)
         test_losses.append(test_loss)
         if rank == 0 and (epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs):
@@ -115,15 +128,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
         print(f"{args.backend}: {seconds:.1f} s", file=sys.stderr)
     if processes > 1:
         dist.destroy_process_group()
-    return {
-        "rank": rank,
-        "model": model,
-        "train": train_losses,
-        "test": test_losses,
-        "points": raw_x,
-        "target": target,
-        "scale": (mean, std),
-    }
+    return {"rank": rank, "model": model, "train": train_losses, "test": test_losses, **data}
 
 
 def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:

@@ -1,0 +1,73 @@
+"""The examples: a handful of their iterations, with the same bits on both backends."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """examples/report.py, which imports disk.py beside it; neither needs matplotlib for this."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("report")
+
+
+def small(report, **changed):
+    return report.Settings(**{"epochs": 2, "points": 40, **changed})
+
+
+@pytest.mark.parametrize("init", ["[0, 1]", "default"])
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("step", ["SGD", "GD"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_the_report_runs_alike_on_both(report, activation, step, tanh, init):
+    """Else the table would compare two different trainings."""
+    settings = small(report, activation=activation, step=step, tanh=tanh, init=init)
+    runs = {name: report.train(settings, name) for name in report.BACKENDS}
+    assert len(runs["torch"].losses) == 1 + 2 * 10
+    assert report.same_bits(runs) == "yes"
+
+
+@pytest.mark.parametrize("changed", [{"momentum": 0.9}, {"reduction": "sum"}, {"lr": 0.05}])
+def test_the_puzzle_runs_alike_on_both(report, changed):
+    settings = small(report, init="default", **changed)
+    runs = {name: report.train(settings, name, every=10) for name in report.BACKENDS}
+    assert len(runs["torch"].losses) == 1 + 2
+    assert report.same_bits(runs) == "yes"
+
+
+def test_other_bits_are_told(report):
+    runs = {
+        name: report.train(small(report, seed=seed), name)
+        for seed, name in enumerate(report.BACKENDS)
+    }
+    assert report.same_bits(runs) == "NO"
+    assert report.same_bits({"torch": runs["torch"]}) == "not compared"
+
+
+def test_gd_is_sgd_on_the_summed_loss(report):
+    """What puzzle.md says of the report's GD. Not to the bit: SGD fuses the step's rounding."""
+    by_gd = report.train(small(report, init="default", step="GD"), "nnmirror")
+    by_sgd = report.train(small(report, init="default", reduction="sum"), "nnmirror")
+    torch.testing.assert_close(by_gd.losses, by_sgd.losses, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["torch", "nnmirror"])
+def test_a_saturated_tanh_never_moves(report, name):
+    """Weights in [0, 1] drive the output to 1, where the gradient of tanh is 0 in float32."""
+    losses = report.train(small(report, tanh=True), name).losses
+    assert set(losses) == {losses[0]}
+    assert not math.isnan(losses[0][0])
+
+
+@pytest.mark.parametrize("name", ["torch", "nnmirror"])
+def test_looking_inside(report, name):
+    rows = report.inside(small(report, tanh=True), name, (0, 3))
+    assert [row[0] for row in rows] == ["0", "3"]
+    assert rows[0][-1] == "0, 0, 0, 0"
+    assert rows == report.inside(small(report, tanh=True), "torch", (0, 3))
