@@ -43,6 +43,41 @@ def tracked(nn):
     return nn.functional.leaky_relu(nn.Parameter(X.clone()), 1.0)
 
 
+def scheduled(name):
+    """A schedule of arguments, and what the groups hold after a few steps."""
+
+    def entry(nn, optim):
+        optimizer = optim.SGD(net(nn).parameters(), lr=0.1, momentum=0.9)
+
+        def steps(*arguments):
+            schedule = getattr(optim.lr_scheduler, name)(optimizer, *arguments)
+            for i in range(6):
+                optimizer.step()
+                schedule.step(*[i] * (name == "ReduceLROnPlateau"))
+            return schedule.state_dict(), repr(optimizer)
+
+        return steps, list(SCHEDULES[name])
+
+    return entry
+
+
+SCHEDULES = {
+    "StepLR": [2, 0.5],
+    "MultiStepLR": [[2, 3], 0.5],
+    "ConstantLR": [0.5, 3],
+    "LinearLR": [0.5, 0.7, 4],
+    "ExponentialLR": [0.9],
+    "PolynomialLR": [4, 2.0],
+    "CosineAnnealingLR": [4, 0.01],
+    "CosineAnnealingWarmRestarts": [2, 2, 0.01],
+    "LambdaLR": [lambda t: 0.9**t],
+    "MultiplicativeLR": [lambda t: 0.9],
+    "CyclicLR": [0.01, 0.1, 2, 2, "exp_range", 0.9, None, "cycle", True, 0.8, 0.9],
+    "OneCycleLR": [0.1, 8, None, None, 0.3, "cos", True, 0.8, 0.9, 25.0, 1e4, False],
+    "ReduceLROnPlateau": ["min", 0.5, 1, 1e-4, "rel", 1, 0, 1e-8],
+}
+
+
 # name: (the callable, its good arguments), made anew for each call.
 ENTRIES = {
     "Linear": lambda nn, optim: (nn.Linear, [3, 4, True]),
@@ -91,6 +126,7 @@ ENTRIES = {
     "SGD.load_state_dict": lambda nn, optim: (
         optim.SGD(net(nn).parameters(), lr=0.1).load_state_dict,
         [optim.SGD(net(nn).parameters(), lr=0.2).state_dict()]),
+    **{name: scheduled(name) for name in SCHEDULES},
     "load_state_dict": lambda nn, optim: (net(nn).load_state_dict, [net(nn).state_dict(), True]),
     "load of one": lambda nn, optim: (
         lambda w: net(nn).load_state_dict({**net(nn).state_dict(), "0.weight": w}), [torch.ones(3, 3)]),

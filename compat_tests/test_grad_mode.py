@@ -143,12 +143,14 @@ for off in (False, True):
     nn.set_grad_enabled(True)
     net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1), nn.Tanh(), nn.LeakyReLU())
     opt = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    schedule = optim.lr_scheduler.OneCycleLR(opt, 0.1, 5)
     for _ in range(5):
         opt.zero_grad()
         y = net(x) * 2 + 1
         loss = nn.MSELoss()(y.view(-1), t.view(-1))
         loss.backward()
         opt.step()
+        schedule.step()
         nn.MSELoss()(net(x), t)
         repr(loss)
 print("trained", x.grad is not None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 import types
 import warnings
 import weakref
@@ -58,9 +57,11 @@ _HOW_TO = (
 
 
 def _checked(optimizer: Any) -> Any:
-    """An optimiser of the mirror, or of PyTorch's where that has been imported."""
-    theirs = getattr(sys.modules.get("torch.optim"), "Optimizer", Optimizer)
-    if not isinstance(optimizer, Optimizer | theirs):
+    """An optimiser of the mirror or, known by its name alone, of PyTorch."""
+    if not isinstance(optimizer, Optimizer) and not any(
+        (base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer")
+        for base in type(optimizer).__mro__
+    ):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
     return optimizer
 
@@ -76,7 +77,7 @@ def _values(optimizer: Any, key: str) -> list[Any]:
 def _set(group: dict[str, Any], key: str, value: Any) -> None:
     """A rate that is a tensor is changed in place."""
     if isinstance(group[key], Tensor):
-        group[key].fill_(value.item() if isinstance(value, Tensor) else value)
+        group[key].fill_(value.squeeze() if isinstance(value, Tensor) else value)
     else:
         group[key] = value
 
@@ -270,9 +271,9 @@ class _ByFunction(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of any scheduler; functions stay, objects take over their state."""
         self.__dict__.update({k: v for k, v in state_dict.items() if k != "lr_lambdas"})
-        for function, saved in zip(self.lr_lambdas, state_dict["lr_lambdas"], strict=False):
+        for i, saved in enumerate(state_dict["lr_lambdas"]):
             if saved is not None:
-                function.__dict__.update(saved)
+                self.lr_lambdas[i].__dict__.update(saved)
 
 
 class LambdaLR(_ByFunction):
