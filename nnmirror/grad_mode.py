@@ -71,6 +71,7 @@ class set_grad_enabled(_DecoratorContextManager):
         _override.mode = self._before
 
     def clone(self) -> "set_grad_enabled":
+        """One more of the same, for each call of a decorated function."""
         before = _override.mode
         copy = self.__class__(self._mode)
         _override.mode = before

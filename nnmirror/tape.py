@@ -294,10 +294,12 @@ class Function:
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Save for `backward`, where `forward` takes no ctx; called after it."""
         raise NotImplementedError("setup_context is not implemented.")
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        """The gradients of the inputs, from those of the outputs: dx_j = sum g_i dy_i/dx_j."""
         raise NotImplementedError(
             "You must implement either the backward or vjp method for your custom"
             " autograd.Function to use it with backward mode AD."
@@ -310,6 +312,7 @@ class Function:
 
     @classmethod
     def node_name(cls) -> str:
+        """What a tensor's `grad_fn` shows."""
         return cls.__name__ + "Backward"
 
 

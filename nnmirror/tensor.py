@@ -104,6 +104,7 @@ class Tensor(torch.Tensor):
 
     @property
     def requires_grad(self) -> bool:  # type: ignore[override]
+        """True for a recorded result, and for a leaf that was told to."""
         return self._node is not None or self._requires_grad
 
     @requires_grad.setter
@@ -113,6 +114,9 @@ class Tensor(torch.Tensor):
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
+        """Ask for a gradient of this leaf, or for none. RuntimeError for integers, and for
+        False on a recorded result.
+        """
         if not isinstance(requires_grad, bool):
             torch.empty(0).requires_grad_(requires_grad)  # PyTorch's error
         if self._node is not None and not requires_grad:
@@ -131,10 +135,12 @@ class Tensor(torch.Tensor):
 
     @property
     def is_leaf(self) -> bool:  # type: ignore[override]
+        """True where no recorded call made it."""
         return self._node is None
 
     @property
     def grad_fn(self) -> "_tape.Node | None":  # type: ignore[override]
+        """The recorded call that made it; None for a leaf."""
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
                 _tape.edge_of(self)  # a view whose memory was changed since gets a new one
@@ -144,15 +150,18 @@ class Tensor(torch.Tensor):
 
     @property
     def output_nr(self) -> int:  # type: ignore[override]
+        """Which of the outputs of `grad_fn` it is."""
         return self._output_nr
 
     @property
     def retains_grad(self) -> bool:  # type: ignore[override]
+        """True for a non-leaf after `retain_grad()`."""
         node = self._node
         return node is not None and bool(node.retained) and self._output_nr in node.retained  # type: ignore[operator]
 
     @property
     def grad(self) -> torch.Tensor | None:  # type: ignore[override]
+        """The sum of the gradients of all walks so far; None before the first."""
         if self._node is not None and not self.retains_grad:
             warnings.warn(
                 "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed."
@@ -255,6 +264,7 @@ class Tensor(torch.Tensor):
     # -- leaving the tape ------------------------------------------------------------------
 
     def numpy(self, *, force: bool = False) -> Any:
+        """A NumPy array on the same memory. RuntimeError if it requires grad, unless `force`."""
         if self.requires_grad and not force:
             raise RuntimeError(
                 "Can't call numpy() on Tensor that requires grad."
@@ -268,6 +278,7 @@ class Tensor(torch.Tensor):
         return self.detach().__array__(*args, **kwargs)
 
     def as_subclass(self, cls: Any) -> Any:
+        """The same memory as a `cls`; refused where the gradient would be lost."""
         if self.requires_grad:  # torch does not ask __torch_function__ about this one
             return dispatch(torch.Tensor.as_subclass, (self, cls), {})
         return torch.Tensor.as_subclass(self, cls)
