@@ -7,7 +7,7 @@ for bit; no autograd runs.
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
@@ -118,13 +118,15 @@ __all__ = [
 
 # `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of
 # torch.nn are this package's own, and each module is there once, whichever way it is named.
-nn = sys.modules[__name__]
-for _name in [name for name in sys.modules if name.startswith(f"{__name__}.")]:
-    sys.modules[f"{__name__}.nn" + _name.removeprefix(__name__)] = sys.modules[_name]
-sys.modules[f"{__name__}.nn"] = nn
-
-
-__getattr__ = missing(__name__, modules.__all__)
+if TYPE_CHECKING:
+    from . import nn as nn  # the stubs of those names
+else:
+    nn = sys.modules[__name__]
+    for _name in [name for name in sys.modules if name.startswith(f"{__name__}.")]:
+        sys.modules[f"{__name__}.nn" + _name.removeprefix(__name__)] = sys.modules[_name]
+    sys.modules[f"{__name__}.nn"] = nn
+    # A name that is not mirrored; a type checker reports it itself.
+    __getattr__ = missing(__name__, modules.__all__)
 
 
 def load_ipython_extension(ipython: Any) -> None:

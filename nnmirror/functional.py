@@ -6,7 +6,7 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
@@ -930,4 +930,5 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
 
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
 
-__getattr__ = missing(__name__, __all__)
+if not TYPE_CHECKING:  # which then reports such a name itself
+    __getattr__ = missing(__name__, __all__)

@@ -16,7 +16,8 @@ class Parameter(Tensor):
 
     _is_param = True  # what isinstance(p, torch.nn.Parameter) asks
 
-    def __new__(cls, data=None, requires_grad=True):  # type: ignore[no-untyped-def]
+    def __new__(cls, data=None, requires_grad=True):
+        # type: (torch.Tensor | None, bool) -> Parameter
         if data is None:
             data = torch.empty(0)
         data = data.detach()
@@ -58,10 +59,11 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
 
     persistent: bool
 
-    def __new__(cls, data=None, *, persistent=True):  # type: ignore[no-untyped-def]
+    def __new__(cls, data=None, *, persistent=True):
+        # type: (torch.Tensor | None, bool) -> Buffer
         if data is None:
             data = torch.empty(0)
-        marked = data.detach().requires_grad_(data.requires_grad)
+        marked: Any = data.detach().requires_grad_(data.requires_grad)
         marked.persistent = persistent
         marked._is_buffer = True
         return marked

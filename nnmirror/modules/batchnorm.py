@@ -78,7 +78,7 @@ class _NormBase(Layer):
     def _check_input_dim(self, input: Any) -> None:
         raise NotImplementedError
 
-    def extra_repr(self):  # type: ignore[no-untyped-def]
+    def extra_repr(self):  # type: () -> str
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum},"
             f" affine={self.affine}, bias={self.bias is not None},"

@@ -67,17 +67,17 @@ class Sequential(_Numbered):
     from module to module as a tuple.
     """
 
-    def __init__(self, *args):  # type: ignore[no-untyped-def]
+    def __init__(self, *args):  # type: (*Module | OrderedDict[str, Module]) -> None
         super().__init__()
         if len(args) == 1 and isinstance(args[0], OrderedDict):
-            named: Iterable[tuple[str, Module]] = args[0].items()
+            named: Iterable[tuple[str, Any]] = args[0].items()
         else:
             named = ((str(i), module) for i, module in enumerate(args))
         for name, module in named:
             self.add_module(name, module)
 
     @keeps_call
-    def forward(self, input):  # type: ignore[no-untyped-def]
+    def forward(self, input):  # type: (Any) -> Any
         """Call each module with what the one before it returned."""
         out = fused.run(self, input)
         if out is not NotImplemented:
@@ -332,7 +332,7 @@ class ParameterList(Module):
         if values is not None:
             self.extend(values)
 
-    def __getitem__(self, idx):  # type: ignore[no-untyped-def]
+    def __getitem__(self, idx):  # type: (slice | int) -> Any
         if isinstance(idx, slice):
             return self.__class__(self[i] for i in range(*idx.indices(len(self))))
         return getattr(self, str(absolute_index(idx, len(self))))
@@ -371,7 +371,7 @@ class ParameterList(Module):
             _describe(i, value, str(getattr(value, "dtype", ""))) for i, value in enumerate(self)
         )
 
-    def __call__(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def __call__(self, *args, **kwargs):  # type: (*Any, **Any) -> Any
         raise RuntimeError("ParameterList should not be called.")
 
 
@@ -476,7 +476,7 @@ class ParameterDict(Module):
             _describe(key, value, torch.typename(value)) for key, value in self.items()
         )
 
-    def __call__(self, input):  # type: ignore[no-untyped-def]
+    def __call__(self, input):  # type: (Any) -> Any
         raise RuntimeError("ParameterDict should not be called.")
 
     def __or__(self, other: ParameterDict) -> ParameterDict:

@@ -602,7 +602,7 @@ class Module:
         """Move parameters and buffers to `device` without their values."""
         return self._apply(lambda t: torch.empty_like(t, device=device), recurse=recurse)
 
-    def to(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def to(self, *args, **kwargs):  # type: (*Any, **Any) -> Self
         """Move and cast: `to(device, dtype, non_blocking)`, `to(dtype)`, `to(tensor)`, ..."""
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is not None:
@@ -780,12 +780,12 @@ class Module:
             )
         return hooks.add(self._state_dict_hooks, hook)
 
-    def register_state_dict_post_hook(self, hook):  # type: ignore[no-untyped-def]
+    def register_state_dict_post_hook(self, hook):  # type: (Any) -> RemovableHandle
         """`hook(module, state_dict, prefix, local_metadata)` runs after `state_dict`."""
         hook._from_public_api = True
         return hooks.add(self._state_dict_hooks, hook)
 
-    def register_state_dict_pre_hook(self, hook):  # type: ignore[no-untyped-def]
+    def register_state_dict_pre_hook(self, hook):  # type: (Any) -> RemovableHandle
         """`hook(module, prefix, keep_vars)` runs before `state_dict`."""
         return hooks.add(self._state_dict_pre_hooks, hook)
 
@@ -795,11 +795,11 @@ class Module:
         bound = hooks.BoundHook(hook, self if with_module else None)
         return hooks.add(self._load_state_dict_pre_hooks, bound)
 
-    def register_load_state_dict_pre_hook(self, hook):  # type: ignore[no-untyped-def]
+    def register_load_state_dict_pre_hook(self, hook):  # type: (Any) -> RemovableHandle
         """`hook(module, state_dict, prefix, ...)` runs before this module is loaded."""
         return self._register_load_state_dict_pre_hook(hook, with_module=True)
 
-    def register_load_state_dict_post_hook(self, hook):  # type: ignore[no-untyped-def]
+    def register_load_state_dict_post_hook(self, hook):  # type: (Any) -> RemovableHandle
         """`hook(module, incompatible_keys)` runs after this module was loaded."""
         return hooks.add(self._load_state_dict_post_hooks, hook)
 
@@ -819,7 +819,8 @@ class Module:
 
     T_destination = TypeVar("T_destination", bound=dict[str, Any])
 
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):  # type: ignore[no-untyped-def]
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        # type: (*Any, Any, str, bool) -> Any
         """All parameters and persistent buffers by path: plain detached tensors."""
         if args:
             warnings.warn(

@@ -113,7 +113,7 @@ class Embedding(Layer):
         return said + (", sparse=True" if self.sparse is not False else "")
 
     @classmethod
-    def from_pretrained(  # type: ignore[no-untyped-def]
+    def from_pretrained(
         cls,
         embeddings,
         freeze=True,
@@ -123,6 +123,7 @@ class Embedding(Layer):
         scale_grad_by_freq=False,
         sparse=False,
     ):
+        # type: (Tensor, bool, int | None, float | None, float, bool, bool) -> Embedding
         """A layer with this table, frozen or to be trained on."""
         if embeddings.dim() != 2:
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")

@@ -1,5 +1,7 @@
 """Optimisers, as `torch.optim`."""
 
+from typing import TYPE_CHECKING
+
 from .._missing import missing
 from . import lr_scheduler as lr_scheduler
 from .adagrad import Adagrad
@@ -12,4 +14,5 @@ from .signsgd import SignSGD
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD"]
 
-__getattr__ = missing(__name__, __all__)
+if not TYPE_CHECKING:  # which then reports such a name itself
+    __getattr__ = missing(__name__, __all__)

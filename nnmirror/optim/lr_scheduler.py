@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from torch import Tensor
 
@@ -778,7 +778,7 @@ class ReduceLROnPlateau(LRScheduler):
                 _set(group, "lr", new)
 
     @property
-    def in_cooldown(self):  # type: ignore[no-untyped-def]
+    def in_cooldown(self):  # type: () -> bool
         """Whether it waits after a reduction."""
         return self.cooldown_counter > 0
 
@@ -1033,4 +1033,5 @@ def _total(total_steps: Any, epochs: Any, steps_per_epoch: Any) -> int:
     return epochs * steps_per_epoch
 
 
-__getattr__ = missing(__name__, __all__)
+if not TYPE_CHECKING:  # which then reports such a name itself
+    __getattr__ = missing(__name__, __all__)

@@ -78,7 +78,7 @@ class SGD(Optimizer):
             group.setdefault("differentiable", False)
             group.setdefault("fused", False)
 
-    def step(self, closure=None):  # type: ignore[no-untyped-def]
+    def step(self, closure=None):  # type: (Any) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
         with DisableTorchFunctionSubclass():

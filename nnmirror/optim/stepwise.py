@@ -29,7 +29,7 @@ class StepwiseOptimizer(Optimizer):
     _no_sparse: ClassVar[str | None] = None  # the error for a sparse gradient
     _many_as_one = True  # on a CPU `_many` and `_one` give the same bits
 
-    def step(self, closure=None):  # type: ignore[no-untyped-def]
+    def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
         with DisableTorchFunctionSubclass(), torch.no_grad():

@@ -1,8 +1,11 @@
 """Training in several processes, as `torch.nn.parallel`."""
 
+from typing import TYPE_CHECKING
+
 from .._missing import missing
 from .distributed import DistributedDataParallel
 
 __all__ = ["DistributedDataParallel"]
 
-__getattr__ = missing(__name__, __all__)
+if not TYPE_CHECKING:  # which then reports such a name itself
+    __getattr__ = missing(__name__, __all__)

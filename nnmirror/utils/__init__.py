@@ -1,5 +1,7 @@
 """Helpers around modules and their gradients, as `torch.nn.utils`."""
 
+from typing import TYPE_CHECKING
+
 from .._missing import missing
 from .clip_grad import (
     clip_grad_norm,
@@ -22,4 +24,5 @@ __all__ = [
     "vector_to_parameters",
 ]
 
-__getattr__ = missing(__name__, __all__)
+if not TYPE_CHECKING:  # which then reports such a name itself
+    __getattr__ = missing(__name__, __all__)

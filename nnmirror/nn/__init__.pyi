@@ -1,0 +1,3 @@
+"""What `nnmirror.nn` is, for type checkers: the package under another name."""
+
+from nnmirror import *

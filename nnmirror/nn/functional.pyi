@@ -1,0 +1,1 @@
+from nnmirror.functional import *

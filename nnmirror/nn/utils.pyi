@@ -1,0 +1,1 @@
+from nnmirror.utils import *
