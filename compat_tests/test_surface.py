@@ -127,6 +127,7 @@ def test_both_spellings_of_the_import():
     assert F is nn.functional is nnmirror.functional
     assert nn.functional.relu is F.relu
     from nnmirror.nn.modules.linear import Linear
+
     from nnmirror.nn.parameter import Parameter
     from nnmirror.nn.utils import clip_grad_norm_
 

@@ -33,7 +33,7 @@ _OWN = {"weight", "bias"}
 
 
 class Linear(Layer):
-    """Y = X W^T + b, X of shape (*, in_features), Y of shape (*, out_features).
+    """Y = X W^T + b, X of shape (..., in_features), Y of shape (..., out_features).
 
     dX = G W,  dW = G^T X,  db = sum of the rows of G.  Saved: X and W.
 
