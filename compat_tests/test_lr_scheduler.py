@@ -407,6 +407,24 @@ def test_a_tensor_stays_the_same_tensor(nn, optim):
     return group["lr"] is lr, lr, last, schedule.base_lrs, schedule.get_last_lr()
 
 
+@parity
+def test_tensors_given_to_a_schedule_are_copied(nn, optim):
+    """Each group has its own, and the user's are left alone."""
+    s, log = optim.lr_scheduler, []
+    for make in (
+        lambda o, low, high: s.CyclicLR(o, low, high, 3, max_momentum=high),
+        lambda o, low, high: s.OneCycleLR(o, high, 20, base_momentum=low),
+    ):
+        for kind in ("SGD of groups", "tensor lr"):
+            optimizer = OPTIMISERS[kind](optim, parameters(nn))
+            low, high = torch.tensor(0.1), torch.tensor(0.7)
+            schedule = make(optimizer, low, high)
+            log.append(go_on(optimizer, schedule, 5))
+            high.fill_(100.0)
+            log.append((go_on(optimizer, schedule, 9), low, high))
+    return log
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @parity
 def test_a_group_added_later(nn, optim, name):
