@@ -142,7 +142,8 @@ def untried():
         for function in functions:
             named = torch.overrides.resolve_name(function)
             if id(function) not in tried and named and not inspect.isclass(function):
-                yield f"{getattr(space, '__name__', space)}: {named}", function
+                place = getattr(space, "__name__", type(space).__name__)
+                yield f"{place}: {named}", function
 
 
 UNTRIED = dict(untried())

@@ -222,6 +222,28 @@ def test_torch_functions_on_tracked_tensors(nn, optim):
     return loss
 
 
+@parity
+def test_output_of_inference_mode(nn, optim):
+    """Evaluated outside of it, where nothing requires grad; refused where something does."""
+    model, x, t = nn.Linear(2, 3), torch.randn(4, 2), torch.randint(0, 3, (4,))
+    with torch.inference_mode():
+        y = model(x)
+    p = torch.rand(4, 3)
+    losses = [nn.CrossEntropyLoss()(y, t), nn.NLLLoss()(y, t)]
+    losses += [loss()(y, p) for loss in (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)]
+    losses += [
+        nn.BCEWithLogitsLoss()(y, p),
+        nn.functional.mse_loss(y, p),
+        nn.ReLU()(y),
+        nn.SiLU()(y),
+    ]
+    try:
+        nn.MSELoss()(nn.Linear(2, 3)(x), y).backward()
+    except RuntimeError as e:
+        losses.append(str(e))
+    return losses
+
+
 def grad(*shape):
     return torch.rand(*shape).requires_grad_()
 

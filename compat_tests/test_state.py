@@ -245,3 +245,36 @@ def test_interchange_through_a_file(direction, weights_only):
     assert repr(other.load_state_dict(state)) == "<All keys matched successfully>"
     same(model(x).detach(), other(x).detach(), "predictions")
     same(dict(model.state_dict()), dict(other.state_dict()), "states")
+
+
+@parity
+def test_checkpoint_of_results_and_parameters(nn, optim):
+    """As tutorials write it, the loss itself in the file; read with weights_only, the default."""
+    model = nn.Linear(2, 3)
+    y = model(torch.randn(4, 2))
+    loss = nn.MSELoss()(y, torch.zeros(4, 3))
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "epoch": 3,
+            "model": model.state_dict(),
+            "optimizer": optim.SGD(model.parameters(), lr=0.1, momentum=0.9).state_dict(),
+            "loss": loss,
+            "y": y.detach(),
+            "parameters": list(model.parameters()),
+            "frozen": frozen,
+        },
+        buffer,
+    )
+    buffer.seek(0)
+    read = torch.load(buffer)
+    assert isinstance(read["frozen"], nn.Parameter)
+    return read
+
+
+def test_results_in_a_file_are_plain_tensors():
+    """PyTorch reads such a file without nnmirror."""
+    buffer = io.BytesIO()
+    torch.save(nnmirror.Linear(2, 3)(torch.randn(4, 2)), buffer)
+    assert b"nnmirror" not in buffer.getvalue()

@@ -686,6 +686,31 @@ def test_vmap_is_refused():
         torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
 
 
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "functionalize"])
+@pytest.mark.parametrize("net", ["Linear", "Sequential", "MSELoss", "operation"])
+def test_parameters_inside_a_transform_are_refused(transform, net):
+    """What vmap returns no longer knows what made it: the parameters' gradient would be lost."""
+    p = nnmirror.Parameter(torch.randn(3))
+    model = {
+        "Linear": nnmirror.Linear(3, 3),
+        "Sequential": nnmirror.Sequential(nnmirror.Linear(3, 3), nnmirror.ReLU()),
+        "MSELoss": lambda a: nnmirror.MSELoss()(p, torch.ones(3)) * a,
+        "operation": lambda a: p * a,
+    }[net]
+    run = {
+        "vmap": lambda x: torch.vmap(model)(x),
+        "grad": lambda x: torch.func.grad(lambda a: model(a).sum())(x),
+        "jvp": lambda x: torch.func.jvp(model, (x,), (x,)),
+        "functionalize": lambda x: torch.func.functionalize(model)(x),
+    }[transform]
+    with pytest.raises(NotImplementedError, match="nnmirror"):
+        run(torch.randn(2, 3))
+    if net != "MSELoss" and transform in ("vmap", "functionalize"):
+        with torch.no_grad():
+            x = torch.randn(2, 3)
+            assert torch.allclose(run(x), torch.stack([model(row) for row in x]))
+
+
 def test_create_graph_is_refused():
     y = nnmirror.Tanh()(nnmirror.Parameter(torch.ones(3))).sum()
     with pytest.raises(NotImplementedError, match="create_graph"):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from .tensor import Tensor
+from .tensor import Tensor, rebuild
 
 
 class Parameter(Tensor):
@@ -67,3 +67,8 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
         marked.persistent = persistent
         marked._is_buffer = True
         return marked
+
+
+# A file that holds parameters (a list of them; state_dicts hold plain tensors) loads with
+# torch.load's weights_only, as one of PyTorch's parameters does.
+torch.serialization.add_safe_globals([rebuild, Parameter])

@@ -26,6 +26,7 @@ from .grad_mode import _override, is_grad_enabled
 Edge: TypeAlias = tuple[Any, int]
 
 _sequence = itertools.count()
+in_transform = torch._C._functorch.peek_interpreter_stack  # None outside torch.func's transforms
 
 _MANY = (tuple, list)  # isinstance is several times slower with tuple | list
 
@@ -86,14 +87,15 @@ class Node:
         try:
             self._versions = [0 if t is None else t._version for t in tensors]
         except RuntimeError:
-            if any(t is not None and t.is_inference() for t in tensors) and is_grad_enabled():
+            inference = any(t is not None and t.is_inference() for t in tensors)
+            if inference and is_grad_enabled() and any(self.needs_input_grad):
                 raise RuntimeError(
                     "Inference tensors cannot be saved for backward. Please do not use Tensors"
                     " created in inference mode in computation tracked by autograd. To work"
                     " around this, you can make a clone to get a normal tensor and use it in"
                     " autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
                 ) from None
-            self._saved = None  # in inference mode: there will be no backward
+            self._saved = None  # there will be no backward
 
     def saved(self, index: int, via: str | None = None) -> torch.Tensor:
         """The saved tensor at `index`, checked. A rule reads only those it needs.
@@ -348,6 +350,8 @@ def record(
                 "nnmirror: torch.autocast is not mirrored; convert the model and its input"
                 " with .to(dtype) instead"
             )
+        if in_transform() is not None:
+            _refuse_transform(args)
         if function.usual is not None and inplace is None:
             shortcut = function.usual(*args)
             if shortcut is not None:
@@ -550,8 +554,23 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
     return None if node is None else (node, tensor._output_nr)
 
 
+def _refuse_transform(args: Any) -> None:
+    """Inside torch.vmap or torch.func.grad a result is unwrapped when they return, and would no
+    longer know what made it: raise if one of `args` requires grad (None: one does)."""
+    if args is None or any(
+        isinstance(t, _tensor.Tensor) and t.requires_grad for t in tensors_in(args)
+    ):
+        raise NotImplementedError(
+            "nnmirror: torch.vmap and the other transforms of torch.func are not mirrored, and a"
+            " tensor used inside one requires grad; the result would lose the gradient. Give the"
+            " module a batch instead, or call it under torch.no_grad()"
+        )
+
+
 def recorded(node: Any, out: Any, edges: Sequence[Edge | None]) -> tuple[Any, Node]:
     """The end of a recorded call that makes one new tensor: track it."""
+    if in_transform() is not None:
+        _refuse_transform(None)
     node.edges = edges
     node.outputs = ((out.shape, out.dtype, out.device),)
     node.sequence = next(_sequence)

@@ -337,8 +337,12 @@ class Tensor(torch.Tensor):
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A non-leaf is pickled as a leaf with its values, as in PyTorch.
-        return rebuild, (type(self), self.detach(), self.requires_grad)
+        # A non-leaf is pickled as a leaf with its values, as in PyTorch: one of torch's own, so
+        # that a checkpoint loads wherever PyTorch is.
+        plain = self.detach()
+        if type(self) is Tensor:
+            return plain.requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+        return rebuild, (type(self), plain, self.requires_grad)
 
     def _rebuilt(self, data: torch.Tensor) -> Any:
         return rebuild(type(self), data, self._requires_grad)

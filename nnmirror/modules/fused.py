@@ -207,8 +207,9 @@ class Lease:
         self.spare, self.scratch = spare, scratch
 
     def __del__(self) -> None:
-        if len(self.spare) < _SPARE_MOST:
-            self.spare.append(self.scratch)
+        spare = getattr(self, "spare", None)  # torch.compile makes objects without __init__
+        if spare is not None and len(spare) < _SPARE_MOST:
+            spare.append(self.scratch)
 
 
 class Plan:
@@ -626,6 +627,7 @@ def run(sequential: Any, x: Any) -> Any:
             or not x.is_contiguous()
             or (len(x) == 1 and (plan.narrow or x.stride() != (x.shape[1], 1)))
             or _is_any_autocast_enabled()
+            or tape.in_transform() is not None
             or any(module.GLOBAL_HOOKS)
         ):
             return NotImplemented

@@ -47,6 +47,7 @@ class _Loss(Layer):
             and isinstance(input, Tensor)
             and input.is_floating_point()
             and not input.requires_grad
+            and not input.is_inference()
         )
         x = input.detach().requires_grad_() if apart else input
         loss = function(x, target)

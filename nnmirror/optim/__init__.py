@@ -15,4 +15,6 @@ from .signsgd import SignSGD
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD"]
 
 if not TYPE_CHECKING:  # which then reports such a name itself
-    __getattr__ = missing(__name__, __all__)
+    __getattr__ = missing(
+        __name__, __all__, "take it from torch.optim, which works on mirrored parameters"
+    )
