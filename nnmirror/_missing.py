@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-
 _WAYS = (
     "build it from mirrored modules and tensor operations; write it as an nnmirror.Function with"
     " its own backward"
