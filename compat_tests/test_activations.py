@@ -58,6 +58,16 @@ def test_activation_special_values(nn, optim, name):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@parity
+def test_activation_of_nan(nn, optim, name, dtype):
+    """Whether a NaN lets the gradient through: kernels differ from one loop to the other."""
+    x = torch.full((107,), float("nan"), dtype=dtype)
+    tall = torch.full((60, 2), float("nan"), dtype=dtype)[:, 0]
+    return [driven(ACTIVATIONS[name](nn), t) for t in (x, x[:3], x[0], tall)]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 @parity
 def test_activation_non_contiguous(nn, optim, name):
     """Kernels go over such memory in other loops, which round otherwise."""

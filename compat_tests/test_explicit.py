@@ -71,6 +71,17 @@ def test_criterion_by_hand(reduction):
     same(leaf.grad, criterion.backward(g), reduction)
 
 
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (2, 4)])
+def test_a_bias_that_is_broadcast_by_hand(shape):
+    """Its gradient is summed to its shape, as the walk does."""
+    layer, bias = nn.Linear(3, 4), torch.zeros(shape)
+    layer.bias = nn.Parameter(bias)
+    layer.forward(torch.randn(2, 3))
+    g = torch.randn(2, 4)
+    layer.backward(g)
+    assert torch.equal(layer.bias.grad, g.sum_to_size(shape))
+
+
 def test_gradients_accumulate_by_hand():
     x, t = torch.randn(4, 2), torch.randn(4, 1)
     model, criterion = net(nn), nn.MSELoss()

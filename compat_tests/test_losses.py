@@ -62,6 +62,38 @@ def test_distance_of_odd_input(nn, optim, name, reduction):
     )
 
 
+@pytest.mark.parametrize("other", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["smooth_l1_loss", "huber_loss"])
+@pytest.mark.parametrize("trained", ["input", "target", "both"])
+@parity
+def test_distance_of_two_dtypes(nn, optim, name, dtype, other, trained):
+    """smooth_l1_loss takes them, huber_loss refuses their gradient."""
+    x, t = torch.randn(19).to(dtype), torch.randn(19).to(other)
+    x.requires_grad_(trained != "target")
+    t.requires_grad_(trained != "input")
+    loss = getattr(nn.functional, name)(x, t)
+    loss.backward()
+    return loss, x, t
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", DISTANCES)
+@parity
+def test_distance_of_odd_layout(nn, optim, name, reduction):
+    """The kernels lay the gradient out by rows, whatever the input: this decides their loops."""
+    results = []
+    for x, t in (
+        (torch.randn(7, 65).t(), torch.randn(65, 1).expand(65, 7)),
+        (torch.randn(7, 65).t(), torch.randn(7, 65).t()),
+        (torch.randn(2, 2, 3).permute(1, 2, 0), torch.randn(2, 1, 1)),
+        (torch.randn(9, 40, 5).permute(2, 1, 0), torch.randn(40, 1)),
+    ):
+        leaf = t.detach().requires_grad_()
+        results.append(compared(nn, sized(nn, name, reduction), x, leaf))
+    return results
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", ["l1_loss", "huber_loss"])
 @parity
@@ -112,6 +144,14 @@ def test_bce_at_the_ends(nn, optim):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@parity
+def test_bce_near_one(nn, optim, dtype):
+    """Where x (1 - x) is below the least divisor."""
+    x = (1 - torch.rand(64, dtype=torch.float64) * 1e-11).to(dtype)
+    return compared(nn, nn.BCELoss(), x, torch.rand(64).to(dtype))
+
+
 CLASSES = [(3,), (1, 3), (5, 3), (64, 10), (0, 3), (4, 3, 2), (4, 3, 0), (2, 3, 4, 5), (2, 3, 4, 1, 2)]  # fmt: skip
 
 
@@ -158,6 +198,17 @@ def test_cross_entropy_of_probabilities(nn, optim, shape, reduction, weighted, s
     weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
     loss = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=smoothing)
     return compared(nn, loss, torch.randn(shape), torch.rand(shape, requires_grad=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(2,), (5, 3), (3, 3), (2, 3, 4)])
+@pytest.mark.parametrize("name", ["NLLLoss", "CrossEntropyLoss"])
+@parity
+def test_classes_as_bytes(nn, optim, name, shape, weighted):
+    """torch.uint8 names classes, as it indexes a mask elsewhere; images do not take it."""
+    weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
+    t = classes(shape).to(torch.uint8)
+    return compared(nn, getattr(nn, name)(weight), torch.randn(shape), t)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

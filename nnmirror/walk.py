@@ -140,7 +140,7 @@ def walk(
             if nothing:
                 results: Any = [None] * len(node.edges)
             else:
-                results = _validated(node, node.run(slots))
+                results = validated(node, node.run(slots))
             if node.posthooks:
                 results = _run_posthooks(node, results, slots)
             slots = []
@@ -273,7 +273,7 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                     if exact and len(found) == len(edges):
                         results = list(found)
                     else:
-                        results = _validated(node, node.completed(found))
+                        results = validated(node, node.completed(found))
                     found = None
                 grad = None
                 if not retain_graph:
@@ -343,7 +343,7 @@ def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tap
     return counts, order
 
 
-def _validated(
+def validated(
     node: _tape.Node, results: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.

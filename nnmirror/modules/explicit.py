@@ -32,11 +32,12 @@ class Recorded:
             needs = node.needs_input_grad
             node.needs_input_grad = (*needs[:place], True, *needs[place + 1 :])
             try:
-                grads = list(node.run([started]))
+                results = node.run([started])
             finally:
                 node.needs_input_grad = needs
             node.free()
-        wanted, grads[place] = grads[place], None
+            wanted, grads = results[place], walk.validated(node, results)
+        grads[place] = None
         on = [
             (edge, grad)
             for edge, grad in zip(node.edges, grads, strict=True)

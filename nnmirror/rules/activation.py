@@ -203,10 +203,14 @@ class Hardtanh(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        (x,) = widened(ctx.saved(0))
+        saved = ctx.saved(0)
+        alone = one_by_one(g, saved, short=True)
+        (x,) = widened(saved)
         low, high = (number(v, x) for v in ctx.bounds)
-        inside = (x > low) & (x < high)  # a NaN is not
-        return g.masked_fill(~inside.view(g.shape), 0), None, None
+        inside, outside = (x > low) & (x < high), (x <= low) | (x >= high)
+        # A NaN is neither: by registers it keeps g back, one by one it lets it through.
+        kept = torch.where(alone, ~outside.view(g.shape), inside.view(g.shape))
+        return g.masked_fill(~kept, 0), None, None
 
 
 @rule(torch._C._nn.hardtanh_)

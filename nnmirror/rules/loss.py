@@ -19,6 +19,7 @@ from .softmax import log_softmax
 T = torch.Tensor
 
 MEAN = 1  # PyTorch's numbers for the reductions: none, mean, sum
+_LEAST = torch.tensor(1e-12).item()  # a float32 in the kernel, whatever x is
 
 
 def _no_gradient(ctx: Any, name: str, **places: int) -> None:
@@ -61,7 +62,7 @@ class BinaryCrossEntropy(Rule):
         x, t, w = ctx.saved_tensors
         dx = dt = None
         if ctx.needs_input_grad[0]:
-            dx = _reduced(ctx, g * (x - t) / torch.clamp_min((1 - x) * x, 1e-12), w)
+            dx = _reduced(ctx, g * (x - t) / torch.clamp_min((1 - x) * x, _LEAST), w)
         if ctx.needs_input_grad[1]:
             dt = _reduced(ctx, -x.logit() * g, w)
         return dx, dt, None, None
@@ -138,7 +139,7 @@ class NllLoss(Rule):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         x, t, w = ctx.saved_tensors
         along = 0 if x.dim() == 1 else 1
-        t = t.unsqueeze(along)
+        t = t.unsqueeze(along).long()  # it may have been of uint8
         if ctx.reduction == MEAN:
             g = g / ctx.total
         g = -(g if g.dim() == 0 else g.unsqueeze(along))
@@ -306,22 +307,27 @@ class _OfDifference(Rule):
         dtype = wide = torch.result_type(x, t)
         if function.widens:
             wide = torch.float32 if dtype.itemsize == 2 else dtype
-        elif dtype is not x.dtype:
-            names = _NAMES.get(dtype, dtype), _NAMES.get(x.dtype, x.dtype)
+        elif t.dtype is not x.dtype:
+            names = _NAMES.get(t.dtype, t.dtype), _NAMES.get(x.dtype, x.dtype)
             raise RuntimeError("Found dtype {} but expected {}".format(*names))
         result = x.dtype
         x, t, g = x.to(wide), t.to(wide), g.to(wide).expand_as(x)
         d = x - t
         share = 1.0 / x.numel() if ctx.reduction == MEAN and x.numel() else 1.0
         n, bound = (constant(float(v), wide, x.device) for v in (share, threshold))
-        dx = function.in_registers(d, g, n, bound)
+        dx = function.in_registers(d, g, n, bound).contiguous()  # as the kernel lays it out
         if wide is dtype:
-            alone = one_by_one(x, t, g, short=True)
-            dx = torch.where(alone, function.by_one(d, g, n, threshold), dx)
+            alone = one_by_one(dx, x, t, g, short=True)
+            dx.copy_(torch.where(alone, function.by_one(d, g, n, threshold), dx))
         return dx.to(result)
 
 
-_NAMES = {torch.float64: "Double", torch.float32: "Float", torch.float16: "Half"}
+_NAMES = {
+    torch.float64: "Double",
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+}
 
 
 @rule(torch._C._nn.smooth_l1_loss)

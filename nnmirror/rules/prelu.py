@@ -30,7 +30,7 @@ class PreluKernel(Rule):
         need_x, need_w = ctx.needs_input_grad
         above = x > 0
         dx = torch.where(above, g, w * g) if need_x else None
-        return dx, (x * g).masked_fill_(above, 0).sum_to_size(w.shape) if need_w else None
+        return dx, (x * g).masked_fill_(above, 0) if need_w else None
 
 
 def weight_for(input: T, weight: T) -> T:
