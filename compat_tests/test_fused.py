@@ -463,3 +463,16 @@ def test_one_net_run_by_several_threads():
         t.join()
     assert not wrong
     assert torch.equal(net[2].bias.grad, torch.tensor([2000.0]))
+
+
+@parity
+def test_weight_given_another_shape_in_the_same_memory(nn, optim):
+    """What was kept of a weight's layout must not outlive it."""
+    net = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
+    x = torch.randn(5, 4)
+    first = net(x).detach()
+    net[0].weight.data = net[0].weight.data.view(4, 2)
+    try:
+        return first, net(x)
+    except RuntimeError as e:
+        return first, str(e)

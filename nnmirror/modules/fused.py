@@ -230,6 +230,7 @@ class Plan:
         self.params = [p for op in linears for p in (op.weight, op.bias) if p is not None]
         self.flags = [p._requires_grad for p in self.params]
         self.memory = [p.data_ptr() for p in self.params]
+        self.shapes = [p.shape for p in self.params]
         self.dtypes = (self.weights[0].dtype,) if self.weights else _FLOATS
         self.steps = [(op.kind == LINEAR, op.b, op.wt, op.activate, op.saves_input) for op in ops]
         inside = [*members, *nested[1:]]
@@ -263,9 +264,11 @@ class Plan:
             if not weight.is_contiguous():
                 return False
         params = self.params
-        return [p._requires_grad for p in params] == self.flags and [
-            *map(_data_ptr, params)
-        ] == self.memory
+        return (
+            [p._requires_grad for p in params] == self.flags
+            and [*map(_data_ptr, params)] == self.memory
+            and [p.shape for p in params] == self.shapes
+        )
 
     def scratch(self, rows: int) -> tuple[Scratch, list[Scratch]]:
         """Memory for so many rows, and where to put it when it is done with."""
