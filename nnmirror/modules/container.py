@@ -13,7 +13,7 @@ import torch
 from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
 from . import fused
-from .explicit import Chain
+from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
 
 V = TypeVar("V")
@@ -57,9 +57,6 @@ def absolute_index(idx: Any, size: int) -> int:
     return idx % size
 
 
-fused.iterates_with(_Numbered.__iter__)
-
-
 class Sequential(_Numbered):
     """Modules called one after the other: y = f_n(... f_1(x)).
 
@@ -79,19 +76,26 @@ class Sequential(_Numbered):
     @keeps_call
     def forward(self, input):  # type: (Any) -> Any
         """Call each module with what the one before it returned."""
-        out = fused.run(self, input)
+        out, runs = fused.run(self, input)
         if out is not NotImplemented:
             return out
-        if not is_grad_enabled():
-            for module in self:
+        recorded = is_grad_enabled()
+        calls: list[Call | None] = []
+        modules, place = iter(self), 0
+        for module in modules:
+            done = None if runs is None else runs.run(place, input)
+            if done is None:
                 input = module(input)
-            self.__dict__["_call"] = fused.NOT_RECORDED
-            return input
-        calls = []
-        for module in self:
-            input = module(input)
-            calls.append(module._call_for_chain())
-        self.__dict__["_call"] = Chain(calls)
+                place += 1
+                if recorded:
+                    calls.append(module._call_for_chain())
+                continue
+            input, call, size = done
+            calls.append(call)
+            place += size
+            for _ in range(size - 1):
+                next(modules)
+        self.__dict__["_call"] = Chain(calls) if recorded else fused.NOT_RECORDED
         return input
 
     def __getitem__(self, idx: slice | int) -> Sequential | Module:
@@ -147,6 +151,9 @@ class Sequential(_Numbered):
         for layer in sequential:
             self.append(layer)
         return self
+
+
+fused.is_run_by(Sequential)
 
 
 def _sequential(other: Any) -> Sequential:

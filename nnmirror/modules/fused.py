@@ -1,12 +1,14 @@
-"""A Sequential of plain layers, run at one go.
+"""The plain layers of a Sequential, run at one go.
 
 Layer by layer, every layer pays for being a module, a recorded call and a tracked tensor,
 which on a small net is most of the time. Here the same operations run in the same order on
 plain tensors, and leave one node: the formulas are those of `nnmirror.functional`, arranged
 in two loops. Nothing else may be told apart from the layers called one by one:
 
-- only Linear, ReLU, LeakyReLU, Tanh and Sequentials of them are taken, as they come, with no
-  hook on any of them; anything odd about the input or the parameters goes the long way;
+- only Linear, ReLU, LeakyReLU, Tanh, Sigmoid and Sequentials of them are taken, as they come,
+  with no hook on any of them; anything odd about the input or the parameters goes the long way;
+- where other layers stand between them, or hooked ones, each run of plain layers goes at one go
+  and the others are called (`Mixed`);
 - what nobody sees is computed in place: an activation in the memory of the Linear before it,
   a gradient in the memory of the one before it; in a small net, in memory that an earlier call
   has done with (`Scratch`);
@@ -34,14 +36,16 @@ enabled = True
 
 _addmm, _mm, _le, _data_ptr = torch.addmm, torch.mm, torch.le, torch.Tensor.data_ptr
 
-LINEAR, RELU, TANH, LEAKY = range(4)
-_FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu)
-_IN_PLACE = (None, F.ReluInplace, F.TanhInplace, F.LeakyReluInplace)
+LINEAR, RELU, TANH, LEAKY, SIGMOID = range(5)
+_FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu, F.Sigmoid)
+_IN_PLACE: Any = (None, torch.relu_, torch.tanh_, torch._C._nn.leaky_relu_, torch.sigmoid_)
+_INPLACE_FUNCTIONS = {RELU: F.ReluInplace, LEAKY: F.LeakyReluInplace}
 _KINDS: dict[type, int] = {
     linear.Linear: LINEAR,
     activation.ReLU: RELU,
     activation.Tanh: TANH,
     activation.LeakyReLU: LEAKY,
+    activation.Sigmoid: SIGMOID,
 }
 _FORWARDS = {kind: kind.forward for kind in _KINDS}  # type: ignore[attr-defined]
 _FLOATS = (torch.float32, torch.float64)
@@ -73,8 +77,8 @@ class Op:
     def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
         self.kind, self.own = kind, layer._parameters
         self.function: type[tape.Function] = _FUNCTIONS[kind]
-        if kind == LEAKY and layer.inplace:
-            self.function = F.LeakyReluInplace
+        if getattr(layer, "inplace", False):
+            self.function = _INPLACE_FUNCTIONS[kind]
         self.weight = self.bias = self.w = self.wt = self.b = None
         self.slope = 0.0
         if kind == LINEAR:
@@ -94,8 +98,7 @@ class Op:
         self.saves_input = self.kind == LINEAR or (self.kind == LEAKY and not hidden)
         self.activate: Any = None
         if self.kind != LINEAR:
-            function: Any = (_IN_PLACE if hidden else _FUNCTIONS)[self.kind]
-            self.activate = function.infer
+            self.activate = _IN_PLACE[self.kind] if hidden else _FUNCTIONS[self.kind].infer
         if self.kind == LEAKY:
             self.activate = functools.partial(self.activate, negative_slope=self.slope)
 
@@ -207,68 +210,27 @@ class Lease:
         self.spare, self.scratch = spare, scratch
 
     def __del__(self) -> None:
-        spare = getattr(self, "spare", None)  # torch.compile makes objects without __init__
-        if spare is not None and len(spare) < _SPARE_MOST:
-            spare.append(self.scratch)
+        if len(self.spare) < _SPARE_MOST:
+            self.spare.append(self.scratch)
 
 
 class Plan:
-    """How to run one Sequential. Made at its first call, looked over at every other."""
+    """How to run plain layers in a row. Whether it still fits them, `Layout` knows."""
 
-    def __init__(self, ops: list[Op], nested: list[Any], members: list[Any]) -> None:
-        self.ops = ops
-        # Of every Sequential in it: its modules, and those it is known by.
-        self.nested = [(s._modules, [*s._modules.values()]) for s in nested]
+    def __init__(self, run: "Run") -> None:
+        ops = self.ops = run.ops
         if not ops[-1].function.is_inplace:
             ops[-1].write_over(False)  # the output is seen, and how often it was written to
-        linears = [op for op in ops if op.kind == LINEAR]
-        both = zip(members, ops, strict=True)
-        self.owned = [
-            (m.__dict__, op.own, op.weight, op.bias) for m, op in both if op.kind == LINEAR
-        ]
-        self.weights = [op.weight for op in linears]
-        self.params = [p for op in linears for p in (op.weight, op.bias) if p is not None]
-        self.flags = [p._requires_grad for p in self.params]
-        self.memory = [p.data_ptr() for p in self.params]
-        self.shapes = [p.shape for p in self.params]
-        self.dtypes = (self.weights[0].dtype,) if self.weights else _FLOATS
+        weights = [op.weight for op in ops if op.kind == LINEAR]
+        self.dtypes = (weights[0].dtype,) if weights else _FLOATS
         self.steps = [(op.kind == LINEAR, op.b, op.wt, op.activate, op.saves_input) for op in ops]
-        inside = [*members, *nested[1:]]
-        self.hooks = [getattr(m, name) for m in inside for name in module.CALL_HOOKS]
-        self.epoch = module.epoch[0]
         self.needs = {flag: Needs(ops, flag) for flag in (False, True)}
         # With a single feature, one row is also one column, and PyTorch takes it for that.
-        self.narrow = any(1 in w.shape for w in self.weights)
-        self.calls: list[Any] = [
-            (m.__dict__, ChildCall(weakref.ref(self), i)) for i, m in enumerate(members)
-        ]
-        self.calls += [(s.__dict__, NestedCall(s._modules)) for s in nested[1:]]
-        self.last: Any = None  # the latest node, weakly: it holds the plan
+        self.narrow = any(1 in w.shape for w in weights)
+        spans = [(m, i, i + 1) for i, m in enumerate(run.members)] + run.nested
+        self.last: list[Any] = [_nothing]  # the latest node, weakly
+        self.calls = [(m.__dict__, PartCall(self.last, start, end)) for m, start, end in spans]
         self.spare: dict[int, list[Scratch]] = {}  # by the number of rows
-
-    def holds(self) -> bool:
-        """Is everything but the hooks as it was when this plan was made?"""
-        if self.epoch != module.epoch[0]:
-            return False
-        for modules, known in self.nested:
-            if len(modules) != len(known) or not all(map(is_, modules.values(), known)):
-                return False
-        for members, own, weight, bias in self.owned:
-            if (
-                members["_parameters"] is not own
-                or own.get("weight") is not weight
-                or own.get("bias", own) is not bias
-            ):
-                return False
-        for weight in self.weights:
-            if not weight.is_contiguous():
-                return False
-        params = self.params
-        return (
-            [p._requires_grad for p in params] == self.flags
-            and [*map(_data_ptr, params)] == self.memory
-            and [p.shape for p in params] == self.shapes
-        )
 
     def scratch(self, rows: int) -> tuple[Scratch, list[Scratch]]:
         """Memory for so many rows, and where to put it when it is done with."""
@@ -295,6 +257,37 @@ class Plan:
         spare.append(scratch)
         return h
 
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, Any] | None:
+        """The output for `x`, and how to go back; None where the layers must be called."""
+        if (
+            x.dtype not in self.dtypes
+            or x.dim() != 2
+            or not x.is_contiguous()
+            or (len(x) == 1 and (self.narrow or x.stride() != (x.shape[1], 1)))
+            or _is_any_autocast_enabled()
+            or tape.in_transform() is not None
+            or any(module.GLOBAL_HOOKS)
+        ):
+            return None
+        try:
+            if tape.is_grad_enabled():
+                edge = None
+                if x.requires_grad:
+                    edge = tape.edge_of(x)
+                    x = x.detach() if type(x) is torch.Tensor else x
+                out, node = self.record(x, edge)
+                for d, call in self.calls:
+                    d["_call"] = call
+                return out, FusedCall(node)
+            if x.requires_grad and torch.is_grad_enabled():
+                x = x.detach()
+            out = self.infer(x)
+        except (RuntimeError, TypeError):
+            return None  # the layers say what is wrong, one by one
+        for d, _ in self.calls:
+            d["_call"] = None
+        return out, NOT_RECORDED
+
     def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
         scratch, spare = self.scratch(len(h))
@@ -318,7 +311,13 @@ class Plan:
             saved[-1] = h.detach()  # an output that is saved would keep itself alive
             saved[-1]._alias_of_output = True  # type: ignore[attr-defined]
         node: Any = tape.Node(Fused)
-        node.plan, node.needs, node.folded = self, needs, unfold
+        # Not the plan, which leads to the modules, and they to the node.
+        node.ops, node.needs, node.needs_all, node.folded = (
+            self.ops,
+            needs,
+            self.needs[True],
+            unfold,
+        )
         node.scratch = Lease(spare, scratch)
         node._saved, node._versions = saved, needs.versions(saved)
         if edge is None:
@@ -329,7 +328,7 @@ class Plan:
         if scratch.outputs is None:
             scratch.outputs = ((h.shape, h.dtype, h.device),)
         node.outputs = scratch.outputs
-        self.last = weakref.ref(node)
+        self.last[0] = weakref.ref(node)
         if node.edges:
             node.sequence = next(tape._sequence)
             h.__class__ = tensor.Tensor
@@ -350,7 +349,7 @@ class Fused(tape.Function):
             raise RuntimeError(tape._FREED)
         if ctx._versions != needs.versions(saved):
             _complain(ctx)
-        return back(ctx.plan.ops, saved, needs, ctx.scratch.scratch, g)
+        return back(ctx.ops, saved, needs, ctx.scratch.scratch, g)
 
 
 def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> tuple[Any, ...]:
@@ -388,6 +387,9 @@ def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> t
         elif kind == TANH:
             one = tape.constant(1.0, kept.dtype, kept.device)
             g, gt = torch.addcmul(one, kept, kept, value=-1).mul_(g), None
+        elif kind == SIGMOID:
+            one = tape.constant(1.0, kept.dtype, kept.device)
+            g, gt = torch.sub(one, kept).mul_(g).mul_(kept), None
         else:
             slope = tape.constant(op.slope, g.dtype, g.device)
             g, gt = torch.where(torch.gt(kept, zero), g, g * slope), None
@@ -411,7 +413,7 @@ def _complain(node: Any) -> None:
 
 def unfold(node: Any) -> None:
     """Turn `node` into the node of the last layer, with those of the others behind it."""
-    plan, needs, saved, versions = node.plan, node.needs, node._saved, list(node._versions)
+    ops, needs, saved, versions = node.ops, node.needs, node._saved, list(node._versions)
     node.folded = None
     if node.scratch is not None:
         node.scratch.spare = []
@@ -419,10 +421,10 @@ def unfold(node: Any) -> None:
     at_output = versions.pop() if needs.watch_output else 0
     at_input = versions.pop() if needs.watch_input else 0
     at_weight = dict(zip(map(id, needs.weights), versions, strict=True))
-    sequence, last = node.sequence, len(plan.ops) - 1
+    sequence, last = node.sequence, len(ops) - 1
     node.leads_on = True
     made: list[Any] = []
-    for i, op in enumerate(plan.ops):
+    for i, op in enumerate(ops):
         new: Any = node if i == last else tape.Node(F.Linear)
         new.function = op.function
         new.sequence = sequence - (last - i) / (last + 1)
@@ -478,15 +480,14 @@ class FusedCall:
         node: Any = self.node
         if node.folded is None:
             return Chain([Recorded(made) for made in nodes(node)])(gradient)
-        plan, needs = node.plan, node.needs
+        needs, both = node.needs, node.needs_all
         with DisableTorchFunctionSubclass():
             started = walk.start_grad(node.outputs[0], gradient, 0)
             if node._saved is None:
                 raise RuntimeError(tape._FREED)
             if node._versions != needs.versions(node._saved):
                 _complain(node)
-            both = plan.needs[True]
-            grads = list(back(plan.ops, node._saved, both, node.scratch.scratch, started))
+            grads = list(back(node.ops, node._saved, both, node.scratch.scratch, started))
             node.free()
         dx = grads.pop(both.input_at)
         if grads:
@@ -494,98 +495,236 @@ class FusedCall:
         return dx
 
 
-class ChildCall:
-    """The call of one layer of a plan, should it be asked for on its own."""
+def _nothing() -> None:
+    """There is no node yet."""
 
-    def __init__(self, plan: "weakref.ref[Plan]", place: int) -> None:
-        self.plan, self.place = plan, place
+
+class PartCall:
+    """The call of one layer of a plan, or of a Sequential in it, should it be asked for."""
+
+    def __init__(self, last: list[Any], start: int, end: int) -> None:
+        self.last, self.start, self.end = last, start, end
 
     def __call__(self, gradient: Any = None) -> Any:
-        plan = self.plan()
-        node = None if plan is None else plan.last()
+        node = self.last[0]()
         if node is None:
             raise RuntimeError(
                 "nnmirror: the Sequential that called this module is gone, with what it saved"
             )
-        return Recorded(nodes(node)[self.place])(gradient)
+        return Chain([Recorded(made) for made in nodes(node)[self.start : self.end]])(gradient)
 
 
-class NestedCall:
-    """The call of a Sequential inside the one that was called."""
-
-    def __init__(self, modules: dict[str, Any]) -> None:
-        self.modules = modules
-
-    def __call__(self, gradient: Any = None) -> Any:
-        for member in reversed(self.modules.values()):
-            gradient = member._call(gradient)
-        return gradient
+# A run of fewer layers is sooner called, unless there are no others.
+_FEWEST = 2
 
 
-class NoPlan:
-    """Layers that must be called one by one: so noted, until something is changed."""
+class Layout:
+    """Which layers of a Sequential are run at one go: all, some runs of them, or none.
 
-    hooks: tuple[Any, ...] = ()
+    Made at its first call, looked over at every other.
+    """
 
-    def __init__(self, root: Any) -> None:
-        self.modules = root._modules
-        self.known = [weakref.ref(m) if m is not None else None for m in root._modules.values()]
+    cut: Any = None  # what takes its place while there are hooks (`layout_of`)
+    hooked: Any = None  # which of the hooks there were, for that
+
+    def __init__(self, root: Any, runs: "list[Run]") -> None:
+        children = [*root._modules.values()]
+        self.whole: Plan | None = None
+        # Where a run begins: its plan, its size, and whether a stranger was called before it.
+        self.parts: dict[int, tuple[Plan, int, bool]] = {}
+        kept = [run for run in runs if len(run.ops) >= _FEWEST]
+        if len(runs) == 1 and runs[0].ops and runs[0].size == len(children):
+            kept = runs
+            self.whole = Plan(runs[0])
+        inner = [s for run in kept for s, _, _ in run.nested]
+        watched = [m for run in kept for m in run.members] + inner
+        place = 0
+        for run in kept if self.whole is None else ():
+            between = children[place : run.start]
+            watched += filter(_is_known, between)
+            self.parts[run.start] = Plan(run), run.size, not all(map(_is_known, between))
+            place = run.start + run.size
+        self.hooks = [getattr(m, name) for m in watched for name in module.CALL_HOOKS]
+        # What was taken for given. Of every Sequential: its modules, and which they were.
+        self.nested = [(s._modules, [*s._modules.values()]) for s in (root, *inner)]
+        ops = [op for run in kept for op in run.ops if op.kind == LINEAR]
+        members = [m for run in kept for m in run.members if type(m) is linear.Linear]
+        self.owned = [
+            (m.__dict__, op.own, op.weight, op.bias) for m, op in zip(members, ops, strict=True)
+        ]
+        self.weights = [op.weight for op in ops]
+        self.params = [p for op in ops for p in (op.weight, op.bias) if p is not None]
+        self.flags = [p._requires_grad for p in self.params]
+        self.memory = [p.data_ptr() for p in self.params]
+        self.shapes = [p.shape for p in self.params]
         self.epoch = module.epoch[0]
 
     def holds(self) -> bool:
+        """Is everything but the hooks as it was when this was made?"""
+        if self.epoch != module.epoch[0]:
+            return False
+        for modules, known in self.nested:
+            if len(modules) != len(known) or not all(map(is_, modules.values(), known)):
+                return False
+        for members, own, weight, bias in self.owned:
+            if (
+                members["_parameters"] is not own
+                or own.get("weight") is not weight
+                or own.get("bias", own) is not bias
+            ):
+                return False
+        for weight in self.weights:
+            if not weight.is_contiguous():
+                return False
+        params = self.params
         return (
-            self.epoch == module.epoch[0]
-            and len(self.known) == len(self.modules)
-            and all(
-                known is None or known() is m
-                for known, m in zip(self.known, self.modules.values(), strict=True)
-            )
+            [p._requires_grad for p in params] == self.flags
+            and [*map(_data_ptr, params)] == self.memory
+            and [p.shape for p in params] == self.shapes
         )
 
+    def run(self, place: int, x: Any) -> tuple[torch.Tensor, Any, int] | None:
+        """The output of the layers from `place` on, how to go back, and how many there were.
 
-def plan_of(root: Any) -> Plan | NoPlan:
-    ops: list[Op] = []
-    nested: list[Any] = []
-    members: list[Any] = []
-    if not _gather(root, ops, nested, members):
-        return NoPlan(root)
-    parameters = [id(p) for op in ops for p in (op.weight, op.bias) if p is not None]
-    for ids in (parameters, [id(m) for m in members], [id(s) for s in nested]):
-        if len(set(ids)) < len(ids):
-            return NoPlan(root)  # something is shared
-    return Plan(ops, nested, members)
+        None if the module there must be called. A stranger, or a hook, that was called before
+        may have changed anything: then all is looked over again.
+        """
+        part = self.parts.get(place)
+        if part is None or type(x) not in _PLAIN:
+            return None
+        plan, size, after_stranger = part
+        with DisableTorchFunctionSubclass():
+            if after_stranger and (any(self.hooks) or not self.holds()):
+                return None
+            done = plan(x)
+        return None if done is None else (*done, size)
 
 
-def _gather(sequential: Any, ops: list[Op], nested: list[Any], members: list[Any]) -> bool:
-    """Collect the layers, in the order in which they are called; False if one is not plain."""
-    cls = type(sequential)
-    if "forward" in sequential.__dict__ or not sequential._modules:
+def _is_known(child: Any) -> bool:
+    """Is it a layer of the package, which without hooks changes no other?"""
+    cls = type(child)
+    return (
+        cls.__module__.startswith(f"{__package__}.")
+        and issubclass(cls, module.Module)
+        and not child._modules
+        and "forward" not in child.__dict__
+        and not any(getattr(child, name) for name in module.CALL_HOOKS)
+    )
+
+
+class Run:
+    """Plain layers in a row, being gathered: modules of a Sequential from `start` on."""
+
+    def __init__(self, start: int) -> None:
+        self.start, self.size = start, 0
+        self.ops: list[Op] = []
+        self.members: list[Any] = []
+        self.nested: list[tuple[Any, int, int]] = []  # a Sequential, and where its layers are
+        self.met: set[int] = set()  # what may not be there twice
+
+    def takes(self, child: Any, hooked: bool) -> bool:
+        """Take one more module, if it is plain; `hooked` says whether one with hooks is."""
+        ops, members, nested, met = len(self.ops), len(self.members), len(self.nested), self.met
+        self.met = set(met)
+        if self._gather(child, hooked):
+            self.size += 1
+            return True
+        del self.ops[ops:], self.members[members:], self.nested[nested:]
+        self.met = met
         return False
-    if cls.__iter__ is not _iterate[0] or cls.__call__ is not module.Module.__call__:
-        return False
-    nested.append(sequential)
-    for member in sequential._modules.values():
-        if type(member).forward is nested[0].__class__.forward:
-            if not _gather(member, ops, nested, members):
+
+    def _gather(self, child: Any, hooked: bool) -> bool:
+        if not hooked and any(getattr(child, name, None) for name in module.CALL_HOOKS):
+            return False
+        if _is_sequential(child):
+            start = len(self.ops)
+            if not child._modules or not self._is_new(child):
                 return False
-            continue
-        kind = _KINDS.get(type(member))
-        if kind is None or "forward" in member.__dict__:
+            if not all(self._gather(member, hooked) for member in child._modules.values()):
+                return False
+            self.nested.append((child, start, len(self.ops)))
+            return True
+        kind = _KINDS.get(type(child))
+        if kind is None or "forward" in child.__dict__:
             return False
-        if type(member).forward is not _FORWARDS[type(member)]:
+        if type(child).forward is not _FORWARDS[type(child)]:
             return False
-        if kind == LINEAR and not _is_plain_linear(member):
+        if kind == LINEAR and not _is_plain_linear(child):
             return False
-        if kind == LEAKY and not isinstance(member.negative_slope, int | float):
+        if kind == LEAKY and not isinstance(child.negative_slope, int | float):
             return False
-        after_linear = bool(ops) and ops[-1].kind == LINEAR
-        odd = not after_linear or (kind == LEAKY and member.negative_slope < 0)
-        if odd and getattr(member, "inplace", False):
+        after_linear = bool(self.ops) and self.ops[-1].kind == LINEAR
+        odd = not after_linear or (kind == LEAKY and child.negative_slope < 0)
+        if odd and getattr(child, "inplace", False):
             # It writes over what somebody may see, or with such a slope cannot go back.
             return False
-        members.append(member)
-        ops.append(Op(member, kind, after_linear))
-    return True
+        if not self._is_new(child, *child._parameters.values()):
+            return False
+        self.members.append(child)
+        self.ops.append(Op(child, kind, after_linear))
+        return True
+
+    def _is_new(self, *things: Any) -> bool:
+        """Is none of these shared with what was gathered before?"""
+        ids = {id(thing) for thing in things if thing is not None}
+        new = not ids & self.met
+        self.met |= ids
+        return new
+
+
+_SEQUENTIAL: list[Any] = []
+
+
+def is_run_by(sequential: Any) -> None:
+    """container.py, which imports this file, tells what its Sequential is."""
+    _SEQUENTIAL.extend((sequential.forward, sequential.__iter__))
+
+
+def _is_sequential(candidate: Any) -> bool:
+    """Is it called as a Sequential is?"""
+    cls: Any = type(candidate)
+    return (
+        getattr(cls, "forward", None) is _SEQUENTIAL[0]
+        and cls.__call__ is module.Module.__call__
+        and _calls_its_modules(candidate)
+    )
+
+
+def _calls_its_modules(sequential: Any) -> bool:
+    """Does the forward of this Sequential call its modules, all in their order?"""
+    return type(sequential).__iter__ is _SEQUENTIAL[1] and "forward" not in sequential.__dict__
+
+
+def _laid_out(root: Any, hooked: bool) -> Layout:
+    """`hooked` says whether layers with hooks are taken for plain."""
+    runs: list[Run] = []
+    run = Run(0)
+    for place, child in enumerate(root._modules.values() if _calls_its_modules(root) else ()):
+        if not run.takes(child, hooked):
+            runs.append(run)
+            run = Run(place)
+            if not run.takes(child, hooked):
+                run = Run(place + 1)
+    return Layout(root, [*runs, run])
+
+
+def layout_of(sequential: Any) -> Layout:
+    """How the Sequential is laid out now."""
+    own = sequential.__dict__
+    layout: Layout | None = own.get("_plan")
+    if layout is not None and any(layout.hooks):
+        cut = layout.cut
+        if cut is not None and cut.hooked == [*map(bool, layout.hooks)] and cut.holds():
+            return cut  # type: ignore[no-any-return]
+    elif layout is not None and layout.holds():
+        return layout
+    # With hooks, that for the time when they are gone is made too, and kept.
+    layout = own["_plan"] = _laid_out(sequential, True)
+    if not any(layout.hooks):
+        return layout
+    cut = layout.cut = _laid_out(sequential, False)
+    cut.hooked = [*map(bool, layout.hooks)]
+    return cut
 
 
 def _is_plain_linear(member: Any) -> bool:
@@ -602,55 +741,16 @@ def _is_plain_linear(member: Any) -> bool:
     return bias is None or (bias.dim() == 1 and len(bias) == len(weight) and bias.is_contiguous())
 
 
-_iterate: list[Any] = []
-
-
-def iterates_with(iterate: Any) -> None:
-    """container.py, which imports this file, tells what Sequential's `__iter__` is."""
-    _iterate.append(iterate)
-
-
-def run(sequential: Any, x: Any) -> Any:
-    """The output, or `NotImplemented` where the layers must be called one by one."""
-    if not enabled or type(x) not in _PLAIN:
-        return NotImplemented
-    own = sequential.__dict__
+def run(sequential: Any, x: Any) -> tuple[Any, Layout | None]:
+    """The output, or `NotImplemented` and which of the layers can be run at one go."""
+    if not enabled:
+        return NotImplemented, None
     with DisableTorchFunctionSubclass():
-        plan = own.get("_plan")
-        if plan is not None and any(plan.hooks):
-            return NotImplemented
-        if plan is None or not plan.holds():
-            plan = own["_plan"] = plan_of(sequential)
-            if any(plan.hooks):
-                return NotImplemented
-        if (
-            type(plan) is not Plan
-            or x.dtype not in plan.dtypes
-            or x.dim() != 2
-            or not x.is_contiguous()
-            or (len(x) == 1 and (plan.narrow or x.stride() != (x.shape[1], 1)))
-            or _is_any_autocast_enabled()
-            or tape.in_transform() is not None
-            or any(module.GLOBAL_HOOKS)
-        ):
-            return NotImplemented
-        try:
-            if tape.is_grad_enabled():
-                edge = None
-                if x.requires_grad:
-                    edge = tape.edge_of(x)
-                    x = x.detach() if type(x) is torch.Tensor else x
-                out, node = plan.record(x, edge)
-                own["_call"] = FusedCall(node)
-                for d, call in plan.calls:
-                    d["_call"] = call
-                return out
-            if x.requires_grad and torch.is_grad_enabled():
-                x = x.detach()
-            out = plan.infer(x)
-        except (RuntimeError, TypeError):
-            return NotImplemented  # the layers say what is wrong, one by one
-        own["_call"] = NOT_RECORDED
-        for d, _ in plan.calls:
-            d["_call"] = None
-        return out
+        layout = layout_of(sequential)
+        if layout.whole is None:
+            return NotImplemented, layout if layout.parts else None
+        done = layout.whole(x) if type(x) in _PLAIN else None
+    if done is None:
+        return NotImplemented, None
+    out, sequential.__dict__["_call"] = done
+    return out, None

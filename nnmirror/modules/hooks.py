@@ -367,14 +367,13 @@ class _Boundary:
 
     def _fire_without_inputs(self) -> None:
         """No input requires grad, so no gradient will arrive there to fire the hooks."""
-        if self.hooks:
-            warnings.warn(
-                "Full backward hook is firing when gradients are computed with respect to module"
-                " outputs since no inputs require gradients. See"
-                " https://docs.pytorch.org/docs/main/generated/torch.nn.Module.html"
-                "#torch.nn.Module.register_full_backward_hook for more details.",
-                stacklevel=5,
-            )
+        warnings.warn(
+            "Full backward hook is firing when gradients are computed with respect to module"
+            " outputs since no inputs require gradients. See"
+            " https://docs.pytorch.org/docs/main/generated/torch.nn.Module.html"
+            "#torch.nn.Module.register_full_backward_hook for more details.",
+            stacklevel=5,
+        )
         for hook in self.hooks:
             result = hook(self.module, (None,) * self.inputs, self.grad_outputs)
             if result is not None and not (

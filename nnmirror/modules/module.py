@@ -313,9 +313,11 @@ class Module:
         elif isinstance(value, Module):
             if modules is None:
                 raise AttributeError("cannot assign module before Module.__init__() call")
+            own.pop("_plan", None)  # which knows the one that was there
             self._forget(name, "_parameters", "_buffers")
             modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif modules is not None and name in modules:
+            own.pop("_plan", None)
             if value is not None:
                 raise TypeError(
                     f"cannot assign '{torch.typename(value)}' as child module '{name}'"
@@ -364,6 +366,7 @@ class Module:
             epoch[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:
+                self.__dict__.pop("_plan", None)
                 del registry[name]
                 if registry is self._buffers:
                     self._non_persistent_buffers_set.discard(name)

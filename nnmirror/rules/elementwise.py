@@ -183,6 +183,8 @@ for _name in ("sign", "floor", "ceil", "trunc", "round"):
 class Sigmoid(Rule):
     """z = 1 / (1 + exp(-x)):  dx = g (1 - z) z"""
 
+    infer: Any = staticmethod(torch.sigmoid)
+
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
         z = torch.sigmoid(input)
