@@ -244,9 +244,9 @@ class Plan:
         except IndexError:
             return Scratch(self.ops, rows), spare
 
-    def infer(self, h: torch.Tensor) -> torch.Tensor:
+    def infer(self, h: torch.Tensor, rows: int) -> torch.Tensor:
         """The output alone."""
-        scratch, spare = self.scratch(len(h))
+        scratch, spare = self.scratch(rows)
         for (is_linear, b, wt, activate, _), out in zip(self.steps, scratch.hidden, strict=True):
             if not is_linear:
                 h = activate(h)
@@ -259,11 +259,12 @@ class Plan:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, Any] | None:
         """The output for `x`, and how to go back; None where the layers must be called."""
+        shape = x.shape
         if (
             x.dtype not in self.dtypes
-            or x.dim() != 2
+            or len(shape) != 2
             or not x.is_contiguous()
-            or (len(x) == 1 and (self.narrow or x.stride() != (x.shape[1], 1)))
+            or (shape[0] == 1 and (self.narrow or x.stride() != (shape[1], 1)))
             or _is_any_autocast_enabled()
             or tape.in_transform() is not None
             or any(module.GLOBAL_HOOKS)
@@ -275,22 +276,22 @@ class Plan:
                 if x.requires_grad:
                     edge = tape.edge_of(x)
                     x = x.detach() if type(x) is torch.Tensor else x
-                out, node = self.record(x, edge)
+                out, node = self.record(x, shape[0], edge)
                 for d, call in self.calls:
                     d["_call"] = call
                 return out, FusedCall(node)
             if x.requires_grad and torch.is_grad_enabled():
                 x = x.detach()
-            out = self.infer(x)
+            out = self.infer(x, shape[0])
         except (RuntimeError, TypeError):
             return None  # the layers say what is wrong, one by one
         for d, _ in self.calls:
             d["_call"] = None
         return out, NOT_RECORDED
 
-    def record(self, h: torch.Tensor, edge: Any) -> tuple[Any, tape.Node]:
+    def record(self, h: torch.Tensor, rows: int, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
-        scratch, spare = self.scratch(len(h))
+        scratch, spare = self.scratch(rows)
         saved: list[Any] = []
         keep = saved.append
         for (is_linear, b, wt, activate, saves_input), out in zip(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..tape import Node, record
+from ..tape import Edge, Node, record, recorded, usual_edge
 from .registry import Rule, composite, inplace, rule
 
 T = torch.Tensor
@@ -22,10 +22,32 @@ def scaled(g: T, factor: Any) -> T:
     return g if type(factor) in _NUMBERS and factor == 1 else g * factor
 
 
+def _usual(function: Any, input: Any, other: Any, *more: Any) -> Any:
+    """A call on a tracked tensor with a number, or with a tensor of its shape and dtype."""
+    edge = usual_edge(input)
+    if edge is None or more:
+        return None
+    to_other: Edge | None = None
+    kind = type(other)
+    is_number = kind is float or kind is int
+    if not is_number:
+        to_other = usual_edge(other)
+        if to_other is None and (kind is not T or other.requires_grad):
+            return None
+        if other.shape != input.shape or other.dtype is not input.dtype:
+            return None
+    node: Any = Node(function)
+    node.places, node.is_exact = (0,) if is_number else (0, 1), True
+    node.needs_input_grad = (True, to_other is not None)
+    return recorded(node, function.forward(node, input, other), (edge, to_other))
+
+
 @inplace(T.add_, T.__iadd__)
 @rule(torch.add, T.add, T.__add__, T.__radd__)
 class Add(Rule):
     """z = x + alpha y:  dx = g,  dy = alpha g"""
+
+    usual: Any = staticmethod(lambda *args: _usual(Add, *args))
 
     @staticmethod
     def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
@@ -34,13 +56,16 @@ class Add(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g, scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+        dy = scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None
+        return (g, dy) if ctx.is_exact else (g, dy, None)
 
 
 @inplace(T.sub_, T.__isub__, T.subtract_)
 @rule(torch.sub, T.sub, T.__sub__, torch.subtract, T.subtract)
 class Sub(Rule):
     """z = x - alpha y:  dx = g,  dy = -alpha g"""
+
+    usual: Any = staticmethod(lambda *args: _usual(Sub, *args))
 
     @staticmethod
     def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
@@ -49,7 +74,8 @@ class Sub(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g, scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None, None
+        dy = scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None
+        return (g, dy) if ctx.is_exact else (g, dy, None)
 
 
 class Rsub(Rule):
@@ -74,6 +100,8 @@ rule(torch.rsub, T.__rsub__)(Rsub)
 @rule(torch.mul, T.mul, T.__mul__, T.__rmul__, torch.multiply, T.multiply)
 class Mul(Rule):
     """z = x y:  dx = g y,  dy = g x"""
+
+    usual: Any = staticmethod(lambda *args: _usual(Mul, *args))
 
     @staticmethod
     def forward(ctx: Node, input: T, other: Any) -> T:

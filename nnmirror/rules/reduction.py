@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..tape import record
+from ..tape import Node, record, recorded, usual_edge
 from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -29,9 +29,21 @@ def expand_back(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
     return unsqueezed(g, shape, dim, keepdim).expand(shape)
 
 
+def _usual(function: Any, input: Any, *more: Any) -> Any:
+    """A call on a tracked tensor, over all of it."""
+    edge = usual_edge(input)
+    if edge is None or more:
+        return None
+    node: Any = Node(function)
+    node.places, node.needs_input_grad, node.is_exact = (0,), (True,), True
+    return recorded(node, function.forward(node, input), (edge,))
+
+
 @rule(torch.sum, T.sum)
 class Sum(Rule):
     """z = sum of x, over `dim` or all:  dx = g, repeated"""
+
+    usual: Any = staticmethod(lambda *args: _usual(Sum, *args))
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
@@ -42,15 +54,18 @@ class Sum(Rule):
         return torch.sum(input, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: T) -> Any:
         if ctx.dim is None:
-            return g.expand(ctx.shape), None, None, None
+            dx = g.expand(ctx.shape)
+            return dx if ctx.is_exact else (dx, None, None, None)
         return expand_back(g, ctx.shape, ctx.dim, ctx.keepdim), None, None, None
 
 
 @rule(torch.mean, T.mean)
 class Mean(Rule):
     """z = sum of x / n, over `dim` or all:  dx = g / n, repeated"""
+
+    usual: Any = staticmethod(lambda *args: _usual(Mean, *args))
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
@@ -61,10 +76,11 @@ class Mean(Rule):
         return torch.mean(input, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: T) -> Any:
         shape = ctx.shape
         if ctx.dim is None:
-            return g.expand(shape) / shape.numel(), None, None, None
+            dx = g.expand(shape) / shape.numel()
+            return dx if ctx.is_exact else (dx, None, None, None)
         n = _count(shape, ctx.dim)
         return expand_back(g, shape, ctx.dim, ctx.keepdim) / n, None, None, None
 
