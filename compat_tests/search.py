@@ -234,6 +234,7 @@ MODULES = [
     "net",
     "deep net",
     "two activations",
+    "mixed net",
     "mse",
     "smooth net",
     "norm net",
@@ -332,6 +333,16 @@ def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
         "two activations": nn.Sequential(
             nn.LeakyReLU(0.3), nn.Tanh(), nn.Linear(3, 3, dtype=dtype)
         ),
+        "mixed net": nn.Sequential(
+            nn.Linear(3, 4, dtype=dtype),
+            nn.Sigmoid(),
+            nn.Hardtanh(-0.5, 0.6, inplace=True),
+            nn.Linear(4, 4, dtype=dtype),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.LeakyReLU(0.1),
+            nn.Linear(4, 3, dtype=dtype),
+        ),
         "mse": nn.MSELoss(),
         "smooth net": nn.Sequential(
             nn.Linear(3, 4, dtype=dtype), nn.ELU(), nn.SiLU(), nn.Linear(4, 3, dtype=dtype),
@@ -387,6 +398,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
     if program["hooks"]:
         modules["tanh"].register_forward_hook(lambda m, a, o: o * 2)
         modules["net"][1].register_full_backward_hook(lambda m, gi, go: (gi[0] * 3,))
+        modules["mixed net"][3].register_forward_hook(lambda m, a, o: o + 1)
         modules["linear"].register_forward_pre_hook(lambda m, a: (a[0] + 1,))
         params[0].register_hook(lambda g: g * 2) if params[0].requires_grad else None
     name, options = program["optimizer"]
