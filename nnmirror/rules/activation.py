@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..tape import constant, record
-from .kernel import by_itself, by_registers, one_by_one, scalar_exp, vector_exp, widened
+from .kernel import by_itself, by_registers, each_way, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -40,19 +40,38 @@ class Elu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        saved = ctx.saved(0)
-        alone, dtype, shape = torch.atleast_1d(one_by_one(g, saved)), g.dtype, g.shape
-        g, x = widened(g, saved)
-        a, s, i = (number(v, x) for v in ctx.how)
-        z = (x * i).masked_fill(x > 0, 0)
-        e = torch.where(alone, scalar_exp(z), vector_exp(z))
-        dx = torch.where(_low(x, alone), g * i * (a * s) * e, g * s)
+        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
+        wide = widened(g, saved)
+        below, s = _below(ctx.how, wide[1])
+
+        def by_registers(g: T, x: T) -> T:
+            z = x if ctx.how[2] == 1 else x * number(ctx.how[2], x)
+            return torch.where(x > 0, s(g), below(g) * vector_exp(z))  # below for a NaN too
+
+        def by_one(g: T, x: T) -> T:
+            z = (x * number(ctx.how[2], x)).masked_fill(x > 0, 0)
+            return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
+
+        dx = each_way(by_registers, by_one, wide, (g, saved))
         return dx.to(dtype).view(shape), None, None, None
 
 
-def _low(x: T, alone: T) -> T:
-    """Where ELU's kernel takes the branch below 0: for a NaN too, by registers."""
-    return torch.where(alone, x <= 0, ~(x > 0))
+def _below(how: tuple[Any, Any, Any], like: T) -> tuple[Any, Any]:
+    """What g is multiplied with in the branch below 0, and in the other: (g i (a s)) and (g s).
+
+    Nothing, where that is 1, as it nearly always is.
+    """
+    a, s, i = how
+    plain = a == s == i == 1
+    of, by, into = number(a, like), number(s, like), number(i, like)
+
+    def below(g: T) -> T:
+        return g if plain else g * into * (of * by)
+
+    def above(g: T) -> T:
+        return g if s == 1 else g * by
+
+    return below, above
 
 
 @rule(torch._C._nn.elu_)
@@ -82,11 +101,17 @@ class EluInplace(Elu):
                 " not supported. This is caused by calling in-place forward function with a"
                 " negative slope, please call out-of-place version instead."
             )
-        saved = ctx.saved(0)
-        alone, dtype, shape = torch.atleast_1d(one_by_one(g, saved)), g.dtype, g.shape
-        g, y = widened(g, saved)
-        a, s, i = (number(v, y) for v in ctx.how)
-        dx = torch.where(_low(y, alone), g * i * (y + a * s), g * s)
+        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
+        wide = widened(g, saved)
+        a, s, i = (number(v, wide[1]) for v in ctx.how)
+
+        def by_registers(g: T, y: T) -> T:
+            return torch.where(y > 0, g * s, g * i * (y + a * s))
+
+        def by_one(g: T, y: T) -> T:
+            return torch.where(y <= 0, g * i * (y + a * s), g * s)
+
+        dx = each_way(by_registers, by_one, wide, (g, saved))
         return dx.to(dtype).view(shape), None, None, None
 
 
@@ -107,10 +132,15 @@ class Silu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
-        saved = ctx.saved(0)
-        alone, dtype, shape = torch.atleast_1d(one_by_one(g, saved)), g.dtype, g.shape
+        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
+        operands = g, saved
         g, x = widened(g, saved)
-        z = torch.where(alone, by_itself(torch.sigmoid, x), by_registers(torch.sigmoid, x))
+        z = each_way(
+            lambda x: by_registers(torch.sigmoid, x),
+            lambda x: by_itself(torch.sigmoid, x),
+            (x,),
+            operands,
+        )
         # 1 + x (1 - z) is one fused multiply-add, as in the kernel.
         return (g * z * torch.addcmul(number(1, x), x, 1 - z)).to(dtype).view(shape)
 
@@ -204,13 +234,17 @@ class Hardtanh(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         saved = ctx.saved(0)
-        alone = one_by_one(g, saved, short=True)
         (x,) = widened(saved)
         low, high = (number(v, x) for v in ctx.bounds)
-        inside, outside = (x > low) & (x < high), (x <= low) | (x >= high)
-        # A NaN is neither: by registers it keeps g back, one by one it lets it through.
-        kept = torch.where(alone, ~outside.view(g.shape), inside.view(g.shape))
-        return g.masked_fill(~kept, 0), None, None
+        # A NaN is on neither side: by registers it keeps g back, one by one it lets it through.
+        lost = each_way(
+            lambda x: ~((x > low) & (x < high)),
+            lambda x: (x <= low) | (x >= high),
+            (x,),
+            (g, saved),
+            short=True,
+        )
+        return g.masked_fill(lost.view(g.shape), 0), None, None
 
 
 @rule(torch._C._nn.hardtanh_)

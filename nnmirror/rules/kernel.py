@@ -2,8 +2,7 @@
 
 A kernel takes as many numbers as fill two vector registers at a time, and what is left at the
 end of a row one by one. Where the two ways round otherwise (they have their own `exp`, and
-fuse other multiplications with additions), a rule asks `one_by_one` which numbers went
-which way.
+fuse other multiplications with additions), a rule gives a formula for each to `each_way`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +26,22 @@ def lanes(x: T) -> int:
 def in_turn(x: T, n: int) -> T:
     """The first n along the last dimension, added one after the other."""
     total = x[..., 0]
-    for i in range(1, n):
-        total = total + x[..., i]
-    return total
+    if n < 5:
+        for i in range(1, n):
+            total = total + x[..., i]
+        return total
+    # One call, which adds one slice after the other; the loop above would make two for each.
+    rest = x[..., 1:n].movedim(-1, 0)
+    every = torch.zeros(n - 1, dtype=torch.int64, device=x.device)
+    return total.clone().unsqueeze(0).index_add_(0, every, rest)[0]
+
+
+_log_sigmoid = torch.ops.aten.log_sigmoid_forward.default
 
 
 def vector_exp(x: T) -> T:
     """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
-    return torch.ops.aten.log_sigmoid_forward(x)[1] if x.is_cpu else torch.exp(-x.abs())
+    return _log_sigmoid(x)[1] if x.is_cpu else torch.exp(-x.abs())
 
 
 def scalar_exp(x: T) -> T:
@@ -51,6 +58,8 @@ def by_registers(function: Callable[[T], T], x: T) -> T:
     """function(x), an elementwise kernel, made to take all of x by registers."""
     flat = x.reshape(-1)
     block = 2 * register_bytes() // x.dtype.itemsize
+    if len(flat) % block == 0 and len(flat) < _GRAIN:
+        return function(flat).view(x.shape)
     padded = torch.cat([flat, flat.new_zeros(-len(flat) % block)])
     if torch.get_num_threads() == 1 or len(padded) < _GRAIN:
         return function(padded)[: len(flat)].view(x.shape)
@@ -62,6 +71,45 @@ def by_itself(function: Callable[[T], T], x: T) -> T:
     """function(x), an elementwise kernel, made to take each number of x by itself."""
     spaced = torch.stack([x, x], -1)[..., 0]
     return function(spaced).contiguous()
+
+
+def each_way(
+    by_registers: Callable[..., T],
+    by_one: Callable[..., T],
+    tensors: Sequence[T],
+    operands: Sequence[T],
+    short: bool = False,
+) -> T:
+    """An elementwise function of `tensors`, by one formula or the other.
+
+    `operands` are what PyTorch's kernel goes over, its result included if that is not laid out
+    as one of them; all are of one shape.
+    """
+    first = tensors[0]
+    n = first.numel()
+    if not first.is_cpu:
+        return by_registers(*tensors)
+    constants = 0
+    for operand in operands:
+        if not operand.is_contiguous():
+            constants += 1 if n > 1 and not any(operand.stride()) else 2
+    if constants < 2 and n < _GRAIN:  # the usual: one loop, what is left is at its end
+        left = n % _block(operands[0], short)
+        if not left:
+            return by_registers(*tensors)
+        if left == n:
+            return by_one(*tensors)
+        flat = [t.reshape(-1) for t in tensors]
+        start = n - left
+        head, rest = [t[:start] for t in flat], [t[start:] for t in flat]
+        return torch.cat([by_registers(*head), by_one(*rest)]).view(first.shape)
+    alone = one_by_one(*operands, short=short).view(first.shape)
+    return torch.where(alone, by_one(*tensors), by_registers(*tensors))
+
+
+def _block(x: T, short: bool) -> int:
+    """How many numbers fill the two registers that a kernel takes at a time."""
+    return 2 * (32 if short else register_bytes()) // x.dtype.itemsize
 
 
 def one_by_one(*operands: T, short: bool = False) -> T:
@@ -80,7 +128,7 @@ def one_by_one(*operands: T, short: bool = False) -> T:
     order, sizes, strides = _loops(shape, [x.stride() for x in operands])
     inner = sizes[0]
     steps = [s[0] for s in strides]
-    block = 2 * (32 if short else register_bytes()) // operands[0].dtype.itemsize
+    block = _block(operands[0], short)
     alone = torch.ones(inner, dtype=torch.bool)
     if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
         share = inner

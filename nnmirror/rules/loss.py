@@ -11,7 +11,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import constant, record
 from .arithmetic import Add, Div, Mul
-from .kernel import one_by_one
+from .kernel import each_way
 from .registry import Rule, composite, rule, unplaced
 from .shape import contiguous, view
 from .softmax import log_softmax
@@ -315,11 +315,19 @@ class _OfDifference(Rule):
         d = x - t
         share = 1.0 / x.numel() if ctx.reduction == MEAN and x.numel() else 1.0
         n, bound = (constant(float(v), wide, x.device) for v in (share, threshold))
-        dx = function.in_registers(d, g, n, bound).contiguous()  # as the kernel lays it out
+
+        def by_registers(d: T, g: T) -> T:
+            return function.in_registers(d, g, n, bound)
+
+        def by_one(d: T, g: T) -> T:
+            return function.by_one(d, g, n, threshold)
+
         if wide is dtype:
-            alone = one_by_one(dx, x, t, g, short=True)
-            dx.copy_(torch.where(alone, function.by_one(d, g, n, threshold), dx))
-        return dx.to(result)
+            made = d if d.is_contiguous() else d.contiguous()  # as the kernel lays dx out
+            dx = each_way(by_registers, by_one, (d, g), (made, x, t, g), short=True)
+        else:
+            dx = by_registers(d, g)
+        return dx.contiguous().to(result)
 
 
 _NAMES = {
