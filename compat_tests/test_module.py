@@ -454,6 +454,42 @@ def test_a_torch_module_inside_is_refused():
         nnmirror.Sequential(torch.nn.Conv1d(1, 1, 1))
 
 
+def test_a_mirrored_module_inside_a_torch_one_is_refused():
+    """PyTorch would keep it as a plain attribute, and its optimiser train what is left."""
+
+    class Net(torch.nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+            self.head = torch.nn.Linear(2, 1)
+
+    model = nnmirror.Linear(2, 2)
+    for take in (Net, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel):
+        with pytest.raises(TypeError, match=r"one of torch\.nn would be left out .*to_torch\(mod"):
+            take(model)
+    with pytest.raises(TypeError, match="not a Module subclass"):
+        torch.nn.Sequential(model)
+    net = Net(nnmirror.to_torch(model))
+    assert [n for n, _ in net.named_parameters()][:2] == ["body.weight", "body.bias"]
+    net.bodies = [model]  # in a list it is the user's own to look after, as in PyTorch
+
+
+@parity
+def test_the_class_of_a_module(nn, optim):
+    """Asked for and given another, as libraries that patch a model do it."""
+
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    m = nn.Linear(2, 2)
+    before = m.__class__ is nn.Linear, isinstance(m, Twice), isinstance(m, int)
+    m.__class__ = Twice
+    with pytest.raises(TypeError):
+        m.__class__ = 3
+    return before, type(m) is m.__class__ is Twice, m(torch.ones(1, 2)), repr(m)
+
+
 def test_a_torch_parameter_inside_is_trained():
     class Net(nnmirror.Module):
         def __init__(self):

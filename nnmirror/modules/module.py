@@ -8,10 +8,12 @@ and `param`, for driving a net without a tape.
 import functools
 import inspect
 import itertools
+import os
+import sys
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Optional, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Optional, Self, TypeVar, Union
 
 import torch
 from torch import Tensor, device, dtype
@@ -117,7 +119,37 @@ def _unimplemented(self, *input: Any) -> None:  # type: ignore[no-untyped-def]
 _unimplemented.__name__ = "_forward_unimplemented"
 
 
-class Module:
+class _RefusedByTorchModules:
+    """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
+
+    PyTorch's modules keep what is no module of theirs as a plain attribute: its parameters are
+    in nobody's `parameters()`. All they ask of it is isinstance, and that reads `__class__`.
+    """
+
+    def _class(self) -> type:
+        frame = sys._getframe(1)
+        code = frame.f_code
+        if code.co_name == "__setattr__" and code.co_filename.endswith(_TORCH_MODULE_FILE):
+            raise TypeError(
+                f"nnmirror: cannot assign '{torch.typename(self)}' as '{frame.f_locals['name']}': a"
+                " mirrored module inside one of torch.nn would be left out of parameters() and"
+                " state_dict(). Take the outer one from nnmirror too, or give it"
+                " nnmirror.to_torch(module), which has the same weights"
+            )
+        return type(self)
+
+    def _set_class(self, cls: type) -> None:
+        object.__dict__["__class__"].__set__(self, cls)
+
+    if not TYPE_CHECKING:  # which knows what `__class__` is
+        __class__ = property(_class, _set_class)
+    del _class, _set_class
+
+
+_TORCH_MODULE_FILE = os.path.join("torch", "nn", "modules", "module.py")
+
+
+class Module(_RefusedByTorchModules):
     """Base class of all layers and nets, as `torch.nn.Module`.
 
     A subclass calls `super().__init__()`, assigns parameters and other modules as
