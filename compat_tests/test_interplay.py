@@ -82,6 +82,21 @@ def test_a_data_set_of_a_models_outputs(nn, optim):
     return batches, tracked, dict(model.named_parameters())
 
 
+@parity
+def test_a_queue_to_another_process(nn, optim):
+    """What would arrive without its gradient is refused; a parameter arrives on shared memory."""
+    model, queue = nn.Linear(3, 2), torch.multiprocessing.get_context("fork").SimpleQueue()
+    output = model(torch.ones(3))
+    for way in (lambda: queue.put(output), lambda: queue.put({"kept": [output * 2]})):
+        with pytest.raises(RuntimeError, match=r"Cowardly refusing.*call detach\(\)"):
+            way()
+    queue.put([model.weight, output.detach(), model])
+    weight, values, whole = queue.get()
+    with torch.no_grad():
+        weight.fill_(2.0)
+    return model.weight, weight, values, dict(whole.named_parameters())
+
+
 def _train(nn, optim, seed, results):
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))

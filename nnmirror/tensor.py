@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -353,3 +354,17 @@ def rebuild(cls: type[Tensor], data: torch.Tensor, requires_grad: bool) -> Tenso
         tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
     tensor._requires_grad = requires_grad
     return tensor
+
+
+def _between_processes(tensor: Tensor) -> Any:
+    """For a queue or a worker's answer, where a graph cannot follow: PyTorch refuses as well."""
+    if tensor._node is not None:
+        raise RuntimeError(
+            "Cowardly refusing to serialize non-leaf tensor which requires_grad, since autograd"
+            " does not support crossing process boundaries.  If you just want to transfer the"
+            " data, call detach() on the tensor before serializing (e.g., putting it on the queue)."
+        )
+    return tensor.__reduce_ex__(2)
+
+
+ForkingPickler.register(Tensor, _between_processes)
