@@ -1,5 +1,6 @@
 """The examples: a handful of their iterations, with the same bits on both backends."""
 
+import argparse
 import importlib
 import math
 from pathlib import Path
@@ -71,3 +72,40 @@ def test_looking_inside(report, name):
     assert [row[0] for row in rows] == ["0", "3"]
     assert rows[0][-1] == "0, 0, 0, 0"
     assert rows == report.inside(small(report, tanh=True), "torch", (0, 3))
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("digits")
+
+
+def briefly(**changed):
+    settings = {"epochs": 2, "lr": 0.05, "batch": 32, "width": 16, "seed": 0, "repeats": 1}
+    return argparse.Namespace(**{**settings, **changed})
+
+
+def test_digits_are_learnt_alike_on_both(digits):
+    """Else the README's accuracy would be of one library alone."""
+    said = {name: [] for name in ("torch", "nnmirror")}
+    runs = {name: digits.train(briefly(), name, say=lines.append) for name, lines in said.items()}
+    assert said["torch"] == said["nnmirror"]
+    assert len(said["torch"]) == len(runs["torch"]["losses"]) == 2
+    assert runs["torch"]["losses"] == runs["nnmirror"]["losses"]
+    assert torch.equal(runs["torch"]["weights"], runs["nnmirror"]["weights"])
+    assert runs["torch"]["accuracy"] == runs["nnmirror"]["accuracy"] > 0.9
+
+
+def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
+    assert digits.compare(briefly(epochs=1))
+    said = capsys.readouterr().out
+    assert said.endswith("to the last bit: yes\n")
+    assert len(said.splitlines()) == 3
+    honest = digits.train
+
+    def seeded_otherwise(args, name, say):
+        return honest(briefly(epochs=1, seed=len(name)), name, say)
+
+    monkeypatch.setattr(digits, "train", seeded_otherwise)
+    assert not digits.compare(briefly(epochs=1))
+    assert capsys.readouterr().out.endswith("to the last bit: NO\n")
