@@ -189,6 +189,74 @@ def test_cross_entropy(nn, optim, shape, reduction, weighted, ignored, smoothing
     return compared(nn, loss, torch.randn(shape), classes(shape, ignored)), dict(loss.state_dict())
 
 
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 2), (32, 3), (33, 10), (7, 40), (2000, 17)])
+@parity
+def test_cross_entropy_of_a_net(nn, optim, shape, dtype, reduction, ignored):
+    """Scores that a layer made and classes: one node stands for the two of PyTorch."""
+    layer = nn.Linear(6, shape[1], dtype=dtype)
+    loss = nn.CrossEntropyLoss(reduction=reduction)
+    x, t = torch.randn(shape[0], 6, dtype=dtype), torch.randint(shape[1], shape[:1])
+    if ignored != "none":
+        t[:: 2 if ignored == "some" else 1] = -100
+    grads = []
+    for scale in (1, 30):
+        value = loss(layer(x) * scale, t)
+        value.backward()
+        grads += [value, layer.weight.grad.clone(), layer.bias.grad.clone()]
+    return grads
+
+
+@parity
+def test_graph_of_cross_entropy(nn, optim):
+    """Whoever looks at the graph, or hooks into it, finds the two nodes of PyTorch."""
+    layer, t = nn.Linear(6, 3), torch.randint(3, (5,))
+    seen = []
+
+    def scored():
+        return layer(torch.randn(5, 6))
+
+    scores = scored()
+    scores.register_hook(lambda g: seen.append(g.clone()))
+    scores.retain_grad()
+    value = nn.functional.cross_entropy(scores, t)
+    node = value.grad_fn
+    before = node.next_functions[0][0]
+    node.register_prehook(lambda grads: seen.append(grads))
+    before.register_hook(lambda gi, go: seen.extend((gi, go)))
+    names = node.name(), before.name(), before.next_functions[0][0].name()
+    value.backward(torch.tensor(0.3), retain_graph=True)
+    value.backward()
+    again = nn.CrossEntropyLoss()(scored(), t)
+    again.backward(retain_graph=True)
+    again.backward()
+    by_hand = scored()
+    grads = torch.autograd.grad(nn.CrossEntropyLoss()(by_hand, t), by_hand)
+    return names, seen, scores.grad, grads, layer.weight.grad
+
+
+@parity
+def test_cross_entropy_gone_back_twice(nn, optim):
+    value = nn.CrossEntropyLoss()(nn.Linear(6, 3)(torch.randn(5, 6)), torch.randint(3, (5,)))
+    value.backward()
+    value.backward()
+
+
+@parity
+def test_classes_changed_before_backward(nn, optim):
+    t = torch.randint(3, (5,))
+    value = nn.CrossEntropyLoss()(nn.Linear(6, 3)(torch.randn(5, 6)), t)
+    t.zero_()
+    value.backward()
+
+
+@parity
+def test_class_that_is_not_there(nn, optim):
+    return nn.CrossEntropyLoss()(nn.Linear(6, 3)(torch.randn(2, 6)), torch.tensor([0, 3]))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
