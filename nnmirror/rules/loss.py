@@ -237,7 +237,7 @@ class _CrossEntropy(Rule):
     def backward(ctx: Any, g: T) -> tuple[T]:
         if ctx._saved is None:
             raise RuntimeError(_FREED)
-        l, t = ctx._saved
+        likelihood, t = ctx._saved
         if t._version != ctx._versions[1]:
             _unfold(ctx)
             ctx.saved(1)
@@ -247,8 +247,9 @@ class _CrossEntropy(Rule):
             ignored = t == ctx.ignored
             t = t.masked_fill(ignored, 0)
             shares = shares.masked_fill(ignored.unsqueeze(1), 0)
-        dl = torch.zeros_like(l).scatter_(1, t.unsqueeze(1), shares)
-        return (torch.addcmul(dl, vector_exp(l).neg_(), shares.expand_as(l)),)
+        dl = torch.zeros_like(likelihood).scatter_(1, t.unsqueeze(1), shares)
+        y = vector_exp(likelihood)
+        return (torch.addcmul(dl, y.neg_(), shares.expand_as(y)),)
 
 
 def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) -> T | None:
