@@ -1,6 +1,7 @@
 """`python -m nnmirror`: an unmodified script runs on the mirror, and nothing else does."""
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -330,3 +331,46 @@ def test_notebook_extension_in_ipython(tmp_path):
     write(tmp_path, cells=code)
     done = python("cells.py", cwd=tmp_path)
     assert "nnmirror.modules.linear" in done.stdout, done.stderr
+
+
+def test_pickled_objects_are_compared_by_what_they_hold(tmp_path):
+    """Not by their bytes, which name the library and where the numbers lay in memory."""
+
+    class Trainer:
+        def __init__(self, nn, optim, bias):
+            torch.manual_seed(0)
+            self.itself = self
+            self.model = nn.Linear(2, 3)
+            self.optimizer = optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+            self.loss = self.model(torch.ones(1, 2)).sum()
+            self.loss.backward()
+            self.optimizer.step()
+            with torch.no_grad():
+                self.model.bias.add_(bias)
+            self.settings = Settings(lr=bias)
+
+    class Settings(dict):
+        pass
+
+    for made in (Trainer, Settings):  # or pickle would not find them
+        made.__qualname__ = made.__name__
+        made.__module__ = __name__
+        globals()[made.__name__] = made
+
+    def save(name, nn, optim, bias=0.0):
+        files = tmp_path / f"{name}.pt", tmp_path / f"{name}.pkl"
+        trainer = Trainer(nn, optim, bias)
+        torch.save(trainer, files[0])
+        with open(files[1], "wb") as file:
+            pickle.dump(trainer.model.weight.detach(), file)
+            pickle.dump(trainer, file)
+        return files
+
+    theirs = save("torch", torch.nn, torch.optim)
+    for e, a in zip(theirs, save("mirror", nnmirror, nnmirror.optim), strict=True):
+        assert check.compare_files(e, a) is None
+    for e, a in zip(theirs, save("other", nnmirror, nnmirror.optim, 1.0), strict=True):
+        assert "['bias'][0]: 3 of 3 elements differ" in check.compare_files(e, a)
+    (tmp_path / "one.txt").write_text("N.")
+    (tmp_path / "other.txt").write_text("N. ")
+    assert "byte 2" in check.compare_files(tmp_path / "one.txt", tmp_path / "other.txt")

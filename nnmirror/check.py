@@ -2,8 +2,9 @@
 
 Each run starts in a copy of the current directory that lies at the same path, so that the
 second sees nothing of the first and both print the same paths. What is compared: standard
-output byte for byte, and every file made or changed there: files that torch.save wrote by
-the bits of their tensors, all others byte for byte.
+output byte for byte, and every file made or changed there: files that torch.save or pickle
+wrote by what they hold (the bits of tensors, the names of classes and their state, with
+torch.nn's and the mirror's of one name taken for the same), all others byte for byte.
 """
 
 import contextlib
@@ -181,12 +182,10 @@ def compare_files(expected: Path, actual: Path) -> str | None:
     one, other = expected.read_bytes(), actual.read_bytes()
     if one == other:
         return None
-    with contextlib.suppress(Exception):  # not written by torch.save
-        one_value, other_value = (
-            torch.load(file, pickle_module=_PICKLE, weights_only=False, map_location="cpu")
-            for file in (expected, actual)
-        )
-        return _unlike(one_value, other_value, "it")
+    # A pickled tensor is never the same bytes twice: its storage is named by its address.
+    for load in (_load_saved, _load_pickled):
+        with contextlib.suppress(Exception):  # not written by torch.save, not a pickle
+            return _unlike(load(expected), load(actual), "it", {})
     place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
     if place is None:
         place = min(len(one), len(other))
@@ -198,14 +197,24 @@ class _Object:
 
     args: tuple[Any, ...]
     state: Any = None
+    items: list[Any]  # of a subclass of list, dict or set
 
-    def __new__(cls, *args: Any) -> "_Object":
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Object":
         made = super().__new__(cls)
-        made.args = args
+        made.args = (*args, *sorted(kwargs.items()))
+        made.items = []
         return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def append(self, item: Any) -> None:
+        self.items.append(item)
+
+    add = append
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
 
 
 def _leaf(data: torch.Tensor, requires_grad: bool) -> _Object:
@@ -236,8 +245,26 @@ class _Unpickler(pickle.Unpickler):
 _PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="pickle")
 
 
-def _unlike(expected: Any, actual: Any, where: str) -> str | None:
-    """Where two loaded values first differ."""
+def _load_saved(file: Path) -> Any:
+    return torch.load(file, pickle_module=_PICKLE, weights_only=False, map_location="cpu")
+
+
+def _load_pickled(file: Path) -> Any:
+    """All that was pickled to the file, one after another."""
+    values = []
+    with open(file, "rb") as opened:
+        size = os.path.getsize(file)
+        while opened.tell() < size:
+            values.append(_Unpickler(opened).load())
+    return values[0] if len(values) == 1 else values
+
+
+def _unlike(expected: Any, actual: Any, where: str, seen: dict[Any, Any]) -> str | None:
+    """Where two loaded values first differ. `seen` are the pairs that are being compared."""
+    pair = id(expected), id(actual)
+    if pair in seen:  # an object that holds itself, or one met before
+        return None
+    seen[pair] = expected, actual
     if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
         for name in ("dtype", "shape"):
             e, a = getattr(expected, name), getattr(actual, name)
@@ -256,11 +283,25 @@ def _unlike(expected: Any, actual: Any, where: str) -> str | None:
         names = [type(value).__name__ for value in (expected, actual)]
         if names[0] != names[1]:
             return f"{where}: {names[0]} and {names[1]}"
-        return _unlike(expected.args, actual.args, where) or _unlike(
-            _public(expected.state), _public(actual.state), where
+        return next(
+            filter(
+                None,
+                (
+                    _unlike(e, a, where, seen)
+                    for e, a in (
+                        (expected.args, actual.args),
+                        (expected.items, actual.items),
+                        (_public(expected.state), _public(actual.state)),
+                    )
+                ),
+            ),
+            None,
         )
     if type(expected) is not type(actual):
         return f"{where}: {type(expected).__name__} and {type(actual).__name__}"
+    if isinstance(expected, dict) and any(isinstance(key, _Object) for key in expected):
+        # As an optimiser keeps its state, by parameter: an object is no key of another dict.
+        return _unlike(list(expected.items()), list(actual.items()), where, seen)
     if isinstance(expected, dict):
         if set(expected) != set(actual):
             return f"{where}: keys differ: {sorted(map(repr, set(expected) ^ set(actual)))}"
@@ -274,7 +315,7 @@ def _unlike(expected: Any, actual: Any, where: str) -> str | None:
     else:
         same = repr(expected) == repr(actual)
         return None if same else f"{where}: {expected!r} and {actual!r}"
-    return next(filter(None, (_unlike(e, a, w) for w, e, a in items)), None)
+    return next(filter(None, (_unlike(e, a, w, seen) for w, e, a in items)), None)
 
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
