@@ -143,10 +143,43 @@ def test_a_name_that_is_not_mirrored_says_so(name):
     assert hasattr(torch.nn, name)
     with pytest.raises(AttributeError, match=r"Adamax.*not mirrored"):
         nnmirror.optim.Adamax  # noqa: B018
-    with pytest.raises(AttributeError, match=r"mish.*not mirrored"):
-        nnmirror.functional.mish  # noqa: B018
-    with pytest.raises(ImportError):
-        exec(f"from nnmirror import {name}")
+    with pytest.raises(AttributeError, match=r"conv2d.*not mirrored"):
+        nnmirror.functional.conv2d  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from nnmirror import Conv2d",
+        "from nnmirror.nn import Linear, Conv2d",
+        "from nnmirror.nn.functional import conv2d",
+        "from nnmirror.optim import Adamax as Best",
+        "from nnmirror.optim.lr_scheduler import LinearLR, SWALR",
+        "from nnmirror.nn.utils import weight_norm",
+    ],
+)
+def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):
+    """Python's own error would not say what to do; all others go on being told as ever."""
+    with pytest.raises(ImportError, match=r"is not mirrored\. What to do"):
+        exec(line)
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'nnmirror\.nn\.quantized'"):
+        exec("import nnmirror.nn.quantized")
+    assert not hasattr(nnmirror, "Conv2d")
+    assert getattr(nnmirror, "Conv2d", None) is None
+    exec("from nnmirror.nn import *; from nnmirror.nn.functional import *")
+    inspect.getmembers(nnmirror)
+
+
+def test_torch_compile_is_refused():
+    model = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.ReLU())
+    ways = (
+        lambda: torch.compile(model),
+        lambda: torch.compile(backend="eager")(model),
+        model.compile,
+    )
+    for way in ways:
+        with pytest.raises(NotImplementedError, match=r"nnmirror: .*torch\.compile cannot trace"):
+            way()
 
 
 PUBLIC = (

@@ -323,6 +323,11 @@ class Module(_RefusedByTorchModules):
         for registry in ("_buffers", "_modules"):
             if registry in own and name in own[registry]:
                 return own[registry][name]
+        if name == "_torchdynamo_orig_callable":  # what torch.compile asks for first
+            raise NotImplementedError(
+                "nnmirror: torch.compile cannot trace the mirror's tape; run the module as it is,"
+                " or compile nnmirror.to_torch(module)"
+            )
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
@@ -728,7 +733,8 @@ class Module(_RefusedByTorchModules):
     def compile(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Refused: torch.compile traces PyTorch's own modules, not the mirror's tape."""
         raise NotImplementedError(
-            "nnmirror: Module.compile is not mirrored; torch.compile cannot trace the mirror's tape"
+            "nnmirror: Module.compile is not mirrored; torch.compile cannot trace the mirror's"
+            " tape. Run the module as it is, or compile nnmirror.to_torch(module)"
         )
 
     # -- hooks -------------------------------------------------------------------------------
