@@ -219,8 +219,8 @@ class _Unrecorded(Node):
 
 
 def _short(name: str) -> str:
-    """A node's name as PyTorch's messages give it."""
-    return re.sub(r"Backward\d*$", "", name)
+    """A node's name as PyTorch's messages give it: Exp for ExpBackward0, Sum1 for SumBackward1."""
+    return re.sub(r"Backward0?(\d*)$", r"\1", name)
 
 
 def bare(name: str) -> str:
