@@ -29,6 +29,24 @@ ACTIVATIONS = {
     "hardtanh inplace": lambda nn: after_identity(nn, nn.Hardtanh(inplace=True)),
     "relu6": lambda nn: nn.ReLU6(),
     "relu6 inplace": lambda nn: after_identity(nn, nn.ReLU6(inplace=True)),
+    "selu": lambda nn: nn.SELU(),
+    "selu inplace": lambda nn: after_identity(nn, nn.SELU(inplace=True)),
+    "celu": lambda nn: nn.CELU(),
+    "celu 0.3": lambda nn: nn.CELU(0.3),
+    "celu inplace": lambda nn: after_identity(nn, nn.CELU(0.7, inplace=True)),
+    "hardsigmoid": lambda nn: nn.Hardsigmoid(),
+    "hardsigmoid inplace": lambda nn: after_identity(nn, nn.Hardsigmoid(inplace=True)),
+    "hardswish": lambda nn: nn.Hardswish(),
+    "hardswish inplace": lambda nn: after_identity(nn, nn.Hardswish(inplace=True)),
+    "hardshrink": lambda nn: nn.Hardshrink(),
+    "softshrink 0.3": lambda nn: nn.Softshrink(0.3),
+    "tanhshrink": lambda nn: nn.Tanhshrink(),
+    "softsign": lambda nn: nn.Softsign(),
+    "logsigmoid": lambda nn: nn.LogSigmoid(),
+    "threshold": lambda nn: nn.Threshold(0.1, 20),
+    "threshold inplace": lambda nn: after_identity(nn, nn.Threshold(-0.3, -2.0, inplace=True)),
+    "softmin": lambda nn: nn.Softmin(dim=-1),
+    "softmin None": lambda nn: nn.Softmin(),
 }
 # Kernels with an exp, erf or tanh of their own that no tensor operation computes: the share of
 # gradients that may differ, and by how many times eps g, as measured for a million of them.
@@ -122,16 +140,25 @@ def test_activation_nearly(name, shape, dtype):
         assert (off > 0).double().mean().item() <= share
 
 
-@pytest.mark.parametrize("name", [*NEARLY, "elu", "silu", "sigmoid", "hardtanh"])
+SMOOTH = ["elu", "silu", "sigmoid", "hardtanh", "selu", "celu", "hardsigmoid", "hardswish"]
+SMOOTH += ["softshrink 0.3", "tanhshrink", "softsign", "logsigmoid", "threshold", "softmin"]
+
+
+@pytest.mark.parametrize("name", [*NEARLY, *SMOOTH])
 def test_activation_slope_is_that_of_the_function(name):
     """Central differences in float64, a witness besides PyTorch."""
     make = (ACTIVATIONS.get(name) or NEARLY[name][0])(nnmirror)
     x = torch.linspace(-4, 4, 81, dtype=torch.float64) + 0.003
     leaf = nnmirror.Parameter(x)
-    make(leaf).sum().backward()
+    g = torch.rand(81, dtype=torch.float64)
+    make(leaf).backward(g)
     h = 1e-6
     with torch.no_grad():
-        slope = (make(x + h) - make(x - h)) / (2 * h)
+        if name == "softmin":  # a number's slope is that of all results
+            steps = torch.eye(81, dtype=torch.float64) * h
+            slope = ((make(x + steps) - make(x - steps)) @ g) / (2 * h)
+        else:
+            slope = g * (make(x + h) - make(x - h)) / (2 * h)
     assert (leaf.grad - slope).abs().max() < 1e-8
 
 
@@ -142,7 +169,29 @@ def test_functional_activations(nn, optim):
     y = F.elu(F.silu(F.hardtanh(F.relu6(x * 4) - 2, -1, 1.5)), 0.5) + F.sigmoid(x)
     z = F.elu_(F.hardtanh_(y * 1.0, -0.5, 0.5), 0.2)
     (F.silu(z * 1, inplace=True) + F.softmax(y, 1) + F.log_softmax(y, 0)).sum().backward()
+    y = F.selu(F.celu(x, 0.5)) + F.logsigmoid(x) + F.softsign(x) + F.tanhshrink(x) + F.softmin(x, 0)
+    y = y + F.hardsigmoid(x) * F.hardswish(x) + F.hardshrink(x) + F.softshrink(x, 0.2)
+    y = F.threshold_(F.celu_(F.selu_(y * 1) * 1, 0.3) * 1, 0.1, 0.2) + F.threshold(
+        y * 1, 0.1, 2.0, True
+    )
+    y = F.hardswish(F.hardsigmoid(y * 1, inplace=True) * 1, inplace=True)
+    (F.selu(y * 1, inplace=True) + F.celu(y * 1, 2.0, inplace=True)).sum().backward()
     return y, z, x
+
+
+@parity
+def test_torch_functions_on_tracked_tensors(nn, optim):
+    """A script that calls torch.nn.functional on a mirrored net's output."""
+    F = torch.nn.functional
+    x = nn.Linear(3, 30)(torch.randn(4, 3))
+    y = F.selu(F.celu(x, 0.5)) + F.logsigmoid(x) + F.softsign(x) + F.tanhshrink(x) + F.softmin(x, 0)
+    y = y + F.hardsigmoid(x) * F.hardswish(x) + F.hardshrink(x) + F.softshrink(x, 0.2)
+    y = F.threshold_(F.celu_(F.selu_(y * 1) * 1, 0.3) * 1, 0.1, 0.2) + F.threshold(
+        y * 1, 0.1, 2.0, True
+    )
+    y = F.rms_norm(y, (30,)) + F.normalize(y) + F.pad(y, (1, -1)) + F.cosine_similarity(x, y, 0)
+    y.sum().backward()
+    return y, x
 
 
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
@@ -175,6 +224,21 @@ ERRORS = {
     "sigmoid of integers": lambda nn: nn.Sigmoid()(torch.arange(3)),
     "softplus of integers": lambda nn: nn.Softplus()(torch.arange(3)),
     "elu of a list": lambda nn: nn.ELU()([1.0]),
+    "celu of integers": lambda nn: nn.CELU()(torch.arange(3)),
+    "celu 0": lambda nn: nn.CELU(0.0)(torch.ones(2, requires_grad=True)),
+    "selu of integers": lambda nn: nn.SELU()(torch.arange(3)),
+    "hardswish of integers": lambda nn: nn.Hardswish()(torch.arange(3)),
+    "hardsigmoid of integers": lambda nn: nn.Hardsigmoid()(torch.arange(3)),
+    "softshrink below 0": lambda nn: nn.Softshrink(-1.0)(torch.ones(2, requires_grad=True)),
+    "hardshrink of integers": lambda nn: nn.Hardshrink()(torch.arange(3)),
+    "threshold of integers": lambda nn: nn.Threshold(1, 7)(torch.arange(3)),
+    "softsign of integers": lambda nn: nn.Softsign()(torch.arange(3)),
+    "logsigmoid of integers": lambda nn: nn.LogSigmoid()(torch.arange(3)),
+    "logsigmoid of a list": lambda nn: nn.functional.logsigmoid([1.0]),
+    "softmin dim": lambda nn: nn.Softmin(3)(torch.ones(2, 2, requires_grad=True)),
+    "selu of a list": lambda nn: nn.SELU()([1.0]),
+    "softsign of a list": lambda nn: nn.Softsign()([1.0]),
+    "hardswish of a list": lambda nn: nn.Hardswish()([1.0]),
     "inplace on a leaf": lambda nn: nn.SiLU(inplace=True)(torch.ones(2, requires_grad=True)),
     "changed since": lambda nn: changed(nn, nn.SiLU()),
     "changed since, gelu": lambda nn: changed(nn, nn.GELU()),

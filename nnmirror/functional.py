@@ -15,11 +15,15 @@ from ._missing import missing
 from .grad_mode import is_grad_enabled
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
+from .rules import activation as _activation
 from .rules import batchnorm as _batchnorm
+from .rules import composed as _composed
 from .rules import dropout as _dropout
 from .rules import embedding as _embedding
 from .rules import loss as _loss
 from .rules import normalization as _normalization
+from .rules import padding as _padding
+from .rules import reduction as _reduction
 from .rules import softmax as softmax_rules
 from .rules.activation import (
     Elu,
@@ -30,13 +34,13 @@ from .rules.activation import (
     SiluInplace,
 )
 from .rules.activation import gelu as _gelu
-from .rules.arithmetic import Add, Div, Mul, Pow, Sub
+from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, unplaced
-from .rules.shape import broadcast_tensors, expand
+from .rules.shape import Clone, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
 from .tape import Node, constant, record, recorded, usual_edge
 
@@ -46,33 +50,62 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "celu",
+    "celu_",
+    "cosine_embedding_loss",
+    "cosine_similarity",
     "cross_entropy",
     "dropout",
     "elu",
     "elu_",
     "embedding",
+    "gaussian_nll_loss",
     "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
     "hardtanh",
     "hardtanh_",
+    "hinge_embedding_loss",
     "huber_loss",
+    "kl_div",
     "l1_loss",
     "layer_norm",
     "leaky_relu",
     "leaky_relu_",
     "linear",
     "log_softmax",
+    "logsigmoid",
+    "margin_ranking_loss",
     "mse_loss",
+    "multilabel_soft_margin_loss",
     "nll_loss",
+    "normalize",
+    "one_hot",
+    "pad",
+    "pairwise_distance",
+    "poisson_nll_loss",
     "prelu",
     "relu",
     "relu6",
     "relu_",
+    "rms_norm",
+    "selu",
+    "selu_",
     "sigmoid",
     "silu",
     "smooth_l1_loss",
+    "soft_margin_loss",
     "softmax",
+    "softmin",
     "softplus",
+    "softshrink",
+    "softsign",
     "tanh",
+    "tanhshrink",
+    "threshold",
+    "threshold_",
+    "triplet_margin_loss",
 ]
 
 
@@ -489,6 +522,87 @@ def relu6(input: T, inplace: bool = False) -> T:
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
+def softmin(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """`softmax` of -x"""
+    if dim is None:
+        dim = implicit_dim("softmin", input, _stacklevel)
+    return softmax_rules.softmax(record(Neg, (input,))[0], dim, dtype)
+
+
+def selu(input: T, inplace: bool = False) -> T:
+    """s x where x > 0, else s a (exp(x) - 1), a and s constants; see `rules.activation.Elu`."""
+    return (_activation.selu_ if inplace else _activation.selu)(input)
+
+
+def selu_(input: T) -> T:
+    """`selu(input, inplace=True)`"""
+    return selu(input, True)
+
+
+def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
+    """x where x > 0, else alpha (exp(x / alpha) - 1); see `rules.activation.Celu`."""
+    return record(_activation.CeluInplace if inplace else _activation.Celu, (input, alpha))[0]
+
+
+def celu_(input: T, alpha: float = 1.0) -> T:
+    """`celu(input, alpha, inplace=True)`"""
+    return celu(input, alpha, True)
+
+
+def logsigmoid(input: T) -> T:
+    """The logarithm of the sigmoid; see `rules.activation.LogSigmoid`."""
+    return record(_activation.LogSigmoid, (input,))[0]
+
+
+def softsign(input: T) -> T:
+    """x / (|x| + 1):  dx = g / (|x| + 1) - g x / (|x| + 1)^2 sign(x)"""
+    if not isinstance(input, T):
+        return input / (input.abs() + 1)
+    return record(Div, (input, record(Abs, (input,))[0] + 1))[0]
+
+
+def tanhshrink(input: T) -> T:
+    """x - tanh(x):  dx = g - g (1 - tanh(x)^2)"""
+    if not isinstance(input, T):
+        return input - input.tanh()
+    return record(Sub, (input, record(Tanh, (input,))[0]))[0]
+
+
+def hardsigmoid(input: T, inplace: bool = False) -> T:
+    """x / 6 + 1/2 clipped to [0, 1]; see `rules.activation.Hardsigmoid`."""
+    function = _activation.HardsigmoidInplace if inplace else _activation.Hardsigmoid
+    return record(function, (input,))[0]
+
+
+def hardswish(input: T, inplace: bool = False) -> T:
+    """x times `hardsigmoid(x)`; see `rules.activation.Hardswish`."""
+    function = _activation.HardswishInplace if inplace else _activation.Hardswish
+    return record(function, (input,))[0]
+
+
+def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:
+    """x where x > threshold, else value; see `rules.activation.Threshold`."""
+    function = _activation.ThresholdInplace if inplace else _activation.Threshold
+    return record(function, (input, threshold, value))[0]
+
+
+def threshold_(input: T, threshold: float, value: float) -> T:
+    """`threshold(input, threshold, value, inplace=True)`"""
+    return record(_activation.ThresholdInplace, (input, threshold, value))[0]
+
+
+def hardshrink(input: T, lambd: float = 0.5) -> T:
+    """x where |x| > lambd, else 0; see `rules.activation.Hardshrink`."""
+    return record(_activation.Hardshrink, (input, lambd))[0]
+
+
+def softshrink(input: T, lambd: float = 0.5) -> T:
+    """x nearer to 0 by lambd, 0 within it; see `rules.activation.Softshrink`."""
+    return record(_activation.Softshrink, (input, lambd))[0]
+
+
 def check_probability(p: float) -> None:
     """PyTorch's error for a probability of dropout that is none."""
     if p < 0 or p > 1:
@@ -514,6 +628,50 @@ def layer_norm(
     if not isinstance(input, T):
         raise unplaced(torch.layer_norm, (input, normalized_shape, weight, bias, eps), {})
     return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def rms_norm(
+    input: T, normalized_shape: list[int], weight: T | None = None, eps: float | None = None
+) -> T:
+    """Each row over the root of its mean square; see `rules.composed.rms_norm`."""
+    if not isinstance(input, T):
+        raise unplaced(torch.rms_norm, (input, normalized_shape, weight, eps), {})
+    return _composed.rms_norm(input, normalized_shape, weight, eps)
+
+
+def normalize(
+    input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: T | None = None
+) -> T:
+    """Each row over its p-norm, which is eps at least:  y = x / max(|x|, eps)"""
+    size = _reduction.norm(input, p, dim, True).clamp_min(eps).expand_as(input)
+    if out is None:
+        return record(Div, (input, size))[0]
+    return torch.div(input, size, out=out)
+
+
+def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = None) -> T:
+    """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
+    ("replicate") or its other end ("circular"); see `rules.padding`.
+
+    `pad` has two numbers for each dimension, of the last one first. One below 0 cuts off.
+    """
+    return _padding.pad(input, pad, mode, value)
+
+
+def one_hot(tensor: T, num_classes: int = -1) -> T:
+    """Integers as rows of zeros with a one; no gradient goes through."""
+    with DisableTorchFunctionSubclass():
+        return torch._C._nn.one_hot(tensor, num_classes)
+
+
+def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
+    """The cosine of the angle between rows; see `rules.composed.cosine_similarity`."""
+    return _composed.cosine_similarity(x1, x2, dim, eps)
+
+
+def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> T:
+    """The p-norm of the difference of rows; see `rules.composed.pairwise_distance`."""
+    return _composed.pairwise_distance(x1, x2, p, eps, keepdim)
 
 
 def batch_norm(
@@ -893,6 +1051,206 @@ def cross_entropy(
     return _loss.cross_entropy_loss(input, target, weight, number, ignore_index, label_smoothing)
 
 
+def kl_div(
+    input: T,
+    target: T,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> T:
+    """The divergence of exp(x) from the target; see `rules.composed.kl_div`.
+
+    "batchmean" is the sum over the number of rows, "mean" that over the number of elements.
+    """
+    if size_average is not None or reduce is not None:
+        number = reduction_number(legacy_reduction(size_average, reduce))
+    else:
+        if reduction == "mean":
+            warnings.warn(
+                "reduction: 'mean' divides the total loss by both the batch size and the support"
+                " size.'batchmean' divides only by the batch size, and aligns with the KL div math"
+                " definition.'mean' will be changed to behave the same as 'batchmean' in the next"
+                " major release.",
+                stacklevel=2,
+            )
+        number = reduction_number("sum" if reduction == "batchmean" else reduction)
+    loss = _composed.kl_div(input, target, number, log_target=log_target)
+    if reduction == "batchmean" and input.dim() != 0:
+        loss = loss / input.size()[0]
+    return loss
+
+
+def poisson_nll_loss(
+    input: T,
+    target: T,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: bool | None = None,
+    eps: float = 1e-8,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """-log of the probability of counts; see `rules.composed.poisson_nll_loss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(reduction + " is not a valid value for reduction")
+    number = reduction_number(reduction)
+    return _composed.poisson_nll_loss(input, target, log_input, full, eps, number)
+
+
+def gaussian_nll_loss(
+    input: T,
+    target: T,
+    var: T | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> T:
+    """l = (log v + (x - t)^2 / v) / 2, v = `var`, eps at least (no gradient sees that)
+
+    dx = g (x - t) / v,  dv = g (1 / v - (x - t)^2 / v^2) / 2. With `full`, log(2 pi) / 2 is
+    added. `var` has the shape of x, or lacks the last dimension, or has one of size one.
+    """
+    if isinstance(var, float):
+        if var < 0:
+            raise ValueError("var has negative entry/entries")
+        var = var * torch.ones_like(input)
+    elif torch.any(var < 0):
+        raise ValueError("var has negative entry/entries")
+    sizes = list(input.size()), list(var.size())
+    if sizes[0] != sizes[1]:
+        if sizes[0][:-1] == sizes[1]:
+            var = unsqueeze(var, -1)
+        elif (
+            len(sizes[0]) != len(sizes[1])
+            or sum(v for x, v in zip(*sizes, strict=True) if x != v) != 1
+        ):
+            raise ValueError("var is of incorrect size")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(reduction + " is not valid")
+    spread: T = record(Clone, (var,))[0]
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        spread.clamp_(min=eps)
+    squared = record(Pow, (record(Sub, (input, target))[0], 2))[0]
+    loss = 0.5 * (torch.log(spread) + squared / spread)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return _composed.reduced(loss, reduction_number(reduction))
+
+
+def hinge_embedding_loss(
+    input: T,
+    target: T,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """Distances: small where the target is 1; see `rules.composed.hinge_embedding_loss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    return _composed.hinge_embedding_loss(input, target, margin, reduction_number(reduction))
+
+
+def margin_ranking_loss(
+    input1: T,
+    input2: T,
+    target: T,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """Which of two is to be the larger; see `rules.composed.margin_ranking_loss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    if input1.dim() != input2.dim() or input1.dim() != target.dim():
+        raise RuntimeError(
+            "margin_ranking_loss : All input tensors should have same dimension but got sizes:"
+            f" input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
+        )
+    return _composed.margin_ranking_loss(input1, input2, target, margin, number)
+
+
+def cosine_embedding_loss(
+    input1: T,
+    input2: T,
+    target: T,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """Rows alike or not, by their cosine; see `rules.composed.cosine_embedding_loss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    return _composed.cosine_embedding_loss(input1, input2, target, margin, number)
+
+
+def triplet_margin_loss(
+    anchor: T,
+    positive: T,
+    negative: T,
+    margin: float = 1.0,
+    p: float = 2,
+    eps: float = 1e-6,
+    swap: bool = False,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """One row nearer to the anchor than another; see `rules.composed.triplet_margin_loss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    number = reduction_number(reduction)
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
+    return _composed.triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, number)
+
+
+def soft_margin_loss(
+    input: T,
+    target: T,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """log(1 + exp(-t x)), for targets of 1 and -1; see `rules.loss.SoftMarginLoss`."""
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    return record(_loss.SoftMarginLoss, (input, target, reduction_number(reduction)))[0]
+
+
+def multilabel_soft_margin_loss(
+    input: T,
+    target: T,
+    weight: T | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> T:
+    """-(t log s + (1 - t) log(1 - s)) with s = sigmoid(x), its mean over the classes
+
+    dx = g (s - t) w / C, C the number of classes, which are the last dimension.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce)
+    yes = record(Mul, (target, logsigmoid(input)))[0]
+    no = record(Mul, (record(Rsub, (target, 1))[0], logsigmoid(record(Neg, (input,))[0])))[0]
+    loss = -(yes + no)
+    if weight is not None:
+        loss = record(Mul, (loss, weight))[0]
+    along = input.dim() - 1
+    loss = loss.sum(dim=along) / input.size(along)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(reduction + " is not valid")
+    return _composed.reduced(loss, reduction_number(reduction))
+
+
 _REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -929,6 +1287,7 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
 
 
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
+NAMED["torch.nn.functional", "_threshold"] = threshold  # its name there
 
 if not TYPE_CHECKING:  # which then reports such a name itself
     __getattr__ = missing(__name__, __all__)

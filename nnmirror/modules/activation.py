@@ -258,6 +258,192 @@ class LogSoftmax(Softmax):
     _name = "log_softmax"
 
 
+class Softmin(Layer):
+    """y = softmax(-x) along `dim`.  dx = (sum of g y - g) y.  Saved: y."""
+
+    __constants__ = ["dim"]
+    dim: int | None
+
+    def __init__(self, dim: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "dim"):
+            self.dim = None
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        dim = F.implicit_dim("softmin", input, 5) if self.dim is None else self.dim
+        return self._run_several(lambda x: F.softmin(x, dim), (input,))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class LogSigmoid(Layer):
+    """y = log(1 / (1 + exp(-x))).  dx = g / (1 + exp(x)).  Saved: x and exp(-|x|)."""
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.LogSigmoid, input)
+
+
+class Softsign(Layer):
+    """y = x / (1 + |x|).  dx = g / (1 + |x|) - g x / (1 + |x|)^2 sign(x)."""
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run_several(F.softsign, (input,))
+
+
+class Tanhshrink(Layer):
+    """y = x - tanh(x).  dx = g - g (1 - tanh(x)^2)."""
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run_several(F.tanhshrink, (input,))
+
+
+class SELU(Layer):
+    """y = s x where x > 0, else s a (exp(x) - 1).  dx = g s where x > 0, else g s a exp(x).
+
+    a = 1.6733 and s = 1.0507 keep mean 0 and variance 1 (Klambauer et al., 2017).  Saved: x.
+    With `inplace=True` y takes the memory of x, and is saved.
+    """
+
+    __constants__ = ["inplace"]
+    inplace: bool
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor | tuple):
+            return F.selu(input, self.inplace)
+        function = rules.EluInplace if self.inplace else rules.Elu
+        return self._run(function, input, rules.SELU_ALPHA, rules.SELU_SCALE)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class CELU(Layer):
+    """y = x where x > 0, else a (exp(x / a) - 1).  dx = g where x > 0, else g exp(x / a).
+
+    a is `alpha` (Barron, 2017).  Saved: x. With `inplace=True` y takes the memory of x, and is
+    saved.
+    """
+
+    __constants__ = ["alpha", "inplace"]
+    alpha: float
+    inplace: bool
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.CeluInplace if self.inplace else rules.Celu, input, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}{', inplace=True' if self.inplace else ''}"
+
+
+class Hardsigmoid(Layer):
+    """y = x / 6 + 1/2 clipped to [0, 1].  dx = g / 6 where -3 < x < 3, else 0.  Saved: x.
+
+    With `inplace=True` y takes the memory of x.
+    """
+
+    __constants__ = ["inplace"]
+    inplace: bool
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.HardsigmoidInplace if self.inplace else rules.Hardsigmoid, input)
+
+
+class Hardswish(Layer):
+    """y = x times x / 6 + 1/2 clipped to [0, 1].  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below,
+    g above (Howard et al., 2019).  Saved: x.
+
+    With `inplace=True` y takes the memory of x.
+    """
+
+    __constants__ = ["inplace"]
+    inplace: bool
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.HardswishInplace if self.inplace else rules.Hardswish, input)
+
+
+class Threshold(Layer):
+    """y = x where x > t, else v.  dx = g where x > t, else 0.  Saved: x.
+
+    t is `threshold`, v is `value`. With `inplace=True` y takes the memory of x.
+    """
+
+    __constants__ = ["threshold", "value", "inplace"]
+    threshold: float
+    value: float
+    inplace: bool
+
+    def __init__(self, threshold: float, value: float, inplace: bool = False) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.value = value
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        function = rules.ThresholdInplace if self.inplace else rules.Threshold
+        return self._run(function, input, self.threshold, self.value)
+
+    def extra_repr(self) -> str:
+        inplace = ", inplace=True" if self.inplace else ""
+        return f"threshold={self.threshold}, value={self.value}{inplace}"
+
+
+class Hardshrink(Layer):
+    """y = x where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
+
+    __constants__ = ["lambd"]
+    lambd: float
+    _function: Any = rules.Hardshrink
+
+    def __init__(self, lambd: float = 0.5) -> None:
+        super().__init__()
+        self.lambd = lambd
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(self._function, input, self.lambd)
+
+    def extra_repr(self) -> str:
+        return str(self.lambd)
+
+
+class Softshrink(Hardshrink):
+    """y = x - l sign(x) where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
+
+    _function: Any = rules.Softshrink
+
+
 class PReLU(Layer):
     """y = x where x > 0, else w x.  dx = g there, else w g;  dw = sum of x g where x <= 0.
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from ..grad_mode import is_grad_enabled
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, record
-from .explicit import Each, Recorded, Stacked
+from .explicit import Each, Recorded, Stacked, Traced
 from .module import Module
 
 
@@ -59,3 +60,41 @@ class Layer(Module):
         out = run(record(Stack, (0, *items))[0])
         self.__dict__["_call"] = Stacked(self._call, len(items))
         return tuple(record(Unbind, (out, 0))[0])
+
+    def _run_several(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], others: tuple[Any, ...] = ()
+    ) -> Any:
+        """function(*inputs, *others), several recorded calls maybe, kept for `backward`.
+
+        As with any layer, tuples are taken item by item, and `backward` gives a gradient for
+        each of `inputs` whether or not it requires one; of `others` (targets) it gives none.
+        """
+        if type(inputs[0]) is tuple:
+            count = len(inputs[0])
+            if any(type(v) is not tuple or len(v) != count for v in (*inputs, *others)):
+                raise TypeError("nnmirror: input and target must be tuples of one length")
+            outs, calls = [], []
+            for items in zip(*inputs, *others, strict=True):
+                split = len(inputs)
+                outs.append(self._run_several(function, items[:split], items[split:]))
+                calls.append(self._call)
+            self.__dict__["_call"] = Each(calls)
+            return tuple(outs)
+        if not is_grad_enabled():
+            self.__dict__["_call"] = None
+            return function(*inputs, *others)
+        given = tuple(_leaf_of_its_own(x) for x in inputs)
+        out = function(*given, *others)
+        self.__dict__["_call"] = Traced(given, out)
+        apart = any(x is not y for x, y in zip(inputs, given, strict=True))
+        tensors = (*inputs, *others, *self._parameters.values()) if apart else ()
+        if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
+            return out.detach()  # for the caller nothing requires grad
+        return out
+
+
+def _leaf_of_its_own(x: Any) -> Any:
+    """An input that requires no grad as one that does, for `Module.backward`; else itself."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return x
+    return x if x.requires_grad or x.is_inference() else x.detach().requires_grad_()

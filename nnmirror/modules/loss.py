@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional as F
-from ..grad_mode import is_grad_enabled
-from .explicit import Each, Recorded, Traced
+from .explicit import Recorded
 from .layer import Layer
 from .module import keeps_call
 
@@ -15,12 +14,7 @@ from .module import keeps_call
 class _Loss(Layer):
     reduction: str
 
-    def __init__(
-        self,
-        size_average: bool | None = None,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-    ) -> None:
+    def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         if size_average is not None or reduce is not None:
             self.reduction = F.legacy_reduction(size_average, reduce)
@@ -28,31 +22,7 @@ class _Loss(Layer):
             self.reduction = reduction
 
     def _compare(self, function: Callable[[Any, Any], Any], input: Any, target: Any) -> Any:
-        """function(input, target), several recorded calls maybe, kept for `backward`.
-
-        As with any layer, tuples are compared item by item, and `backward` gives a gradient
-        whether or not the input requires one.
-        """
-        if type(input) is tuple:
-            if type(target) is not tuple or len(target) != len(input):
-                raise TypeError("nnmirror: input and target must be tuples of one length")
-            losses, calls = [], []
-            for pair in zip(input, target, strict=True):
-                losses.append(self._compare(function, *pair))
-                calls.append(self._call)
-            self.__dict__["_call"] = Each(calls)
-            return tuple(losses)
-        apart = (
-            is_grad_enabled()
-            and isinstance(input, Tensor)
-            and input.is_floating_point()
-            and not input.requires_grad
-            and not input.is_inference()
-        )
-        x = input.detach().requires_grad_() if apart else input
-        loss = function(x, target)
-        self.__dict__["_call"] = Traced((x,), loss) if is_grad_enabled() else None
-        return loss.detach() if apart and not target.requires_grad else loss
+        return self._run_several(function, (input,), (target,))
 
 
 class MSELoss(_Loss):
@@ -63,9 +33,6 @@ class MSELoss(_Loss):
     """
 
     __constants__ = ["reduction"]
-
-    def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:  # type: ignore[no-untyped-def]
-        super().__init__(size_average, reduce, reduction)
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -81,9 +48,6 @@ class L1Loss(_Loss):
     """l = |x - t|, its mean, or its sum, by `reduction`.  dx = g sign(x - t) / n,  dt = -dx."""
 
     __constants__ = ["reduction"]
-
-    def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:  # type: ignore[no-untyped-def]
-        super().__init__(size_average, reduce, reduction)
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -267,3 +231,229 @@ class CrossEntropyLoss(_WeightedLoss):
             )
 
         return self._compare(loss, input, target)
+
+
+class KLDivLoss(_Loss):
+    """l = t (log t - x) for x = log of a probability; with `log_target`, exp(t) (t - x).
+
+    dx = -g t / n (-g exp(t) / n), n the number of elements for "mean", of rows for "batchmean"
+    (Kullback and Leibler, 1951).
+    """
+
+    __constants__ = ["reduction"]
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, size_average=None, reduce=None, reduction: str = "mean", log_target: bool = False
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.log_target = log_target
+
+    @keeps_call
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return F.kl_div(x, t, reduction=self.reduction, log_target=self.log_target)
+
+        return self._compare(loss, input, target)
+
+
+class PoissonNLLLoss(_Loss):
+    """l = exp(x) - t x, x the log of the rate; without `log_input`, x - t log(x + eps).
+
+    dx = g (exp(x) - t) / n;  g (1 - t / (x + eps)) / n. `full` adds Stirling's approximation of
+    log t! where t > 1.
+    """
+
+    __constants__ = ["log_input", "full", "eps", "reduction"]
+    log_input: bool
+    full: bool
+    eps: float
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        log_input: bool = True,
+        full: bool = False,
+        size_average=None,
+        eps: float = 1e-8,
+        reduce=None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.log_input = log_input
+        self.full = full
+        self.eps = eps
+
+    @keeps_call
+    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+        how = {"log_input": self.log_input, "full": self.full, "eps": self.eps}
+
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return F.poisson_nll_loss(x, t, reduction=self.reduction, **how)  # type: ignore[arg-type]
+
+        return self._compare(loss, log_input, target)
+
+
+class GaussianNLLLoss(_Loss):
+    """l = (log v + (x - t)^2 / v) / 2, v the variance, `eps` at least.
+
+    dx = g (x - t) / v / n,  dv = g (1 / v - (x - t)^2 / v^2) / 2 / n. `full` adds log(2 pi) / 2.
+    Nix and Weigend, 1994 (doi:10.1109/ICNN.1994.374138).
+    """
+
+    __constants__ = ["full", "eps", "reduction"]
+    full: bool
+    eps: float
+
+    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
+        super().__init__(None, None, reduction)
+        self.full = full
+        self.eps = eps
+
+    @keeps_call
+    def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
+        def loss(x: Tensor, t: Tensor, v: Any) -> Tensor:
+            return F.gaussian_nll_loss(
+                x, t, v, full=self.full, eps=self.eps, reduction=self.reduction
+            )
+
+        return self._run_several(loss, (input,), (target, var))
+
+
+class HingeEmbeddingLoss(_Loss):
+    """l = x where the target is 1, max(m - x, 0) where it is -1, m the `margin`.
+
+    dx = g / n where it is 1, -g / n where it is -1 and x < m.
+    """
+
+    __constants__ = ["margin", "reduction"]
+    margin: float
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, margin: float = 1.0, size_average=None, reduce=None, reduction: str = "mean"
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.margin = margin
+
+    @keeps_call
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return F.hinge_embedding_loss(x, t, margin=self.margin, reduction=self.reduction)
+
+        return self._compare(loss, input, target)
+
+
+class SoftMarginLoss(_Loss):
+    """l = log(1 + exp(-t x)) for targets of 1 and -1.  dx = -g t z / (1 + z) / n, z = exp(-t x).
+
+    Saved: x and t.
+    """
+
+    __constants__ = ["reduction"]
+
+    @keeps_call
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return F.soft_margin_loss(x, t, reduction=self.reduction)
+
+        return self._compare(loss, input, target)
+
+
+class MultiLabelSoftMarginLoss(_WeightedLoss):
+    """l = -w (t log s + (1 - t) log(1 - s)), s = sigmoid(x), its mean over the classes.
+
+    dx = g w (s - t) / C / n, C the number of classes, which are the last dimension.
+    """
+
+    __constants__ = ["reduction"]
+
+    @keeps_call
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return F.multilabel_soft_margin_loss(x, t, weight=self.weight, reduction=self.reduction)
+
+        return self._compare(loss, input, target)
+
+
+class CosineEmbeddingLoss(_Loss):
+    """l = 1 - c where the target is 1, max(c - m, 0) where it is -1; c = cos(x1, x2).
+
+    m is the `margin`. By hand, `backward` gives a gradient for each of the two.
+    """
+
+    __constants__ = ["margin", "reduction"]
+    margin: float
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean"
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.margin = margin
+
+    @keeps_call
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+            return F.cosine_embedding_loss(x, y, t, margin=self.margin, reduction=self.reduction)
+
+        return self._run_several(loss, (input1, input2), (target,))
+
+
+class MarginRankingLoss(_Loss):
+    """l = max(-t (x1 - x2) + m, 0), m the `margin`.  dx1 = -g t / n where l > 0,  dx2 = -dx1."""
+
+    __constants__ = ["margin", "reduction"]
+    margin: float
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean"
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.margin = margin
+
+    @keeps_call
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+            return F.margin_ranking_loss(x, y, t, margin=self.margin, reduction=self.reduction)
+
+        return self._run_several(loss, (input1, input2), (target,))
+
+
+class TripletMarginLoss(_Loss):
+    """l = max(m + |a - p| - |a - n|, 0), m the `margin`, in the norm of order `p`.
+
+    With `swap`, the lesser of |a - n| and |p - n| (Balntas et al., 2016). By hand, `backward`
+    gives a gradient for each of the three.
+    """
+
+    __constants__ = ["margin", "p", "eps", "swap", "reduction"]
+    margin: float
+    p: float
+    eps: float
+    swap: bool
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        margin: float = 1.0,
+        p: float = 2.0,
+        eps: float = 1e-6,
+        swap: bool = False,
+        size_average=None,
+        reduce=None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        if margin <= 0:
+            raise ValueError(
+                f"TripletMarginLoss: expected margin to be greater than 0, got {margin} instead"
+            )
+        self.margin = margin
+        self.p = p
+        self.eps = eps
+        self.swap = swap
+
+    @keeps_call
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        how = {"margin": self.margin, "p": self.p, "eps": self.eps, "swap": self.swap}
+
+        def loss(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
+            return F.triplet_margin_loss(a, p, n, reduction=self.reduction, **how)  # type: ignore[arg-type]
+
+        return self._run_several(loss, (anchor, positive, negative))

@@ -1,4 +1,4 @@
-"""LayerNorm."""
+"""LayerNorm and RMSNorm."""
 
 import numbers
 from typing import Any
@@ -72,4 +72,56 @@ class LayerNorm(Layer):
         return (
             f"{self.normalized_shape}, eps={self.eps},"
             f" elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        )
+
+
+class RMSNorm(Layer):
+    """y = x r w, r = 1 / sqrt(mean(x^2) + eps) over the last dimensions.
+
+    dw = sum of g x r,  dx = r g w - x r^3 mean(g w x)  (Zhang and Sennrich, 2019).
+
+    `weight` (ones) is of `normalized_shape`; without `elementwise_affine` there is none.
+    `eps` is the machine's for the dtype of x, if not given. 16 bits are computed in 32.
+    """
+
+    __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
+    normalized_shape: tuple[int, ...]
+    eps: float | None
+    elementwise_affine: bool
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        normalized_shape: _shape_t,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if isinstance(normalized_shape, numbers.Integral):
+            normalized_shape = (normalized_shape,)  # type: ignore[assignment]
+        self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        weight = None
+        if elementwise_affine:
+            weight = Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
+        self.register_parameter("weight", weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one."""
+        if self.elementwise_affine:
+            init.ones_(self.weight)  # type: ignore[arg-type]
+
+    @keeps_call
+    def forward(self, x: Tensor) -> Tensor:
+        def norm(x: Tensor) -> Tensor:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)  # type: ignore[arg-type]
+
+        return self._run_several(norm, (x,))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
         )

@@ -265,3 +265,236 @@ class HardtanhInplace(Hardtanh):
         y = torch._C._nn.hardtanh_(input, min_val, max_val)
         ctx.mark_dirty(y)
         return y
+
+
+SELU_ALPHA = 1.6732632423543772848170429916717
+SELU_SCALE = 1.0507009873554804934193349852946
+
+
+@composite(torch.selu)
+def selu(input: T) -> T:
+    """`Elu` with the a and s that keep mean 0 and variance 1: Klambauer et al., 2017
+    (arXiv:1706.02515)."""
+    if not isinstance(input, T):
+        raise unplaced(torch.selu, (input,), {})
+    return record(Elu, (input, SELU_ALPHA, SELU_SCALE))[0]
+
+
+@composite(torch.selu_)
+def selu_(input: T) -> T:
+    if not isinstance(input, T):
+        raise unplaced(torch.selu_, (input,), {})
+    return record(EluInplace, (input, SELU_ALPHA, SELU_SCALE))[0]
+
+
+@rule(torch.celu)
+class Celu(Rule):
+    """y = x where x > 0, else a (exp(x / a) - 1):  dx = g where x > 0, else g exp(x / a)
+
+    Saved: x.  Barron, 2017 (arXiv:1704.07483).
+    """
+
+    infer: Any = staticmethod(torch.celu)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, alpha: Any = 1.0) -> T:
+        y = torch.celu(input, alpha)
+        ctx.how = _celu_as_elu(alpha)
+        ctx.save_for_backward(input)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return Elu.backward(ctx, g)[:2]
+
+
+@rule(torch.celu_)
+class CeluInplace(Celu):
+    """`Celu` into the memory of its input.  Saved: y;  dx = g where y > 0, else g (y + a) / a"""
+
+    is_inplace = True
+    infer: Any = staticmethod(torch.celu_)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "CeluBackward1"
+
+    @staticmethod
+    def forward(ctx: Any, input: T, alpha: Any = 1.0) -> T:
+        y = torch.celu_(input, alpha)
+        ctx.how = _celu_as_elu(alpha)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return EluInplace.backward(ctx, g)[:2]
+
+
+def _celu_as_elu(alpha: float) -> tuple[float, float, float]:
+    """The parameters of `Elu` that make it this; the divisor is rounded to a float32 first."""
+    return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32).item()
+
+
+@rule(torch._C._nn.log_sigmoid)
+class LogSigmoid(Rule):
+    """y = -log(1 + exp(-x)):  dx = g (1 - e / (1 + e)) where x < 0, else g e / (1 + e)
+
+    with e = exp(-|x|).  Saved: x and e.
+    """
+
+    infer: Any = staticmethod(torch._C._nn.log_sigmoid)
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        if not isinstance(input, T):
+            raise unplaced(torch._C._nn.log_sigmoid, (input,), {})
+        y, e = torch.ops.aten.log_sigmoid_forward(input)
+        ctx.save_for_backward(input, e)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        dtype, shape = g.dtype, g.shape
+        g, x, e = widened(g, *ctx.saved_tensors)
+        if not x.is_cpu:
+            e = torch.exp(-x.abs())  # only the CPU's kernel keeps it
+        share = e / (1 + e)
+        return (torch.where(x < 0, 1 - share, share) * g).to(dtype).view(shape)
+
+
+class _OfInput(Rule):
+    """An activation whose slope is a function of x, `slope(g, x, *parameters)`.  Saved: x."""
+
+    function: Any
+
+    @staticmethod
+    def forward(ctx: Any, input: T, *how: Any) -> T:
+        y: T = ctx.function.function(input, *how)
+        ctx.how = how
+        ctx.save_for_backward(input)
+        return y
+
+    @staticmethod
+    def slope(g: T, x: T, *how: Any) -> T:
+        """dx, in float32 at least."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = ctx.function.slope(*widened(g, ctx.saved(0)), *ctx.how)
+        return (dx.to(g.dtype).view(g.shape), *[None] * (len(ctx.edges) - 1))
+
+
+def _into(of: type[_OfInput], function: Any, number: int = 0) -> type[_OfInput]:
+    """The same into the memory of its input.  Saved: a copy of x."""
+
+    def forward(ctx: Any, input: T, *how: Any) -> T:
+        ctx.how = how
+        ctx.save_for_backward(input.clone())
+        y = function(input, *how)
+        ctx.mark_dirty(y)
+        return y
+
+    name = f"{of.__name__}Backward{number}"
+    made = type(
+        f"{of.__name__}Inplace",
+        (of,),
+        {
+            "__doc__": _into.__doc__,
+            "is_inplace": True,
+            "infer": staticmethod(function),
+            "forward": staticmethod(forward),
+            "node_name": classmethod(lambda cls: name),
+        },
+    )
+    rule(function)(made)
+    return made
+
+
+@rule(torch._C._nn.hardsigmoid)
+class Hardsigmoid(_OfInput):
+    """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x."""
+
+    function = infer = staticmethod(torch._C._nn.hardsigmoid)
+
+    @staticmethod
+    def slope(g: T, x: T) -> T:
+        sixth = number(1 / 6, x.float()).to(x.dtype)  # a float32 in the kernel, whatever x is
+        return (g * sixth).masked_fill(~((x > -3) & (x < 3)), 0)
+
+
+HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
+
+
+@rule(torch._C._nn.hardswish)
+class Hardswish(_OfInput):
+    """y = x (x / 6 + 1/2 clipped to [0, 1]):  dx = g (x / 3 + 1/2) where -3 < x < 3,
+    0 below, g above.  Saved: x.  Howard et al., 2019 (arXiv:1905.02244).
+    """
+
+    function = infer = staticmethod(torch._C._nn.hardswish)
+
+    @staticmethod
+    def slope(g: T, x: T) -> T:
+        middle = g * (x / 3 + 0.5)
+        return torch.where(x >= 3, g, middle).masked_fill(x <= -3, 0)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x = ctx.saved(0)
+        (dx,) = _OfInput.backward(ctx, g)
+        # A NaN taken one by one counts as above 3.
+        return (torch.where(one_by_one(g, x) & x.isnan(), g, dx),)
+
+
+HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
+
+
+@rule(torch.threshold)
+class Threshold(_OfInput):
+    """y = x where x > t, else v:  dx = g where x > t, else 0.  Saved: x."""
+
+    function = infer = staticmethod(torch.threshold)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, threshold: Any, value: Any) -> T:
+        return _OfInput.forward(ctx, input, threshold, value)
+
+    @staticmethod
+    def slope(g: T, x: T, threshold: Any, value: Any) -> T:
+        return g.masked_fill(x <= number(threshold, x), 0)
+
+
+ThresholdInplace = _into(Threshold, torch.threshold_, 1)
+
+
+@rule(torch.hardshrink, T.hardshrink)
+class Hardshrink(Rule):
+    """y = x where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
+
+    function: Any = staticmethod(torch.hardshrink)
+    infer: Any = function
+
+    @staticmethod
+    def forward(ctx: Any, input: T, lambd: Any = 0.5) -> T:
+        y: T = ctx.function.function(input, lambd)
+        ctx.bound = lambd
+        ctx.save_for_backward(input)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x = ctx.saved(0)
+        bound = number(ctx.bound, x)
+        # A NaN taken by registers keeps g back.
+        lost = x.isnan() & ~one_by_one(g, x, short=True)
+        return g.masked_fill(((x >= -bound) & (x <= bound)) | lost, 0), None
+
+
+@rule(torch._C._nn.softshrink)
+class Softshrink(Hardshrink):
+    """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
+
+    function = infer = staticmethod(torch._C._nn.softshrink)

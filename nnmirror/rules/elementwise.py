@@ -437,6 +437,37 @@ class Addcdiv(Rule):
         )
 
 
+@inplace(T.xlogy_, torch.xlogy_)
+@rule(torch.xlogy, T.xlogy, torch.special.xlogy)
+class Xlogy(Rule):
+    """z = x log y, 0 where x = 0:  dx = g log y, 0 where x = 0 >= y;  dy = g x / y"""
+
+    @staticmethod
+    def forward(ctx: Any, input: Any, other: Any) -> T:
+        tensors = isinstance(input, T), isinstance(other, T)
+        ctx.numbers = [None if isinstance(v, T) else v for v in (input, other)]
+        ctx.label = "XlogyBackward" + {(True, True): "0", (False, True): "1"}.get(tensors, "2")
+        ctx.save_for_backward(*(v if isinstance(v, T) else None for v in (input, other)))
+        return torch.xlogy(input, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, y = (
+            saved if number is None else number
+            for saved, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)
+        )
+        dx = dy = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.xlogy(g, y)
+            if isinstance(y, T):
+                dx = dx.masked_fill((x == 0.0) & (y <= 0.0), 0.0)
+            elif y <= 0:
+                dx = dx.masked_fill(x == 0.0, 0.0)
+        if ctx.needs_input_grad[1]:
+            dy = g * x / y
+        return dx, dy
+
+
 @composite(T.where)
 def where(input: T, condition: T, other: Any) -> T:
     """x.where(condition, y), which PyTorch also computes as torch.where(condition, x, y)"""

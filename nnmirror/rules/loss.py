@@ -352,6 +352,30 @@ def _smoothed(
     return loss * (1 - smoothing) + spread * (smoothing / input.shape[along])
 
 
+@rule(torch._C._nn.soft_margin_loss)
+class SoftMarginLoss(Rule):
+    """l = log(1 + exp(-t x)), its mean or its sum:  dx = -g t z / (1 + z) / n, z = exp(-t x)
+
+    Saved: x and t.
+    """
+
+    tuple_places = (0, 1)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN) -> T:
+        _no_gradient(ctx, "soft_margin_loss", target=1)
+        loss: T = torch._C._nn.soft_margin_loss(input, target, reduction)  # type: ignore[arg-type]
+        ctx.share = 1.0 / input.numel() if reduction == MEAN and input.numel() else 1.0
+        ctx.save_for_backward(input, target)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, t = ctx.saved_tensors
+        z = torch.exp(-t * x)
+        return (t * z).mul_(constant(-ctx.share, x.dtype, x.device)).div_(z + 1).mul(g), None, None
+
+
 class _OfDifference(Rule):
     """A loss of d = x - t whose slope is bounded:  dx = slope(d) g / n,  dt = -dx.
 

@@ -1,0 +1,218 @@
+"""Functions that PyTorch composes of other operations: distances, and losses made of them.
+
+Each has the operations that PyTorch's has, in its order, and so its rounding; their own
+backwards are all there is. A number that PyTorch makes a tensor of, to subtract from it, is
+made one here too: in 16 bits it is rounded first. Of two operands the second comes first, as
+C++ has it there: the order in which a tensor's gradients are added is that of the calls.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from ..tape import Function, record
+from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
+from .elementwise import Exp, Log, Where, Xlogy
+from .reduction import LinalgVectorNorm, Mean, Sum
+from .registry import composite, unplaced
+from .shape import broadcast_tensors, to
+
+T = torch.Tensor
+
+_EPSILON = 1e-12
+
+
+def recorded(function: type[Function]) -> Callable[..., Any]:
+    """The function as a rule records it: an argument may be a tensor in torch's own graph."""
+    return lambda *args: record(function, args)[0]
+
+
+add, sub, mul, div = (recorded(r) for r in (Add, Sub, Mul, Div))
+neg, power, exp, log = (recorded(r) for r in (Neg, Pow, Exp, Log))
+where, xlogy = recorded(Where), recorded(Xlogy)
+
+
+def reduced(loss: T, reduction: int) -> T:
+    """The loss, its mean or its sum, by PyTorch's number for it."""
+    if reduction == 0:
+        return loss
+    return record(Mean if reduction == 1 else Sum, (loss,))[0]
+
+
+def _number(value: float, like: T) -> T:
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def _are_tensors(func: Any, args: tuple[Any, ...], count: int) -> None:
+    """PyTorch's error unless the first `count` of the arguments are tensors."""
+    if not all(isinstance(a, T) for a in args[:count]):
+        raise unplaced(func, args, {})
+
+
+# -- distances -------------------------------------------------------------------------------
+
+
+@composite(torch.cosine_similarity)
+def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
+    """z = sum of (x / |x|) (y / |y|) along dim, the lengths at least eps
+
+    Its gradient is that of the quotients, the length's where it is above eps or not.
+    """
+    _are_tensors(torch.cosine_similarity, (x1, x2, dim, eps), 2)
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        torch.cosine_similarity(x1[:0] if x1.dim() else x1, x2[:0] if x1.dim() else x2, dim, eps)
+        dtype = torch.result_type(x1, x2)
+    x1, x2 = (x if x.is_floating_point() or x.is_complex() else x.to(dtype) for x in (x1, x2))
+    x1, x2 = broadcast_tensors(x1, x2)
+    # Cloned, as they are changed where the gradient does not see it.
+    sizes = [record(LinalgVectorNorm, (x, 2, dim, True, None))[0].clone() for x in (x1, x2)]
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        for size in sizes:
+            size.clamp_min_(eps)
+    other = div(x2, sizes[1])
+    return (div(x1, sizes[0]) * other).sum(dim)
+
+
+@composite(torch.pairwise_distance)
+def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bool = False) -> T:
+    """z = the p-norm of x - y + eps along the last dimension"""
+    _are_tensors(torch.pairwise_distance, (x1, x2, p, eps, keepdim), 2)
+    difference = sub(x1, x2) + eps
+    norm, node = record(LinalgVectorNorm, (difference, p, [difference.dim() - 1], keepdim, None))
+    if node is not None:
+        node.label = "NormBackward1"
+    return norm
+
+
+# -- losses of distances ---------------------------------------------------------------------
+
+
+@composite(torch.cosine_embedding_loss)
+def cosine_embedding_loss(
+    input1: T, input2: T, target: T, margin: float = 0.0, reduction: int = 1
+) -> T:
+    """l = 1 - c where the target is 1, max(c - margin, 0) where it is -1; c = cos(x, y)"""
+    args = input1, input2, target, margin, reduction
+    _are_tensors(torch.cosine_embedding_loss, args, 3)
+    along = target.dim()
+    if along > 1 or input1.dim() != along + 1 or input2.dim() != along + 1:
+        raise unplaced(torch.cosine_embedding_loss, args, {})
+    product = mul(input1, input2).sum(along)
+    sizes = [mul(x, x).sum(along) + _EPSILON for x in (input1, input2)]
+    c = product / (sizes[0] * sizes[1]).sqrt()
+    zeros = torch.zeros_like(c)
+    alike = torch.where(target == 1, _number(1, c) - c, zeros)
+    other = torch.where(target == -1, (c - margin).clamp_min(0), zeros)
+    return reduced(alike + other, reduction)
+
+
+@composite(torch.hinge_embedding_loss)
+def hinge_embedding_loss(input: T, target: T, margin: float = 1.0, reduction: int = 1) -> T:
+    """l = x where the target is 1, max(margin - x, 0) where it is -1"""
+    _are_tensors(torch.hinge_embedding_loss, (input, target, margin, reduction), 2)
+    zeros = torch.zeros_like(input)
+    far = where(target != 1, sub(_number(margin, input), input).clamp_min(0), zeros)
+    near = where(target != -1, input, zeros)
+    return reduced(far + near, reduction)
+
+
+@composite(torch.margin_ranking_loss)
+def margin_ranking_loss(
+    input1: T, input2: T, target: T, margin: float = 0.0, reduction: int = 1
+) -> T:
+    """l = max(-t (x - y) + margin, 0)"""
+    _are_tensors(torch.margin_ranking_loss, (input1, input2, target, margin, reduction), 3)
+    difference = sub(input1, input2)
+    return reduced((mul(neg(target), difference) + margin).clamp_min(0), reduction)
+
+
+@composite(torch.triplet_margin_loss)
+def triplet_margin_loss(
+    anchor: T,
+    positive: T,
+    negative: T,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: int = 1,
+) -> T:
+    """l = max(margin + |a - p| - |a - n|, 0), with `swap` the lesser of |a - n| and |p - n|
+
+    Balntas et al., 2016 (doi:10.5244/C.30.119), section 2.
+    """
+    args = anchor, positive, negative, margin, p, eps, swap, reduction
+    _are_tensors(torch.triplet_margin_loss, args, 3)
+    if not anchor.dim() == positive.dim() == negative.dim():
+        raise unplaced(torch.triplet_margin_loss, args, {})
+    near = pairwise_distance(anchor, positive, p, eps)
+    far = pairwise_distance(anchor, negative, p, eps)
+    if swap:
+        far = torch.minimum(far, pairwise_distance(positive, negative, p, eps))
+    return reduced((near + margin - far).clamp_min(0), reduction)
+
+
+# -- losses of likelihoods -------------------------------------------------------------------
+
+
+@composite(torch.kl_div)
+def kl_div(input: T, target: T, reduction: int = 1, *, log_target: bool = False) -> T:
+    """l = t log t - t x, for x = log of a probability; with `log_target`, exp(t) (t - x)
+
+    dx = -g t (-g exp(t)).  Kullback and Leibler, 1951 (doi:10.1214/aoms/1177729694).
+    """
+    if not (isinstance(input, T) and isinstance(target, T)):
+        raise unplaced(torch.kl_div, (input, target, reduction), {"log_target": log_target})
+    if log_target:
+        difference = sub(target, input)
+        return reduced(mul(exp(target), difference), reduction)
+    product = mul(target, input)
+    return reduced(sub(xlogy(target, target), product), reduction)
+
+
+@composite(torch.poisson_nll_loss)
+def poisson_nll_loss(
+    input: T, target: T, log_input: bool, full: bool, eps: float, reduction: int
+) -> T:
+    """l = exp(x) - t x, for x the log of the rate; else x - t log(x + eps), x the rate
+
+    With `full`, and where t > 1, Stirling's t log t - t + log(2 pi t) / 2 is added.
+    """
+    args = input, target, log_input, full, eps, reduction
+    _are_tensors(torch.poisson_nll_loss, args, 2)
+    if log_input:
+        product = mul(target, input)
+        loss = sub(exp(input), product)
+    else:
+        loss = sub(input, mul(target, log(add(input, eps))))
+    if full:
+        half = log(mul(target, 2 * math.pi)) * 0.5
+        product = mul(target, log(target))
+        loss = loss + (sub(product, target) + half).masked_fill(target <= 1, 0)
+    return reduced(loss, reduction)
+
+
+# -- a normalisation -------------------------------------------------------------------------
+
+
+@composite(torch.rms_norm)
+def rms_norm(
+    input: T, normalized_shape: Any, weight: T | None = None, eps: float | None = None
+) -> T:
+    """y = x r w, r = 1 / sqrt(mean of x^2 + eps) over the last dimensions
+
+    dw = sum of g x r,  dx = r g w - x r^3 / n (sum of g w x).  16 bits are computed in 32.
+    Zhang and Sennrich, 2019 (arXiv:1910.07467).
+    """
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors
+    x = to(input, torch.float32) if input.dtype.itemsize == 2 else input
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    over = list(range(input.dim() - len(normalized_shape), input.dim()))
+    y = mul(x, (record(Mean, (power(x, 2), over, True))[0] + eps).rsqrt())
+    if weight is not None:
+        y = mul(y, weight)
+    return y if y.dtype is input.dtype else to(y, input.dtype)

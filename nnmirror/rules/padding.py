@@ -1,0 +1,116 @@
+"""Padding: with a constant, or with what the tensor holds itself.
+
+A gradient goes to the element that a place of the result was copied from; of several, one after
+another in the order of the places, as PyTorch's kernels go over them.
+"""
+
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from ..tape import record
+from .registry import Rule, composite, rule, unplaced
+
+T = torch.Tensor
+
+
+@rule(torch.constant_pad_nd)
+class ConstantPadNd(Rule):
+    """z = x between constants, or without its ends where padded by less than 0:
+
+    dx = the part of g that x takes, 0 at the ends that were cut off
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, pad: Any, value: Any = 0) -> T:
+        ctx.back = [-n for n in pad]
+        return torch.constant_pad_nd(input, pad, value)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return torch.constant_pad_nd(g, ctx.back, 0), None, None
+
+
+class _OfItself(Rule):
+    """z = x between elements of its own:  dx = g, added to the elements it was copied from"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, pad: Any, mode: str) -> T:
+        z = torch._C._nn.pad(input, pad, mode)
+        ctx.how, ctx.shape = (pad, mode), input.shape
+        kinds = {"reflect": "ReflectionPad", "replicate": "ReplicationPad"}
+        ctx.label = f"{kinds[mode]}{len(pad) // 2}DBackward0"
+        ctx.save_for_backward(input)  # only as PyTorch does: it may not be changed
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        ctx.saved(0)
+        pad, mode = ctx.how
+        count = ctx.shape.numel()
+        places = torch.arange(count, dtype=torch.float64, device=g.device).view(ctx.shape)
+        places = torch._C._nn.pad(places, pad, mode).long().reshape(-1)
+        dx = torch.zeros(count, dtype=g.dtype, device=g.device)
+        return dx.index_add_(0, places, g.reshape(-1)).view(ctx.shape), None, None
+
+
+class _Circular(Rule):
+    """z = x between its own other end:  dx = g, with what was copied added where it came from
+
+    PyTorch copies side by side into a new tensor, and a later side may copy of an earlier one;
+    going back undoes one copy after another.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, pad: Any) -> T:
+        z = torch._C._nn.pad(input, pad, "circular")
+        ctx.pad, ctx.shape = pad, input.shape
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dims = len(ctx.pad) // 2
+        sides = [(dims - i + 1, *ctx.pad[2 * i : 2 * i + 2]) for i in range(dims)]
+        for dim, left, right in reversed(sides):
+            size, kept = g.shape[dim], max(left, 0)
+            if right > 0:
+                g = _undone(g, dim, size - right, kept, right)
+            if left > 0:
+                g = _undone(g, dim, 0, size - left - max(right, 0), left)
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        part = dx
+        for dim, left, right in sides:
+            g = g[(slice(None),) * dim + (slice(max(left, 0), g.shape[dim] - max(right, 0)),)]
+            part = part[
+                (slice(None),) * dim + (slice(max(-left, 0), part.shape[dim] - max(-right, 0)),)
+            ]
+        part.copy_(g)
+        return dx, None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "torch::autograd::CopySlices"
+
+
+def _undone(g: T, dim: int, to: int, start: int, length: int) -> T:
+    """The gradient before `length` slices from `start` on along dim were copied to `to`."""
+    kept, moved = g.clone(), torch.zeros_like(g)
+    kept.narrow(dim, to, length).zero_()
+    moved.narrow(dim, start, length).copy_(g.narrow(dim, to, length))
+    return kept + moved
+
+
+@composite(torch._C._nn.pad)
+def pad(input: T, pad: Any, mode: str = "constant", value: float | None = None) -> T:
+    """x padded along its last dimensions; `pad` has two numbers for each, the last first."""
+    if not isinstance(input, T):
+        raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        torch._C._nn.pad(input, pad, mode, value)  # PyTorch's errors
+    pad = list(pad)
+    if mode == "constant":
+        return record(ConstantPadNd, (input, pad, 0 if value is None else value))[0]
+    if mode == "circular":
+        return record(_Circular, (input, pad))[0]
+    return record(_OfItself, (input, pad, mode))[0]
