@@ -81,7 +81,7 @@ class RMSNorm(Layer):
     dw = sum of g x r,  dx = r g w - x r^3 mean(g w x)  (Zhang and Sennrich, 2019).
 
     `weight` (ones) is of `normalized_shape`; without `elementwise_affine` there is none.
-    `eps` is the machine's for the dtype of x, if not given. 16 bits are computed in 32.
+    `eps` is the machine's if not given, for float32 or float64: 16 bits are computed in 32.
     """
 
     __constants__ = ["normalized_shape", "eps", "elementwise_affine"]

@@ -22,7 +22,7 @@ from .shape import broadcast_tensors, to
 
 T = torch.Tensor
 
-_EPSILON = 1e-12
+_EPSILON = torch.tensor(1e-12).item()  # a float32 in PyTorch
 
 
 def recorded(function: type[Function]) -> Callable[..., Any]:
@@ -62,11 +62,12 @@ def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     Its gradient is that of the quotients, the length's where it is above eps or not.
     """
     _are_tensors(torch.cosine_similarity, (x1, x2, dim, eps), 2)
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        torch.cosine_similarity(x1[:0] if x1.dim() else x1, x2[:0] if x1.dim() else x2, dim, eps)
-        dtype = torch.result_type(x1, x2)
-    x1, x2 = (x if x.is_floating_point() or x.is_complex() else x.to(dtype) for x in (x1, x2))
-    x1, x2 = broadcast_tensors(x1, x2)
+    dtype = torch.result_type(x1, x2)
+    if not dtype.is_floating_point:
+        raise unplaced(torch.cosine_similarity, (x1, x2, dim, eps), {})
+    x1, x2 = (x if x.is_floating_point() else x.to(dtype) for x in (x1, x2))
+    if x1.shape != x2.shape:
+        x1, x2 = broadcast_tensors(x1, x2)
     # Cloned, as they are changed where the gradient does not see it.
     sizes = [record(LinalgVectorNorm, (x, 2, dim, True, None))[0].clone() for x in (x1, x2)]
     with DisableTorchFunctionSubclass(), torch.no_grad():
@@ -164,7 +165,8 @@ def kl_div(input: T, target: T, reduction: int = 1, *, log_target: bool = False)
 
     dx = -g t (-g exp(t)).  Kullback and Leibler, 1951 (doi:10.1214/aoms/1177729694).
     """
-    if not (isinstance(input, T) and isinstance(target, T)):
+    tensors = isinstance(input, T) and isinstance(target, T)
+    if not (tensors and input.is_floating_point() and target.is_floating_point()):
         raise unplaced(torch.kl_div, (input, target, reduction), {"log_target": log_target})
     if log_target:
         difference = sub(target, input)
@@ -207,11 +209,17 @@ def rms_norm(
     dw = sum of g x r,  dx = r g w - x r^3 / n (sum of g w x).  16 bits are computed in 32.
     Zhang and Sennrich, 2019 (arXiv:1910.07467).
     """
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors
+    shape = tuple(normalized_shape)
+    fits = len(shape) > 0 and tuple(input.shape[-len(shape) :]) == shape
+    fits = fits and input.is_floating_point()
+    if weight is not None:
+        fits = fits and tuple(weight.shape) == shape and weight.dtype is input.dtype
+    if not fits:
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors and warnings
     x = to(input, torch.float32) if input.dtype.itemsize == 2 else input
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    over = list(range(input.dim() - len(normalized_shape), input.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    over = list(range(input.dim() - len(shape), input.dim()))
     y = mul(x, (record(Mean, (power(x, 2), over, True))[0] + eps).rsqrt())
     if weight is not None:
         y = mul(y, weight)

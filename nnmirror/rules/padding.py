@@ -7,7 +7,6 @@ another in the order of the places, as PyTorch's kernels go over them.
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
 from .registry import Rule, composite, rule, unplaced
@@ -24,8 +23,9 @@ class ConstantPadNd(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, pad: Any, value: Any = 0) -> T:
+        z = torch._C._nn.pad(input, pad, "constant", value)
         ctx.back = [-n for n in pad]
-        return torch.constant_pad_nd(input, pad, value)
+        return z
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
@@ -70,8 +70,8 @@ class _Circular(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dims = len(ctx.pad) // 2
-        sides = [(dims - i + 1, *ctx.pad[2 * i : 2 * i + 2]) for i in range(dims)]
+        last = len(ctx.shape) - 1
+        sides = [(last - i, *ctx.pad[2 * i : 2 * i + 2]) for i in range(len(ctx.pad) // 2)]
         for dim, left, right in reversed(sides):
             size, kept = g.shape[dim], max(left, 0)
             if right > 0:
@@ -104,13 +104,13 @@ def _undone(g: T, dim: int, to: int, start: int, length: int) -> T:
 @composite(torch._C._nn.pad)
 def pad(input: T, pad: Any, mode: str = "constant", value: float | None = None) -> T:
     """x padded along its last dimensions; `pad` has two numbers for each, the last first."""
-    if not isinstance(input, T):
-        raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        torch._C._nn.pad(input, pad, mode, value)  # PyTorch's errors
-    pad = list(pad)
-    if mode == "constant":
+    if mode == "constant" and isinstance(input, T):
         return record(ConstantPadNd, (input, pad, 0 if value is None else value))[0]
+    if mode not in _OF_ITSELF or not isinstance(input, T) or value:
+        raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})
     if mode == "circular":
         return record(_Circular, (input, pad))[0]
     return record(_OfItself, (input, pad, mode))[0]
+
+
+_OF_ITSELF = ("reflect", "replicate", "circular")
