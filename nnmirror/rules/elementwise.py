@@ -46,7 +46,7 @@ class Log(Rule):
 
 
 @inplace(T.log1p_, torch.log1p_)
-@rule(torch.log1p, T.log1p)
+@rule(torch.log1p, T.log1p, torch.special.log1p)
 class Log1P(Rule):
     """z = log(1 + x):  dx = g / (x + 1)"""
 
@@ -179,7 +179,7 @@ for _name in ("sign", "floor", "ceil", "trunc", "round"):
 
 
 @inplace(T.sigmoid_, torch.sigmoid_)
-@rule(torch.sigmoid, T.sigmoid)
+@rule(torch.sigmoid, T.sigmoid, torch.special.expit)
 class Sigmoid(Rule):
     """z = 1 / (1 + exp(-x)):  dx = g (1 - z) z"""
 
@@ -258,8 +258,13 @@ class Where(Rule):
         )
 
 
-def _pointwise(name: str, slope: Any, doc: str, of_result: bool = False) -> None:
-    """Make the Rule of a function of one number from its slope: `slope(g, x or z)` is dx."""
+def _pointwise(
+    name: str, slope: Any, doc: str, of_result: bool = False, also: tuple[str, ...] = ()
+) -> None:
+    """Make the Rule of a function of one number from its slope: `slope(g, x or z)` is dx.
+
+    `also` are its other names, in torch.special ("special.gammaln") or beside it.
+    """
     function = getattr(torch, name)
 
     def forward(ctx: Any, input: T) -> T:
@@ -276,11 +281,24 @@ def _pointwise(name: str, slope: Any, doc: str, of_result: bool = False) -> None
         {"__doc__": doc, "forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
     rule(function, getattr(T, name))(made)
-    inplace(getattr(T, name + "_"))(made)
+    if name not in _NOT_IN_PLACE:
+        inplace(getattr(T, name + "_"))(made)
+    for other in also:
+        place, _, plain = other.rpartition(".")
+        rule(getattr(getattr(torch, place) if place else torch, plain))(made)
+        if not place:
+            rule(getattr(T, plain))(made)
 
 
-_pointwise("exp2", lambda g, z: g * z * math.log(2), "z = 2^x:  dx = g z log 2", True)
-_pointwise("expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True)
+_NOT_IN_PLACE = ("asinh", "acosh", "atanh")  # in PyTorch neither
+
+
+_pointwise(
+    "exp2", lambda g, z: g * z * math.log(2), "z = 2^x:  dx = g z log 2", True, ("special.exp2",)
+)
+_pointwise(
+    "expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True, ("special.expm1",)
+)
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
 # The logarithm of 10 as PyTorch has it: its last digit is another than math.log(10)'s.
 _pointwise(
@@ -296,7 +314,237 @@ _pointwise(
     "erf",
     lambda g, x: 2.0 / math.sqrt(math.pi) * torch.exp(-(x.pow(2))) * g,
     "z = erf(x):  dx = g 2 / sqrt(pi) exp(-x^2)",
+    also=("special.erf",),
 )
+_pointwise(
+    "erfc",
+    lambda g, x: -2.0 / math.sqrt(math.pi) * torch.exp(-(x.pow(2))) * g,
+    "z = 1 - erf(x):  dx = -g 2 / sqrt(pi) exp(-x^2)",
+    also=("special.erfc",),
+)
+_pointwise(
+    "erfinv",
+    lambda g, x: 0.5 * math.sqrt(math.pi) * torch.exp(x.erfinv().pow(2)) * g,
+    "z with erf(z) = x:  dx = g sqrt(pi) / 2 exp(z^2)",
+    also=("special.erfinv",),
+)
+_pointwise(
+    "asinh",
+    lambda g, x: g * (x.pow(2) + 1).rsqrt(),
+    "z = asinh(x):  dx = g / sqrt(x^2 + 1)",
+    also=("arcsinh",),
+)
+_pointwise(
+    "acosh",
+    lambda g, x: g * (x * x - 1).rsqrt(),
+    "z = acosh(x):  dx = g / sqrt(x^2 - 1)",
+    also=("arccosh",),
+)
+_pointwise(
+    "atanh",
+    lambda g, x: g * 1 / (1 - x.pow(2)),
+    "z = atanh(x):  dx = g / (1 - x^2)",
+    also=("arctanh",),
+)
+_pointwise(
+    "lgamma",
+    lambda g, x: g * torch.digamma(x),
+    "z = log |gamma(x)|:  dx = g digamma(x)",
+    also=("special.gammaln",),
+)
+_pointwise(
+    "digamma",
+    lambda g, x: g * torch.polygamma(1, x),
+    "z = the slope of log gamma at x:  dx = g polygamma(1, x)",
+    also=("special.digamma", "special.psi"),
+)
+_pointwise("deg2rad", lambda g, x: g * (math.pi / 180), "z = x pi / 180:  dx = g pi / 180")
+_pointwise("rad2deg", lambda g, x: g * (180 / math.pi), "z = x 180 / pi:  dx = g 180 / pi")
+
+
+def _sinc_slope(g: T, x: T) -> T:
+    turned, squared = x * math.pi, x * x * math.pi
+    slope = g * ((turned * turned.cos() - turned.sin()) / squared)
+    return torch.where(squared == 0.0, torch.zeros((), dtype=g.dtype, device=g.device), slope)
+
+
+_pointwise(
+    "sinc",
+    _sinc_slope,
+    "z = sin(pi x) / (pi x), 1 at 0:  dx = g (pi x cos(pi x) - sin(pi x)) / (pi x^2), 0 at 0",
+    also=("special.sinc",),
+)
+
+
+@inplace(T.polygamma_)
+class Polygamma(Rule):
+    """z = the n-th derivative of digamma at x:  dx = g polygamma(n + 1, x)"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, n: int) -> T:
+        ctx.n = n
+        z = torch.polygamma(n, input)
+        ctx.save_for_backward(input)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        return g * torch.polygamma(ctx.n + 1, ctx.saved(0)), None
+
+
+rule(T.polygamma)(Polygamma)
+
+
+@composite(torch.polygamma, torch.special.polygamma)
+def polygamma(n: int, input: T) -> T:
+    return record(Polygamma, (input, n))[0]
+
+
+@inplace(T.nan_to_num_, torch.nan_to_num_)
+@rule(torch.nan_to_num, T.nan_to_num)
+class NanToNum(Rule):
+    """z = x, and a number where x is none:  dx = g where x is finite, else g times 0"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: T, nan: float | None = None, posinf: Any = None, neginf: Any = None
+    ) -> T:
+        ctx.save_for_backward(input)
+        return torch.nan_to_num(input, nan, posinf, neginf)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g * torch.isfinite(ctx.saved(0)), None, None, None
+
+
+@inplace(T.logit_, torch.logit_)
+@rule(torch.logit, T.logit, torch.special.logit)
+class Logit(Rule):
+    """z = log(x / (1 - x)), x clipped to [e, 1 - e]:  dx = g / (x (1 - x)), 0 where clipped"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, eps: float | None = None) -> T:
+        ctx.eps = eps
+        ctx.save_for_backward(input)
+        return torch.logit(input, eps)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        x = ctx.saved(0)
+        low, high, outside = 0.0, 1.0, float("nan")
+        if ctx.eps is not None:
+            low, outside = torch.tensor(ctx.eps, dtype=x.dtype).item(), 0.0
+            high = (1 - torch.tensor(low, dtype=x.dtype)).item()
+        dx = g / (x * (1 - x))
+        return dx.masked_fill((x < low) | (x > high), outside), None
+
+
+class _OfTwo(Rule):
+    """A function of two tensors"""
+
+    function: Any
+
+    @staticmethod
+    def forward(ctx: Any, input: T, other: T) -> T:
+        z: T = ctx.function.function(input, other)
+        ctx.save_for_backward(input, other, z if ctx.function is Hypot else None)
+        return z
+
+
+@rule(torch.logaddexp, T.logaddexp)
+class Logaddexp(_OfTwo):
+    """z = log(exp(x) + exp(y)):  dx = g / (1 + exp(y - x)),  dy = g / (1 + exp(x - y))"""
+
+    function = staticmethod(torch.logaddexp)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, y, _ = ctx.saved_tensors
+        return (
+            g / (1 + torch.exp(y - x)) if ctx.needs_input_grad[0] else None,
+            g / (1 + torch.exp(x - y)) if ctx.needs_input_grad[1] else None,
+        )
+
+
+@rule(torch.logaddexp2, T.logaddexp2)
+class Logaddexp2(_OfTwo):
+    """z = log2(2^x + 2^y):  dx = g / (1 + 2^(y - x)),  dy = g / (1 + 2^(x - y))"""
+
+    function = staticmethod(torch.logaddexp2)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, y, _ = ctx.saved_tensors
+        return (
+            g / (1 + torch.pow(2, y - x)) if ctx.needs_input_grad[0] else None,
+            g / (1 + torch.pow(2, x - y)) if ctx.needs_input_grad[1] else None,
+        )
+
+
+@inplace(T.hypot_)
+@rule(torch.hypot, T.hypot)
+class Hypot(_OfTwo):
+    """z = sqrt(x^2 + y^2):  dx = g x / z,  dy = g y / z"""
+
+    function = staticmethod(torch.hypot)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, y, z = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        return g * x / z if needs[0] else None, g * y / z if needs[1] else None
+
+
+@rule(torch.fmax, T.fmax)
+class Fmax(_OfTwo):
+    """z = max(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y"""
+
+    function = staticmethod(torch.fmax)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, y, _ = ctx.saved_tensors
+        return _to_chosen(ctx, g, (x >= y).logical_or_(y.isnan()))
+
+
+@rule(torch.fmin, T.fmin)
+class Fmin(_OfTwo):
+    """z = min(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y"""
+
+    function = staticmethod(torch.fmin)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
+        x, y, _ = ctx.saved_tensors
+        return _to_chosen(ctx, g, (x <= y).logical_or_(y.isnan()))
+
+
+def _to_chosen(ctx: Any, g: T, first: T) -> tuple[T | None, T | None]:
+    needs = ctx.needs_input_grad
+    return (
+        g.masked_fill(~first, 0) if needs[0] else None,
+        g.masked_fill(first, 0) if needs[1] else None,
+    )
+
+
+class StandardGamma(Rule):
+    """z drawn from the gamma distribution of shape x:  dx = g dz/dx at the same quantile
+
+    What Gamma.rsample and its kin draw by (Figurnov et al., 2018, arXiv:1805.08498).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, generator: Any = None) -> T:
+        z = torch._standard_gamma(input, generator=generator)
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        return g * torch._standard_gamma_grad(*ctx.saved_tensors), None
+
+
+rule(torch._standard_gamma)(StandardGamma)
 
 
 @inplace(T.atan2_, T.arctan2_)

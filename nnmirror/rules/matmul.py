@@ -324,3 +324,34 @@ def _prod(sizes: Any) -> int:
     for s in sizes:
         n *= s
     return n
+
+
+@composite(torch.tensordot)
+def tensordot(a: T, b: T, dims: Any = 2, out: Any = None) -> T:
+    """The product of two tensors, summed over pairs of dimensions: one matrix product."""
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        size = torch.tensordot(a, b, dims).shape  # PyTorch's errors
+    if out is not None:
+        raise unplaced(torch.tensordot, (a, b, dims), {"out": out})
+    if isinstance(dims, T):
+        dims = dims.tolist() if dims.numel() > 1 else int(dims.item())
+    if isinstance(dims, int):
+        dims = list(range(-dims, 0)), list(range(dims))
+    ours, theirs = ([d] if isinstance(d, int) else list(d) for d in dims)
+    ours, theirs = [d % a.dim() for d in ours], [d % b.dim() for d in theirs]
+    count = 1
+    for i, j in zip(ours, theirs, strict=True):
+        if b.shape[j] == 1:
+            a = a.sum(i, keepdim=True)
+        elif a.shape[i] == 1:
+            b = b.sum(j, keepdim=True)
+        else:
+            count *= a.shape[i]
+    rows = [d for d in range(a.dim()) if d not in ours]
+    columns = [d for d in range(b.dim()) if d not in theirs]
+    a, b = shape.permute(a, (*rows, *ours)), shape.permute(b, (*theirs, *columns))
+    if size.numel() == 1:  # one number is no matrix product
+        return shape.reshape((a.squeeze() * b.squeeze()).sum(), tuple(size))
+    height, width = _prod(a.shape[: len(rows)]), _prod(b.shape[len(theirs) :])
+    product = _mm(shape.reshape(a, (height, count)), shape.reshape(b, (count, width)))
+    return shape.reshape(product, tuple(size))

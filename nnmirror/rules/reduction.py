@@ -192,29 +192,33 @@ class LinalgVectorNorm(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         x, z = ctx.saved_tensors
-        p, dim, keepdim = ctx.how
-        g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
-        if p == 0:
-            return (None,) * 5  # PyTorch gives none either
-        elif p == 1:
-            dx = x.sgn() * g
-        elif p == 2:
-            dx = g * (x / z).masked_fill_(z == 0, 0)
-        elif p in (float("inf"), float("-inf")):
-            size = x.abs()
-            largest = (size == z).logical_or(size.isnan())
-            count = largest.sum(_dims(dim, x.dim()) if x.dim() else (), keepdim=True)
-            dx = x.sgn() * (g / count * largest)
-        elif p < 1:
-            powers = x.sgn() * x.abs().pow_(p - 1).masked_fill_(x == 0, 0)
-            dx = powers * g * z.pow(1 - p)
-        elif p < 2:
-            powers = x.sgn() * x.abs().pow_(p - 1)
-            dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
-        else:
-            powers = x * x.abs().pow_(p - 2)
-            dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
-        return dx, None, None, None, None
+        return norm_grad(g, x, z, *ctx.how), None, None, None, None
+
+
+def norm_grad(g: T, x: T, z: T, p: float, dim: Any, keepdim: bool) -> T | None:
+    """The gradient of z, the p-norm of x over dim."""
+    g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
+    if p == 0:
+        return None  # PyTorch gives none either
+    elif p == 1:
+        dx = x.sgn() * g
+    elif p == 2:
+        dx = g * (x / z).masked_fill_(z == 0, 0)
+    elif p in (float("inf"), float("-inf")):
+        size = x.abs()
+        largest = (size == z).logical_or(size.isnan())
+        count = largest.sum(_dims(dim, x.dim()) if x.dim() else (), keepdim=True)
+        dx = x.sgn() * (g / count * largest)
+    elif p < 1:
+        powers = x.sgn() * x.abs().pow_(p - 1).masked_fill_(x == 0, 0)
+        dx = powers * g * z.pow(1 - p)
+    elif p < 2:
+        powers = x.sgn() * x.abs().pow_(p - 1)
+        dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+    else:
+        powers = x * x.abs().pow_(p - 2)
+        dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+    return dx
 
 
 @composite(torch.linalg.vector_norm)
@@ -326,3 +330,207 @@ class Cumsum(Rule):
         if g.numel() <= 1 or g.shape[ctx.dim] == 1:
             return g, None, None
         return g.flip(ctx.dim).cumsum(ctx.dim).flip(ctx.dim), None, None
+
+
+@inplace(T.cumprod_)
+@rule(torch.cumprod, T.cumprod)
+class Cumprod(Rule):
+    """z_i = x_1 ... x_i along dim:  dx_i = (g_i z_i + ... + g_n z_n) / x_i
+
+    Where some x is 0, that holds before the first 0; the 0 itself gets the same sum with 1 in its
+    place, and what comes after it gets none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
+        _of_one_dtype(torch.cumprod, input, dtype)
+        z = torch.cumprod(input, dim, dtype=dtype)
+        ctx.dim = dim
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        dim = ctx.dim
+        if x.numel() <= 1 or x.shape[dim] == 1:
+            return g, None, None
+        w, zero = z * g, x == 0
+        if not bool(zero.any()):
+            return _cumsum_back(w, dim).div(x), None, None
+        dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        zeros = zero.cumsum(dim)
+        before = zeros == 0
+        head = _cumsum_back(w.masked_fill(~before, 0.0), dim).div_(x)
+        dx.masked_scatter_(before, head.masked_select(before))
+        after = zeros == 1
+        first = after.max(dim, keepdim=True)[1]
+        at_first = torch.zeros_like(after).scatter_(dim, first, True).logical_and_(after)
+        after &= ~at_first
+        products = x.masked_fill(~after, 1.0).cumprod(dim).mul_(g.masked_fill(zeros != 1, 0.0))
+        leading = z.gather(dim, (first - 1).relu_()).masked_fill_(first == 0, 1.0)
+        total = products.sum(dim, keepdim=True).mul_(leading)
+        dx.masked_scatter_(at_first, total.expand_as(x).masked_select(at_first))
+        return dx, None, None
+
+
+def _cumsum_back(x: T, dim: int) -> T:
+    """x_i + ... + x_n along dim"""
+    return x.flip(dim).cumsum(dim).flip(dim)
+
+
+@rule(torch.logcumsumexp, T.logcumsumexp)
+class Logcumsumexp(Rule):
+    """z_i = log(exp(x_1) + ... + exp(x_i)) along dim:  dx_i = sum of g_j exp(x_i - z_j), j >= i
+
+    summed as logarithms, apart for the g_j above 0 and below.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int) -> T:
+        z = torch.logcumsumexp(input, dim)
+        ctx.dim = dim
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if g.dim() == 0 or g.numel() == 0:
+            return g, None
+        x, z = ctx.saved_tensors
+        least = torch.full_like(g, torch.finfo(g.dtype).min)
+        size = g.abs().log()
+
+        def part(chosen: T) -> T:
+            logs = (torch.where(chosen, size, least) - z).flip(ctx.dim)
+            return (logs.logcumsumexp(ctx.dim).flip(ctx.dim) + x).exp()
+
+        return part(g > 0) - part(g < 0), None
+
+
+class VarMean(Rule):
+    """(the variance, the mean) of x over dim:  dx = the gradients of both, added"""
+
+    function: Any = staticmethod(torch.var_mean)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
+        made = ctx.function.function(input, dim, correction=correction, keepdim=keepdim)
+        ctx.how = dim, correction, keepdim
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, made[0])
+        return tuple(made)  # type: ignore[return-value]
+
+    @staticmethod
+    def backward(ctx: Any, g: T | None, of_mean: T | None) -> tuple[Any, ...]:
+        x, z = ctx.saved_tensors
+        dim, _, keepdim = ctx.how
+        dx = None
+        if g is not None:
+            if ctx.function is StdMean:
+                g = (g / (z * 2)).masked_fill_(z == 0, 0)
+            dx = _var_backward(g, x, *ctx.how)
+        if of_mean is not None:
+            over = None if dim == () else dim
+            mean = expand_back(of_mean, x.shape, over, keepdim) / _count(x.shape, over)
+            dx = mean if dx is None else dx + mean
+        return dx, None, None, None
+
+
+class StdMean(VarMean):
+    """(the standard deviation, the mean) of x over dim:  dx = the gradients of both, added"""
+
+    function: Any = staticmethod(torch.std_mean)
+
+
+_spread(VarMean, torch.var_mean)
+_spread(StdMean, torch.std_mean)
+
+
+@rule(torch.nansum, T.nansum)
+class Nansum(Rule):
+    """z = sum of x without its NaNs, over dim or all:  dx = g, 0 at a NaN"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+        _of_one_dtype(torch.nansum, input, dtype)
+        ctx.how = dim, keepdim
+        ctx.save_for_backward(input)
+        return torch.nansum(input, dim, keepdim, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x = ctx.saved(0)
+        return expand_back(g, x.shape, *ctx.how) * x.isnan().logical_not(), None, None, None
+
+
+@composite(torch.nanmean, T.nanmean)
+def nanmean(input: T, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> T:
+    total = record(Nansum, (input, dim, keepdim, dtype))[0]
+    return total / input.detach().isnan().logical_not().sum(() if dim is None else dim, keepdim)
+
+
+@rule(torch.dist, T.dist)
+class Dist(Rule):
+    """z = |x - y| in the p-norm:  dx = g sign(d) (|d| / z)^(p - 1), d = x - y,  dy = -dx"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, other: T, p: Any = 2) -> T:
+        z = torch.dist(input, other, p)
+        ctx.p = p
+        ctx.save_for_backward(input, other, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, y, z = ctx.saved_tensors
+        dx = norm_grad(g, x - y, z, ctx.p, None, False)
+        return dx, None if dx is None else -dx, None
+
+
+@composite(torch.linalg.matrix_norm)
+def matrix_norm(
+    A: T, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+) -> T:
+    """Those norms of matrices that need no singular values."""
+    if A.dim() < 2 or len(dim) != 2 or ord in (2, -2, "nuc") or dtype is not None:
+        raise unplaced(torch.linalg.matrix_norm, (A, ord, dim, keepdim), {"dtype": dtype})
+    first, second = (d % A.dim() for d in dim)
+    if first == second:
+        raise unplaced(torch.linalg.matrix_norm, (A, ord, dim, keepdim), {})
+    if ord == "fro":
+        return vector_norm(A, 2, list(dim), keepdim)
+    if ord not in (1, -1, float("inf"), float("-inf")):
+        raise unplaced(torch.linalg.matrix_norm, (A, ord, dim, keepdim), {})
+    if abs(ord) == float("inf"):
+        first, second = second, first
+    sums = vector_norm(A, 1.0, [first], keepdim)
+    if not keepdim and first < second:
+        second -= 1
+    return (torch.amax if ord > 0 else torch.amin)(sums, second, keepdim)
+
+
+@composite(torch.linalg.norm)
+def linalg_norm(
+    A: T,
+    ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    out: Any = None,
+    dtype: Any = None,
+) -> T:
+    """The norm of vectors, or of matrices where there are two dimensions and an `ord`."""
+    args, more = (A, ord, dim, keepdim), {"out": out, "dtype": dtype}
+    dims = [dim] if isinstance(dim, int) else dim
+    if out is not None or (dims is not None and len(dims) not in (1, 2)):
+        raise unplaced(torch.linalg.norm, args, more)
+    if ord is None:
+        return vector_norm(A, 2, dims, keepdim, dtype=dtype)
+    if dims is None and A.dim() not in (1, 2):
+        raise unplaced(torch.linalg.norm, args, more)
+    if (A.dim() if dims is None else len(dims)) == 2:
+        return matrix_norm(A, ord, (-2, -1) if dims is None else dims, keepdim, dtype=dtype)
+    if isinstance(ord, str):
+        raise unplaced(torch.linalg.norm, args, more)
+    return vector_norm(A, ord, dims, keepdim, dtype=dtype)

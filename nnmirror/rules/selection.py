@@ -227,3 +227,60 @@ class MaskedSelect(Rule):
         mask, _ = ctx.saved_tensors
         dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
         return dx.masked_scatter_(mask, g), None
+
+
+class _Cumulative(Rule):
+    """(z, index) = the extreme of x_1 ... x_i along dim:  dx = zeros, with g added at index"""
+
+    function: Any
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int) -> tuple[T, T]:
+        values, indices = ctx.function.function(input, dim)
+        ctx.shape, ctx.dim = input.shape, dim
+        ctx.save_for_backward(indices)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
+        if g.numel() == 0:
+            return g, None
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        return dx.scatter_add_(ctx.dim, ctx.saved(0), g), None
+
+
+class Cummax(_Cumulative):
+    """(z, index) = the largest of x_1 ... x_i along dim:  dx = zeros, with g added at index"""
+
+    function = staticmethod(torch.cummax)
+
+
+class Cummin(_Cumulative):
+    """(z, index) = the least of x_1 ... x_i along dim:  dx = zeros, with g added at index"""
+
+    function = staticmethod(torch.cummin)
+
+
+@composite(torch.cummax, T.cummax)
+def cummax(input: T, dim: int) -> Any:
+    return torch.return_types.cummax(record(Cummax, (input, dim))[0])
+
+
+@composite(torch.cummin, T.cummin)
+def cummin(input: T, dim: int) -> Any:
+    return torch.return_types.cummin(record(Cummin, (input, dim))[0])
+
+
+class Kthvalue(_Picked):
+    """(z, index) = the k-th smallest of x along dim:  dx = zeros, with g put at index"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, k: int, dim: int, keepdim: bool) -> Any:
+        found = torch.kthvalue(input, k, dim, keepdim)
+        return _Picked.keep(ctx, input, dim, keepdim, found)
+
+
+@composite(torch.kthvalue, T.kthvalue)
+def kthvalue(input: T, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    return torch.return_types.kthvalue(record(Kthvalue, (input, k, dim, keepdim))[0])

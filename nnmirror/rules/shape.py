@@ -812,3 +812,150 @@ def type_as(input: T, other: T) -> T:
 @composite(T.cpu)
 def cpu(input: T, memory_format: Any = torch.preserve_format) -> T:
     return to(input, "cpu", memory_format=memory_format)
+
+
+@rule(torch.diag_embed, T.diag_embed)
+class DiagEmbed(Rule):
+    """z = zeros with x on a diagonal:  dx = that diagonal of g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, offset: int = 0, dim1: int = -2, dim2: int = -1) -> T:
+        ctx.how = offset, dim1, dim2
+        return torch.diag_embed(input, offset, dim1, dim2)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return g.diagonal(*ctx.how), None, None, None
+
+
+class DiagonalCopy(Rule):
+    """z = a diagonal of the matrix x, copied:  dx = zeros, with g on that diagonal"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, diagonal: int) -> T:
+        ctx.shape, ctx.diagonal = input.shape, diagonal
+        return torch.diag(input, diagonal)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx.diagonal(ctx.diagonal).copy_(g)
+        return dx, None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "DiagonalBackward0_copy"
+
+
+@composite(torch.diag, T.diag)
+def diag(input: T, diagonal: int = 0) -> T:
+    if input.dim() == 1:
+        return record(DiagEmbed, (input, diagonal))[0]
+    return record(DiagonalCopy, (input, diagonal))[0]
+
+
+@composite(torch.diagflat, T.diagflat)
+def diagflat(input: T, offset: int = 0) -> T:
+    return diag(reshape(contiguous(input), (-1,)), offset)
+
+
+@rule(torch.trace, T.trace)
+class Trace(Rule):
+    """z = the sum of the diagonal of X:  dX = zeros, with g on the diagonal"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        ctx.shape = input.shape
+        return torch.trace(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx.diagonal().copy_(g.expand(min(ctx.shape)))
+        return dx
+
+
+@rule(T.unfold)
+class Unfold(Rule):
+    """z = windows of x along a dimension:  dx = g, added where windows overlap"""
+
+    is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dimension: int, size: int, step: int) -> T:
+        ctx.shape, ctx.how = input.shape, (dimension, size, step)
+        return input.unfold(dimension, size, step)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        count = ctx.shape.numel()
+        places = torch.arange(count, device=g.device).view(ctx.shape).unfold(*ctx.how)
+        dx = torch.zeros(count, dtype=g.dtype, device=g.device)
+        dx.index_add_(0, places.reshape(-1), g.reshape(-1))
+        return dx.view(ctx.shape), None, None, None
+
+
+@composite(torch.kron, T.kron)
+def kron(input: T, other: T) -> T:
+    """Each number of x times all of y, side by side."""
+    n = max(input.dim(), other.dim())
+    one = [1] * (n - input.dim()) + list(input.shape)
+    two = [1] * (n - other.dim()) + list(other.shape)
+    wide = [unsafe_view(input, [d for size in one for d in (size, 1)])]
+    wide.append(unsafe_view(other, [d for size in two for d in (1, size)]))
+    return unsafe_view(wide[0] * wide[1], [a * b for a, b in zip(one, two, strict=True)])
+
+
+@composite(torch.repeat_interleave, T.repeat_interleave)
+def repeat_interleave(
+    input: T, repeats: Any, dim: int | None = None, *, output_size: int | None = None
+) -> T:
+    torch.repeat_interleave(  # PyTorch's errors
+        input.detach(), plain_values(repeats), dim, output_size=output_size
+    )
+    if dim is None:
+        input, dim = flatten(input), 0
+    if input.dim() == 0:
+        raise refusal(torch.repeat_interleave, "for a number along a dimension")
+    dim %= input.dim()
+    if isinstance(repeats, T):
+        each = repeats.reshape(1).expand(input.shape[dim]) if repeats.numel() == 1 else repeats
+        index = torch.repeat_interleave(each, output_size=output_size)
+        return torch.index_select(input, dim, index)
+    wide = unsqueeze(input, dim + 1)
+    sizes = [*input.shape[: dim + 1], repeats, *input.shape[dim + 1 :]]
+    copied = record(Clone, (expand(wide, sizes), torch.contiguous_format))[0]
+    return flatten(copied, dim, dim + 1)
+
+
+@composite(torch.diff, T.diff)
+def diff(input: T, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> T:
+    """x_(i+1) - x_i along dim, n times over."""
+    torch.diff(  # PyTorch's errors
+        input.detach(), n, dim, prepend=plain_values(prepend), append=plain_values(append)
+    )
+    if n == 0:
+        return record(AsItIs, (input,))[0]  # without what was to go before and after
+    if prepend is not None or append is not None:
+        input = cat([t for t in (prepend, input, append) if t is not None], dim)
+    for _ in range(min(n, input.shape[dim])):
+        length = input.shape[dim] - 1
+        later, earlier = narrow(input, dim, 1, length), narrow(input, dim, 0, length)
+        input = torch.sub(later, earlier)
+    return input
+
+
+class AsItIs(Rule):
+    """z = x, copied:  dx = g"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T) -> T:
+        return torch.zeros_like(input).add_(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T:
+        return g
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "AddBackward0"
