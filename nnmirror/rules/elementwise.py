@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..tape import record
+from .kernel import one_by_one
 from .registry import Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
@@ -276,7 +277,7 @@ def _pointwise(
         return slope(g, ctx.saved(0))
 
     made = type(
-        name.capitalize(),
+        name.title(),  # Deg2Rad
         (Rule,),
         {"__doc__": doc, "forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
@@ -435,8 +436,11 @@ class Logit(Rule):
         if ctx.eps is not None:
             low, outside = torch.tensor(ctx.eps, dtype=x.dtype).item(), 0.0
             high = (1 - torch.tensor(low, dtype=x.dtype)).item()
-        dx = g / (x * (1 - x))
-        return dx.masked_fill((x < low) | (x > high), outside), None
+        # Taken one by one, -0 counts as 0, and a NaN stays one.
+        alone = one_by_one(g, x)
+        dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))
+        dx = dx.masked_fill((x < low) | (x > high), outside)
+        return dx if ctx.eps is None else dx.masked_fill(x.isnan() & ~alone, 0), None
 
 
 class _OfTwo(Rule):

@@ -351,7 +351,11 @@ def tensordot(a: T, b: T, dims: Any = 2, out: Any = None) -> T:
     columns = [d for d in range(b.dim()) if d not in theirs]
     a, b = shape.permute(a, (*rows, *ours)), shape.permute(b, (*theirs, *columns))
     if size.numel() == 1:  # one number is no matrix product
-        return shape.reshape((a.squeeze() * b.squeeze()).sum(), tuple(size))
+        if a.is_contiguous() and b.is_contiguous():
+            number = record(Dot, (shape.reshape(a, (-1,)), shape.reshape(b, (-1,))))[0]
+        else:
+            number = (a.squeeze() * b.squeeze()).sum()
+        return shape.reshape(number, tuple(size))
     height, width = _prod(a.shape[: len(rows)]), _prod(b.shape[len(theirs) :])
     product = _mm(shape.reshape(a, (height, count)), shape.reshape(b, (count, width)))
     return shape.reshape(product, tuple(size))

@@ -940,8 +940,8 @@ def diff(input: T, n: int = 1, dim: int = -1, prepend: Any = None, append: Any =
         input = cat([t for t in (prepend, input, append) if t is not None], dim)
     for _ in range(min(n, input.shape[dim])):
         length = input.shape[dim] - 1
-        later, earlier = narrow(input, dim, 1, length), narrow(input, dim, 0, length)
-        input = torch.sub(later, earlier)
+        earlier = narrow(input, dim, 0, length)  # first, as C++ has it: gradients add in that order
+        input = torch.sub(narrow(input, dim, 1, length), earlier)
     return input
 
 
@@ -950,7 +950,7 @@ class AsItIs(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T) -> T:
-        return torch.zeros_like(input).add_(input)
+        return torch.zeros_like(input).copy_(input)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
@@ -958,4 +958,4 @@ class AsItIs(Rule):
 
     @classmethod
     def node_name(cls) -> str:
-        return "AddBackward0"
+        return "torch::autograd::CopyBackwards"

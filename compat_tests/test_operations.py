@@ -1,0 +1,188 @@
+"""Operations between modules at the ends of their ranges, where the table of PyTorch's has no sample."""
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import parity
+from .test_layers import DTYPES, SPECIAL
+
+
+def both_ways(nn, function, *values):
+    """The result, its node and the gradients, of plain memory and of transposed."""
+    outcomes = []
+    for turned in (False, True):
+        leaves = [nn.Parameter(v.t() if turned and v.dim() == 2 else v) for v in values]
+        try:
+            made = function(*leaves)
+            made = made if isinstance(made, tuple) else (made,)
+            names = [z.grad_fn.name() for z in made if z.requires_grad]
+            total = sum(
+                (z * torch.randn(z.shape).to(z.dtype)).sum() for z in made if z.requires_grad
+            )
+            total.backward()
+        except (RuntimeError, IndexError, ValueError) as e:
+            outcomes.append(str(e).split("\n")[0])
+            continue
+        outcomes.append((names, made, leaves))
+    return outcomes
+
+
+# Of one number: within its range, and at its ends.
+POINTWISE = {
+    **{name: getattr(torch, name) for name in (
+        "lgamma", "digamma", "erf", "erfc", "erfinv", "asinh", "acosh", "atanh", "logit", "sinc",
+        "deg2rad", "rad2deg", "nan_to_num",
+    )},
+    "polygamma": lambda x: torch.polygamma(2, x),
+    "logit 0.3": lambda x: torch.logit(x, 0.3),
+    "logit 0": lambda x: torch.logit(x, eps=0.0),
+    "nan_to_num 1": lambda x: x.nan_to_num(1.0, 2.0, neginf=-2.0),
+    "xlogy": lambda x: torch.xlogy(x, x),
+    "xlogy 2": lambda x: torch.xlogy(2.0, x) + torch.xlogy(x, 2.0),
+    "xlogy 0": lambda x: torch.xlogy(0.0, x) + torch.xlogy(x, 0.0),
+    "logaddexp": lambda x: torch.logaddexp(x, x * 2) + torch.logaddexp2(x, -x),
+    "hypot": lambda x: torch.hypot(x, x * 0.5),
+    "fmax": lambda x: torch.fmax(x, x.flip(0)) + torch.fmin(x, x * 0.5),
+    "special": lambda x: torch.special.expit(x) + torch.special.exp2(x) + torch.special.expm1(x)
+    + torch.special.log1p(x.abs()) + torch.special.gammaln(x.abs() + 1) + torch.special.erfc(x)
+    + torch.special.sinc(x) + torch.special.psi(x.abs() + 1) + torch.special.erf(x),
+    "in place": lambda x: (x * 1).lgamma_() + (x * 1).sinc_() + (x * 1).nan_to_num_() + (x * 1).erfc_()
+    + (x * 1).logit_(0.2) + (x * 1).xlogy_(x) + (x * 1).hypot_(x) + (x * 1).deg2rad_(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POINTWISE)
+@parity
+def test_pointwise(nn, optim, name, dtype):
+    function = POINTWISE[name]
+    special = torch.tensor([*SPECIAL, 0.5, -0.5, 0.3, 0.7, 2.0, -2.0, 3.0, 1e-3]).to(dtype)
+    return [
+        both_ways(nn, function, x.to(dtype))
+        for x in (
+            torch.rand(4, 9),
+            3 * torch.randn(7, 5),
+            special,
+            special.repeat(9),
+            torch.rand(()),
+        )
+    ]
+
+
+A = torch.tensor
+AMONG = {  # along a dimension, in a matrix, between two
+    "cumprod": lambda x: x.cumprod(-1),
+    "cumprod 0": lambda x: torch.cumprod(x, 0),
+    "cumprod in place": lambda x: (x * 1).cumprod_(0),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, 0),
+    "cummax": lambda x: torch.cummax(x, 0),
+    "cummin": lambda x: tuple(x.cummin(-1)),
+    "kthvalue": lambda x: torch.kthvalue(x, 2, 0, keepdim=True),
+    "var_mean": lambda x: torch.var_mean(x),
+    "var_mean 0": lambda x: torch.var_mean(x, 0, unbiased=False),
+    "var alone": lambda x: torch.var_mean(x, dim=-1, correction=0, keepdim=True)[0],
+    "mean alone": lambda x: torch.var_mean(x, dim=0)[1],
+    "std_mean": lambda x: torch.std_mean(x, -1),
+    "std_mean of all": lambda x: torch.std_mean(x, unbiased=False),
+    "nansum": lambda x: x.nansum() + x.nansum(0).sum() + torch.nansum(x, -1, True).sum(),
+    "nanmean": lambda x: x.nanmean() + torch.nanmean(x, 0).sum(),
+    "dist": lambda x: torch.dist(x, x * 0.5) + x.dist(x.flip(0), 1) + torch.dist(x, x, 3),
+    "diag": lambda x: (x.diag(), x.diag(1), torch.diag(x, -1)),
+    "diag of a row": lambda x: (torch.diag(x[0]), x[0].diag(1), torch.diagflat(x, -1)),
+    "diag_embed": lambda x: (torch.diag_embed(x), x.diag_embed(1, 0, 2)),
+    "trace": lambda x: x.trace() + torch.trace(x[:, :1]) + torch.trace(x[:1]),
+    "unfold": lambda x: (x.unfold(0, 2, 1), x.unfold(-1, 3, 2), x.unfold(1, 1, 1)),
+    "unfold changed": lambda x: (x * 1).unfold(0, 2, 2).mul_(2),
+    "kron": lambda x: (torch.kron(x, x), x.kron(x[0]), torch.kron(x[0], torch.ones(2, 1, 2).to(x.dtype))),
+    "repeat_interleave": lambda x: (
+        x.repeat_interleave(2), torch.repeat_interleave(x, 3, 0), x.repeat_interleave(0, -1)),
+    "repeat_interleave of tensors": lambda x: (
+        x.repeat_interleave(A([1] * len(x)), 0), torch.repeat_interleave(x, A(2), dim=1),
+        torch.repeat_interleave(x, A([0, 2] + [1] * (x.shape[1] - 2)), 1)),
+    "diff": lambda x: (x.diff(), torch.diff(x, 2, 0), torch.diff(x, prepend=x[:, :1], append=x), x.diff(n=0)),
+    "tensordot": lambda x: (
+        torch.tensordot(x, x, 2), torch.tensordot(x, x, ([0], [0])), torch.tensordot(x, x, 0),
+        torch.tensordot(x, x[:1], dims=([1], [1])), torch.tensordot(x.unsqueeze(0), x, [[2, 0], [1, 0]])),
+    "norms": lambda x: tuple(
+        torch.linalg.norm(x, ord) for ord in (None, "fro", 1, -1, float("inf"), float("-inf"))),
+    "norms along": lambda x: tuple(
+        torch.linalg.norm(x, ord, dim=0) for ord in (None, 0, 1, 2, 3, 0.5, float("inf"))),
+    "norms of matrices": lambda x: (
+        torch.linalg.matrix_norm(x.expand(3, *x.shape), 1), torch.linalg.matrix_norm(x, keepdim=True),
+        torch.linalg.matrix_norm(x.unsqueeze(1), float("inf"), (2, 0)), torch.linalg.norm(x, 1, (1, 0), True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", AMONG)
+@parity
+def test_among(nn, optim, name, dtype):
+    zeros = torch.randn(6, 5)
+    zeros[1, 2] = zeros[3, 2] = zeros[0, 0] = zeros[5, 1] = zeros[2, 4] = 0
+    special = A([[float("nan"), 1.0, -1.0], [float("inf"), 2.0, 0.0], [0.0, -0.0, float("nan")]])
+    values = (torch.randn(6, 5), torch.randn(3, 70), zeros, torch.ones(2, 3), special)
+    return [both_ways(nn, AMONG[name], x.to(dtype)) for x in values]
+
+
+def of_parameters(nn, *sizes):
+    return [nn.Parameter(torch.rand(size) + 0.5) for size in sizes]
+
+
+# Drawn by a torch.autograd.Function of theirs.
+REFUSED = {("Beta", "rsample"), ("Dirichlet", "rsample")}
+
+
+@pytest.mark.parametrize("draw", ["log_prob", "rsample", "entropy"])
+@pytest.mark.parametrize("name", ["Gamma", "Beta", "Chi2", "Exponential", "Laplace", "Gumbel", "LogNormal",
+                                  "StudentT", "Poisson", "Dirichlet", "Normal", "Uniform", "Cauchy", "HalfNormal",
+                                  "Weibull", "Pareto", "Kumaraswamy", "NegativeBinomial", "VonMises", "Bernoulli",
+                                  "Categorical", "FisherSnedecor", "InverseGamma", "ContinuousBernoulli",
+                                  "LogisticNormal", "RelaxedBernoulli", "Multinomial", "Binomial", "Geometric"])  # fmt: skip
+def test_distributions(name, draw):
+    """Of mirrored parameters: the same numbers and gradients, or a refusal that names the operation."""
+    cls = getattr(torch.distributions, name)
+
+    def run(nn):
+        torch.manual_seed(0)
+        if name in ("RelaxedBernoulli",):
+            leaves = of_parameters(nn, (), (4,))
+            made = cls(leaves[0], logits=leaves[1])
+        elif name == "Uniform":
+            leaves = of_parameters(nn, (4,), (4,))
+            made = cls(leaves[0], leaves[1] + 1)
+        elif name in ("Multinomial", "Binomial", "NegativeBinomial"):
+            leaves = of_parameters(nn, (4,))
+            made = cls(3, logits=leaves[0])
+        elif "logits" in cls.arg_constraints:
+            leaves = of_parameters(nn, (4,))
+            made = cls(logits=leaves[0])
+        else:
+            leaves = of_parameters(nn, *[(4,)] * len(cls.arg_constraints))
+            made = cls(*leaves)
+        if draw == "log_prob":
+            z = made.log_prob(made.sample())
+        elif draw == "entropy":
+            z = made.entropy()
+        else:
+            z = made.rsample((3,))
+        if z.requires_grad:
+            (z * torch.arange(1.0, z.numel() + 1).view(z.shape)).sum().backward()
+        return z.detach(), [p.grad for p in leaves]
+
+    outcomes = []
+    for nn in (torch.nn, nnmirror):
+        try:
+            outcomes.append(run(nn))
+        except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
+            outcomes.append(e)
+    expected, actual = outcomes
+    if isinstance(actual, Exception):
+        assert isinstance(expected, Exception) or "nnmirror" in str(actual)
+        assert (name, draw) in REFUSED or isinstance(expected, Exception), actual
+        return
+    assert (name, draw) not in REFUSED, "no longer refused"
+    assert torch.equal(expected[0], actual[0])
+    for e, a in zip(expected[1], actual[1], strict=True):
+        assert (e is None and a is None) or torch.equal(e, a)
