@@ -55,6 +55,8 @@ NEARLY = {
     "softplus 2 3": (lambda nn: nn.Softplus(2, 3), 0.02, 2),
     "gelu": (lambda nn: nn.GELU(), 0.8, 8),
     "gelu tanh": (lambda nn: nn.GELU("tanh"), 0.3, 24),
+    "mish": (lambda nn: nn.Mish(), 0.03, 16),
+    "mish inplace": (lambda nn: after_identity(nn, nn.Mish(inplace=True)), 0.03, 16),
 }
 # One register, two, and what is left over; enough for several threads.
 LONG = [(31,), (32,), (33,), (65,), (7, 9), (70001,)]
@@ -218,6 +220,9 @@ ERRORS = {
     "softmax of integers": lambda nn: nn.Softmax(0)(torch.arange(3)),
     "elu of integers": lambda nn: nn.ELU()(torch.arange(3)),
     "silu of integers": lambda nn: nn.SiLU()(torch.arange(3)),
+    "mish of integers": lambda nn: nn.Mish()(torch.arange(3)),
+    "mish of a list": lambda nn: nn.Mish()([1.0]),
+    "changed since, mish": lambda nn: changed(nn, nn.Mish()),
     "gelu of integers": lambda nn: nn.GELU()(torch.arange(3)),
     "hardtanh of integers": lambda nn: nn.Hardtanh()(torch.arange(3) - 1),
     "relu6 of bool": lambda nn: nn.ReLU6()(torch.tensor([True])),

@@ -24,6 +24,7 @@ from .parity import normal, same_bits
 # What rounds otherwise than PyTorch, by how much at most (relative), and why.
 CLOSE = {
     "nn.functional.softplus": (5e-7, "its kernel's exp of positive numbers is no tensor operation"),
+    "nn.functional.mish": (5e-4, "its kernel's exp, log1p and tanh are no tensor operations"),
     "nn.functional.gelu": (5e-4, "its kernel's erf and tanh are no tensor operations"),
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}

@@ -42,6 +42,7 @@ CLASSES = {
             "NLLLoss",
             "CrossEntropyLoss",
             "CELU",
+            "Mish",
             "Hardshrink",
             "Hardsigmoid",
             "Hardswish",

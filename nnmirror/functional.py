@@ -77,6 +77,7 @@ __all__ = [
     "log_softmax",
     "logsigmoid",
     "margin_ranking_loss",
+    "mish",
     "mse_loss",
     "multilabel_soft_margin_loss",
     "nll_loss",
@@ -580,6 +581,11 @@ def hardswish(input: T, inplace: bool = False) -> T:
     """x times `hardsigmoid(x)`; see `rules.activation.Hardswish`."""
     function = _activation.HardswishInplace if inplace else _activation.Hardswish
     return record(function, (input,))[0]
+
+
+def mish(input: T, inplace: bool = False) -> T:
+    """x tanh(log(1 + exp(x))); see `rules.activation.Mish`."""
+    return record(_activation.MishInplace if inplace else _activation.Mish, (input,))[0]
 
 
 def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:

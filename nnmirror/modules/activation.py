@@ -392,6 +392,27 @@ class Hardswish(Layer):
         return self._run(rules.HardswishInplace if self.inplace else rules.Hardswish, input)
 
 
+class Mish(Layer):
+    """y = x t, t = tanh(log(1 + exp(x))).  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
+
+    With `inplace=True` y takes the memory of x (Misra, 2019).
+    """
+
+    __constants__ = ["inplace"]
+    inplace: bool
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(rules.MishInplace if self.inplace else rules.Mish, input)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
 class Threshold(Layer):
     """y = x where x > t, else v.  dx = g where x > t, else 0.  Saved: x.
 

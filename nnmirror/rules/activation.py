@@ -452,6 +452,27 @@ class Hardswish(_OfInput):
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 
 
+@rule(torch._C._nn.mish)
+class Mish(_OfInput):
+    """y = x t, t = tanh(log(1 + exp(x))):  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
+
+    Misra, 2019 (arXiv:1908.08681). PyTorch's kernel has an exp of positive numbers, a log1p and a
+    tanh of its own, which no tensor operation computes: the gradient can be off by a few units in
+    the last place (README, "What is mirrored").
+    """
+
+    function = infer = staticmethod(torch._C._nn.mish)
+
+    @staticmethod
+    def slope(g: T, x: T) -> T:
+        s = by_registers(torch.sigmoid, x)
+        t = torch.tanh(torch.log1p(torch.where(x <= 0, vector_exp(x), torch.exp(x))))
+        return g * torch.addcmul(t, x * s, torch.addcmul(number(1, x), t, t, value=-1))
+
+
+MishInplace = _into(Mish, torch._C._nn.mish_)
+
+
 @rule(torch.threshold)
 class Threshold(_OfInput):
     """y = x where x > t, else v:  dx = g where x > t, else 0.  Saved: x."""
