@@ -446,7 +446,14 @@ class Hardswish(_OfInput):
         x = ctx.saved(0)
         (dx,) = _OfInput.backward(ctx, g)
         # A NaN taken one by one counts as above 3.
-        return (torch.where(one_by_one(g, x) & x.isnan(), g, dx),)
+        return (
+            each_way(
+                lambda dx, g, x: dx,
+                lambda dx, g, x: torch.where(x.isnan(), g, dx),
+                (dx, g, x),
+                (g, x),
+            ),
+        )
 
 
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
@@ -509,9 +516,15 @@ class Hardshrink(Rule):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         x = ctx.saved(0)
         bound = number(ctx.bound, x)
-        # A NaN taken by registers keeps g back.
-        lost = x.isnan() & ~one_by_one(g, x, short=True)
-        return g.masked_fill(((x >= -bound) & (x <= bound)) | lost, 0), None
+        # A NaN is on neither side: by registers it keeps g back, one by one it lets it through.
+        lost = each_way(
+            lambda x: ~((x < -bound) | (x > bound)),
+            lambda x: (x >= -bound) & (x <= bound),
+            (x,),
+            (g, x),
+            short=True,
+        )
+        return g.masked_fill(lost, 0), None
 
 
 @rule(torch._C._nn.softshrink)
