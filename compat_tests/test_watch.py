@@ -834,3 +834,15 @@ def test_the_example_runs(tmp_path):
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert printed.count("of 2\n") == 6
     assert picture.exists()
+
+
+def test_formula_of_a_layer_of_several_calls():
+    """Its docstring's, as that of its last call says little of the layer."""
+    model = nnmirror.Sequential(nnmirror.RMSNorm(3), nnmirror.Softsign(), nnmirror.SELU())
+    with nnmirror.watch(model) as w:
+        model(torch.randn(4, 3, requires_grad=True)).sum().backward()
+    assert [r.formula for r in w.records] == [
+        "dw = sum of g x r, dx = r g w - x r^3 mean(g w x)",
+        "dx = g / (1 + |x|) - g x / (1 + |x|)^2 sign(x)",
+        "dx = g s where x > 0, else g s a exp(x)",
+    ]

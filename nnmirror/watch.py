@@ -483,7 +483,11 @@ def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
     own |= {id(tape.edge_of(t)[0]) for t in inputs}
     alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
     formula = _documented(node.function)
-    return node, formula if alone else f"last of several: {formula}"
+    if alone:
+        return node, formula
+    # Of a layer made of several calls its docstring may say what they come to.
+    whole = _gradients(type(module).__doc__) if isinstance(module, Layer) else ""
+    return node, whole or f"last of several: {formula}"
 
 
 def _documented(function: Any) -> str:

@@ -324,7 +324,7 @@ class SELU(Layer):
     def forward(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor | tuple):
             return F.selu(input, self.inplace)
-        function = rules.EluInplace if self.inplace else rules.Elu
+        function = rules.EluInplace if self.inplace else rules.Selu
         return self._run(function, input, rules.SELU_ALPHA, rules.SELU_SCALE)
 
     def extra_repr(self) -> str:

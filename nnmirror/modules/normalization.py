@@ -76,9 +76,9 @@ class LayerNorm(Layer):
 
 
 class RMSNorm(Layer):
-    """y = x r w, r = 1 / sqrt(mean(x^2) + eps) over the last dimensions.
+    """y = x r w, r = 1 / sqrt(mean(x^2) + eps).  dw = sum of g x r, dx = r g w - x r^3 mean(g w x).
 
-    dw = sum of g x r,  dx = r g w - x r^3 mean(g w x)  (Zhang and Sennrich, 2019).
+    Over the last dimensions (Zhang and Sennrich, 2019).
 
     `weight` (ones) is of `normalized_shape`; without `elementwise_affine` there is none.
     `eps` is the machine's if not given, for float32 or float64: 16 bits are computed in 32.

@@ -271,13 +271,23 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
 
+class Selu(Elu):
+    """y = s x where x > 0, else s a (exp(x) - 1):  dx = g s where x > 0, else g s a exp(x)
+
+    `Elu` with the a and s that keep mean 0 and variance 1.  Saved: x.  Klambauer et al., 2017
+    (arXiv:1706.02515).
+    """
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "EluBackward0"
+
+
 @composite(torch.selu)
 def selu(input: T) -> T:
-    """`Elu` with the a and s that keep mean 0 and variance 1: Klambauer et al., 2017
-    (arXiv:1706.02515)."""
     if not isinstance(input, T):
         raise unplaced(torch.selu, (input,), {})
-    return record(Elu, (input, SELU_ALPHA, SELU_SCALE))[0]
+    return record(Selu, (input, SELU_ALPHA, SELU_SCALE))[0]
 
 
 @composite(torch.selu_)
@@ -430,8 +440,9 @@ HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
 
 @rule(torch._C._nn.hardswish)
 class Hardswish(_OfInput):
-    """y = x (x / 6 + 1/2 clipped to [0, 1]):  dx = g (x / 3 + 1/2) where -3 < x < 3,
-    0 below, g above.  Saved: x.  Howard et al., 2019 (arXiv:1905.02244).
+    """y = x hardsigmoid(x):  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below, g above.  Saved: x.
+
+    Howard et al., 2019 (arXiv:1905.02244).
     """
 
     function = infer = staticmethod(torch._C._nn.hardswish)
