@@ -4,6 +4,9 @@
     python examples/benchmark.py --quick         # a rough table in a minute
     python examples/benchmark.py --compile       # with torch.compile beside it
 
+Beside them, NumPy by hand and, where it is installed, JAX's jitted step (in as many threads as
+it likes): the same arithmetic with another rounding.
+
 All contenders of a row run in turn, a few steps each, many times over; a ratio is taken within
 each turn, and what is shown is the median of the ratios and their quartiles. So a machine that
 is slow for a while is slow for all. The mirror and the bare operations must end with PyTorch's
@@ -11,6 +14,7 @@ weights, to the bit, or there is no row. Peak memory is of a process of its own 
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import statistics
@@ -19,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +42,7 @@ NETS = {
     "784-2048-2048-10": ((784, 2048, 2048, 10), 256, 1, 10),
     "1024-4096-4096-10": ((1024, 4096, 4096, 10), 1024, 1, 3),
 }
+SMALL = "2-25-25-25-1"
 BACKENDS: dict[str, Any] = {
     "torch": (torch.nn, torch.optim),
     "nnmirror": (nnmirror, nnmirror.optim),
@@ -77,28 +82,75 @@ def hooked(nn: Any, sizes: tuple[int, ...]) -> Any:
     return net
 
 
-def data(sizes: tuple[int, ...], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def between(*kinds: Any) -> Any:
+    """A net with these layers after each Linear but the last: names, or functions of a size."""
+
+    def make(nn: Any, sizes: tuple[int, ...]) -> Any:
+        layers: list[Any] = []
+        for a, b in itertools.pairwise(sizes):
+            layers.append(nn.Linear(a, b))
+            layers += [getattr(nn, k)() if isinstance(k, str) else k(nn, b) for k in kinds]
+        return nn.Sequential(*layers[: -len(kinds)])
+
+    return make
+
+
+class Recipe(NamedTuple):
+    """What is trained: the net, its loss and its optimiser."""
+
+    make: Any = sequential
+    loss: str = "MSELoss"
+    optimizer: str = "SGD"
+
+
+# What small nets are trained with besides; each is 64-64-64-8, batch 32.
+RECIPES = {
+    "ReLU, SGD": Recipe(),
+    "ReLU, Adam": Recipe(optimizer="Adam"),
+    "Tanh, AdamW": Recipe(between("Tanh"), optimizer="AdamW"),
+    "ReLU, RMSprop": Recipe(optimizer="RMSprop"),
+    "ReLU, CrossEntropyLoss, SGD": Recipe(loss="CrossEntropyLoss"),
+    "ReLU, CrossEntropyLoss, Adam": Recipe(loss="CrossEntropyLoss", optimizer="Adam"),
+    "ReLU, BCEWithLogitsLoss, Adam": Recipe(loss="BCEWithLogitsLoss", optimizer="Adam"),
+    "ReLU, SmoothL1Loss, Adam": Recipe(loss="SmoothL1Loss", optimizer="Adam"),
+    "ELU, Adam": Recipe(between("ELU"), optimizer="Adam"),
+    "SiLU, Adam": Recipe(between("SiLU"), optimizer="Adam"),
+    "ReLU, Dropout, Adam": Recipe(between("ReLU", "Dropout"), optimizer="Adam"),
+    "LayerNorm, ReLU, Adam": Recipe(
+        between(lambda nn, size: nn.LayerNorm(size), "ReLU"), optimizer="Adam"
+    ),
+    "BatchNorm1d, ReLU, Adam": Recipe(
+        between(lambda nn, size: nn.BatchNorm1d(size), "ReLU"), optimizer="Adam"
+    ),
+    "a Module of one's own, Adam": Recipe(wired, optimizer="Adam"),
+}
+
+
+def data(sizes: tuple[int, ...], batch: int, classes: bool) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(batch, sizes[0], generator=generator),
-        torch.randn(batch, sizes[-1], generator=generator),
-    )
+    x = torch.randn(batch, sizes[0], generator=generator)
+    if classes:
+        return x, torch.randint(sizes[-1], (batch,), generator=generator)
+    return x, torch.randn(batch, sizes[-1], generator=generator)
 
 
-def script(backend: str, make: Any, sizes: tuple[int, ...], batch: int, compiled: bool) -> Steps:
+def script(
+    backend: str, recipe: Recipe, sizes: tuple[int, ...], batch: int, compiled: bool
+) -> Steps:
     """The training script as anyone writes it: a step, a forward, the weights."""
     nn, optim = BACKENDS[backend]
     torch.manual_seed(0)
-    model = make(nn, sizes)
+    model = recipe.make(nn, sizes)
     run = torch.compile(model) if compiled else model
-    criterion, sgd = nn.MSELoss(), optim.SGD(model.parameters(), lr=LR)
-    x, t = data(sizes, batch)
+    criterion = getattr(nn, recipe.loss)()
+    optimizer = getattr(optim, recipe.optimizer)(model.parameters(), lr=LR)
+    x, t = data(sizes, batch, recipe.loss == "CrossEntropyLoss")
 
     def step() -> None:
-        sgd.zero_grad()
+        optimizer.zero_grad()
         loss = criterion(run(x), t)
         loss.backward()
-        sgd.step()
+        optimizer.step()
 
     def forward() -> None:
         with torch.no_grad():
@@ -113,7 +165,7 @@ def bare(sizes: tuple[int, ...], batch: int) -> Steps:
     linears = [m for m in sequential(torch.nn, sizes) if isinstance(m, torch.nn.Linear)]
     ws, bs = ([getattr(m, n).detach() for m in linears] for n in ("weight", "bias"))
     wts = [w.t() for w in ws]
-    x, t = data(sizes, batch)
+    x, t = data(sizes, batch, False)
     hs = [x, *[torch.empty(batch, n) for n in sizes[1:]]]
     gs = [torch.empty_like(h) for h in hs]
     gts = [g.t() for g in gs]
@@ -152,7 +204,7 @@ def by_numpy(sizes: tuple[int, ...], batch: int) -> Steps:
     torch.manual_seed(0)
     linears = [m for m in sequential(torch.nn, sizes) if isinstance(m, torch.nn.Linear)]
     ws, bs = ([getattr(m, n).detach().numpy().copy() for m in linears] for n in ("weight", "bias"))
-    x, t = (part.numpy() for part in data(sizes, batch))
+    x, t = (part.numpy() for part in data(sizes, batch, False))
     last = len(ws) - 1
 
     def forward() -> list[Any]:
@@ -179,6 +231,35 @@ def by_numpy(sizes: tuple[int, ...], batch: int) -> Steps:
     return step, forward, lambda: []
 
 
+def by_jax(sizes: tuple[int, ...], batch: int) -> Steps:
+    """The step as one function that JAX compiles."""
+    import jax
+    from jax import numpy as jnp
+
+    torch.manual_seed(0)
+    linears = [m for m in sequential(torch.nn, sizes) if isinstance(m, torch.nn.Linear)]
+    params = [tuple(jnp.asarray(p.detach().numpy()) for p in m.parameters()) for m in linears]
+    x, t = (jnp.asarray(part.numpy()) for part in data(sizes, batch, False))
+
+    def run(params: Any, h: Any) -> Any:
+        *inner, (w, b) = params
+        for weight, bias in inner:
+            h = jnp.maximum(h @ weight.T + bias, 0)
+        return h @ w.T + b
+
+    def update(params: Any, x: Any, t: Any) -> Any:
+        grads = jax.grad(lambda p: jnp.mean((run(p, x) - t) ** 2))(params)
+        return jax.tree.map(lambda p, g: p - LR * g, params, grads)
+
+    jitted, forward = jax.jit(update), jax.jit(run)
+
+    def step() -> None:
+        nonlocal params
+        params = jax.block_until_ready(jitted(params, x, t))
+
+    return step, lambda: jax.block_until_ready(forward(params, x)), lambda: []
+
+
 def timed(action: Callable[[], Any], times: int) -> float:
     start = time.perf_counter()
     for _ in range(times):
@@ -202,22 +283,24 @@ def compared(contenders: dict[str, Callable[[], Any]], times: int, turns: int) -
     return found
 
 
-def row(label: str, make: Any, net: str, threads: int, args: argparse.Namespace) -> list[Any]:
+def row(label: str, recipe: Recipe, net: str, threads: int, args: argparse.Namespace) -> list[Any]:
     """The step and the forward of one net, on every contender."""
     sizes, batch, times, turns = NETS[net]
     if args.quick:
         turns = max(3, turns // 4)
     torch.set_num_threads(threads)
-    made = {name: script(name, make, sizes, batch, False) for name in BACKENDS}
-    if make is sequential:
+    made = {name: script(name, recipe, sizes, batch, False) for name in BACKENDS}
+    if recipe == Recipe():
         made["bare"] = bare(sizes, batch)
         made["numpy"] = by_numpy(sizes, batch)
+        if importlib.util.find_spec("jax"):
+            made["jax"] = by_jax(sizes, batch)
     if args.compile:
-        made["compile"] = script("torch", make, sizes, batch, True)
+        made["compile"] = script("torch", recipe, sizes, batch, True)
     weights = {}
     for name, again in (
-        ("torch", lambda: script("torch", make, sizes, batch, False)),
-        ("nnmirror", lambda: script("nnmirror", make, sizes, batch, False)),
+        ("torch", lambda: script("torch", recipe, sizes, batch, False)),
+        ("nnmirror", lambda: script("nnmirror", recipe, sizes, batch, False)),
         ("bare", lambda: bare(sizes, batch)),
     ):
         if name in made:
@@ -243,7 +326,7 @@ def peak(backend: str, net: str) -> float:
 def measure_peak(backend: str, net: str) -> None:
     torch.set_num_threads(1)
     sizes, batch, _, _ = NETS[net]
-    step, _, _ = script(backend, sequential, sizes, batch, False)
+    step, _, _ = script(backend, Recipe(), sizes, batch, False)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     for _ in range(4):
@@ -259,9 +342,8 @@ def resident(name: str) -> float:
 
 def table(rows: list[Any]) -> str:
     """The rows as a table for the README."""
-    names = [
-        n for n in ("torch", "nnmirror", "bare", "numpy", "compile") if any(n in r for r in rows)
-    ]
+    every = "torch", "nnmirror", "bare", "numpy", "jax", "compile"
+    names = [n for n in every if any(n in r for r in rows)]
     head = [
         "net",
         "batch",
@@ -318,12 +400,15 @@ def main() -> None:
         measure_peak(*args.peak)
         return
     nets = [n for n in NETS if not (args.quick and "4096" in n)]
-    small = nets[0]
-    todo = [(net, sequential, net, threads) for net in nets for threads in (1, 2)]
-    todo += [("wired by hand", wired, small, 1), ("with a hook", hooked, small, 1)]
+    todo = [(net, Recipe(), net, threads) for net in nets for threads in (1, 2)]
+    todo += [
+        ("wired by hand", Recipe(wired), SMALL, 1),
+        ("with a hook", Recipe(hooked), SMALL, 1),
+    ]
+    todo += [(name, recipe, "64-64-64-8", 1) for name, recipe in RECIPES.items()]
     rows: list[Any] = []
-    for label, make, net, threads in tqdm(todo, desc="rows"):
-        rows += row(label, make, net, threads, args)
+    for label, recipe, net, threads in tqdm(todo, desc="rows"):
+        rows += row(label, recipe, net, threads, args)
     memory = {n: {b: peak(b, n) for b in BACKENDS} for n in tqdm(nets[2:], desc="memory")}
     print(table(rows))
     for net, found in memory.items():
