@@ -51,7 +51,8 @@ def scalar_exp(x: T) -> T:
 
 def widened(*tensors: T) -> tuple[T, ...]:
     """In float32 at least, and with a dimension at least."""
-    return tuple(torch.atleast_1d(t.float() if t.dtype.itemsize == 2 else t) for t in tensors)
+    wide = [t.float() if t.dtype.itemsize == 2 else t for t in tensors]
+    return tuple([t if t.dim() else t.reshape(1) for t in wide])
 
 
 def by_registers(function: Callable[[T], T], x: T) -> T:
