@@ -684,6 +684,8 @@ def test_torchs_own_function_objects_are_refused():
 def test_vmap_is_refused():
     with pytest.raises(NotImplementedError, match="vmap"):
         torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
+    with pytest.raises(NotImplementedError, match="vmap"), torch.device("cpu"):  # a mode
+        torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "functionalize"])

@@ -196,12 +196,19 @@ _INPLACE_OPERATORS = {
 _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 
+def _vmap_asks() -> bool:
+    """Was what is being dispatched called by torch.vmap, through modes or not?"""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
+
+
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     if func in PASSIVE:
         # torch.vmap asks a tensor for its dimensions, and then never again.
-        asked = func is torch.Tensor.dim and args[0].requires_grad
-        if asked and sys._getframe(2).f_code.co_filename.endswith(_VMAP_FILE):
+        if func is torch.Tensor.dim and args[0].requires_grad and _vmap_asks():
             raise refusal(torch.vmap)
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
