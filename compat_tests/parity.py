@@ -6,23 +6,52 @@
         return nn.Linear(2, 3).weight
 
 Compared are the value returned (tensors bit by bit), the warnings given, the exception
-raised (type and message) and the state of the random generator afterwards. pytest
+raised (type and message) and the state of the random generators afterwards. pytest
 parameters of the test are passed on to the function.
+
+A test is run on every device there is: the CPU, and a GPU where PyTorch finds one. The function
+need not know: what it makes without naming a device is made on that one, as inside
+`with torch.device(...)`. NNMIRROR_DEVICES=cuda,cpu names others.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
+import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import nnmirror
 import nnmirror.optim
+
+
+def _devices() -> list[str]:
+    named = os.environ.get("NNMIRROR_DEVICES")
+    if named:
+        return named.split(",")
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+CPU = "cpu"
+DEVICES = _devices()
+
+
+def cpu_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Of a test, below `parity`: it asks for something that only the CPU has."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.cpu_only = why  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 @dataclass
@@ -30,41 +59,80 @@ class Outcome:
     value: Any
     error: BaseException | None
     warnings: list[tuple[str, str]]
-    generator: torch.Tensor
+    generators: list[torch.Tensor]
 
 
-def outcome(function: Callable[..., Any], nn: Any, optim: Any, **params: Any) -> Outcome:
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    """What is made without naming a device is made on this one."""
+    if device == CPU:  # it is anyway, and without a mode that sees every call
+        yield
+    else:
+        with torch.device(device):
+            yield
+
+
+def generators(device: str) -> list[torch.Tensor]:
+    """The states of the random generators that a test on the device may draw from."""
+    states = [torch.get_rng_state()]
+    if device != CPU:
+        states.append(getattr(torch, torch.device(device).type).get_rng_state())
+    return states
+
+
+def outcome(
+    function: Callable[..., Any], nn: Any, optim: Any, device: str = CPU, **params: Any
+) -> Outcome:
     """What `function` returns, raises and warns of on one backend."""
     torch.manual_seed(0)
     value, error = None, None
-    with warnings.catch_warnings(record=True) as caught:
+    params = copy.deepcopy(params)
+    if device != CPU:
+        params = tree_map_only(torch.Tensor, lambda t: t.to(device), params)
+    with warnings.catch_warnings(record=True) as caught, default_device(device):
         warnings.simplefilter("always")
         try:
-            value = function(nn, optim, **copy.deepcopy(params))
+            value = function(nn, optim, **params)
         except Exception as e:
             error = e
     said = [(w.category.__name__, normal(str(w.message))) for w in caught]
-    return Outcome(value, error, said, torch.get_rng_state())
+    return Outcome(value, error, said, generators(device))
 
 
-def both(function: Callable[..., Any], **params: Any) -> tuple[Outcome, Outcome]:
-    expected = outcome(function, torch.nn, torch.optim, **params)
-    actual = outcome(function, nnmirror, nnmirror.optim, **params)
+def both(
+    function: Callable[..., Any], device: str = CPU, **params: Any
+) -> tuple[Outcome, Outcome]:
+    expected = outcome(function, torch.nn, torch.optim, device, **params)
+    actual = outcome(function, nnmirror, nnmirror.optim, device, **params)
     return expected, actual
 
 
+def compare(function: Callable[..., Any], device: str = CPU, **params: Any) -> None:
+    """Assert that `function` does the same on both backends, on this device."""
+    expected, actual = both(function, device, **params)
+    if device != CPU and expected.error is not None:
+        # An error that only the device brings would be alike on both, and test nothing.
+        on_cpu = outcome(function, torch.nn, torch.optim, **params).error
+        assert type(on_cpu) is type(expected.error), (
+            f"PyTorch itself raises {expected.error!r} on {device} and {on_cpu!r} on the CPU:"
+            " mark the test cpu_only, and say why"
+        )
+    same_outcome(expected, actual)
+
+
 def parity(function: Callable[..., Any]) -> Callable[..., None]:
-    """Make a test of `function`: it must do the same on both backends."""
+    """Make a test of `function`: it must do the same on both backends, on every device."""
 
     @functools.wraps(function)
-    def test(**params: Any) -> None:
-        expected, actual = both(function, **params)
-        same_outcome(expected, actual)
+    def test(on_device: str, **params: Any) -> None:
+        compare(function, on_device, **params)
 
     names = list(inspect.signature(function).parameters.values())[2:]
-    test.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    on_device = inspect.Parameter("on_device", inspect.Parameter.KEYWORD_ONLY)
+    test.__signature__ = inspect.Signature([*names, on_device])  # type: ignore[attr-defined]
     del test.__wrapped__  # type: ignore[attr-defined]
-    return test
+    devices = [CPU] if hasattr(function, "cpu_only") else DEVICES
+    return pytest.mark.parametrize("on_device", devices)(test)
 
 
 def same_outcome(expected: Outcome, actual: Outcome) -> None:
@@ -77,7 +145,8 @@ def same_outcome(expected: Outcome, actual: Outcome) -> None:
         assert normal(str(actual.error)) == normal(str(expected.error))
     assert actual.warnings == expected.warnings
     same(expected.value, actual.value, "result")
-    assert torch.equal(expected.generator, actual.generator), "random generators differ"
+    for e, a in zip(expected.generators, actual.generators, strict=True):
+        assert torch.equal(e, a), "random generators differ"
 
 
 def normal(message: str) -> str:
@@ -132,7 +201,7 @@ def same_bits(e: torch.Tensor, a: torch.Tensor) -> bool:
     nan = e.isnan()
     if not torch.equal(nan, a.isnan()):
         return False
-    zero = torch.zeros((), dtype=e.dtype)
+    zero = torch.zeros((), dtype=e.dtype, device=e.device)
     e, a = torch.where(nan, zero, e), torch.where(nan, zero, a)
     return torch.equal(e, a) and torch.equal(e.signbit(), a.signbit())
 
