@@ -39,6 +39,7 @@ class Adam(StepwiseOptimizer):
     """
 
     _no_sparse = "Adam does not support sparse gradients, please consider SparseAdam instead"
+    _counts_on = "cpu"
 
     def __init__(
         self,
@@ -112,10 +113,15 @@ class Adam(StepwiseOptimizer):
         names = ("step", "exp_avg", "exp_avg_sq")
         return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
 
+    def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
+        if group["foreach"] is None and not group["capturable"] and isinstance(group["lr"], Tensor):
+            return False  # nobody asked for it, and it would be refused
+        return super()._by_foreach(group, params)
+
     def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
         if group["fused"]:
             return
-        foreach, capturable = group["foreach"], group["capturable"]
+        foreach, capturable = self._by_foreach(group, lists["params"]), group["capturable"]
         if foreach and not capturable:
             if isinstance(group["lr"], Tensor):
                 raise RuntimeError(_NO_TENSOR.format("lr"))

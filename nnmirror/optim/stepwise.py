@@ -17,10 +17,23 @@ from .optimizer import Optimizer, evaluate
 
 Group = dict[str, Any]
 
-_PRIVATE = torch._C._get_privateuse1_backend_name()
-_FOREACH_DEVICES = ["cuda", "xpu", "mtia", _PRIVATE]
-_FUSED_DEVICES = ["mps", "cuda", "xpu", "hpu", "cpu", "mtia", _PRIVATE]
-_CAPTURABLE_DEVICES = ["cuda", "xpu", "hpu", _PRIVATE]
+
+def _with_private(*devices: str) -> list[str]:
+    return [*devices, torch._C._get_privateuse1_backend_name()]  # which may be renamed any time
+
+
+def foreach_devices() -> list[str]:
+    """The devices that foreach kernels are made for."""
+    return _with_private("cuda", "xpu", "mtia")
+
+
+def _fused_devices() -> list[str]:
+    return _with_private("mps", "cuda", "xpu", "hpu", "cpu", "mtia")
+
+
+def _capturable_devices() -> list[str]:
+    return _with_private("cuda", "xpu", "hpu")
+
 
 
 class StepwiseOptimizer(Optimizer):
@@ -28,6 +41,7 @@ class StepwiseOptimizer(Optimizer):
 
     _no_sparse: ClassVar[str | None] = None  # the error for a sparse gradient
     _many_as_one = True  # on a CPU `_many` and `_one` give the same bits
+    _counts_on: str | None = None  # where a counter is that no kernel reads; None, the default
 
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
@@ -46,7 +60,7 @@ class StepwiseOptimizer(Optimizer):
     def _begin(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
         return {
-            name: counter(param, group)
+            name: counter(param, group, device=self._counts_on)
             if name == "step"
             else torch.zeros_like(param, memory_format=torch.preserve_format)
             for name in self._kept(group)
@@ -54,6 +68,10 @@ class StepwiseOptimizer(Optimizer):
 
     def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
         """Refuse what the options of the group cannot do with its parameters."""
+
+    def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
+        """Whether to step the parameters with foreach kernels."""
+        return foreach_is_chosen(group, params)
 
     # A step, given the group, the parameters, their gradients, and what is kept by its name:
     _one: ClassVar[Callable[..., None]]  # of one parameter
@@ -90,7 +108,7 @@ class StepwiseOptimizer(Optimizer):
             return
         if "fused" in group and any(x is not None for x in scaling.values()):
             raise AssertionError("Expected grad_scale and found_inf to be None")
-        if foreach_is_chosen(group, lists["params"]):
+        if self._by_foreach(group, lists["params"]):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
         elif self._many_as_one and _independent(group, lists):
@@ -120,20 +138,25 @@ class StepwiseOptimizer(Optimizer):
                 state["step"] = counter(param, group, float(state["step"]))
 
 
-def counter(param: Tensor, group: Group, start: float = 0.0) -> Tensor:
-    """A counter of steps: on the CPU, unless a kernel reads it on the parameter's device."""
+def counter(
+    param: Tensor, group: Group, start: float = 0.0, device: str | None = None
+) -> Tensor:
+    """A counter of steps: on the parameter's device if a kernel reads it there, else on `device`.
+
+    Where that is None, on the default device, as in PyTorch: the CPU, if a script names no other.
+    """
     with_param = group.get("capturable") or group.get("fused")
     double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
     return torch.tensor(
         start,
         dtype=torch.float64 if double else torch.float32,
-        device=param.device if with_param else "cpu",
+        device=param.device if with_param else device,
     )
 
 
 def count(steps: list[Tensor]) -> None:
     """One more step, for many parameters."""
-    torch._foreach_add_(steps, torch.tensor(1.0) if steps[0].is_cpu else 1)
+    torch._foreach_add_(steps, torch.tensor(1.0, device="cpu") if steps[0].is_cpu else 1)
 
 
 def to_scalar(x: Any) -> Any:
@@ -157,16 +180,16 @@ def refuse_differentiable(differentiable: bool) -> None:
 
 def check_fused(param: Tensor) -> None:
     """Refuse a parameter that no fused kernel takes."""
-    if not param.is_floating_point() or param.device.type not in _FUSED_DEVICES:
+    if not param.is_floating_point() or param.device.type not in _fused_devices():
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported"
-            f" devices: {_FUSED_DEVICES} but {param.dtype} and {param.device.type}"
+            f" devices: {_fused_devices()} but {param.dtype} and {param.device.type}"
         )
 
 
 def check_capturable(lists: dict[str, list[Any]], xla: bool = True) -> None:
     """Refuse parameters whose step no graph of a device can hold."""
-    devices = [*_CAPTURABLE_DEVICES, *(["xla"] if xla else [])]
+    devices = [*_capturable_devices(), *(["xla"] if xla else [])]
     for param, step in zip(lists["params"], lists["step"], strict=True):
         if param.device.type != step.device.type or param.device.type not in devices:
             raise AssertionError(
@@ -179,7 +202,10 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
     """Whether to step with foreach kernels: as asked, else on the devices they are made for."""
     if group["foreach"] is not None or group.get("fused") is not None:
         return bool(group["foreach"])
-    return all(p.device.type in _FOREACH_DEVICES and _is_usual(p) for p in params)
+    if params[0].is_cpu:  # the usual, and not one of them
+        return False
+    devices = foreach_devices()
+    return all(p.device.type in devices and _is_usual(p) for p in params)
 
 
 def by_kind(lists: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:

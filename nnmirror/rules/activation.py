@@ -344,7 +344,7 @@ class CeluInplace(Celu):
 
 def _celu_as_elu(alpha: float) -> tuple[float, float, float]:
     """The parameters of `Elu` that make it this; the divisor is rounded to a float32 first."""
-    return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32).item()
+    return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
 
 
 @rule(torch._C._nn.log_sigmoid)

@@ -237,17 +237,19 @@ class Pow(Rule):
         if ctx.input is not None:
             p, z = ctx.saved_tensors
             base = ctx.input
-            scale = z * torch.log(torch.tensor(base, dtype=torch.float64)).item()
+            scale = z * torch.log(torch.tensor(base, dtype=torch.float64, device="cpu")).item()
             if base == 0:
-                scale = torch.where(p >= 0, torch.zeros((), dtype=scale.dtype), scale)
+                zero = torch.zeros((), dtype=scale.dtype, device=scale.device)
+                scale = torch.where(p >= 0, zero, scale)
             return None, g * scale
         x, p, z = ctx.saved_tensors
         dx = dp = None
+        zero = torch.zeros((), dtype=g.dtype, device=g.device)
         if ctx.needs_input_grad[0]:
-            dx = torch.where(p == 0.0, torch.zeros((), dtype=g.dtype), g * (p * x.pow(p - 1)))
+            dx = torch.where(p == 0.0, zero, g * (p * x.pow(p - 1)))
         if ctx.needs_input_grad[1]:
             still = torch.logical_and(x == 0, p >= 0)
-            dp = g * torch.where(still, torch.zeros((), dtype=g.dtype), z * x.log())
+            dp = g * torch.where(still, zero, z * x.log())
         return dx, dp
 
 

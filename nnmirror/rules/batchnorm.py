@@ -7,7 +7,8 @@
     dx = (g - sum(g) / n - (x - mean) d r^2 / n) r w in training, g r w in evaluation
 
 The forward is PyTorch's kernel. Its backward adds up in one of three ways, by how x and g lie
-in memory: row by row (channels last), plane by plane (contiguous), or element by element.
+in memory: row by row (channels last), plane by plane (contiguous), or element by element. On
+another device than the CPU the plain sums are used, and may round otherwise.
 """
 
 from typing import Any
@@ -78,7 +79,7 @@ class NativeBatchNorm(Rule):
         if not ctx.training:
             mean = running_mean
             r = (running_var.double() + ctx.eps).rsqrt()
-        layout, values = _memory_format(x, g), x
+        layout, values = _memory_format(x, g) if x.is_cpu else torch.contiguous_format, x
         if layout is torch.contiguous_format and x.dim() > 3:
             g, values = g.flatten(2), x.flatten(2)
         # 16 bits are widened but where the kernel goes element by element, which rounds each step.
@@ -98,15 +99,16 @@ class NativeBatchNorm(Rule):
             dx = g
             if ctx.training:
                 k = d.to(wide) * r * r
-                k = (k / torch.tensor(n, dtype=k.dtype)).to(wide).view(by)
-                rest = g - (sum_g / torch.tensor(n, dtype=sum_g.dtype)).to(wide).view(by)
+                count = torch.tensor(n, dtype=k.dtype, device=k.device)
+                k = (k / count).to(wide).view(by)
+                rest = g - (sum_g / count.to(sum_g.dtype)).to(wide).view(by)
                 dx = rest - (centred * k).to(wide)
                 if fused is not None:
                     dx[fused] = torch.addcmul(rest, centred, -k)[fused]
             dx = dx * r.view(by)
             if w is not None:
                 dx = dx * w.view(by)
-            dx = torch.empty_like(x).copy_(dx.view(x.shape))
+            dx = torch.empty_like(x).copy_(dx.reshape(x.shape))
         if ctx.needs_input_grad[1]:
             dw = (d * r).to(ctx.dtypes[0])
         if ctx.needs_input_grad[2]:
@@ -121,6 +123,9 @@ def _sums(
 
     And for which elements of dx the kernel takes (x - mean) k from the rest without rounding it.
     """
+    if not g.is_cpu:
+        around = [0, *range(2, g.dim())]
+        return g.sum(around), (g * centred).sum(around), None
     channels = g.shape[1]
     narrow, lanes = dtype.itemsize == 2, 32 // dtype.itemsize
     total = torch.float32 if narrow else torch.float64

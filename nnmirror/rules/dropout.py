@@ -1,4 +1,8 @@
-"""Dropout: some elements become zero at random, the others grow, so that the mean stays."""
+"""Dropout: some elements become zero at random, the others grow, so that the mean stays.
+
+PyTorch draws in two ways: on the CPU (and in place) it multiplies with a noise made beforehand,
+elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
+"""
 
 from typing import Any
 
@@ -44,6 +48,21 @@ class DropoutInplace(Dropout):
         return y
 
 
+class NativeDropout(Rule):
+    """y = x m / (1 - p):  dx = g m / (1 - p).  Saved: m, of ones and zeros, which the kernel draws."""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, p: float) -> T:
+        y, kept = torch.native_dropout(input, p, True)
+        ctx.scale = 1.0 / (1.0 - p)
+        ctx.save_for_backward(kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        return g * ctx.saved(0) * ctx.scale, None
+
+
 def noise(input: T, p: float, training: bool) -> T | None:
     """m: 0 with probability p, else 1 / (1 - p); None where y = x and nothing is drawn.
 
@@ -58,8 +77,21 @@ def noise(input: T, p: float, training: bool) -> T | None:
             return torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
 
 
+def draws_at_once(input: T, p: float) -> bool:
+    """Whether PyTorch has one kernel for this dropout where the tensor is, and uses it."""
+    with DisableTorchFunctionSubclass():
+        if input.is_cpu:
+            return False
+        return input.device.type in _AT_ONCE and 0 < p < 1 and input.numel() > 0
+
+
+_AT_ONCE = {"cuda", "xpu", torch._C._get_privateuse1_backend_name()}
+
+
 def dropout(input: T, p: float, training: bool, inplace: bool) -> T:
     """y = x m, or x itself where nothing is to be dropped."""
+    if training and not inplace and draws_at_once(input, p):
+        return record(NativeDropout, (input, p))[0]
     m = noise(input, p, training)
     return input if m is None else record(DropoutInplace if inplace else Dropout, (input, m))[0]
 

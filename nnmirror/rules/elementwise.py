@@ -434,8 +434,8 @@ class Logit(Rule):
         x = ctx.saved(0)
         low, high, outside = 0.0, 1.0, float("nan")
         if ctx.eps is not None:
-            low, outside = torch.tensor(ctx.eps, dtype=x.dtype).item(), 0.0
-            high = (1 - torch.tensor(low, dtype=x.dtype)).item()
+            rounded = torch.tensor(ctx.eps, dtype=x.dtype, device="cpu")
+            low, high, outside = rounded.item(), (1 - rounded).item(), 0.0
         # Taken one by one, -0 counts as 0, and a NaN stays one.
         alone = one_by_one(g, x)
         dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))
@@ -683,7 +683,7 @@ class Addcdiv(Rule):
         needs, v = ctx.needs_input_grad, ctx.value
         return (
             g,
-            g * (torch.tensor(v, dtype=b.dtype) / b) if needs[1] else None,
+            g * (torch.tensor(v, dtype=b.dtype, device=b.device) / b) if needs[1] else None,
             -g * ((v * a) / (b * b)) if needs[2] else None,
             None,
         )

@@ -48,6 +48,8 @@ class Embedding(Rule):
         if padding_idx >= 0:
             kept = indices != padding_idx
             indices, rows = indices[kept], rows[kept]
+        if not by_frequency and not g.is_cpu:  # index_add_ adds in any order there, this in one
+            return dw.index_put_((indices,), rows, accumulate=True), *[None] * 4
         if not by_frequency:
             if g.dtype.itemsize == 2:  # rounding each step, which it does not do without alpha
                 return dw.index_add_(0, indices, -rows, alpha=-1), *[None] * 4

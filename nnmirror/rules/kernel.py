@@ -3,6 +3,9 @@
 A kernel takes as many numbers as fill two vector registers at a time, and what is left at the
 end of a row one by one. Where the two ways round otherwise (they have their own `exp`, and
 fuse other multiplications with additions), a rule gives a formula for each to `each_way`.
+
+None of this is so on another device, where every number is taken by itself, by the device's own
+`exp`: there the second formula is used throughout.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,6 +49,8 @@ def vector_exp(x: T) -> T:
 
 def scalar_exp(x: T) -> T:
     """exp(x) as the C library rounds it, which computes the complex one."""
+    if not x.is_cpu:
+        return torch.exp(x)
     return torch.complex(x, torch.zeros_like(x)).exp().real
 
 
@@ -57,6 +62,8 @@ def widened(*tensors: T) -> tuple[T, ...]:
 
 def by_registers(function: Callable[[T], T], x: T) -> T:
     """function(x), an elementwise kernel, made to take all of x by registers."""
+    if not x.is_cpu:
+        return function(x)
     flat = x.reshape(-1)
     block = 2 * register_bytes() // x.dtype.itemsize
     if len(flat) % block == 0 and len(flat) < _GRAIN:
@@ -70,6 +77,8 @@ def by_registers(function: Callable[[T], T], x: T) -> T:
 
 def by_itself(function: Callable[[T], T], x: T) -> T:
     """function(x), an elementwise kernel, made to take each number of x by itself."""
+    if not x.is_cpu:
+        return function(x)
     spaced = torch.stack([x, x], -1)[..., 0]
     return function(spaced).contiguous()
 
@@ -89,7 +98,7 @@ def each_way(
     first = tensors[0]
     n = first.numel()
     if not first.is_cpu:
-        return by_registers(*tensors)
+        return by_one(*tensors)
     constants = 0
     for operand in operands:
         if not operand.is_contiguous():
@@ -125,12 +134,12 @@ def one_by_one(*operands: T, short: bool = False) -> T:
     """
     shape = operands[0].shape
     if not operands[0].is_cpu:
-        return torch.zeros(shape, dtype=torch.bool, device=operands[0].device)
+        return torch.ones(shape, dtype=torch.bool, device=operands[0].device)
     order, sizes, strides = _loops(shape, [x.stride() for x in operands])
     inner = sizes[0]
     steps = [s[0] for s in strides]
     block = _block(operands[0], short)
-    alone = torch.ones(inner, dtype=torch.bool)
+    alone = torch.ones(inner, dtype=torch.bool, device="cpu")  # a script's default may differ
     if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
         share = inner
         if len(sizes) == 1 and inner >= _GRAIN:

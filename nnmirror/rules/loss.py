@@ -428,7 +428,7 @@ class _OfDifference(Rule):
         def by_one(d: T, g: T) -> T:
             return function.by_one(d, g, n, threshold)
 
-        if wide is dtype:
+        if wide is dtype and d.is_cpu:
             made = d if d.is_contiguous() else d.contiguous()  # as the kernel lays dx out
             dx = each_way(by_registers, by_one, (d, g), (made, x, t, g), short=True)
         else:

@@ -74,6 +74,8 @@ def _over_threads(m: int) -> list[slice]:
 
 def rows_in_turn(rows: T) -> T:
     """The sum of the rows, one after another."""
+    if not rows.is_cpu:
+        return rows.sum(0)
     every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     return rows.new_zeros(1, rows.shape[1]).index_add_(0, every, rows)[0]
 

@@ -88,7 +88,8 @@ class _AlongDim(Rule):
     def backward(ctx: Any, g: T) -> tuple[T, None]:
         y, dim, dtype = ctx.saved(0), ctx.dim, g.dtype
         if y.numel() == 0 or not y.is_cpu:
-            return ctx.function.plain(g, y, dim), None
+            dx = ctx.function.plain(*widened(g.contiguous(), y), dim)
+            return dx.to(dtype).reshape(y.shape), None
         dx = ctx.function.exact(*widened(g.contiguous(), y), dim, dtype.itemsize == 2)
         return dx.to(dtype).reshape(y.shape), None
 

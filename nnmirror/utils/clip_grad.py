@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..grad_mode import no_grad
+from ..optim.stepwise import foreach_devices
 
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
 _P = ParamSpec("_P")
@@ -37,7 +38,7 @@ def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
 def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
     """Use the foreach kernels? As PyTorch: if asked for, or on devices where they are faster."""
     device = group[0].device.type
-    supported = device in ("cpu", "cuda", "xpu", "mtia", "mps", "hpu")
+    supported = device in ("cpu", *foreach_devices())
     if foreach and not supported:
         raise RuntimeError(
             f"foreach=True was passed, but can't use the foreach API on {device} tensors"
