@@ -27,7 +27,7 @@ from torch.utils import data
 
 import nnmirror
 
-from .parity import parity, same, same_bits, trained
+from .parity import cpu_only, parity, same, same_bits, trained
 
 AS_IT_IS, BRIDGED = set(), set()
 
@@ -281,6 +281,7 @@ LOADERS = {
 @as_it_is("torch.utils.data")
 @pytest.mark.parametrize("name", LOADERS)
 @parity
+@cpu_only("a forked process cannot use a GPU")
 def test_training_from_a_loader(nn, optim, name):
     model, loader = small(nn), LOADERS[name]()
     return [
@@ -290,6 +291,7 @@ def test_training_from_a_loader(nn, optim, name):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @parity
+@cpu_only("a forked process cannot use a GPU")
 def test_a_model_that_runs_in_the_workers(nn, optim, workers):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     return list(data.DataLoader(Features(model), 4, num_workers=workers))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import nnmirror
 
-from .parity import both, parity, same, trained
+from .parity import both, cpu_only, parity, same, trained
 
 
 @parity
@@ -57,6 +57,7 @@ class Squares(Dataset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @parity
+@cpu_only("a forked process cannot use a GPU")
 def test_data_loader_workers(nn, optim, workers):
     loader = DataLoader(Squares(), batch_size=5, shuffle=True, num_workers=workers)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -83,6 +84,7 @@ def test_a_data_set_of_a_models_outputs(nn, optim):
 
 
 @parity
+@cpu_only("a forked process cannot use a GPU")
 def test_a_queue_to_another_process(nn, optim):
     """What would arrive without its gradient is refused; a parameter arrives on shared memory."""
     model, queue = nn.Linear(3, 2), torch.multiprocessing.get_context("fork").SimpleQueue()

@@ -326,7 +326,8 @@ def _describe(key: Any, value: Any, dtype: str) -> str:
         return f"  ({key}): Object of type: {type(value).__name__}"
     kind = "Parameter" if is_parameter(value) else "Tensor"
     sizes = "x".join(str(size) for size in value.size())
-    where = f" ({value.device})" if value.device.type == "cuda" else ""
+    named = value.device.type in ("cuda", torch._C._get_privateuse1_backend_name())
+    where = f" ({value.device})" if named else ""
     return f"  ({key}): {kind} containing: [{dtype} of size {sizes}{where}]"
 
 

@@ -35,7 +35,6 @@ def _capturable_devices() -> list[str]:
     return _with_private("cuda", "xpu", "hpu")
 
 
-
 class StepwiseOptimizer(Optimizer):
     """An optimiser that keeps for a parameter what it needs from the first gradient on."""
 
@@ -138,9 +137,7 @@ class StepwiseOptimizer(Optimizer):
                 state["step"] = counter(param, group, float(state["step"]))
 
 
-def counter(
-    param: Tensor, group: Group, start: float = 0.0, device: str | None = None
-) -> Tensor:
+def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None = None) -> Tensor:
     """A counter of steps: on the parameter's device if a kernel reads it there, else on `device`.
 
     Where that is None, on the default device, as in PyTorch: the CPU, if a script names no other.

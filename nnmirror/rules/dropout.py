@@ -49,7 +49,7 @@ class DropoutInplace(Dropout):
 
 
 class NativeDropout(Rule):
-    """y = x m / (1 - p):  dx = g m / (1 - p).  Saved: m, of ones and zeros, which the kernel draws."""
+    """y = x m / (1 - p):  dx = g m / (1 - p).  Saved: m, zeros and ones, which the kernel draws."""
 
     @staticmethod
     def forward(ctx: Any, input: T, p: float) -> T:

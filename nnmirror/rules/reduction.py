@@ -107,7 +107,10 @@ def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
     g = unsqueezed(g, x.shape, dim, keepdim)
     if dim is None or not len(x.shape):
         if freedom <= 0:
-            nan, inf = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (float("nan"), float("inf")))
+            nan, inf = (
+                torch.tensor(v, dtype=x.dtype, device=x.device)
+                for v in (float("nan"), float("inf"))
+            )
             return g * torch.where(x == x.mean(), nan, inf)
         return (2.0 / freedom) * g * (x - x.mean())
     scale = 2.0 / freedom if freedom else float("inf")
