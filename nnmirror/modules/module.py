@@ -119,6 +119,21 @@ def _unimplemented(self, *input: Any) -> None:  # type: ignore[no-untyped-def]
 _unimplemented.__name__ = "_forward_unimplemented"
 
 
+class _Untraceable:
+    """What a module has in place of torch.compile's mark: raises when that is compared.
+
+    Of anything it is given, torch.compile asks first whether it is its own wrapper of something.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise NotImplementedError(
+            "nnmirror: torch.compile cannot trace the mirror's tape; run the module as it is,"
+            " or compile nnmirror.to_torch(module)"
+        )
+
+
 class _RefusedByTorchModules:
     """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
 
@@ -162,6 +177,8 @@ class Module(_RefusedByTorchModules):
     call_super_init: bool = False
     # What `backward` goes back over: set by each forward, no part of the module's state.
     _call: Any = None
+    _torchdynamo_orig_callable: Any = _Untraceable()
+    _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
 
     training: bool
     _parameters: dict[str, Parameter | None]
@@ -323,11 +340,6 @@ class Module(_RefusedByTorchModules):
         for registry in ("_buffers", "_modules"):
             if registry in own and name in own[registry]:
                 return own[registry][name]
-        if name == "_torchdynamo_orig_callable":  # what torch.compile asks for first
-            raise NotImplementedError(
-                "nnmirror: torch.compile cannot trace the mirror's tape; run the module as it is,"
-                " or compile nnmirror.to_torch(module)"
-            )
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:

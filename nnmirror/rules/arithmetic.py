@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..tape import Edge, Node, record, recorded, usual_edge
-from .registry import Rule, composite, inplace, rule
+from .registry import SHARES_TIES, Rule, composite, inplace, rule
 
 T = torch.Tensor
 
@@ -274,6 +274,8 @@ class Clamp(Rule):
     """z = min(max(x, lo), hi):  dx = g where lo <= x <= hi, else 0
 
     With tensors as bounds, dlo = g where x < lo < hi and dhi = g where x > hi or hi < lo.
+    From PyTorch 2.14 on x gets nothing where it is at a bound that is a number, and half where
+    it is at one of a tensor, which gets the other half: `_shared_at_ties`.
     """
 
     @staticmethod
@@ -300,6 +302,8 @@ class Clamp(Rule):
         if ctx.bounds is not None:
             (x,) = ctx.saved_tensors
             lo, hi = ctx.bounds
+            if SHARES_TIES:
+                return torch.where(_within(x, lo, hi), g, zero), None, None
             if lo is not None and hi is not None:
                 inside = (x >= lo).logical_and_(x <= hi)
             else:
@@ -307,6 +311,9 @@ class Clamp(Rule):
             return torch.where(inside, g, zero), None, None
         x, lo, hi = ctx.saved_tensors
         needs = (*ctx.needs_input_grad, False)  # the last bound may not have been given
+        if SHARES_TIES:
+            grads = _shared_at_ties(g, x, lo, hi)
+            return tuple(d if need else None for d, need in zip(grads, needs, strict=False))
         dx = dlo = dhi = None
         if needs[0]:
             if lo is not None and hi is not None:
@@ -326,7 +333,10 @@ class Clamp(Rule):
 @inplace(T.clamp_min_)
 @rule(torch.clamp_min, T.clamp_min)
 class ClampMin(Rule):
-    """z = max(x, lo):  dx = g where x >= lo, else 0;  dlo = g where x < lo, else 0"""
+    """z = max(x, lo):  dx = g where x >= lo, else 0;  dlo = g where x < lo, else 0
+
+    Where both are equal, from PyTorch 2.14 on, as `Clamp`.
+    """
 
     @staticmethod
     def forward(ctx: Node, input: T, min: Any) -> T:
@@ -334,13 +344,18 @@ class ClampMin(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if SHARES_TIES:
+            return _one_side_at_ties(ctx, g, True)
         return _one_side(ctx, g, torch.ge, torch.lt)
 
 
 @inplace(T.clamp_max_)
 @rule(torch.clamp_max, T.clamp_max)
 class ClampMax(Rule):
-    """z = min(x, hi):  dx = g where x <= hi, else 0;  dhi = g where x > hi, else 0"""
+    """z = min(x, hi):  dx = g where x <= hi, else 0;  dhi = g where x > hi, else 0
+
+    Where both are equal, from PyTorch 2.14 on, as `Clamp`.
+    """
 
     @staticmethod
     def forward(ctx: Node, input: T, max: Any) -> T:
@@ -348,7 +363,45 @@ class ClampMax(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if SHARES_TIES:
+            return _one_side_at_ties(ctx, g, False)
         return _one_side(ctx, g, torch.le, torch.gt)
+
+
+def _within(x: T, lo: Any, hi: Any) -> T:
+    """Where x is between two numbers, and at neither."""
+    if lo is None:
+        return x < hi
+    return x > lo if hi is None else (x > lo).logical_and_(x < hi)
+
+
+def _shared_at_ties(g: T, x: T, lo: T | None, hi: T | None) -> tuple[T | None, T | None, T | None]:
+    """dx, dlo and dhi of a clamp between tensors, half each where x is at a bound."""
+    half, zero = g / 2, torch.zeros((), dtype=g.dtype, device=g.device)
+    if lo is None or hi is None:
+        bound: Any = hi if lo is None else lo
+        x_lost, bound_lost = (x > bound, x < bound) if lo is None else (x < bound, x > bound)
+        shared = torch.where(x == bound, half, g)
+        db = shared.masked_fill(bound_lost, 0)
+        dx = shared.masked_fill(x_lost, 0)
+        return (dx, None, db) if lo is None else (dx, db, None)
+    apart, at_lo, at_hi = lo < hi, x == lo, x == hi
+    below, above, ordered = x < lo, x > hi, lo <= hi
+    dx = torch.where((at_lo | at_hi) & apart, half, g).masked_fill(below | above, 0)
+    dlo = torch.where(below & ordered, g, torch.where(at_lo & apart, half, zero))
+    over = (hi < lo) | (above & ordered)
+    return dx, dlo, torch.where(over, g, torch.where(at_hi & apart, half, zero))
+
+
+def _one_side_at_ties(ctx: Any, g: T, below: bool) -> tuple[Any, Any]:
+    x, bound = ctx.saved_tensors
+    if bound is None:
+        lo, hi = (ctx.bound, None) if below else (None, ctx.bound)
+        zero = torch.zeros((), dtype=g.dtype, device=g.device)
+        return torch.where(_within(x, lo, hi), g, zero), None
+    dx, dlo, dhi = _shared_at_ties(g, x, *((bound, None) if below else (None, bound)))
+    db, needs = dlo if below else dhi, ctx.needs_input_grad
+    return dx if needs[0] else None, db if needs[1] else None
 
 
 def _clamp_one_side(ctx: Any, input: T, bound: Any, clamp: Any) -> T:

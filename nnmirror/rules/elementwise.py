@@ -10,7 +10,7 @@ import torch
 
 from ..tape import record
 from .kernel import one_by_one
-from .registry import Rule, composite, inplace, refusal, rule
+from .registry import SHARES_TIES, Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
 
@@ -301,10 +301,9 @@ _pointwise(
     "expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True, ("special.expm1",)
 )
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
-# The logarithm of 10 as PyTorch has it: its last digit is another than math.log(10)'s.
-_pointwise(
-    "log10", lambda g, x: g / (x * 2.3025850929940456), "z = log x / log 10:  dx = g / (x log 10)"
-)
+# The logarithm of 10 as PyTorch had it before 2.14: its last digit is another.
+_LOG_10 = math.log(10) if SHARES_TIES else 2.3025850929940456
+_pointwise("log10", lambda g, x: g / (x * _LOG_10), "z = log x / log 10:  dx = g / (x log 10)")
 _pointwise("tan", lambda g, z: g * (1 + z.pow(2)), "z = tan(x):  dx = g (1 + z^2)", True)
 _pointwise("sinh", lambda g, x: g * x.cosh(), "z = sinh(x):  dx = g cosh(x)")
 _pointwise("cosh", lambda g, x: g * x.sinh(), "z = cosh(x):  dx = g sinh(x)")
@@ -501,25 +500,35 @@ class Hypot(_OfTwo):
 
 @rule(torch.fmax, T.fmax)
 class Fmax(_OfTwo):
-    """z = max(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y"""
+    """z = max(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
+
+    From PyTorch 2.14 on as for `Maximum`.
+    """
 
     function = staticmethod(torch.fmax)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
         x, y, _ = ctx.saved_tensors
+        if SHARES_TIES:
+            return _shared(ctx, g, x, y, x < y, x > y)
         return _to_chosen(ctx, g, (x >= y).logical_or_(y.isnan()))
 
 
 @rule(torch.fmin, T.fmin)
 class Fmin(_OfTwo):
-    """z = min(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y"""
+    """z = min(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
+
+    From PyTorch 2.14 on as for `Minimum`.
+    """
 
     function = staticmethod(torch.fmin)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
         x, y, _ = ctx.saved_tensors
+        if SHARES_TIES:
+            return _shared(ctx, g, x, y, x > y, x < y)
         return _to_chosen(ctx, g, (x <= y).logical_or_(y.isnan()))
 
 
