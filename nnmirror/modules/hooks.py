@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .._versions import SINCE_2_14
 from ..grad_mode import is_grad_enabled
 from ..tape import Function, Node
 from . import module as _module
@@ -361,8 +362,8 @@ class _Boundary:
                 )
             self.grad_outputs = result
         grad_outputs = self.grad_outputs
-        if self.input_places is None:
-            self._fire_without_inputs()
+        if self.input_places is None and (self.hooks or not SINCE_2_14):
+            self._fire_without_inputs()  # which before 2.14 warns for the sake of no hook
         return tuple(grad_outputs[i] for i in self.output_places or ())
 
     def _fire_without_inputs(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._versions import SINCE_2_14
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -80,7 +81,8 @@ class Adam(StepwiseOptimizer):
         refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
-            "betas": tuple(map(to_scalar, betas)),
+            # A third one is an error at the first step, and since PyTorch 2.14 as if not there.
+            "betas": tuple(map(to_scalar, betas[:2] if SINCE_2_14 else betas)),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,

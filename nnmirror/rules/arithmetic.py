@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from .._versions import SINCE_2_14
 from ..tape import Edge, Node, record, recorded, usual_edge
-from .registry import SHARES_TIES, Rule, composite, inplace, rule
+from .registry import Rule, composite, inplace, rule
 
 T = torch.Tensor
 
@@ -302,7 +303,7 @@ class Clamp(Rule):
         if ctx.bounds is not None:
             (x,) = ctx.saved_tensors
             lo, hi = ctx.bounds
-            if SHARES_TIES:
+            if SINCE_2_14:
                 return torch.where(_within(x, lo, hi), g, zero), None, None
             if lo is not None and hi is not None:
                 inside = (x >= lo).logical_and_(x <= hi)
@@ -311,7 +312,7 @@ class Clamp(Rule):
             return torch.where(inside, g, zero), None, None
         x, lo, hi = ctx.saved_tensors
         needs = (*ctx.needs_input_grad, False)  # the last bound may not have been given
-        if SHARES_TIES:
+        if SINCE_2_14:
             grads = _shared_at_ties(g, x, lo, hi)
             return tuple(d if need else None for d, need in zip(grads, needs, strict=False))
         dx = dlo = dhi = None
@@ -344,7 +345,7 @@ class ClampMin(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if SHARES_TIES:
+        if SINCE_2_14:
             return _one_side_at_ties(ctx, g, True)
         return _one_side(ctx, g, torch.ge, torch.lt)
 
@@ -363,7 +364,7 @@ class ClampMax(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if SHARES_TIES:
+        if SINCE_2_14:
             return _one_side_at_ties(ctx, g, False)
         return _one_side(ctx, g, torch.le, torch.gt)
 

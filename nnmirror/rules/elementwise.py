@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from .._versions import SINCE_2_14
 from ..tape import record
 from .kernel import one_by_one
-from .registry import SHARES_TIES, Rule, composite, inplace, refusal, rule
+from .registry import Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
 
@@ -302,7 +303,7 @@ _pointwise(
 )
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
 # The logarithm of 10 as PyTorch had it before 2.14: its last digit is another.
-_LOG_10 = math.log(10) if SHARES_TIES else 2.3025850929940456
+_LOG_10 = math.log(10) if SINCE_2_14 else 2.3025850929940456
 _pointwise("log10", lambda g, x: g / (x * _LOG_10), "z = log x / log 10:  dx = g / (x log 10)")
 _pointwise("tan", lambda g, z: g * (1 + z.pow(2)), "z = tan(x):  dx = g (1 + z^2)", True)
 _pointwise("sinh", lambda g, x: g * x.cosh(), "z = sinh(x):  dx = g cosh(x)")
@@ -510,7 +511,7 @@ class Fmax(_OfTwo):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
         x, y, _ = ctx.saved_tensors
-        if SHARES_TIES:
+        if SINCE_2_14:
             return _shared(ctx, g, x, y, x < y, x > y)
         return _to_chosen(ctx, g, (x >= y).logical_or_(y.isnan()))
 
@@ -527,7 +528,7 @@ class Fmin(_OfTwo):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
         x, y, _ = ctx.saved_tensors
-        if SHARES_TIES:
+        if SINCE_2_14:
             return _shared(ctx, g, x, y, x > y, x < y)
         return _to_chosen(ctx, g, (x <= y).logical_or_(y.isnan()))
 

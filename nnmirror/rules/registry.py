@@ -24,9 +24,6 @@ from ..tape import Function, is_plain_update, record, tensors_in
 from ..walk import grad
 from .passive import PASSIVE, UNRECORDED_SETTERS
 
-# From PyTorch 2.14 on gradients are others where two numbers that are compared are equal.
-SHARES_TIES = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 14)
-
 C = TypeVar("C", bound=Callable[..., Any])
 F = TypeVar("F", bound=type[Function])
 
