@@ -455,6 +455,7 @@ def estimator(nn, optim):
 
 @as_it_is("sklearn")
 @parity
+@cpu_only("its estimator makes tensors of NumPy arrays and back")
 @quiet
 def test_a_scikit_learn_pipeline(nn, optim):
     from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
@@ -503,6 +504,7 @@ def classifier(nn):
 
 @bridged("skorch")
 @parity
+@cpu_only("skorch moves batches to a device of its own, the CPU")
 @quiet
 def test_skorch(nn, optim, tmp_path):
     """PyTorch trains the twin; the mirrored model has its weights."""
