@@ -10,8 +10,6 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 """
 
 import copy
-import os
-import sys
 import warnings
 import weakref
 from collections import OrderedDict
@@ -50,24 +48,17 @@ def _refuse_torch_function_objects() -> None:
     """Are we inside the forward of a torch.autograd.Function?
 
     It switches grad mode off and never asks a tensor subclass, so what comes out of it would
-    have lost its gradient. All that tells is the frame that called it, a few frames up.
+    have lost its gradient. What tells it from no_grad() is that forward-mode gradients are off
+    too, as only inference mode has them besides.
     """
-    frame: Any = sys._getframe(2)
-    for _ in range(8):
-        if frame is None:
-            return
-        code = frame.f_code
-        if code.co_name == "apply" and code.co_filename.endswith(_FUNCTION_FILE):
-            raise NotImplementedError(
-                "nnmirror: a torch.autograd.Function was given a tensor that the mirror tracks; its"
-                " result would lose the gradient. Derive it from nnmirror.Function (the two are"
-                " written alike), or call .detach() on the tensor. This is also how"
-                " torch.utils.checkpoint works with use_reentrant=True: use False."
-            )
-        frame = frame.f_back
-
-
-_FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
+    if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
+        return
+    raise NotImplementedError(
+        "nnmirror: a torch.autograd.Function was given a tensor that the mirror tracks; its"
+        " result would lose the gradient. Derive it from nnmirror.Function (the two are"
+        " written alike), or call .detach() on the tensor. This is also how"
+        " torch.utils.checkpoint works with use_reentrant=True: use False."
+    )
 
 
 # The class of what most of RULES are, put here by nnmirror.rules.
@@ -266,7 +257,7 @@ class Tensor(torch.Tensor):
 
     def numpy(self, *, force: bool = False) -> Any:
         """A NumPy array on the same memory. RuntimeError if it requires grad, unless `force`."""
-        if self.requires_grad and not force:
+        if self.requires_grad and not force and self.is_cpu:  # elsewhere PyTorch's TypeError
             raise RuntimeError(
                 "Can't call numpy() on Tensor that requires grad."
                 " Use tensor.detach().numpy() instead."
