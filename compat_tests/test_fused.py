@@ -341,6 +341,22 @@ def test_two_calls_and_a_shared_trunk_in_one_loss(nn, optim):
     return dict(trunk.named_parameters()), dict(head.named_parameters())
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3, 5])
+@parity
+def test_one_net_called_several_times_in_a_loss(nn, optim, calls):
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+    sgd, outs = optim.SGD(net.parameters(), lr=0.1), []
+    for _ in range(4):
+        sgd.zero_grad()
+        h = torch.randn(4, 3)
+        for _ in range(calls):
+            h = net(h)
+        nn.MSELoss()(h, torch.ones(4, 3)).backward()
+        sgd.step()
+        outs.append(h)
+    return outs, dict(net.named_parameters())
+
+
 @parity
 def test_optimiser_steps(nn, optim):
     net, _ = made(nn, "ends in tanh")

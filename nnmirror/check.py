@@ -232,6 +232,7 @@ class _Unpickler(pickle.Unpickler):
         if module in ("torch._utils", "torch.storage", "torch", "collections", "_codecs"):
             return super().find_class(module, name)
         if module in ("builtins", "__builtin__") and name in (
+            "dict",
             "set",
             "frozenset",
             "complex",

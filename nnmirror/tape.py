@@ -67,7 +67,16 @@ class Node:
     # What backward returns is known to be of its inputs' shapes and dtypes.
     is_exact: bool = False
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
-    scratch: Any = None  # memory that it has to itself until it is freed
+    # The program that it was computed by (see modules/program.py), and where that goes back to.
+    program: Any = None
+    pool: Any = None
+    # Of a folded node, for the walk: go back from it, or from a loss right behind it, and
+    # accumulate, at one go.
+    deliver: Any = None
+    deliver_from_loss: "Callable[[Any], bool] | None" = None
+    # Of such a loss, the latter; it says False if it cannot. And where its gradient may lie.
+    direct: "Callable[[Any], bool] | None" = None
+    into: torch.Tensor | None = None
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     # Hooks, absent until one is registered.
@@ -190,7 +199,7 @@ class Node:
 
     def free(self) -> None:
         if self._saved:
-            self._saved = self.scratch = None
+            self._saved = self.program = None
 
     def _modified(self, tensor: torch.Tensor, expected: int, via: str | None) -> str:
         shape = list(tensor.shape)

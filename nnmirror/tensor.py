@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from . import changes
 from . import tape as _tape
 from . import walk as _walk
 
@@ -121,8 +122,9 @@ class Tensor(torch.Tensor):
             raise RuntimeError(
                 "only Tensors of floating point and complex dtype can require gradients"
             )
-        if self._node is None:
-            self._requires_grad = bool(requires_grad)
+        if self._node is None and self._requires_grad is not requires_grad:
+            self._requires_grad = requires_grad
+            changes.count[0] += 1
         return self
 
     @property
@@ -196,6 +198,10 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
+        if gradient is None and inputs is None and retain_graph is None and not create_graph:
+            node = self._node
+            if node is not None and node.direct is not None and node.direct(node):
+                return
         if gradient is None or isinstance(gradient, torch.Tensor):
             gradient = (gradient,)  # type: ignore[assignment]
         _walk.backward((self,), tuple(gradient), retain_graph, create_graph, inputs)  # type: ignore[arg-type]
@@ -213,7 +219,12 @@ class Tensor(torch.Tensor):
         self._node = None
         self._output_nr = 0
         self._requires_grad = False
+        changes.count[0] += 1
         return self
+
+    def set_(self, *args: Any, **kwargs: Any) -> "Tensor":  # type: ignore[override]
+        """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
+        return changes.counted(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""

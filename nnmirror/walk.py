@@ -258,8 +258,15 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                 results: list[Any] = [None] * len(edges)
             else:
                 if node.folded is not None:
-                    results = list(node.function.backward(node, grad))
-                    if not (node.leads_on or ready or held):  # nothing else is under way
+                    last = not (node.leads_on or ready or held)  # nothing else is under way
+                    given = None
+                    if node.deliver is not None and (last or _each_once(edges, counts, held)):
+                        given = node.deliver(node, grad)
+                    if given is not None:
+                        results, edges = given
+                    else:
+                        results = list(node.function.backward(node, grad))
+                    if last:
                         grad = None
                         if not retain_graph:
                             node.free()
@@ -302,6 +309,13 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
             if not ready:
                 return
             _, node, grad = heapq.heappop(ready)
+
+
+def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any]) -> bool:
+    """Does no other gradient reach the leaves among these, and did none?"""
+    return all(
+        type(t) is _tape.Node or (counts[id(t)] == 1 and id(t) not in held) for t, _ in edges
+    )
 
 
 def _give(edges: Sequence[Any], grads: list[Any]) -> None:

@@ -3,22 +3,21 @@
 Layer by layer, every layer pays for being a module, a recorded call and a tracked tensor,
 which on a small net is most of the time. Here the same operations run in the same order on
 plain tensors, and leave one node: the formulas are those of `nnmirror.functional`, arranged
-in two loops. Nothing else may be told apart from the layers called one by one:
+in two loops over `plain.Op`s, and for small nets bound to their memory (`program.py`).
+Nothing else may be told apart from the layers called one by one:
 
 - only Linear, ReLU, LeakyReLU, Tanh, Sigmoid and Sequentials of them are taken, as they come,
   with no hook on any of them; anything odd about the input or the parameters goes the long way;
 - where other layers stand between them, or hooked ones, each run of plain layers goes at one go
-  and the others are called (`Mixed`);
+  and the others are called (`Layout`);
 - what nobody sees is computed in place: an activation in the memory of the Linear before it,
-  a gradient in the memory of the one before it; in a small net, in memory that an earlier call
-  has done with (`Scratch`);
+  a gradient in the memory of the one before it;
 - whoever asks for a `grad_fn` gets the nodes that the layers would have left: `unfold` makes
   them of what was saved.
 
 `enabled = False` has every Sequential call its layers one by one.
 """
 
-import functools
 import weakref
 from operator import is_
 from typing import Any
@@ -28,79 +27,20 @@ from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from .. import functional as F
 from .. import tape, tensor, walk
+from ..changes import HookRegistry, Registry, count
 from ..parameter import Parameter
-from . import activation, linear, module
+from . import linear, module, plain
 from .explicit import Chain, Recorded
+from .plain import Op
+from .program import Pool, alias_of_output, fits, nobody, small
 
 enabled = True
 
-_addmm, _mm, _le, _data_ptr = torch.addmm, torch.mm, torch.le, torch.Tensor.data_ptr
-
-LINEAR, RELU, TANH, LEAKY, SIGMOID = range(5)
-_FUNCTIONS: tuple[type[tape.Function], ...] = (F.Linear, F.Relu, F.Tanh, F.LeakyRelu, F.Sigmoid)
-_IN_PLACE: Any = (None, torch.relu_, torch.tanh_, torch._C._nn.leaky_relu_, torch.sigmoid_)
-_INPLACE_FUNCTIONS = {RELU: F.ReluInplace, LEAKY: F.LeakyReluInplace}
-_KINDS: dict[type, int] = {
-    linear.Linear: LINEAR,
-    activation.ReLU: RELU,
-    activation.Tanh: TANH,
-    activation.LeakyReLU: LEAKY,
-    activation.Sigmoid: SIGMOID,
-}
-_FORWARDS = {kind: kind.forward for kind in _KINDS}  # type: ignore[attr-defined]
+_mm, _data_ptr = torch.mm, torch.Tensor.data_ptr
+_version: Any = torch.Tensor._version.__get__  # type: ignore[attr-defined]
+_FORWARDS = {kind: kind.forward for kind in plain.PLAIN}  # type: ignore[attr-defined]
 _FLOATS = (torch.float32, torch.float64)
 _PLAIN = (torch.Tensor, tensor.Tensor)
-
-
-class Op:
-    """One layer: what it does, to what. It must not hold the module, which leads here."""
-
-    __slots__ = (
-        "activate",
-        "b",
-        "bias",
-        "function",
-        "kind",
-        "own",
-        "saves_input",
-        "slope",
-        "w",
-        "weight",
-        "wt",
-    )
-    weight: Any
-    bias: Any
-    w: Any
-    wt: Any
-    b: Any
-
-    def __init__(self, layer: Any, kind: int, after_linear: bool) -> None:
-        self.kind, self.own = kind, layer._parameters
-        self.function: type[tape.Function] = _FUNCTIONS[kind]
-        if getattr(layer, "inplace", False):
-            self.function = _INPLACE_FUNCTIONS[kind]
-        self.weight = self.bias = self.w = self.wt = self.b = None
-        self.slope = 0.0
-        if kind == LINEAR:
-            self.weight, self.bias = self.own["weight"], self.own["bias"]
-            # The same memory, as plain tensors: torch is slower with a subclass.
-            self.w = self.weight.detach()
-            self.wt = self.w.t()
-            self.b = None if self.bias is None else self.bias.detach()
-        elif kind == LEAKY:
-            self.slope = layer.negative_slope
-        # Its input is the output of a Linear, which nobody else sees: it may be written over.
-        # (The gradient of leaky_relu looks at signs, which a slope below zero turns round.)
-        self.write_over(after_linear and not self.slope < 0)
-
-    def write_over(self, hidden: bool) -> None:
-        """Compute an activation in the memory of its input, if that is `hidden`."""
-        self.saves_input = self.kind == LINEAR or (self.kind == LEAKY and not hidden)
-        self.activate: Any = None
-        if self.kind != LINEAR:
-            self.activate = _IN_PLACE[self.kind] if hidden else _FUNCTIONS[self.kind].infer
-        if self.kind == LEAKY:
-            self.activate = functools.partial(self.activate, negative_slope=self.slope)
 
 
 def _trains(parameter: Any) -> bool:
@@ -113,6 +53,7 @@ class Needs:
     __slots__ = (
         "edges",
         "input_at",
+        "leaves",
         "passes_on",
         "trained",
         "watch_input",
@@ -130,88 +71,30 @@ class Needs:
             self.passes_on.append(wanted)
             wanted = wanted or _trains(op.weight) or _trains(op.bias)
         # What a backward looks at, and which therefore may not be changed until then.
-        self.watch_input = _trains(ops[0].weight) if ops[0].kind == LINEAR else input_edge
-        self.watch_output = ops[-1].kind != LINEAR and self.passes_on[-1]
+        self.watch_input = _trains(ops[0].weight) if ops[0].is_linear else input_edge
+        self.watch_output = not ops[-1].is_linear and self.passes_on[-1]
         self.weights = tuple(
-            op.w for op, on in zip(ops, self.passes_on, strict=True) if on and op.kind == LINEAR
+            op.w for op, on in zip(ops, self.passes_on, strict=True) if on and op.is_linear
         )
         # In the order in which the layers' own nodes would be walked.
         self.edges: list[Any] = [
             (p, 0)
             for op in reversed(ops)
-            if op.kind == LINEAR
+            if op.is_linear
             for p in (op.bias, op.weight)
             if _trains(p)
         ]
+        self.leaves = [p for p, _ in self.edges]
         last = len(self.edges)  # the input's, before that of the first layer's weight
         self.input_at = last - 1 if _trains(ops[0].weight) else last
 
     def versions(self, saved: Any) -> list[int]:
-        found = [weight._version for weight in self.weights]
+        found = [*map(_version, self.weights)]
         if self.watch_input:
-            found.append(saved[0]._version)
+            found.append(_version(saved[0]))
         if self.watch_output:
-            found.append(saved[-1]._version)
+            found.append(_version(saved[-1]))
         return found
-
-
-# A net whose hidden layers take more bytes than this leaves them to torch's allocator.
-_SCRATCH_MOST = 1 << 20
-_SPARE_MOST = 4  # of how many sizes a net keeps some, and how many of each
-
-
-class Scratch:
-    """Memory for what nobody sees, of one forward and the backward over it."""
-
-    def __init__(self, ops: list[Op], rows: int) -> None:
-        # For every layer: the output of a Linear; the gradient of its input, also transposed;
-        # where that of a ReLU is zero. The outputs lie in one piece, and so do the masks, if
-        # each is of a ReLU: one call makes them all.
-        self.outs: Any = None
-        self.zeros: Any = None
-        self.hidden: list[Any] = [None] * len(ops)
-        self.grads: list[Any] = [(None, None)] * len(ops)
-        self.masks: list[Any] = [None] * len(ops)
-        self.outputs: Any = None  # Node.outputs, the same at every call
-        linears = [i for i, op in enumerate(ops) if op.kind == LINEAR]
-        inner = linears[1:]  # the first one's input, the last one's output are seen
-        shapes = [(rows, len(ops[i].w)) for i in linears[:-1]]
-        # Each begins where a cache line does, as one of its own would.
-        places = [0]
-        for _, width in shapes:
-            places.append(places[-1] + -(-rows * width // 16) * 16)
-        if not places[-1] or places[-1] * ops[linears[0]].w.element_size() > _SCRATCH_MOST:
-            return
-        with torch.inference_mode(False):
-            outs = ops[linears[0]].w.new_zeros(places[-1])
-            zeros = torch.zeros_like(outs, dtype=torch.bool)
-            for before, i, shape, start in zip(linears, inner, shapes, places, strict=False):
-                end = start + rows * shape[1]
-                self.hidden[before] = outs[start:end].view(shape)
-                grad = torch.empty_like(self.hidden[before])
-                self.grads[i] = grad, grad.t()
-                if ops[before + 1].kind == RELU:
-                    self.masks[before + 1] = zeros[start:end].view(shape)
-            if all(ops[i + 1].kind == RELU for i in linears[:-1]):
-                self.outs, self.zeros = outs, zeros
-            else:
-                self.masks = [None] * len(ops)
-
-
-class Lease:
-    """A node's right to a scratch, to itself. It ends when the node is freed or forgotten.
-
-    A node that is unfolded keeps the scratch for good: a user may look at what it saved.
-    """
-
-    __slots__ = ("scratch", "spare")
-
-    def __init__(self, spare: list[Scratch], scratch: Scratch) -> None:
-        self.spare, self.scratch = spare, scratch
-
-    def __del__(self) -> None:
-        if len(self.spare) < _SPARE_MOST:
-            self.spare.append(self.scratch)
 
 
 class Plan:
@@ -219,43 +102,37 @@ class Plan:
 
     def __init__(self, run: "Run") -> None:
         ops = self.ops = run.ops
-        if not ops[-1].function.is_inplace:
+        if isinstance(ops[-1], plain.ActivationOp) and not ops[-1].function.is_inplace:
             ops[-1].write_over(False)  # the output is seen, and how often it was written to
-        weights = [op.weight for op in ops if op.kind == LINEAR]
+        weights = [op.weight for op in ops if op.is_linear]
         self.dtypes = (weights[0].dtype,) if weights else _FLOATS
-        self.steps = [(op.kind == LINEAR, op.b, op.wt, op.activate, op.saves_input) for op in ops]
         self.needs = {flag: Needs(ops, flag) for flag in (False, True)}
         # With a single feature, one row is also one column, and PyTorch takes it for that.
         self.narrow = any(1 in w.shape for w in weights)
         spans = [(m, i, i + 1) for i, m in enumerate(run.members)] + run.nested
         self.last: list[Any] = [_nothing]  # the latest node, weakly
         self.calls = [(m.__dict__, PartCall(self.last, start, end)) for m, start, end in spans]
-        self.spare: dict[int, list[Scratch]] = {}  # by the number of rows
+        self.bindable = fits(ops)
+        # Programs by the number of rows, and whether the input's gradient is asked for; a
+        # number that came but once is not worth one.
+        self.pools: dict[tuple[int, bool], Pool] = {}
+        self.met: list[tuple[int, bool]] = []
 
-    def scratch(self, rows: int) -> tuple[Scratch, list[Scratch]]:
-        """Memory for so many rows, and where to put it when it is done with."""
-        spare = self.spare.get(rows)
-        if spare is None:
-            if len(self.spare) >= _SPARE_MOST:
-                self.spare.clear()
-            spare = self.spare[rows] = []
-        try:
-            return spare.pop(), spare
-        except IndexError:
-            return Scratch(self.ops, rows), spare
-
-    def infer(self, h: torch.Tensor, rows: int) -> torch.Tensor:
-        """The output alone."""
-        scratch, spare = self.scratch(rows)
-        for (is_linear, b, wt, activate, _), out in zip(self.steps, scratch.hidden, strict=True):
-            if not is_linear:
-                h = activate(h)
-            elif b is None:
-                h = _mm(h, wt, out=out)
-            else:
-                h = _addmm(b, h, wt, out=out)
-        spare.append(scratch)
-        return h
+    def pool(self, rows: int, edge: bool) -> Pool | None:
+        """The programs for so many rows, if it is to have any."""
+        key = rows, edge
+        pool = self.pools.get(key)
+        if pool is not None or not self.bindable:
+            return pool
+        if key not in self.met:
+            self.met = [*self.met[-_MET_MOST:], key]
+            return None
+        if rows == 0 or not small(self.ops, rows):
+            return None
+        if len(self.pools) >= _POOLS_MOST:
+            self.pools = {}
+        pool = self.pools[key] = Pool(self.ops, self.needs[edge], rows)
+        return pool
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, Any] | None:
         """The output for `x`, and how to go back; None where the layers must be called."""
@@ -267,7 +144,6 @@ class Plan:
             or (shape[0] == 1 and (self.narrow or x.stride() != (shape[1], 1)))
             or _is_any_autocast_enabled()
             or tape.in_transform() is not None
-            or any(module.GLOBAL_HOOKS)
         ):
             return None
         try:
@@ -289,52 +165,65 @@ class Plan:
             d["_call"] = None
         return out, NOT_RECORDED
 
+    def infer(self, h: torch.Tensor, rows: int) -> torch.Tensor:
+        """The output alone."""
+        pool = self.pool(rows, False)
+        program = None if pool is None else pool.take()
+        if program is None:
+            for op in self.ops:
+                h = op.run(h)
+            return h
+        try:
+            return program.run(h)
+        finally:
+            program.user = nobody
+
     def record(self, h: torch.Tensor, rows: int, edge: Any) -> tuple[Any, tape.Node]:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
-        scratch, spare = self.scratch(rows)
-        saved: list[Any] = []
-        keep = saved.append
-        for (is_linear, b, wt, activate, saves_input), out in zip(
-            self.steps, scratch.hidden, strict=True
-        ):
-            if saves_input:
-                keep(h)
-            if not is_linear:
-                h = activate(h)
-            elif b is None:
-                h = _mm(h, wt, out=out)
-            else:
-                h = _addmm(b, h, wt, out=out)
-            if not saves_input:
-                keep(h)
         needs = self.needs[edge is not None]
-        if saved[-1] is h:
-            saved[-1] = h.detach()  # an output that is saved would keep itself alive
-            saved[-1]._alias_of_output = True  # type: ignore[attr-defined]
         node: Any = tape.Node(Fused)
+        pool = self.pool(rows, edge is not None)
+        program = pool.take() if pool is not None and (needs.edges or edge) else None
+        if program is None:
+            saved = []
+            for op in self.ops:
+                if op.saves_input:
+                    saved.append(h)
+                h = op.run(h)
+                if not op.saves_input:
+                    saved.append(h)
+            if saved[-1] is h:
+                saved[-1] = alias_of_output(h)
+            node.outputs = ((h.shape, h.dtype, h.device),)
+        else:
+            try:
+                saved, h = program.record(h)
+            except BaseException:
+                program.user = nobody
+                raise
+            node.outputs, node.program, node.pool = program.outputs, program, pool
+            program.user = weakref.ref(node)
         # Not the plan, which leads to the modules, and they to the node.
-        node.ops, node.needs, node.needs_all, node.folded = (
-            self.ops,
-            needs,
-            self.needs[True],
-            unfold,
-        )
-        node.scratch = Lease(spare, scratch)
+        node.ops, node.needs, node.needs_all = self.ops, needs, self.needs[True]
+        node.folded, node.epoch = unfold, count[0]
+        node.deliver, node.deliver_from_loss = deliver, deliver_from_loss
         node._saved, node._versions = saved, needs.versions(saved)
         if edge is None:
             node.edges, node.leads_on = needs.edges, False
         else:
             at = needs.input_at
             node.edges = [*needs.edges[:at], edge, *needs.edges[at:]]
-        if scratch.outputs is None:
-            scratch.outputs = ((h.shape, h.dtype, h.device),)
-        node.outputs = scratch.outputs
         self.last[0] = weakref.ref(node)
         if node.edges:
             node.sequence = next(tape._sequence)
             h.__class__ = tensor.Tensor
             h._node = node  # type: ignore[attr-defined]
         return h, node
+
+
+# Of how many numbers of rows programs are kept, and how many that came once are remembered.
+_POOLS_MOST = 8
+_MET_MOST = 16
 
 
 class Fused(tape.Function):
@@ -345,59 +234,116 @@ class Fused(tape.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
-        saved, needs = ctx._saved, ctx.needs
-        if saved is None:
-            raise RuntimeError(tape._FREED)
-        if ctx._versions != needs.versions(saved):
-            _complain(ctx)
-        return back(ctx.ops, saved, needs, ctx.scratch.scratch, g)
+        check(ctx)
+        return back(ctx.ops, all_saved(ctx), ctx.needs, g)
 
 
-def back(ops: list[Op], saved: Any, needs: Needs, scratch: Scratch, g: Any) -> tuple[Any, ...]:
+def check(node: Any) -> None:
+    """Raise if what was saved is gone, or was changed."""
+    saved = node._saved
+    if saved is None:
+        raise RuntimeError(tape._FREED)
+    if node._versions != node.needs.versions(saved):
+        _complain(node)
+
+
+def all_saved(node: Any) -> Any:
+    """What each layer saved. Inside a program's memory it need not be kept again."""
+    saved = node._saved
+    return saved if node.program is None or saved is None else node.program.saved(saved)
+
+
+def back(ops: list[Op], saved: Any, needs: Needs, g: Any) -> tuple[Any, ...]:
     """The gradients for `Needs.edges`, that of the input among them if passes_on[0]."""
     grads = []
     passes_on, trained = needs.passes_on, needs.trained
     ours = False  # g is nobody else's: it may be written over
-    gt = None
-    zero = tape.constant(0.0, g.dtype, g.device)
-    if scratch.outs is not None:
-        _le(scratch.outs, zero, out=scratch.zeros)
     for i in range(len(ops) - 1, -1, -1):
-        op, kept = ops[i], saved[i]
-        kind = op.kind
-        if kind == LINEAR:
+        op: Any = ops[i]
+        kept = saved[i]
+        if op.is_linear:
             to_bias, to_weight = trained[i]
             if to_bias:
                 grads.append(g.sum(0))
-            dx = dxt = None
+            dx = None
             if passes_on[i]:
-                into, dxt = scratch.grads[i]
-                dx = _mm(g, op.w, out=into)
+                dx = _mm(g, op.w)
                 if i == 0:
                     grads.append(dx)
             if to_weight:
-                grads.append(_mm(g.t() if gt is None else gt, kept))
+                grads.append(_mm(g.t(), kept))
             if dx is None:
                 break
-            g, gt = dx, dxt
-        elif kind == RELU:
-            mask = scratch.masks[i]
-            if mask is None:
-                mask = _le(kept, zero)
-            g = g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
-        elif kind == TANH:
-            one = tape.constant(1.0, kept.dtype, kept.device)
-            g, gt = torch.addcmul(one, kept, kept, value=-1).mul_(g), None
-        elif kind == SIGMOID:
-            one = tape.constant(1.0, kept.dtype, kept.device)
-            g, gt = torch.sub(one, kept).mul_(g).mul_(kept), None
+            g = dx
         else:
-            slope = tape.constant(op.slope, g.dtype, g.device)
-            g, gt = torch.where(torch.gt(kept, zero), g, g * slope), None
+            g = op.back(kept, g, ours)
         ours = True
-    if passes_on[0] and ops[0].kind != LINEAR:
+    if passes_on[0] and not ops[0].is_linear:
         grads.append(g)
     return tuple(grads)
+
+
+def deliver(node: Any, g: torch.Tensor) -> tuple[list[Any], list[Any]] | None:
+    """Go back by the node's program and accumulate.
+
+    Returns what is left to hand on, the gradient for the input if any, and its edge. None
+    where there is no program, or none that can.
+    """
+    program = node.program
+    if program is None or node._saved is None:
+        return None
+    with program.lock:
+        arena = program.arena() if program.takes(g) else None
+        if arena is None:
+            return None
+        check(node)
+        saved = node._saved
+        dx = program.back(saved[0], saved[-1], g, arena)
+        program.give(arena, node.epoch)
+    if dx is None:
+        return [], []
+    return [dx], [node.edges[node.needs.input_at]]
+
+
+def deliver_from_loss(loss: Any) -> bool:
+    """Go back from a loss right behind a net, both as usual; False if anything is not."""
+    net = loss.edges[0][0]
+    program = net.program
+    if (
+        program is None
+        or net.folded is None
+        or net.leads_on
+        or net._saved is None
+        or loss._saved is None
+        or tensor.leaf_hooks_exist[0]
+        or loss.tensor_hooks is not None
+        or loss.retained is not None
+        or loss.prehooks is not None
+        or loss.posthooks is not None
+    ):
+        return False
+    with DisableTorchFunctionSubclass(), program.lock:
+        arena = program.arena()
+        if arena is None:
+            return False
+        _, dtype, device = loss.outputs[0]
+        one = tape.constant(1.0, dtype, device)
+        if program.last_act is None:
+            loss.into = program.inbox  # where the loss may write its gradient
+        try:
+            g = loss.function.backward(loss, one)[0]
+        finally:
+            loss.into = None
+        loss.free()
+        check(net)
+        saved = net._saved
+        if program.takes(g):
+            program.back(saved[0], saved[-1], g, arena)
+            program.give(arena, net.epoch)
+        else:
+            walk._give(net.edges, list(back(net.ops, all_saved(net), net.needs, g)))
+        net.free()
+    return True
 
 
 def _complain(node: Any) -> None:
@@ -414,10 +360,11 @@ def _complain(node: Any) -> None:
 
 def unfold(node: Any) -> None:
     """Turn `node` into the node of the last layer, with those of the others behind it."""
-    ops, needs, saved, versions = node.ops, node.needs, node._saved, list(node._versions)
+    ops, needs, saved, versions = node.ops, node.needs, all_saved(node), list(node._versions)
     node.folded = None
-    if node.scratch is not None:
-        node.scratch.spare = []
+    if node.program is not None:
+        node.pool.forget(node.program)  # a user may look at what it holds
+        node.program = node.pool = None
     edge = node.edges[needs.input_at] if needs.passes_on[0] else None
     at_output = versions.pop() if needs.watch_output else 0
     at_input = versions.pop() if needs.watch_input else 0
@@ -436,9 +383,9 @@ def unfold(node: Any) -> None:
         kept = None if saved is None else saved[i]
         at = 0  # the version of what was kept, then
         if kept is not None:
-            at_end = i == last and op.kind != LINEAR
+            at_end = i == last and not op.is_linear
             at = at_input if i == 0 else at_output if at_end else kept._version
-        if op.kind == LINEAR:
+        if op.is_linear:
             both = zip((op.bias, op.weight), needs.trained[i], strict=True)
             bias, weight = ((p, 0) if trained else None for p, trained in both)
             new.edges, new.places = [bias, edge, weight], (1, 2) if op.bias is None else (0, 1, 2)
@@ -450,7 +397,7 @@ def unfold(node: Any) -> None:
                 new._saved = (kept if weight is not None else None, op.weight)
                 new._versions = (at, at_weight.get(id(op.w), op.weight._version))
         else:
-            new.edges, new.places = [edge] if op.kind != LEAKY else [edge, None], (0,)
+            new.edges, new.places = [edge, None] if "slope" in vars(op) else [edge], (0,)
             new.label, new.slope = "", op.slope
             if kept is not None:
                 new._saved, new._versions = (kept,), (at,)
@@ -481,14 +428,11 @@ class FusedCall:
         node: Any = self.node
         if node.folded is None:
             return Chain([Recorded(made) for made in nodes(node)])(gradient)
-        needs, both = node.needs, node.needs_all
+        both = node.needs_all
         with DisableTorchFunctionSubclass():
             started = walk.start_grad(node.outputs[0], gradient, 0)
-            if node._saved is None:
-                raise RuntimeError(tape._FREED)
-            if node._versions != needs.versions(node._saved):
-                _complain(node)
-            grads = list(back(node.ops, node._saved, both, node.scratch.scratch, started))
+            check(node)
+            grads = list(back(node.ops, all_saved(node), both, started))
             node.free()
         dx = grads.pop(both.input_at)
         if grads:
@@ -522,11 +466,8 @@ _FEWEST = 2
 class Layout:
     """Which layers of a Sequential are run at one go: all, some runs of them, or none.
 
-    Made at its first call, looked over at every other.
+    It holds for one state of them. A Sequential keeps a few, for those it goes between.
     """
-
-    cut: Any = None  # what takes its place while there are hooks (`layout_of`)
-    hooked: Any = None  # which of the hooks there were, for that
 
     def __init__(self, root: Any, runs: "list[Run]") -> None:
         children = [*root._modules.values()]
@@ -538,32 +479,44 @@ class Layout:
             kept = runs
             self.whole = Plan(runs[0])
         inner = [s for run in kept for s, _, _ in run.nested]
-        watched = [m for run in kept for m in run.members] + inner
         place = 0
         for run in kept if self.whole is None else ():
             between = children[place : run.start]
-            watched += filter(_is_known, between)
             self.parts[run.start] = Plan(run), run.size, not all(map(_is_known, between))
             place = run.start + run.size
-        self.hooks = [getattr(m, name) for m in watched for name in module.CALL_HOOKS]
         # What was taken for given. Of every Sequential: its modules, and which they were.
         self.nested = [(s._modules, [*s._modules.values()]) for s in (root, *inner)]
-        ops = [op for run in kept for op in run.ops if op.kind == LINEAR]
+        ops = [op for run in kept for op in run.ops if op.is_linear]
         members = [m for run in kept for m in run.members if type(m) is linear.Linear]
         self.owned = [
             (m.__dict__, op.own, op.weight, op.bias) for m, op in zip(members, ops, strict=True)
         ]
         self.weights = [op.weight for op in ops]
         self.params = [p for op in ops for p in (op.weight, op.bias) if p is not None]
-        self.flags = [p._requires_grad for p in self.params]
         self.memory = [p.data_ptr() for p in self.params]
         self.shapes = [p.shape for p in self.params]
-        self.epoch = module.epoch[0]
+        self.watched = {id(m): m for m in (*children, *inner)}
+        self.watched |= {id(m): m for run in kept for m in run.members}
+        self.state = self._state()
+        # Where the count of changes stood when it was last seen to hold, if all are counted.
+        self.epoch = -1
+        self.counted = all(map(_counts, (root, *self.watched.values())))
 
-    def holds(self) -> bool:
-        """Is everything but the hooks as it was when this was made?"""
-        if self.epoch != module.epoch[0]:
-            return False
+    def _state(self) -> list[Any]:
+        """What a layout may be made anew for, and found again when it is back."""
+        state: list[Any] = [p._requires_grad for p in self.params]
+        for m in self.watched.values():
+            own = getattr(m, "__dict__", {})
+            state += [
+                *(bool(own.get(name)) for name in module.CALL_HOOKS),
+                own.get("forward"),
+                own.get("inplace"),
+                own.get("negative_slope"),
+            ]
+        return [*state, *map(bool, module.GLOBAL_HOOKS)]
+
+    def stands(self) -> bool:
+        """Are the modules and their parameters those that there were, in the same memory?"""
         for modules, known in self.nested:
             if len(modules) != len(known) or not all(map(is_, modules.values(), known)):
                 return False
@@ -578,11 +531,19 @@ class Layout:
             if not weight.is_contiguous():
                 return False
         params = self.params
-        return (
-            [p._requires_grad for p in params] == self.flags
-            and [*map(_data_ptr, params)] == self.memory
-            and [p.shape for p in params] == self.shapes
-        )
+        return [*map(_data_ptr, params)] == self.memory and [p.shape for p in params] == self.shapes
+
+    def holds(self) -> bool:
+        """Is everything as it was when this was made?"""
+        now = count[0]
+        if self.epoch != now:
+            if not (self.stands() and self.state == self._state()):
+                return False
+            if self.counted:
+                self.epoch = now
+            return True
+        # Memory may be exchanged behind everybody's back, by torch.utils.swap_tensors.
+        return [*map(_data_ptr, self.params)] == self.memory
 
     def run(self, place: int, x: Any) -> tuple[torch.Tensor, Any, int] | None:
         """The output of the layers from `place` on, how to go back, and how many there were.
@@ -595,10 +556,23 @@ class Layout:
             return None
         plan, size, after_stranger = part
         with DisableTorchFunctionSubclass():
-            if after_stranger and (any(self.hooks) or not self.holds()):
+            if after_stranger and not self.holds():
                 return None
             done = plan(x)
         return None if done is None else (*done, size)
+
+
+def _counts(m: Any) -> bool:
+    """Do the registries of this module count their changes, as those that it begins with?"""
+    own = getattr(m, "__dict__", {})
+    return all(type(own.get(name, r)) is type(r) for name, r in _COUNTING.items())
+
+
+_COUNTING: dict[str, Any] = {
+    **{name: HookRegistry() for name in module.CALL_HOOKS},
+    "_modules": Registry(),
+    "_parameters": Registry(),
+}
 
 
 def _is_known(child: Any) -> bool:
@@ -623,46 +597,46 @@ class Run:
         self.nested: list[tuple[Any, int, int]] = []  # a Sequential, and where its layers are
         self.met: set[int] = set()  # what may not be there twice
 
-    def takes(self, child: Any, hooked: bool) -> bool:
-        """Take one more module, if it is plain; `hooked` says whether one with hooks is."""
+    def takes(self, child: Any) -> bool:
+        """Take one more module, if it is plain."""
         ops, members, nested, met = len(self.ops), len(self.members), len(self.nested), self.met
         self.met = set(met)
-        if self._gather(child, hooked):
+        if self._gather(child):
             self.size += 1
             return True
         del self.ops[ops:], self.members[members:], self.nested[nested:]
         self.met = met
         return False
 
-    def _gather(self, child: Any, hooked: bool) -> bool:
-        if not hooked and any(getattr(child, name, None) for name in module.CALL_HOOKS):
+    def _gather(self, child: Any) -> bool:
+        if any(getattr(child, name, None) for name in module.CALL_HOOKS):
             return False
         if _is_sequential(child):
             start = len(self.ops)
             if not child._modules or not self._is_new(child):
                 return False
-            if not all(self._gather(member, hooked) for member in child._modules.values()):
+            if not all(self._gather(member) for member in child._modules.values()):
                 return False
             self.nested.append((child, start, len(self.ops)))
             return True
-        kind = _KINDS.get(type(child))
-        if kind is None or "forward" in child.__dict__:
+        kind = type(child)
+        if kind not in plain.PLAIN or "forward" in child.__dict__:
             return False
-        if type(child).forward is not _FORWARDS[type(child)]:
+        if kind.forward is not _FORWARDS[kind]:
             return False
-        if kind == LINEAR and not _is_plain_linear(child):
+        if kind is linear.Linear and not _is_plain_linear(child):
             return False
-        if kind == LEAKY and not isinstance(child.negative_slope, int | float):
+        slope = getattr(child, "negative_slope", 0.0)
+        if not isinstance(slope, int | float):
             return False
-        after_linear = bool(self.ops) and self.ops[-1].kind == LINEAR
-        odd = not after_linear or (kind == LEAKY and child.negative_slope < 0)
-        if odd and getattr(child, "inplace", False):
+        after_linear = bool(self.ops) and self.ops[-1].is_linear
+        if (not after_linear or slope < 0) and getattr(child, "inplace", False):
             # It writes over what somebody may see, or with such a slope cannot go back.
             return False
         if not self._is_new(child, *child._parameters.values()):
             return False
         self.members.append(child)
-        self.ops.append(Op(child, kind, after_linear))
+        self.ops.append(plain.op_of(child, after_linear))
         return True
 
     def _is_new(self, *things: Any) -> bool:
@@ -696,36 +670,38 @@ def _calls_its_modules(sequential: Any) -> bool:
     return type(sequential).__iter__ is _SEQUENTIAL[1] and "forward" not in sequential.__dict__
 
 
-def _laid_out(root: Any, hooked: bool) -> Layout:
-    """`hooked` says whether layers with hooks are taken for plain."""
+def _laid_out(root: Any) -> Layout:
     runs: list[Run] = []
     run = Run(0)
-    for place, child in enumerate(root._modules.values() if _calls_its_modules(root) else ()):
-        if not run.takes(child, hooked):
+    plain_root = _calls_its_modules(root) and not any(module.GLOBAL_HOOKS)
+    for place, child in enumerate(root._modules.values() if plain_root else ()):
+        if not run.takes(child):
             runs.append(run)
             run = Run(place)
-            if not run.takes(child, hooked):
+            if not run.takes(child):
                 run = Run(place + 1)
     return Layout(root, [*runs, run])
+
+
+_LAYOUTS_MOST = 4
 
 
 def layout_of(sequential: Any) -> Layout:
     """How the Sequential is laid out now."""
     own = sequential.__dict__
-    layout: Layout | None = own.get("_plan")
-    if layout is not None and any(layout.hooks):
-        cut = layout.cut
-        if cut is not None and cut.hooked == [*map(bool, layout.hooks)] and cut.holds():
-            return cut  # type: ignore[no-any-return]
-    elif layout is not None and layout.holds():
-        return layout
-    # With hooks, that for the time when they are gone is made too, and kept.
-    layout = own["_plan"] = _laid_out(sequential, True)
-    if not any(layout.hooks):
-        return layout
-    cut = layout.cut = _laid_out(sequential, False)
-    cut.hooked = [*map(bool, layout.hooks)]
-    return cut
+    layouts: list[Layout] = own.get("_plan", [])
+    if layouts and layouts[0].holds():
+        return layouts[0]
+    now = count[0]
+    layouts = [layout for layout in layouts if layout.stands()]
+    found = next((layout for layout in layouts if layout.holds()), None)
+    if found is None:
+        found = _laid_out(sequential)
+        if found.counted:
+            found.epoch = now
+    others = [layout for layout in layouts if layout is not found]
+    own["_plan"] = [found, *others[: _LAYOUTS_MOST - 1]]
+    return found
 
 
 def _is_plain_linear(member: Any) -> bool:

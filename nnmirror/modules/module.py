@@ -20,6 +20,7 @@ from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
 from .. import tape
+from ..changes import HookRegistry, Registry, count, counting
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
 from . import hooks
@@ -55,11 +56,11 @@ _EXTRA_STATE = "_extra_state"
 _global_buffer_registration_hooks: dict[int, Callable] = OrderedDict()
 _global_module_registration_hooks: dict[int, Callable] = OrderedDict()
 _global_parameter_registration_hooks: dict[int, Callable] = OrderedDict()
-_global_backward_pre_hooks: dict[int, Callable] = OrderedDict()
-_global_backward_hooks: dict[int, Callable] = OrderedDict()
+_global_backward_pre_hooks: dict[int, Callable] = HookRegistry()
+_global_backward_hooks: dict[int, Callable] = HookRegistry()
 _global_is_full_backward_hook: bool | None = None  # None until the first is registered
-_global_forward_pre_hooks: dict[int, Callable] = OrderedDict()
-_global_forward_hooks: dict[int, Callable] = OrderedDict()
+_global_forward_pre_hooks: dict[int, Callable] = HookRegistry()
+_global_forward_hooks: dict[int, Callable] = HookRegistry()
 _global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
 _global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
 
@@ -73,9 +74,9 @@ GLOBAL_HOOKS = (
 )
 CALL_HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
 
-# Counts the changes to any module that change how it must be called (see fused.py).
-epoch = [0]
+# Attributes that say how a module is called: to set one is counted.
 _COUNTED = {*CALL_HOOKS, "_modules", "_parameters", "forward", "inplace", "negative_slope"}
+_COUNTING = (*CALL_HOOKS, "_modules", "_parameters")
 
 
 class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
@@ -177,6 +178,8 @@ class Module(_RefusedByTorchModules):
     call_super_init: bool = False
     # What `backward` goes back over: set by each forward, no part of the module's state.
     _call: Any = None
+    # Where the count of changes stood when it was last found to have no hooks.
+    _unhooked: int = -1
     _torchdynamo_orig_callable: Any = _Untraceable()
     _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
 
@@ -212,14 +215,14 @@ class Module(_RefusedByTorchModules):
         # Written past __setattr__, which needs the registries to be there.
         self.__dict__.update(
             training=True,
-            _parameters={},
+            _parameters=Registry(),
             _buffers={},
             _non_persistent_buffers_set=set(),
             _is_full_backward_hook=None,
-            _modules={},
+            _modules=Registry(),
         )
         for name in _HOOK_REGISTRIES:
-            self.__dict__[name] = OrderedDict()
+            self.__dict__[name] = HookRegistry() if name in CALL_HOOKS else OrderedDict()
         if self.call_super_init:
             super().__init__(*args, **kwargs)
 
@@ -344,7 +347,7 @@ class Module(_RefusedByTorchModules):
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
         if name in _COUNTED:
-            epoch[0] += 1
+            count[0] += 1
         own = self.__dict__
         params, modules, buffers = own.get("_parameters"), own.get("_modules"), own.get("_buffers")
         if is_parameter(value):
@@ -412,7 +415,7 @@ class Module(_RefusedByTorchModules):
 
     def __delattr__(self, name: str) -> None:
         if name in _COUNTED:
-            epoch[0] += 1
+            count[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:
                 self.__dict__.pop("_plan", None)
@@ -574,7 +577,7 @@ class Module(_RefusedByTorchModules):
 
         A parameter stays the same object, with new data, where torch allows it.
         """
-        epoch[0] += 1
+        count[0] += 1
         if recurse:
             for module in self.children():
                 module._apply(fn)
@@ -720,18 +723,20 @@ class Module(_RefusedByTorchModules):
     # -- calling -----------------------------------------------------------------------------
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        if not (
+        if self._unhooked == count[0]:
+            return self.forward(*args, **kwargs)
+        now = count[0]
+        if (
             self._backward_hooks
             or self._backward_pre_hooks
             or self._forward_hooks
             or self._forward_pre_hooks
-            or _global_backward_pre_hooks
-            or _global_backward_hooks
-            or _global_forward_hooks
-            or _global_forward_pre_hooks
+            or any(GLOBAL_HOOKS)
         ):
-            return self.forward(*args, **kwargs)
-        return hooks.call_with_hooks(self, args, kwargs)
+            return hooks.call_with_hooks(self, args, kwargs)
+        if all(type(getattr(self, name)) is HookRegistry for name in CALL_HOOKS):
+            self.__dict__["_unhooked"] = now
+        return self.forward(*args, **kwargs)
 
     __call__: Callable[..., Any] = _call_impl
 
@@ -1050,17 +1055,19 @@ class Module(_RefusedByTorchModules):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_call", "_plan"):  # what the last call left
+        for name in ("_call", "_plan", "_unhooked"):  # what calls left
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        epoch[0] += 1
+        count[0] += 1
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:  # not there in what older versions saved
             self.__dict__.setdefault(name, OrderedDict())
         self.__dict__.setdefault("_non_persistent_buffers_set", set())
         self.__dict__.setdefault("_is_full_backward_hook", None)
+        for name in _COUNTING:
+            self.__dict__[name] = counting(self.__dict__[name])
 
     # -- printing ----------------------------------------------------------------------------
 

@@ -45,3 +45,13 @@ UNRECORDED_SETTERS: set[Any] = {
     T.data.__set__,
     T.share_memory_,
 }
+
+# What gives a tensor another shape or other memory, and has no rule.
+RESHAPING: set[Any] = {
+    T.data.__set__,
+    T.resize_,
+    T.resize_as_,
+    torch.resize_as_,
+    T.as_strided_,
+    torch.as_strided_,
+}

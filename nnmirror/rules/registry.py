@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .. import changes
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
 from ..tape import Function, is_plain_update, record, tensors_in
 from ..walk import grad
-from .passive import PASSIVE, UNRECORDED_SETTERS
+from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
 F = TypeVar("F", bound=type[Function])
@@ -198,7 +199,7 @@ _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 def _vmap_asks() -> bool:
     """Was what is being dispatched called by torch.vmap, through modes or not?"""
-    frame: Any = sys._getframe(2)
+    frame: Any = sys._getframe(3)
     while frame is not None and frame.f_code.co_name == "__torch_function__":
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
@@ -206,6 +207,11 @@ def _vmap_asks() -> bool:
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
+    handle = changes.counted(_dispatch) if func in RESHAPING else _dispatch
+    return handle(func, args, kwargs)
+
+
+def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in PASSIVE:
         # torch.vmap asks a tensor for its dimensions, and then never again.
         if func is torch.Tensor.dim and args[0].requires_grad and _vmap_asks():

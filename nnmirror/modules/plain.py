@@ -1,0 +1,193 @@
+"""The plain layers, as `fused.py` runs them: Linear, ReLU, LeakyReLU, Tanh, Sigmoid.
+
+Each says in plain tensor operations what `nnmirror.functional` says for one call, forward
+and back, and for a `Program` as calls that are bound to their memory.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import functional as F
+from ..tape import Function, constant
+from . import activation, linear
+
+T = torch.Tensor
+Calls = list[Callable[[], Any]]
+
+
+class Op:
+    """One layer: what it does, to what. It must not hold the module, which leads to it."""
+
+    function: type[Function]
+    w: T  # of a Linear: its weight
+    is_linear = False
+    saves_input = False  # for its backward, or else its output
+    slope = 0.0
+
+    def __init__(self, layer: Any) -> None:
+        self.own = layer._parameters
+        self.weight: Any = None
+        self.bias: Any = None
+
+    def run(self, h: T) -> T:
+        """The output."""
+        raise NotImplementedError
+
+
+class LinearOp(Op):
+    """Y = X W^T + b"""
+
+    function = F.Linear
+    is_linear = saves_input = True
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self.weight, self.bias = self.own["weight"], self.own["bias"]
+        # The same memory, as plain tensors: torch is slower with a subclass.
+        self.w = self.weight.detach()
+        self.wt = self.w.t()
+        self.b = None if self.bias is None else self.bias.detach()
+
+    def run(self, h: T) -> T:
+        return torch.mm(h, self.wt) if self.b is None else torch.addmm(self.b, h, self.wt)
+
+
+class ActivationOp(Op):
+    """An activation.
+
+    After a Linear its input is seen by nobody, and it is computed in that memory (`hidden`).
+    """
+
+    in_place_function: type[Function]  # of the layer with inplace=True
+    in_place: Callable[..., T]  # as torch has it
+    prepared_dtype: torch.dtype | None = None  # None: that of the output
+
+    def __init__(self, layer: Any, after_linear: bool) -> None:
+        super().__init__(layer)
+        if getattr(layer, "inplace", False):
+            self.function = self.in_place_function
+        self.write_over(after_linear)
+
+    def write_over(self, hidden: bool) -> None:
+        """Compute it in the memory of its input, if that is `hidden`."""
+        self.run = type(self).in_place if hidden else self.function.infer  # type: ignore[method-assign, assignment]
+
+    def back(self, kept: T, g: T, ours: bool) -> T:
+        """dx, from what was kept and `g`, which may be written over if it is `ours`."""
+        raise NotImplementedError
+
+    # The same in two parts, as calls bound to their memory. What needs only the output is
+    # elementwise, so that it may be computed for several layers at once.
+
+    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+        """What of the output is needed."""
+        raise NotImplementedError
+
+    def calls_back(self, y: T, g: T, prepared: T) -> Calls:
+        """dx into the memory of g."""
+        raise NotImplementedError
+
+
+class ReluOp(ActivationOp):
+    """dx = g where y > 0, else 0"""
+
+    function, in_place_function = F.Relu, F.ReluInplace
+    in_place = staticmethod(torch.relu_)
+    prepared_dtype = torch.bool
+
+    def back(self, kept: T, g: T, ours: bool) -> T:
+        zero = constant(0.0, g.dtype, g.device)
+        mask = torch.le(kept, zero)
+        return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
+
+    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+        return functools.partial(torch.le, y, constant(0.0, y.dtype, y.device), out=into)
+
+    def calls_back(self, y: T, g: T, prepared: T) -> Calls:
+        return [functools.partial(g.masked_fill_, prepared, constant(0.0, g.dtype, g.device))]
+
+
+class LeakyOp(ActivationOp):
+    """dx = g where y > 0, else s g"""
+
+    function, in_place_function = F.LeakyRelu, F.LeakyReluInplace
+    prepared_dtype = torch.bool
+
+    def __init__(self, layer: Any, after_linear: bool) -> None:
+        self.slope = layer.negative_slope
+        super().__init__(layer, after_linear)
+
+    def write_over(self, hidden: bool) -> None:
+        # The gradient looks at signs, which a slope below zero turns round.
+        hidden = hidden and not self.slope < 0
+        self.saves_input = not hidden
+        run: Any = torch._C._nn.leaky_relu_ if hidden else self.function.infer
+        self.run = functools.partial(run, negative_slope=self.slope)  # type: ignore[method-assign]
+
+    def back(self, kept: T, g: T, ours: bool) -> T:
+        positive = torch.gt(kept, constant(0.0, g.dtype, g.device))
+        return torch.where(positive, g, g * constant(self.slope, g.dtype, g.device))
+
+    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+        return functools.partial(torch.gt, y, constant(0.0, y.dtype, y.device), out=into)
+
+    def calls_back(self, y: T, g: T, prepared: T) -> Calls:
+        slope, scaled = constant(self.slope, g.dtype, g.device), torch.empty_like(g)
+        return [
+            functools.partial(torch.mul, g, slope, out=scaled),
+            functools.partial(torch.where, prepared, g, scaled, out=g),
+        ]
+
+
+class TanhOp(ActivationOp):
+    """dx = g (1 - y^2)"""
+
+    function = F.Tanh
+    in_place = staticmethod(torch.tanh_)
+
+    def back(self, kept: T, g: T, ours: bool) -> T:
+        one = constant(1.0, kept.dtype, kept.device)
+        return torch.addcmul(one, kept, kept, value=-1).mul_(g)
+
+    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+        one = constant(1.0, y.dtype, y.device)
+        return functools.partial(torch.addcmul, one, y, y, value=-1, out=into)
+
+    def calls_back(self, y: T, g: T, prepared: T) -> Calls:
+        return [functools.partial(g.mul_, prepared)]
+
+
+class SigmoidOp(ActivationOp):
+    """dx = (1 - y) g y"""
+
+    function = F.Sigmoid
+    in_place = staticmethod(torch.sigmoid_)
+
+    def back(self, kept: T, g: T, ours: bool) -> T:
+        one = constant(1.0, kept.dtype, kept.device)
+        return torch.sub(one, kept).mul_(g).mul_(kept)
+
+    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+        return functools.partial(torch.sub, constant(1.0, y.dtype, y.device), y, out=into)
+
+    def calls_back(self, y: T, g: T, prepared: T) -> Calls:
+        return [functools.partial(g.mul_, prepared), functools.partial(g.mul_, y)]
+
+
+_ACTIVATIONS: dict[type, type[ActivationOp]] = {
+    activation.ReLU: ReluOp,
+    activation.LeakyReLU: LeakyOp,
+    activation.Tanh: TanhOp,
+    activation.Sigmoid: SigmoidOp,
+}
+PLAIN = {linear.Linear, *_ACTIVATIONS}
+
+
+def op_of(layer: Any, after_linear: bool) -> Op:
+    """`layer`, of a type in PLAIN, as an Op."""
+    if type(layer) is linear.Linear:
+        return LinearOp(layer)
+    return _ACTIVATIONS[type(layer)](layer, after_linear)
