@@ -243,7 +243,20 @@ def _hooks_replaced(nn, net):
     net[1].register_forward_hook(lambda m, a, o: o * 2)
 
 
-CHANGES = [_replace, _data, _data_transposed, _freeze, _swap, _append, _hook, _unhook, _backward_hook,
+def _swapped(nn, net):
+    torch.utils.swap_tensors(net[2].weight, nn.Parameter(torch.ones(4, 5)))
+
+
+def _resized(nn, net):
+    with torch.no_grad():
+        net[2].bias.set_(torch.ones(4))
+
+
+def _share_memory(nn, net):
+    net.share_memory()
+
+
+CHANGES = [_swapped, _resized, _share_memory, _replace, _data, _data_transposed, _freeze, _swap, _append, _hook, _unhook, _backward_hook,
            _parameter_hook, _patched, _slope, _dict, _double, _no_bias, _global_hook, _hooks_replaced]  # fmt: skip
 
 

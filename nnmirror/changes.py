@@ -24,6 +24,19 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
     return change
 
 
+def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gives its first argument, a tensor, another shape or other memory."""
+
+    def change(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(tensor, *args, **kwargs)
+        finally:
+            vars(tensor).pop("_plain", None)
+            count[0] += 1
+
+    return change
+
+
 class Registry(dict[Any, Any]):
     """A module's parameters or children by name: a dict that counts its changes."""
 

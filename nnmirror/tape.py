@@ -77,6 +77,7 @@ class Node:
     # Of such a loss, the latter; it says False if it cannot. And where its gradient may lie.
     direct: "Callable[[Any], bool] | None" = None
     into: torch.Tensor | None = None
+    lent: Any = None  # the program in whose memory it has something
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     # Hooks, absent until one is registered.
@@ -582,6 +583,11 @@ def recorded(node: Any, out: Any, edges: Sequence[Edge | None]) -> tuple[Any, No
         _refuse_transform(None)
     node.edges = edges
     node.outputs = ((out.shape, out.dtype, out.device),)
+    return tracked(node, out)
+
+
+def tracked(node: Any, out: Any) -> tuple[Any, Node]:
+    """`out`, a new tensor, as the output of `node`, about which all is said."""
     node.sequence = next(_sequence)
     out.__class__ = _tensor.Tensor
     out._node = node

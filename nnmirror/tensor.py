@@ -10,6 +10,7 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 """
 
 import copy
+import functools
 import warnings
 import weakref
 from collections import OrderedDict
@@ -40,6 +41,9 @@ def _suffixed(text: str, suffix: str) -> str:
 _to_warn_of_numbers = [True]
 leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need not ask each
 
+
+_C_data: Any = torch._C.TensorBase.data
+_set_data = changes.reshaping(_C_data.__set__)
 
 # What answers a torch function on a tracked tensor, filled by nnmirror.rules.
 RULES: dict[Any, Callable[..., Any]] = {}
@@ -77,6 +81,7 @@ class Tensor(torch.Tensor):
     _node: "_tape.Node | None" = None  # the recorded call that made it
     _output_nr: int = 0  # which of that call's outputs it is
     _requires_grad: bool = False  # for leaves
+    _gradient: torch.Tensor | None = None  # what `grad` shows
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
@@ -166,18 +171,27 @@ class Tensor(torch.Tensor):
                 " github.com/pytorch/pytorch/pull/30531 for more information.",
                 stacklevel=2,
             )
-        with DisableTorchFunctionSubclass():
-            return _walk.C_grad.__get__(self)
+        return self._gradient
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:
-        with DisableTorchFunctionSubclass():
-            _walk.C_grad.__set__(self, value)
+        if value is not None:
+            with DisableTorchFunctionSubclass():  # torch's own attribute says if it fits
+                _walk.C_grad.__set__(self, value)
+                _walk.C_grad.__set__(self, None)
+        self._gradient = value
 
     @grad.deleter
     def grad(self) -> None:
-        with DisableTorchFunctionSubclass():
-            _walk.C_grad.__set__(self, None)
+        self._gradient = None
+
+    @property
+    def _grad(self) -> torch.Tensor | None:
+        return self._gradient
+
+    @_grad.setter
+    def _grad(self, value: torch.Tensor | None) -> None:
+        self.grad = value
 
     def retain_grad(self) -> None:
         """Fill `.grad` of this non-leaf in backward too."""
@@ -224,7 +238,24 @@ class Tensor(torch.Tensor):
 
     def set_(self, *args: Any, **kwargs: Any) -> "Tensor":  # type: ignore[override]
         """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
-        return changes.counted(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
+        return changes.reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
+
+    @functools.cached_property
+    def _plain(self) -> torch.Tensor:
+        """The same memory as a plain tensor, which torch takes sooner."""
+        with DisableTorchFunctionSubclass(), torch.inference_mode(False):
+            return self.detach()
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        """The same memory, apart from the tape; assigned, it is exchanged."""
+        with DisableTorchFunctionSubclass():
+            return _C_data.__get__(self)  # type: ignore[no-any-return]
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        with DisableTorchFunctionSubclass():
+            _set_data(self, value)
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""

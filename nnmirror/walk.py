@@ -18,9 +18,24 @@ from . import tape as _tape
 from . import tensor as _tensor
 from .grad_mode import set_grad_enabled
 
-# The tensor's own accessor. Tensor overrides `grad` with a property for its users; the
-# walk, behind DisableTorchFunctionSubclass, reads and writes underneath it.
+# Where torch keeps a gradient. A mirrored tensor has it in `_gradient`, which is read and
+# written several times sooner; to be called behind DisableTorchFunctionSubclass.
 C_grad: Any = torch._C.TensorBase.grad
+_NOT_OURS = object()
+
+
+def grad_of(leaf: Any) -> torch.Tensor | None:
+    """Its gradient, past the property that its users read."""
+    grad = getattr(leaf, "_gradient", _NOT_OURS)
+    return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
+
+
+def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
+    """Give it this gradient, which fits."""
+    if isinstance(leaf, _tensor.Tensor):
+        leaf._gradient = grad
+    else:
+        C_grad.__set__(leaf, grad)
 
 
 class _Walks(threading.local):
@@ -320,12 +335,11 @@ def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any
 
 def _give(edges: Sequence[Any], grads: list[Any]) -> None:
     """Accumulate gradients that are new tensors of their leaves' layout."""
-    get, put = C_grad.__get__, C_grad.__set__
     with _accumulating:
         for (leaf, _), grad in zip(edges, grads, strict=True):
             if leaf._requires_grad:  # else frozen since the forward
-                if get(leaf) is None:
-                    put(leaf, grad)
+                if leaf._gradient is None:
+                    leaf._gradient = grad
                 else:
                     _accumulate(leaf, grad, True)
 
@@ -439,7 +453,7 @@ def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
 
 
 def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
-    held = C_grad.__get__(leaf)
+    held = grad_of(leaf)
     if held is None:
         if (  # nearly always: what follows says the same
             may_keep
@@ -448,7 +462,7 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
             and grad.is_contiguous()
             and not grad._is_view()
         ):
-            C_grad.__set__(leaf, grad)
+            put_grad(leaf, grad)
             return
     else:
         if held.requires_grad:
@@ -466,7 +480,7 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
         grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
-    C_grad.__set__(leaf, grad)
+    put_grad(leaf, grad)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -591,8 +605,8 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
         if node.retained is not None and index in node.retained:
             tensor = node.retained[index]()
             if tensor is not None:
-                held = C_grad.__get__(tensor)
-                C_grad.__set__(tensor, grad.clone() if held is None else held + grad)
+                held = tensor._gradient
+                tensor._gradient = grad.clone() if held is None else held + grad
 
 
 def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:

@@ -19,7 +19,7 @@ Nothing else may be told apart from the layers called one by one:
 """
 
 import weakref
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from .program import Pool, alias_of_output, fits, nobody, small
 
 enabled = True
 
-_mm, _data_ptr = torch.mm, torch.Tensor.data_ptr
+_mm, _plain = torch.mm, attrgetter("_plain")
 _version: Any = torch.Tensor._version.__get__  # type: ignore[attr-defined]
 _FORWARDS = {kind: kind.forward for kind in plain.PLAIN}  # type: ignore[attr-defined]
 _FLOATS = (torch.float32, torch.float64)
@@ -118,12 +118,11 @@ class Plan:
         self.pools: dict[tuple[int, bool], Pool] = {}
         self.met: list[tuple[int, bool]] = []
 
-    def pool(self, rows: int, edge: bool) -> Pool | None:
-        """The programs for so many rows, if it is to have any."""
+    def new_pool(self, rows: int, edge: bool) -> Pool | None:
+        """Programs for so many rows, if it is to have any."""
         key = rows, edge
-        pool = self.pools.get(key)
-        if pool is not None or not self.bindable:
-            return pool
+        if not self.bindable:
+            return None
         if key not in self.met:
             self.met = [*self.met[-_MET_MOST:], key]
             return None
@@ -153,21 +152,21 @@ class Plan:
                     edge = tape.edge_of(x)
                     x = x.detach() if type(x) is torch.Tensor else x
                 out, node = self.record(x, shape[0], edge)
-                for d, call in self.calls:
-                    d["_call"] = call
+                for own, call in self.calls:
+                    own["_call"] = call
                 return out, FusedCall(node)
             if x.requires_grad and torch.is_grad_enabled():
                 x = x.detach()
             out = self.infer(x, shape[0])
         except (RuntimeError, TypeError):
             return None  # the layers say what is wrong, one by one
-        for d, _ in self.calls:
-            d["_call"] = None
+        for own, _ in self.calls:
+            own["_call"] = None
         return out, NOT_RECORDED
 
     def infer(self, h: torch.Tensor, rows: int) -> torch.Tensor:
         """The output alone."""
-        pool = self.pool(rows, False)
+        pool = self.pools.get((rows, False)) or self.new_pool(rows, False)
         program = None if pool is None else pool.take()
         if program is None:
             for op in self.ops:
@@ -182,7 +181,8 @@ class Plan:
         """The output for `h`, tracked, and its node; `edge` is where the gradient of h goes."""
         needs = self.needs[edge is not None]
         node: Any = tape.Node(Fused)
-        pool = self.pool(rows, edge is not None)
+        inner = edge is not None
+        pool = self.pools.get((rows, inner)) or self.new_pool(rows, inner)
         program = pool.take() if pool is not None and (needs.edges or edge) else None
         if program is None:
             saved = []
@@ -328,8 +328,7 @@ def deliver_from_loss(loss: Any) -> bool:
             return False
         _, dtype, device = loss.outputs[0]
         one = tape.constant(1.0, dtype, device)
-        if program.last_act is None:
-            loss.into = program.inbox  # where the loss may write its gradient
+        loss.into = program.room
         try:
             g = loss.function.backward(loss, one)[0]
         finally:
@@ -491,10 +490,8 @@ class Layout:
         self.owned = [
             (m.__dict__, op.own, op.weight, op.bias) for m, op in zip(members, ops, strict=True)
         ]
-        self.weights = [op.weight for op in ops]
         self.params = [p for op in ops for p in (op.weight, op.bias) if p is not None]
-        self.memory = [p.data_ptr() for p in self.params]
-        self.shapes = [p.shape for p in self.params]
+        self.plains = [p._plain for p in self.params]
         self.watched = {id(m): m for m in (*children, *inner)}
         self.watched |= {id(m): m for run in kept for m in run.members}
         self.state = self._state()
@@ -527,11 +524,7 @@ class Layout:
                 or own.get("bias", own) is not bias
             ):
                 return False
-        for weight in self.weights:
-            if not weight.is_contiguous():
-                return False
-        params = self.params
-        return [*map(_data_ptr, params)] == self.memory and [p.shape for p in params] == self.shapes
+        return all(map(is_, map(_plain, self.params), self.plains))
 
     def holds(self) -> bool:
         """Is everything as it was when this was made?"""
@@ -542,8 +535,8 @@ class Layout:
             if self.counted:
                 self.epoch = now
             return True
-        # Memory may be exchanged behind everybody's back, by torch.utils.swap_tensors.
-        return [*map(_data_ptr, self.params)] == self.memory
+        # What torch.utils.swap_tensors exchanged is not counted.
+        return all(map(is_, map(_plain, self.params), self.plains))
 
     def run(self, place: int, x: Any) -> tuple[torch.Tensor, Any, int] | None:
         """The output of the layers from `place` on, how to go back, and how many there were.

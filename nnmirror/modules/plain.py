@@ -46,10 +46,9 @@ class LinearOp(Op):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         self.weight, self.bias = self.own["weight"], self.own["bias"]
-        # The same memory, as plain tensors: torch is slower with a subclass.
-        self.w = self.weight.detach()
+        self.w = self.weight._plain
         self.wt = self.w.t()
-        self.b = None if self.bias is None else self.bias.detach()
+        self.b = None if self.bias is None else self.bias._plain
 
     def run(self, h: T) -> T:
         return torch.mm(h, self.wt) if self.b is None else torch.addmm(self.b, h, self.wt)

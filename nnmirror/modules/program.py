@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +38,7 @@ Shapes = Sequence[tuple[int, ...]]
 Calls = list[Callable[[], Any]]
 
 _uses = torch._C._storage_Use_Count
-_get, _put = walk.C_grad.__get__, walk.C_grad.__set__
+_gradient = attrgetter("_gradient")
 _version = T._version.__get__  # type: ignore[attr-defined]
 
 # Of a net whose outputs and weights take more bytes than this, torch's allocator has the memory.
@@ -112,7 +112,10 @@ class Program:
             self._bind_forward()
             self.grads = self._gradients()
             self.inbox = self.grads[-1]
-            self.arenas: list[Arena] = []
+        # Where a loss right behind may write its error, and which loss's is there.
+        self.room = self.inbox if self.last_act is None else None
+        self.holds: float = -1
+        self.arenas: list[Arena] = []
         last = self.linears[-1].w
         self.outputs = ((torch.Size((rows, len(last))), last.dtype, last.device),)
 
@@ -215,6 +218,8 @@ class Program:
 
     def back(self, x: T, kept: T, g: T, arena: "Arena") -> T | None:
         """Compute the gradients for the output's `g` into `arena`; return that of the input."""
+        if g is not self.inbox:
+            self.holds = -1
         if self.last_act is not None:
             self.inbox.copy_(self.last_act.back(kept, g, False))
         elif g is not self.inbox:
@@ -229,9 +234,9 @@ class Program:
         """Accumulate what is in `arena` into the parameters' `.grad`."""
         leaves, grads = self.leaves, arena.grads
         with walk._accumulating:
-            if epoch == count[0] and all(map(is_, map(_get, leaves), self.nones)):
+            if epoch == count[0] and all(map(is_, map(_gradient, leaves), self.nones)):
                 for leaf, grad in zip(leaves, grads, strict=True):
-                    _put(leaf, grad)
+                    leaf._gradient = grad
                 return
             for leaf, grad in zip(leaves, grads, strict=True):
                 if leaf._requires_grad:  # else frozen since the forward

@@ -8,13 +8,11 @@ from copy import deepcopy
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 from torch.utils.hooks import RemovableHandle
 
 from ..modules.hooks import add
 from ..modules.module import clear_grad
 from ..parameter import Parameter
-from ..walk import C_grad
 
 __all__ = ["Optimizer", "ParamsT"]
 
@@ -124,14 +122,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the parameters' gradients, or set them to zero."""
-        put = C_grad.__set__
-        with DisableTorchFunctionSubclass():
-            for group in self.param_groups:
-                for param in group["params"]:
-                    if set_to_none and type(param) is Parameter:
-                        put(param, None)
-                    else:
-                        clear_grad(param, set_to_none)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if set_to_none and type(param) is Parameter:
+                    param._gradient = None
+                else:
+                    clear_grad(param, set_to_none)
 
     # -- stepping ----------------------------------------------------------------------------
 
@@ -153,7 +149,8 @@ class Optimizer:
         @functools.wraps(func)
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> R:
             self: Any = args[0]
-            for pre_hook in tuple(self._optimizer_step_pre_hooks.values()):
+            pre_hooks = self._optimizer_step_pre_hooks
+            for pre_hook in tuple(pre_hooks.values()) if pre_hooks else ():
                 result = pre_hook(self, args, kwargs)
                 if result is None:
                     continue
@@ -164,7 +161,8 @@ class Optimizer:
                     )
                 args, kwargs = result  # type: ignore[assignment]
             out = func(*args, **kwargs)
-            for post_hook in tuple(self._optimizer_step_post_hooks.values()):
+            post_hooks = self._optimizer_step_post_hooks
+            for post_hook in tuple(post_hooks.values()) if post_hooks else ():
                 post_hook(self, args, kwargs)
             return out
 

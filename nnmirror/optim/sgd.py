@@ -1,5 +1,6 @@
 """Stochastic gradient descent."""
 
+import operator
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
-from ..walk import C_grad
+from ..walk import grad_of
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
 
@@ -80,7 +81,7 @@ class SGD(Optimizer):
 
     def step(self, closure=None):  # type: (Any) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
-        loss = evaluate(closure)
+        loss = None if closure is None else evaluate(closure)
         with DisableTorchFunctionSubclass():
             for group in self.param_groups:
                 if not _step_plainly(group):
@@ -92,7 +93,7 @@ class SGD(Optimizer):
         params, grads, buffers = [], [], []
         momentum = group["momentum"]
         for param in group["params"]:
-            grad = C_grad.__get__(param)
+            grad = grad_of(param)
             if grad is None:
                 continue
             params.append(param)
@@ -127,18 +128,19 @@ def _step_plainly(group: dict[str, Any]) -> bool:
     params = group["params"]
     if set(map(type, params)) != _OURS:  # torch's own may require grad for torch
         return False
-    grads = [*map(C_grad.__get__, params)]
+    grads = [*map(_gradient, params)]
     for grad in grads:
         if grad is None:
             found = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
             params, grads = [p for p, _ in found], [g for _, g in found]
             break
     if params:
-        torch._foreach_add_(params, grads, alpha=-lr)
+        torch._foreach_add_([*map(_plain, params)], grads, alpha=-lr)
     return True
 
 
 _OURS = {Parameter}
+_gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plain")
 
 
 def _one_by_one(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
-from ..walk import C_grad
+from ..walk import grad_of
 from .optimizer import Optimizer, evaluate
 
 Group = dict[str, Any]
@@ -83,7 +83,7 @@ class StepwiseOptimizer(Optimizer):
         names = self._kept(group)
         lists: dict[str, list[Any]] = {name: [] for name in ("params", "grads", *names)}
         for param in group["params"]:
-            grad = C_grad.__get__(param)
+            grad = grad_of(param)
             if grad is None:
                 continue
             if self._no_sparse and grad.is_sparse:

@@ -275,11 +275,11 @@ class Reducer:
 
     def _grad(self, index: int) -> torch.Tensor | None:
         with DisableTorchFunctionSubclass():
-            return walk.C_grad.__get__(self.params[index])
+            return walk.grad_of(self.params[index])
 
     def _set_grad(self, index: int, grad: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
-            walk.C_grad.__set__(self.params[index], grad)
+            walk.put_grad(self.params[index], grad)
 
     def _unfinished_message(self) -> str:
         left = [i for i in range(len(self.params)) if i not in self.ready]

@@ -199,19 +199,31 @@ _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 def _vmap_asks() -> bool:
     """Was what is being dispatched called by torch.vmap, through modes or not?"""
-    frame: Any = sys._getframe(3)
-    while frame is not None and frame.f_code.co_name == "__torch_function__":
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("__torch_function__", "dispatch"):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
-    handle = changes.counted(_dispatch) if func in RESHAPING else _dispatch
-    return handle(func, args, kwargs)
+    if func in RESHAPING and args:
+        return changes.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
+    return _dispatch(func, args, kwargs)
+
+
+# The attributes that the mirror keeps in a place of its own, read past the tensor's class.
+_GRAD: Any = torch.Tensor.grad
+_KEPT: dict[Any, Callable[..., Any]] = {
+    _GRAD.__get__: lambda t, *_: t.grad,
+    _GRAD.__set__: lambda t, value: setattr(t, "grad", value),
+    _GRAD.__delete__: lambda t: delattr(t, "grad"),
+}
 
 
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if func in _KEPT:
+        return _KEPT[func](*args)
     if func in PASSIVE:
         # torch.vmap asks a tensor for its dimensions, and then never again.
         if func is torch.Tensor.dim and args[0].requires_grad and _vmap_asks():

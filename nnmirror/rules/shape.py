@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..changes import counted
+from ..changes import reshaping
 from ..tape import record
 from ..views import AsStrided
 from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
@@ -267,7 +267,7 @@ def _seen_otherwise(function: type[Rule], *methods: Any) -> None:
                 raise refusal(_method, "for a view")
             return record(function, (input, *args), inplace=lambda: _method(input, *args))[0]
 
-        composite(method)(counted(call))
+        composite(method)(reshaping(call))
 
 
 _seen_otherwise(Unsqueeze, T.unsqueeze_)
