@@ -265,6 +265,124 @@ def test_parameters_that_share_memory(nn, optim, name, own):
     return whole, params, optimizer.state_dict()
 
 
+def _hold(optim, net, optimizer, held):
+    held += [v for s in optimizer.state.values() for v in s.values()]
+    return optimizer
+
+
+def _load(optim, net, optimizer, held):
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    held.append(saved["state"])  # whose tensors the steps may go on with
+    return optimizer
+
+
+def _load_and_forget(optim, net, optimizer, held):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return optimizer
+
+
+def _exchange(optim, net, optimizer, held):
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            state[name] = value.clone()
+    held.append(state)
+    return optimizer
+
+
+def _one_state(optim, net, optimizer, held):
+    state = optimizer.state[net[0].weight]
+    for name, value in state.items():
+        state[name] = value * 2 if name != "step" else value + 3
+    return optimizer
+
+
+def _drop(optim, net, optimizer, held):
+    optimizer.state.pop(net[0].weight)
+    return optimizer
+
+
+def _clear(optim, net, optimizer, held):
+    optimizer.state.clear()
+    return optimizer
+
+
+def _copy(optim, net, optimizer, held):
+    held.append(optimizer.state_dict()["state"])
+    other = type(optimizer)(net.parameters(), lr=0.3)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other
+
+
+def _more(optim, net, optimizer, held):
+    optimizer.add_param_group({"params": [net.extra], "lr": 0.5})
+    return optimizer
+
+
+def _within(optim, net, optimizer, held):
+    optimizer.param_groups[0]["params"].append(net.extra)
+    return optimizer
+
+
+def _data(optim, net, optimizer, held):
+    net[0].weight.data = torch.ones(4, 3)
+    net[2].weight.data.mul_(2)
+    return optimizer
+
+
+def _half(optim, net, optimizer, held):
+    net[2].requires_grad_(False)
+    return optimizer
+
+
+def _tensor_lr(optim, net, optimizer, held):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    return optimizer
+
+
+MEANWHILE = [_hold, _load, _load_and_forget, _exchange, _one_state, _drop, _clear, _copy, _more,
+             _within, _data, _half, _tensor_lr]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", MEANWHILE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", [*NAMES, "SGD"])
+@parity
+def test_what_is_done_to_an_optimiser_between_steps(nn, optim, name, change):
+    """What a user holds of its state goes on changing; what is exchanged is gone on with."""
+    net, held = small(nn), []
+    net.extra = nn.Parameter(torch.ones(2))
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(optim, name)(
+        [*net[0].parameters(), *net[2].parameters()], lr=0.1, **options
+    )
+    for step in range(7):
+        if step in (2, 4):
+            try:
+                optimizer = change(optim, net, optimizer, held)
+            except (ValueError, KeyError) as e:
+                held.append(str(e))
+        optimizer.zero_grad()
+        loss = nn.MSELoss()(net(torch.randn(5, 3)), torch.ones(5, 2)) + net.extra.sum()
+        loss.backward()
+        optimizer.step()
+        for p in net.parameters():
+            held.append(p._version if change is not _data else 0)
+    return held, kept(optimizer), dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "SGD"])
+@parity
+def test_other_parameters_have_a_gradient_at_each_step(nn, optim, name):
+    heads = nn.ModuleList([nn.Linear(3, 2) for _ in range(3)])
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(optim, name)(heads.parameters(), lr=0.1, **options)
+    for step in range(40):
+        optimizer.zero_grad()
+        heads[step % 3](torch.randn(4, 3)).pow(2).sum().backward()
+        optimizer.step()
+    return kept(optimizer), dict(heads.named_parameters())
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_complex_parameters(name, kernel):

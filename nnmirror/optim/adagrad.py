@@ -38,7 +38,6 @@ class Adagrad(StepwiseOptimizer):
     """
 
     _device_was_checked = False
-    _many_as_one = False  # `_many` multiplies by the step size before the division
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
 from ..walk import grad_of
+from .flat import step_as_one
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
 
@@ -83,13 +84,13 @@ class SGD(Optimizer):
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = None if closure is None else evaluate(closure)
         with DisableTorchFunctionSubclass():
-            for group in self.param_groups:
+            for place, group in enumerate(self.param_groups):
                 if not _step_plainly(group):
                     with torch.no_grad():
-                        self._step_group(group)
+                        self._step_group(group, place)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: dict[str, Any], place: int) -> None:
         params, grads, buffers = [], [], []
         momentum = group["momentum"]
         for param in group["params"]:
@@ -106,11 +107,34 @@ class SGD(Optimizer):
             _fused(params, grads, buffers, group)
         elif foreach_is_chosen(group, params):
             _foreach(params, grads, buffers, group)
-        else:
+        elif any(b is None for b in buffers) or not self._step_as_one(
+            params, grads, buffers, group, place
+        ):
             _one_by_one(params, grads, buffers, group)
         if momentum != 0:
             for param, buffer in zip(params, buffers, strict=True):
                 self.state[param]["momentum_buffer"] = buffer
+
+    def _step_as_one(
+        self,
+        params: list[Any],
+        grads: list[Any],
+        buffers: list[Any],
+        group: dict[str, Any],
+        place: int,
+    ) -> bool:
+        """Step small parameters as one; False if they are to be stepped one after the other."""
+
+        def one(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None = None) -> None:
+            _one_by_one([param], [grad], [momentum_buffer], group)
+
+        lists = {"params": params, "grads": grads}
+        if buffers:
+            lists["momentum_buffer"] = buffers
+        done = step_as_one(self, place, lists, one)
+        if buffers:
+            buffers[:] = lists["momentum_buffer"]
+        return done
 
 
 def _step_plainly(group: dict[str, Any]) -> bool:

@@ -1,9 +1,11 @@
 """What Adam, RMSprop, Adagrad and SignSGD share: how a group of parameters is stepped.
 
 An optimiser says which tensors it keeps for a parameter, and how a step changes them: one
-parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused kernels.
+parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused kernels. Small
+parameters on the CPU are laid side by side, and stepped as one (`flat.py`).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
-from ..parameter import Parameter
 from ..walk import grad_of
+from .flat import is_usual, step_as_one
 from .optimizer import Optimizer, evaluate
 
 Group = dict[str, Any]
@@ -39,15 +41,14 @@ class StepwiseOptimizer(Optimizer):
     """An optimiser that keeps for a parameter what it needs from the first gradient on."""
 
     _no_sparse: ClassVar[str | None] = None  # the error for a sparse gradient
-    _many_as_one = True  # on a CPU `_many` and `_one` give the same bits
     _counts_on: str | None = None  # where a counter is that no kernel reads; None, the default
 
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
         with DisableTorchFunctionSubclass(), torch.no_grad():
-            for group in self.param_groups:
-                self._step_group(group)
+            for place, group in enumerate(self.param_groups):
+                self._step_group(group, place)
         return loss
 
     # -- what an optimiser says --------------------------------------------------------------
@@ -79,7 +80,7 @@ class StepwiseOptimizer(Optimizer):
 
     # -- how it is done ----------------------------------------------------------------------
 
-    def _step_group(self, group: Group) -> None:
+    def _step_group(self, group: Group, place: int) -> None:
         names = self._kept(group)
         lists: dict[str, list[Any]] = {name: [] for name in ("params", "grads", *names)}
         for param in group["params"]:
@@ -110,9 +111,7 @@ class StepwiseOptimizer(Optimizer):
         if self._by_foreach(group, lists["params"]):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
-        elif self._many_as_one and _independent(group, lists):
-            self._many(group, **lists)
-        else:
+        elif not step_as_one(self, place, lists, functools.partial(self._one, group)):
             for one in zip(*lists.values(), strict=True):
                 self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
 
@@ -202,7 +201,7 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
     if params[0].is_cpu:  # the usual, and not one of them
         return False
     devices = foreach_devices()
-    return all(p.device.type in devices and _is_usual(p) for p in params)
+    return all(p.device.type in devices and is_usual(p) for p in params)
 
 
 def by_kind(lists: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
@@ -221,35 +220,3 @@ def _all_real(lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
     if not lists["params"][0].is_complex():
         return lists
     return {name: ts if name == "step" else list(as_real(*ts)) for name, ts in lists.items()}
-
-
-def _is_usual(param: Tensor) -> bool:
-    """No subclass, the parameters of either library apart."""
-    kind = type(param)
-    return kind in (Tensor, Parameter) or kind.__module__ == "torch.nn.parameter"
-
-
-_SMALL = 2**18  # elements of all parameters: what `_many` may need again in memory
-_ALIKE = (torch.float32, torch.float64)  # in halves _foreach_mul_ rounds the number first
-
-
-def _independent(group: Group, lists: dict[str, list[Any]]) -> bool:
-    """Whether stepping these parameters together is stepping one after the other, and quicker.
-
-    It is on a CPU, where foreach kernels are loops of the plain ones, if the options are
-    numbers and no tensor shares memory with another, which one step would change for the next.
-    """
-    size = 0
-    for param in lists["params"]:
-        if not (param.is_cpu and param.dtype in _ALIKE and _is_usual(param)):
-            return False
-        size += param.numel()
-    if size > _SMALL:
-        return False
-    for option in group.values():
-        if isinstance(option, Tensor):
-            return False
-        if isinstance(option, tuple) and any(isinstance(x, Tensor) for x in option):
-            return False
-    tensors = [t for ts in lists.values() for t in ts]
-    return len({t.untyped_storage()._cdata for t in tensors}) == len(tensors)
