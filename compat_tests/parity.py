@@ -91,10 +91,15 @@ def outcome(
         params = tree_map_only(torch.Tensor, lambda t: t.to(device), params)
     with warnings.catch_warnings(record=True) as caught, default_device(device):
         warnings.simplefilter("always")
+        # What PyTorch says but once in a process, it says to each test.
+        always = torch.is_warn_always_enabled()
+        torch.set_warn_always(True)
         try:
             value = function(nn, optim, **params)
         except Exception as e:
             error = e
+        finally:
+            torch.set_warn_always(always)
     said = [(w.category.__name__, normal(str(w.message))) for w in caught]
     return Outcome(value, error, said, generators(device))
 

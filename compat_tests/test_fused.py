@@ -406,6 +406,114 @@ def test_what_a_user_holds_is_left_alone_by_later_steps(nn, optim):
     return held, dict(net.named_parameters())
 
 
+HOLDS = {
+    "itself": lambda g: g,
+    "a view": lambda g: g.view(-1),
+    "an alias": lambda g: g.detach(),
+    "its data": lambda g: g.data,
+    "an array": lambda g: g.numpy(force=True),
+    "a capsule": lambda g: torch.utils.dlpack.to_dlpack(g),
+    "its storage": lambda g: g.untyped_storage(),
+    "a part of it": lambda g: g[1:],
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+@pytest.mark.parametrize("which", [0, 1, 3, 5])
+@parity
+def test_a_gradient_that_is_held_in_any_way_is_left_alone(nn, optim, hold, which):
+    """The memory of gradients is used again: not while somebody can see it."""
+    net = nn.Sequential(
+        nn.Linear(3, 5),
+        nn.ReLU(),
+        nn.Linear(5, 5),
+        nn.ReLU(),
+        nn.Linear(5, 5),
+        nn.ReLU(),
+        nn.Linear(5, 2),
+    )
+    sgd, held, before = optim.SGD(net.parameters(), lr=0.1), [], []
+    for step in range(7):
+        sgd.zero_grad()
+        nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2)).backward()
+        if step % 2:
+            before.append([p.grad for p in net.parameters()][which].clone())
+            held.append(HOLDS[hold]([p.grad for p in net.parameters()][which]))
+        sgd.step()
+    if hold == "a capsule":
+        held = [torch.utils.dlpack.from_dlpack(h) for h in held]
+    elif hold == "its storage":  # in which it may lie anywhere
+        found = [torch.empty(0).set_(h) for h in held]
+        for b, all_of_it in zip(before, found, strict=True):
+            assert any(
+                torch.equal(all_of_it[i : i + b.numel()], b.view(-1)) for i in range(len(all_of_it))
+            )
+        held = []
+    return before, [torch.as_tensor(h) for h in held], dict(net.named_parameters())
+
+
+@parity
+def test_gradients_are_like_any_tensor(nn, optim):
+    net, _ = made(nn, "relu")
+    seen = []
+    for _ in range(4):
+        net.zero_grad()
+        nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2)).backward()
+        for p in net.parameters():
+            g = p.grad
+            seen += [g, g._base, g._is_view(), g.is_leaf, g.requires_grad, g.stride(), type(g)]
+            g.mul_(2).add_(p.detach())
+    return seen, dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("micro", [2, 3, 4])
+@parity
+def test_gradients_that_are_added_up_over_several_batches(nn, optim, micro):
+    net, _ = made(nn, "relu")
+    sgd = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for step in range(4):
+        for _ in range(micro):
+            (nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2)) / micro).backward()
+            nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2)).backward()
+        sgd.step()
+        sgd.zero_grad(set_to_none=step % 2 == 0)
+    return dict(net.named_parameters())
+
+
+@parity
+def test_two_losses_on_one_output(nn, optim):
+    net, _ = made(nn, "relu")
+    mse, seen = nn.MSELoss(), []
+    for order in ((0, 1), (1, 0), (0, 0, 1), (1, 0, 1)):
+        net.zero_grad()
+        out = net(torch.randn(4, 3))
+        losses = mse(out, torch.ones(4, 2)), mse(out, torch.zeros(4, 2))
+        for i in order[:-1]:
+            losses[i].backward(retain_graph=True)
+        losses[order[-1]].backward()
+        seen += [*losses, [p.grad.clone() for p in net.parameters()]]
+        try:
+            losses[0].backward()
+        except RuntimeError as e:
+            seen.append(str(e))
+    both = net(torch.randn(4, 3))
+    (mse(both, torch.ones(4, 2)) + mse(both, torch.zeros(4, 2)) * 2).backward()
+    return seen, dict(net.named_parameters())
+
+
+@parity
+def test_layers_frozen_between_forward_and_backward(nn, optim):
+    net, _ = made(nn, "relu")
+    for _ in range(3):
+        nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2)).backward()
+        net.zero_grad()
+    loss = nn.MSELoss()(net(torch.randn(4, 3)), torch.ones(4, 2))
+    net.requires_grad_(False)
+    net[0].requires_grad_(True)
+    loss.backward()
+    return dict(net.named_parameters())
+
+
 @parity
 def test_a_graph_that_was_looked_at_keeps_what_it_saved(nn, optim):
     net, _ = made(nn, "relu")

@@ -539,6 +539,15 @@ def test_converting_to_a_number_warns_once():
     assert "Converting a tensor" in said[0].stdout
 
 
+@pytest.mark.parametrize("kind", [float, int, complex, bool])
+@parity
+def test_which_conversions_to_a_number_warn(nn, optim, kind):
+    y = nn.functional.tanh(nn.Parameter(torch.ones(1)))
+    with torch.no_grad():
+        kind(y)
+    return kind(y), kind(y.detach())
+
+
 @parity
 def test_update_by_hand(nn, optim):
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))

@@ -32,6 +32,7 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(tensor, *args, **kwargs)
         finally:
             vars(tensor).pop("_plain", None)
+            vars(tensor).pop("_transposed", None)
             count[0] += 1
 
     return change

@@ -133,12 +133,20 @@ class Linear(Rule):
             return None
         if not (weight._requires_grad and bias._requires_grad):
             return None
-        if input.dim() != 2 or weight.dim() != 2 or bias.dim() != 1:
+        wt, b = weight._transposed, bias._plain
+        shape, dtype = input.shape, input.dtype
+        if wt is None or len(shape) != 2 or b.shape != wt.shape[1:] or dtype is not wt.dtype:
+            return None
+        if not input.is_contiguous():
             return None
         node: Any = Node(Linear)
         node.needs_input_grad = (True, edge is not None, True)
-        y = Linear.forward(node, bias, input, weight)
-        node.places = (0, 1, 2)
+        y = torch.addmm(b, input, wt)
+        node.bias_shape, node.places = b.shape, (0, 1, 2)
+        node.batched, node.label = False, "AddmmBackward0"
+        node.by_columns = shape[0] == 1 and input.stride() == (1, 1)
+        node.is_exact = node.fits = True
+        node.save_for_backward(input, weight)
         return recorded(node, y, ((bias, 0), edge, (weight, 0)))
 
     @staticmethod
@@ -289,7 +297,7 @@ def _usual_activation(function: Any, input: T) -> Any:
     kept = y.detach()  # y would keep itself alive
     kept._alias_of_output = True  # type: ignore[attr-defined]
     node.save_for_backward(kept)
-    return recorded(node, y, (edge,))
+    return recorded(node, y, (edge,), edge)
 
 
 def _tanh_grad(g: T, y: T) -> T:

@@ -66,6 +66,8 @@ class Node:
     folded: "Callable[[Any], None] | None" = None
     # What backward returns is known to be of its inputs' shapes and dtypes.
     is_exact: bool = False
+    # And is new, and laid out as the input, if that is a parameter.
+    fits: bool = False
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
     # The program that it was computed by (see modules/program.py), and where that goes back to.
     program: Any = None
@@ -80,6 +82,7 @@ class Node:
     lent: Any = None  # the program in whose memory it has something
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
+    is_watched: bool = False  # it has, or had, one of these four
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None
@@ -156,12 +159,14 @@ class Node:
 
     def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_inputs, grad_outputs)` runs after this node; may return new grad_inputs."""
+        self.is_watched = True
         if self.posthooks is None:
             self.posthooks = OrderedDict()
         return add_hook(self.posthooks, fn)
 
     def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_outputs)` runs before this node; may return new grad_outputs."""
+        self.is_watched = True
         if self.prehooks is None:
             self.prehooks = OrderedDict()
         return add_hook(self.prehooks, fn)
@@ -577,12 +582,18 @@ def _refuse_transform(args: Any) -> None:
         )
 
 
-def recorded(node: Any, out: Any, edges: Sequence[Edge | None]) -> tuple[Any, Node]:
-    """The end of a recorded call that makes one new tensor: track it."""
-    if in_transform() is not None:
-        _refuse_transform(None)
+def recorded(
+    node: Any, out: Any, edges: Sequence[Edge | None], like: Edge | None = None
+) -> tuple[Any, Node]:
+    """The end of a recorded call that makes one new tensor: track it.
+
+    `like` is where a tensor of its shape, dtype and device came from, if there is one.
+    """
     node.edges = edges
-    node.outputs = ((out.shape, out.dtype, out.device),)
+    if like is None:
+        node.outputs = ((out.shape, out.dtype, out.device),)
+    else:
+        node.outputs = (like[0].outputs[like[1]],)
     return tracked(node, out)
 
 
@@ -599,8 +610,33 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
     old = tensor._node
     if old is not None and old.retained and tensor._output_nr in old.retained:
         node.retained = {index: old.retained.pop(tensor._output_nr)}
+        node.is_watched = True
     tensor._node = node
     tensor._output_nr = index
+
+
+_numbers: dict[Any, torch.Tensor | None] = {}
+
+
+def number(value: float, like: torch.Tensor) -> Any:
+    """A number as an operand for `like`: the third time as a tensor, which is taken sooner.
+
+    Itself where a tensor would round otherwise, or is not the same (minus zero).
+    """
+    if type(value) is not float or value == 0.0 or like.dtype not in _WIDE:
+        return value
+    key = value, like.dtype, like.device
+    found = _numbers.get(key)
+    if found is None:
+        if len(_numbers) >= 1024:
+            _numbers.clear()
+        # A number that comes once, as that of a schedule, is not worth a tensor.
+        _numbers[key] = constant(*key) if key in _numbers else None
+        return value
+    return found
+
+
+_WIDE = (torch.float32, torch.float64)
 
 
 @functools.lru_cache(maxsize=4096)

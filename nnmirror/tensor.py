@@ -42,6 +42,7 @@ _to_warn_of_numbers = [True]
 leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need not ask each
 
 
+_USUAL = (torch.float32, torch.float64)
 _C_data: Any = torch._C.TensorBase.data
 _set_data = changes.reshaping(_C_data.__set__)
 
@@ -200,6 +201,7 @@ class Tensor(torch.Tensor):
         node = self.grad_fn
         if node is None:
             return
+        node.is_watched = True
         if node.retained is None:
             node.retained = {}
         node.retained[self._output_nr] = weakref.ref(self)
@@ -246,6 +248,14 @@ class Tensor(torch.Tensor):
         with DisableTorchFunctionSubclass(), torch.inference_mode(False):
             return self.detach()
 
+    @functools.cached_property
+    def _transposed(self) -> torch.Tensor | None:
+        """Of a plain matrix: its transpose, for multiplying by it."""
+        plain = self._plain
+        usual = plain.dim() == 2 and plain.dtype in _USUAL and plain.is_contiguous()
+        with torch.inference_mode(False):
+            return plain.t() if usual and plain.is_cpu else None
+
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
         """The same memory, apart from the tape; assigned, it is exchanged."""
@@ -255,7 +265,16 @@ class Tensor(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
-            _set_data(self, value)
+            plain = vars(self).get("_plain")
+            if (  # as after p.data -= ...
+                plain is not None
+                and type(value) is torch.Tensor
+                and plain.is_set_to(value)
+                and value.dtype is plain.dtype
+            ):
+                _C_data.__set__(self, value)
+            else:
+                _set_data(self, value)
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""
@@ -267,6 +286,7 @@ class Tensor(torch.Tensor):
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
             return _tape.add_hook(self._leaf_hooks, hook)
+        node.is_watched = True
         if node.tensor_hooks is None:
             node.tensor_hooks = {}
         return _tape.add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
@@ -323,7 +343,8 @@ class Tensor(torch.Tensor):
         return self.detach().__dlpack__(*args, **kwargs)
 
     def _to_number(self, kind: Any) -> Any:
-        if self.requires_grad and _to_warn_of_numbers:
+        warn = _to_warn_of_numbers or torch.is_warn_always_enabled()
+        if kind is not int and warn and self.requires_grad and torch.is_grad_enabled():
             _to_warn_of_numbers.clear()  # once, as PyTorch
             warnings.warn(
                 "Converting a tensor with requires_grad=True to a scalar may lead to unexpected"

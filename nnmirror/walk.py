@@ -227,13 +227,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
     stack = [node]
     while stack:
         node = stack.pop()
-        if (
-            node.tensor_hooks is not None
-            or node.retained is not None
-            or node.prehooks is not None
-            or node.posthooks is not None
-            or len(node.outputs) != 1
-        ):
+        if node.is_watched or len(node.outputs) != 1:
             return None
         if not (node.leads_on or hooked or leaf_seen or stack):
             return counts  # the last node, which nobody need ask about its leaves
@@ -268,41 +262,36 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
             else torch.ones((), dtype=dtype, device=device)
         )
         while True:
-            edges = node.edges
+            edges: Any = node.edges
             if grad is None:
-                results: list[Any] = [None] * len(edges)
-            else:
-                if node.folded is not None:
-                    last = not (node.leads_on or ready or held)  # nothing else is under way
-                    given = None
-                    if node.deliver is not None and (last or _each_once(edges, counts, held)):
-                        given = node.deliver(node, grad)
-                    if given is not None:
-                        results, edges = given
-                    else:
-                        results = list(node.function.backward(node, grad))
-                    if last:
-                        grad = None
-                        if not retain_graph:
-                            node.free()
-                        _give(edges, results)
-                        return
+                found: Any = (None,) * len(edges)
+            elif node.folded is not None:
+                last = not (node.leads_on or ready or held)  # nothing else is under way
+                given = None
+                if node.deliver is not None and (last or _each_once(edges, counts, held)):
+                    given = node.deliver(node, grad)
+                if given is None:
+                    found = node.function.backward(node, grad)
                 else:
-                    found: Any = node.function.backward(node, grad)
-                    if type(found) is not tuple:
-                        found = (found,)
-                    exact = node.is_exact or node.function.is_exact
-                    if exact and len(found) == len(edges):
-                        results = list(found)
-                    else:
-                        results = validated(node, node.completed(found))
-                    found = None
-                grad = None
-                if not retain_graph:
-                    node.free()
-            results.reverse()
-            for edge in edges:
-                result = results.pop()
+                    found, edges = given
+                if last:
+                    grad = None
+                    if not retain_graph:
+                        node.free()
+                    _give(edges, found)
+                    return
+            else:
+                found = node.function.backward(node, grad)
+                if type(found) is not tuple:
+                    found = (found,)
+                exact = node.is_exact or node.function.is_exact
+                if not (exact and len(found) == len(edges)):
+                    found = tuple(validated(node, node.completed(found)))
+            grad = None
+            fits = node.fits
+            if not retain_graph:
+                node.free()
+            for edge, result in zip(edges, found, strict=True):
                 if edge is None:
                     continue
                 target = edge[0]
@@ -313,14 +302,20 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                     if result is not None:
                         held[key] = held[key] + result if key in held else result
                     continue
+                new = fits
                 if held and key in held:
                     result = held.pop(key) if result is None else held.pop(key) + result
+                    new = False
                 if type(target) is _tape.Node:
                     heapq.heappush(ready, (-target.sequence, target, result))
                 elif result is not None and target._requires_grad:
-                    unshared = sys.getrefcount(result) <= 2  # this name, and the call's argument
                     with _accumulating:
-                        _accumulate(target, result, unshared)
+                        if new and target._gradient is None:
+                            target._gradient = result
+                        else:
+                            # This name, the tuple of results, and the call's argument.
+                            _accumulate(target, result, sys.getrefcount(result) <= 3)
+            found = result = None
             if not ready:
                 return
             _, node, grad = heapq.heappop(ready)
@@ -333,7 +328,7 @@ def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any
     )
 
 
-def _give(edges: Sequence[Any], grads: list[Any]) -> None:
+def _give(edges: Sequence[Any], grads: Sequence[Any]) -> None:
     """Accumulate gradients that are new tensors of their leaves' layout."""
     with _accumulating:
         for (leaf, _), grad in zip(edges, grads, strict=True):

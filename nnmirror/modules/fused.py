@@ -222,7 +222,7 @@ class Plan:
 
 
 # Of how many numbers of rows programs are kept, and how many that came once are remembered.
-_POOLS_MOST = 8
+_POOLS_MOST = 4
 _MET_MOST = 16
 
 
@@ -316,10 +316,7 @@ def deliver_from_loss(loss: Any) -> bool:
         or net._saved is None
         or loss._saved is None
         or tensor.leaf_hooks_exist[0]
-        or loss.tensor_hooks is not None
-        or loss.retained is not None
-        or loss.prehooks is not None
-        or loss.posthooks is not None
+        or loss.is_watched
     ):
         return False
     with DisableTorchFunctionSubclass(), program.lock:

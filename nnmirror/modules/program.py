@@ -39,10 +39,10 @@ Calls = list[Callable[[], Any]]
 
 _uses = torch._C._storage_Use_Count
 _gradient = attrgetter("_gradient")
-_version = T._version.__get__  # type: ignore[attr-defined]
 
 # Of a net whose outputs and weights take more bytes than this, torch's allocator has the memory.
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 1 << 23
+_MOST_BYTES_IDLE = 1 << 22  # beyond this there is but one program for a number of rows
 _MOST_ELEMENTS = 1 << 15  # above this torch shares a sum among threads, in another order
 _MOST_PROGRAMS = 4  # for one number of rows: as many outputs may wait for their backward
 _MOST_ARENAS = 2
@@ -62,11 +62,16 @@ def fits(ops: list[Op]) -> bool:
     )
 
 
+def _bytes(ops: list[Op], rows: int) -> int:
+    """About what a program for such a net holds between calls."""
+    linears = [op for op in ops if op.is_linear]
+    size = sum(rows * len(op.w) + op.w.numel() for op in linears)
+    return size * linears[0].w.element_size()
+
+
 def small(ops: list[Op], rows: int) -> bool:
-    """Is what such a net holds inside little enough to be kept between calls?"""
-    linears: list[Any] = [op for op in ops if op.is_linear]
-    size = sum(rows * len(op.w) for op in linears) + sum(op.w.numel() for op in linears)
-    return size * linears[0].w.element_size() <= _MOST_BYTES
+    """Is that little enough?"""
+    return _bytes(ops, rows) <= _MOST_BYTES
 
 
 def _padded(size: int) -> int:
@@ -304,14 +309,19 @@ class Arena:
             if wanted
         ]
         del found, dws, dbs, sums, shapes
-        self.storage = self.flat.untyped_storage()._cdata
-        self.counts = [*map(sys.getrefcount, self.grads)]
+        # Who holds a gradient shows in its count of references, one that is held in C++ too;
+        # who holds another tensor in its memory, or that memory, in those of the storage.
+        storage = self.flat.untyped_storage()
+        self.held = [*self.grads, storage]
+        self.storage = storage._cdata
+        del storage
+        self.counts = [*map(sys.getrefcount, self.held)]
         self.uses = _uses(self.storage)
 
     def is_free(self) -> bool:
         """Does nobody hold a gradient that was given out, nor anything in its memory?"""
         return (
-            _uses(self.storage) == self.uses and [*map(sys.getrefcount, self.grads)] == self.counts
+            _uses(self.storage) == self.uses and [*map(sys.getrefcount, self.held)] == self.counts
         )
 
 
@@ -367,6 +377,7 @@ class Pool:
 
     def __init__(self, ops: list[Op], needs: "Needs", rows: int) -> None:
         self.what = ops, needs, rows
+        self.most = max(1, min(_MOST_PROGRAMS, _MOST_BYTES_IDLE // (1 + _bytes(ops, rows))))
         self.programs: list[Program] = []
         self.lock = threading.Lock()
 
@@ -378,7 +389,7 @@ class Pool:
                 if node is None or node._saved is None:
                     program.user = _just_taken
                     return program
-            if len(self.programs) == _MOST_PROGRAMS:
+            if len(self.programs) == self.most:
                 return None
             program = Program(*self.what)
             program.user = _just_taken

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .._versions import SINCE_2_14
-from ..tape import Edge, Node, record, recorded, usual_edge
+from ..tape import Edge, Node, number, record, recorded, usual_edge
 from .registry import Rule, composite, inplace, rule
 
 T = torch.Tensor
@@ -40,7 +40,7 @@ def _usual(function: Any, input: Any, other: Any, *more: Any) -> Any:
     node: Any = Node(function)
     node.places, node.is_exact = (0,) if is_number else (0, 1), True
     node.needs_input_grad = (True, to_other is not None)
-    return recorded(node, function.forward(node, input, other), (edge, to_other))
+    return recorded(node, function.forward(node, input, other), (edge, to_other), edge)
 
 
 @inplace(T.add_, T.__iadd__)
@@ -113,13 +113,14 @@ class Mul(Rule):
             ctx.other = None  # type: ignore[attr-defined]
         else:
             ctx.save_for_backward(None)  # PyTorch saves a number as a tensor, and frees it
+            other = number(other, input)
         return torch.mul(input, other)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx.other is not None:
             ctx.saved(0)
-            return g * ctx.other, None
+            return torch.mul(g, number(ctx.other, g)), None
         x, y = ctx.saved_tensors
         return g * y if ctx.needs_input_grad[0] else None, (
             g * x if ctx.needs_input_grad[1] else None

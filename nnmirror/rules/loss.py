@@ -10,7 +10,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from ..grad_mode import is_grad_enabled
-from ..tape import _FREED, Node, constant, record, recorded, usual_edge
+from ..tape import _FREED, Node, constant, in_transform, record, recorded, usual_edge
 from .arithmetic import Add, Div, Mul
 from .kernel import each_way, vector_exp
 from .registry import Rule, composite, rule, unplaced
@@ -267,6 +267,7 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
             or input.dtype not in _WIDE
             or not (input.is_cpu and input.is_contiguous())
             or _is_any_autocast_enabled()
+            or in_transform() is not None
         ):
             return None
         node: Any = Node(_CrossEntropy)
@@ -275,7 +276,7 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
         node.reduction, node.ignored = reduction, ignored
         node.places, node.needs_input_grad = (0,), (True,)
         node.save_for_backward(likelihood, target)
-        node.folded = _unfold
+        node.folded, node.direct = _unfold, edge[0].deliver_from_loss
         return recorded(node, loss, (edge,))[0]
 
 
