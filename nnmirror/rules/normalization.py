@@ -12,6 +12,7 @@ sums are used, and may round otherwise.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -36,23 +37,30 @@ def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
     n, lanes = x.shape[-1], 32 // x.dtype.itemsize
     width = lanes * (1 + narrow)  # a register of 16-bit numbers fills two of 32-bit ones
 
-    def added(total: T, start: int, stop: int, fused: bool) -> T:
-        if fused and times is not None:
-            return torch.addcmul(total, x[:, start:stop], times[:, start:stop])
-        return total + terms[:, start:stop]
-
     def added_last(total: T, start: int) -> T:
         rest = n - start
-        return torch.cat([added(total[:, :rest], start, n, True), total[:, rest:]], 1)
+        head = total[:, :rest]
+        if times is None:
+            head = head + terms[:, start:]
+        else:
+            head = torch.addcmul(head, x[:, start:], times[:, start:])
+        return torch.cat([head, total[:, rest:]], 1)
 
     if n <= lanes and n < width:
         return in_turn(terms, n)
     if n < width:
         total = added_last(terms[:, :lanes], lanes)
     else:
-        total, end = terms[:, :width], n - n % width
-        for start in range(width, end, width):
-            total = added(total, start, start + width, narrow)
+        end = n - n % width
+        if narrow and times is not None:
+            parts = zip(x[:, :end].split(width, 1), times[:, :end].split(width, 1), strict=True)
+            total = terms[:, :width]
+            for a, b in itertools.islice(parts, 1, None):
+                total = torch.addcmul(total, a, b)
+        else:
+            total, *others = terms[:, :end].split(width, 1)
+            for part in others:
+                total = total + part
         if n > end:
             total = added_last(total, end)
         if narrow:
@@ -62,7 +70,8 @@ def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
         return in_turn(total, lanes)
     while lanes > 1:
         lanes //= 2
-        total = total[:, :lanes] + total[:, lanes : 2 * lanes]
+        low, high = total.split(lanes, 1)
+        total = low + high
     return total[:, 0]
 
 
@@ -160,8 +169,10 @@ class NativeLayerNorm(Rule):
             if w is None:
                 gw, ds, dm = None, sums(g, rows), sums(g, None)
             elif w.dtype is dtype:
-                gw = w.reshape(1, n).to(g.dtype).expand_as(g)
-                ds, dm = sums(g * rows, gw), sums(g, gw)
+                w_row = w.reshape(1, n).to(g.dtype)
+                gw = w_row.expand_as(g)
+                # The rows of one below those of the other: each is added up by itself.
+                ds, dm = sums(torch.cat([g * rows, g]), w_row.expand(2 * m, n)).split(m)
             else:  # the kernel for a weight wider than x multiplies in another order
                 gw = w.reshape(1, n).expand_as(g)
                 ds, dm = sums(g * gw, rows, mixed=True), sums(g * gw, None, mixed=True)
