@@ -3,6 +3,9 @@
 `count[0]` goes up whenever a module's hooks, parameters or children, a parameter's
 `requires_grad`, its `data` or its shape are changed, anywhere. A fast path that has looked
 everything over need not look again while the count stands still.
+
+Counted are the ways in which a script makes a change: assignment, methods, the methods of a
+registry. What is written past them, into `vars(module)` or by `dict.__setitem__`, is not seen.
 """
 
 from collections import OrderedDict

@@ -12,6 +12,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from ._missing import missing
+from .changes import count
 from .grad_mode import is_grad_enabled
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
@@ -36,6 +37,7 @@ from .rules.activation import (
 from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
+from .rules.kernel import by_sign, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
@@ -114,7 +116,8 @@ class Linear(Rule):
     """Y = X W^T + b:  db = sum of the rows of G,  dX = G W,  dW = G^T X
 
     X is (*, in), W is (out, in), b is (out); leading dimensions are laid out as rows.
-    Saved: X where W needs a gradient, and W.
+    Saved: X where W needs a gradient, and W: as PyTorch, which saves a view of W, in the memory
+    that it has then, whatever is put in the place of its `data` later.
     """
 
     input_place = 1
@@ -137,7 +140,7 @@ class Linear(Rule):
         shape, dtype = input.shape, input.dtype
         if wt is None or len(shape) != 2 or b.shape != wt.shape[1:] or dtype is not wt.dtype:
             return None
-        if not input.is_contiguous():
+        if input.layout is not torch.strided or not input.is_contiguous():
             return None
         node: Any = Node(Linear)
         node.needs_input_grad = (True, edge is not None, True)
@@ -145,8 +148,8 @@ class Linear(Rule):
         node.bias_shape, node.places = b.shape, (0, 1, 2)
         node.batched, node.label = False, "AddmmBackward0"
         node.by_columns = shape[0] == 1 and input.stride() == (1, 1)
-        node.is_exact = node.fits = True
-        node.save_for_backward(input, weight)
+        node.is_exact, node.fits = True, count[0]
+        node.save_for_backward(input, weight._plain)
         return recorded(node, y, ((bias, 0), edge, (weight, 0)))
 
     @staticmethod
@@ -158,7 +161,7 @@ class Linear(Rule):
             shape = ctx.bias_shape = bias.shape
             ctx.batched, ctx.label = False, "AddmmBackward0"
             ctx.is_exact = shape == weight.shape[:1]  # else it was broadcast
-            ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight)
+            ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight.detach())
             ctx.by_columns = input.stride() == (1, input.shape[0])
             return y
         if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
@@ -192,7 +195,7 @@ class Linear(Rule):
                 y.add_(bias)
         # W is kept whether or not X needs a gradient (it is there anyway), so that
         # Module.backward can give the gradient for an input that does not require one.
-        ctx.save_for_backward(rows if need_w else None, weight)
+        ctx.save_for_backward(rows if need_w else None, weight.detach())
         ctx.by_columns = rows.dim() == 2 and _by_columns(rows)
         return y
 
@@ -356,8 +359,7 @@ class Relu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
-        zero = constant(0.0, g.dtype, g.device)
-        return g.masked_fill(torch.le(ctx.saved(0), zero), zero)
+        return where_positive(g, ctx.saved(0))
 
     @classmethod
     def node_name(cls) -> str:
@@ -401,7 +403,7 @@ class LeakyRelu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return torch.where(ctx.saved(0) > 0, g, g * ctx.slope), None
+        return by_sign(ctx.saved(0), g, g * ctx.slope), None
 
     @classmethod
     def node_name(cls) -> str:
@@ -779,36 +781,28 @@ class MseLoss(Rule):
             target = target.to(wide) if target.dtype is torch.bool else target
         ctx.save_for_backward(input, target)
         if reduction == "mean" and input.dtype is target.dtype in _FLOATS and input.numel():
-            ctx.error = torch.sub(input, target)
-            return MseLoss.mean(ctx.error)
-        d = ctx.error = input - target
+            return MseLoss.mean(input, target)
+        d = input - target
         loss = d * d
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
 
     @staticmethod
-    def mean(d: T) -> T:
-        """The mean of d d as torch.mean computes it, without the time that takes to say."""
-        if not d.is_cpu:
-            return torch.mul(d, d).mean()
-        return torch.mul(d, d).sum().div_(constant(float(d.numel()), d.dtype, d.device))
+    def mean(x: T, t: T) -> T:
+        """The mean as torch.mean computes it, without the time that takes to say."""
+        loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
+        if not x.is_cpu:
+            return loss.mean()
+        return loss.sum().div_(constant(float(loss.numel()), loss.dtype, loss.device))
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, None]:
         x, t = ctx.saved(0), ctx.saved(1)
-        d = ctx.error
-        lent = ctx.lent  # the program in whose memory d is, if it is still
-        if lent is None:
-            ctx.error = None
-        else:
-            if ctx.into is not None:  # it is ours now
-                if lent.holds != ctx.sequence:
-                    d = torch.sub(x, t, out=ctx.into)
-                lent.holds = -1
-                return d.mul_(constant(2.0 / x.numel(), g.dtype, g.device)), None, None
-            with lent.lock:
-                d = d.clone() if lent.holds == ctx.sequence else None
+        into = ctx.into
+        if into is not None:  # it is the mean, and g is one
+            share = constant(2.0 / into.numel(), into.dtype, into.device)
+            return torch.sub(x, t, out=into).mul_(share), None, None
         needs = ctx.needs_input_grad
         scale = 2.0
         if ctx.reduction == "mean":
@@ -816,10 +810,7 @@ class MseLoss(Rule):
         grads: list[T | None] = [None, None]
         for i in (0, 1):
             if needs[i]:
-                if i == 0:
-                    d = x - t if d is None else d
-                else:
-                    d = t - x
+                d = x - t if i == 0 else t - x
                 grad = d.mul_(constant(scale, d.dtype, d.device))  # nobody else has it
                 if g is not constant(1.0, g.dtype, g.device):  # the one that backward() starts
                     grad = grad * g
@@ -836,8 +827,7 @@ def usual_mse_loss(input: T, target: T) -> tuple[T, Node] | None:
     """`record(MseLoss, (input, target))` for a tracked tensor beside a plain one of its shape.
 
     None if they are anything else. The same call, with the answers to most of what `record`
-    and `MseLoss.forward` ask known: in a small net it would be a tenth of the step. Right
-    behind a net that runs at one go the error is written where the net wants its gradient.
+    and `MseLoss.forward` ask known: in a small net it would be a tenth of the step.
     """
     edge = usual_edge(input)
     if edge is None or type(target) is not T or not is_grad_enabled():
@@ -859,21 +849,13 @@ def usual_mse_loss(input: T, target: T) -> tuple[T, Node] | None:
             node._versions = input._version, target._version
         except RuntimeError:  # one of inference mode
             return None
-        net = edge[0]
-        program = net.program
-        into = None if program is None else program.room
         node._saved = input, target
         node.places, node.needs_input_grad = (0, 1), (True, False, False)
-        node.reduction, node.shapes, node.is_exact = "mean", (shape, shape), True
-        if into is None:
-            d = node.error = torch.sub(input, target)
-            made = tracked(node, MseLoss.mean(d))
-        else:
-            with program.lock:
-                d = node.error = torch.sub(input, target, out=into)
-                made = tracked(node, MseLoss.mean(d))
-                node.lent, program.holds = program, node.sequence
-        node.direct = net.deliver_from_loss
+        node.reduction, node.shapes = "mean", (shape, shape)
+        made_shape, made_dtype, _ = edge[0].outputs[edge[1]]
+        node.is_exact = dtype is made_dtype and shape == made_shape  # else data was exchanged
+        made = tracked(node, MseLoss.mean(input, target))
+        node.direct, node.writes = edge[0].deliver_from_loss, True
         node.edges, node.outputs = (edge, None, None), ((_SCALAR, dtype, device),)
         return made
 

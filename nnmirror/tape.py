@@ -66,20 +66,23 @@ class Node:
     folded: "Callable[[Any], None] | None" = None
     # What backward returns is known to be of its inputs' shapes and dtypes.
     is_exact: bool = False
-    # And is new, and laid out as the input, if that is a parameter.
-    fits: bool = False
+    # And is new, and laid out as the input, if that is a parameter and the count of changes
+    # stands where it stood.
+    fits: int | None = None
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
     # The program that it was computed by (see modules/program.py), and where that goes back to.
     program: Any = None
     pool: Any = None
+    epoch: int | None = None  # where the count of changes stood then
     # Of a folded node, for the walk: go back from it, or from a loss right behind it, and
     # accumulate, at one go.
     deliver: Any = None
     deliver_from_loss: "Callable[[Any], bool] | None" = None
-    # Of such a loss, the latter; it says False if it cannot. And where its gradient may lie.
+    # Of such a loss, the latter; it says False if it cannot.
     direct: "Callable[[Any], bool] | None" = None
+    # Whether it can write its gradient where it is told to, and where that is.
+    writes: bool = False
     into: torch.Tensor | None = None
-    lent: Any = None  # the program in whose memory it has something
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     is_watched: bool = False  # it has, or had, one of these four
@@ -213,7 +216,7 @@ class Node:
         if via is not None:
             shape = shape[::-1]
         elif isinstance(tensor, _tensor.Tensor) and tensor._node is not None:
-            maker, index = tensor._node.name(), tensor._output_nr
+            maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
         elif hasattr(tensor, "_alias_of_output"):
             maker = self.name()
         maker = _short(maker or "")
@@ -294,6 +297,7 @@ class Function:
     is_inplace: bool = False  # the first input is changed, and is the output
     is_exact: bool = False  # what backward returns is always of its input's shape and dtype
     is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
+    is_loss: bool = False  # of what a net returned, its first argument; and it is fresh
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
@@ -426,6 +430,8 @@ def record(
                         _save_apart(node, out)
                     out.__class__ = _tensor.Tensor
                     out._node = node  # type: ignore[attr-defined]
+                    if function.is_loss:
+                        goes_back_directly(node)
                 return out, node
         else:
             # What is saved of the first argument is its value before the change; where the
@@ -595,6 +601,13 @@ def recorded(
     else:
         node.outputs = (like[0].outputs[like[1]],)
     return tracked(node, out)
+
+
+def goes_back_directly(loss: Any) -> None:
+    """Have a loss right behind a net go back at one go with it, if nothing else wants of it."""
+    first = loss.edges[0]
+    if first is not None and not any(loss.edges[1:]) and type(first[0]) is Node:
+        loss.direct = first[0].deliver_from_loss
 
 
 def tracked(node: Any, out: Any) -> tuple[Any, Node]:

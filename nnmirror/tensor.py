@@ -94,7 +94,9 @@ class Tensor(torch.Tensor):
             _refuse_torch_function_objects()
         found: Any = RULES.get(func)
         if found is None:
-            return dispatch(func, args, kwargs or {})
+            found = _ASKED.get(func)
+            if found is None:
+                return dispatch(func, args, kwargs or {})
         if not kwargs and type(found) is recorded[0] and len(args) <= found.most:
             return _tape.record(found.function, args)[0]  # what it would call
         return found(*args, **kwargs) if kwargs else found(*args)
@@ -172,7 +174,10 @@ class Tensor(torch.Tensor):
                 " github.com/pytorch/pytorch/pull/30531 for more information.",
                 stacklevel=2,
             )
-        return self._gradient
+        grad = self._gradient
+        if grad is not None and "_lent" in vars(grad):
+            return _walk.own_grad(self)
+        return grad
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:
@@ -188,7 +193,7 @@ class Tensor(torch.Tensor):
 
     @property
     def _grad(self) -> torch.Tensor | None:
-        return self._gradient
+        return self.grad
 
     @_grad.setter
     def _grad(self, value: torch.Tensor | None) -> None:
@@ -408,6 +413,41 @@ def rebuild(cls: type[Tensor], data: torch.Tensor, requires_grad: bool) -> Tenso
         tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
     tensor._requires_grad = requires_grad
     return tensor
+
+
+def _asked_plainly(ask: Any) -> Any:
+    """`ask`, a question about a tensor that has nothing to do with what made it."""
+
+    @functools.wraps(ask)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            _refuse_torch_function_objects()
+        with DisableTorchFunctionSubclass():
+            return ask(*args, **kwargs)
+
+    return answer
+
+
+# What scripts ask most, without the way through `__torch_function__`.
+for _name in ("__len__", "detach", "item", "size", "tolist"):
+    setattr(Tensor, _name, _asked_plainly(getattr(torch.Tensor, _name)))
+# And with no more to look at on that way.
+_ASKED: dict[Any, Callable[..., Any]] = {}
+for _name in ("device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"):
+    _get: Any = getattr(torch.Tensor, _name).__get__
+    _ASKED[_get] = _asked_plainly(_get)
+for _name in (
+    "data_ptr",
+    "element_size",
+    "is_complex",
+    "is_contiguous",
+    "is_floating_point",
+    "nelement",
+    "numel",
+    "storage_offset",
+    "stride",
+):
+    _ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
 
 
 def _between_processes(tensor: Tensor) -> Any:

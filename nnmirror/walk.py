@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import operator
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
 
+from . import changes
 from . import tape as _tape
 from . import tensor as _tensor
 from .grad_mode import set_grad_enabled
+
+_R = TypeVar("_R")
 
 # Where torch keeps a gradient. A mirrored tensor has it in `_gradient`, which is read and
 # written several times sooner; to be called behind DisableTorchFunctionSubclass.
@@ -24,10 +28,23 @@ C_grad: Any = torch._C.TensorBase.grad
 _NOT_OURS = object()
 
 
+# Whose gradients were lent last, weakly: see modules/program.py.
+latest: list[Callable[[], Any]] = [lambda: None]
+
+
 def grad_of(leaf: Any) -> torch.Tensor | None:
-    """Its gradient, past the property that its users read."""
+    """Its gradient, past the property that its users read: it may be lent, and no user's."""
     grad = getattr(leaf, "_gradient", _NOT_OURS)
     return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
+
+
+def own_grad(leaf: Any) -> torch.Tensor | None:
+    """Its gradient, as its own if it is lent by a net (see modules/program.py)."""
+    with _accumulating, DisableTorchFunctionSubclass(), torch.inference_mode(False):
+        grad = leaf._gradient
+        if grad is not None and "_lent" in vars(grad):
+            grad = leaf._gradient = grad.clone()
+        return grad  # type: ignore[no-any-return]
 
 
 def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
@@ -68,6 +85,25 @@ def _calling_back() -> Iterator[None]:
         _walks.callbacks = outer
 
 
+def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
+    """`function`, a walk, with torch's grad mode off, as a backward has it.
+
+    Else torch would record what is computed from a tensor that requires grad by now.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> _R:
+        mode = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(mode)
+
+    return call
+
+
+@unrecorded
 def walk(
     edges: Sequence[_tape.Edge],
     grads: Sequence[torch.Tensor],
@@ -156,6 +192,8 @@ def walk(
                 results: Any = [None] * len(node.edges)
             else:
                 results = validated(node, node.run(slots))
+                if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+                    _refuse_nan(node, results)
             if node.posthooks:
                 results = _run_posthooks(node, results, slots)
             slots = []
@@ -216,7 +254,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
     """How often each node and leaf behind a loss is reached; None if anything asks for more
     than plain accumulation: a hook, a retained gradient, several outputs, torch's own graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
-    if node is None or len(node.outputs) != 1:
+    if node is None or len(node.outputs) != 1 or torch.is_anomaly_enabled():
         return None
     shape, dtype, _ = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
@@ -249,6 +287,7 @@ def _survey(loss: Any) -> dict[int, int] | None:
     return counts
 
 
+@unrecorded
 def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) -> None:
     """`walk` from a loss, where `_survey` found nothing special: the same order, less to ask."""
     _, dtype, device = root.outputs[0]
@@ -270,15 +309,19 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                 given = None
                 if node.deliver is not None and (last or _each_once(edges, counts, held)):
                     given = node.deliver(node, grad)
+                # Else a parameter may be another since.
+                fits = node.deliver is None or node.epoch == changes.count[0]
                 if given is None:
                     found = node.function.backward(node, grad)
+                    if not fits:
+                        found = validated(node, found)
                 else:
                     found, edges = given
                 if last:
                     grad = None
                     if not retain_graph:
                         node.free()
-                    _give(edges, found)
+                    _give(edges, found, fits)
                     return
             else:
                 found = node.function.backward(node, grad)
@@ -288,7 +331,7 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                 if not (exact and len(found) == len(edges)):
                     found = tuple(validated(node, node.completed(found)))
             grad = None
-            fits = node.fits
+            new_and_fits = node.fits == changes.count[0]
             if not retain_graph:
                 node.free()
             for edge, result in zip(edges, found, strict=True):
@@ -302,7 +345,7 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                     if result is not None:
                         held[key] = held[key] + result if key in held else result
                     continue
-                new = fits
+                new = new_and_fits
                 if held and key in held:
                     result = held.pop(key) if result is None else held.pop(key) + result
                     new = False
@@ -321,6 +364,15 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
             _, node, grad = heapq.heappop(ready)
 
 
+def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
+    """What `torch.autograd.detect_anomaly` is for."""
+    for place, index in enumerate(node.places):
+        grad = results[index]
+        if grad is not None and grad.isnan().any():
+            name = _tape.bare(node.name())
+            raise RuntimeError(f"Function '{name}' returned nan values in its {place}th output.")
+
+
 def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any]) -> bool:
     """Does no other gradient reach the leaves among these, and did none?"""
     return all(
@@ -328,12 +380,12 @@ def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any
     )
 
 
-def _give(edges: Sequence[Any], grads: Sequence[Any]) -> None:
-    """Accumulate gradients that are new tensors of their leaves' layout."""
+def _give(edges: Sequence[Any], grads: Sequence[Any], fits: bool = True) -> None:
+    """Accumulate gradients that are new, and of their leaves' layout if that `fits`."""
     with _accumulating:
         for (leaf, _), grad in zip(edges, grads, strict=True):
             if leaf._requires_grad:  # else frozen since the forward
-                if leaf._gradient is None:
+                if fits and leaf._gradient is None:
                     leaf._gradient = grad
                 else:
                     _accumulate(leaf, grad, True)
@@ -354,9 +406,12 @@ def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tap
             continue
         seen.add(id(target))
         order.append(target)
-        if target.folded is not None and any(
-            e is not None and isinstance(e[0], _tensor.Tensor) and _is_hooked(e[0])
-            for e in target.edges
+        if target.folded is not None and (
+            torch.is_anomaly_enabled()  # which names the layer
+            or any(
+                e is not None and isinstance(e[0], _tensor.Tensor) and _is_hooked(e[0])
+                for e in target.edges
+            )
         ):
             target.folded(target)  # a hook runs before the layers further back do
         for edge in target.edges:
@@ -434,7 +489,7 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
 
 
 # Two threads may walk to one leaf at the same time; each reads its .grad and then adds to it.
-_accumulating = threading.Lock()
+_accumulating = threading.RLock()
 
 
 def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
@@ -453,6 +508,7 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
         if (  # nearly always: what follows says the same
             may_keep
             and type(grad) is torch.Tensor
+            and grad.shape == leaf.shape
             and leaf.is_contiguous()
             and grad.is_contiguous()
             and not grad._is_view()
@@ -464,13 +520,16 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
             raise RuntimeError(
                 "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
             )
+        if grad.layout is not torch.strided and "_lent" in vars(held):
+            # In the middle of other memory torch adds a sparse one at the wrong place.
+            held = cast("torch.Tensor", leaf.grad)
         held.add_(grad)
         return
     if leaf.is_contiguous():
         fits = grad.is_contiguous()
     else:
         fits = grad.stride() == leaf.stride()
-    if not (may_keep and fits) or grad._is_view():
+    if not (may_keep and fits and grad.shape == leaf.shape) or grad._is_view():
         layout = torch.preserve_format if is_dense(leaf) else torch.contiguous_format
         grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
     if type(grad) is not torch.Tensor:

@@ -31,13 +31,16 @@ from ..changes import HookRegistry, Registry, count
 from ..parameter import Parameter
 from . import linear, module, plain
 from .explicit import Chain, Recorded
+from .module import Module
 from .plain import Op
 from .program import Pool, alias_of_output, fits, nobody, small
 
 enabled = True
 
+_Below: Any = torch._C._AutoDispatchBelowAutograd  # torch's autograd need not be asked
 _mm, _plain = torch.mm, attrgetter("_plain")
 _version: Any = torch.Tensor._version.__get__  # type: ignore[attr-defined]
+_CALL = Module.__call__
 _FORWARDS = {kind: kind.forward for kind in plain.PLAIN}  # type: ignore[attr-defined]
 _FLOATS = (torch.float32, torch.float64)
 _PLAIN = (torch.Tensor, tensor.Tensor)
@@ -71,8 +74,10 @@ class Needs:
             self.passes_on.append(wanted)
             wanted = wanted or _trains(op.weight) or _trains(op.bias)
         # What a backward looks at, and which therefore may not be changed until then.
-        self.watch_input = _trains(ops[0].weight) if ops[0].is_linear else input_edge
-        self.watch_output = not ops[-1].is_linear and self.passes_on[-1]
+        first, end = ops[0], ops[-1]
+        self.watch_input = _trains(first.weight) if first.is_linear else input_edge
+        self.watch_input = self.watch_input and not first.saves_node  # which watches it
+        self.watch_output = self.passes_on[-1] and not (end.is_linear or end.saves_node)
         self.weights = tuple(
             op.w for op, on in zip(ops, self.passes_on, strict=True) if on and op.is_linear
         )
@@ -139,6 +144,7 @@ class Plan:
         if (
             x.dtype not in self.dtypes
             or len(shape) != 2
+            or x.layout is not torch.strided
             or not x.is_contiguous()
             or (shape[0] == 1 and (self.narrow or x.stride() != (shape[1], 1)))
             or _is_any_autocast_enabled()
@@ -187,11 +193,8 @@ class Plan:
         if program is None:
             saved = []
             for op in self.ops:
-                if op.saves_input:
-                    saved.append(h)
-                h = op.run(h)
-                if not op.saves_input:
-                    saved.append(h)
+                kept, h = op.record(h)
+                saved.append(kept)
             if saved[-1] is h:
                 saved[-1] = alias_of_output(h)
             node.outputs = ((h.shape, h.dtype, h.device),)
@@ -290,7 +293,7 @@ def deliver(node: Any, g: torch.Tensor) -> tuple[list[Any], list[Any]] | None:
     where there is no program, or none that can.
     """
     program = node.program
-    if program is None or node._saved is None:
+    if program is None or node._saved is None or node.epoch != count[0]:
         return None
     with program.lock:
         arena = program.arena() if program.takes(g) else None
@@ -298,8 +301,9 @@ def deliver(node: Any, g: torch.Tensor) -> tuple[list[Any], list[Any]] | None:
             return None
         check(node)
         saved = node._saved
-        dx = program.back(saved[0], saved[-1], g, arena)
-        program.give(arena, node.epoch)
+        with _Below():
+            dx = program.back(saved[0], saved[-1], g, arena)
+        program.give(arena)
     if dx is None:
         return [], []
     return [dx], [node.edges[node.needs.input_at]]
@@ -313,31 +317,42 @@ def deliver_from_loss(loss: Any) -> bool:
         program is None
         or net.folded is None
         or net.leads_on
+        or net.epoch != count[0]
         or net._saved is None
         or loss._saved is None
         or tensor.leaf_hooks_exist[0]
         or loss.is_watched
+        or torch.is_anomaly_enabled()
     ):
         return False
+    shape, dtype, device = loss.outputs[0]
+    if len(shape):
+        return False  # not a number
     with DisableTorchFunctionSubclass(), program.lock:
         arena = program.arena()
         if arena is None:
             return False
-        _, dtype, device = loss.outputs[0]
-        one = tape.constant(1.0, dtype, device)
-        loss.into = program.room
-        try:
-            g = loss.function.backward(loss, one)[0]
-        finally:
-            loss.into = None
-        loss.free()
-        check(net)
-        saved = net._saved
-        if program.takes(g):
-            program.back(saved[0], saved[-1], g, arena)
-            program.give(arena, net.epoch)
+        if loss.writes and program.last_act is None and program.takes(loss._saved[0]):
+            loss.into = program.inbox
+        with _Below():
+            try:
+                found = loss.function.backward(loss, tape.constant(1.0, dtype, device))
+            finally:
+                loss.into = None
+            g = found[0]
+            loss.free()
+            check(net)
+            saved = net._saved
+            fits = program.takes(g)
+            if fits:
+                program.back(saved[0], saved[-1], g, arena)
+            else:
+                g = walk.validated(loss, loss.completed(found))[0]
+                grads = back(net.ops, all_saved(net), net.needs, g)
+        if fits:
+            program.give(arena)
         else:
-            walk._give(net.edges, list(back(net.ops, all_saved(net), net.needs, g)))
+            walk._give(net.edges, grads)
         net.free()
     return True
 
@@ -373,12 +388,12 @@ def unfold(node: Any) -> None:
         new.function = op.function
         new.sequence = sequence - (last - i) / (last + 1)
         if i < last:
-            shape = torch.Size(()) if saved is None else saved[i + 1].shape
+            shape = torch.Size(()) if saved is None else _shape(saved[i + 1])
             new.outputs = ((shape, *node.outputs[0][1:]),)
         new._saved = None
         kept = None if saved is None else saved[i]
         at = 0  # the version of what was kept, then
-        if kept is not None:
+        if kept is not None and not op.saves_node:
             at_end = i == last and not op.is_linear
             at = at_input if i == 0 else at_output if at_end else kept._version
         if op.is_linear:
@@ -392,6 +407,10 @@ def unfold(node: Any) -> None:
                 new.input_shape = kept.shape
                 new._saved = (kept if weight is not None else None, op.weight)
                 new._versions = (at, at_weight.get(id(op.w), op.weight._version))
+        elif op.saves_node:
+            if kept is not None:
+                vars(new).update(vars(kept))
+            new.edges, new.places = [edge, *[None] * len(op.args)], (0,)
         else:
             new.edges, new.places = [edge, None] if "slope" in vars(op) else [edge], (0,)
             new.label, new.slope = "", op.slope
@@ -402,6 +421,11 @@ def unfold(node: Any) -> None:
         edge = (new, 0) if any(new.needs_input_grad) else None
     # Not as nodes: the last would lead to itself.
     node.before = made[:-1]
+
+
+def _shape(kept: Any) -> torch.Size:
+    """The shape of a layer's input, or of its output, of what it kept."""
+    return kept.shape if isinstance(kept, torch.Tensor) else kept._saved[0].shape  # type: ignore[no-any-return]
 
 
 def nodes(node: Any) -> list[Any]:
@@ -491,6 +515,9 @@ class Layout:
         self.plains = [p._plain for p in self.params]
         self.watched = {id(m): m for m in (*children, *inner)}
         self.watched |= {id(m): m for run in kept for m in run.members}
+        # Classes whose `forward` somebody may replace, and with them how a module is called.
+        kinds = {type(m) for run in kept for m in run.members}
+        self.kinds: list[Any] = [(kind, _FORWARDS[kind]) for kind in kinds]
         self.state = self._state()
         # Where the count of changes stood when it was last seen to hold, if all are counted.
         self.epoch = -1
@@ -502,10 +529,10 @@ class Layout:
         for m in self.watched.values():
             own = getattr(m, "__dict__", {})
             state += [
+                type(m),
                 *(bool(own.get(name)) for name in module.CALL_HOOKS),
                 own.get("forward"),
-                own.get("inplace"),
-                own.get("negative_slope"),
+                *map(own.get, plain.SETTINGS),
             ]
         return [*state, *map(bool, module.GLOBAL_HOOKS)]
 
@@ -525,6 +552,11 @@ class Layout:
 
     def holds(self) -> bool:
         """Is everything as it was when this was made?"""
+        for kind, forward in self.kinds:
+            if kind.forward is not forward:
+                return False
+        if Module.__call__ is not _CALL and self.kinds:
+            return False
         now = count[0]
         if self.epoch != now:
             if not (self.stands() and self.state == self._state()):
@@ -570,7 +602,7 @@ def _is_known(child: Any) -> bool:
     cls = type(child)
     return (
         cls.__module__.startswith(f"{__package__}.")
-        and issubclass(cls, module.Module)
+        and issubclass(cls, Module)
         and not child._modules
         and "forward" not in child.__dict__
         and not any(getattr(child, name) for name in module.CALL_HOOKS)
@@ -619,6 +651,8 @@ class Run:
         slope = getattr(child, "negative_slope", 0.0)
         if not isinstance(slope, int | float):
             return False
+        if getattr(child, "inplace", False) and kind not in plain.IN_PLACE:
+            return False
         after_linear = bool(self.ops) and self.ops[-1].is_linear
         if (not after_linear or slope < 0) and getattr(child, "inplace", False):
             # It writes over what somebody may see, or with such a slope cannot go back.
@@ -650,7 +684,7 @@ def _is_sequential(candidate: Any) -> bool:
     cls: Any = type(candidate)
     return (
         getattr(cls, "forward", None) is _SEQUENTIAL[0]
-        and cls.__call__ is module.Module.__call__
+        and cls.__call__ is Module.__call__
         and _calls_its_modules(candidate)
     )
 
@@ -664,6 +698,7 @@ def _laid_out(root: Any) -> Layout:
     runs: list[Run] = []
     run = Run(0)
     plain_root = _calls_its_modules(root) and not any(module.GLOBAL_HOOKS)
+    plain_root = plain_root and Module.__call__ is _CALL
     for place, child in enumerate(root._modules.values() if plain_root else ()):
         if not run.takes(child):
             runs.append(run)

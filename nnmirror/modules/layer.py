@@ -8,6 +8,7 @@ import torch
 from ..grad_mode import is_grad_enabled
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, record
+from ..tensor import Tensor
 from .explicit import Each, Recorded, Stacked, Traced
 from .module import Module
 
@@ -83,6 +84,10 @@ class Layer(Module):
         if not is_grad_enabled():
             self.__dict__["_call"] = None
             return function(*inputs, *others)
+        if len(inputs) == 1 and type(inputs[0]) is Tensor and inputs[0].requires_grad:
+            out = function(*inputs, *others)
+            self.__dict__["_call"] = Traced(inputs, out)
+            return out
         given = tuple(_leaf_of_its_own(x) for x in inputs)
         out = function(*given, *others)
         self.__dict__["_call"] = Traced(given, out)

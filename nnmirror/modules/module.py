@@ -75,7 +75,12 @@ GLOBAL_HOOKS = (
 CALL_HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
 
 # Attributes that say how a module is called: to set one is counted.
-_COUNTED = {*CALL_HOOKS, "_modules", "_parameters", "forward", "inplace", "negative_slope"}
+_COUNTED = {
+    *CALL_HOOKS,
+    *("__class__", "_modules", "_parameters", "forward", "inplace"),
+    # Of activations.
+    *("alpha", "approximate", "beta", "max_val", "min_val", "negative_slope", "threshold"),
+}
 _COUNTING = (*CALL_HOOKS, "_modules", "_parameters")
 
 
@@ -1111,11 +1116,11 @@ _NEVER_CALLED = (
 
 def clear_grad(param: Tensor, set_to_none: bool) -> None:
     """What `zero_grad` does to one parameter, in modules and in optimisers."""
-    grad = param.grad
-    if grad is None:
-        return
     if set_to_none:
         param.grad = None
+        return
+    grad = param.grad
+    if grad is None:
         return
     if grad.grad_fn is not None:
         grad.detach_()

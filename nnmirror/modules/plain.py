@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from .. import functional as F
-from ..tape import Function, constant
+from ..rules import activation as rules
+from ..rules.kernel import bits, by_sign, chosen_by_bits, where_positive
+from ..rules.softmax import Softplus
+from ..tape import Function, Node, constant
 from . import activation, linear
 
 T = torch.Tensor
@@ -25,6 +28,7 @@ class Op:
     w: T  # of a Linear: its weight
     is_linear = False
     saves_input = False  # for its backward, or else its output
+    saves_node = False  # for its backward: a ctx, with what it saved
     slope = 0.0
 
     def __init__(self, layer: Any) -> None:
@@ -35,6 +39,11 @@ class Op:
     def run(self, h: T) -> T:
         """The output."""
         raise NotImplementedError
+
+    def record(self, h: T) -> tuple[Any, T]:
+        """What is kept for the backward, and the output."""
+        y = self.run(h)
+        return h if self.saves_input else y, y
 
 
 class LinearOp(Op):
@@ -62,7 +71,6 @@ class ActivationOp(Op):
 
     in_place_function: type[Function]  # of the layer with inplace=True
     in_place: Callable[..., T]  # as torch has it
-    prepared_dtype: torch.dtype | None = None  # None: that of the output
 
     def __init__(self, layer: Any, after_linear: bool) -> None:
         super().__init__(layer)
@@ -81,8 +89,12 @@ class ActivationOp(Op):
     # The same in two parts, as calls bound to their memory. What needs only the output is
     # elementwise, so that it may be computed for several layers at once.
 
-    def prepares(self, y: T, into: T) -> Callable[[], Any]:
-        """What of the output is needed."""
+    def room(self, y: T) -> T:
+        """Memory for what of the output is needed."""
+        return torch.zeros_like(y)
+
+    def prepares(self, y: T, into: T) -> Calls:
+        """Compute it."""
         raise NotImplementedError
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
@@ -95,25 +107,34 @@ class ReluOp(ActivationOp):
 
     function, in_place_function = F.Relu, F.ReluInplace
     in_place = staticmethod(torch.relu_)
-    prepared_dtype = torch.bool
 
     def back(self, kept: T, g: T, ours: bool) -> T:
-        zero = constant(0.0, g.dtype, g.device)
-        mask = torch.le(kept, zero)
-        return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
+        return where_positive(g, kept, ours)
 
-    def prepares(self, y: T, into: T) -> Callable[[], Any]:
-        return functools.partial(torch.le, y, constant(0.0, y.dtype, y.device), out=into)
+    def room(self, y: T) -> T:
+        if chosen_by_bits(y):
+            return torch.zeros_like(bits(y))
+        return torch.zeros_like(y, dtype=torch.bool)
+
+    def prepares(self, y: T, into: T) -> Calls:
+        zero = constant(0.0, y.dtype, y.device)
+        calls: Calls = [functools.partial(torch.le, y, zero, out=into)]
+        if into.dtype is not torch.bool:  # minus one has all bits set
+            calls.append(
+                functools.partial(into.sub_, torch.ones((), dtype=into.dtype, device=into.device))
+            )
+        return calls
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
-        return [functools.partial(g.masked_fill_, prepared, constant(0.0, g.dtype, g.device))]
+        if prepared.dtype is torch.bool:
+            return [functools.partial(g.masked_fill_, prepared, constant(0.0, g.dtype, g.device))]
+        return [functools.partial(bits(g).bitwise_and_, prepared)]
 
 
 class LeakyOp(ActivationOp):
     """dx = g where y > 0, else s g"""
 
     function, in_place_function = F.LeakyRelu, F.LeakyReluInplace
-    prepared_dtype = torch.bool
 
     def __init__(self, layer: Any, after_linear: bool) -> None:
         self.slope = layer.negative_slope
@@ -127,14 +148,21 @@ class LeakyOp(ActivationOp):
         self.run = functools.partial(run, negative_slope=self.slope)  # type: ignore[method-assign]
 
     def back(self, kept: T, g: T, ours: bool) -> T:
-        positive = torch.gt(kept, constant(0.0, g.dtype, g.device))
-        return torch.where(positive, g, g * constant(self.slope, g.dtype, g.device))
+        return by_sign(kept, g, g * constant(self.slope, g.dtype, g.device))
 
-    def prepares(self, y: T, into: T) -> Callable[[], Any]:
-        return functools.partial(torch.gt, y, constant(0.0, y.dtype, y.device), out=into)
+    def room(self, y: T) -> T:
+        return torch.zeros_like(y, dtype=torch.bool)
+
+    def prepares(self, y: T, into: T) -> Calls:
+        return [functools.partial(torch.gt, y, constant(0.0, y.dtype, y.device), out=into)]
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
         slope, scaled = constant(self.slope, g.dtype, g.device), torch.empty_like(g)
+        if chosen_by_bits(g):
+            return [
+                functools.partial(torch.mul, g, slope, out=scaled),
+                lambda: g.copy_(by_sign(y, g, scaled)),
+            ]
         return [
             functools.partial(torch.mul, g, slope, out=scaled),
             functools.partial(torch.where, prepared, g, scaled, out=g),
@@ -151,9 +179,9 @@ class TanhOp(ActivationOp):
         one = constant(1.0, kept.dtype, kept.device)
         return torch.addcmul(one, kept, kept, value=-1).mul_(g)
 
-    def prepares(self, y: T, into: T) -> Callable[[], Any]:
+    def prepares(self, y: T, into: T) -> Calls:
         one = constant(1.0, y.dtype, y.device)
-        return functools.partial(torch.addcmul, one, y, y, value=-1, out=into)
+        return [functools.partial(torch.addcmul, one, y, y, value=-1, out=into)]
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
         return [functools.partial(g.mul_, prepared)]
@@ -169,24 +197,67 @@ class SigmoidOp(ActivationOp):
         one = constant(1.0, kept.dtype, kept.device)
         return torch.sub(one, kept).mul_(g).mul_(kept)
 
-    def prepares(self, y: T, into: T) -> Callable[[], Any]:
-        return functools.partial(torch.sub, constant(1.0, y.dtype, y.device), y, out=into)
+    def prepares(self, y: T, into: T) -> Calls:
+        return [functools.partial(torch.sub, constant(1.0, y.dtype, y.device), y, out=into)]
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
         return [functools.partial(g.mul_, prepared), functools.partial(g.mul_, y)]
 
 
+class CalledOp(Op):
+    """Any other activation: a call of its Function, which has a ctx to itself."""
+
+    saves_node = True
+
+    def __init__(self, layer: Any, after_linear: bool) -> None:
+        super().__init__(layer)
+        self.function, names = _CALLED[type(layer)]
+        self.args = tuple([getattr(layer, name) for name in names])
+
+    def run(self, h: T) -> T:
+        if self.function.infer is not None:
+            return self.function.infer(h, *self.args)  # type: ignore[no-any-return]
+        return self.record(h)[1]
+
+    def record(self, h: T) -> tuple[Node, T]:
+        node = Node(self.function)
+        node.places, node.needs_input_grad = (0,), (True, *[False] * len(self.args))
+        return node, self.function.forward(node, h, *self.args)
+
+    def back(self, kept: Any, g: T, ours: bool) -> T:
+        dx = self.function.backward(kept, g)
+        return dx[0] if type(dx) is tuple else dx  # type: ignore[no-any-return]
+
+
+# Of each such layer: its Function, and the attributes that are the other arguments.
+_CALLED: dict[type, tuple[type[Function], tuple[str, ...]]] = {
+    activation.ELU: (rules.Elu, ("alpha",)),
+    activation.CELU: (rules.Celu, ("alpha",)),
+    activation.SiLU: (rules.Silu, ()),
+    activation.GELU: (rules.Gelu, ("approximate",)),
+    activation.Mish: (rules.Mish, ()),
+    activation.Hardtanh: (rules.Hardtanh, ("min_val", "max_val")),
+    activation.ReLU6: (rules.Hardtanh, ("min_val", "max_val")),
+    activation.Hardsigmoid: (rules.Hardsigmoid, ()),
+    activation.Hardswish: (rules.Hardswish, ()),
+    activation.LogSigmoid: (rules.LogSigmoid, ()),
+    activation.Softplus: (Softplus, ("beta", "threshold")),
+}
 _ACTIVATIONS: dict[type, type[ActivationOp]] = {
     activation.ReLU: ReluOp,
     activation.LeakyReLU: LeakyOp,
     activation.Tanh: TanhOp,
     activation.Sigmoid: SigmoidOp,
 }
-PLAIN = {linear.Linear, *_ACTIVATIONS}
+IN_PLACE = set(_ACTIVATIONS)  # those that may have inplace=True
+PLAIN = {linear.Linear, *_ACTIVATIONS, *_CALLED}
+# What is looked at when a layer is made an Op: to set one of these is a change.
+SETTINGS = ("inplace", "negative_slope", *{name for _, names in _CALLED.values() for name in names})
 
 
 def op_of(layer: Any, after_linear: bool) -> Op:
     """`layer`, of a type in PLAIN, as an Op."""
     if type(layer) is linear.Linear:
         return LinearOp(layer)
-    return _ACTIVATIONS[type(layer)](layer, after_linear)
+    kind: Any = CalledOp if type(layer) in _CALLED else _ACTIVATIONS[type(layer)]
+    return kind(layer, after_linear)  # type: ignore[no-any-return]

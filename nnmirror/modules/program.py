@@ -5,20 +5,20 @@ rows a net gets a `Program`: memory for all that nobody sees, and each call on i
 (`functools.partial`), so that a step goes through a list. The formulas are those of
 `fused.back`, and give the same bits:
 
-- a Linear and a ReLU after it are one call, `torch._addmm_activation`;
 - what the backward of the activations needs of the outputs (where they are zero, 1 - y^2) is
   computed for all layers at once, where all have the same activation;
 - the rows of G are added up for all layers of one width at once: each column is added in the
   order in which it would be on its own;
-- the parameters' gradients are written into an `Arena`, memory that is used again once nobody
-  but the arena holds any of it. They lie in one piece, as gradients do in PyTorch's
-  `DistributedDataParallel` with `gradient_as_bucket_view`.
+- the parameters' gradients are written into an `Arena`, and lent to the parameters. Who reads
+  a `.grad` gets a copy that is the parameter's own from then on (`Tensor.grad`), so that an
+  arena, which is used again and again, is never seen.
 
-What a user sees, the output and the gradient of the input, is new each time.
+What a user sees, the output and the gradient of the input too, is new each time.
 """
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter, is_
@@ -28,7 +28,7 @@ import torch
 
 from .. import walk
 from ..changes import count
-from .plain import Op, ReluOp
+from .plain import Op
 
 if TYPE_CHECKING:
     from .fused import Needs
@@ -37,7 +37,6 @@ T = torch.Tensor
 Shapes = Sequence[tuple[int, ...]]
 Calls = list[Callable[[], Any]]
 
-_uses = torch._C._storage_Use_Count
 _gradient = attrgetter("_gradient")
 
 # Of a net whose outputs and weights take more bytes than this, torch's allocator has the memory.
@@ -58,7 +57,7 @@ def fits(ops: list[Op]) -> bool:
         return False
     ends = [*linears[1:], len(ops)]
     return all(end - start <= 2 for start, end in zip(linears, ends, strict=True)) and not any(
-        op.saves_input and not op.is_linear for op in ops[:-1]
+        op.saves_node or (op.saves_input and not op.is_linear and op is not ops[-1]) for op in ops
     )
 
 
@@ -117,9 +116,6 @@ class Program:
             self._bind_forward()
             self.grads = self._gradients()
             self.inbox = self.grads[-1]
-        # Where a loss right behind may write its error, and which loss's is there.
-        self.room = self.inbox if self.last_act is None else None
-        self.holds: float = -1
         self.arenas: list[Arena] = []
         last = self.linears[-1].w
         self.outputs = ((torch.Size((rows, len(last))), last.dtype, last.device),)
@@ -131,8 +127,6 @@ class Program:
         self.hidden = _views(self.outs, shapes)
         self.calls: Calls = []
         for i, (op, act) in enumerate(zip(self.linears, self.acts, strict=True)):
-            whole = isinstance(act, ReluOp) and op.b is not None and act is not self.last_act
-            product = torch._addmm_activation if whole else torch.addmm
             if op is self.linears[-1]:
                 h = self.hidden[-1]
                 self.last = (
@@ -143,13 +137,13 @@ class Program:
                 break
             out = self.hidden[i]
             if i == 0:
-                self.first = torch.mm if op.b is None else partial(product, op.b)
+                self.first = torch.mm if op.b is None else partial(torch.addmm, op.b)
                 self.first_wt, self.first_out = op.wt, out
             elif op.b is None:
                 self.calls.append(partial(torch.mm, self.hidden[i - 1], op.wt, out=out))
             else:
-                self.calls.append(partial(product, op.b, self.hidden[i - 1], op.wt, out=out))
-            if act is not None and not whole:
+                self.calls.append(partial(torch.addmm, op.b, self.hidden[i - 1], op.wt, out=out))
+            if act is not None:
                 self.calls.append(partial(act.run, out))
 
     def _gradients(self) -> list[T]:
@@ -223,11 +217,9 @@ class Program:
 
     def back(self, x: T, kept: T, g: T, arena: "Arena") -> T | None:
         """Compute the gradients for the output's `g` into `arena`; return that of the input."""
-        if g is not self.inbox:
-            self.holds = -1
         if self.last_act is not None:
-            self.inbox.copy_(self.last_act.back(kept, g, False))
-        elif g is not self.inbox:
+            g = self.last_act.back(kept, g, False)
+        if g is not self.inbox:
             self.inbox.copy_(g)
         for call in arena.calls:
             call()
@@ -235,17 +227,21 @@ class Program:
             arena.first(x)
         return torch.mm(self.grads[0], self.linears[0].w) if self.wants[0][0] else None
 
-    def give(self, arena: "Arena", epoch: int) -> None:
-        """Accumulate what is in `arena` into the parameters' `.grad`."""
+    def give(self, arena: "Arena") -> None:
+        """Accumulate what is in `arena` into the parameters' `.grad`.
+
+        They are as they were at the forward: else the gradients are those of `fused.back`.
+        """
         leaves, grads = self.leaves, arena.grads
         with walk._accumulating:
-            if epoch == count[0] and all(map(is_, map(_gradient, leaves), self.nones)):
+            if all(map(is_, map(_gradient, leaves), self.nones)):
                 for leaf, grad in zip(leaves, grads, strict=True):
                     leaf._gradient = grad
+                arena.epoch = count[0]
+                walk.latest[0] = arena.itself
                 return
             for leaf, grad in zip(leaves, grads, strict=True):
-                if leaf._requires_grad:  # else frozen since the forward
-                    walk._accumulate(leaf, grad, True)
+                walk._accumulate(leaf, grad, True)
 
 
 class Arena:
@@ -269,14 +265,10 @@ class Arena:
             and all(wants[i][1] for i in range(start, end))
             and block.numel() < _MOST_ELEMENTS
         ]
-        shapes: list[tuple[int, ...]] = [tuple(block.shape[::2]) for _, _, block in together]
-        shapes += [tuple(op.w.shape) for op in linears]
-        shapes += [tuple(op.w.shape[:1]) for op in linears]
-        self.flat = program.outs.new_zeros(_room(shapes))
-        found = _views(self.flat, shapes)
-        sums = found[: len(together)]
-        dws = found[len(together) : len(together) + len(linears)]
-        dbs = found[len(together) + len(linears) :]
+        new = program.outs.new_zeros
+        sums = [new(block.shape[::2]) for _, _, block in together]
+        dws = [new(op.w.shape if want[2] else 0) for op, want in zip(linears, wants, strict=True)]
+        dbs = [new(op.w.shape[:1]) for op in linears]
         alone = set(range(lowest, last + 1))
         self.calls: Calls = []
         for (start, end, _), out in zip(together, sums, strict=True):
@@ -308,21 +300,21 @@ class Arena:
             for grad, wanted in ((db, to_bias), (dw, to_weight))
             if wanted
         ]
-        del found, dws, dbs, sums, shapes
-        # Who holds a gradient shows in its count of references, one that is held in C++ too;
-        # who holds another tensor in its memory, or that memory, in those of the storage.
-        storage = self.flat.untyped_storage()
-        self.held = [*self.grads, storage]
-        self.storage = storage._cdata
-        del storage
-        self.counts = [*map(sys.getrefcount, self.held)]
-        self.uses = _uses(self.storage)
+        del dws, dbs, sums
+        for i in range(len(self.grads)):
+            self.grads[i]._lent = True  # type: ignore[attr-defined]  # see Tensor.grad
+        self.ids = {*map(id, self.grads)}
+        self.itself = weakref.ref(self)
+        self.epoch = -1  # where the count of changes stood when all of it was last lent
+        self.counts = [*map(sys.getrefcount, self.grads)]
+
+    def lent(self, grads: list[Any]) -> bool:
+        """Are all these gradients from here, and as the parameters that they were lent to?"""
+        return self.epoch == count[0] and self.ids.issuperset(map(id, grads))
 
     def is_free(self) -> bool:
-        """Does nobody hold a gradient that was given out, nor anything in its memory?"""
-        return (
-            _uses(self.storage) == self.uses and [*map(sys.getrefcount, self.held)] == self.counts
-        )
+        """Does no parameter have one of the gradients?"""
+        return [*map(sys.getrefcount, self.grads)] == self.counts
 
 
 def alias_of_output(y: T) -> T:
@@ -343,16 +335,16 @@ def _prepared(program: Program, lowest: int, calls: Calls) -> dict[int, T]:
     if not acts:
         return {}
     if acts[0] is not None and len({type(act) for act in acts}) == 1:
-        into = torch.zeros_like(program.outs, dtype=acts[0].prepared_dtype)
-        calls.append(acts[0].prepares(program.outs, into))
+        into = acts[0].room(program.outs)
+        calls += acts[0].prepares(program.outs, into)
         found = _views(into, [tuple(h.shape) for h in program.hidden])
         return {i: found[i] for i in inner}
     prepared = {}
     for i, act in zip(inner, acts, strict=True):
         if act is not None:
             h = program.hidden[i]
-            prepared[i] = torch.zeros_like(h, dtype=act.prepared_dtype)
-            calls.append(act.prepares(h, prepared[i]))
+            prepared[i] = act.room(h)
+            calls += act.prepares(h, prepared[i])
     return prepared
 
 

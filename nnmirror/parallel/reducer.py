@@ -275,7 +275,7 @@ class Reducer:
 
     def _grad(self, index: int) -> torch.Tensor | None:
         with DisableTorchFunctionSubclass():
-            return walk.grad_of(self.params[index])
+            return self.params[index].grad
 
     def _set_grad(self, index: int, grad: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():

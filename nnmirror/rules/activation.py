@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..tape import constant, record
-from .kernel import by_itself, by_registers, each_way, scalar_exp, vector_exp, widened
+from .kernel import by_itself, by_registers, by_sign, each_way, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -46,7 +46,7 @@ class Elu(Rule):
 
         def by_registers(g: T, x: T) -> T:
             z = x if ctx.how[2] == 1 else x * number(ctx.how[2], x)
-            return torch.where(x > 0, s(g), below(g) * vector_exp(z))  # below for a NaN too
+            return by_sign(x, s(g), below(g) * vector_exp(z))  # below for a NaN too
 
         def by_one(g: T, x: T) -> T:
             z = (x * number(ctx.how[2], x)).masked_fill(x > 0, 0)

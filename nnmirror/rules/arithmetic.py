@@ -16,6 +16,7 @@ T = torch.Tensor
 
 
 _NUMBERS = (int, float, bool)
+_ONE = 1  # the default, which takes a while to say
 
 
 def scaled(g: T, factor: Any) -> T:
@@ -53,7 +54,7 @@ class Add(Rule):
     @staticmethod
     def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
         ctx.alpha = alpha  # type: ignore[attr-defined]
-        return torch.add(input, other, alpha=alpha)
+        return torch.add(input, other) if alpha is _ONE else torch.add(input, other, alpha=alpha)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
@@ -71,7 +72,7 @@ class Sub(Rule):
     @staticmethod
     def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
         ctx.alpha = alpha  # type: ignore[attr-defined]
-        return torch.sub(input, other, alpha=alpha)
+        return torch.sub(input, other) if alpha is _ONE else torch.sub(input, other, alpha=alpha)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..tape import constant
+
 T = torch.Tensor
 
 _GRAIN = 32768  # fewer numbers than this go to one thread
@@ -37,6 +39,59 @@ def in_turn(x: T, n: int) -> T:
     rest = x[..., 1:n].movedim(-1, 0)
     every = torch.zeros(n - 1, dtype=torch.int64, device=x.device)
     return total.clone().unsqueeze(0).index_add_(0, every, rest)[0]
+
+
+# masked_fill and where take number by number, and the processor guesses which way: for many
+# numbers it is many times sooner to choose by bits, those of an integer where a number is.
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_FEW = 4096
+
+
+def chosen_by_bits(*tensors: T) -> bool:
+    """Are there so many numbers, side by side?"""
+    first = tensors[0]
+    return (
+        first.numel() >= _FEW
+        and first.is_cpu
+        and first.dtype in _BITS
+        and all(
+            t.dtype is first.dtype and t.shape == first.shape and t.is_contiguous() for t in tensors
+        )
+    )
+
+
+def bits(x: T) -> T:
+    """The same memory as integers."""
+    return x.view(_BITS[x.dtype])
+
+
+def all_bits(condition: Callable[..., T], x: T, other: T) -> T:
+    """An integer for each number: all bits set where `condition(x, other)` holds, else none."""
+    found: T = condition(x, other, out=torch.empty(x.shape, dtype=_BITS[x.dtype], device=x.device))
+    return found.neg_()
+
+
+def where_positive(g: T, y: T, ours: bool = False) -> T:
+    """g where y > 0 or is no number, else 0; in the memory of g if that is `ours`."""
+    zero = constant(0.0, g.dtype, g.device)
+    if not chosen_by_bits(g, y):
+        mask = torch.le(y, zero)
+        return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
+    result = g if ours else torch.empty_like(g)
+    kept = all_bits(torch.le, y, zero).bitwise_not_()
+    torch.bitwise_and(bits(g), kept, out=bits(result))
+    return result
+
+
+def by_sign(x: T, positive: T, other: T) -> T:
+    """`positive` where x > 0, else `other`, whose memory may be written over."""
+    zero = constant(0.0, x.dtype, x.device)
+    if not chosen_by_bits(x, positive, other):
+        return torch.where(torch.gt(x, zero), positive, other)
+    # other, but for the bits in which they differ, where x > 0.
+    differ = torch.bitwise_xor(bits(positive), bits(other))
+    bits(other).bitwise_xor_(differ.bitwise_and_(all_bits(torch.gt, x, zero)))
+    return other
 
 
 _log_sigmoid = torch.ops.aten.log_sigmoid_forward.default

@@ -10,7 +10,16 @@ import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
 from ..grad_mode import is_grad_enabled
-from ..tape import _FREED, Node, constant, in_transform, record, recorded, usual_edge
+from ..tape import (
+    _FREED,
+    Node,
+    constant,
+    goes_back_directly,
+    in_transform,
+    record,
+    recorded,
+    usual_edge,
+)
 from .arithmetic import Add, Div, Mul
 from .kernel import each_way, vector_exp
 from .registry import Rule, composite, rule, unplaced
@@ -48,6 +57,7 @@ class BinaryCrossEntropy(Rule):
     The logarithms are kept above -100 and the divisor above 1e-12.  Saved: x, t and w.
     """
 
+    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     @staticmethod
@@ -78,6 +88,7 @@ class BinaryCrossEntropyWithLogits(Rule):
     p is pos_weight.  Saved: x, t, w and p.
     """
 
+    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     @staticmethod
@@ -124,6 +135,7 @@ class NllLoss(Rule):
     Rows whose class is ignore_index count for nothing.  Saved: x, t and w.
     """
 
+    is_loss = is_fresh = True
     loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
 
     @staticmethod
@@ -276,8 +288,10 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
         node.reduction, node.ignored = reduction, ignored
         node.places, node.needs_input_grad = (0,), (True,)
         node.save_for_backward(likelihood, target)
-        node.folded, node.direct = _unfold, edge[0].deliver_from_loss
-        return recorded(node, loss, (edge,))[0]
+        node.folded = _unfold
+        made = recorded(node, loss, (edge,))[0]
+        goes_back_directly(node)
+        return made
 
 
 _WIDE = (torch.float32, torch.float64)
@@ -360,6 +374,7 @@ class SoftMarginLoss(Rule):
     Saved: x and t.
     """
 
+    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     @staticmethod
@@ -384,6 +399,7 @@ class _OfDifference(Rule):
     number; the one by one have their parameters in double precision.
     """
 
+    is_loss = is_fresh = True
     tuple_places = (0, 1)
     widens = False  # computes 16 bits in 32, and two dtypes in the wider one
 
@@ -393,7 +409,8 @@ class _OfDifference(Rule):
         ctx.save_for_backward(input, target)
 
     @staticmethod
-    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
+    def bounded(d: T, threshold: float) -> T:
+        """slope(d), a new tensor."""
         raise NotImplementedError
 
     @staticmethod
@@ -402,7 +419,9 @@ class _OfDifference(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t = torch.broadcast_tensors(*ctx.saved_tensors)
+        x, t = ctx.saved_tensors
+        if x.shape != t.shape:
+            x, t = torch.broadcast_tensors(x, t)
         needs = ctx.needs_input_grad
         dx = _OfDifference.slope(ctx, g, x, t) if needs[0] else None
         dt = _OfDifference.slope(ctx, g, t, x) if needs[1] else None
@@ -411,20 +430,22 @@ class _OfDifference(Rule):
     @staticmethod
     def slope(ctx: Any, g: T, x: T, t: T) -> T:
         function, threshold = ctx.function, ctx.threshold
-        dtype = wide = torch.result_type(x, t)
+        dtype = wide = x.dtype if x.dtype is t.dtype else torch.result_type(x, t)
         if function.widens:
             wide = torch.float32 if dtype.itemsize == 2 else dtype
         elif t.dtype is not x.dtype:
             names = _NAMES.get(t.dtype, t.dtype), _NAMES.get(x.dtype, x.dtype)
             raise RuntimeError("Found dtype {} but expected {}".format(*names))
         result = x.dtype
+        is_one = g is constant(1.0, wide, x.device)  # the one that backward() starts with
         x, t, g = x.to(wide), t.to(wide), g.to(wide).expand_as(x)
         d = x - t
         share = 1.0 / x.numel() if ctx.reduction == MEAN and x.numel() else 1.0
-        n, bound = (constant(float(v), wide, x.device) for v in (share, threshold))
+        n = constant(share, wide, x.device)
 
         def by_registers(d: T, g: T) -> T:
-            return function.in_registers(d, g, n, bound)
+            slope = function.bounded(d, threshold).mul_(n)
+            return slope if is_one else slope.mul_(g)
 
         def by_one(d: T, g: T) -> T:
             return function.by_one(d, g, n, threshold)
@@ -436,6 +457,9 @@ class _OfDifference(Rule):
             dx = by_registers(d, g)
         return dx.contiguous().to(result)
 
+
+# Thresholds between these are neither zero nor infinite in any dtype.
+_SMALL, _LARGE = 1e-4, 1e4
 
 _NAMES = {
     torch.float64: "Double",
@@ -462,9 +486,14 @@ class SmoothL1Loss(_OfDifference):
         return loss
 
     @staticmethod
-    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
-        sign = torch.where(d < 0, -1.0, 1.0).to(d.dtype)
-        return n * torch.where(d.abs() >= threshold, sign, d / threshold) * g
+    def bounded(d: T, threshold: float) -> T:
+        one, minus, at = (constant(float(v), d.dtype, d.device) for v in (1, -1, threshold))
+        if threshold == 1:
+            return torch.clamp(d, minus, one)
+        if _SMALL < threshold < _LARGE:
+            return torch.div(d, at).clamp_(minus, one)
+        sign = torch.where(d < 0, minus, one)
+        return torch.where(d.abs() >= at, sign, d / at)
 
     @staticmethod
     def by_one(d: T, g: T, n: T, threshold: float) -> T:
@@ -489,11 +518,11 @@ class HuberLoss(_OfDifference):
         return loss
 
     @staticmethod
-    def in_registers(d: T, g: T, n: T, threshold: T) -> T:
-        outside = n * threshold * g
-        return torch.where(
-            d <= -threshold, -outside, torch.where(d >= threshold, outside, n * d * g)
-        )
+    def bounded(d: T, threshold: float) -> T:
+        at = constant(float(threshold), d.dtype, d.device)
+        if _SMALL < threshold < _LARGE:
+            return torch.clamp(d, -at, at)
+        return torch.where(d <= -at, -at, torch.where(d >= at, at, d))
 
     @staticmethod
     def by_one(d: T, g: T, n: T, threshold: float) -> T:

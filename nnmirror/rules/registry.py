@@ -207,9 +207,17 @@ def _vmap_asks() -> bool:
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
-    if func in RESHAPING and args:
+    if args and (func in RESHAPING or _bare_name(func) in _RESHAPING_NAMES):
         return changes.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
     return _dispatch(func, args, kwargs)
+
+
+def _bare_name(func: Any) -> str:
+    """set_ of torch.Tensor.set_ and of torch.ops.aten.set_.source_Tensor."""
+    return getattr(func, "__name__", "").partition(".")[0]
+
+
+_RESHAPING_NAMES = {"as_strided_", "resize_", "resize_as_", "set_", "set_data"}
 
 
 # The attributes that the mirror keeps in a place of its own, read past the tensor's class.

@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from ..changes import reshaping
 from ..tape import record
@@ -342,8 +343,15 @@ def broadcast_to(input: T, size: Any) -> T:
 def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
-    shape = torch.broadcast_tensors(*[t.detach() for t in tensors])[0].shape
-    return tuple(expand(t, shape) for t in tensors)
+    with DisableTorchFunctionSubclass():
+        shape = tensors[0].shape if isinstance(tensors[0], T) else None
+        if all(isinstance(t, T) and t.shape == shape for t in tensors):
+            return tensors  # as they are
+        shape = torch.broadcast_tensors(*[t.detach() for t in tensors])[0].shape
+        there = [t.shape == shape for t in tensors]
+    return tuple(
+        t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)
+    )
 
 
 class Basic(Rule):

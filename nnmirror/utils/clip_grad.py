@@ -9,9 +9,11 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 
 from ..grad_mode import no_grad
 from ..optim.stepwise import foreach_devices
+from ..walk import grad_of
 
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
 _P = ParamSpec("_P")
@@ -47,7 +49,9 @@ def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
 
 
 def _grads(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    with DisableTorchFunctionSubclass():  # lent ones too: they are changed, and not kept
+        grads = [grad_of(p) if isinstance(p, Tensor) else p.grad for p in parameters]
+    return [g for g in grads if g is not None]
 
 
 def _listed(parameters: _tensor_or_tensors) -> list[Tensor]:
