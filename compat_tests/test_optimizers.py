@@ -370,6 +370,99 @@ def test_what_is_done_to_an_optimiser_between_steps(nn, optim, name, change):
     return held, kept(optimizer), dict(net.named_parameters())
 
 
+def _named(optimizer, net):
+    return [v for k, v in optimizer.state[net[0].weight].items() if k != "step"]
+
+
+def _seen_through_an_array(optim, net, optimizer, held):
+    held += [torch.from_numpy(v.numpy()) for v in _named(optimizer, net)]
+    held += [v.data for v in _named(optimizer, net)]
+
+
+def _set_data(optim, net, optimizer, held):
+    for v in _named(optimizer, net):
+        v.data = torch.ones(4, 3)
+
+
+def _doubled_data(optim, net, optimizer, held):
+    for v in _named(optimizer, net):
+        v.data = v.data.double()
+
+
+def _shared(optim, net, optimizer, held):
+    for v in optimizer.state[net[0].weight].values():
+        v.share_memory_()
+        held.append(v)
+
+
+def _tied(optim, net, optimizer, held):
+    net[2].weight.data = net[0].weight.data[:2, :2].t()[:2].clone()
+    net[2].bias.data = net[0].bias.data[:2]  # a part of the other's memory
+
+
+def _doubled(optim, net, optimizer, held):
+    net[0].weight.grad = None
+    net[0].weight.data = net[0].weight.data.double()
+    net[0].weight.grad = torch.ones(4, 3, dtype=torch.float64)
+
+
+def _aliased(optim, net, optimizer, held):
+    net[0].bias.grad = net[0].bias.data
+
+
+def _sparse(optim, net, optimizer, held):
+    if not isinstance(optimizer, (optim.Adam, optim.AdamW, optim.RMSprop)):
+        for p in net[0].parameters():
+            p.grad = torch.ones(p.shape).to_sparse()
+
+
+def _storage(optim, net, optimizer, held):
+    for v in _named(optimizer, net):
+        held.append((v.storage_offset(), v.untyped_storage().nbytes()))
+        v.untyped_storage().fill_(0)
+
+
+BEFORE_A_STEP = [_seen_through_an_array, _set_data, _doubled_data, _shared, _tied, _doubled,
+                 _aliased, _sparse, _storage]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BEFORE_A_STEP, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", [*NAMES, "SGD"])
+@parity
+def test_what_lies_in_the_memory_of_an_optimiser(nn, optim, name, change):
+    """What parameters and state lie in may be looked at, exchanged and shared at any time."""
+    net, held = small(nn), []
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(optim, name)(net.parameters(), lr=0.1, **options)
+    try:
+        for step in range(6):
+            for i, p in enumerate(net.parameters()):
+                p.grad = torch.full(p.shape, 0.1 * (step + i), dtype=p.dtype)
+            if step == 3:
+                change(optim, net, optimizer, held)
+            optimizer.step()
+    except (RuntimeError, TypeError) as e:
+        held.append(type(e).__name__)
+    state = [[*s.values()] for s in optimizer.state.values()]
+    shared = [v.is_shared() for s in state for v in s if isinstance(v, torch.Tensor)]
+    return held, state, shared, dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.1}])
+@parity
+def test_gradients_that_require_grad(nn, optim, options):
+    net = small(nn)
+    sgd, a = optim.SGD(net.parameters(), lr=0.1, **options), torch.ones((), requires_grad=True)
+    for _ in range(3):
+        for p in net.parameters():
+            p.grad = a * torch.ones(p.shape)
+        sgd.step()
+        sgd.zero_grad()
+        nn.MSELoss()(net(torch.randn(5, 3)), torch.ones(5, 2)).backward()
+        sgd.step()
+    return dict(net.named_parameters())
+
+
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
 def test_other_parameters_have_a_gradient_at_each_step(nn, optim, name):

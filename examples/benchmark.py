@@ -169,7 +169,13 @@ def bare(sizes: tuple[int, ...], batch: int) -> Steps:
     hs = [x, *[torch.empty(batch, n) for n in sizes[1:]]]
     gs = [torch.empty_like(h) for h in hs]
     gts = [g.t() for g in gs]
-    masks = [torch.empty(h.shape, dtype=torch.bool) for h in hs]
+    # Many numbers are sooner chosen from by their bits than by a mask.
+    by_bits = [h.numel() >= 4096 for h in hs]
+    masks = [
+        torch.empty(h.shape, dtype=torch.int32 if b else torch.bool)
+        for h, b in zip(hs, by_bits, strict=True)
+    ]
+    ints = [g.view(torch.int32) for g in gs]
     dws, dbs = [torch.empty_like(w) for w in ws], [torch.empty_like(b) for b in bs]
     params, grads = [*ws, *bs], [*dws, *dbs]
     squared, n = torch.empty_like(t), torch.tensor(float(t.numel()))
@@ -193,7 +199,10 @@ def bare(sizes: tuple[int, ...], batch: int) -> Steps:
             torch.mm(gts[i + 1], hs[i], out=dws[i])
             if i:
                 torch.le(hs[i], zero, out=masks[i])
-                gs[i].masked_fill_(masks[i], 0)
+                if by_bits[i]:
+                    ints[i].bitwise_and_(masks[i].sub_(1))
+                else:
+                    gs[i].masked_fill_(masks[i], 0)
         torch._foreach_add_(params, grads, alpha=-LR)
 
     return step, forward, lambda: [p for pair in zip(ws, bs, strict=True) for p in pair]

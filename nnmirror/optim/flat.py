@@ -1,32 +1,29 @@
 """Many small parameters stepped as one.
 
 Each operation of an optimiser is elementwise, and on a small net takes longer to say than to
-do. So the parameters of a group, their gradients and what is kept for them are laid side by
-side, and a step is that of one tensor, with the same bits.
+do. So the parameters of a group, their gradients and what is kept for them are copied side by
+side, stepped as one tensor, and copied back, with the same bits. What a user sees, parameters
+and state, stays where it is.
 """
 
 import itertools
-import sys
 from collections.abc import Callable
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..parameter import Parameter
+from ..walk import latest
 
 Lists = dict[str, list[Any]]
 
 _SMALL = 2**18  # elements of all parameters: beyond, copying them costs more than it saves
 _MOST_MADE = 16
 _FLOATS = (torch.float32, torch.float64)
-_plain = attrgetter("_plain")
-
-
-def _plains(params: list[Any]) -> list[Tensor]:
-    """The same memory as tensors of torch's own class, which it takes sooner."""
-    return [*map(_plain, params)] if {*map(type, params)} == {Parameter} else params
+_dtype, _shape = attrgetter("dtype"), attrgetter("shape")
+_is_set_to = Tensor.is_set_to
 
 
 def _apart(tensors: list[Tensor]) -> bool:
@@ -39,91 +36,85 @@ def _storages(tensors: list[Tensor]) -> set[int]:
     return {t.untyped_storage()._cdata for t in tensors}
 
 
-def _unheld(tensors: list[Tensor]) -> bool:
-    """Does nobody hold these but a dict and this list?"""
-    return all(sys.getrefcount(t) <= 4 for t in tensors)  # those two, t, and the argument
-
-
 class Flat:
-    """The parameters of a group, and what is kept for them, side by side.
+    """Memory in which the parameters of a group, and what is kept for them, lie side by side.
 
-    What the optimiser's state holds is exchanged for tensors in the same memory (`parts`).
-    Where somebody holds a tensor of it, who would see it no longer change, it is copied at
-    each step instead, as the parameters are. `step`, a counter for each parameter, is taken
-    for one, as long as all are equal.
+    `step`, a counter for each parameter, is taken for one, as long as all are equal.
     """
 
     def __init__(self, lists: Lists) -> None:
-        self.params = lists["params"]
-        self.names = lists.keys() - {"params", "grads"}
-        self.is_copied = not all(_unheld(lists[name]) for name in self.names)
-        shapes = [p.shape for p in self.params]
+        params = lists["params"]
+        self.names = [*lists]
+        self.shapes = [*map(_shape, params)]
+        self.dtype = params[0].dtype
         with torch.inference_mode(False), torch.no_grad():
-            self.param, self.param_parts = _laid_out(self.params, shapes)
-            self.grad, self.grad_parts = _laid_out(self.params, shapes)
+            self.param, param_parts = _laid_out(params)
+            self.grad, grad_parts = _laid_out(params)
             self.kept: dict[str, Tensor] = {}
-            self.parts: Lists = {}
-            for name in self.names:
-                of = [torch.Size(())] * len(shapes) if name == "step" else shapes
-                self.kept[name], self.parts[name] = _laid_out(lists[name], of)
+            self.parts = param_parts  # of what a step changes
+            # The same memory as the parameters and what is kept: where these are no longer
+            # set to it, all is to be looked at again.
+            self.homes = [p.detach() for p in params]
+            for name in lists.keys() - {"params", "grads"}:
+                self.kept[name], parts = _laid_out(lists[name])
+                self.parts += parts
+                self.homes += [t.detach() for t in lists[name]]
+        self.all_parts = [*self.parts, *grad_parts]
+        self.dtypes = [*map(_dtype, self.homes)]
+        self.storages = _storages(self.homes)
         self.steps = self.kept.get("step")
         if self.steps is not None:
-            self.kept["step"] = self.parts["step"][0]
-        self.given = {
-            name: lists[name] if self.is_copied else self.parts[name] for name in self.names
-        }
-        self.storages = _storages([*self.params, *(t for ts in self.given.values() for t in ts)])
+            self.kept["step"] = self.steps[0]
 
     def is_of(self, lists: Lists) -> bool:
-        """Are these the parameters and the kept tensors that it was made of?"""
-        if lists.keys() - {"params", "grads"} != self.names:
+        """Are these in the memory that it was made for?"""
+        if [*lists] != self.names:
             return False
-        if not _same(lists["params"], self.params):
+        tensors = [*lists["params"], *itertools.chain(*map(lists.__getitem__, self.kept))]
+        try:
+            return (
+                len(tensors) == len(self.homes)
+                and [*map(_dtype, tensors)] == self.dtypes
+                and all(map(_is_set_to, tensors, self.homes))
+            )
+        except (AttributeError, TypeError):  # of what is no tensor
             return False
-        return all(_same(lists[name], given) for name, given in self.given.items())
 
     def takes(self, grads: list[Tensor]) -> bool:
         """Are these plain gradients, with memory apart from all that a step changes?"""
-        dtype = self.param.dtype
-        return all(
-            g.dtype is dtype and g.layout is torch.strided and g.is_cpu for g in grads
-        ) and _storages(grads).isdisjoint(self.storages)
+        arena = latest[0]()
+        return (arena is not None and arena.lent(grads)) or (
+            {*map(_dtype, grads)} == {self.dtype}
+            and [*map(_shape, grads)] == self.shapes
+            and all(g.layout is torch.strided and g.is_cpu for g in grads)
+            and _storages(grads).isdisjoint(self.storages)
+        )
 
     def step(self, grads: list[Tensor], one: Callable[..., None]) -> bool:
         """Take a step: `one(param=..., grad=..., ...)` is that of one parameter.
 
         False if the counters are not the same.
         """
-        copied = self.given if self.is_copied else {}
-        for name, given in copied.items():
-            torch._foreach_copy_(self.parts[name], given)
+        torch._foreach_copy_(self.all_parts, [*self.homes, *grads])
         if self.steps is not None and len({*self.steps.tolist()}) > 1:
             return False
-        plains = _plains(self.params)
-        torch._foreach_copy_(self.grad_parts, grads)
-        torch._foreach_copy_(self.param_parts, plains)
         before = self.param._version
         one(param=self.param, grad=self.grad, **self.kept)
         if self.steps is not None:
             self.steps.fill_(self.kept["step"])
-        for name, given in copied.items():
-            torch._foreach_copy_(given, self.parts[name])
-        torch._foreach_copy_(plains, self.param_parts)
+        torch._foreach_copy_(self.homes, self.parts)
         # Who saved a parameter for a backward is told of as many changes as there were.
+        params = self.homes[: len(self.shapes)]
         for _ in range(self.param._version - before - 1):
-            torch._C._increment_version(plains)
+            torch._C._increment_version(params)
         return True
 
 
-def _same(some: list[Any], others: list[Any]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
-
-
-def _laid_out(tensors: list[Tensor], shapes: list[torch.Size]) -> tuple[Tensor, list[Tensor]]:
-    """A copy of the tensors in one piece, and its parts, no views of anything."""
+def _laid_out(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Memory for these in one piece, and its parts, no views of anything."""
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    parts = flat.split([shape.numel() for shape in shapes])
-    return flat, [p.view(shape).detach() for p, shape in zip(parts, shapes, strict=True)]
+    parts = flat.split([t.numel() for t in tensors])
+    return flat, [p.view(t.shape).detach() for p, t in zip(parts, tensors, strict=True)]
 
 
 def _can_be_flat(lists: Lists) -> bool:
@@ -162,10 +153,6 @@ def step_as_one(optimizer: Any, place: int, lists: Lists, one: Callable[..., Non
             return False
         flat = Flat(lists)
         flats[place] = flat, made + 1
-        for name, given in flat.given.items():
-            lists[name] = given
-            for param, kept in zip(flat.params, given, strict=True):
-                optimizer.state[param][name] = kept
     return flat.takes(lists["grads"]) and flat.step(lists["grads"], one)
 
 

@@ -1,5 +1,6 @@
 """Stochastic gradient descent."""
 
+import functools
 import operator
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
-from ..walk import grad_of
+from ..walk import grad_of, latest
 from .flat import step_as_one
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
@@ -131,10 +132,7 @@ class SGD(Optimizer):
         lists = {"params": params, "grads": grads}
         if buffers:
             lists["momentum_buffer"] = buffers
-        done = step_as_one(self, place, lists, one)
-        if buffers:
-            buffers[:] = lists["momentum_buffer"]
-        return done
+        return step_as_one(self, place, lists, one)
 
 
 def _step_plainly(group: dict[str, Any]) -> bool:
@@ -150,20 +148,56 @@ def _step_plainly(group: dict[str, Any]) -> bool:
     ):
         return False
     params = group["params"]
-    if set(map(type, params)) != _OURS:  # torch's own may require grad for torch
+    try:
+        grads = [*map(_gradient, params)]
+    except AttributeError:  # torch's own, which may require grad for torch
         return False
-    grads = [*map(_gradient, params)]
+    arena = latest[0]()
+    if arena is not None and arena.lent(grads) and _fused_is_add(params[0].dtype):
+        plains = [*map(_plain, params)]
+        torch._fused_sgd_(plains, grads, [], lr=lr, is_first_step=False, **_NO_MORE)
+        torch._C._increment_version(plains)
+        return True
+    if set(map(type, params)) != _OURS:
+        return False
     for grad in grads:
         if grad is None:
             found = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
             params, grads = [p for p, _ in found], [g for _, g in found]
             break
     if params:
-        torch._foreach_add_([*map(_plain, params)], grads, alpha=-lr)
+        with torch.no_grad():  # a gradient may require grad for torch
+            torch._foreach_add_([*map(_plain, params)], grads, alpha=-lr)
     return True
 
 
 _OURS = {Parameter}
+_NO_MORE: dict[str, Any] = {
+    "weight_decay": 0.0,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "nesterov": False,
+    "maximize": False,
+}
+
+
+@functools.cache
+def _fused_is_add(dtype: torch.dtype) -> bool:
+    """Does torch's fused step round here as `p.add_(g, alpha=-lr)`? It is the sooner done.
+
+    It believes that parameters and gradients are laid out alike, so it is not for all.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        n = torch.arange(1.0, 100.0, dtype=dtype)
+        for lr in (1e-3, 0.1, 0.7):
+            param, grad = torch.sin(n), torch.exp(torch.cos(3 * n) * 5)
+            expected = param.add(grad, alpha=-lr)
+            torch._fused_sgd_([param], [grad], [], lr=lr, is_first_step=False, **_NO_MORE)
+            if not torch.equal(param, expected):
+                return False
+    return True
+
+
 _gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plain")
 
 
