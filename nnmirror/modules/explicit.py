@@ -26,6 +26,8 @@ class Recorded:
 
     def __call__(self, gradient: Any = None) -> Any:
         node = self.node
+        if node._saved is None:
+            raise RuntimeError(tape._FREED)
         place = node.function.input_place
         with DisableTorchFunctionSubclass():
             started = walk.start_grad(node.outputs[0], gradient, 0)
@@ -100,6 +102,12 @@ class Traced:
         self.ends = [self._held(x) for x in inputs]
 
     def _held(self, value: Any) -> Any:
+        # The most usual first, with the least to ask.
+        if type(value) is torch.Tensor and not value.requires_grad:
+            return None
+        edge = tape.usual_edge(value)
+        if edge is not None and not self.weakly:
+            return edge
         if not (isinstance(value, torch.Tensor) and value.requires_grad):
             return None
         target, index = tape.edge_of(value)

@@ -21,7 +21,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +36,6 @@ T = torch.Tensor
 Shapes = Sequence[tuple[int, ...]]
 Calls = list[Callable[[], Any]]
 
-_gradient = attrgetter("_gradient")
 
 # Of a net whose outputs and weights take more bytes than this, torch's allocator has the memory.
 _MOST_BYTES = 1 << 23
@@ -111,7 +109,6 @@ class Program:
         self.wants = [(needs.passes_on[i], *needs.trained[i]) for i in places]
         self.rows = rows
         self.leaves = needs.leaves
-        self.nones = [None] * len(self.leaves)
         with torch.inference_mode(False), torch.no_grad():
             self._bind_forward()
             self.grads = self._gradients()
@@ -232,16 +229,14 @@ class Program:
 
         They are as they were at the forward: else the gradients are those of `fused.back`.
         """
-        leaves, grads = self.leaves, arena.grads
         with walk._accumulating:
-            if all(map(is_, map(_gradient, leaves), self.nones)):
-                for leaf, grad in zip(leaves, grads, strict=True):
+            for leaf, grad in arena.pairs:
+                if leaf._gradient is None:
                     leaf._gradient = grad
-                arena.epoch = count[0]
-                walk.latest[0] = arena.itself
-                return
-            for leaf, grad in zip(leaves, grads, strict=True):
-                walk._accumulate(leaf, grad, True)
+                else:
+                    walk._accumulate(leaf, grad, True)
+            arena.epoch = count[0]
+            walk.latest[0] = arena.itself
 
 
 class Arena:
@@ -303,6 +298,7 @@ class Arena:
         del dws, dbs, sums
         for i in range(len(self.grads)):
             self.grads[i]._lent = True  # type: ignore[attr-defined]  # see Tensor.grad
+        self.pairs = [*zip(program.leaves, self.grads, strict=True)]
         self.ids = {*map(id, self.grads)}
         self.itself = weakref.ref(self)
         self.epoch = -1  # where the count of changes stood when all of it was last lent
