@@ -110,6 +110,45 @@ def test_activation_non_contiguous(nn, optim, name):
     return results
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu", "leaky", "tanh"])
+@parity
+def test_activation_whose_gradient_comes_by_columns(nn, optim, name):
+    """It goes on laid out so: what is added up further back is added in that order."""
+    more = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh}
+    net = nn.Sequential(nn.Linear(5, 8), more[name]() if name in more else ACTIVATIONS[name](nn))
+    for _ in range(3):
+        (net(torch.randn(32, 5)).t() - torch.randn(8, 32)).pow(2).mean().backward()
+    return net[0].weight.grad, net[0].bias.grad
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *NEARLY, "relu", "leaky", "tanh"])
+@parity
+def test_layout_of_a_gradient(nn, optim, name):
+    """Rows or columns first, as x lies in memory or as the gradient that comes does."""
+    more = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh}
+    make = more[name] if name in more else lambda: (ACTIVATIONS.get(name) or NEARLY[name][0])(nn)
+    seen = []
+    for x in (torch.randn(6, 5), torch.randn(5, 6).t()):
+        for g in (torch.randn(6, 5), torch.randn(5, 6).t()):
+            z = nn.Parameter(x) * 1
+            z.register_hook(lambda g: seen.append(g.stride()))
+            make()(z).backward(g)
+    return seen
+
+
+@pytest.mark.parametrize("alpha", [-1.0, -0.3, -2.5])
+def test_celu_with_a_divisor_below_zero(alpha):
+    """Nearly: its kernel has an exp of positive numbers of its own."""
+    found = []
+    for nn in (torch.nn, nnmirror):
+        x = nn.Parameter(torch.linspace(-3, 3, 75))
+        nn.CELU(alpha)(x).sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=3e-7, atol=0)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @parity
 def test_activation_trains(nn, optim, name):

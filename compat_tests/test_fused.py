@@ -16,7 +16,7 @@ import torch
 import nnmirror
 from nnmirror.modules import fused
 
-from .parity import parity, same
+from .parity import cpu_only, parity, same
 
 
 @pytest.fixture(params=[True, False], ids=["at one go", "one by one"], autouse=True)
@@ -631,6 +631,70 @@ def test_many_numbers(nn, optim, name, dtype):
         net(rows).backward(g)
         seen.append([p.grad.clone() for p in net.parameters()])
     return seen
+
+
+@parity
+def test_bounds_in_the_wrong_order_are_told(nn, optim):
+    net, seen = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(), nn.Linear(3, 3), nn.ReLU6()), []
+    x = torch.ones(1, 2)
+    for layer, name, value in ((1, "min_val", 2.0), (3, "max_val", -1.0)):
+        net(x)
+        before = getattr(net[layer], name)
+        setattr(net[layer], name, value)
+        try:
+            net(x)
+        except ValueError as e:
+            seen.append(str(e))
+        setattr(net[layer], name, before)
+    return seen, net(x)
+
+
+@parity
+def test_an_attribute_that_a_layer_does_not_have(nn, optim):
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.GELU())
+    net[1].inplace = net[3].inplace = True
+    return net(torch.ones(1, 2))
+
+
+@cpu_only("the device that is named is another")
+@parity
+def test_a_default_device_that_the_net_is_not_on(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    x, t = torch.ones(64, 3), torch.ones(64, 2)
+    optimizers = [
+        getattr(optim, name)(net.parameters(), lr=0.1) for name in ("SGD", "Adam", "RMSprop")
+    ]
+    with torch.device("meta"):
+        for _ in range(3):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+                nn.MSELoss()(net(x), t).backward()
+                optimizer.step()
+    return dict(net.named_parameters())
+
+
+@parity
+def test_a_parameter_that_answers_torch_itself(nn, optim):
+    class Own(nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.detach:
+                return "mine"
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    own = Own(torch.ones(2))
+    return own.detach(), torch.Tensor.detach(own), own.size(), len(own)
+
+
+@parity
+def test_hooks_of_a_parameter_frozen_in_between(nn, optim):
+    layer, log = nn.Linear(3, 2), []
+    layer.weight.register_hook(lambda g: log.append(g.clone()))
+    layer.weight.register_post_accumulate_grad_hook(lambda p: log.append(p.grad))
+    loss = layer(torch.ones(1, 3)).sum()
+    layer.weight.requires_grad_(False)
+    loss.backward()
+    return log
 
 
 @parity

@@ -469,3 +469,35 @@ def test_explicit_style():
         model.zero_grad()
         criterion(model(x), target).backward()
         assert torch.equal(by_hand, model.weight.grad), name
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", ["MSELoss", "SmoothL1Loss", "HuberLoss", "BCEWithLogitsLoss"])
+@parity
+def test_a_loss_of_what_is_laid_out_by_columns(nn, optim, name, reduction):
+    layer = nn.Linear(5, 8)
+    target = torch.rand(8, 32)
+    for each in (target, target.t().contiguous().t()):
+        getattr(nn, name)(reduction=reduction)(layer(torch.randn(32, 5)).t(), each).backward()
+    return layer.weight.grad, layer.bias.grad
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weights", [{}, {"weight"}, {"pos_weight"}, {"weight", "pos_weight"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@parity
+def test_logits_and_targets_of_different_dtypes(nn, optim, dtype, weights, reduction):
+    """As labels are that come from NumPy."""
+    net, seen = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 40)).to(dtype), []
+    options = {name: torch.rand(40).to(dtype) for name in sorted(weights)}
+    for target in (torch.float64, torch.float32, torch.bfloat16):
+        for _ in range(3):
+            net.zero_grad()
+            x = torch.randn(32, 5).to(dtype)
+            loss = nn.BCEWithLogitsLoss(reduction=reduction, **options)
+            loss(net(x), torch.rand(32, 40).to(target)).backward()
+            nn.SoftMarginLoss(reduction=reduction)(
+                net(x), torch.randn(32, 40).sign().to(target)
+            ).backward()
+            seen.append([p.grad.clone() for p in net.parameters()])
+    return seen

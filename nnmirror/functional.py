@@ -37,7 +37,7 @@ from .rules.activation import (
 from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
-from .rules.kernel import by_sign, where_positive
+from .rules.kernel import by_sign, laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
@@ -308,8 +308,9 @@ def _tanh_grad(g: T, y: T) -> T:
     if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
         wide = y.float()  # the kernel computes these in float32 and rounds once
         one = constant(1.0, wide.dtype, wide.device)
-        return (torch.addcmul(one, wide, wide, value=-1) * g.float()).to(y.dtype)
-    return torch.addcmul(constant(1.0, y.dtype, y.device), y, y, value=-1) * g
+        return laid_out_as((torch.addcmul(one, wide, wide, value=-1) * g.float()).to(y.dtype), g)
+    slope = torch.addcmul(constant(1.0, y.dtype, y.device), y, y, value=-1)
+    return laid_out_as(slope * g, g)
 
 
 @rule(T.tanh_, torch.tanh_)
@@ -359,7 +360,8 @@ class Relu(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
-        return where_positive(g, ctx.saved(0))
+        y = ctx.saved(0)
+        return laid_out_as(where_positive(g, y), y)
 
     @classmethod
     def node_name(cls) -> str:
@@ -810,7 +812,7 @@ class MseLoss(Rule):
         grads: list[T | None] = [None, None]
         for i in (0, 1):
             if needs[i]:
-                d = x - t if i == 0 else t - x
+                d = (x - t if i == 0 else t - x).contiguous()  # however x is laid out
                 grad = d.mul_(constant(scale, d.dtype, d.device))  # nobody else has it
                 if g is not constant(1.0, g.dtype, g.device):  # the one that backward() starts
                     grad = grad * g

@@ -428,9 +428,24 @@ def _asked_plainly(ask: Any) -> Any:
     return answer
 
 
-# What scripts ask most, without the way through `__torch_function__`.
+_OWN: Any = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+
+
+def _asked_directly(ask: Any) -> Any:
+    """The same, without the way through `__torch_function__`, but where a subclass has its own."""
+    answer = _asked_plainly(ask)
+
+    @functools.wraps(ask)
+    def method(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = type(tensor).__torch_function__.__func__ is _OWN
+        return (answer if ours else ask)(tensor, *args, **kwargs)
+
+    return method
+
+
+# What scripts ask most.
 for _name in ("__len__", "detach", "item", "size", "tolist"):
-    setattr(Tensor, _name, _asked_plainly(getattr(torch.Tensor, _name)))
+    setattr(Tensor, _name, _asked_directly(getattr(torch.Tensor, _name)))
 # And with no more to look at on that way.
 _ASKED: dict[Any, Callable[..., Any]] = {}
 for _name in ("device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"):

@@ -313,8 +313,6 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                 fits = node.deliver is None or node.epoch == changes.count[0]
                 if given is None:
                     found = node.function.backward(node, grad)
-                    if not fits:
-                        found = validated(node, found)
                 else:
                     found, edges = given
                 if last:
@@ -523,7 +521,10 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
         if grad.layout is not torch.strided and "_lent" in vars(held):
             # In the middle of other memory torch adds a sparse one at the wrong place.
             held = cast("torch.Tensor", leaf.grad)
-        held.add_(grad)
+        if held.layout is not torch.strided and grad.layout is torch.strided:
+            put_grad(leaf, grad + held)
+        else:
+            held.add_(grad)
         return
     if leaf.is_contiguous():
         fits = grad.is_contiguous()
@@ -556,13 +557,12 @@ def _finish_leaf(
         # A tensor of torch's own with a graph or a hook: torch's engine takes it from here.
         to_torch.append((leaf, grad))
         return
-    if not leaf.requires_grad:
-        return  # frozen since the forward
     hooks = _leaf_hooks(leaf)
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)
         unshared = False
-    accumulate(leaf, grad, may_keep=unshared)
+    if leaf.requires_grad:  # else frozen since the forward
+        accumulate(leaf, grad, may_keep=unshared)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
         for hook in tuple(leaf._post_accumulate_hooks.values()):

@@ -30,6 +30,7 @@ from .. import tape, tensor, walk
 from ..changes import HookRegistry, Registry, count
 from ..parameter import Parameter
 from . import linear, module, plain
+from .activation import Hardtanh
 from .explicit import Chain, Recorded
 from .module import Module
 from .plain import Op
@@ -653,6 +654,8 @@ class Run:
             return False
         if getattr(child, "inplace", False) and kind not in plain.IN_PLACE:
             return False
+        if isinstance(child, Hardtanh) and not child.min_val <= child.max_val:
+            return False  # it says so
         after_linear = bool(self.ops) and self.ops[-1].is_linear
         if (not after_linear or slope < 0) and getattr(child, "inplace", False):
             # It writes over what somebody may see, or with such a slope cannot go back.

@@ -12,7 +12,7 @@ import torch
 
 from .. import functional as F
 from ..rules import activation as rules
-from ..rules.kernel import bits, by_sign, chosen_by_bits, where_positive
+from ..rules.kernel import bits, by_sign, chosen_by_bits, laid_out_as, where_positive
 from ..rules.softmax import Softplus
 from ..tape import Function, Node, constant
 from . import activation, linear
@@ -109,7 +109,7 @@ class ReluOp(ActivationOp):
     in_place = staticmethod(torch.relu_)
 
     def back(self, kept: T, g: T, ours: bool) -> T:
-        return where_positive(g, kept, ours)
+        return laid_out_as(where_positive(g, kept, ours), kept)
 
     def room(self, y: T) -> T:
         if chosen_by_bits(y):
@@ -177,7 +177,7 @@ class TanhOp(ActivationOp):
 
     def back(self, kept: T, g: T, ours: bool) -> T:
         one = constant(1.0, kept.dtype, kept.device)
-        return torch.addcmul(one, kept, kept, value=-1).mul_(g)
+        return laid_out_as(torch.addcmul(one, kept, kept, value=-1).mul_(g), g)
 
     def prepares(self, y: T, into: T) -> Calls:
         one = constant(1.0, y.dtype, y.device)
@@ -195,7 +195,7 @@ class SigmoidOp(ActivationOp):
 
     def back(self, kept: T, g: T, ours: bool) -> T:
         one = constant(1.0, kept.dtype, kept.device)
-        return torch.sub(one, kept).mul_(g).mul_(kept)
+        return laid_out_as(torch.sub(one, kept).mul_(g).mul_(kept), g)
 
     def prepares(self, y: T, into: T) -> Calls:
         return [functools.partial(torch.sub, constant(1.0, y.dtype, y.device), y, out=into)]
@@ -249,7 +249,7 @@ _ACTIVATIONS: dict[type, type[ActivationOp]] = {
     activation.Tanh: TanhOp,
     activation.Sigmoid: SigmoidOp,
 }
-IN_PLACE = set(_ACTIVATIONS)  # those that may have inplace=True
+IN_PLACE = {activation.ReLU, activation.LeakyReLU}  # those that may have inplace=True
 PLAIN = {linear.Linear, *_ACTIVATIONS, *_CALLED}
 # What is looked at when a layer is made an Op: to set one of these is a change.
 SETTINGS = ("inplace", "negative_slope", *{name for _, names in _CALLED.values() for name in names})

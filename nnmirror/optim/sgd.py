@@ -188,7 +188,7 @@ def _fused_is_add(dtype: torch.dtype) -> bool:
     It believes that parameters and gradients are laid out alike, so it is not for all.
     """
     with torch.inference_mode(False), torch.no_grad():
-        n = torch.arange(1.0, 100.0, dtype=dtype)
+        n = torch.arange(1.0, 100.0, dtype=dtype, device="cpu")
         for lr in (1e-3, 0.1, 0.7):
             param, grad = torch.sin(n), torch.exp(torch.cos(3 * n) * 5)
             expected = param.add(grad, alpha=-lr)

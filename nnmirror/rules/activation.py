@@ -10,7 +10,16 @@ from typing import Any
 import torch
 
 from ..tape import constant, record
-from .kernel import by_itself, by_registers, by_sign, each_way, scalar_exp, vector_exp, widened
+from .kernel import (
+    by_itself,
+    by_registers,
+    by_sign,
+    each_way,
+    laid_out_as,
+    scalar_exp,
+    vector_exp,
+    widened,
+)
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -46,14 +55,17 @@ class Elu(Rule):
 
         def by_registers(g: T, x: T) -> T:
             z = x if ctx.how[2] == 1 else x * number(ctx.how[2], x)
-            return by_sign(x, s(g), below(g) * vector_exp(z))  # below for a NaN too
+            # The kernel's own exp of numbers above 0, which come of a scale below 0 alone, is
+            # none that a tensor operation computes.
+            e = vector_exp(z) if ctx.how[2] > 0 else torch.where(z > 0, torch.exp(z), vector_exp(z))
+            return by_sign(x, s(g), below(g) * e)  # below for a NaN too
 
         def by_one(g: T, x: T) -> T:
             z = (x * number(ctx.how[2], x)).masked_fill(x > 0, 0)
             return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
 
         dx = each_way(by_registers, by_one, wide, (g, saved))
-        return dx.to(dtype).view(shape), None, None, None
+        return laid_out_as(dx.to(dtype).view(shape), g), None, None, None
 
 
 def _below(how: tuple[Any, Any, Any], like: T) -> tuple[Any, Any]:
@@ -112,7 +124,7 @@ class EluInplace(Elu):
             return torch.where(y <= 0, g * i * (y + a * s), g * s)
 
         dx = each_way(by_registers, by_one, wide, (g, saved))
-        return dx.to(dtype).view(shape), None, None, None
+        return laid_out_as(dx.to(dtype).view(shape), g), None, None, None
 
 
 @rule(torch._C._nn.silu)
@@ -244,7 +256,7 @@ class Hardtanh(Rule):
             (g, saved),
             short=True,
         )
-        return g.masked_fill(lost.view(g.shape), 0), None, None
+        return laid_out_as(g.masked_fill(lost.view(g.shape), 0), g), None, None
 
 
 @rule(torch._C._nn.hardtanh_)
@@ -367,17 +379,19 @@ class LogSigmoid(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> T:
         dtype, shape = g.dtype, g.shape
-        g, x, e = widened(g, *ctx.saved_tensors)
+        wide, x, e = widened(g, *ctx.saved_tensors)
         if not x.is_cpu:
             e = torch.exp(-x.abs())  # only the CPU's kernel keeps it
         share = e / (1 + e)
-        return (torch.where(x < 0, 1 - share, share) * g).to(dtype).view(shape)
+        dx = torch.where(x < 0, 1 - share, share) * wide
+        return laid_out_as(dx.to(dtype).view(shape), g)
 
 
 class _OfInput(Rule):
     """An activation whose slope is a function of x, `slope(g, x, *parameters)`.  Saved: x."""
 
     function: Any
+    by_x = False  # dx is laid out as x, else as g
 
     @staticmethod
     def forward(ctx: Any, input: T, *how: Any) -> T:
@@ -394,7 +408,9 @@ class _OfInput(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         dx = ctx.function.slope(*widened(g, ctx.saved(0)), *ctx.how)
-        return (dx.to(g.dtype).view(g.shape), *[None] * (len(ctx.edges) - 1))
+        like = ctx.saved(0) if ctx.function.by_x else g
+        dx = laid_out_as(dx.to(g.dtype).view(g.shape), like)
+        return (dx, *[None] * (len(ctx.edges) - 1))
 
 
 def _into(of: type[_OfInput], function: Any, number: int = 0) -> type[_OfInput]:
@@ -457,14 +473,13 @@ class Hardswish(_OfInput):
         x = ctx.saved(0)
         (dx,) = _OfInput.backward(ctx, g)
         # A NaN taken one by one counts as above 3.
-        return (
-            each_way(
-                lambda dx, g, x: dx,
-                lambda dx, g, x: torch.where(x.isnan(), g, dx),
-                (dx, g, x),
-                (g, x),
-            ),
+        dx = each_way(
+            lambda dx, g, x: dx,
+            lambda dx, g, x: torch.where(x.isnan(), g, dx),
+            (dx, g, x),
+            (g, x),
         )
+        return (laid_out_as(dx, g),)
 
 
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
@@ -505,6 +520,8 @@ class Threshold(_OfInput):
     def slope(g: T, x: T, threshold: Any, value: Any) -> T:
         return g.masked_fill(x <= number(threshold, x), 0)
 
+    by_x = True  # as ReLU's
+
 
 ThresholdInplace = _into(Threshold, torch.threshold_, 1)
 
@@ -535,7 +552,7 @@ class Hardshrink(Rule):
             (g, x),
             short=True,
         )
-        return g.masked_fill(lost, 0), None
+        return laid_out_as(g.masked_fill(lost, 0), g), None
 
 
 @rule(torch._C._nn.softshrink)

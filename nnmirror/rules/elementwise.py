@@ -10,7 +10,7 @@ import torch
 
 from .._versions import SINCE_2_14
 from ..tape import record
-from .kernel import one_by_one
+from .kernel import laid_out_as, one_by_one
 from .registry import Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
@@ -198,8 +198,8 @@ class Sigmoid(Rule):
         z = ctx.saved(0)
         if z.dtype is torch.bfloat16:
             wide = z.float()  # the kernel computes this one in float32 and rounds once
-            return (g.float() * (1 - wide) * wide).to(z.dtype)
-        return g * (1 - z) * z
+            return laid_out_as((g.float() * (1 - wide) * wide).to(z.dtype), g)
+        return laid_out_as(g * (1 - z) * z, g)
 
 
 @rule(torch.maximum, T.maximum)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..tape import constant
+from ..walk import is_dense
 
 T = torch.Tensor
 
@@ -69,6 +70,16 @@ def all_bits(condition: Callable[..., T], x: T, other: T) -> T:
     """An integer for each number: all bits set where `condition(x, other)` holds, else none."""
     found: T = condition(x, other, out=torch.empty(x.shape, dtype=_BITS[x.dtype], device=x.device))
     return found.neg_()
+
+
+def laid_out_as(dx: T, g: T) -> T:
+    """dx laid out as g, or as x, by whichever the kernel goes.
+
+    Who adds it up further back goes in the order of its memory.
+    """
+    if (g.is_contiguous() and dx.is_contiguous()) or dx.stride() == g.stride() or not is_dense(g):
+        return dx
+    return torch.empty_like(g).copy_(dx)
 
 
 def where_positive(g: T, y: T, ours: bool = False) -> T:

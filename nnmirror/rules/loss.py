@@ -112,12 +112,14 @@ class BinaryCrossEntropyWithLogits(Rule):
         x, t, w, p = ctx.saved_tensors
         dx = dt = None
         if ctx.needs_input_grad[0]:
+            # In place, as PyTorch: where dtypes differ, each step rounds to that of the first.
             if p is None:
-                dx = (x.sigmoid() - t) * g
+                dx = x.sigmoid().sub_(t)
             else:
                 pt = p * t
-                dx = ((pt + 1 - t) * x.sigmoid() - pt) * g
-            dx = _reduced(ctx, dx, w)
+                dx = (pt + 1).sub_(t).mul_(x.sigmoid()).sub_(pt)
+            dx.mul_(g)
+            dx = _reduced(ctx, dx if w is None else dx.mul_(w), None)
         if ctx.needs_input_grad[1]:
             if p is None:
                 dt = x * -g
@@ -389,7 +391,8 @@ class SoftMarginLoss(Rule):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         x, t = ctx.saved_tensors
         z = torch.exp(-t * x)
-        return (t * z).mul_(constant(-ctx.share, x.dtype, x.device)).div_(z + 1).mul(g), None, None
+        dx = torch.mul(t, z, out=torch.empty(0, dtype=x.dtype, device=x.device))
+        return dx.mul_(constant(-ctx.share, x.dtype, x.device)).div_(z + 1).mul_(g), None, None
 
 
 class _OfDifference(Rule):

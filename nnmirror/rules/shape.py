@@ -347,7 +347,8 @@ def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
         shape = tensors[0].shape if isinstance(tensors[0], T) else None
         if all(isinstance(t, T) and t.shape == shape for t in tensors):
             return tensors  # as they are
-        shape = torch.broadcast_tensors(*[t.detach() for t in tensors])[0].shape
+        plain = [t.detach() if isinstance(t, T) else t for t in tensors]
+        shape = torch.broadcast_tensors(*plain)[0].shape
         there = [t.shape == shape for t in tensors]
     return tuple(
         t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)

@@ -17,7 +17,7 @@ import torch
 
 from ..tape import record
 from . import shape
-from .kernel import in_turn, lanes, scalar_exp, vector_exp, widened
+from .kernel import in_turn, laid_out_as, lanes, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -188,8 +188,8 @@ class Softplus(Rule):
         beta, threshold = ctx.how
         dtype = g.dtype
         shape = g.shape
-        g, x = widened(g, ctx.saved(0))
+        wide, x = widened(g, ctx.saved(0))
         x = x * beta
         e = torch.where(x < 0, vector_exp(x), x.exp())
-        dx = torch.where(x > threshold, g, g * e / (e + 1.0))
-        return dx.to(dtype).reshape(shape), None, None
+        dx = torch.where(x > threshold, wide, wide * e / (e + 1.0))
+        return laid_out_as(dx.to(dtype).reshape(shape), g), None, None
