@@ -8,7 +8,9 @@ None of this is so on another device, where every number is taken by itself, by 
 `exp`: there the second formula is used throughout.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -89,9 +91,21 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
     result = g if ours else torch.empty_like(g)
-    kept = all_bits(torch.le, y, zero).bitwise_not_()
-    torch.bitwise_and(bits(g), kept, out=bits(result))
+    triples: Any = [(y, bits(g), bits(result))]
+    piece = _GRAIN * torch.get_num_threads()
+    if y.numel() > piece:  # so that what one operation has read the next one finds in the cache
+        triples = zip(*[t.view(-1).split(piece) for t in triples[0]], strict=True)
+    minus_one = _integer(-1, _BITS[y.dtype])  # which has all bits set
+    for values, found, to in triples:
+        kept = torch.le(values, zero, out=torch.empty_like(values, dtype=minus_one.dtype))
+        torch.bitwise_and(found, kept.add_(minus_one), out=to)
     return result
+
+
+@functools.cache
+def _integer(value: int, dtype: torch.dtype) -> T:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def by_sign(x: T, positive: T, other: T) -> T:
