@@ -10,7 +10,8 @@ it likes): the same arithmetic with another rounding.
 All contenders of a row run in turn, a few steps each, many times over; a ratio is taken within
 each turn, and what is shown is the median of the ratios and their quartiles. So a machine that
 is slow for a while is slow for all. The mirror and the bare operations must end with PyTorch's
-weights, to the bit, or there is no row. Peak memory is of a process of its own for each.
+weights, to the bit, or there is no row. Each row, and each peak of memory, is of a process of
+its own.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.optim
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 import nnmirror
 import nnmirror.optim
@@ -282,7 +283,7 @@ def compared(contenders: dict[str, Callable[[], Any]], times: int, turns: int) -
     for action in contenders.values():
         timed(action, max(2, times // 2))
     gc.collect()
-    gc.freeze()  # what other rows and contenders left is not gone over in everybody's turn
+    gc.freeze()  # what building the contenders left is not gone over in everybody's turn
     rounds = [{k: timed(f, times) for k, f in contenders.items()} for _ in range(turns)]
     found = {}
     for name in contenders:
@@ -327,6 +328,14 @@ def row(label: str, recipe: Recipe, net: str, threads: int, args: argparse.Names
         found = compared({k: made[k][place] for k in made}, times, turns)
         rows.append({"net": label, "batch": batch, "threads": threads, "what": what, **found})
     return rows
+
+
+def row_alone(index: int, args: argparse.Namespace) -> list[Any]:
+    """A row measured in a process of its own, as a script has one net."""
+    flags = [flag for flag in ("--quick", "--compile") if getattr(args, flag[2:])]
+    command = [sys.executable, __file__, "--row", str(index), *flags]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def peak(backend: str, net: str) -> float:
@@ -407,6 +416,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--out", type=Path, default=Path("benchmark"))
     parser.add_argument("--peak", nargs=2, metavar=("BACKEND", "NET"), help=argparse.SUPPRESS)
+    parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         measure_peak(*args.peak)
@@ -418,9 +428,10 @@ def main() -> None:
         ("with a hook", Recipe(hooked), SMALL, 1),
     ]
     todo += [(name, recipe, "64-64-64-8", 1) for name, recipe in RECIPES.items()]
-    rows: list[Any] = []
-    for label, recipe, net, threads in tqdm(todo, desc="rows"):
-        rows += row(label, recipe, net, threads, args)
+    if args.row is not None:
+        print(json.dumps(row(*todo[args.row], args)))
+        return
+    rows = [found for i in trange(len(todo), desc="rows") for found in row_alone(i, args)]
     memory = {n: {b: peak(b, n) for b in BACKENDS} for n in tqdm(nets[2:], desc="memory")}
     print(table(rows))
     for net, found in memory.items():
