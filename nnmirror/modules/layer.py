@@ -84,13 +84,12 @@ class Layer(Module):
         if not is_grad_enabled():
             self.__dict__["_call"] = None
             return function(*inputs, *others)
-        if len(inputs) == 1 and type(inputs[0]) is Tensor and inputs[0].requires_grad:
-            out = function(*inputs, *others)
-            self.__dict__["_call"] = Traced(inputs, out)
-            return out
-        given = tuple(_leaf_of_its_own(x) for x in inputs)
+        tracked = all(type(x) is Tensor and x.requires_grad for x in inputs)  # nearly always
+        given = inputs if tracked else tuple(_leaf_of_its_own(x) for x in inputs)
         out = function(*given, *others)
         self.__dict__["_call"] = Traced(given, out)
+        if tracked:
+            return out
         apart = any(x is not y for x, y in zip(inputs, given, strict=True))
         tensors = (*inputs, *others, *self._parameters.values()) if apart else ()
         if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):

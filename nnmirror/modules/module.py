@@ -74,13 +74,9 @@ GLOBAL_HOOKS = (
 )
 CALL_HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
 
-# Attributes that say how a module is called: to set one is counted.
-_COUNTED = {
-    *CALL_HOOKS,
-    *("__class__", "_modules", "_parameters", "forward", "inplace"),
-    # Of activations.
-    *("alpha", "approximate", "beta", "max_val", "min_val", "negative_slope", "threshold"),
-}
+# Attributes that say how a module is called: to set one is counted. plain.py adds the settings
+# of the layers that it runs.
+COUNTED = {*CALL_HOOKS, "__class__", "_modules", "_parameters", "forward"}
 _COUNTING = (*CALL_HOOKS, "_modules", "_parameters")
 
 
@@ -351,7 +347,7 @@ class Module(_RefusedByTorchModules):
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
-        if name in _COUNTED:
+        if name in COUNTED:
             count[0] += 1
         own = self.__dict__
         params, modules, buffers = own.get("_parameters"), own.get("_modules"), own.get("_buffers")
@@ -419,7 +415,7 @@ class Module(_RefusedByTorchModules):
             )
 
     def __delattr__(self, name: str) -> None:
-        if name in _COUNTED:
+        if name in COUNTED:
             count[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:

@@ -12,10 +12,11 @@ import torch
 
 from .. import functional as F
 from ..rules import activation as rules
-from ..rules.kernel import bits, by_sign, chosen_by_bits, laid_out_as, where_positive
+from ..rules.kernel import all_bits, bits, by_sign, chosen_by_bits, laid_out_as, where_positive
 from ..rules.softmax import Softplus
 from ..tape import Function, Node, constant
 from . import activation, linear
+from .module import COUNTED
 
 T = torch.Tensor
 Calls = list[Callable[[], Any]]
@@ -102,7 +103,16 @@ class ActivationOp(Op):
         raise NotImplementedError
 
 
-class ReluOp(ActivationOp):
+class _BySign(ActivationOp):
+    """What is needed of the output is where it is positive: a mask, of bits for many numbers."""
+
+    def room(self, y: T) -> T:
+        if chosen_by_bits(y):
+            return torch.zeros_like(bits(y))
+        return torch.zeros_like(y, dtype=torch.bool)
+
+
+class ReluOp(_BySign):
     """dx = g where y > 0, else 0"""
 
     function, in_place_function = F.Relu, F.ReluInplace
@@ -111,18 +121,11 @@ class ReluOp(ActivationOp):
     def back(self, kept: T, g: T, ours: bool) -> T:
         return laid_out_as(where_positive(g, kept, ours), kept)
 
-    def room(self, y: T) -> T:
-        if chosen_by_bits(y):
-            return torch.zeros_like(bits(y))
-        return torch.zeros_like(y, dtype=torch.bool)
-
     def prepares(self, y: T, into: T) -> Calls:
         zero = constant(0.0, y.dtype, y.device)
         calls: Calls = [functools.partial(torch.le, y, zero, out=into)]
-        if into.dtype is not torch.bool:  # minus one has all bits set
-            calls.append(
-                functools.partial(into.sub_, torch.ones((), dtype=into.dtype, device=into.device))
-            )
+        if into.dtype is not torch.bool:
+            calls.append(functools.partial(into.add_, all_bits(into.dtype)))
         return calls
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
@@ -131,7 +134,7 @@ class ReluOp(ActivationOp):
         return [functools.partial(bits(g).bitwise_and_, prepared)]
 
 
-class LeakyOp(ActivationOp):
+class LeakyOp(_BySign):
     """dx = g where y > 0, else s g"""
 
     function, in_place_function = F.LeakyRelu, F.LeakyReluInplace
@@ -150,22 +153,24 @@ class LeakyOp(ActivationOp):
     def back(self, kept: T, g: T, ours: bool) -> T:
         return by_sign(kept, g, g * constant(self.slope, g.dtype, g.device))
 
-    def room(self, y: T) -> T:
-        return torch.zeros_like(y, dtype=torch.bool)
-
     def prepares(self, y: T, into: T) -> Calls:
-        return [functools.partial(torch.gt, y, constant(0.0, y.dtype, y.device), out=into)]
+        zero = constant(0.0, y.dtype, y.device)
+        calls: Calls = [functools.partial(torch.gt, y, zero, out=into)]
+        if into.dtype is not torch.bool:
+            calls.append(functools.partial(into.neg_))
+        return calls
 
     def calls_back(self, y: T, g: T, prepared: T) -> Calls:
         slope, scaled = constant(self.slope, g.dtype, g.device), torch.empty_like(g)
-        if chosen_by_bits(g):
-            return [
-                functools.partial(torch.mul, g, slope, out=scaled),
-                lambda: g.copy_(by_sign(y, g, scaled)),
-            ]
+        calls: Calls = [functools.partial(torch.mul, g, slope, out=scaled)]
+        if prepared.dtype is torch.bool:
+            return [*calls, functools.partial(torch.where, prepared, g, scaled, out=g)]
+        differ = torch.empty_like(prepared)  # as `by_sign`
         return [
-            functools.partial(torch.mul, g, slope, out=scaled),
-            functools.partial(torch.where, prepared, g, scaled, out=g),
+            *calls,
+            functools.partial(torch.bitwise_xor, bits(g), bits(scaled), out=differ),
+            functools.partial(differ.bitwise_and_, prepared),
+            functools.partial(torch.bitwise_xor, bits(scaled), differ, out=bits(g)),
         ]
 
 
@@ -253,6 +258,7 @@ IN_PLACE = {activation.ReLU, activation.LeakyReLU}  # those that may have inplac
 PLAIN = {linear.Linear, *_ACTIVATIONS, *_CALLED}
 # What is looked at when a layer is made an Op: to set one of these is a change.
 SETTINGS = ("inplace", "negative_slope", *{name for _, names in _CALLED.values() for name in names})
+COUNTED.update(SETTINGS)
 
 
 def op_of(layer: Any, after_linear: bool) -> Op:

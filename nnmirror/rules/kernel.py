@@ -68,10 +68,11 @@ def bits(x: T) -> T:
     return x.view(_BITS[x.dtype])
 
 
-def all_bits(condition: Callable[..., T], x: T, other: T) -> T:
-    """An integer for each number: all bits set where `condition(x, other)` holds, else none."""
-    found: T = condition(x, other, out=torch.empty(x.shape, dtype=_BITS[x.dtype], device=x.device))
-    return found.neg_()
+@functools.cache
+def all_bits(dtype: torch.dtype) -> T:
+    """Minus one, an integer with all bits set."""
+    with torch.inference_mode(False):
+        return torch.tensor(-1, dtype=dtype, device="cpu")
 
 
 def laid_out_as(dx: T, g: T) -> T:
@@ -95,17 +96,11 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
     piece = _GRAIN * torch.get_num_threads()
     if y.numel() > piece:  # so that what one operation has read the next one finds in the cache
         triples = zip(*[t.view(-1).split(piece) for t in triples[0]], strict=True)
-    minus_one = _integer(-1, _BITS[y.dtype])  # which has all bits set
+    minus_one = all_bits(_BITS[y.dtype])
     for values, found, to in triples:
         kept = torch.le(values, zero, out=torch.empty_like(values, dtype=minus_one.dtype))
         torch.bitwise_and(found, kept.add_(minus_one), out=to)
     return result
-
-
-@functools.cache
-def _integer(value: int, dtype: torch.dtype) -> T:
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def by_sign(x: T, positive: T, other: T) -> T:
@@ -115,7 +110,8 @@ def by_sign(x: T, positive: T, other: T) -> T:
         return torch.where(torch.gt(x, zero), positive, other)
     # other, but for the bits in which they differ, where x > 0.
     differ = torch.bitwise_xor(bits(positive), bits(other))
-    bits(other).bitwise_xor_(differ.bitwise_and_(all_bits(torch.gt, x, zero)))
+    chosen = torch.gt(x, zero, out=torch.empty_like(x, dtype=differ.dtype)).neg_()
+    bits(other).bitwise_xor_(differ.bitwise_and_(chosen))
     return other
 
 
