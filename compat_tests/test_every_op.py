@@ -122,6 +122,40 @@ def test_every_operation_of_pytorchs_table(name):
                     compare(name, change, args, kwargs, inplace=True, tolerance=tolerance)
 
 
+def of_complex(op):
+    """Complex arguments that all require grad, and one real one beside complex ones that do not."""
+    for sample in list(op.sample_inputs("cpu", torch.complex64, requires_grad=True))[:5]:
+        given = [sample.input, *sample.args], sample.kwargs
+        if any(t.layout is not torch.strided for t in tensors_in(given)):
+            continue
+        yield given
+        several = [t for t in tensors_in(given) if t.is_complex()]
+        for chosen in several if len(several) > 1 else ():
+
+            def one_real(t, chosen=chosen):
+                return t.detach().real.clone().requires_grad_() if t is chosen else t.detach()
+
+            yield mapped(given, one_real)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, op in OPS.items() if torch.complex64 in op.supported_dtypes("cpu")]
+)
+def test_complex_numbers(name):
+    """Their gradients are by the conjugate, which a rule of real numbers would leave out."""
+    op = OPS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for args, kwargs in of_complex(op):
+            for function in {op.op, op.get_method()} - {None}:
+                compare(name, function, args, kwargs)
+            change, first = op.get_inplace(), args[0]
+            if change is None or not isinstance(first, torch.Tensor):
+                continue
+            if not (first.is_complex() and first.requires_grad):  # a leaf may not be changed
+                compare(name, change, args, kwargs, inplace=first.requires_grad)
+
+
 def guesses(x):
     """Arguments that most functions take one of."""
     other = x.detach().clone().requires_grad_()

@@ -479,13 +479,13 @@ def test_other_parameters_have_a_gradient_at_each_step(nn, optim, name):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_complex_parameters(name, kernel):
-    """Plain tensors: the mirror's backward is of real numbers."""
+    """Whose gradients come from elsewhere: the mirror's backward is of real numbers."""
 
     def run(nn, optim):
         results = []
         for own in OWN[name].values():
             for maximize in (False, True):
-                p = torch.randn(4, 3, dtype=torch.complex64, requires_grad=True)
+                p = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
                 q = torch.randn(4, requires_grad=True)
                 make = getattr(optim, name)
                 optimizer = make([q, p], **own, maximize=maximize, **KERNELS[kernel])

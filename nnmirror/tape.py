@@ -236,6 +236,28 @@ class _Unrecorded(Node):
         return
 
 
+class _OfComplex(Node):
+    """A call on complex numbers that asks for no gradient; `Module.backward` would."""
+
+    def run(self, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+        raise no_complex(self.function.__name__)
+
+
+def no_complex(name: str) -> NotImplementedError:
+    """For an operation on complex numbers through which a gradient should go.
+
+    The gradient of a complex number is by its conjugate, which the rules do not take.
+    """
+    return NotImplementedError(
+        f"nnmirror: gradients of complex numbers are not mirrored, and {name} takes or makes a"
+        " complex tensor where a gradient is asked for. Four ways on: call it under"
+        " torch.no_grad(), or on .detach(), if no gradient should flow; compute with the real"
+        " and the imaginary part as two real tensors; write an nnmirror.Function with real"
+        " arguments and results and complex numbers inside; or train"
+        " nnmirror.to_torch(model), as PyTorch does"
+    )
+
+
 def _short(name: str) -> str:
     """A node's name as PyTorch's messages give it: Exp for ExpBackward0, Sum1 for SumBackward1."""
     return re.sub(r"Backward0?(\d*)$", r"\1", name)
@@ -385,7 +407,7 @@ def record(
             _views.changed_base(args[0])
         edges: list[Edge | None] = []
         places: list[int] = []
-        tracked = False
+        tracked = of_complex = False
         for i, arg in enumerate(args):
             edge: Edge | None = None
             kind = kind_of(type(arg))
@@ -397,9 +419,12 @@ def record(
                         _views.renew(arg)
                     edge = (arg._node, arg._output_nr)
                     tracked = True
-                elif arg._requires_grad:
-                    edge = (arg, 0)
-                    tracked = True
+                else:  # no result is complex, so only here can a complex tensor come in
+                    if arg._requires_grad:
+                        edge = (arg, 0)
+                        tracked = True
+                    if arg.is_complex():
+                        of_complex = of_complex or edge is not None or function.is_rule
             elif kind is TORCH:
                 places.append(i)
                 if arg.requires_grad:
@@ -407,10 +432,18 @@ def record(
                     tracked = True
                     # The tape computes on a detached alias: no torch graph is built.
                     args = (*args[:i], arg.detach(), *args[i + 1 :])
+                if arg.is_complex():
+                    of_complex = of_complex or edge is not None or function.is_rule
             edges.append(edge)
-        node = Node(function)
+        node = _OfComplex(function) if of_complex else Node(function)
         node.places = places
         node.needs_input_grad = tuple([edge is not None for edge in edges])
+        if of_complex and tracked:  # after PyTorch's own error, if it has one
+            if inplace is None:
+                _forward(node, function, args)
+            elif not args[0].is_complex():
+                inplace()
+            raise no_complex(function.__name__)
         if inplace is None:
             if function.has_context:
                 out = _forward(node, function, args)
@@ -424,7 +457,7 @@ def record(
                 dtype = out.dtype
                 node.edges = edges
                 node.outputs = ((out.shape, dtype, out.device),)
-                if tracked and (dtype.is_floating_point or dtype.is_complex):
+                if tracked and dtype.is_floating_point:
                     node.sequence = next(_sequence)
                     if node._saved:
                         _save_apart(node, out)
@@ -432,6 +465,8 @@ def record(
                     out._node = node  # type: ignore[attr-defined]
                     if function.is_loss:
                         goes_back_directly(node)
+                elif tracked and dtype.is_complex:
+                    raise no_complex(function.__name__)
                 return out, node
         else:
             # What is saved of the first argument is its value before the change; where the
@@ -539,6 +574,8 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: boo
         return out
     if node.non_differentiable and _among(out, node.non_differentiable):
         return out
+    if out.is_complex():
+        raise no_complex(node.function.__name__)
     base = None
     dirty = bool(node.dirty) and _among(out, node.dirty)
     if dirty:

@@ -270,6 +270,8 @@ class Tensor(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
+            if self._node is not None and value.is_complex():
+                raise _tape.no_complex("Tensor.data")
             plain = vars(self).get("_plain")
             if (  # as after p.data -= ...
                 plain is not None

@@ -464,6 +464,8 @@ def validated(
                 )
             grad = grad.sum_to_size(shape)
         if grad.dtype is not dtype:
+            if grad.is_complex() != dtype.is_complex:
+                raise RuntimeError(_OF_NUMBERS)
             grad = grad.to(dtype)
         if grad.device != device:
             if grad.dim() == 0:
@@ -477,6 +479,13 @@ def validated(
             grad = grad.detach()
         checked.append(grad)
     return checked
+
+
+_OF_NUMBERS = (
+    "Expected isFloatingType(grad.scalar_type()) || (input_is_complex == grad_is_complex) to be"
+    " true, but got false.  (Could this error message be improved?  If so, please report an"
+    " enhancement request to PyTorch.)"
+)
 
 
 def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:

@@ -50,6 +50,16 @@ class Recorded:
         return wanted
 
 
+class OfComplex:
+    """The call of a layer on complex numbers, whose gradients are not mirrored."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, gradient: Any = None) -> Any:
+        raise tape.no_complex(self.name)
+
+
 class Each:
     """The calls of one layer on the items of a tuple."""
 

@@ -288,10 +288,10 @@ class _BoundaryFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.mark_non_differentiable(
-            *[t for t, n in zip(tensors, ctx.needs_input_grad, strict=True) if not n]
-        )
-        return tuple(t.view_as(t) for t in tensors)
+        passed = tuple([t.view_as(t) for t in tensors])
+        needs = ctx.needs_input_grad
+        ctx.mark_non_differentiable(*[t for t, n in zip(passed, needs, strict=True) if not n])
+        return passed
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

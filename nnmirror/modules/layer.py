@@ -9,7 +9,7 @@ from ..grad_mode import is_grad_enabled
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, record
 from ..tensor import Tensor
-from .explicit import Each, Recorded, Stacked, Traced
+from .explicit import Each, OfComplex, Recorded, Stacked, Traced
 from .module import Module
 
 
@@ -85,7 +85,14 @@ class Layer(Module):
             self.__dict__["_call"] = None
             return function(*inputs, *others)
         tracked = all(type(x) is Tensor and x.requires_grad for x in inputs)  # nearly always
-        given = inputs if tracked else tuple(_leaf_of_its_own(x) for x in inputs)
+        given = inputs
+        if not tracked:
+            given_tensors = [x for x in (*inputs, *others) if isinstance(x, torch.Tensor)]
+            is_complex = any(x.is_complex() for x in given_tensors)
+            if is_complex and not any(x.requires_grad for x in given_tensors):
+                self.__dict__["_call"] = OfComplex(type(self).__name__)
+                return function(*inputs, *others)
+            given = tuple(_leaf_of_its_own(x) for x in inputs)
         out = function(*given, *others)
         self.__dict__["_call"] = Traced(given, out)
         if tracked:

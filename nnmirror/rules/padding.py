@@ -23,7 +23,10 @@ class ConstantPadNd(Rule):
 
     @staticmethod
     def forward(ctx: Any, input: T, pad: Any, value: Any = 0) -> T:
-        z = torch._C._nn.pad(input, pad, "constant", value)
+        if isinstance(value, complex):  # which the other takes none of
+            z = torch.constant_pad_nd(input, pad, value)
+        else:
+            z = torch._C._nn.pad(input, pad, "constant", value)
         ctx.back = [-n for n in pad]
         return z
 

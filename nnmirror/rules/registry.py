@@ -21,7 +21,7 @@ from torch._C import DisableTorchFunctionSubclass
 from .. import changes
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
-from ..tape import Function, is_plain_update, record, tensors_in
+from ..tape import Function, is_plain_update, no_complex, record, tensors_in
 from ..walk import grad
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
@@ -266,8 +266,10 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise refusal(func)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         result = func(*args, **kwargs)
-    if any(t.is_floating_point() or t.is_complex() for t in tensors_in(result)):
-        raise refusal(func)
+        if any(t.is_floating_point() or t.is_complex() for t in tensors_in(result)):
+            given = tensors_in((result, args, kwargs))
+            is_complex = any(t.is_complex() for t in given)
+            raise no_complex(name_of(func)) if is_complex else refusal(func)
     return result
 
 
