@@ -393,6 +393,7 @@ def record(
             )
         if in_transform() is not None:
             _refuse_transform(args)
+        change = None
         if function.usual is not None and inplace is None:
             shortcut = function.usual(*args)
             if shortcut is not None:
@@ -404,7 +405,7 @@ def record(
                 plain = Node(function)
                 plain.needs_input_grad = (False,) * len(args)
                 return (inplace() if inplace else _forward(plain, function, args)), None
-            _views.changed_base(args[0])
+            change = _views.change_of(args[0])
         edges: list[Edge | None] = []
         places: list[int] = []
         tracked = of_complex = False
@@ -485,13 +486,13 @@ def record(
         if isinstance(out, _MANY):
             if tracked:
                 node.sequence = next(_sequence)
-                made = [_track(node, i, o, args, True) for i, o in enumerate(out)]
+                made = [_track(node, i, o, args, True, change) for i, o in enumerate(out)]
                 out = made if isinstance(out, list) else tuple(made)
             node.outputs = [meta_of(o) for o in out]
         else:
             if tracked:
                 node.sequence = next(_sequence)
-                out = _track(node, 0, out, args, False)
+                out = _track(node, 0, out, args, False, change)
             node.outputs = (meta_of(out),)
         if node.dirty or node.non_differentiable:
             # What was marked is an output, which leads to the node: kept, it would be a cycle.
@@ -566,8 +567,13 @@ def _among(tensor: torch.Tensor, tensors: Any) -> bool:
     return False
 
 
-def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool) -> Any:
-    """Make `out` a tracked tensor: output `index` of `node`."""
+def _track(
+    node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool, change: Any
+) -> Any:
+    """Make `out` a tracked tensor: output `index` of `node`.
+
+    `change` is what an operation in place was found to change, if that was asked before it.
+    """
     if not isinstance(out, torch.Tensor):
         return out
     if not (out.is_floating_point() or out.is_complex()):
@@ -576,21 +582,27 @@ def _track(node: Node, index: int, out: Any, args: tuple[Any, ...], several: boo
         return out
     if out.is_complex():
         raise no_complex(node.function.__name__)
-    base = None
     dirty = bool(node.dirty) and _among(out, node.dirty)
     if dirty:
-        base = _views.changed_base(out)
+        if change is None:
+            change = _views.change_of(out)
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
     if node._saved:
         _save_apart(node, out)
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = _tensor.Tensor
-    if base is not None:
-        _views.rebase(node, out, base)
+    if dirty:
+        base, views = change
+        if base is None:
+            made_by(out, node, index)
+        else:
+            _views.rebase(node, out, base)
+        if views:
+            _views.tell(out if base is None else base, views)
         return out
     made_by(out, node, index)
-    if not dirty and (node.function.is_view or not node.function.is_rule):
+    if node.function.is_view or not node.function.is_rule:
         out._view_of = _views.view_of(node, out, args[0] if args else None, several)
     return out
 

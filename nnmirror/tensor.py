@@ -373,9 +373,12 @@ class Tensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(self.detach())
-        _ = self.grad_fn
         if self._node is not None:
-            return _suffixed(text, f"grad_fn=<{_tape.bare(self._node.name())}>")
+            try:
+                name = _tape.bare(self.grad_fn.name())  # type: ignore[union-attr]
+            except RuntimeError:  # of a view that may no longer be used
+                name = "Invalid"
+            return _suffixed(text, f"grad_fn=<{name}>")
         return _suffixed(text, "requires_grad=True") if self._requires_grad else text
 
     def __format__(self, format_spec: str) -> str:

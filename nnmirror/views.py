@@ -8,9 +8,14 @@ the base changes the view. As in PyTorch:
   what that returns in its place;
 - a view whose memory was changed since it was made forgets how it was made; when next asked,
   it is a piece cut out of the base as the base is now (`AsStrided`).
+
+The first operation that brings a gradient into a plain tensor makes a tracked tensor of it, and
+of the views of it that there are: torch's own tensors until then, they are looked for among all
+objects, the youngest first.
 """
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +30,18 @@ class ViewOf(NamedTuple):
     """What a tracked view remembers."""
 
     base: torch.Tensor
-    version: int  # of the shared memory, when its grad_fn was made
+    version: int  # of the shared memory, when its grad_fn was made; -1 if not asked for it yet
     # How it was made: by an operation ("plain"), by one that returns several ("several"), by
-    # a user's Function ("custom"), or from a tensor in torch's own graph ("foreign").
+    # a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
+    # made before its memory carried a gradient also "no_grad" and "inference", the mode.
     kind: str
+
+
+class Change(NamedTuple):
+    """What an in-place operation changes besides its argument."""
+
+    base: torch.Tensor | None  # of which the argument is a view
+    views: Sequence[tuple[torch.Tensor, str]]  # plain ones, to be tracked from now on; their kinds
 
 
 def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> ViewOf | None:
@@ -47,14 +60,14 @@ def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> 
     return ViewOf(base, out._version, kind)
 
 
-def changed_base(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The base that a recorded in-place operation on `tensor` changes; None if it is none.
+def change_of(tensor: torch.Tensor) -> Change:
+    """What a recorded in-place operation on `tensor` is about to change.
 
     Refuses what PyTorch refuses, and what the tape cannot follow.
     """
     base = None
     if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
-        base, _, kind = tensor._view_of
+        base, version, kind = tensor._view_of
         if kind == "foreign":
             leaf = _tape.edge_of(tensor)[0].edges[0][0]
             if not isinstance(leaf, torch.Tensor) or not leaf.is_leaf:
@@ -62,12 +75,17 @@ def changed_base(tensor: torch.Tensor) -> torch.Tensor | None:
             raise RuntimeError("a view of a" + _LEAF)
         if kind != "plain":
             raise RuntimeError(_forbidden(tensor, kind, "is being"))
+        if version == -1:
+            raise RuntimeError("a" + _LEAF)  # as PyTorch says of a view without a grad_fn yet
     elif not tensor.requires_grad and tensor._is_view():
         base = tensor._base
-        if base is not None and base.requires_grad:
-            if not isinstance(base, _tensor.Tensor):
+        if base is not None:
+            if base.requires_grad and not isinstance(base, _tensor.Tensor):
                 raise RuntimeError(_FOREIGN)
-            raise RuntimeError(_NO_GRAD.format("is being"))
+            kind = _kind_of(tensor)
+            if kind != "plain" or base.requires_grad:
+                kind = "no_grad" if kind == "plain" else kind
+                raise RuntimeError(_forbidden(tensor, kind, "is being"))
     if base is not None and base.requires_grad and base.is_leaf:
         raise RuntimeError("a view of a" + _LEAF)
     if tensor.requires_grad:
@@ -76,13 +94,82 @@ def changed_base(tensor: torch.Tensor) -> torch.Tensor | None:
         if tensor.is_leaf:
             raise RuntimeError("a" + _LEAF)
     root = tensor if base is None else base
-    if not root.requires_grad:
-        # Memory that carried no gradient is about to carry one, and whoever else sees it
-        # would not know: nobody else may. (`_storage_Use_Count` counts its own argument.)
-        known = 2 if base is None else 3
-        if torch._C._storage_Use_Count(root.untyped_storage()._cdata) > known:
+    if root.requires_grad:
+        return Change(base, ())
+    # Memory that carried no gradient is about to carry one: whoever else sees it has to know.
+    # (`_storage_Use_Count` counts its own argument.)
+    tensors = torch._C._storage_Use_Count(root.untyped_storage()._cdata) - 1
+    if tensors == (1 if base is None else 2):
+        return Change(base, ())
+    return Change(base, tuple(_plain_views(root, tensor, tensors)))
+
+
+def _plain_views(
+    base: torch.Tensor, changed: torch.Tensor, tensors: int
+) -> Iterator[tuple[torch.Tensor, str]]:
+    """The plain views of `base` but `changed`, among the `tensors` that share its memory."""
+    for view in _sharing(base, tensors):
+        # What .detach() returned is no view: it stays apart, as in PyTorch.
+        if view is changed or not view._is_view() or view._base is not base:
+            continue
+        if isinstance(view, _tensor.Tensor) and view._view_of is not None:
+            continue  # it knows
+        if view.dtype is not base.dtype:
+            if not (view.is_floating_point() or view.is_complex()):
+                continue
             raise RuntimeError(_SHARED)
-    return base
+        if type(view) not in (torch.Tensor, _tensor.Tensor) or view.is_conj() or view.is_neg():
+            raise RuntimeError(_SHARED)
+        yield view, _kind_of(view)
+
+
+def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
+    """All `tensors` that share the memory of this one. It is raised if one is not to be found.
+
+    A view made just now is among the youngest of the collector's generations, which are soon
+    looked through.
+    """
+    memory = tensor.untyped_storage()._cdata
+    found = {id(tensor): tensor}
+    for generation in range(3):
+        for thing in gc.get_objects(generation):
+            if issubclass(type(thing), torch.Tensor) and _memory_of(thing) == memory:
+                found[id(thing)] = thing
+        if len(found) == tensors:
+            return list(found.values())
+    raise RuntimeError(_SHARED)
+
+
+def _memory_of(tensor: torch.Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # a sparse one, say, has none
+        return None
+
+
+def _kind_of(view: torch.Tensor) -> str:
+    """How torch's own tensor became a view."""
+    kind = _KINDS[torch._C._autograd._get_creation_meta(view).name]  # type: ignore[attr-defined]
+    if kind == "no_grad" and not torch.is_grad_enabled():
+        return "plain"  # torch's mode is off for good, and the mirror's own on
+    return kind
+
+
+_KINDS = {
+    "DEFAULT": "plain",
+    "MULTI_OUTPUT_NODE": "several",
+    "NO_GRAD_MODE": "no_grad",
+    "INFERENCE_MODE": "inference",
+    "IN_CUSTOM_FUNCTION": "custom",
+}
+
+
+def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
+    """Make tracked tensors of plain views whose base has got a gradient."""
+    for view, kind in views:
+        view.__class__ = _tensor.Tensor
+        view._view_of = ViewOf(base, -1, kind)  # type: ignore[attr-defined]
+        _cut_out(view, base)  # type: ignore[arg-type]
 
 
 def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> None:
@@ -114,6 +201,12 @@ def renew(view: "_tensor.Tensor") -> None:
         raise RuntimeError(_forbidden(view, kind, "its base or another view of its base has been"))
     if kind == "foreign":
         raise RuntimeError(_FOREIGN)
+    _cut_out(view, base)
+    view._view_of = ViewOf(base, view._version, kind)
+
+
+def _cut_out(view: "_tensor.Tensor", base: torch.Tensor) -> None:
+    """Let `view` be the piece of `base`, as it is now, that it sees."""
     node = _tape.Node(AsStrided)
     node.places = (0,)
     # A base that was detached since gets nothing, and nor does what it was made of.
@@ -124,7 +217,6 @@ def renew(view: "_tensor.Tensor") -> None:
     node.sequence = next(_tape._sequence)
     node.outputs = [_tape.meta_of(view)]
     _tape.made_by(view, node, 0)
-    view._view_of = ViewOf(base, view._version, kind)
 
 
 class CopySlices(_tape.Function):
@@ -231,16 +323,22 @@ _FOREIGN = (
 )
 _SHARED = (
     "nnmirror: an in-place operation that brings a gradient into memory which other tensors"
-    " see as well (views of it, or what it is a view of) is not mirrored; .clone() it first"
+    " see as well (views of it, or what it is a view of) is not mirrored where these are of"
+    " another dtype, of a subclass of torch.Tensor, or not to be found; .clone() it first"
 )
-_NO_GRAD = (
-    "A view was created in no_grad mode and {} modified inplace with grad mode enabled. Given"
-    " that this use case is ambiguous and error-prone, it is forbidden. You can clarify your"
-    " code by moving both the view and the inplace either both inside the no_grad block (if you"
+_MODES = {
+    "no_grad": (" no_grad mode", " with grad mode enabled"),
+    "inference": (" inference mode", " in normal mode"),
+}
+_AMBIGUOUS = (
+    " Given that this use case is ambiguous and error-prone, it is forbidden. You can clarify your"
+    " code by moving both the view and the inplace either both inside the {0} block (if you"
     " don't want the inplace to be tracked) or both outside (if you want the inplace to be"
     " tracked)."
 )
 _REASONS = {
+    "no_grad": _AMBIGUOUS.format("no_grad"),
+    "inference": _AMBIGUOUS.format("inference_mode"),
     "several": (
         " This view is the output of a function that returns multiple views. Such functions do"
         " not allow the output views to be modified inplace. You should replace the inplace"
@@ -255,9 +353,14 @@ _REASONS = {
 }
 
 
-def _forbidden(view: "_tensor.Tensor", kind: str, who: str) -> str:
-    node: Any = view._node
-    return (
-        f"Output {view._output_nr} of {_tape._short(node.name())} is a view and {who} modified"
-        f" inplace.{_REASONS[kind]}"
-    )
+def _forbidden(view: torch.Tensor, kind: str, who: str) -> str:
+    node: Any = getattr(view, "_node", None)
+    if node is None or node.function is AsStrided:  # made before there was a gradient
+        mode, now = _MODES.get(kind, _MODES["no_grad"])
+        how = f"A view was created in{mode} and {who} modified inplace{now}."
+    else:
+        how = (
+            f"Output {node and view._output_nr} of {_tape._short(node.name())} is a view and {who}"  # type: ignore[attr-defined]
+            " modified inplace."
+        )
+    return how + _REASONS[kind]

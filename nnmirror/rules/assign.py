@@ -10,7 +10,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
-from ..views import changed_base
+from ..views import change_of
 from . import shape
 from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
@@ -206,7 +206,7 @@ def setitem(input: T, index: Any, value: Any) -> None:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
-            changed_base(input)  # PyTorch looks at this first
+            change_of(input)  # PyTorch looks at this first
         with DisableTorchFunctionSubclass(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it has been said
             copy = input.detach().clone()
