@@ -335,6 +335,33 @@ def test_module_that_keeps_views_of_its_buffer(nn, optim):
     return out, net.state, net.last, dict(net.named_parameters())
 
 
+@pytest.mark.parametrize("how", ["weight", "bias", "detached again", "view before"])
+@parity
+def test_frozen_parameter_that_gets_a_gradient(nn, optim, how):
+    """What was a leaf is one no longer, and a net that has run with it goes on right."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    w, x = nn.Parameter(torch.randn(3)), torch.randn(2, 3)
+    for _ in range(4):
+        net(x).sum().backward()
+    frozen = net[0].bias if how == "bias" else net[0].weight
+    frozen.requires_grad_(False)
+    net.zero_grad()
+    row = frozen[0]
+    if how == "bias":
+        frozen.copy_(w)
+    else:
+        frozen[0] = w * 2
+    if how == "detached again":
+        frozen.detach_()
+    out = net(x)
+    out.sum().backward()
+    extra = (row * 2).sum() if how == "view before" else out.detach().sum()
+    if extra.requires_grad:
+        extra.backward()
+    seen = [p.grad for p in (w, net[0].bias, net[2].weight) if p.is_leaf]
+    return out, seen, frozen.requires_grad, row.detach()
+
+
 @parity
 def test_views_known_by_others_only(nn, optim):
     """The base is held by nothing but its views; a view by a list in a list."""

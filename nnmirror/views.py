@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import changes
 from . import tape as _tape
 from . import tensor as _tensor
 
@@ -96,6 +97,8 @@ def change_of(tensor: torch.Tensor) -> Change:
     root = tensor if base is None else base
     if root.requires_grad:
         return Change(base, ())
+    if isinstance(root, _tensor.Tensor):
+        changes.count[0] += 1  # a frozen parameter, say, which will be a leaf no longer
     # Memory that carried no gradient is about to carry one: whoever else sees it has to know.
     # (`_storage_Use_Count` counts its own argument.)
     tensors = torch._C._storage_Use_Count(root.untyped_storage()._cdata) - 1
@@ -114,11 +117,12 @@ def _plain_views(
             continue
         if isinstance(view, _tensor.Tensor) and view._view_of is not None:
             continue  # it knows
-        if view.dtype is not base.dtype:
-            if not (view.is_floating_point() or view.is_complex()):
-                continue
-            raise RuntimeError(_SHARED)
-        if type(view) not in (torch.Tensor, _tensor.Tensor) or view.is_conj() or view.is_neg():
+        if (
+            type(view) not in (torch.Tensor, _tensor.Tensor)
+            or view.dtype is not base.dtype  # the real part of a complex one
+            or view.is_conj()
+            or view.is_neg()
+        ):
             raise RuntimeError(_SHARED)
         yield view, _kind_of(view)
 

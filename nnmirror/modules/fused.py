@@ -526,7 +526,7 @@ class Layout:
 
     def _state(self) -> list[Any]:
         """What a layout may be made anew for, and found again when it is back."""
-        state: list[Any] = [p._requires_grad for p in self.params]
+        state: list[Any] = [p._requires_grad or p._node for p in self.params]
         for m in self.watched.values():
             own = getattr(m, "__dict__", {})
             state += [
@@ -738,7 +738,9 @@ def _is_plain_linear(member: Any) -> bool:
         return False
     weight, bias = own["weight"], own["bias"]
     if any(
-        p is not None and (type(p) is not Parameter or p.dtype not in _FLOATS) for p in own.values()
+        p is not None
+        and (type(p) is not Parameter or p.dtype not in _FLOATS or p._node is not None)
+        for p in own.values()
     ):
         return False
     if weight.dim() != 2 or not weight.is_contiguous():
