@@ -770,6 +770,12 @@ class MseLoss(Rule):
     is_fresh = True
 
     @staticmethod
+    def infer(input: T, target: T, reduction: str = "mean") -> T:
+        if input.shape != target.shape:
+            input, target = torch.broadcast_tensors(input, target)
+        return torch._C._nn.mse_loss(input, target, _REDUCTIONS.index(reduction))  # type: ignore[arg-type]
+
+    @staticmethod
     def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
         ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
         if input.shape != target.shape:

@@ -12,6 +12,7 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 import functools
 import itertools
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -27,6 +28,9 @@ Edge: TypeAlias = tuple[Any, int]
 
 _sequence = itertools.count()
 in_transform = torch._C._functorch.peek_interpreter_stack  # None outside torch.func's transforms
+_is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
+# Its "_current_level" is -1 where no tensor can have a tangent, outside of `dual_level()`.
+forward_mode: dict[str, Any] = vars(sys.modules["torch.autograd.forward_ad"])
 
 _MANY = (tuple, list)  # isinstance is several times slower with tuple | list
 
@@ -379,6 +383,8 @@ def record(
                 return inplace(), None
             if function.infer is not None and not torch.is_grad_enabled():
                 return function.infer(*args), None
+            if forward_mode["_current_level"] >= 0:
+                _refuse_tangents(function, args)
             node: Node = _Unrecorded(function)
             node.needs_input_grad = (False,) * len(args)
             if not torch.is_grad_enabled():
@@ -392,7 +398,7 @@ def record(
                 " with .to(dtype) instead"
             )
         if in_transform() is not None:
-            _refuse_transform(args)
+            return _transformed(function, args, inplace), None
         change = None
         if function.usual is not None and inplace is None:
             shortcut = function.usual(*args)
@@ -436,6 +442,10 @@ def record(
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
             edges.append(edge)
+        if forward_mode["_current_level"] >= 0:
+            _refuse_tangents(function, args)
+            if not tracked:
+                return _by_torch(function, args, inplace), None
         node = _OfComplex(function) if of_complex else Node(function)
         node.places = places
         node.needs_input_grad = tuple([edge is not None for edge in edges])
@@ -624,17 +634,65 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
     return None if node is None else (node, tensor._output_nr)
 
 
-def _refuse_transform(args: Any) -> None:
-    """Inside torch.vmap or torch.func.grad a result is unwrapped when they return, and would no
-    longer know what made it: raise if one of `args` requires grad (None: one does)."""
-    if args is None or any(
-        isinstance(t, _tensor.Tensor) and t.requires_grad for t in tensors_in(args)
-    ):
+def _transformed(
+    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+) -> Any:
+    """The call inside torch.vmap or torch.func.grad: PyTorch's own, which they see through.
+
+    What it returns is unwrapped when they return, and would no longer know what made it: raises
+    if one of `args` requires grad for the tape.
+    """
+    wrapped = False
+    for t in tensors_in(args):
+        if _is_wrapped(t):
+            wrapped = wrapped or t.requires_grad
+        elif t.requires_grad:
+            raise NotImplementedError(
+                "nnmirror: torch.vmap and the other transforms of torch.func are not mirrored,"
+                " and a tensor used inside one requires grad; the result would lose the gradient."
+                " Give the module a batch instead, or call it under torch.no_grad()"
+            )
+    if wrapped and not function.is_rule:
         raise NotImplementedError(
-            "nnmirror: torch.vmap and the other transforms of torch.func are not mirrored, and a"
-            " tensor used inside one requires grad; the result would lose the gradient. Give the"
-            " module a batch instead, or call it under torch.no_grad()"
+            f"nnmirror: torch.func would differentiate the forward of {function.__name__}, and"
+            " not call its backward; derive it from torch.autograd.Function for this"
         )
+    return _by_torch(function, args, inplace)
+
+
+def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
+    """As PyTorch: a backward by hand says nothing of the forward mode."""
+    if function.is_rule or all(torch._unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
+        return
+    raise NotImplementedError(
+        "You must implement the jvp function for custom autograd.Function to use it with forward"
+        " mode AD."
+    )
+
+
+def _by_torch(
+    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+) -> Any:
+    """The value alone, by PyTorch's own call if it has one for it."""
+    if inplace is not None:
+        return inplace()
+    if function.infer is not None:
+        return function.infer(*args)
+    node = _Unrecorded(function)
+    node.needs_input_grad = (False,) * len(args)
+    return _forward(node, function, args)
+
+
+def is_left_to_torch(*args: Any) -> bool:
+    """Is it so here, and none of `args` tracked? Then PyTorch's own function is to be called."""
+    return is_seen_through() and not (
+        is_grad_enabled() and any(t.requires_grad and not _is_wrapped(t) for t in tensors_in(args))
+    )
+
+
+def is_seen_through() -> bool:
+    """Does PyTorch compute more than the value, in a transform of torch.func or in forward mode?"""
+    return in_transform() is not None or forward_mode["_current_level"] >= 0
 
 
 def recorded(

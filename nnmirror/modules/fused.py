@@ -150,6 +150,7 @@ class Plan:
             or (shape[0] == 1 and (self.narrow or x.stride() != (shape[1], 1)))
             or _is_any_autocast_enabled()
             or tape.in_transform() is not None
+            or tape.forward_mode["_current_level"] >= 0
         ):
             return None
         try:

@@ -7,7 +7,7 @@ import torch
 
 from ..grad_mode import is_grad_enabled
 from ..rules.shape import Stack, Unbind
-from ..tape import Function, record
+from ..tape import Function, is_seen_through, record
 from ..tensor import Tensor
 from .explicit import Each, OfComplex, Recorded, Stacked, Traced
 from .module import Module
@@ -81,7 +81,7 @@ class Layer(Module):
                 calls.append(self._call)
             self.__dict__["_call"] = Each(calls)
             return tuple(outs)
-        if not is_grad_enabled():
+        if not is_grad_enabled() or is_seen_through():
             self.__dict__["_call"] = None
             return function(*inputs, *others)
         tracked = all(type(x) is Tensor and x.requires_grad for x in inputs)  # nearly always

@@ -26,8 +26,7 @@ T = torch.Tensor
 
 
 def _infer(*args: Any) -> T:
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+    return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
 
 
 def _memory_format(x: T, g: T) -> torch.memory_format | None:
@@ -201,7 +200,8 @@ def batch_norm(
 
 def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
     """An empty batch: other nodes, gradients of zeros, and the running statistics stay."""
-    _infer(input, weight, bias, *how)  # raises PyTorch's errors
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        _infer(input, weight, bias, *how)  # raises PyTorch's errors
     y = record(Clone, (input,))[0]
     if weight is not None:
         y = record(Mul, (y, select(weight, 0, 0)))[0]

@@ -17,7 +17,7 @@ from ..tape import Function, record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
 from .elementwise import Exp, Log, Where, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum
-from .registry import composite, unplaced
+from .registry import composed, unplaced
 from .shape import broadcast_tensors, to
 
 T = torch.Tensor
@@ -55,7 +55,7 @@ def _are_tensors(func: Any, args: tuple[Any, ...], count: int) -> None:
 # -- distances -------------------------------------------------------------------------------
 
 
-@composite(torch.cosine_similarity)
+@composed(torch.cosine_similarity)
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """z = sum of (x / |x|) (y / |y|) along dim, the lengths at least eps
 
@@ -77,7 +77,7 @@ def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     return (div(x1, sizes[0]) * other).sum(dim)
 
 
-@composite(torch.pairwise_distance)
+@composed(torch.pairwise_distance)
 def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bool = False) -> T:
     """z = the p-norm of x - y + eps along the last dimension"""
     _are_tensors(torch.pairwise_distance, (x1, x2, p, eps, keepdim), 2)
@@ -91,7 +91,7 @@ def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bo
 # -- losses of distances ---------------------------------------------------------------------
 
 
-@composite(torch.cosine_embedding_loss)
+@composed(torch.cosine_embedding_loss)
 def cosine_embedding_loss(
     input1: T, input2: T, target: T, margin: float = 0.0, reduction: int = 1
 ) -> T:
@@ -110,7 +110,7 @@ def cosine_embedding_loss(
     return reduced(alike + other, reduction)
 
 
-@composite(torch.hinge_embedding_loss)
+@composed(torch.hinge_embedding_loss)
 def hinge_embedding_loss(input: T, target: T, margin: float = 1.0, reduction: int = 1) -> T:
     """l = x where the target is 1, max(margin - x, 0) where it is -1"""
     _are_tensors(torch.hinge_embedding_loss, (input, target, margin, reduction), 2)
@@ -120,7 +120,7 @@ def hinge_embedding_loss(input: T, target: T, margin: float = 1.0, reduction: in
     return reduced(far + near, reduction)
 
 
-@composite(torch.margin_ranking_loss)
+@composed(torch.margin_ranking_loss)
 def margin_ranking_loss(
     input1: T, input2: T, target: T, margin: float = 0.0, reduction: int = 1
 ) -> T:
@@ -130,7 +130,7 @@ def margin_ranking_loss(
     return reduced((mul(neg(target), difference) + margin).clamp_min(0), reduction)
 
 
-@composite(torch.triplet_margin_loss)
+@composed(torch.triplet_margin_loss)
 def triplet_margin_loss(
     anchor: T,
     positive: T,
@@ -159,7 +159,7 @@ def triplet_margin_loss(
 # -- losses of likelihoods -------------------------------------------------------------------
 
 
-@composite(torch.kl_div)
+@composed(torch.kl_div)
 def kl_div(input: T, target: T, reduction: int = 1, *, log_target: bool = False) -> T:
     """l = t log t - t x, for x = log of a probability; with `log_target`, exp(t) (t - x)
 
@@ -175,7 +175,7 @@ def kl_div(input: T, target: T, reduction: int = 1, *, log_target: bool = False)
     return reduced(sub(xlogy(target, target), product), reduction)
 
 
-@composite(torch.poisson_nll_loss)
+@composed(torch.poisson_nll_loss)
 def poisson_nll_loss(
     input: T, target: T, log_input: bool, full: bool, eps: float, reduction: int
 ) -> T:
@@ -200,7 +200,7 @@ def poisson_nll_loss(
 # -- a normalisation -------------------------------------------------------------------------
 
 
-@composite(torch.rms_norm)
+@composed(torch.rms_norm)
 def rms_norm(
     input: T, normalized_shape: Any, weight: T | None = None, eps: float | None = None
 ) -> T:

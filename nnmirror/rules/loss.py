@@ -16,6 +16,7 @@ from ..tape import (
     constant,
     goes_back_directly,
     in_transform,
+    is_left_to_torch,
     record,
     recorded,
     usual_edge,
@@ -218,6 +219,9 @@ def cross_entropy_loss(
         loss = _usual_cross_entropy(input, target, reduction, ignore_index)
         if loss is not None:
             return loss
+    if is_left_to_torch(given):
+        with DisableTorchFunctionSubclass():
+            return torch._C._nn.cross_entropy_loss(*given)  # type: ignore[arg-type]
     with DisableTorchFunctionSubclass():
         fits = isinstance(input, T) and isinstance(target, T) and input.dim() > 0
         if fits and weight is not None:

@@ -9,6 +9,7 @@ An operation that `Tensor.__torch_function__` is asked about is one of
 - refused: anything else. No gradient is ever lost in silence.
 """
 
+import functools
 import inspect
 import os
 import sys
@@ -21,7 +22,14 @@ from torch._C import DisableTorchFunctionSubclass
 from .. import changes
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
-from ..tape import Function, is_plain_update, no_complex, record, tensors_in
+from ..tape import (
+    Function,
+    is_left_to_torch,
+    is_plain_update,
+    no_complex,
+    record,
+    tensors_in,
+)
 from ..walk import grad
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
@@ -115,6 +123,23 @@ def composite(*funcs: Any) -> Callable[[C], C]:
         for func in funcs:
             RULES[func] = function
         return function
+
+    return register
+
+
+def composed(func: Any) -> Callable[[C], C]:
+    """`composite(func)` for a loss or a distance: left to PyTorch where that sees through it."""
+
+    def register(function: C) -> C:
+        @composite(func)
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_left_to_torch(args, kwargs):
+                with DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
 
     return register
 

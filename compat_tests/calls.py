@@ -1,0 +1,168 @@
+"""One call of each mirrored layer and function, for tests that go over all of them."""
+
+from typing import Any
+
+import torch
+
+import nnmirror
+
+_CLASSES = torch.tensor([2, 0, 1, 2])
+
+
+def _x() -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(4, 3)
+
+
+def _probabilities() -> torch.Tensor:
+    return _x().sigmoid()
+
+
+def _signs() -> torch.Tensor:
+    return torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+
+def _pair() -> tuple[Any, ...]:
+    return _x(), _x().cos()
+
+
+_ELEMENTWISE = """
+CELU ELU GELU SELU Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU
+ReLU6 SiLU Sigmoid Softplus Softsign Tanh Tanhshrink Hardshrink Softshrink Identity
+"""
+# Name: the layer, the arguments that it is made with, and what it is called on.
+LAYERS: dict[str, tuple[Any, ...]] = {
+    **{name: (name, (), lambda: (_x(),)) for name in _ELEMENTWISE.split()},
+    "ReLU inplace": ("ReLU", (True,), lambda: (_x() * 1,)),
+    "Threshold": ("Threshold", (0.1, 2.0), lambda: (_x(),)),
+    "PReLU": ("PReLU", (), lambda: (_x(),)),
+    "Softmax": ("Softmax", (1,), lambda: (_x(),)),
+    "LogSoftmax": ("LogSoftmax", (1,), lambda: (_x(),)),
+    "Softmin": ("Softmin", (1,), lambda: (_x(),)),
+    "Linear": ("Linear", (3, 2), lambda: (_x(),)),
+    "Linear without bias": ("Linear", (3, 2, False), lambda: (_x(),)),
+    "BatchNorm1d": ("BatchNorm1d", (3,), lambda: (_x(),)),
+    "LayerNorm": ("LayerNorm", (3,), lambda: (_x(),)),
+    "RMSNorm": ("RMSNorm", (3,), lambda: (_x(),)),
+    "Dropout": ("Dropout", (0.4,), lambda: (_x(),)),
+    "Dropout inplace": ("Dropout", (0.4, True), lambda: (_x() * 1,)),
+    "Embedding": ("Embedding", (5, 2), lambda: (_CLASSES,)),
+    "Flatten": ("Flatten", (0,), lambda: (_x(),)),
+    "Unflatten": ("Unflatten", (0, (2, 2)), lambda: (_x(),)),
+    "CosineSimilarity": ("CosineSimilarity", (), _pair),
+    "PairwiseDistance": ("PairwiseDistance", (), _pair),
+    "L1Loss": ("L1Loss", (), _pair),
+    "MSELoss": ("MSELoss", (), _pair),
+    "SmoothL1Loss": ("SmoothL1Loss", (), _pair),
+    "HuberLoss": ("HuberLoss", (), _pair),
+    "SoftMarginLoss": ("SoftMarginLoss", (), lambda: (_x(), _x().sign())),
+    "BCELoss": ("BCELoss", (), lambda: (_probabilities(), _x().cos().abs())),
+    "BCEWithLogitsLoss": ("BCEWithLogitsLoss", (), lambda: (_x(), _x().cos().abs())),
+    "KLDivLoss": ("KLDivLoss", (None, None, "sum"), lambda: (_x(), _probabilities())),
+    "PoissonNLLLoss": ("PoissonNLLLoss", (), lambda: (_x(), _x().exp())),
+    "GaussianNLLLoss": ("GaussianNLLLoss", (), lambda: (*_pair(), _x().exp())),
+    "HingeEmbeddingLoss": ("HingeEmbeddingLoss", (), lambda: (_x(), _x().sign())),
+    "MarginRankingLoss": (
+        "MarginRankingLoss",
+        (0.1,),
+        lambda: (_x()[:, 0], _x()[:, 1], _signs()),
+    ),
+    "CosineEmbeddingLoss": ("CosineEmbeddingLoss", (), lambda: (*_pair(), _signs())),
+    "TripletMarginLoss": ("TripletMarginLoss", (), lambda: (*_pair(), _x().sin())),
+    "MultiLabelSoftMarginLoss": (
+        "MultiLabelSoftMarginLoss",
+        (),
+        lambda: (_x(), (_x() > 0).float()),
+    ),
+    "NLLLoss": ("NLLLoss", (), lambda: (_x().log_softmax(1), _CLASSES)),
+    "CrossEntropyLoss": ("CrossEntropyLoss", (), lambda: (_x(), _CLASSES)),
+    "CrossEntropyLoss of probabilities": (
+        "CrossEntropyLoss",
+        (),
+        lambda: (_x(), _x().cos().softmax(1)),
+    ),
+}
+
+_OF_ONE = """
+celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu
+relu6 selu sigmoid silu softplus softshrink softsign tanh tanhshrink normalize
+"""
+_IN_PLACE = """
+celu_ elu_ hardtanh_ leaky_relu_ relu_ selu_
+"""
+_OF_TWO = """
+cosine_similarity pairwise_distance l1_loss mse_loss smooth_l1_loss
+huber_loss
+"""
+_LOSSES = {
+    "soft_margin_loss": "SoftMarginLoss",
+    "binary_cross_entropy": "BCELoss",
+    "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
+    "kl_div": "KLDivLoss",
+    "poisson_nll_loss": "PoissonNLLLoss",
+    "gaussian_nll_loss": "GaussianNLLLoss",
+    "hinge_embedding_loss": "HingeEmbeddingLoss",
+    "margin_ranking_loss": "MarginRankingLoss",
+    "cosine_embedding_loss": "CosineEmbeddingLoss",
+    "triplet_margin_loss": "TripletMarginLoss",
+    "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
+    "nll_loss": "NLLLoss",
+    "cross_entropy": "CrossEntropyLoss",
+}
+# Name: what it is called on, the other arguments by position, and those by name.
+FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    **{name: (lambda: (_x(),), (), {}) for name in _OF_ONE.split()},
+    **{name: (lambda: (_x() * 1,), (), {}) for name in _IN_PLACE.split()},
+    **{name: (_pair, (), {}) for name in _OF_TWO.split()},
+    **{name: (LAYERS[layer][2], (), {}) for name, layer in _LOSSES.items()},
+    "kl_div": (LAYERS["KLDivLoss"][2], (), {"reduction": "batchmean"}),
+    "threshold": (lambda: (_x(),), (0.1, 2.0), {}),
+    "threshold_": (lambda: (_x() * 1,), (0.1, 2.0), {}),
+    "softmax": (lambda: (_x(),), (), {"dim": 1}),
+    "log_softmax": (lambda: (_x(),), (), {"dim": 1}),
+    "softmin": (lambda: (_x(),), (), {"dim": 1}),
+    "dropout": (lambda: (_x(),), (0.4,), {}),
+    "pad": (lambda: (_x(),), ((1, 2), "replicate"), {}),
+    "prelu": (lambda: (_x(), _x()[0]), (), {}),
+    "linear": (lambda: (_x(), _x(), _x()[:, 0]), (), {}),
+    "layer_norm": (lambda: (_x(),), ((3,), _x()[0], _x()[1]), {}),
+    "rms_norm": (lambda: (_x(),), ((3,), _x()[0]), {}),
+    "batch_norm": (
+        lambda: (_x(),),
+        (torch.zeros(3), torch.ones(3), _x()[0], _x()[1]),
+        {"training": True},
+    ),
+    "embedding": (lambda: (_CLASSES, _x()), (), {}),
+    "one_hot": (lambda: (_CLASSES,), (3,), {}),
+}
+
+
+def layer(nn: Any, name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The module, its weights drawn anew, and its inputs."""
+    kind, args, inputs = LAYERS[name]
+    torch.manual_seed(0)
+    return getattr(nn, kind)(*args), inputs()
+
+
+def function(nn: Any, name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The function of the inputs alone, and the inputs."""
+    inputs, args, kwargs = FUNCTIONS[name]
+    called = getattr(nn.functional, name)
+    return lambda *given: called(*given, *args, **kwargs), inputs()
+
+
+CALLS = [*(("layer", name) for name in LAYERS), *(("function", name) for name in FUNCTIONS)]
+
+
+def call(nn: Any, kind: str, name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    return layer(nn, name) if kind == "layer" else function(nn, name)
+
+
+_CONTAINERS = {"Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"}
+
+
+def test_all_are_there() -> None:
+    """What is mirrored later is to be gone over as well."""
+    made = {kind for kind, _, _ in LAYERS.values()}
+    assert made == set(nnmirror.modules.__all__) - _CONTAINERS
+    assert set(FUNCTIONS) == set(nnmirror.functional.__all__)
