@@ -77,7 +77,7 @@ from .modules import (
 from .parameter import Buffer, Parameter
 from .tape import Function
 from .tensor import Tensor
-from .walk import grad
+from .walk import backward, grad
 from .watch import watch
 
 __version__ = "0.1.0"
@@ -146,6 +146,7 @@ __all__ = [
     "Threshold",
     "TripletMarginLoss",
     "Unflatten",
+    "backward",
     "enable_grad",
     "from_torch",
     "functional",

@@ -23,9 +23,7 @@ from typing import Any
 
 import torch
 
-from . import walk
 from .tape import Function
-from .tensor import Tensor
 
 ADVICE = (
     "What to do: build it from mirrored modules and tensor operations; write it as a"
@@ -159,40 +157,15 @@ def _where() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _backward(  # type: ignore[no-untyped-def]
-    tensors,
-    grad_tensors=None,
-    retain_graph=None,
-    create_graph=False,
-    grad_variables=None,
-    inputs=None,
-) -> None:
-    """`torch.autograd.backward`, for losses of the mirror's and for torch's own."""
-    many = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-    own = [isinstance(t, Tensor) for t in many]
-    if not any(own):
-        real = sys.modules["torch.autograd"].backward  # type: ignore[attr-defined]
-        real(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-        return
-    if grad_variables is not None or not all(own):
-        raise NotImplementedError(
-            "nnmirror: torch.autograd.backward of tensors of which some are the mirror's and some"
-            " torch's own, or with grad_variables; call backward() on each"
-        )
-    given = (grad_tensors,) if isinstance(grad_tensors, torch.Tensor) else grad_tensors
-    starts = (None,) * len(many) if given is None else tuple(given)
-    walk.backward(many, starts, retain_graph, create_graph, inputs)
-
-
 def _import_module(name: str, package: str | None = None) -> ModuleType:
     """`importlib.import_module`"""
     return seen(importlib.import_module(name, package))
 
 
 # In these modules a few names are another's, and the rest what they always are.
-# (torch.autograd.grad asks the tensors it is given, so it needs no substitute.)
+# (torch.autograd.backward and grad ask the tensors they are given, and need no substitute.)
 _SUBSTITUTES: dict[str, dict[str, Any]] = {
-    "torch.autograd": {"backward": _backward, "Function": Function},
+    "torch.autograd": {"Function": Function},
     "torch.autograd.function": {"Function": Function},
     "importlib": {"import_module": _import_module},
 }

@@ -10,15 +10,22 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 """
 
 import functools
+import inspect
 import itertools
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
+from torch._C import (
+    DisableTorchFunctionSubclass,
+    _EnableTorchFunction,
+    _is_any_autocast_enabled,
+    _set_grad_enabled,
+)
 
 from . import tensor as _tensor
 from .grad_mode import _override, is_grad_enabled
@@ -49,12 +56,11 @@ _ANOMALY = (
 
 
 class Node:
-    """One recorded call: the `ctx` of its Function, and the `grad_fn` of its outputs.
+    """One recorded call: the `grad_fn` of its outputs, and the `ctx` of a rule.
 
-    What PyTorch offers on both is here under the same names: `save_for_backward`,
-    `saved_tensors`, `needs_input_grad`, `mark_dirty`, `mark_non_differentiable`,
-    `set_materialize_grads` for the Function; `name`, `next_functions`, `register_hook`,
-    `register_prehook`, `metadata` for whoever looks at a `grad_fn`.
+    For the rule: `save_for_backward`, `saved_tensors`, `needs_input_grad`. For whoever looks at
+    a `grad_fn`, under PyTorch's names: `name`, `next_functions`, `register_hook`,
+    `register_prehook`, `metadata`, and what a user's Function keeps on its `ctx`.
     """
 
     edges: Sequence[Edge | None] = ()  # one for each argument of forward
@@ -66,6 +72,8 @@ class Node:
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
+    # What a user's Function keeps on its ctx; None for a rule.
+    attributes: dict[str, Any] | None = None
     # For a node that stands for several: makes it one of the several (see modules/fused.py).
     folded: "Callable[[Any], None] | None" = None
     # What backward returns is known to be of its inputs' shapes and dtypes.
@@ -106,6 +114,14 @@ class Node:
         self._saved = tensors
         try:
             self._versions = [0 if t is None else t._version for t in tensors]
+        except AttributeError:
+            for i, t in enumerate(tensors):
+                if not (t is None or isinstance(t, torch.Tensor)):
+                    raise TypeError(
+                        "save_for_backward can only save variables, but argument"
+                        f" {i} is of type {type(t).__name__}"
+                    ) from None
+            raise
         except RuntimeError:
             inference = any(t is not None and t.is_inference() for t in tensors)
             if inference and is_grad_enabled() and any(self.needs_input_grad):
@@ -185,16 +201,36 @@ class Node:
     def __repr__(self) -> str:
         return f"<{bare(self.name())} object at {id(self):#x}>"
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.attributes[name]  # type: ignore[index]
+        except (KeyError, TypeError):
+            raise AttributeError(
+                f"'{bare(self.name())}' object has no attribute '{name}'"
+            ) from None
+
     # -- for the walk ------------------------------------------------------------------
 
     def run(self, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
-        """Call the Function's backward; one gradient per edge, each of its input's shape."""
-        if self.materialize_grads and len(grads) > 1:
+        """Call the Function's backward; one gradient per edge."""
+        if self.materialize_grads and (len(grads) > 1 or grads[0] is None):
             grads = [
-                torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None else g
+                torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None and m is not None else g
                 for g, m in zip(grads, self.outputs, strict=True)
             ]
-        return self.completed(self.function.backward(self, *grads))
+        if self.attributes is None:
+            return self.completed(self.function.backward(self, *grads))
+        with users_code():
+            results = self.completed(_users_backward(self, grads))
+        for i, (edge, grad) in enumerate(zip(self.edges, results, strict=True)):
+            if grad is not None and i not in self.places:
+                raise RuntimeError(
+                    f"function {self.name()} returned a gradient different than None at position"
+                    f" {i + 1}, but the corresponding forward input was not a Variable"
+                )
+            if edge is not None and not (grad is None or isinstance(grad, torch.Tensor)):
+                raise RuntimeError(f"expected Variable or None (got {type(grad).__name__})")
+        return results
 
     def completed(self, results: Any) -> tuple[torch.Tensor | None, ...]:
         """What a backward returned, as one gradient per edge."""
@@ -262,6 +298,135 @@ def no_complex(name: str) -> NotImplementedError:
     )
 
 
+class FunctionCtx:
+    """The `ctx` of a user's Function, as PyTorch's: what is set on it is there in backward.
+
+    In PyTorch it is the `grad_fn` of what the Function returned. Here it is made anew for forward
+    and for backward over the same attributes, so that no name that a user chooses is one of the
+    tape's own; the `grad_fn` shows the attributes too.
+    """
+
+    __slots__ = ("__dict__", "__node", "__weakref__", "dirty_tensors", "to_save")
+
+    def __init__(self, node: Node) -> None:
+        self.__node = node
+        self.__dict__ = node.attributes  # type: ignore[assignment]
+        self.to_save: tuple[torch.Tensor | None, ...] = ()
+        self.dirty_tensors: tuple[torch.Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
+        """Keep `tensors` for backward, which fails if one is changed in place after forward.
+
+        TypeError after forward for anything but a tensor or None.
+        """
+        self.to_save = tensors
+
+    def save_for_forward(self, *tensors: torch.Tensor | None) -> None:
+        """Does nothing: `jvp`, for which it keeps tensors, is not called."""
+        for tensor in tensors:
+            if not (isinstance(tensor, torch.Tensor) or tensor is None):
+                raise AssertionError(
+                    "save_for_forward expects all arguments to be tensors; you should "
+                    "save non-tensors as attributes on ctx."
+                )
+
+    @property
+    def saved_tensors(self) -> tuple[torch.Tensor, ...]:
+        """What was saved. RuntimeError if it was freed, or changed in place since."""
+        node = self.__node
+        once = node.function.clear_saved_tensors_on_access
+        if once and node._saved is None:
+            raise RuntimeError(_READ_ONCE)
+        found = node.saved_tensors
+        if once:
+            node._saved = None
+        return found
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]:
+        """For each argument of forward, whether it requires grad."""
+        return self.__node.needs_input_grad
+
+    def mark_dirty(self, *tensors: torch.Tensor) -> None:
+        """Say which inputs forward changed in place."""
+        self.dirty_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: torch.Tensor) -> None:
+        """Say which outputs get no gradient."""
+        self.__node.non_differentiable = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether backward gets zeros (the default) or None for an output without a gradient."""
+        self.__node.materialize_grads = value
+
+    def name(self) -> str:
+        return self.__node.name()
+
+    @property
+    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        return self.__node.next_functions
+
+    @property
+    def metadata(self) -> dict[Any, Any]:
+        return self.__node.metadata
+
+    def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+        return self.__node.register_hook(fn)
+
+    def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+        return self.__node.register_prehook(fn)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"'{self.name()}' object has no attribute '{name}'")
+
+    def __repr__(self) -> str:
+        return repr(self.__node)
+
+
+_READ_ONCE = (
+    "saved_tensors can only be accessed once when clear_saved_tensors_on_access=True is set on the"
+    " autograd.Function. Either access saved_tensors only once, or set"
+    " clear_saved_tensors_on_access=False."
+)
+
+
+class users_code:
+    """Runs a user's code inside a walk or a forward: tracked tensors are that again, and grad
+    mode is off.
+
+    Off as torch's is, so that the code may switch it on with `torch.enable_grad()`.
+    """
+
+    __slots__ = ("asking", "own_mode", "torchs_mode")
+
+    def __enter__(self) -> None:
+        self.asking = _EnableTorchFunction()
+        self.asking.__enter__()
+        self.torchs_mode, self.own_mode = torch.is_grad_enabled(), _override.mode
+        _set_grad_enabled(False)
+        _override.mode = None
+
+    def __exit__(self, *exc: Any) -> None:
+        _override.mode = self.own_mode
+        _set_grad_enabled(self.torchs_mode)
+        self.asking.__exit__(*exc)
+
+
+def _users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
+    function = node.function
+    backward: Any = function.backward
+    if function.vjp is not Function.vjp:
+        if backward is not Function.backward:
+            raise RuntimeError(
+                "Implementing both 'backward' and 'vjp' for a custom Function is not allowed. You"
+                " should only implement one of them."
+            )
+        backward = function.vjp
+    if function.boxed_grads_call:
+        return backward(FunctionCtx(node), list(grads))
+    return backward(FunctionCtx(node), *grads)
+
+
 def _short(name: str) -> str:
     """A node's name as PyTorch's messages give it: Exp for ExpBackward0, Sum1 for SumBackward1."""
     return re.sub(r"Backward0?(\d*)$", r"\1", name)
@@ -310,7 +475,12 @@ class Function:
         y = Square.apply(x)
 
     `backward` receives one gradient per output and returns one per input of `forward`
-    (None for what is no tensor). Inside both, operations are not recorded.
+    (None for what is no tensor). Inside both, grad mode is off; what is computed there under
+    `torch.enable_grad()` is a graph of its own, for `torch.autograd.grad`.
+
+    Attributes as PyTorch's: `vjp` is another name for `backward`; `setup_context`,
+    `clear_saved_tensors_on_access` and `boxed_grads_call` mean what they mean there. `jvp`,
+    `vmap` and `generate_vmap_rule` may be defined, and are not asked.
     """
 
     # Records the call given the most usual arguments, with less to ask; None given any others.
@@ -352,10 +522,47 @@ class Function:
             " autograd.Function to use it with backward mode AD."
         )
 
+    vjp = backward
+    clear_saved_tensors_on_access: bool = False  # ctx.saved_tensors may be read once, and frees
+    boxed_grads_call: bool = False  # backward gets its gradients as one list
+    generate_vmap_rule: bool = False
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        """PyTorch's rule for forward mode; the mirror does not ask for it."""
+        raise NotImplementedError(
+            "You must implement the jvp function for custom autograd.Function to use it with"
+            " forward mode AD."
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """PyTorch's rule for `torch.vmap`; the mirror does not ask for it."""
+        raise NotImplementedError(
+            "To use autograd.Function with vmap, you must either override the vmap staticmethod or"
+            " set generate_vmap_rule=True."
+        )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn(
+            f"{self.__class__} should not be instantiated. Methods on autograd functions are all"
+            " static, so you should invoke them on the class itself. Instantiating an autograd"
+            " function will raise an error in a future version of PyTorch.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            "Legacy autograd function with non-static forward method is deprecated. Please use"
+            " new-style autograd function with static forward method. (Example:"
+            " https://pytorch.org/docs/stable/autograd.html#torch.autograd.Function)"
+        )
+
     @classmethod
-    def apply(cls, *args: Any) -> Any:
-        """Call `forward`, recording it if grad mode is on and an input requires grad."""
-        return record(cls, args)[0]
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`, recording it if grad mode is on and an argument requires grad."""
+        return _applied(cls, args, kwargs)
 
     @classmethod
     def node_name(cls) -> str:
@@ -388,17 +595,15 @@ def record(
             node: Node = _Unrecorded(function)
             node.needs_input_grad = (False,) * len(args)
             if not torch.is_grad_enabled():
-                return _forward(node, function, args), None
+                return function.forward(node, *args), None
             with torch.no_grad():  # an input may belong to torch's own autograd
-                return _forward(node, function, args), None
+                return function.forward(node, *args), None
     with DisableTorchFunctionSubclass():
         if _is_any_autocast_enabled():
-            raise RuntimeError(
-                "nnmirror: torch.autocast is not mirrored; convert the model and its input"
-                " with .to(dtype) instead"
-            )
+            raise RuntimeError(_AUTOCAST)
         if in_transform() is not None:
-            return _transformed(function, args, inplace), None
+            _refuse_transform(function, args)
+            return _by_torch(function, args, inplace), None
         change = None
         if function.usual is not None and inplace is None:
             shortcut = function.usual(*args)
@@ -410,7 +615,7 @@ def record(
             if is_plain_update(args[0], args[1:]):
                 plain = Node(function)
                 plain.needs_input_grad = (False,) * len(args)
-                return (inplace() if inplace else _forward(plain, function, args)), None
+                return (inplace() if inplace else function.forward(plain, *args)), None
             change = _views.change_of(args[0])
         edges: list[Edge | None] = []
         places: list[int] = []
@@ -451,15 +656,12 @@ def record(
         node.needs_input_grad = tuple([edge is not None for edge in edges])
         if of_complex and tracked:  # after PyTorch's own error, if it has one
             if inplace is None:
-                _forward(node, function, args)
+                function.forward(node, *args)
             elif not args[0].is_complex():
                 inplace()
             raise no_complex(function.__name__)
         if inplace is None:
-            if function.has_context:
-                out = _forward(node, function, args)
-            else:
-                out = function.forward(node, *args)
+            out = function.forward(node, *args)
             if (
                 type(out) is torch.Tensor
                 and function.makes_new
@@ -483,7 +685,7 @@ def record(
             # What is saved of the first argument is its value before the change; where the
             # result is saved, it is the changed tensor, which may not be changed again.
             try:
-                result = _forward(node, function, (args[0].clone(), *args[1:]))
+                result = function.forward(node, args[0].clone(), *args[1:])
             except (RuntimeError, TypeError):
                 inplace()  # raises the in-place operation's own error
                 raise
@@ -509,6 +711,11 @@ def record(
             node.dirty = node.non_differentiable = ()
         return out, node
 
+
+_AUTOCAST = (
+    "nnmirror: torch.autocast is not mirrored; convert the model and its input with .to(dtype)"
+    " instead"
+)
 
 # What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
 MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
@@ -548,12 +755,114 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def _forward(node: Node, function: type[Function], args: tuple[Any, ...]) -> Any:
-    if not function.has_context:
-        return function.forward(node, *args)
-    out = function.forward(*args)
-    function.setup_context(node, args, out)
-    return out
+def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a user's Function; its output, recorded if grad mode is on and an argument requires
+    grad."""
+    if function.has_context:
+        args, kwargs = _with_defaults(function.forward, args, kwargs)
+    if kwargs:
+        args = _placed(function, args, kwargs)
+    recording = is_grad_enabled()
+    if recording and _is_any_autocast_enabled():
+        raise RuntimeError(_AUTOCAST)
+    with DisableTorchFunctionSubclass():
+        if recording and in_transform() is not None:
+            _refuse_transform(function, args)
+        if forward_mode["_current_level"] >= 0:
+            _refuse_tangents(function, args)
+        node = Node(function)
+        node.attributes = {}
+        node.sequence = next(_sequence)
+        node.places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+        edges = [
+            edge_of(a) if isinstance(a, torch.Tensor) and a.requires_grad else None for a in args
+        ]
+        node.needs_input_grad = tuple([edge is not None for edge in edges])
+        ctx = FunctionCtx(node)
+        with users_code():
+            if function.has_context:
+                out = function.forward(*args)
+                function.setup_context(ctx, args, out)
+            else:
+                out = function.forward(ctx, *args)
+        node.dirty = ctx.dirty_tensors
+        tracked = recording and any(node.needs_input_grad)
+        if tracked:
+            if any(e is not None and a.is_complex() for e, a in zip(edges, args, strict=True)):
+                raise no_complex(function.__name__)
+            node.edges = edges
+            node.save_for_backward(*ctx.to_save)
+        single = not isinstance(out, tuple)
+        made = []
+        for i, result in enumerate((out,) if single else out):
+            if not (tracked and is_differentiable(result, node)):
+                result = _without_gradient(result, args, node.dirty)
+            else:
+                if result.requires_grad and not _among(result, node.dirty):
+                    result = _apart(result, args)
+                result = _track(node, i, result, args, not single, None)
+            made.append(result)
+        node.outputs = [meta_of(o) for o in made]
+        # What was marked is an output, which leads to the node: kept, it would be a cycle.
+        node.dirty = node.non_differentiable = ()
+    return made[0] if single else tuple(made)
+
+
+def _with_defaults(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of `forward`, in its order and with its defaults."""
+    code = getattr(forward, "__code__", None)
+    if not (kwargs or code is None or code.co_kwonlyargcount) and code.co_argcount == len(args):
+        return args, kwargs  # all there, and a signature takes its time
+    bound = inspect.signature(forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
+
+
+def _placed(
+    function: type[Function], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments of forward with those given by name in their places, as PyTorch counts them."""
+    code: Any = function.forward.__code__  # type: ignore[attr-defined]
+    names = code.co_varnames[0 if function.has_context else 1 : code.co_argcount]
+    for name in kwargs:
+        if name not in names:
+            raise TypeError(f"forward() got an unexpected keyword argument '{name}'")
+        if name in names[: len(args)]:
+            raise TypeError(f"forward() got multiple values for argument '{name}'")
+    placed = list(args)
+    while len(placed) < len(args) + len(kwargs):
+        name = names[len(placed)]
+        if name not in kwargs:
+            raise TypeError(
+                f"forward() missing required argument: '{name}' (position {len(placed)})"
+            )
+        placed.append(kwargs[name])
+    return tuple(placed)
+
+
+def _apart(out: torch.Tensor, inputs: tuple[Any, ...]) -> torch.Tensor:
+    """An output that requires grad already, without what it requires that for: an input, or the
+    result of a graph inside forward."""
+    if not _among(out, inputs):
+        return out.detach()
+    if isinstance(out, _tensor.Tensor):
+        return out  # which for torch requires none
+    return out.detach().view_as(out)
+
+
+def _without_gradient(out: Any, inputs: tuple[Any, ...], dirty: tuple[torch.Tensor, ...]) -> Any:
+    """An output of a user's Function that gets no gradient: never an input itself, nor a result
+    that requires grad because of a graph inside."""
+    if not isinstance(out, torch.Tensor):
+        return out
+    if _among(out, inputs):
+        if out.requires_grad:
+            return out.detach()
+        with torch.no_grad():
+            return out if _among(out, dirty) else out.view_as(out)
+    return out.detach() if out.requires_grad and not out._is_view() else out
 
 
 def meta_of(out: Any) -> Any:
@@ -577,6 +886,15 @@ def _among(tensor: torch.Tensor, tensors: Any) -> bool:
     return False
 
 
+def is_differentiable(out: Any, node: Node) -> bool:
+    """Does this output of `node` get a gradient?"""
+    return (
+        isinstance(out, torch.Tensor)
+        and (out.is_floating_point() or out.is_complex())
+        and not (node.non_differentiable and _among(out, node.non_differentiable))
+    )
+
+
 def _track(
     node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool, change: Any
 ) -> Any:
@@ -584,11 +902,7 @@ def _track(
 
     `change` is what an operation in place was found to change, if that was asked before it.
     """
-    if not isinstance(out, torch.Tensor):
-        return out
-    if not (out.is_floating_point() or out.is_complex()):
-        return out
-    if node.non_differentiable and _among(out, node.non_differentiable):
+    if not is_differentiable(out, node):
         return out
     if out.is_complex():
         raise no_complex(node.function.__name__)
@@ -634,10 +948,8 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
     return None if node is None else (node, tensor._output_nr)
 
 
-def _transformed(
-    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
-) -> Any:
-    """The call inside torch.vmap or torch.func.grad: PyTorch's own, which they see through.
+def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
+    """Inside torch.vmap or torch.func.grad PyTorch's own call is made, which they see through.
 
     What it returns is unwrapped when they return, and would no longer know what made it: raises
     if one of `args` requires grad for the tape.
@@ -657,7 +969,6 @@ def _transformed(
             f"nnmirror: torch.func would differentiate the forward of {function.__name__}, and"
             " not call its backward; derive it from torch.autograd.Function for this"
         )
-    return _by_torch(function, args, inplace)
 
 
 def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
@@ -680,7 +991,7 @@ def _by_torch(
         return function.infer(*args)
     node = _Unrecorded(function)
     node.needs_input_grad = (False,) * len(args)
-    return _forward(node, function, args)
+    return function.forward(node, *args)
 
 
 def is_left_to_torch(*args: Any) -> bool:

@@ -223,9 +223,7 @@ class Tensor(torch.Tensor):
             node = self._node
             if node is not None and node.direct is not None and node.direct(node):
                 return
-        if gradient is None or isinstance(gradient, torch.Tensor):
-            gradient = (gradient,)  # type: ignore[assignment]
-        _walk.backward((self,), tuple(gradient), retain_graph, create_graph, inputs)  # type: ignore[arg-type]
+        _walk.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
     def detach_(self) -> "Tensor":
         """Forget what made this tensor, in place."""

@@ -9,16 +9,15 @@ import operator
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
+from torch._C import DisableTorchFunctionSubclass
 
 from . import changes
 from . import tape as _tape
 from . import tensor as _tensor
-from .grad_mode import set_grad_enabled
 
 _R = TypeVar("_R")
 
@@ -187,7 +186,8 @@ def walk(
                 continue
             if node.prehooks:
                 slots = _run_prehooks(node, slots)
-            nothing = all(g is None for g in slots)
+            # A user's Function is asked even then: what it returns may be zeros.
+            nothing = node.attributes is None and all(g is None for g in slots)
             if nothing:
                 results: Any = [None] * len(node.edges)
             else:
@@ -302,7 +302,11 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
         )
         while True:
             edges: Any = node.edges
-            if grad is None:
+            if grad is None and node.attributes is None:
+                if not (node.leads_on or ready or held):
+                    if not retain_graph:
+                        node.free()
+                    return  # its leaves, which get nothing, may not have been counted
                 found: Any = (None,) * len(edges)
             elif node.folded is not None:
                 last = not (node.leads_on or ready or held)  # nothing else is under way
@@ -321,6 +325,8 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                         node.free()
                     _give(edges, found, fits)
                     return
+            elif node.attributes is not None:
+                found = tuple(validated(node, node.run((grad,))))
             else:
                 found = node.function.backward(node, grad)
                 if type(found) is not tuple:
@@ -575,22 +581,12 @@ def _finish_leaf(
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
         for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with _in_a_hook():
+            with _tape.users_code():
                 result = hook(leaf)
             if result is not None:
                 returned = _replacement(hook, leaf, result)
         if returned is not None:
             raise RuntimeError("Tensor post accumulate grad hooks should return None.")
-
-
-@contextlib.contextmanager
-def _in_a_hook() -> Iterator[None]:
-    """A hook is a user's code: tracked tensors are that again, and grad mode is off.
-
-    Off as torch's is, so that a hook may switch it on with `torch.enable_grad()`.
-    """
-    with _EnableTorchFunction(), torch.no_grad(), set_grad_enabled(None):
-        yield
 
 
 # -- hooks -------------------------------------------------------------------------------
@@ -619,7 +615,7 @@ def _run_tensor_hooks(
 ) -> torch.Tensor:
     """Call each hook with the gradient; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
-        with _in_a_hook():
+        with _tape.users_code():
             result = hook(grad)
         if result is not None:
             grad = _replacement(hook, grad, result)
@@ -673,7 +669,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
 
 
 def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    with _in_a_hook():
+    with _tape.users_code():
         for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
             result = hook(tuple(slots))
             if result is not None:
@@ -684,7 +680,7 @@ def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[to
 def _run_posthooks(
     node: _tape.Node, results: list[torch.Tensor | None], slots: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    with _in_a_hook():
+    with _tape.users_code():
         for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
             grads = tuple(results[i] for i in node.places)
             result = hook(grads, tuple(slots))
@@ -709,11 +705,13 @@ def make_grads(
             )
     if len(grads) != len(outputs):
         raise RuntimeError(f"got {len(outputs)} tensors and {len(grads)} gradients")
+    started = []
     with DisableTorchFunctionSubclass():
-        return [
-            start_grad(_tape.meta_of(out), grad, i)
-            for i, (out, grad) in enumerate(zip(outputs, grads, strict=True))
-        ]
+        for i, (out, grad) in enumerate(zip(outputs, grads, strict=True)):
+            if grad is None and not out.requires_grad:
+                raise RuntimeError(_NO_GRAD_FN.format(i))
+            started.append(start_grad(_tape.meta_of(out), grad, i))
+    return started
 
 
 def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
@@ -747,14 +745,13 @@ def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
 
 
 def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
-    roots = []
     for i, out in enumerate(outputs):
-        if not (isinstance(out, _tensor.Tensor) and out.requires_grad):
-            raise RuntimeError(
-                f"element {i} of tensors does not require grad and does not have a grad_fn"
-            )
-        roots.append(_tape.edge_of(out))
-    return roots
+        if not out.requires_grad:
+            raise RuntimeError(_NO_GRAD_FN.format(i))
+    return [_tape.edge_of(out) for out in outputs]
+
+
+_NO_GRAD_FN = "element {} of tensors does not require grad and does not have a grad_fn"
 
 
 _NO_CREATE_GRAPH = (
@@ -764,22 +761,41 @@ _NO_CREATE_GRAPH = (
 
 
 def backward(
-    outputs: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor | None],
+    tensors: torch.Tensor | Sequence[torch.Tensor],
+    grad_tensors: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
-    inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    grad_variables: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    inputs: torch.Tensor | Sequence[torch.Tensor] | dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Accumulate into the leaves' `.grad` (or only into that of `inputs`)."""
+    """Add the gradients of `tensors` to the leaves' `.grad`, as `torch.autograd.backward`.
+
+    One walk back from all of them: dx = sum_i g_i dy_i/dx, with g_i from `grad_tensors` (None
+    stands for 1, where y_i is a single number). With `inputs`, only these get a gradient.
+    RuntimeError if a tensor requires no grad. `torch.autograd.backward` itself comes here with a
+    tensor that the mirror tracks; beside those, tensors of torch's own graph may be given.
+    """
+    if grad_variables is not None:
+        warnings.warn(
+            "`grad_variables` is deprecated. Use `grad_tensors` instead.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        if grad_tensors is not None:
+            raise RuntimeError(
+                "`grad_tensors` and `grad_variables` (deprecated) arguments both passed to"
+                " `backward()`. Please only use `grad_tensors`."
+            )
+        grad_tensors = grad_variables
     if create_graph:
         raise NotImplementedError(_NO_CREATE_GRAPH)
-    if isinstance(inputs, torch.Tensor):
-        inputs = (inputs,)
-    if inputs is not None and len(inputs) == 0:
-        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
-    if inputs is not None and not all(t.requires_grad for t in inputs):
-        raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-    if inputs is None and len(outputs) == 1 and grads[0] is None:
+    outputs = _as_many(tensors)
+    grads = (None,) * len(outputs) if grad_tensors is None else _as_many(grad_tensors)
+    if inputs is not None:
+        inputs = _inputs_of(inputs, "backward")
+        if not all(t.requires_grad for t in inputs):
+            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+    if inputs is None and grad_tensors is None and len(outputs) == 1:
         counts = _survey(outputs[0])
         if counts is not None:
             retain = retain_graph is not None and _flag(retain_graph)
@@ -796,6 +812,25 @@ def backward(
         for tensor, grad in zip(inputs, found, strict=True):
             if grad is not None:
                 accumulate(tensor, grad, may_keep=False)
+
+
+def _as_many(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+
+
+def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
+    """The tensors that are asked about: one, several, or the values of a dict."""
+    if type(inputs) is dict:
+        inputs = tuple(inputs.values())
+    elif isinstance(inputs, Mapping):
+        raise TypeError(
+            f"`inputs` argument to `{caller}()` must be a dict, not {type(inputs).__name__}."
+            " Other Mapping types are not supported."
+        )
+    found = _as_many(inputs)
+    if not found:
+        raise RuntimeError(f"`inputs` argument to `{caller}()` cannot be empty.")
+    return found
 
 
 def _flag(value: Any) -> bool:
@@ -815,7 +850,7 @@ def between(
     Accumulates into the leaves between, and returns the gradients for `ends`.
     """
     if not starts:
-        raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
+        raise RuntimeError(_NO_GRAD_FN.format(0))
     grads = []
     with DisableTorchFunctionSubclass():
         for i, ((target, index), grad) in enumerate(starts):
@@ -836,7 +871,7 @@ def _input_edges(inputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
 
 def grad(
     outputs: torch.Tensor | Sequence[torch.Tensor],
-    inputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: torch.Tensor | Sequence[torch.Tensor] | dict[str, torch.Tensor],
     grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
     retain_graph: bool | None = None,
     create_graph: bool = False,
@@ -844,12 +879,14 @@ def grad(
     allow_unused: bool | None = None,
     is_grads_batched: bool = False,
     materialize_grads: bool = False,
-) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates."""
+) -> Any:
+    """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates.
+
+    A tuple, or a dict where `inputs` is one. With `is_grads_batched` the first dimension of each
+    of `grad_outputs` is a batch, for whose items the walk is made one after the other.
+    """
     if create_graph:
         raise NotImplementedError(_NO_CREATE_GRAPH)
-    if is_grads_batched:
-        raise NotImplementedError("nnmirror: is_grads_batched=True is not mirrored")
     if not only_inputs:
         warnings.warn(
             "only_inputs argument is deprecated and is ignored now (defaults to True). To"
@@ -863,22 +900,67 @@ def grad(
             "Expected allow_unused to be True or not passed when materialize_grads=True, but"
             " got: allow_unused=False."
         )
-    outs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-    ins = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    if grad_outputs is None:
-        starts: Sequence[torch.Tensor | None] = [None] * len(outs)
+    outs, ins = _as_many(outputs), _inputs_of(inputs, "grad")
+    starts = (None,) * len(outs) if grad_outputs is None else _as_many(grad_outputs)
+    vmapped = any(isinstance(g, torch.Tensor) and _is_vmapped(g) for g in starts)
+
+    def one(given: Sequence[torch.Tensor | None], retain: bool) -> Sequence[torch.Tensor | None]:
+        started = make_grads(outs, given)
+        results = walk(_roots(outs), started, retain, only=_input_edges(ins))
+        if not (allow_unused or materialize_grads) and any(g is None for g in results):
+            raise RuntimeError(
+                "One of the differentiated Tensors appears to not have been used in the graph. Set"
+                " allow_unused=True if this is the desired behavior."
+            )
+        return results
+
+    if is_grads_batched:
+        results = _one_by_one(one, starts, bool(retain_graph))
+    elif vmapped:
+        results = _under_vmap(one, starts, bool(retain_graph))
     else:
-        starts = (grad_outputs,) if isinstance(grad_outputs, torch.Tensor) else grad_outputs
-    started = make_grads(outs, starts)
-    results = walk(_roots(outs), started, bool(retain_graph), only=_input_edges(ins))
+        results = one(starts, bool(retain_graph))
     if materialize_grads:
         results = [
             torch.zeros_like(t.detach()) if g is None else g
             for g, t in zip(results, ins, strict=True)
         ]
-    elif not allow_unused and any(g is None for g in results):
-        raise RuntimeError(
-            "One of the differentiated Tensors appears to not have been used in the graph. Set"
-            " allow_unused=True if this is the desired behavior."
-        )
+    if type(inputs) is dict:
+        return dict(zip(inputs, results, strict=True))
     return tuple(results)
+
+
+_One: TypeAlias = Callable[[Sequence[Any], bool], Sequence[Any]]
+_is_vmapped: Any = torch._C._functorch.is_legacy_batchedtensor
+
+
+def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
+    """The gradients for each item of a batch of gradients to start from, stacked."""
+    sizes = {len(g) for g in batches if g is not None}
+    if len(sizes) != 1:
+        raise ValueError(
+            "vmap: Expected all tensors to have the same size in the mapped dimension, got sizes"
+            f" {[len(g) for g in batches if g is not None]} for the mapped dimension"
+        )
+    (size,) = sizes
+    rows = [
+        one([None if g is None else g[i] for g in batches], retain_graph or i < size - 1)
+        for i in range(size)
+    ]
+    return [None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True)]
+
+
+def _under_vmap(one: _One, starts: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
+    """The same where the batch is hidden by the vmap that `torch.autograd.gradcheck` calls."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if level != 1:
+        raise NotImplementedError("nnmirror: a gradient inside of nested vmaps is not mirrored")
+    size = next(len(_unwrapped(g, 1)) for g in starts if g is not None and _is_vmapped(g))
+    batches = [None if g is None else _unwrapped(g, size) for g in starts]
+    results = _one_by_one(one, batches, retain_graph)
+    return [None if g is None else torch._add_batch_dim(g, 0, 1) for g in results]
+
+
+def _unwrapped(grad: torch.Tensor, size: int) -> torch.Tensor:
+    return torch._remove_batch_dim(grad, 1, size, 0)

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .._versions import SINCE_2_14
 from ..grad_mode import is_grad_enabled
-from ..tape import Function, Node
+from ..tape import Function, Node, record
 from . import module as _module
 from .explicit import Traced
 
@@ -401,7 +401,7 @@ def _pass_through(
     places = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
     if not (is_grad_enabled() and any(args[i].requires_grad for i in places)):
         return args, None
-    passed = _BoundaryFunction.apply(*[args[i] for i in places])
+    passed = record(_BoundaryFunction, tuple([args[i] for i in places]))[0]
     stand_at(next(t.grad_fn for t in passed if t.requires_grad))
     new = list(args)
     for place, tensor in zip(places, passed, strict=True):

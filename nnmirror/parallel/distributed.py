@@ -249,7 +249,7 @@ class DistributedDataParallel(Module):
         leaves, spec = tree_flatten(output)
         if not any(map(_is_tracked, leaves)):
             return output
-        passed = _DDPSink.apply(*leaves)
+        passed = tape.record(_DDPSink, tuple(leaves))[0]
         leaves = [new if _is_tracked(old) else old for old, new in zip(leaves, passed, strict=True)]
         if self.static_graph:
             node = next(t.grad_fn for t in leaves if _is_tracked(t))

@@ -21,6 +21,7 @@ from . import (
     selection,
     shape,
     softmax,
+    undefined,
 )
 from .registry import RULES, Rule, composite, inplace, name_of, refusal, rule
 
@@ -71,4 +72,5 @@ __all__ = [
     "selection",
     "shape",
     "softmax",
+    "undefined",
 ]

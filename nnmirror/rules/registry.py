@@ -30,7 +30,7 @@ from ..tape import (
     record,
     tensors_in,
 )
-from ..walk import grad
+from ..walk import backward, grad
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -40,7 +40,10 @@ F = TypeVar("F", bound=type[Function])
 RULES = _tensor.RULES
 # The same, by module and name, for what torch.nn.functional and torch.autograd define in
 # Python: so nothing of theirs is imported for it.
-NAMED: dict[tuple[str, str], Callable[..., Any]] = {("torch.autograd", "grad"): grad}
+NAMED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch.autograd", "backward"): backward,
+    ("torch.autograd", "grad"): grad,
+}
 
 
 class Rule(Function):

@@ -1,0 +1,49 @@
+"""A gradient that is lost on the way back, as `torch.autograd.gradcheck` asks for one.
+
+To see what a backward does without a gradient, gradcheck calls
+`torch._C._functions.UndefinedGrad()(y)`, which is y again, and whose backward returns nothing.
+That is written in C++ and asks no tensor subclass: for a tensor of the mirror the result would
+have lost what made it, and every right backward would be called wrong. So in its place stands
+one that knows such tensors, and leaves all others to PyTorch's.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from ..tensor import Tensor
+from .registry import Rule
+
+T = torch.Tensor
+
+_functions: Any = torch._C._functions
+_PyTorchs: Any = _functions.UndefinedGrad
+
+
+class Undefined(Rule):
+    """z = x:  dx = nothing, whatever g"""
+
+    @staticmethod
+    def forward(ctx: Any, x: T) -> T:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> None:
+        return None
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "UndefinedGradBackward"
+
+
+class UndefinedGrad:
+    """`torch._C._functions.UndefinedGrad`, which knows the mirror's tensors."""
+
+    def __call__(self, *tensors: Any) -> Any:
+        if len(tensors) == 1 and isinstance(tensors[0], Tensor) and tensors[0].requires_grad:
+            return record(Undefined, tensors)[0]
+        return _PyTorchs()(*tensors)
+
+
+_functions.UndefinedGrad = UndefinedGrad
