@@ -431,3 +431,81 @@ def test_memory_that_is_not_to_be_found_gets_no_gradient():
     with pytest.raises(RuntimeError, match="clone"):
         buffer[0] = w
     assert torch.equal(buffer, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("n", [1, 9])
+@parity
+def test_loop_that_writes_into_slices(nn, optim, n):
+    """A fractional derivative: each element a sum over all that came before."""
+    net = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
+    c = torch.randn(n)
+    u = net(torch.linspace(0, 1, n)[:, None]).squeeze(1)
+    d = torch.zeros(n)
+    for k in range(n):
+        d[k] = c[: k + 1] @ u[: k + 1].flip(0)
+    (d * d).mean().backward()
+    return d, dict(net.named_parameters())
+
+
+ASSIGNED = {
+    "element": ((1, 2), lambda w: w[0]),
+    "row": (1, lambda w: w),
+    "negative row": (-1, lambda w: w * 2),
+    "row of a number": (2, lambda w: w[0]),
+    "rows": (slice(1, 3), lambda w: torch.stack([w, w * 2])),
+    "rows of a number": (slice(1, None), lambda w: w.sum()),
+    "column": ((slice(None), 1), lambda w: w.sum().expand(4)),
+    "every other": ((slice(0, 4, 2), slice(1, None)), lambda w: torch.stack([w, w])[:, 1:]),
+    "nothing": (slice(2, 2), lambda w: w[:0].reshape(0, 3)),
+    "all": (slice(None), lambda w: w),
+    "a leaf": (0, lambda w: w),
+    "a plain tensor": (0, lambda w: torch.ones(3)),
+    "a number": ((3, 0), lambda w: 2.5),
+    "of another dtype": (0, lambda w: w.double()),
+    "broadcast": (slice(1, 3), lambda w: w),
+    "bounds of tensors": (slice(torch.tensor(1), torch.tensor(2)), lambda w: w[None]),
+    "beyond": (4, lambda w: w),
+    "too many": ((1, 2, 0), lambda w: w[0]),
+    "of a wrong shape": (slice(1, 3), lambda w: w[:2]),
+}
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("name", ASSIGNED)
+@parity
+def test_assignment_to_a_result(nn, optim, name, layout):
+    """Twice to one result, with what hooks and retained gradients see between the two."""
+    index, value = ASSIGNED[name]
+    x, w = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+    h = nn.functional.tanh(x if layout == "rows" else x.t().reshape(3, 4).contiguous().t())
+    seen = []
+    h[0, 0] = w[1]
+    h.retain_grad()
+    h.register_hook(lambda g: seen.append(g.clone()))
+    row = h[1]
+    h[index] = w if name == "a leaf" else value(w)
+    made = h.grad_fn
+    after = made.name(), [f and f.name() for f, _ in made.next_functions][:1], h._version
+    (h * torch.arange(12.0).reshape(4, 3)).sum().backward(retain_graph=True)
+    row.sum().backward()
+    return after, h, h.grad, seen, row, x, w
+
+
+@parity
+def test_second_backward_through_an_assignment(nn, optim):
+    w = nn.Parameter(torch.randn(3))
+    h = w + 1
+    h[0] = w[1]
+    h[1:] = 2.0
+    h.sum().backward()
+    h.sum().backward()
+
+
+@parity
+def test_result_with_other_data_is_sliced(nn, optim):
+    h = nn.functional.tanh(nn.Parameter(torch.randn(4)))
+    h.data = torch.randn(4)
+    z = h[1:].flip(0)
+    h[0] = z[0]
+    (z @ z + h.sum()).backward()
+    return h, z

@@ -717,6 +717,17 @@ _AUTOCAST = (
     " instead"
 )
 
+
+def records_plainly() -> bool:
+    """Would `record` record, with nothing in the way that it has to ask about?"""
+    return (
+        torch.is_grad_enabled()
+        and _override.mode is not False
+        and not _is_any_autocast_enabled()
+        and in_transform() is None
+    )
+
+
 # What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
 MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
 
@@ -941,8 +952,12 @@ def _save_apart(node: Node, out: torch.Tensor) -> None:
 
 
 def usual_edge(tensor: torch.Tensor) -> Edge | None:
-    """Where the gradient of a tracked tensor goes; None for a leaf, a view, a plain tensor."""
-    if type(tensor) is not _tensor.Tensor or tensor._view_of is not None:
+    """Where the gradient of a result goes; None for a leaf, a plain tensor, and a view whose
+    memory has changed."""
+    if type(tensor) is not _tensor.Tensor:
+        return None
+    view = tensor._view_of
+    if view is not None and view[1] != tensor._version:
         return None
     node = tensor._node
     return None if node is None else (node, tensor._output_nr)

@@ -120,8 +120,6 @@ def _plain_views(
         if (
             type(view) not in (torch.Tensor, _tensor.Tensor)
             or view.dtype is not base.dtype  # the real part of a complex one
-            or view.is_conj()
-            or view.is_neg()
         ):
             raise RuntimeError(_SHARED)
         yield view, _kind_of(view)
@@ -230,20 +228,117 @@ class CopySlices(_tape.Function):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if ctx._saved is None:
-            raise RuntimeError(_tape._FREED)
-        strides, part_of = ctx.geometry
-        whole = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
-        part = whole.as_strided(*part_of)
+        whole, part = CopySlices.cut(ctx, g)
         grads = list(ctx._saved[0].run((part.clone(memory_format=torch.contiguous_format),)))
         if grads[0] is not None:
             part.copy_(grads[0])
             grads[0] = whole
         return tuple(grads)
 
+    @staticmethod
+    def cut(ctx: Any, g: T) -> tuple[T, T]:
+        """A copy of g, laid out as the base, and the view's part of it."""
+        if ctx._saved is None:
+            raise RuntimeError(_tape._FREED)
+        strides, part_of = ctx.geometry
+        whole = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
+        return whole, whole.as_strided(*part_of)
+
     @classmethod
     def node_name(cls) -> str:
         return "torch::autograd::CopySlices"
+
+
+class SetItem(_tape.Function):
+    """x[index] = v, with integers and slices:  dx = g, zero in the part x[index],  dv = g there
+
+    What the assignment of a tensor to a part of x records, in one node.
+    """
+
+    is_rule = True
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        if ctx._saved is None:
+            raise RuntimeError(_tape._FREED)
+        if ctx.strides is None:
+            whole = g.clone(memory_format=torch.contiguous_format)
+        else:
+            whole = torch.empty_strided(g.shape, ctx.strides, dtype=g.dtype, device=g.device).copy_(
+                g
+            )
+        part = whole[ctx.index]
+        dv = None
+        if ctx.needs_input_grad[1]:
+            dv = part.sum() if ctx.fills else part.clone(memory_format=torch.contiguous_format)
+        part.zero_()
+        return whole, dv
+
+    @classmethod
+    def node_name(cls) -> str:
+        return CopySlices.node_name()
+
+
+def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
+    """x[index] = value in the most usual case, with less to ask; False in any other.
+
+    That is a result that is no view, integers and slices of integers, and a value of its dtype
+    that fits the part as it is, or has no dimension.
+    """
+    made_by: Any = x._node
+    if made_by is None or x._view_of is not None:
+        return False
+    shape, dtype, _ = meta = made_by.outputs[x._output_nr]
+    dims = len(shape)  # of the part
+    cuts = False
+    for i in index if type(index) is tuple else (index,):
+        kind: Any = type(i)
+        if kind is int:
+            dims -= 1
+            cuts = True
+        elif kind is slice and {type(i.start), type(i.stop), type(i.step)} <= _BOUNDS:
+            cuts = cuts or i != _ALL
+        else:
+            return False
+    if not cuts:
+        return False
+    edge = None
+    kind = type(value)
+    if _tape.kind_of(kind) is _tape.MIRRORED:
+        if value._node is not None or value._requires_grad:  # type: ignore[attr-defined]
+            edge = _tape.edge_of(value)
+    elif kind is not torch.Tensor or value.requires_grad:
+        return False
+    if value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
+        return False
+    is_number = value.dim() == 0
+    if is_number and dims and not value.is_cpu:
+        return False
+    try:
+        if is_number:
+            x[index] = value
+        else:
+            part = x[index]
+            if part.shape != value.shape:
+                return False
+            part.copy_(value)
+    except (IndexError, TypeError, ValueError, RuntimeError):
+        return False
+    node: Any = _tape.Node(SetItem)
+    node.index, node.fills = index, is_number and dims > 0
+    node.strides = None if x.is_contiguous() else x.stride()
+    node.places, node.edges = (0, 1), ((made_by, x._output_nr), edge)
+    node.needs_input_grad = True, edge is not None
+    node.is_exact = edge is None or edge[0] is not value  # the data of a leaf may be exchanged
+    node.sequence = next(_tape._sequence)
+    node.outputs = (meta,)
+    node._saved = (None,)  # nothing, but it can be freed
+    _tape.made_by(x, node, 0)
+    return True
+
+
+_BOUNDS = {int, type(None)}
+_ALL = slice(None)
 
 
 class AsStrided(_tape.Function):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from ..tape import record
-from ..views import change_of
+from ..tape import record, records_plainly
+from ..tensor import Tensor
+from ..views import assigned, change_of
 from . import shape
 from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
@@ -202,6 +203,10 @@ def setitem(input: T, index: Any, value: Any) -> None:
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
+    if type(input) is Tensor and records_plainly():
+        with DisableTorchFunctionSubclass():
+            if assigned(input, index, value):
+                return
     try:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:

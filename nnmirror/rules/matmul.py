@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from ..tape import record
+from ..tape import Node, record, recorded, usual_edge
 from . import shape
 from .arithmetic import Mul, scaled
 from .reduction import Sum
@@ -85,6 +85,19 @@ class Dot(Rule):
     """z = sum_i u_i v_i:  du = g v,  dv = g u"""
 
     @staticmethod
+    def usual(input: T, tensor: T) -> Any:
+        to_u, to_v = usual_edge(input), usual_edge(tensor)
+        if to_u is None:
+            if to_v is None or type(input) is not T or input.requires_grad:
+                return None
+        elif to_v is None and (type(tensor) is not T or tensor.requires_grad):
+            return None
+        node: Any = Node(Dot)
+        node.places, node.is_exact = (0, 1), True
+        node.needs_input_grad = (to_u is not None, to_v is not None)
+        return recorded(node, Dot.forward(node, input, tensor), (to_u, to_v))
+
+    @staticmethod
     def forward(ctx: Any, input: T, tensor: T) -> T:
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None, tensor if ctx.needs_input_grad[0] else None
@@ -93,11 +106,8 @@ class Dot(Rule):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        u, v = ctx.saved_tensors
-        return (
-            g * v if ctx.needs_input_grad[0] else None,
-            g * u if ctx.needs_input_grad[1] else None,
-        )
+        needs = ctx.needs_input_grad
+        return g * ctx.saved(1) if needs[0] else None, g * ctx.saved(0) if needs[1] else None
 
 
 @inplace(T.addmm_)
@@ -267,7 +277,8 @@ def rows_of_one_matrix(x: T) -> bool:
 def matmul(input: T, other: T) -> T:
     """`input @ other` for any numbers of dimensions, as a product of matrices."""
     a, b = input, other
-    n, m = a.dim(), b.dim()
+    with DisableTorchFunctionSubclass():
+        n, m = a.dim(), b.dim()
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})
     if n == 1 and m == 1:

@@ -10,8 +10,8 @@ import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from ..changes import reshaping
-from ..tape import record
-from ..views import AsStrided
+from ..tape import Node, record, recorded, tracked, usual_edge
+from ..views import AsStrided, ViewOf
 from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -355,22 +355,45 @@ def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
     )
 
 
+_FIRST, _FIRST_NEEDS_IT = (0,), (True, False)
+_BY_INDEX: dict[type, str] = {
+    int: "SelectBackward0",
+    slice: "SliceBackward0",
+    type(None): "UnsqueezeBackward0",
+}
+
+
 class Basic(Rule):
     """z = x[index] of integers, slices, None and ...:  dx = zeros, with g put at index"""
 
     is_view = True
 
     @staticmethod
+    def usual(input: T, index: Any) -> Any:
+        edge = usual_edge(input)
+        if edge is None:
+            return None
+        node: Any = Node(Basic)
+        z = Basic.forward(node, input, index)
+        node.places, node.needs_input_grad = _FIRST, _FIRST_NEEDS_IT
+        seen = input._view_of  # type: ignore[attr-defined]
+        base, kind = (input, "plain") if seen is None else (seen[0], seen[2])
+        z._view_of = ViewOf(base, z._version, kind)  # type: ignore[attr-defined]
+        shape, dtype, device = edge[0].outputs[edge[1]]
+        node.edges, node.outputs = (edge, None), ((z.shape, dtype, device),)
+        node.is_exact = node.shape == shape  # else data was exchanged
+        return tracked(node, z)
+
+    @staticmethod
     def forward(ctx: Any, input: T, index: Any) -> T:
         ctx.shape, ctx.index = input.shape, index
         last = index[-1] if isinstance(index, tuple) and index else index
-        names = {int: "Select", slice: "Slice", type(None): "Unsqueeze"}
-        ctx.label = names.get(type(last), "Alias") + "Backward0"
+        ctx.label = _BY_INDEX.get(type(last), "AliasBackward0")
         return input[index]
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx = g.new_zeros(ctx.shape)
         dx[ctx.index] = g
         return dx, None
 
@@ -411,6 +434,9 @@ def is_basic(index: Any) -> bool:
 
 @composite(T.__getitem__)
 def getitem(input: T, index: Any) -> T:
+    kind = type(index)
+    if kind is slice or kind is int:
+        return record(Basic, (input, index))[0]
     parts = index if isinstance(index, tuple) else (index,)
     if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
@@ -628,6 +654,15 @@ class Roll(Rule):
 
 class Flip(Rule):
     """z = x reversed along dims:  dx = g reversed"""
+
+    @staticmethod
+    def usual(input: T, dims: Any) -> Any:
+        edge = usual_edge(input)
+        if edge is None:
+            return None
+        node: Any = Node(Flip)
+        node.places, node.needs_input_grad, node.is_exact = _FIRST, _FIRST_NEEDS_IT, True
+        return recorded(node, Flip.forward(node, input, dims), (edge, None), edge)
 
     @staticmethod
     def forward(ctx: Any, input: T, dims: Any) -> T:
