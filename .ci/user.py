@@ -33,7 +33,10 @@ with nn.watch(model) as seen:
     scheduler.step()
 model.load_state_dict(model.state_dict())
 print(seen.table(), loss.item(), scheduler.get_last_lr())
+print(isinstance(model, nn.Conv2d))  # type: ignore[attr-defined]  # an error, not Any
 try:
-    print(nn.Conv2d)  # type: ignore[attr-defined]  # not mirrored: an error, not Any
-except AttributeError as e:
+    print(nn.Conv2d(1, 1, 1))  # type: ignore[attr-defined]
+except NotImplementedError as e:
     print(e)
+lbfgs: optim.LBFGS = optim.LBFGS(model.parameters())
+print(isinstance(lbfgs, optim.Optimizer))

@@ -13,7 +13,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 TABLE = [
     (name, mirrored)
     for names, mirrored in re.findall(
-        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here) \|", README, re.M
+        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here|PyTorch's) \|", README, re.M
     )
     for name in re.findall(r"`([\w.]+)`", names)
 ]
@@ -32,8 +32,13 @@ def test_table_of_what_is_mirrored(name, mirrored):
             look_up(torch, name)
     else:
         assert look_up(torch, name), "a name of PyTorch's"
-    if mirrored != "no":
+    if mirrored == "PyTorch's":
+        assert look_up(nnmirror, name) is look_up(torch, name)
+    elif mirrored != "no":
         assert look_up(nnmirror, name)
+    elif isinstance(look_up(torch, name), type):
+        with pytest.raises(NotImplementedError, match="not mirrored"):
+            look_up(nnmirror, name)()
     else:
         with pytest.raises(AttributeError, match="not mirrored"):
             look_up(nnmirror, name)

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -197,7 +199,7 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
                 from torch.nn.utils import weight_norm
             if sys.argv[1] == "module":
                 import torch.nn.parallel as p
-                p.DataParallel
+                p.DataParallel(nn.Linear(1, 1))
             """,
     )
     for how, line, name in (
@@ -221,10 +223,13 @@ def test_report(tmp_path, monkeypatch):
             import torch, helper
             import torch.nn as nn
             from torch.optim import SGD as sgd, SparseAdam
+            from torch.nn import Conv1d, Conv3d
+            from torch.optim.swa_utils import AveragedModel, update_bn
             from torch.nn import *
             layers = torch.nn
             class Net(nn.Module):
                 def forward(self, x):
+                    isinstance(self, (nn.Linear, nn.Conv2d)), Conv3d(1, 1, 1)
                     return layers.functional.relu(x) + Linear(2, 1)(x) + unrelated.Conv2d
             opt = sgd
             """,
@@ -238,16 +243,189 @@ def test_report(tmp_path, monkeypatch):
     sources = report.read("script.py")
     assert report.render(report.uses(sources)).splitlines() == [
         "script.py",
-        "  torch.optim.SGD             mirrored      line 4, 10",
-        "  torch.optim.SparseAdam      NOT MIRRORED  line 4",
-        "  torch.nn.Module             mirrored      line 7",
-        "  torch.nn.Linear             mirrored      line 9",
-        "  torch.nn.functional.relu    mirrored      line 9",
+        "  torch.optim.SGD                      mirrored      line 4, 13",
+        "  torch.optim.SparseAdam               mirrored      line 4",
+        "  torch.nn.Conv1d                      named only    line 5",
+        "  torch.nn.Conv3d                      named only    line 5",
+        "  torch.optim.swa_utils.AveragedModel  named only    line 6",
+        "  torch.optim.swa_utils.update_bn      NOT MIRRORED  line 6",
+        "  torch.nn.Module                      mirrored      line 9",
+        "  torch.nn.Conv2d                      named only    line 11",
+        "  torch.nn.Conv3d                      NOT MIRRORED  line 11",
+        "  torch.nn.Linear                      mirrored      line 11, 12",
+        "  torch.nn.functional.relu             mirrored      line 12",
         "helper.py",
-        "  torch.nn.functional.conv2d  NOT MIRRORED  line 3",
-        "4 of 6 names are mirrored",
+        "  torch.nn.functional.conv2d           NOT MIRRORED  line 3",
+        "8 of 11 names are mirrored",
     ]
     assert [source.seeds for source in sources] == [[], [4]]
+
+
+REFUSED = """
+    import torch, torchmetrics
+    from torch import nn
+    from torch.utils.checkpoint import checkpoint
+    import library
+    class Net(nn.Module):
+        pass
+    class Measured(torchmetrics.Metric):   # a torch.nn.Module
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+    class Plain(torchmetrics.Metric):
+        def update(self, x):
+            return nn.functional.relu(x)
+    net = nn.Sequential(nn.Linear(2, 1))
+    def not_reached(loss, x):
+        loss.backward(create_graph=True)
+        loss.backward(None, True, False)
+        torch.autograd.grad(loss, x, create_graph=False)
+        torch.autograd.grad(loss, x, None, None, True)
+        torch.func.grad(net)(x)
+        torch.optim.SGD(net.parameters(), differentiable=True)
+        checkpoint(net, x, use_reentrant=True)
+        checkpoint(net, x, use_reentrant=False)
+        big = library.model()
+        big.head[0] = nn.Linear(2, 1)
+    print("ran")
+    """
+
+
+def test_report_names_the_calls_that_are_refused(tmp_path, monkeypatch):
+    """A script is not all mirrored if a call in it is refused."""
+    pytest.importorskip("torchmetrics")
+    write(tmp_path, script=REFUSED)
+    installed = tmp_path / "env" / "site-packages"
+    write(installed, library="def model():\n    1 / 0")
+    done = python("-m", "nnmirror", "--report", "script.py", cwd=tmp_path, path=[installed])
+    assert done.returncode == 1
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines() if "REFUSED" in line]
+    assert [(name, text.partition(":")[0]) for name, _, text in lines] == [
+        ("create_graph=True", "line 17, 20"),
+        ("differentiable=True", "line 22"),
+        ("use_reentrant=True", "line 23"),
+        ("torch.func.grad", "line 21"),
+        ("torchmetrics.Metric", "line 8"),
+        ("library.model", "line 26"),
+    ]
+    assert done.stdout.endswith("; 7 calls are refused\n")
+    done = python("-m", "nnmirror", "script.py", cwd=tmp_path, path=[installed])
+    assert done.stdout == "ran\n", done.stderr
+    told = [line.split()[1:4] for line in done.stderr.splitlines()]
+    assert told == [
+        ["script.py:17", "uses", "create_graph=True,"],
+        ["script.py:22", "uses", "differentiable=True,"],
+        ["script.py:23", "uses", "use_reentrant=True,"],
+        ["script.py:21", "uses", "torch.func.grad,"],
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(report._REFUSED_NAMES))
+def test_what_the_report_calls_refused_is_there(name):
+    value = torch
+    for part in name.split(".")[1:]:
+        value = getattr(value, part)
+    assert callable(value)
+
+
+LAYERS = """
+    import torch
+    from torch import nn, optim
+    from torch.nn.modules.conv import _ConvNd
+    torch.manual_seed(0)
+
+    class Blur(nn.Conv2d):
+        pass
+
+    def init(m):
+        if isinstance(m, (nn.Linear, nn.Conv2d, _ConvNd)):
+            nn.init.ones_(m.weight)
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
+            nn.init.zeros_(m.weight)
+        elif isinstance(m, (nn.DataParallel, nn.modules.loss._Loss)):
+            print("never")
+
+    LAYERS = {"linear": nn.Linear, "conv": nn.Conv2d, "lstm": nn.LSTM}
+    net = nn.Sequential(LAYERS["linear"](2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    net.apply(init)
+    x = torch.randn(5, 2)
+    for name in ("LBFGS", "Adamax", "NAdam", "RAdam", "Adadelta", "Rprop", "ASGD"):
+        opt = getattr(optim, name)(net.parameters(), lr=0.1)
+        def closure():
+            opt.zero_grad()
+            loss = net(x).pow(2).mean()
+            loss.backward()
+            return loss
+        schedule = optim.lr_scheduler.ExponentialLR(opt, 0.9)
+        print(name, isinstance(opt, optim.Optimizer), opt.step(closure).item())
+        schedule.step()
+    print(net.state_dict(), issubclass(Blur, nn.Module))
+    """
+
+
+def test_layers_that_are_asked_about_and_every_optimiser(tmp_path):
+    write(tmp_path, script=LAYERS, other=LAYERS.rstrip() + "\n    Blur(1, 1, 1)")
+    expected = python("script.py", cwd=tmp_path)
+    actual = python("-m", "nnmirror", "script.py", cwd=tmp_path)
+    assert actual.stderr.splitlines() == [  # not those that are asked about alone
+        f"nnmirror: script.py:{line} uses torch.nn.{name}, which is not mirrored; the script will"
+        " stop if it makes one"
+        for line, name in ((7, "Conv2d"), (18, "LSTM"))
+    ]
+    assert actual.stdout == expected.stdout
+    done = python("-m", "nnmirror", "other.py", cwd=tmp_path)
+    assert done.stdout == expected.stdout
+    assert "other.py:33 uses torch.nn.Conv2d, which is not mirrored. What to" in done.stderr
+
+
+def test_check_shows_what_comes_and_where_both_fail(tmp_path):
+    """What is printed meanwhile, with the names of the script's own files; and the same end."""
+    write(
+        tmp_path,
+        script="""
+            import os, sys, time, torch
+            print("from", __file__)
+            if sys.argv[1] == "wait":
+                time.sleep(60)
+            if sys.argv[1] == "differ":
+                raise ValueError(torch.nn.Linear.__module__)
+            raise ValueError("alike")
+            """,
+    )
+    here = os.path.realpath(tmp_path)
+    done = python("-m", "nnmirror", "--check", "--report", "script.py", "fail", cwd=tmp_path)
+    said = re.sub(r"\d+\.\d s", "0 s", done.stdout).splitlines()
+    assert (done.returncode, said) == (
+        0,
+        [
+            "script.py",
+            "  torch.nn.Linear  mirrored      line 7",
+            "1 of 1 names are mirrored",
+            f"torch    | from {here}/script.py",
+            "torch:    0 s, exit status 1",
+            f"nnmirror | from {here}/script.py",
+            "nnmirror: 0 s, exit status 1",
+            "seed: the script sets none; both runs were seeded with 0",
+            "both fail: alike",
+            f"printed: identical ({len(here) + 16} bytes)",
+            "identical",
+        ],
+    )
+    assert done.stderr.count(f'File "{here}/script.py", line 8') == 2
+    done = python("-m", "nnmirror", "--check", "script.py", "differ", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "both fail: line 1 differs\n  PyTorch:  ValueError: torch.nn.mod" in done.stdout
+    arguments = [sys.executable, "-m", "nnmirror", "--check", "script.py", "wait"]
+    with subprocess.Popen(
+        arguments,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == f"torch    | from {here}/script.py\n"
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_check_finds_the_first_difference(tmp_path):
@@ -265,7 +443,8 @@ def test_check_finds_the_first_difference(tmp_path):
     )
     done = python("-m", "nnmirror", "--check", "script.py", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[2:] == [
+    said = done.stdout.splitlines()
+    assert said[-7:] == [
         "seed: the script sets none; both runs were seeded with 0",
         "printed: line 2 differs",
         "  PyTorch:  torch.nn.modules.linear",
@@ -311,8 +490,8 @@ def test_notebook_extension(tmp_path, monkeypatch, capsys):
         exec("import torch\nfrom torch import nn\ndef f():\n  return torch.nn.ReLU", shell.user_ns)
         assert shell.user_ns["nn"].Linear is nnmirror.Linear
         assert shell.user_ns["f"]() is nnmirror.ReLU
-        with pytest.raises(AttributeError, match=r"uses torch\.nn\.Conv3d, which is not mirrored"):
-            exec("nn.Conv3d", shell.user_ns)
+        with pytest.raises(NotImplementedError, match=r"uses torch\.nn\.Conv3d, which is not"):
+            exec("nn.Conv3d(1, 1, 1)", shell.user_ns)
     finally:
         nnmirror.unload_ipython_extension(shell)
     exec("from torch import nn", shell.user_ns)

@@ -1,5 +1,6 @@
 """The surface: a script must be able to call every name as it calls PyTorch's."""
 
+import abc
 import inspect
 import re
 
@@ -160,24 +161,65 @@ def test_both_spellings_of_the_import():
     assert clip_grad_norm_ is nn.utils.clip_grad_norm_
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "LSTM", "DataParallel"])
-def test_a_name_that_is_not_mirrored_says_so(name):
-    with pytest.raises(AttributeError, match=rf"{name}.*not mirrored.*What to do"):
-        getattr(nnmirror, name)
-    assert hasattr(torch.nn, name)
-    with pytest.raises(AttributeError, match=r"Adamax.*not mirrored"):
-        nnmirror.optim.Adamax  # noqa: B018
-    with pytest.raises(AttributeError, match=r"conv2d.*not mirrored"):
+EVERY_OPTIMISER = sorted(n for n, v in vars(torch.optim).items() if isinstance(v, type))
+EVERY_LAYER = sorted(
+    name
+    for name, value in vars(torch.nn).items()
+    if isinstance(value, type) and issubclass(value, torch.nn.Module)
+)
+
+
+@pytest.mark.parametrize("name", EVERY_LAYER)
+def test_a_layer_that_is_not_mirrored_can_be_asked_about_and_not_made(name):
+    """As in an init function, `isinstance(m, (nn.Linear, nn.Conv2d))`, of a net without one."""
+    theirs, mine = getattr(torch.nn, name), getattr(nnmirror, name)
+    assert getattr(nnmirror, name) is mine
+    assert (mine.__name__, issubclass(mine, nnmirror.Module)) == (name, True)
+    # PyTorch's answer, for each pair of layers.
+    for other in EVERY_LAYER:
+        expected = issubclass(theirs, getattr(torch.nn, other))
+        assert issubclass(mine, getattr(nnmirror, other)) == expected, other
+    if name in nnmirror.__all__:
+        return
+
+    class Own(mine, abc.ABC):
+        def __init__(self):
+            super().__init__(1, 2)
+
+    for made in (mine, lambda: mine(1, 2, bias=True), Own):
+        with pytest.raises(
+            NotImplementedError, match=rf"nnmirror\.{name} is not mirrored.*What to"
+        ):
+            made()
+
+
+def test_a_name_that_is_not_mirrored_says_so():
+    with pytest.raises(AttributeError, match=r"conv2d.*not mirrored.*What to do"):
         nnmirror.functional.conv2d  # noqa: B018
+    with pytest.raises(
+        AttributeError, match=r"Transformer\.generate_square_subsequent_mask is not"
+    ):
+        nnmirror.Transformer.generate_square_subsequent_mask(3)
+    for name in ("Linaer", "conv2d", "Tensor_", "__wrapped__"):
+        with pytest.raises(AttributeError):
+            getattr(nnmirror, name)
+    assert not hasattr(nnmirror.functional, "Optional")  # there by an import of PyTorch's
+
+
+@pytest.mark.parametrize("name", EVERY_OPTIMISER)
+def test_every_optimiser_is_there(name):
+    """Those that are not mirrored are PyTorch's own, which work as they are (test_ecosystem)."""
+    mine = getattr(nnmirror.optim, name)
+    assert (mine is getattr(torch.optim, name)) == (name not in nnmirror.optim.__all__)
+    assert issubclass(mine, nnmirror.optim.Optimizer)
+    assert not issubclass(mine, nnmirror.optim.SGD) or name == "SGD"
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "from nnmirror import Conv2d",
-        "from nnmirror.nn import Linear, Conv2d",
         "from nnmirror.nn.functional import conv2d",
-        "from nnmirror.optim import Adamax as Best",
+        "from nnmirror.nn.functional import linear, conv2d as conv",
         "from nnmirror.optim.lr_scheduler import LinearLR, SWALR",
         "from nnmirror.nn.utils import weight_norm",
     ],
@@ -188,8 +230,9 @@ def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):
         exec(line)
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'nnmirror\.nn\.quantized'"):
         exec("import nnmirror.nn.quantized")
-    assert not hasattr(nnmirror, "Conv2d")
-    assert getattr(nnmirror, "Conv2d", None) is None
+    assert not hasattr(nnmirror.functional, "conv2d")
+    assert getattr(nnmirror.functional, "conv2d", None) is None
+    exec("from nnmirror.nn import Linear, Conv2d; from nnmirror.optim import Adamax as Best")
     exec("from nnmirror.nn import *; from nnmirror.nn.functional import *")
     inspect.getmembers(nnmirror)
 

@@ -43,12 +43,16 @@ def main(argv: list[str]) -> int | None:
         sources = report.read(what, bool(args.module))
     except (OSError, SyntaxError) as e:
         parser.error(f"{what} cannot be read: {e}")
+    status = 0
+    if args.report:
+        found = report.uses(sources, load=True)
+        print(report.render(found), flush=True)
+        status = 0 if all(use.mirrored for use in found) else 1
     if args.check:
         seeds = [f"{source.file}:{line}" for source in sources for line in source.seeds]
-        return check.check([*["-m"] * bool(args.module), *arguments], seeds, args.seed or 0)
-    found = report.uses(sources)
-    print(report.render(found))
-    return 0 if all(use.mirrored for use in found) else 1
+        arguments = [*["-m"] * bool(args.module), *arguments]
+        status |= check.check(arguments, seeds, args.seed or 0)
+    return status
 
 
 if __name__ == "__main__":

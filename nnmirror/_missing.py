@@ -1,9 +1,15 @@
-"""What a module answers when asked for a name that PyTorch has and the mirror lacks."""
+"""What a module answers when asked for a name that PyTorch has and the mirror lacks.
+
+A class is answered by a stand-in of its name, as scripts ask `isinstance(m, (nn.Linear,
+nn.Conv2d))` or keep a table of layers of which they make one: it is refused when one is made. Any
+other name is refused when it is looked up, as scripts ask `hasattr` whether a function is there.
+"""
 
 import dis
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeGuard
 
 _WAYS = (
     "build it from mirrored modules and tensor operations; write it as an nnmirror.Function with"
@@ -14,19 +20,34 @@ _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
 
 def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable[[str], Any]:
     """A module's `__getattr__`; `ways` says what to do in place of a name that is not here."""
+    theirs = sys.modules[_COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))]
+
+    def why(name: str) -> str:
+        return (
+            f"{module}.{name} is not mirrored. What to do: {ways}; or open an issue that asks for"
+            f" it. Mirrored here: {', '.join(sorted(mirrored))}."
+        )
+
+    stand_ins = StandIns(why, lambda theirs: theirs.__name__)
 
     def getattr_(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        why = (
-            f"{module}.{name} is not mirrored. What to do: {ways}; or open an issue that asks for"
-            f" it. Mirrored here: {', '.join(sorted(mirrored))}."
-        )
+        value = vars(theirs).get(name)
+        if stand_ins.can_be_for(value):
+            return stand_ins.of(value)
         if _is_import(sys._getframe(1)):
-            raise ImportError(why, name=module)
-        raise AttributeError(why)
+            raise ImportError(why(name), name=module)
+        raise AttributeError(why(name))
 
     return getattr_
+
+
+# torch has loaded these itself; nothing is imported to look at them.
+_COUNTERPARTS = {
+    "nnmirror.optim": "torch.optim",
+    "nnmirror.optim.lr_scheduler": "torch.optim.lr_scheduler",
+}
 
 
 def _is_import(frame: Any) -> bool:
@@ -37,3 +58,95 @@ def _is_import(frame: Any) -> bool:
     """
     place: int = frame.f_lasti
     return bool(place >= 0 and frame.f_code.co_code[place] == _IMPORT_FROM)
+
+
+# -- classes that are not mirrored ---------------------------------------------------------
+
+_ROOTS = ("torch.nn", "torch.optim")
+
+
+class StandIns:
+    """Classes in place of PyTorch's own that are not mirrored.
+
+    They can be asked about and derived from. `why(name)` is what is said when an instance is
+    made of one or of a class derived from it, and when it is asked for what only PyTorch's has;
+    `named(theirs)` is the name of PyTorch's class in what is said.
+    """
+
+    made: set[type] = set()  # by all of these
+
+    def __init__(self, why: Callable[[str], str], named: Callable[[type], str]) -> None:
+        self.why = why
+        self.named = named
+        self.known: dict[type, type] = {}
+
+    @staticmethod
+    def can_be_for(value: Any) -> TypeGuard[type]:
+        """Is `value` a class of PyTorch's of which no mirrored one is a subclass there?"""
+        return (
+            isinstance(value, type)
+            and value.__module__.startswith(_ROOTS)
+            and not any(namesake(c) for c in (value, *_derived_from(value)))
+        )
+
+    def of(self, theirs: type) -> type:
+        """The one for PyTorch's class `theirs`."""
+        if theirs in self.known:
+            return self.known[theirs]
+        name = self.named(theirs)
+        bases = tuple(
+            namesake(base) or self.of(base)
+            for base in theirs.__bases__
+            if base.__module__.startswith(_ROOTS)
+        )
+        body: dict[str, Any] = {
+            key: _OnlyTheirs(self.why, f"{name}.{key}")
+            for key in vars(theirs)
+            if not (key.startswith("_") or any(hasattr(base, key) for base in bases))
+        }
+
+        def refuse(cls: type, *args: Any, **kwargs: Any) -> NoReturn:
+            raise NotImplementedError(f"nnmirror: {self.why(name)}")
+
+        body["__new__"] = refuse
+        body["__module__"] = theirs.__module__
+        body["__qualname__"] = theirs.__qualname__
+        body["__doc__"] = f"{theirs.__module__}.{theirs.__qualname__}, which is not mirrored."
+        made = types.new_class(theirs.__name__, bases, {}, lambda new: new.update(body))
+        self.made.add(made)
+        self.known[theirs] = made
+        return made
+
+
+class _OnlyTheirs:
+    """An attribute that PyTorch's class has."""
+
+    def __init__(self, why: Callable[[str], str], name: str) -> None:
+        self.why = why
+        self.name = name
+
+    def __get__(self, instance: Any, owner: Any) -> NoReturn:
+        raise AttributeError(self.why(self.name))
+
+
+def namesake(theirs: type) -> type | None:
+    """The mirror's class of the name and place of PyTorch's `theirs`."""
+    home = theirs.__module__
+    if home.startswith("torch.optim"):
+        places = [home.replace("torch.optim", "nnmirror.optim"), "nnmirror.optim"]
+    elif home.startswith("torch.nn"):
+        places = [home.replace("torch.nn", "nnmirror"), "nnmirror"]
+    else:
+        return None
+    for place in places:
+        found = vars(sys.modules[place]).get(theirs.__name__) if place in sys.modules else None
+        if isinstance(found, type):
+            return found
+    return None
+
+
+def _derived_from(cls: type) -> Iterator[type]:
+    derived: type
+    for derived in type.__subclasses__(cls):
+        yield derived
+        yield from _derived_from(derived)

@@ -4,7 +4,8 @@ Each run starts in a copy of the current directory that lies at the same path, s
 second sees nothing of the first and both print the same paths. What is compared: standard
 output byte for byte, and every file made or changed there: files that torch.save or pickle
 wrote by what they hold (the bits of tensors, the names of classes and their state, with
-torch.nn's and the mirror's of one name taken for the same), all others byte for byte.
+torch.nn's and the mirror's of one name taken for the same), all others byte for byte; and, where
+both fail, the last line of the error.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ class Run:
     status: int
     seconds: float
     printed: bytes
+    error: bytes  # the last line on standard error
     directory: Path
     files: list[str]
 
@@ -53,7 +56,7 @@ def check(arguments: list[str], seeds: list[str], seed: int = 0) -> int:
         else:
             print(f"seed: the script sets none; both runs were seeded with {seed}")
         same = _compare(*runs)
-    print("identical" if same else "DIFFERENT")
+    print("identical" if same else "DIFFERENT", flush=True)
     return 0 if same else 1
 
 
@@ -73,22 +76,69 @@ def _run(backend: str, arguments: list[str], seed: int, where: Path) -> Run:
     if arguments[0] != "-m":
         arguments = [_script_in(work, arguments[0]), *arguments[1:]]
     command = [sys.executable, "-c", _RUN, "--backend", backend, "--seed", str(seed)]
-    environment = {"PYTHONHASHSEED": "0", **os.environ}
+    environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONUNBUFFERED": "1"}
     start = time.perf_counter()
-    done = subprocess.run(
+    # What it says is shown as it comes, with the paths of the files that were copied.
+    with subprocess.Popen(
         [*command, *arguments],
         cwd=work,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        check=False,
-    )
+        stderr=subprocess.PIPE,
+    ) as process:
+        errors = _Relay(process.stderr, sys.stderr, work)
+        prints = _Relay(process.stdout, sys.stdout, work, f"{backend:8} | ")
+        for relay in (errors, prints):
+            relay.join()
+        status = process.wait()
     seconds = time.perf_counter() - start
-    print(f"{backend + ':':9} {seconds:.1f} s, exit status {done.returncode}")
+    print(f"{backend + ':':9} {seconds:.1f} s, exit status {status}", flush=True)
     changed = [name for name in _files(work) if before.get(name) != _mark(work / name)]
     kept = where / backend
     work.rename(kept)
-    return Run(backend, done.returncode, seconds, done.stdout, kept, sorted(changed))
+    error = errors.text().rstrip().rpartition(b"\n")[2]
+    return Run(backend, status, seconds, prints.text(), error, kept, sorted(changed))
+
+
+class _Relay(threading.Thread):
+    """Shows what comes through a pipe, and keeps it; `work` is named as what it is a copy of."""
+
+    def __init__(self, pipe: Any, sink: Any, work: Path, prefix: str = "") -> None:
+        super().__init__(daemon=True)
+        self.pipe = pipe
+        self.sink = sink
+        self.prefix = prefix
+        self.renamed = {
+            os.fsencode(p): os.fsencode(Path.cwd()) for p in (os.path.realpath(work), work)
+        }
+        self.parts: list[bytes] = []
+        self.start()
+
+    def run(self) -> None:
+        rest = b""
+        while chunk := os.read(self.pipe.fileno(), 65536):
+            rest += chunk
+            # Whole lines, or a path might be cut in two; a progress bar ends its own with \r.
+            end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
+            self._show(rest[:end])
+            rest = rest[end:]
+        self._show(rest, end="\n")
+
+    def _show(self, text: bytes, end: str = "") -> None:
+        if not text:
+            return
+        for old, new in self.renamed.items():
+            text = text.replace(old, new)
+        self.parts.append(text)
+        shown = text.decode(errors="backslashreplace")
+        if self.prefix:
+            shown = "".join(self.prefix + line for line in shown.splitlines(keepends=True))
+        self.sink.write(shown + end)
+        self.sink.flush()
+
+    def text(self) -> bytes:
+        return b"".join(self.parts)
 
 
 def _script_in(work: Path, script: str) -> str:
@@ -150,9 +200,13 @@ def _mark(file: Path) -> tuple[int, int]:
 
 def _compare(expected: Run, actual: Run) -> bool:
     same = True
-    if expected.status != 0 or actual.status != 0:
+    if expected.status != actual.status:
         print(f"exit status: PyTorch {expected.status}, nnmirror {actual.status}")
         same = False
+    elif expected.status != 0:
+        difference = _first_difference(expected.error, actual.error)
+        print(f"both fail: {difference or 'alike'}")
+        same = difference is None
     difference = _first_difference(expected.printed, actual.printed)
     size = len(expected.printed)
     print(f"printed: {difference or f'identical ({size:,} bytes)'}")

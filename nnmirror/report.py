@@ -1,11 +1,13 @@
 """Which names of torch.nn, torch.optim and torch.autograd a script uses, without running it.
 
 Read from the source of the script and of the modules under its directory that it imports:
-imports under any name, and attributes of what was imported or assigned from it. What a
-script looks up by a string (`getattr(nn, name)`) is not seen.
+imports under any name, and attributes of what was imported or assigned from it; and calls that
+the mirror refuses, as far as they can be told from the source. What a script looks up by a
+string (`getattr(nn, name)`) is not seen.
 """
 
 import ast
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,14 +21,23 @@ from . import runner
 _PACKAGES = ("torch.nn.", "torch.optim.", "torch.autograd.")
 
 
+NO, REFUSED = "NOT MIRRORED", "REFUSED"  # else "mirrored", or runner.NAMED_ONLY
+
+
 @dataclass(frozen=True)
 class Use:
-    """A name of PyTorch's, and where it is used."""
+    """A name of PyTorch's, or a call, and where it is used."""
 
     file: str
     line: int
     name: str
-    mirrored: bool
+    answer: str
+    why: str = ""  # it is refused
+    stops: str = "if it gets there"  # of what is not mirrored: where the script does
+
+    @property
+    def mirrored(self) -> bool:
+        return self.answer not in (NO, REFUSED)
 
 
 @dataclass
@@ -37,7 +48,9 @@ class Source:
     package: str
     names: dict[str, str] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
-    used: set[tuple[int, str]] = field(default_factory=set)
+    used: set[tuple[int, str, bool]] = field(default_factory=set)  # line, name, is it only named
+    refused: list[tuple[int, str, str]] = field(default_factory=list)  # line, call, why
+    built: list[tuple[int, str, str]] = field(default_factory=list)  # line, library's name, why
     imported: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)  # the lines that seed torch
 
@@ -57,21 +70,82 @@ class Source:
                     self.names.setdefault(target.id, value)
         bound = {n.id for n in nodes if isinstance(n, ast.Name) and type(n.ctx) is not ast.Load}
         bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        asked = {id(n) for node in nodes for n in _asked_about(node)}
         for node in nodes:
             if isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
-                self._read_name(node, bound)
+                self._read_name(node, bound, id(node) in asked)
+            elif isinstance(node, ast.Call):
+                self._read_call(node)
+        self._read_libraries(nodes)
 
-    def _read_name(self, node: ast.Attribute | ast.Name, bound: set[str]) -> None:
+    def _read_name(self, node: ast.Attribute | ast.Name, bound: set[str], asked: bool) -> None:
         name = node.attr if isinstance(node, ast.Attribute) else node.id
         if name in ("manual_seed", "seed_everything"):
             self.seeds.append(node.lineno)
         dotted = self._dotted(node)
         if dotted:
-            self.used.add((node.lineno, dotted))
+            self.used.add((node.lineno, dotted, asked))
+            if dotted in _REFUSED_NAMES:
+                self.refused.append((node.lineno, dotted, _REFUSED_NAMES[dotted]))
         elif isinstance(node, ast.Name) and name not in bound:
             for star in self.stars:
                 if hasattr(sys.modules.get(star), name):
-                    self.used.add((node.lineno, f"{star}.{name}"))
+                    self.used.add((node.lineno, f"{star}.{name}", asked))
+
+    def _read_call(self, node: ast.Call) -> None:
+        """Arguments that are refused."""
+        called = self._dotted(node.func) or ""
+        given = {k.arg: k.value for k in node.keywords if k.arg}
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        place = {"torch.autograd.grad": 4, "torch.autograd.backward": 3}.get(called)
+        if place is None and method == "backward":
+            place = 2
+        if place is not None and len(node.args) > place:
+            given["create_graph"] = node.args[place]
+        for name, value in given.items():
+            if not (isinstance(value, ast.Constant) and value.value is True):
+                continue
+            for where, argument, why in _REFUSED_ARGUMENTS:
+                if name == argument and called.startswith(where):
+                    self.refused.append((value.lineno, f"{argument}=True", why))
+
+    def _read_libraries(self, nodes: list[ast.AST]) -> None:
+        """Where a mirrored layer may come into a library's model."""
+        models: dict[str, str] = {}  # what is assigned from a library's call, and that call
+        layers = {
+            node.name
+            for node in nodes
+            if isinstance(node, ast.ClassDef)
+            and any((self._dotted(base) or "").startswith("torch.nn.") for base in node.bases)
+        }
+        for node in nodes:
+            if isinstance(node, ast.ClassDef):
+                for base in node.bases:
+                    library = self._dotted(base, torchs=False)
+                    if library and self._makes_a_layer(node, layers):
+                        self.built.append((node.lineno, library, _DERIVED))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                library = self._dotted(node.value.func, torchs=False)
+                if library:
+                    models.update((ast.unparse(target), library) for target in node.targets)
+        for node in nodes:
+            if not isinstance(node, ast.Assign) or not self._makes_a_layer(node.value, layers):
+                continue
+            for target in map(ast.unparse, node.targets):
+                for model, library in models.items():
+                    if target.startswith((f"{model}.", f"{model}[")):
+                        self.built.append((node.lineno, library, _ASSIGNED))
+
+    def _makes_a_layer(self, tree: ast.AST, layers: set[str]) -> bool:
+        """Is a layer of torch.nn made there, or one of the classes `layers`?"""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = self._dotted(node.func) or ""
+                if called.startswith("torch.nn.") and called.rpartition(".")[2][0].isupper():
+                    return True
+                if isinstance(node.func, ast.Name) and node.func.id in layers:
+                    return True
+        return False
 
     def _import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -93,10 +167,10 @@ class Source:
                 continue
             self.imported.append(dotted)
             self.names[alias.asname or alias.name] = dotted
-            self.used.add((node.lineno, dotted))
+            self.used.add((node.lineno, dotted, True))
 
-    def _dotted(self, node: ast.AST) -> str | None:
-        """What an expression like `nn.functional.relu` stands for, if it is torch's."""
+    def _dotted(self, node: ast.AST, torchs: bool = True) -> str | None:
+        """What an expression like `nn.functional.relu` stands for, if it is torch's (or not)."""
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
@@ -104,7 +178,7 @@ class Source:
         if not isinstance(node, ast.Name):
             return None
         start = self.names.get(node.id)
-        if start is None or start.partition(".")[0] != "torch":
+        if start is None or (start.partition(".")[0] == "torch") != torchs:
             return None
         return ".".join([start, *reversed(parts)])
 
@@ -128,14 +202,110 @@ def read(what: str, as_module: bool = False) -> list[Source]:
     return list(sources.values())
 
 
-def uses(sources: list[Source]) -> list[Use]:
-    found = {
-        Use(source.file, line, name, mirrored): None
-        for source in sources
-        for line, dotted in sorted(source.used)
-        for name, mirrored in _resolved(dotted)
-    }
+def uses(sources: list[Source], load: bool = False) -> list[Use]:
+    """What was found. With `load`, libraries are imported to see what their classes are."""
+    found = {}
+    for source in sources:
+        here = [
+            Use(source.file, line, name, answer, stops=stops)
+            for line, dotted, named in sorted(source.used)
+            for name, answer, stops in _resolved(dotted, named)
+        ]
+        here += [Use(source.file, line, name, REFUSED, why) for line, name, why in source.refused]
+        here += [
+            Use(source.file, line, name, REFUSED, why)
+            for line, name, why in source.built
+            if _may_be_a_model(name, load, derived=why is _DERIVED)
+        ]
+        found.update(dict.fromkeys(here))
     return list(found)
+
+
+_TO_TORCH = "nnmirror.to_torch(model) has the same weights"
+_SECOND = f"gradients of gradients are not mirrored; {_TO_TORCH}"
+_TRANSFORMS = f"of what uses mirrored parameters; {_TO_TORCH}"
+# What is refused when it is called, and what to do instead.
+_REFUSED_NAMES = {
+    "torch.autocast": "convert model and input with .to(dtype)",
+    "torch.amp.autocast": "convert model and input with .to(dtype)",
+    "torch.cpu.amp.autocast": "convert model and input with .to(dtype)",
+    "torch.cuda.amp.autocast": "convert model and input with .to(dtype)",
+    "torch.compile": f"of a mirrored model; run it as it is; {_TO_TORCH}",
+    "torch.export.export": f"of a mirrored model; {_TO_TORCH}",
+    "torch.onnx.export": f"of a mirrored model; {_TO_TORCH}",
+    "torch.jit.script": f"of a mirrored model; {_TO_TORCH}",
+    "torch.jit.trace": f"of a mirrored model; {_TO_TORCH}",
+    "torch.fx.symbolic_trace": f"of a mirrored model; {_TO_TORCH}",
+    "torch.vmap": _TRANSFORMS,
+    "torch.func.functional_call": f"of a mirrored model; {_TO_TORCH}",
+    **dict.fromkeys(
+        [
+            f"torch.func.{name}"
+            for name in (
+                "grad",
+                "grad_and_value",
+                "vjp",
+                "jvp",
+                "jacrev",
+                "jacfwd",
+                "hessian",
+                "vmap",
+            )
+        ],
+        _TRANSFORMS,
+    ),
+    "torch.autograd.functional.hessian": _SECOND,
+    "torch.autograd.functional.hvp": _SECOND,
+    "torch.autograd.functional.vhp": _SECOND,
+    "torch.autograd.functional.jvp": _SECOND,
+}
+# And by an argument that is True: of calls that begin so, the argument.
+_REFUSED_ARGUMENTS = (
+    ("", "create_graph", _SECOND),
+    ("", "is_grads_batched", "one call for each gradient"),
+    ("torch.optim", "differentiable", _SECOND),
+    ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
+    ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),
+)
+_DERIVED = f"a torch.nn.Module, which takes no mirrored layers; {_TO_TORCH}"
+_ASSIGNED = f"if it gives a torch.nn.Module, that takes no mirrored layer; {_TO_TORCH}"
+
+
+def _asked_about(node: ast.AST) -> list[ast.AST]:
+    """The classes that `isinstance` or `issubclass` is called with."""
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("isinstance", "issubclass")
+        and len(node.args) == 2
+    ):
+        return list(ast.walk(node.args[1]))
+    return []
+
+
+def _may_be_a_model(library: str, load: bool, derived: bool) -> bool:
+    """Is the library's class a torch.nn.Module? Of what a function makes, nobody knows."""
+    parts = library.split(".")
+    top = parts[0]
+    if top in sys.stdlib_module_names or top in ("torch", "nnmirror"):
+        return False
+    if top not in sys.modules and not load:
+        return False
+    value: Any = _NOT_THERE
+    for n in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:n]))
+        except Exception:  # a class, say, or a library that is not there
+            continue
+        for part in parts[n:]:
+            value = getattr(value, part, None)
+        break
+    if isinstance(value, type):
+        return issubclass(value, sys.modules["torch.nn"].Module)  # type: ignore[attr-defined]
+    return not derived and (value is _NOT_THERE or callable(value))
+
+
+_NOT_THERE: Any = object()
 
 
 def _short(file: str) -> str:
@@ -162,10 +332,12 @@ def _files(name: str, root: Path) -> Iterator[tuple[str, str]]:
             return
 
 
-def _resolved(dotted: str) -> Iterator[tuple[str, bool]]:
-    """The name in one of the packages that `dotted` leads to, and whether it is mirrored.
+def _resolved(dotted: str, named: bool) -> Iterator[tuple[str, str, str]]:
+    """The name in one of the packages that `dotted` leads to, how it is answered, and where
+    a script that uses it stops.
 
-    `torch.nn.Module.forward` leads to `torch.nn.Module`; a module alone to nothing.
+    `torch.nn.Module.forward` leads to `torch.nn.Module`; a module alone to nothing. A class that
+    is only `named` does no harm.
     """
     if not dotted.startswith(_PACKAGES):
         return
@@ -176,30 +348,41 @@ def _resolved(dotted: str) -> Iterator[tuple[str, bool]]:
         value = getattr(module, part, None)
         if not isinstance(value, ModuleType):
             # Where torch has not loaded the module, neither has the mirror.
-            yield name, hasattr(module, part) and runner.is_mirrored(module, part)
+            found = runner.support(module, part) if hasattr(module, part) else None
+            stops = "if it makes one" if found == runner.NAMED_ONLY else "if it gets there"
+            if found == runner.NAMED_ONLY and not named:
+                found = None
+            yield name, found or NO, stops
             return
         module = value
 
 
 def render(found: list[Use]) -> str:
     """The names, the lines they are used in, and how many are mirrored."""
-    lines: dict[tuple[str, str, bool], list[int]] = {}
+    lines: dict[tuple[str, str, str, str], list[int]] = {}
     for use in found:
-        lines.setdefault((use.file, use.name, use.mirrored), []).append(use.line)
-    width = max((len(name) for _, name, _ in lines), default=0)
+        numbers = lines.setdefault((use.file, use.name, use.answer, use.why), [])
+        if use.line not in numbers:
+            numbers.append(use.line)
+    width = max((len(name) for _, name, _, _ in lines), default=0)
     text, last = [], ""
-    for (file, name, mirrored), numbers in lines.items():
+    for (file, name, answer, why), numbers in lines.items():
         if file != last:
             text.append(file)
             last = file
-        answer = "mirrored" if mirrored else "NOT MIRRORED"
-        text.append(f"  {name:{width}}  {answer:12}  line {', '.join(map(str, numbers))}")
-    names = {use.name: use.mirrored for use in found}
-    return "\n".join([*text, f"{sum(names.values())} of {len(names)} names are mirrored"])
+        at = f"line {', '.join(map(str, numbers))}"
+        text.append(f"  {name:{width}}  {answer:12}  {at}{why and ': '}{why}")
+    names: dict[str, bool] = {}
+    for use in found:
+        if use.answer != REFUSED:
+            names[use.name] = names.get(use.name, True) and use.mirrored
+    refused = sum(use.answer == REFUSED for use in found)
+    more = f"; {refused} {'calls are' if refused > 1 else 'call is'} refused" if refused else ""
+    return "\n".join([*text, f"{sum(names.values())} of {len(names)} names are mirrored{more}"])
 
 
 def warn(what: str, as_module: bool = False) -> None:
-    """Say on stderr, before it runs, at which names a script will stop."""
+    """Say on stderr, before it runs, at which names and calls a script will stop."""
     try:
         found = uses(read(what, as_module))
     except (OSError, SyntaxError):
@@ -208,8 +391,9 @@ def warn(what: str, as_module: bool = False) -> None:
     for use in found:
         if not use.mirrored and use.name not in said:
             said.add(use.name)
+            answer = "is not mirrored" if use.answer == NO else f"is refused ({use.why})"
             print(
-                f"nnmirror: {use.file}:{use.line} uses {use.name}, which is not mirrored;"
-                " the script will stop if it gets there",
+                f"nnmirror: {use.file}:{use.line} uses {use.name}, which {answer};"
+                f" the script will stop {use.stops}",
                 file=sys.stderr,
             )

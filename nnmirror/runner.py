@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from ._missing import StandIns
+from .optim import Optimizer
 from .tape import Function
 
 ADVICE = (
@@ -120,9 +122,30 @@ def answer(module: ModuleType, name: str) -> Any:
         found = None if place is None else vars(place).get(name)
         if found is not None and not isinstance(found, ModuleType):
             return found
-    if _is_bystander(value):
+    if _is_bystander(value) or _is_optimiser(value):
         return value
-    raise NotMirrored(f"{_where()} uses {home}.{name}, which is not mirrored. {ADVICE}")
+    if _STAND_INS.can_be_for(value):
+        return _STAND_INS.of(value)
+    raise NotMirrored(_why(f"{home}.{name}"))
+
+
+def _why(name: str) -> str:
+    return f"{_where()} uses {name}, which is not mirrored. {ADVICE}"
+
+
+def _public_name(theirs: type) -> str:
+    package = ".".join(theirs.__module__.split(".")[:2])
+    if vars(sys.modules[package]).get(theirs.__name__) is theirs:
+        return f"{package}.{theirs.__name__}"
+    return f"{theirs.__module__}.{theirs.__qualname__}"
+
+
+_STAND_INS = StandIns(_why, _public_name)
+
+
+def _is_optimiser(value: Any) -> bool:
+    """PyTorch's own work on mirrored parameters."""
+    return isinstance(value, type) and issubclass(value, Optimizer)
 
 
 def _is_bystander(value: Any) -> bool:
@@ -136,23 +159,28 @@ def _is_bystander(value: Any) -> bool:
 
 
 def star(module: ModuleType) -> list[str]:
-    """What `from module import *` gives: the names that are mirrored."""
+    """What `from module import *` gives: the names that are answered."""
     names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
-    return [name for name in names if is_mirrored(module, name)]
+    return [name for name in names if support(module, name) is not None]
 
 
-def is_mirrored(module: ModuleType, name: str) -> bool:
+NAMED_ONLY = "named only"  # a class of which none can be made
+
+
+def support(module: ModuleType, name: str) -> str | None:
+    """Is `module.name` "mirrored", or NAMED_ONLY? None if not even that."""
     try:
-        answer(module, name)
+        found = answer(module, name)
     except NotMirrored:
-        return False
-    return True
+        return None
+    return NAMED_ONLY if isinstance(found, type) and found in StandIns.made else "mirrored"
 
 
 def _where() -> str:
     """The script's line that is being run."""
     frame: Any = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals is globals():
+    here = {__name__, StandIns.__module__}
+    while frame.f_back is not None and frame.f_globals.get("__name__") in here:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

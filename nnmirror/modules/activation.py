@@ -225,13 +225,13 @@ class ReLU6(Hardtanh):
         return "inplace=True" if self.inplace else ""
 
 
-class Softmax(Layer):
-    """y = exp(x) / s, s the sum of exp(x) along `dim`.  dx = (g - sum of g y) y.  Saved: y."""
+class _AlongDim(Layer):
+    """What Softmax and LogSoftmax share; in PyTorch neither is a subclass of the other."""
 
     __constants__ = ["dim"]
     dim: int | None
-    _function: Any = softmax_rules.Softmax
-    _name = "softmax"
+    _function: Any
+    _name: str
 
     def __init__(self, dim: int | None = None) -> None:
         super().__init__()
@@ -251,7 +251,14 @@ class Softmax(Layer):
         return f"dim={self.dim}"
 
 
-class LogSoftmax(Softmax):
+class Softmax(_AlongDim):
+    """y = exp(x) / s, s the sum of exp(x) along `dim`.  dx = (g - sum of g y) y.  Saved: y."""
+
+    _function: Any = softmax_rules.Softmax
+    _name = "softmax"
+
+
+class LogSoftmax(_AlongDim):
     """y = x - log s, s the sum of exp(x) along `dim`.  dx = g - exp(y) sum of g.  Saved: y."""
 
     _function: Any = softmax_rules.LogSoftmax
@@ -440,12 +447,12 @@ class Threshold(Layer):
         return f"threshold={self.threshold}, value={self.value}{inplace}"
 
 
-class Hardshrink(Layer):
-    """y = x where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
+class _Shrink(Layer):
+    """What Hardshrink and Softshrink share."""
 
     __constants__ = ["lambd"]
     lambd: float
-    _function: Any = rules.Hardshrink
+    _function: Any
 
     def __init__(self, lambd: float = 0.5) -> None:
         super().__init__()
@@ -459,7 +466,13 @@ class Hardshrink(Layer):
         return str(self.lambd)
 
 
-class Softshrink(Hardshrink):
+class Hardshrink(_Shrink):
+    """y = x where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
+
+    _function: Any = rules.Hardshrink
+
+
+class Softshrink(_Shrink):
     """y = x - l sign(x) where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
 
     _function: Any = rules.Softshrink

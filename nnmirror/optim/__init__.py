@@ -1,4 +1,8 @@
-"""Optimisers, as `torch.optim`."""
+"""Optimisers, as `torch.optim`.
+
+Those that are not mirrored (`LBFGS`, `Adamax` and the rest) are PyTorch's own classes here: they
+work on mirrored parameters as they are, to the same bits.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +18,25 @@ from .signsgd import SignSGD
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "SignSGD"]
 
-if not TYPE_CHECKING:  # which then reports such a name itself
-    __getattr__ = missing(
-        __name__, __all__, "take it from torch.optim, which works on mirrored parameters"
-    )
+if TYPE_CHECKING:
+    from torch.optim import ASGD as ASGD
+    from torch.optim import LBFGS as LBFGS
+    from torch.optim import Adadelta as Adadelta
+    from torch.optim import Adafactor as Adafactor
+    from torch.optim import Adamax as Adamax
+    from torch.optim import Muon as Muon
+    from torch.optim import NAdam as NAdam
+    from torch.optim import RAdam as RAdam
+    from torch.optim import Rprop as Rprop
+    from torch.optim import SparseAdam as SparseAdam
+else:
+    _missing = missing(__name__, __all__)
+
+    def __getattr__(name):
+        """Any other optimiser is PyTorch's own, which works on mirrored parameters."""
+        import torch.optim as theirs  # asked for by whoever names what only it has
+
+        value = vars(theirs).get(name)
+        if isinstance(value, type) and issubclass(value, theirs.Optimizer):
+            return value
+        return _missing(name)

@@ -57,11 +57,8 @@ _HOW_TO = (
 
 
 def _checked(optimizer: Any) -> Any:
-    """An optimiser of the mirror or, known by its name alone, of PyTorch."""
-    if not isinstance(optimizer, Optimizer) and not any(
-        (base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer")
-        for base in type(optimizer).__mro__
-    ):
+    """An optimiser of the mirror or of PyTorch."""
+    if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
     return optimizer
 

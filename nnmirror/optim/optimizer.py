@@ -1,5 +1,6 @@
 """Optimizer: parameter groups, state and hooks, as `torch.optim.Optimizer`."""
 
+import abc
 import functools
 import warnings
 from collections import OrderedDict, defaultdict
@@ -35,15 +36,26 @@ _HOOK_REGISTRIES = (
 )
 
 
-class Optimizer:
+class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no subclasses
     """Base class of the optimisers: `params` in groups, each with its options.
 
     `params` is an iterable of tensors, of `(name, tensor)` pairs, or of dicts that hold
     such an iterable under "params" beside the options of that group.
+
+    Those of `torch.optim` count as its instances: they work on mirrored parameters.
     """
 
     OptimizerPreHook: TypeAlias = Callable[[Self, Args, Kwargs], tuple[Args, Kwargs] | None]  # type: ignore[misc]
     OptimizerPostHook: TypeAlias = Callable[[Self, Args, Kwargs], None]  # type: ignore[misc]
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:
+        # Known by name, as nothing is imported of torch.optim.
+        theirs = cls is Optimizer and any(
+            (base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer")
+            for base in other.__mro__
+        )
+        return True if theirs else NotImplemented
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
