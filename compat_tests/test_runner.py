@@ -205,7 +205,7 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
     for how, line, name in (
         ("attribute", 6, "torch.nn.Conv3d"),
         ("import", 8, "torch.nn.utils.weight_norm"),
-        ("module", 11, "torch.nn.parallel.DataParallel"),
+        ("module", 11, "torch.nn.DataParallel"),
     ):
         done = python("-m", "nnmirror", "script.py", how, cwd=tmp_path)
         assert (done.stdout, done.returncode) == ("started\n", 1)

@@ -20,7 +20,7 @@ _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
 
 def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable[[str], Any]:
     """A module's `__getattr__`; `ways` says what to do in place of a name that is not here."""
-    theirs = sys.modules[_COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))]
+    counterpart = _COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))
 
     def why(name: str) -> str:
         return (
@@ -33,7 +33,9 @@ def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable
     def getattr_(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        value = vars(theirs).get(name)
+        # torch has loaded it itself; nothing is imported to look at it.
+        theirs = sys.modules.get(counterpart)
+        value = None if theirs is None else vars(theirs).get(name)
         if stand_ins.can_be_for(value):
             return stand_ins.of(value)
         if _is_import(sys._getframe(1)):
@@ -43,7 +45,6 @@ def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable
     return getattr_
 
 
-# torch has loaded these itself; nothing is imported to look at them.
 _COUNTERPARTS = {
     "nnmirror.optim": "torch.optim",
     "nnmirror.optim.lr_scheduler": "torch.optim.lr_scheduler",

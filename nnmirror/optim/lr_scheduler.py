@@ -59,7 +59,10 @@ _HOW_TO = (
 def _checked(optimizer: Any) -> Any:
     """An optimiser of the mirror or of PyTorch."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        kind = type(optimizer)
+        if kind is type(Optimizer):  # a class: PyTorch's have no metaclass
+            kind = type
+        raise TypeError(f"{kind.__name__} is not an Optimizer")
     return optimizer
 
 
