@@ -618,6 +618,12 @@ def test_jacobian_by_batched_gradients(nn, optim):
     )["b"].shape
 
 
+@parity
+def test_a_batch_of_gradients_of_another_shape(nn, optim):
+    w = nn.Parameter(torch.ones(2))
+    torch.autograd.grad(torch.tanh(w), w, torch.eye(3), is_grads_batched=True)
+
+
 # -- backward ----------------------------------------------------------------------------
 
 STARTS = {

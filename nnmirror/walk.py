@@ -915,6 +915,10 @@ def grad(
         return results
 
     if is_grads_batched:
+        for i, (out, given) in enumerate(zip(outs, starts, strict=False)):
+            if isinstance(given, torch.Tensor) and given.shape[1:] != out.shape:
+                # The shape of grad_output is short of two dimensions in PyTorch's message too.
+                raise RuntimeError(_BATCHED.format(i, given.shape[2:], i, out.shape))
         results = _one_by_one(one, starts, bool(retain_graph))
     elif vmapped:
         results = _under_vmap(one, starts, bool(retain_graph))
@@ -930,6 +934,13 @@ def grad(
     return tuple(results)
 
 
+_BATCHED = (
+    "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch"
+    " dimension. The sizes of the remaining dimensions are expected to match the shape of"
+    " corresponding output, but a mismatch was detected: grad_output[{}] has a shape of {} and"
+    " output[{}] has a shape of {}. If you only want some tensors in `grad_output` to be considered"
+    " batched, consider using vmap."
+)
 _One: TypeAlias = Callable[[Sequence[Any], bool], Sequence[Any]]
 _is_vmapped: Any = torch._C._functorch.is_legacy_batchedtensor
 
