@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import nnmirror
 from nnmirror import from_torch, to_torch
 
-from .parity import same, same_bits, trained
+from .parity import parity, same, same_bits, trained
 
 
 def models(nn):
@@ -155,6 +155,77 @@ def test_round_trip(nn, other, copied):
         shared = parameter.data_ptr() == model.get_parameter(name).data_ptr()
         assert shared is not copied
     assert type(into(nn, other, model)) is type(into(nn, other, model)), "one twin of a class"
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@parity
+def test_training_by_pytorchs_backward_with_a_mirrored_optimiser(nn, optim, to_none):
+    """What the twin's backward adds to a gradient, it adds to that of the mirrored parameter.
+
+    Here for a gradient of a gradient, in turn with losses that the mirror goes back from.
+    """
+    model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+    model[0].bias.requires_grad_(False)
+    twin = to_torch(model) if nn is nnmirror else model
+    sgd = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x, losses = torch.randn(6, 2, requires_grad=True), []
+    for step in range(8):
+        sgd.zero_grad(set_to_none=to_none)
+        if step == 3:  # was frozen when the twin was made
+            for m in (model, twin):
+                m[0].bias.requires_grad_(True)
+        u = twin(x)
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        losses.append(slope.pow(2).mean() + u.pow(2).mean())
+        losses[-1].backward(create_graph=step == 6)
+        if step % 3 == 0:
+            model(x.detach()).pow(2).mean().backward()
+        if step % 3 == 1:
+            twin(x.detach()).pow(2).mean().backward()
+        if step == 4:
+            twin.zero_grad(set_to_none=to_none)
+            twin(x.detach()).mean().backward()
+        if step == 5:
+            model.zero_grad(set_to_none=to_none)
+            model(x.detach()).mean().backward()
+            twin(x.detach()).mean().backward()
+        sgd.step()
+        for p in model.parameters():
+            losses.append(None if p.grad is None else p.grad.detach().clone())
+    return [None if t is None else t.detach() for t in losses], dict(model.named_parameters())
+
+
+def test_a_twin_that_no_longer_shares_its_weights_has_gradients_of_its_own():
+    model = nnmirror.Linear(2, 1)
+    apart = [to_torch(model, copy=True), copy.deepcopy(to_torch(model)), to_torch(model).double()]
+    for twin in apart:
+        twin(torch.ones(1, 2, dtype=twin.weight.dtype)).sum().backward()
+        assert twin.weight.grad is not None
+    assert model.weight.grad is None
+    assert isinstance(from_torch(to_torch(model)), nnmirror.Linear)  # its hooks are the bridge's
+
+
+TWINS = {
+    "to_torch, trained": lambda: (model := nnmirror.Linear(2, 1), to_torch(model)),
+    "from_torch, trained": lambda: ((model := torch.nn.Linear(2, 1)), from_torch(model))[::-1],
+}
+
+
+@pytest.mark.parametrize("optim", [torch.optim, nnmirror.optim], ids=["torch", "nnmirror"])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("twins", TWINS)
+def test_an_optimiser_of_what_is_not_trained_says_so(twins, name, optim):
+    """It would change nothing, in silence."""
+    trained, other = TWINS[twins]()
+    wrong = getattr(optim, name)(other.parameters(), lr=0.1)
+    wrong.step()  # nothing has a gradient: as ever
+    trained(torch.ones(1, 2)).sum().backward()
+    with pytest.warns(UserWarning, match=r"none of its parameters has a \.grad; but their twins"):
+        wrong.step()
+    right = getattr(optim, name)(trained.parameters(), lr=0.1)
+    right.step()
+    trained.zero_grad()
+    wrong.step()
 
 
 @BOTH

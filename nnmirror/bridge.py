@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import functional
+from . import functional, twins
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -43,7 +43,10 @@ def from_torch(model: Any, copy: bool = False) -> Module:
 def to_torch(model: Module, copy: bool = False) -> Any:
     """The mirrored `model` as one of torch.nn; all else as in `from_torch`.
 
-    For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX.
+    For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX. And for what the
+    mirror's backward cannot do (gradients of gradients): what PyTorch's adds to a `.grad` there, it
+    adds to that of `model` too, for an optimiser that has the parameters of `model`. The reverse is
+    not so: what is trained by the mirror's backward is stepped through `model.parameters()`.
     """
     return _Bridge(to_mirror=False, copy=copy).model(model)
 
@@ -164,6 +167,11 @@ class _Bridge:
         for name, value in vars(param).items():
             if not name.startswith("_"):
                 setattr(new, name, value)
+        if not self.copy:
+            pair: Any = (param, new) if self.to_mirror else (new, param)
+            twins.pair(*pair)
+            if not self.to_mirror:
+                twins.share_gradient(*pair)
         self.done[id(param)] = param, new
         return new
 
@@ -233,7 +241,8 @@ _A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each cla
 def _hooks_on(param: Any) -> bool:
     if isinstance(param, Parameter):
         return bool(param._leaf_hooks or param._post_accumulate_hooks)
-    return bool(param._backward_hooks or param._post_accumulate_grad_hooks)
+    hooks = (param._backward_hooks or {}), (param._post_accumulate_grad_hooks or {})
+    return not all(twins.is_sharing(hook) for held in hooks for hook in held.values())
 
 
 def _unwrapped(value: Any) -> Any:

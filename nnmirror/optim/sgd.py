@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
+from ..twins import warn_if_elsewhere
 from ..walk import grad_of, latest
 from .flat import step_as_one
 from .optimizer import Optimizer, ParamsT, evaluate
@@ -103,6 +104,7 @@ class SGD(Optimizer):
             if momentum != 0:
                 buffers.append(self.state[param].get("momentum_buffer"))
         if not params:
+            warn_if_elsewhere(group["params"])
             return
         if group["fused"]:
             _fused(params, grads, buffers, group)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
+from ..twins import warn_if_elsewhere
 from ..walk import grad_of
 from .flat import is_usual, step_as_one
 from .optimizer import Optimizer, evaluate
@@ -100,6 +101,7 @@ class StepwiseOptimizer(Optimizer):
             lists["params"].append(param)
             lists["grads"].append(grad)
         if not lists["params"]:
+            warn_if_elsewhere(group["params"])
             return
         scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         self._check(group, lists)

@@ -1,0 +1,143 @@
+"""A parameter of one library and the one of the other that the bridge made on the same memory.
+
+Their gradients: what PyTorch's backward adds to the `.grad` of a twin that `to_torch` made, it adds
+to that of the mirrored parameter, as the two are one tensor. Nothing is to be had the other way
+without a hook on every mirrored parameter, which would cost each backward; so an optimiser that
+finds no gradient where the twins have some says so.
+"""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from .parameter import Parameter
+
+_twins: Any = WeakTensorKeyDictionary()  # parameter -> its latest twin, weakly
+_ELSEWHERE = (
+    "nnmirror: an optimizer's step changes nothing, as none of its parameters has a .grad; but"
+    " their twins, which nnmirror.from_torch or to_torch made on the same memory, have. Give the"
+    " optimizer the parameters() of the model that is trained."
+)
+
+
+def pair(theirs: torch.Tensor, ours: Parameter) -> None:
+    """Note that the two were made on the same memory."""
+    _twins[theirs] = TensorWeakRef(ours)
+    _twins[ours] = TensorWeakRef(theirs)
+    _watch_torchs_optimisers()
+
+
+def share_gradient(theirs: torch.Tensor, ours: Parameter) -> None:
+    """From now on let PyTorch's backward add to the gradient of both, as long as they are one."""
+    if not (theirs.is_floating_point() or theirs.is_complex()):
+        return
+    shared = SharedGradient(theirs, ours)
+    requires_grad = theirs.requires_grad
+    theirs.requires_grad_(True)  # a frozen one may be trained later
+    theirs.register_hook(shared.before)
+    theirs.register_post_accumulate_grad_hook(shared.after)
+    theirs.requires_grad_(requires_grad)
+
+
+def is_sharing(hook: Any) -> bool:
+    """Is it one of the hooks that `share_gradient` registers?"""
+    return isinstance(getattr(hook, "__self__", None), SharedGradient)
+
+
+def warn_if_elsewhere(params: Iterable[Any]) -> None:
+    """Given parameters without a gradient: warn if their twins have one."""
+    if not _twins:
+        return
+    for param in params:
+        twin = _twin(param)
+        if twin is not None and twin.grad is not None:
+            warnings.warn(_ELSEWHERE, stacklevel=2)
+            return
+
+
+def _twin(param: Any) -> Any:
+    """The twin, while both lie in the same memory."""
+    found = _twins.get(param)
+    twin = None if found is None else found()
+    return twin if twin is not None and _are_one(param, twin) else None
+
+
+def _are_one(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.dtype is other.dtype
+        and one.shape == other.shape
+        and one.device == other.device
+        and one.data_ptr() == other.data_ptr()
+    )
+
+
+_watched: list[Any] = []
+
+
+def _watch_torchs_optimisers() -> None:
+    if not _watched:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        _watched.append(register_optimizer_step_pre_hook(_before_a_step))
+
+
+def _before_a_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        if all(p.grad is None for p in group["params"]):
+            warn_if_elsewhere(group["params"])
+
+
+class SharedGradient:
+    """The hooks on PyTorch's parameter that keep its `.grad` and its twin's the same tensor.
+
+    That one which both had is marked, so that it is seen who let go of it since.
+    """
+
+    def __init__(self, theirs: torch.Tensor, ours: Parameter) -> None:
+        self.theirs = TensorWeakRef(theirs)
+        self.ours = TensorWeakRef(ours)
+
+    def _both(self) -> tuple[Any, Any]:
+        theirs, ours = self.theirs(), self.ours()
+        if theirs is None or ours is None or not _are_one(theirs, ours):
+            return None, None
+        return theirs, ours
+
+    def before(self, grad: torch.Tensor) -> None:
+        """Before PyTorch adds to its `.grad`: that is to be the twin's."""
+        theirs, ours = self._both()
+        if theirs is None:
+            return
+        held, mirrored = theirs.grad, ours.grad
+        if mirrored is None:
+            if _is_marked(held):  # zero_grad() on the mirror's side
+                theirs.grad = None
+        elif held is None:
+            if _is_marked(mirrored):  # on PyTorch's
+                ours.grad = None
+            else:
+                theirs.grad = mirrored
+        elif not _are_one(held, mirrored):
+            if _is_marked(held):
+                theirs.grad = mirrored  # the mirror's backward has begun a new one
+            elif not _is_marked(mirrored):
+                theirs.grad = held + mirrored
+
+    def after(self, leaf: torch.Tensor) -> None:
+        """After it has."""
+        theirs, ours = self._both()
+        if theirs is None:
+            return
+        grad = theirs.grad
+        grad._of_twins = True
+        if grad.requires_grad:  # of a backward that create_graph=True recorded
+            grad = grad.detach()
+            grad._of_twins = True
+        ours.grad = grad
+
+
+def _is_marked(grad: Any) -> bool:
+    return getattr(grad, "_of_twins", False)
