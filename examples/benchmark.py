@@ -8,13 +8,14 @@ Beside them, NumPy by hand and, where it is installed, JAX's jitted step (in as 
 it likes): the same arithmetic with another rounding.
 
 All contenders of a row run in turn, a few steps each, many times over; a ratio is taken within
-each turn, and what is shown is the median of the ratios and their quartiles. So a machine that
-is slow for a while is slow for all. The mirror and the bare operations must end with PyTorch's
-weights, to the bit, or there is no row. Each row, and each peak of memory, is of a process of
-its own.
+each turn, and what is shown is the median of the ratios and their quartiles. So a machine that is
+slow for a while is slow for all. "Machine busy" is beside two processes that count for ever. The
+mirror and the bare operations must end with PyTorch's weights, to the bit, or there is no row.
+Each row, and each peak of memory, is of a process of its own.
 """
 
 import argparse
+import contextlib
 import gc
 import importlib.util
 import itertools
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -303,11 +304,28 @@ def compared(contenders: dict[str, Callable[[], Any]], times: int, turns: int) -
     return found
 
 
-def row(label: str, recipe: Recipe, net: str, threads: int, args: argparse.Namespace) -> list[Any]:
-    """The step and the forward of one net, on every contender."""
+@contextlib.contextmanager
+def others(count: int) -> Iterator[None]:
+    """So many other processes beside, each with as much to do as there is time."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def row(
+    label: str, recipe: Recipe, net: str, threads: int, busy: int, args: argparse.Namespace
+) -> list[Any]:
+    """The step and the forward of one net, on every contender, beside `busy` other processes."""
     sizes, batch, times, turns = NETS[net]
     if args.quick:
         turns = max(3, turns // 4)
+    if busy:  # to wake a thread may take a hundred times as long
+        times, turns = max(1, times // 20), max(3, turns // 4)
     torch.set_num_threads(threads)
     made = {name: script(name, recipe, sizes, batch, False) for name in BACKENDS}
     if recipe == Recipe():
@@ -332,7 +350,8 @@ def row(label: str, recipe: Recipe, net: str, threads: int, args: argparse.Names
             assert all(torch.equal(e, a) for e, a in pairs), f"{name} has other bits"
     rows = []
     for what, place in (("step", 0), ("forward", 1)):
-        found = compared({k: made[k][place] for k in made}, times, turns)
+        with others(busy):
+            found = compared({k: made[k][place] for k in made}, times, turns)
         rows.append({"net": label, "batch": batch, "threads": threads, "what": what, **found})
     return rows
 
@@ -429,12 +448,13 @@ def main() -> None:
         measure_peak(*args.peak)
         return
     nets = [n for n in NETS if not (args.quick and "4096" in n)]
-    todo = [(net, Recipe(), net, threads) for net in nets for threads in (1, 2)]
+    todo = [(net, Recipe(), net, threads, 0) for net in nets for threads in (1, 2)]
     todo += [
-        ("wired by hand", Recipe(wired), SMALL, 1),
-        ("with a hook", Recipe(hooked), SMALL, 1),
+        ("two threads, machine busy", Recipe(), SMALL, 2, 2),
+        ("wired by hand", Recipe(wired), SMALL, 1, 0),
+        ("with a hook", Recipe(hooked), SMALL, 1, 0),
     ]
-    todo += [(name, recipe, "64-64-64-8", 1) for name, recipe in RECIPES.items()]
+    todo += [(name, recipe, "64-64-64-8", 1, 0) for name, recipe in RECIPES.items()]
     if args.row is not None:
         print(json.dumps(row(*todo[args.row], args)))
         return

@@ -6,7 +6,7 @@ rows a net gets a `Program`: memory for all that nobody sees, and each call on i
 `fused.back`, and give the same bits:
 
 - what the backward of the activations needs of the outputs (where they are zero, 1 - y^2) is
-  computed for all layers at once, where all have the same activation;
+  computed for all layers at once, where all have the same activation and one thread has them;
 - the rows of G are added up for all layers of one width at once: each column is added in the
   order in which it would be on its own;
 - the parameters' gradients are written into an `Arena`, and lent to the parameters. Who reads
@@ -27,6 +27,7 @@ import torch
 
 from .. import walk
 from ..changes import count
+from ..rules.kernel import GRAIN
 from .plain import Op
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ Calls = list[Callable[[], Any]]
 # Of a net whose outputs and weights take more bytes than this, torch's allocator has the memory.
 _MOST_BYTES = 1 << 23
 _MOST_BYTES_IDLE = 1 << 22  # beyond this there is but one program for a number of rows
-_MOST_ELEMENTS = 1 << 15  # above this torch shares a sum among threads, in another order
 _MOST_PROGRAMS = 4  # for one number of rows: as many outputs may wait for their backward
 _MOST_ARENAS = 2
 
@@ -258,7 +258,7 @@ class Arena:
             for start, end, block in blocks
             if end - start > 1
             and all(wants[i][1] for i in range(start, end))
-            and block.numel() < _MOST_ELEMENTS
+            and block.numel() < GRAIN  # above this threads share the sum, in another order
         ]
         new = program.outs.new_zeros
         sums = [new(block.shape[::2]) for _, _, block in together]
@@ -330,7 +330,8 @@ def _prepared(program: Program, lowest: int, calls: Calls) -> dict[int, T]:
     acts = [program.acts[i] for i in inner]
     if not acts:
         return {}
-    if acts[0] is not None and len({type(act) for act in acts}) == 1:
+    alike = acts[0] is not None and len({type(act) for act in acts}) == 1
+    if alike and program.outs.numel() < GRAIN:  # more would take several threads
         into = acts[0].room(program.outs)
         calls += acts[0].prepares(program.outs, into)
         found = _views(into, [tuple(h.shape) for h in program.hidden])

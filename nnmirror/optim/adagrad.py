@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
+from .flat import sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -138,7 +139,7 @@ class Adagrad(StepwiseOptimizer):
         if param.is_complex():
             param, grad, sum = as_real(param, grad, sum)
         sum.addcmul_(grad, grad, value=1)
-        param.addcdiv_(grad, sum.sqrt().add_(group["eps"]), value=-size)
+        param.addcdiv_(grad, sqrt(sum).add_(group["eps"]), value=-size)
 
     def _many(self, group: Group, params: Any, grads: Any, step: Any, sum: Any) -> None:
         if any(grad.is_sparse for grad in grads):

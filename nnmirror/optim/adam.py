@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._versions import SINCE_2_14
+from .flat import sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -166,7 +167,7 @@ class Adam(StepwiseOptimizer):
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if group["amsgrad"]:
             exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-        denom = exp_avg_sq.sqrt()
+        denom = sqrt(exp_avg_sq)
         if group["capturable"]:
             minus_size = (lr / (1 - beta1**step)).neg()
             denom.div_((1 - beta2**step).sqrt() * minus_size).add_(eps / minus_size)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..parameter import Parameter
+from ..rules.kernel import GRAIN, alone
 from ..walk import latest
 
 Lists = dict[str, list[Any]]
@@ -47,6 +48,7 @@ class Flat:
         self.names = [*lists]
         self.shapes = [*map(_shape, params)]
         self.dtype = params[0].dtype
+        self.size = sum(p.numel() for p in params)
         with torch.inference_mode(False), torch.no_grad():
             self.param, param_parts = _laid_out(params)
             self.grad, grad_parts = _laid_out(params)
@@ -153,7 +155,14 @@ def step_as_one(optimizer: Any, place: int, lists: Lists, one: Callable[..., Non
             return False
         flat = Flat(lists)
         flats[place] = flat, made + 1
+    if flat.size >= GRAIN and torch.get_num_threads() > 1:
+        return False  # torch would wake all threads, where each parameter may be one thread's
     return flat.takes(lists["grads"]) and flat.step(lists["grads"], one)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The root of what is kept for a parameter, or for several that lie side by side."""
+    return alone(torch.sqrt, x) if x.dim() == 1 else x.sqrt()
 
 
 def _has_numbers(group: dict[str, Any]) -> bool:

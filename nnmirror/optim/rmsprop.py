@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .flat import sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -123,9 +124,9 @@ class RMSprop(StepwiseOptimizer):
         square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
         if group["centered"]:
             grad_avg.lerp_(grad, 1 - alpha)
-            denom = square_avg.addcmul(grad_avg, grad_avg, value=-1).sqrt_()
+            denom = sqrt(square_avg.addcmul(grad_avg, grad_avg, value=-1))
         else:
-            denom = square_avg.sqrt()
+            denom = sqrt(square_avg)
         denom.add_(group["eps"])
         if group["momentum"] > 0:
             momentum_buffer.mul_(group["momentum"]).addcdiv_(grad, denom)

@@ -155,10 +155,13 @@ def _step_plainly(group: dict[str, Any]) -> bool:
     except AttributeError:  # torch's own, which may require grad for torch
         return False
     arena = latest[0]()
-    if arena is not None and arena.lent(grads) and _fused_is_add(params[0].dtype):
+    if arena is not None and arena.lent(grads):
         plains = [*map(_plain, params)]
-        torch._fused_sgd_(plains, grads, [], lr=lr, is_first_step=False, **_NO_MORE)
-        torch._C._increment_version(plains)
+        if torch.get_num_threads() == 1 and _fused_is_add(params[0].dtype):
+            torch._fused_sgd_(plains, grads, [], lr=lr, is_first_step=False, **_NO_MORE)
+            torch._C._increment_version(plains)
+        else:
+            torch._foreach_add_(plains, grads, alpha=-lr)
         return True
     if set(map(type, params)) != _OURS:
         return False
@@ -187,7 +190,8 @@ _NO_MORE: dict[str, Any] = {
 def _fused_is_add(dtype: torch.dtype) -> bool:
     """Does torch's fused step round here as `p.add_(g, alpha=-lr)`? It is the sooner done.
 
-    It believes that parameters and gradients are laid out alike, so it is not for all.
+    It believes that parameters and gradients are laid out alike, so it is not for all. And it
+    is for one thread: of several it wakes all for each parameter, however small.
     """
     with torch.inference_mode(False), torch.no_grad():
         n = torch.arange(1.0, 100.0, dtype=dtype, device="cpu")

@@ -11,6 +11,7 @@ import torch
 
 from ..tape import constant, record
 from .kernel import (
+    alone,
     by_itself,
     by_registers,
     by_sign,
@@ -225,7 +226,7 @@ def _gelu_slope_tanh(x: T) -> T:
         number(0.044715, x),
     )
     square = x * x
-    t = torch.tanh(b * torch.addcmul(x, c, square * x))
+    t = alone(torch.tanh, b * torch.addcmul(x, c, square * x))
     inner = b * torch.addcmul(one, 3 * c, square)
     return torch.addcmul(0.5 * (1 + t), 0.5 * x * torch.addcmul(one, t, t, value=-1), inner)
 
@@ -499,7 +500,8 @@ class Mish(_OfInput):
     @staticmethod
     def slope(g: T, x: T) -> T:
         s = by_registers(torch.sigmoid, x)
-        t = torch.tanh(torch.log1p(torch.where(x <= 0, vector_exp(x), torch.exp(x))))
+        e = torch.where(x <= 0, vector_exp(x), alone(torch.exp, x))
+        t = alone(torch.tanh, alone(torch.log1p, e))
         return g * torch.addcmul(t, x * s, torch.addcmul(number(1, x), t, t, value=-1))
 
 

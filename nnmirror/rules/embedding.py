@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..tape import record
+from .kernel import add_rows
 from .registry import Rule, composite, unplaced
 
 T = torch.Tensor
@@ -45,20 +46,19 @@ class Embedding(Rule):
         dw = g.new_zeros(ctx.shape)
         indices = indices.reshape(-1)
         rows = g.reshape(len(indices), ctx.shape[1])
-        if padding_idx >= 0:
-            kept = indices != padding_idx
-            indices, rows = indices[kept], rows[kept]
-        if not by_frequency and not g.is_cpu:  # index_add_ adds in any order there, this in one
-            return dw.index_put_((indices,), rows, accumulate=True), *[None] * 4
         if not by_frequency:
-            if g.dtype.itemsize == 2:  # rounding each step, which it does not do without alpha
-                return dw.index_add_(0, indices, -rows, alpha=-1), *[None] * 4
-            return dw.index_add_(0, indices, rows), *[None] * 4
-        # PyTorch adds a multiple of each g, without rounding the product by itself.
-        counts = torch.bincount(indices, minlength=ctx.shape[0])[indices]
-        for count in counts.unique().tolist():
-            these = counts == count
-            dw.index_add_(0, indices[these], rows[these], alpha=1.0 / count)
+            add_rows(dw, indices, rows)
+        else:  # PyTorch adds a multiple of each g, without rounding the product by itself
+            counts = torch.bincount(indices, minlength=ctx.shape[0])[indices]
+            for count in counts.unique().tolist():
+                these = (counts == count).nonzero().view(-1)
+                named, its = indices.index_select(0, these), rows.index_select(0, these)
+                if count == 1:
+                    add_rows(dw, named, its)
+                else:
+                    dw.index_add_(0, named, its, alpha=1.0 / count)
+        if padding_idx >= 0:
+            dw[padding_idx] = 0
         return dw, *[None] * 4
 
 

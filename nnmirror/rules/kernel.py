@@ -9,6 +9,7 @@ None of this is so on another device, where every number is taken by itself, by 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..walk import is_dense
 
 T = torch.Tensor
 
-_GRAIN = 32768  # fewer numbers than this go to one thread
+GRAIN = 32768  # fewer numbers than this go to one thread
 
 
 def register_bytes() -> int:
@@ -41,7 +42,21 @@ def in_turn(x: T, n: int) -> T:
     # One call, which adds one slice after the other: for few numbers sooner than two for each.
     rest = x[..., 1:n].movedim(-1, 0)
     every = torch.zeros(n - 1, dtype=torch.int64, device=x.device)
-    return total.clone().unsqueeze(0).index_add_(0, every, rest)[0]
+    return add_rows(total.clone().unsqueeze(0), every, rest)[0]
+
+
+def add_rows(to: T, places: T, rows: T) -> T:
+    """Add each of the rows to the one of `to` at its place, one after another.
+
+    `index_add_` has several threads sort the rows, be they ever so few, and waking them takes
+    longer than the sum does; `index_put_` has one thread add, but from 32,768 numbers on, where
+    several do, in any order.
+    """
+    if rows.numel() < GRAIN or not rows.is_cpu:
+        return to.index_put_((places,), rows, accumulate=True)
+    if rows.dtype.itemsize == 2:  # with an alpha it rounds each step, as `index_put_` does
+        return to.index_add_(0, places, -rows, alpha=-1)
+    return to.index_add_(0, places, rows)
 
 
 # masked_fill and where take number by number, and the processor guesses which way: for many
@@ -93,7 +108,7 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
     result = g if ours else torch.empty_like(g)
     triples: Any = [(y, bits(g), bits(result))]
-    piece = _GRAIN * torch.get_num_threads()
+    piece = GRAIN * torch.get_num_threads()
     if y.numel() > piece:  # so that what one operation has read the next one finds in the cache
         triples = zip(*[t.view(-1).split(piece) for t in triples[0]], strict=True)
     minus_one = all_bits(_BITS[y.dtype])
@@ -120,14 +135,83 @@ _log_sigmoid = torch.ops.aten.log_sigmoid_forward.default
 
 def vector_exp(x: T) -> T:
     """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
-    return _log_sigmoid(x)[1] if x.is_cpu else torch.exp(-x.abs())
+    if not x.is_cpu:
+        return torch.exp(-x.abs())
+    if _goes_to_one_thread(x, above=1) and x.dtype is torch.float32 and _sleef_is_known():
+        return _sleef_exp(x)
+    return _log_sigmoid(x)[1]  # which has every thread take a share, were it of two numbers
+
+
+# exp(-a) = 2^q exp(-s), with s = a + q log(2) and |s| < log(2) / 2: as SLEEF has it for float32.
+# The log is in two parts; the polynomial's signs are those of the powers of -s. To add 3 2^22
+# rounds to an integer, and leaves it in the last bits. 2^64 keeps the result from underflowing
+# until it is rounded, at last.
+_LOG_2 = 0.693145751953125, 1.428606765330187e-06
+_POLYNOMIAL = (
+    0.00019852761761285365,
+    -0.0013930435525432515,
+    0.0083333607763051987,
+    -0.041666485369205475,
+    0.16666667163372040,
+    -0.5,
+)
+
+
+def _sleef_exp(x: T) -> T:
+    """exp(-|x|) in float32, in operations that are one thread's where the numbers are few."""
+
+    def number(value: float) -> T:
+        return constant(value, torch.float32, x.device)
+
+    a = torch.clamp(x.abs(), max=number(105.0))  # beyond, it is 0
+    shifted = (a * number(-1 / math.log(2))).add_(number(3 * 2.0**22 + 64))
+    q = shifted - number(3 * 2.0**22 + 64)
+    s = torch.addcmul(a, q, number(_LOG_2[0]))
+    torch.addcmul(s, q, number(_LOG_2[1]), out=s)
+    first, second, *others = map(number, _POLYNOMIAL)
+    z = torch.addcmul(second, first, s)
+    for coefficient in others:
+        torch.addcmul(coefficient, z, s, out=z)
+    z = number(1.0) - torch.addcmul(s, s * s, z)
+    bits(z).add_(bits(shifted) << 23)
+    return torch.addcmul(a - a, z, number(2.0**-64))  # a - a: no number where x is none
+
+
+@functools.cache
+def _sleef_is_known() -> bool:
+    """Has this PyTorch, on this machine, the exp of `_sleef_exp`?"""
+    with torch.inference_mode(False), torch.no_grad():
+        n = torch.arange(10000.0, dtype=torch.float32, device="cpu")
+        every = torch.cat([n * 0.0105, torch.sin(n), torch.exp(-0.01 * n)])
+        return torch.equal(_sleef_exp(every), _log_sigmoid(every)[1])
+
+
+_ALONE = 2048  # of as many numbers one thread takes a function of the vector library
+
+
+def _goes_to_one_thread(x: T, above: int) -> bool:
+    """Are these so few that kernels leave them to one thread, but those for more than `above`?"""
+    return above < x.numel() < GRAIN and x.is_cpu and torch.get_num_threads() > 1
+
+
+def alone(function: Callable[..., T], x: T) -> T:
+    """function(x), a root, exp, log or tanh, by one thread as an addition of such numbers is.
+
+    torch shares them among threads from 2,049 numbers on, for which others are waked.
+    """
+    if not _goes_to_one_thread(x, above=_ALONE) or not x.is_contiguous():
+        return function(x)
+    result = torch.empty_like(x)
+    for part, to in zip(*[t.view(-1).split(_ALONE) for t in (x, result)], strict=True):
+        function(part, out=to)
+    return result
 
 
 def scalar_exp(x: T) -> T:
     """exp(x) as the C library rounds it, which computes the complex one."""
     if not x.is_cpu:
         return torch.exp(x)
-    return torch.complex(x, torch.zeros_like(x)).exp().real
+    return alone(torch.exp, torch.complex(x, torch.zeros_like(x))).real
 
 
 def widened(*tensors: T) -> tuple[T, ...]:
@@ -142,12 +226,12 @@ def by_registers(function: Callable[[T], T], x: T) -> T:
         return function(x)
     flat = x.reshape(-1)
     block = 2 * register_bytes() // x.dtype.itemsize
-    if len(flat) % block == 0 and len(flat) < _GRAIN:
+    if len(flat) % block == 0 and len(flat) < GRAIN:
         return function(flat).view(x.shape)
     padded = torch.cat([flat, flat.new_zeros(-len(flat) % block)])
-    if torch.get_num_threads() == 1 or len(padded) < _GRAIN:
+    if torch.get_num_threads() == 1 or len(padded) < GRAIN:
         return function(padded)[: len(flat)].view(x.shape)
-    parts = [function(part) for part in padded.split(_GRAIN - _GRAIN % block - block)]
+    parts = [function(part) for part in padded.split(GRAIN - GRAIN % block - block)]
     return torch.cat(parts)[: len(flat)].view(x.shape)
 
 
@@ -179,7 +263,7 @@ def each_way(
     for operand in operands:
         if not operand.is_contiguous():
             constants += 1 if n > 1 and not any(operand.stride()) else 2
-    if constants < 2 and n < _GRAIN:  # the usual: one loop, what is left is at its end
+    if constants < 2 and n < GRAIN:  # the usual: one loop, what is left is at its end
         left = n % _block(operands[0], short)
         if not left:
             return by_registers(*tensors)
@@ -218,8 +302,8 @@ def one_by_one(*operands: T, short: bool = False) -> T:
     alone = torch.ones(inner, dtype=torch.bool, device="cpu")  # a script's default may differ
     if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
         share = inner
-        if len(sizes) == 1 and inner >= _GRAIN:
-            share = -(-inner // min(torch.get_num_threads(), -(-inner // _GRAIN)))
+        if len(sizes) == 1 and inner >= GRAIN:
+            share = -(-inner // min(torch.get_num_threads(), -(-inner // GRAIN)))
         for start in range(0, inner, max(share, 1)):
             size = min(share, inner - start)
             alone[start : start + size - size % block] = False

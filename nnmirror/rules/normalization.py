@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..tape import record
-from .kernel import in_turn
+from .kernel import add_rows, in_turn
 from .registry import Rule, composite, unplaced
 
 T = torch.Tensor
@@ -86,7 +86,7 @@ def rows_in_turn(rows: T) -> T:
     if not rows.is_cpu:
         return rows.sum(0)
     every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    return rows.new_zeros(1, rows.shape[1]).index_add_(0, every, rows)[0]
+    return add_rows(rows.new_zeros(1, rows.shape[1]), every, rows)[0]
 
 
 def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:

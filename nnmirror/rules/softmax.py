@@ -17,7 +17,7 @@ import torch
 
 from ..tape import record
 from . import shape
-from .kernel import in_turn, laid_out_as, lanes, scalar_exp, vector_exp, widened
+from .kernel import alone, in_turn, laid_out_as, lanes, scalar_exp, vector_exp, widened
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -190,6 +190,6 @@ class Softplus(Rule):
         shape = g.shape
         wide, x = widened(g, ctx.saved(0))
         x = x * beta
-        e = torch.where(x < 0, vector_exp(x), x.exp())
+        e = torch.where(x < 0, vector_exp(x), alone(torch.exp, x))
         dx = torch.where(x > threshold, wide, wide * e / (e + 1.0))
         return laid_out_as(dx.to(dtype).reshape(shape), g), None, None

@@ -1,0 +1,259 @@
+"""Small tensors are one thread's work wherever they are PyTorch's.
+
+An operation that starts a parallel section waits for every thread of the pool. On a machine
+with other things to do that takes milliseconds, be the tensors ever so small: a training that
+PyTorch does in seconds takes minutes. So each scenario, a function of `(nn, optim)` giving an
+action, runs in a process with two threads, and what is looked at is whether the other one,
+which sleeps as soon as it has nothing to do, was woken.
+"""
+
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import nnmirror
+import nnmirror.optim
+
+TASKS = Path("/proc/self/task")
+TIMES = 10
+SCENARIOS = {}
+
+
+def scenario(**named):
+    """Keep `function(nn, optim, given)` as a scenario for each of those named."""
+
+    def keep(function):
+        for name, given in named.items():
+            key = f"{function.__name__}: {name}"
+            SCENARIOS[key] = functools.partial(function, given=given)
+        return function
+
+    return keep
+
+
+def stepped(nn, optimizer, *nets):
+    """Steps of nets of these sizes, after a backward that is not looked at."""
+    made = []
+    for sizes in nets:
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        net = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())])
+        made.append((net, optimizer(net.parameters()), torch.randn(4, sizes[0])))
+
+    def backward():
+        for net, optimizer, x in made:
+            optimizer.zero_grad()
+            net(x).pow(2).mean().backward()
+
+    def steps():
+        for _, optimizer, _ in made:
+            optimizer.step()
+
+    return backward, steps
+
+
+@scenario(
+    sgd=lambda optim, p: optim.SGD(p, lr=0.1),
+    momentum=lambda optim, p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    nesterov=lambda optim, p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    sgd_foreach=lambda optim, p: optim.SGD(p, lr=0.1, foreach=True),
+    adam=lambda optim, p: optim.Adam(p),
+    amsgrad=lambda optim, p: optim.Adam(p, amsgrad=True),
+    adamw=lambda optim, p: optim.AdamW(p),
+    adam_foreach=lambda optim, p: optim.Adam(p, foreach=True),
+    rmsprop=lambda optim, p: optim.RMSprop(p),
+    centered=lambda optim, p: optim.RMSprop(p, centered=True, momentum=0.9),
+    adagrad=lambda optim, p: optim.Adagrad(p),
+)
+def a_step(nn, optim, given):
+    """The second net has 5,248 parameters, of which a root is not one thread's."""
+    sizes = (2, 25, 25, 1), (40, 40, 40, 40, 8)
+    return stepped(nn, functools.partial(given, optim), *sizes)
+
+
+@scenario(momentum={"momentum": 0.9}, nesterov={"momentum": 0.9, "nesterov": True})
+def a_step_of_more(nn, optim, given):
+    """No parameter is for several threads, but all 40,950 numbers together would be."""
+    return stepped(nn, lambda p: optim.SGD(p, lr=0.1, **given), (90,) * 6)
+
+
+SHAPES = (4, 25), (32, 64), (64, 64), (100, 150)
+
+
+def there_and_back(nn, make):
+    """Forward and backward through what `make(shape)` gives, for each shape."""
+    parts = [(nn.Parameter(torch.randn(shape)), make(shape)) for shape in SHAPES]
+
+    def action():
+        for x, function in parts:
+            x.grad = None
+            function(x).sum().backward()
+
+    return lambda: None, action
+
+
+@scenario(
+    relu=lambda nn: nn.ReLU(),
+    leaky_relu=lambda nn: nn.LeakyReLU(),
+    elu=lambda nn: nn.ELU(),
+    selu=lambda nn: nn.SELU(),
+    celu=lambda nn: nn.CELU(),
+    silu=lambda nn: nn.SiLU(),
+    mish=lambda nn: nn.Mish(),
+    softplus=lambda nn: nn.Softplus(),
+    sigmoid=lambda nn: nn.Sigmoid(),
+    hardtanh=lambda nn: nn.Hardtanh(),
+    hardswish=lambda nn: nn.Hardswish(),
+    gelu=lambda nn: nn.GELU("tanh"),
+    log_softmax=lambda nn: nn.LogSoftmax(0),
+    softmax=lambda nn: nn.Softmax(0),
+    dropout=lambda nn: nn.Dropout(),
+    rms_norm=lambda nn: lambda x: nn.functional.rms_norm(x, x.shape[-1:]),
+)
+def a_layer(nn, optim, given):
+    return there_and_back(nn, lambda shape: given(nn))
+
+
+@scenario(
+    layer_norm=lambda nn, width: nn.LayerNorm(width),
+    batch_norm=lambda nn, width: nn.BatchNorm1d(width),
+)
+def a_norm_going_back(nn, optim, given):
+    """Their forward kernels wake threads in both libraries. So do PyTorch's backward kernels."""
+    parts = [(given(nn, shape[1]), torch.randn(shape)) for shape in SHAPES]
+    losses = []
+
+    def forward():
+        losses[:] = [layer(x).pow(2).sum() for layer, x in parts]
+
+    def backward():
+        for loss in losses:
+            loss.backward()
+
+    return forward, backward
+
+
+@scenario(
+    mse=lambda nn: nn.MSELoss(),
+    l1=lambda nn: nn.L1Loss(),
+    smooth_l1=lambda nn: nn.SmoothL1Loss(),
+    huber=lambda nn: nn.HuberLoss(),
+    bce_with_logits=lambda nn: nn.BCEWithLogitsLoss(),
+    kl_div=lambda nn: nn.KLDivLoss(reduction="sum"),
+)
+def a_loss(nn, optim, given):
+    return there_and_back(
+        nn, lambda shape: functools.partial(given(nn), target=torch.rand(shape).softmax(1))
+    )
+
+
+@scenario(
+    plain={},
+    padding={"padding_idx": 1},
+    by_frequency={"scale_grad_by_freq": True},
+)
+def an_embedding(nn, optim, given):
+    layer = nn.Embedding(50, 16, **given)
+    words = [torch.randint(50, (n, 7)) for n in (2, 32, 250)]
+
+    def action():
+        for indices in words:
+            layer.weight.grad = None
+            layer(indices).pow(2).sum().backward()
+
+    return lambda: None, action
+
+
+@scenario(
+    norm=lambda nn, params: nn.utils.clip_grad_norm_(params, 1.0),
+    value=lambda nn, params: nn.utils.clip_grad_value_(params, 1.0),
+)
+def clipping(nn, optim, given):
+    params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+
+    def forget():
+        for p in params:
+            p.grad = torch.randn(p.shape)
+
+    return forget, lambda: given(nn, params)
+
+
+def woken():
+    """How often threads other than this one have gone to sleep."""
+    status = [
+        (task / "status").read_text()
+        for task in TASKS.iterdir()
+        if int(task.name) != threading.get_native_id()
+    ]
+    return sum(int(s.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for s in status)
+
+
+def times_woken(before, action):
+    for _ in range(8):  # by then all that is prepared for a net is
+        before()
+        action()
+    total = 0
+    for _ in range(TIMES):
+        before()
+        start = woken()
+        action()
+        total += woken() - start
+    return total
+
+
+def main():
+    libraries = (torch.nn, torch.optim), (nnmirror.nn, nnmirror.optim)
+    many = torch.ones(2**20)
+    found = {"many numbers": [times_woken(lambda: None, lambda: many.add_(1))] * 2}
+    for name, function in SCENARIOS.items():
+        found[name] = []
+        for nn, optim in libraries:
+            torch.manual_seed(0)
+            found[name].append(times_woken(*function(nn, optim)))
+    print(json.dumps(found))
+
+
+@functools.cache
+def found():
+    """For each scenario how often another thread was woken, in PyTorch and in the mirror."""
+    run = subprocess.run(
+        [sys.executable, "-m", __name__],
+        cwd=Path(__file__).parent.parent,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "passive",  # a thread without work sleeps, which is counted
+            "GOMP_SPINCOUNT": "0",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_thread_is_woken_where_pytorch_wakes_none(name):
+    """Else a small training takes minutes on a machine that has other things to do."""
+    if not TASKS.exists():
+        pytest.skip("threads are looked at through /proc, which is Linux's")
+    if not found()["many numbers"][0]:
+        pytest.skip("this PyTorch runs in one thread")
+    by_pytorch, by_mirror = found()[name]
+    # Once each time at least, if at all; once in a while a thread wakes by itself.
+    if by_pytorch < TIMES / 2:
+        assert by_mirror < TIMES / 2
+    else:
+        assert by_mirror <= 2 * by_pytorch, "far more often than PyTorch wakes one"
+
+
+if __name__ == "__main__":
+    main()
