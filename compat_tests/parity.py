@@ -156,6 +156,7 @@ def normal(message: str) -> str:
     message = re.sub(r" \(Triggered internally at .*\)", "", message, flags=re.S)
     message = re.sub(r"0x[0-9a-f]+", "0x", message)
     message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
+    message = message.replace("nnmirror.tensor.Tensor", "torch.Tensor")
     return re.sub(r"\btorch\.(nn|optim)\b|\bnnmirror(\.optim)?\b", "nnmirror", message).strip()
 
 

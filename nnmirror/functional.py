@@ -41,7 +41,7 @@ from .rules.kernel import by_sign, laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
-from .rules.registry import NAMED, unplaced
+from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
 from .tape import Node, constant, in_transform, record, recorded, tracked, usual_edge
@@ -391,6 +391,7 @@ def relu_(input: T) -> T:
     return record(ReluInplace, (input,))[0]
 
 
+@rule(torch._C._nn.leaky_relu)
 class LeakyRelu(Rule):
     """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
 
@@ -412,6 +413,7 @@ class LeakyRelu(Rule):
         return "LeakyReluBackward0"
 
 
+@rule(torch._C._nn.leaky_relu_)
 class LeakyReluInplace(LeakyRelu):
     """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
 
@@ -449,10 +451,6 @@ def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) ->
 def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
     """`leaky_relu(input, negative_slope, inplace=True)`"""
     return leaky_relu(input, negative_slope, True)
-
-
-RULES[torch._C._nn.leaky_relu] = leaky_relu
-RULES[torch._C._nn.leaky_relu_] = leaky_relu_
 
 
 def sigmoid(input: T) -> T:
@@ -632,6 +630,7 @@ def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = Fal
     check_probability(p)
     if not isinstance(input, T):
         raise unplaced(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
+    _dropout.check_number(input, p, training, inplace)
     return _dropout.dropout(input, p, training, inplace)
 
 
@@ -745,6 +744,7 @@ def looked_up(
     rows = 0 if padding_idx is None else weight.size(0)
     place = counted_from_front(padding_idx, rows)
     if max_norm is not None:
+        check_numbers(torch.embedding_renorm_, (weight, input, max_norm, norm_type), {})
         with DisableTorchFunctionSubclass():
             input = input.contiguous()
             torch.embedding_renorm_(weight.detach(), input, max_norm, norm_type)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
 from .grad_mode import no_grad
+from .rules.registry import has_gradient
+from .tensor import Tensor as Tracked
 
 __all__ = [
     "calculate_gain",
@@ -77,10 +79,23 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        how = (*args[1:], *(value for name, value in kwargs.items() if name != "tensor"))
+        if any(map(has_gradient, how)):
+            return _with_a_gradient(function, args, kwargs)  # type: ignore[no-any-return]
         with DisableTorchFunctionSubclass(), torch.no_grad(), no_grad():
             return function(*args, **kwargs)
 
     return call
+
+
+def _with_a_gradient(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """One of the numbers is a tensor that requires grad: the operations have errors for it."""
+    tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())
+    with DisableTorchFunctionSubclass():
+        asked: Any = torch.Tensor._make_subclass(Tracked, tensor.detach())
+    with torch.no_grad(), no_grad():
+        function(asked, *how, **kwargs)
+    return tensor
 
 
 def calculate_gain(nonlinearity: _Nonlinearity, param: int | float | None = None) -> float:
@@ -227,21 +242,19 @@ def _xavier_std(tensor: Tensor, gain: float) -> float:
     return gain * math.sqrt(2.0 / float(sum(_calculate_fan_in_and_fan_out(tensor))))
 
 
-@_unrecorded
 def xavier_uniform_(
     tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draws from U(-a, a), a = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     bound = math.sqrt(3.0) * _xavier_std(tensor, gain)
-    return tensor.uniform_(-bound, bound, generator=generator)
+    return uniform_(tensor, -bound, bound, generator)
 
 
-@_unrecorded
 def xavier_normal_(
     tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draws from N(0, gain^2 2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
-    return tensor.normal_(0.0, _xavier_std(tensor, gain), generator=generator)
+    return normal_(tensor, 0.0, _xavier_std(tensor, gain), generator)
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float | None:
@@ -306,7 +319,6 @@ def orthogonal_(
     return tensor.mul_(gain)
 
 
-@_unrecorded
 def sparse_(
     tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -315,8 +327,13 @@ def sparse_(
         raise ValueError("Only tensors with 2 dimensions are supported")
     if tensor.is_meta:
         return tensor
+    zeros = math.ceil(sparsity * tensor.shape[0])
+    return _sparse(tensor, zeros, std, generator)
+
+
+@_unrecorded
+def _sparse(tensor: Tensor, zeros: int, std: float, generator: torch.Generator | None) -> Tensor:
     rows, cols = tensor.shape
-    zeros = math.ceil(sparsity * rows)
     tensor.normal_(0, std, generator=generator)
     for col in range(cols):
         tensor[torch.randperm(rows)[:zeros], col] = 0

@@ -497,6 +497,7 @@ class Function:
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
+    first_number: int = sys.maxsize  # the first argument for which PyTorch takes a number alone
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -583,6 +584,8 @@ def record(
     `inplace`, if given, performs the operation on the first argument, which becomes the
     output, after `forward` has computed (and saved) what its backward needs.
     """
+    if len(args) > function.first_number:
+        function.check_numbers(args)  # type: ignore[attr-defined]
     mode = _override.mode  # is_grad_enabled, without the call
     if not (torch.is_grad_enabled() if mode is None else mode):
         with DisableTorchFunctionSubclass():

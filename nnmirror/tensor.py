@@ -76,6 +76,11 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     raise RuntimeError("nnmirror.rules is not loaded")
 
 
+def check_numbers(func: Any, args: Any, kwargs: Any) -> None:
+    """PyTorch's error where a gradient is given as a number: as `dispatch`, put in this place."""
+    raise RuntimeError("nnmirror.rules is not loaded")
+
+
 class Tensor(torch.Tensor):
     """A tensor that carries a gradient: what a mirrored module or operation returns."""
 
@@ -97,9 +102,13 @@ class Tensor(torch.Tensor):
             found = _ASKED.get(func)
             if found is None:
                 return dispatch(func, args, kwargs or {})
-        if not kwargs and type(found) is recorded[0] and len(args) <= found.most:
-            return _tape.record(found.function, args)[0]  # what it would call
-        return found(*args, **kwargs) if kwargs else found(*args)
+        try:
+            if not kwargs and type(found) is recorded[0] and len(args) <= found.most:
+                return _tape.record(found.function, args)[0]  # what it would call
+            return found(*args, **kwargs) if kwargs else found(*args)
+        except TypeError:
+            check_numbers(func, args, kwargs or {})  # it names the call as it was made
+            raise
 
     # -- autograd's attributes, answered by the mirror -----------------------------------
 

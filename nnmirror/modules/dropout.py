@@ -44,6 +44,7 @@ class Dropout(_DropoutNd):
             return self._run_on_tuple(function, args)
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
+        rules.check_number(input, self.p, self.training, self.inplace)
         if self.training and not self.inplace and rules.draws_at_once(input, self.p):
             return super()._run(rules.NativeDropout, input, self.p)
         m = rules.noise(input, self.p, self.training)

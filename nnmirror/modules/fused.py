@@ -653,6 +653,8 @@ class Run:
         slope = getattr(child, "negative_slope", 0.0)
         if not isinstance(slope, int | float):
             return False
+        if any(isinstance(getattr(child, name, None), torch.Tensor) for name in plain.SETTINGS):
+            return False  # a number that is a tensor: PyTorch may have an error for it
         if getattr(child, "inplace", False) and kind not in plain.IN_PLACE:
             return False
         if isinstance(child, Hardtanh) and not child.min_val <= child.max_val:

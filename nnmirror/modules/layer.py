@@ -98,10 +98,15 @@ class Layer(Module):
         if tracked:
             return out
         apart = any(x is not y for x, y in zip(inputs, given, strict=True))
-        tensors = (*inputs, *others, *self._parameters.values()) if apart else ()
+        tensors = (*inputs, *others, *self._weights()) if apart else ()
         if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
             return out.detach()  # for the caller nothing requires grad
         return out
+
+    def _weights(self) -> list[Any]:
+        """Its parameters, but for one given as a number, such as an `eps`."""
+        numbers: Any = getattr(type(self), "__constants__", ())
+        return [p for name, p in self._parameters.items() if name not in numbers]
 
 
 def _leaf_of_its_own(x: Any) -> Any:

@@ -19,7 +19,7 @@ from torch._C import DisableTorchFunctionSubclass
 from ..tape import record
 from .arithmetic import Add, Mul
 from .normalization import row_sum, rows_added, rows_fused, rows_in_turn
-from .registry import Rule, composite, unplaced
+from .registry import Rule, composite, stands_for, unplaced
 from .shape import Clone, select
 
 T = torch.Tensor
@@ -40,6 +40,7 @@ def _memory_format(x: T, g: T) -> torch.memory_format | None:
     return None
 
 
+@stands_for(torch.batch_norm, True)
 class NativeBatchNorm(Rule):
     """y = (x - mean) r w + b, per channel; the gradients are above.
 

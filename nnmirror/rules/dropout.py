@@ -10,7 +10,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
-from .registry import Rule, composite, unplaced
+from .registry import Rule, check_numbers, composite, unplaced
 
 T = torch.Tensor
 
@@ -61,6 +61,12 @@ class NativeDropout(Rule):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T, None]:
         return g * ctx.saved(0) * ctx.scale, None
+
+
+def check_number(input: T, p: float, training: bool, inplace: bool) -> None:
+    """PyTorch's error for a probability that would need a gradient."""
+    if type(p) is not float:
+        check_numbers(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
 
 
 def noise(input: T, p: float, training: bool) -> T | None:

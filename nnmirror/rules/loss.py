@@ -23,7 +23,7 @@ from ..tape import (
 )
 from .arithmetic import Add, Div, Mul
 from .kernel import each_way, vector_exp
-from .registry import Rule, composite, rule, unplaced
+from .registry import Rule, check_numbers, composite, rule, unplaced
 from .shape import contiguous, view
 from .softmax import LogSoftmax, log_softmax
 
@@ -181,6 +181,7 @@ def nll_loss_nd(
 ) -> T:
     """The negative log-likelihood of x (C), (N, C) or (N, C, d1, d2, ...)."""
     rest = weight, reduction, ignore_index
+    check_numbers(torch._C._nn.nll_loss_nd, (input, target, *rest), {})  # its kernel takes tensors
     with DisableTorchFunctionSubclass():
         tensors = isinstance(input, T) and isinstance(target, T)
         shape = input.shape if tensors else ()

@@ -19,7 +19,7 @@ import torch
 
 from ..tape import record
 from .kernel import add_rows, in_turn
-from .registry import Rule, composite, unplaced
+from .registry import Rule, composite, stands_for, unplaced
 
 T = torch.Tensor
 
@@ -126,6 +126,7 @@ def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) 
     return rows_in_turn(torch.stack(parts).to(at_last)).to(g.dtype)
 
 
+@stands_for(torch.layer_norm)
 class NativeLayerNorm(Rule):
     """y = (x - mean) r w + b over the last dimensions; the gradients are above.
 

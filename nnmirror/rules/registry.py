@@ -23,9 +23,11 @@ from .. import changes
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
 from ..tape import (
+    OTHER,
     Function,
     is_left_to_torch,
     is_plain_update,
+    kind_of,
     no_complex,
     record,
     tensors_in,
@@ -50,10 +52,69 @@ class Rule(Function):
     """A Function for one of PyTorch's own operations; its node bears PyTorch's name."""
 
     is_rule = True
+    func: Any = None  # PyTorch's operation, which takes what `forward` takes
+    rest: tuple[Any, ...] = ()  # and this besides
+    numbers: tuple[int, ...] = ()  # which arguments of it are numbers
 
     @classmethod
     def node_name(cls) -> str:
         return cls.__name__ + "Backward0"
+
+    @classmethod
+    def check_numbers(cls, args: tuple[Any, ...]) -> None:
+        """PyTorch's error where a tensor that requires grad is given as a number."""
+        for i in cls.numbers:
+            if i < len(args) and has_gradient(args[i]):
+                raise unplaced(cls.func, args + cls.rest, {})
+
+
+def has_gradient(value: Any) -> bool:
+    return kind_of(type(value)) is not OTHER and value.requires_grad
+
+
+@functools.cache
+def numbers_of(func: Any, integers: bool = False) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Where `func` takes a number and never a tensor: the places, and the names.
+
+    From PyTorch's own declarations. There it takes a tensor without a gradient too, as the number
+    that it holds; for one that requires grad it has an error. For integers its error is the same,
+    but most of these are left to it, as no tensor of integers requires grad.
+    """
+    kinds = _REALS | _INTEGERS if integers else _REALS
+    numbers: set[int | str] = set()
+    tensors: set[int | str] = set()
+    for schema in torch._C._jit_get_schemas_for_operator(f"aten::{getattr(func, '__name__', '')}"):
+        types = [str(a.type) for a in schema.arguments]
+        if not any("Tensor" in t for t in (*types, *(str(r.type) for r in schema.returns))):
+            continue  # TorchScript's, for numbers alone
+        for i, (argument, type_) in enumerate(zip(schema.arguments, types, strict=True)):
+            where: set[int | str] = {argument.name}
+            if not argument.kwarg_only:
+                where.add(i)
+            if type_ in kinds:
+                numbers |= where
+            elif "Tensor" in type_:
+                tensors |= where
+    found = numbers - tensors
+    places = sorted(where for where in found if isinstance(where, int))
+    return tuple(places), tuple(where for where in found if isinstance(where, str))
+
+
+_REALS = {"number", "float", "Optional[number]", "Optional[float]"}
+_INTEGERS = {"int", "Optional[int]"}
+
+
+def check_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """PyTorch's error where a tensor that requires grad is given to `func` as a number."""
+    places, names = numbers_of(func, integers=True)
+    given = [args[i] for i in places if i < len(args)]
+    if kwargs:
+        given += [kwargs.get(name) for name in names]
+    if any(map(has_gradient, given)):
+        try:
+            _as_pytorch(func, args, kwargs)
+        except TypeError as error:
+            raise error from None
 
 
 # NumPy's spellings of two arguments, which PyTorch takes as well.
@@ -103,9 +164,24 @@ def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
             f"{func.__name__}(): functions with out=... arguments don't support automatic"
             " differentiation, but one of the arguments requires grad."
         )
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        func(*args, **kwargs)
+    _as_pytorch(func, args, kwargs)
     return refusal(func, "with these arguments")
+
+
+def _as_pytorch(func: Any, args: Any, kwargs: Any) -> None:
+    """Call `func` as PyTorch would be called, for its errors: with copies that require grad."""
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        func(*_copied(args), **_copied(kwargs))
+
+
+def _copied(value: Any) -> Any:
+    """The value with every tensor in it copied; what requires grad does so for torch too."""
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        data = torch.Tensor.detach(tensor).clone()
+        return torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[no-any-return]
+
+    return _mapped(value, copy)
 
 
 def rule(*funcs: Any) -> Callable[[F], F]:
@@ -114,6 +190,18 @@ def rule(*funcs: Any) -> Callable[[F], F]:
     def register(function: F) -> F:
         for func in funcs:
             RULES[func] = Recorded(function, func)
+        _declare_numbers(function, Recorded(function, funcs[0]))
+        return function
+
+    return register
+
+
+def stands_for(func: Any, *rest: Any) -> Callable[[F], F]:
+    """The decorated Rule takes the arguments of `func`, and is recorded for it by a `composite`."""
+
+    def register(function: F) -> F:
+        function.rest = rest  # type: ignore[attr-defined]
+        _declare_numbers(function, Recorded(function, func))
         return function
 
     return register
@@ -123,9 +211,17 @@ def composite(*funcs: Any) -> Callable[[C], C]:
     """Answer each of `funcs` with the decorated function, made of recorded operations."""
 
     def register(function: C) -> C:
+        called: Any = function
+        if numbers_of(funcs[0])[1]:
+
+            @functools.wraps(function)
+            def called(*args: Any, **kwargs: Any) -> Any:
+                check_numbers(funcs[0], args, kwargs)
+                return function(*args, **kwargs)
+
         for func in funcs:
-            RULES[func] = function
-        return function
+            RULES[func] = called
+        return called  # type: ignore[no-any-return]
 
     return register
 
@@ -159,19 +255,34 @@ def inplace(*funcs: Any) -> Callable[[F], F]:
                 return record(function, places, inplace=lambda: _func(*args, **kwargs))[0]
 
             RULES[func] = call
+        _declare_numbers(function, placed)
         return function
 
     return register
 
 
+def _declare_numbers(function: Any, recorded: Recorded) -> None:
+    """Have the calls of a Rule looked at for tensors in the places of numbers."""
+    places, names = numbers_of(recorded.func)
+    if not recorded.variadic:
+        places = tuple({*places, *(recorded.places[n] for n in names if n in recorded.places)})
+    if places and "numbers" not in vars(function):
+        function.func, function.numbers = recorded.func, tuple(sorted(places))
+        function.first_number = function.numbers[0]
+
+
 def plain_values(value: Any) -> Any:
     """The value with every tracked tensor in it detached."""
+    return _mapped(value, torch.Tensor.detach)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach()
+        return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(plain_values(v) for v in value)
+        return type(value)(_mapped(v, change) for v in value)
     if isinstance(value, dict):
-        return {name: plain_values(v) for name, v in value.items()}
+        return {name: _mapped(v, change) for name, v in value.items()}
     return value
 
 
@@ -235,6 +346,8 @@ def _vmap_asks() -> bool:
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
+    if kwargs or len(args) > 1:
+        check_numbers(func, args, kwargs)
     if args and (func in RESHAPING or _bare_name(func) in _RESHAPING_NAMES):
         return changes.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
     return _dispatch(func, args, kwargs)
@@ -302,3 +415,4 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 _tensor.dispatch = dispatch
+_tensor.check_numbers = check_numbers

@@ -584,7 +584,7 @@ def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
 
 @composite(torch.narrow, T.narrow)
 def narrow(input: T, dim: int, start: Any, length: int) -> T:
-    torch.narrow(input.detach(), dim, start, length)  # PyTorch's errors
+    torch.narrow(input.detach(), dim, plain_values(start), length)  # PyTorch's errors
     at, first = dim % input.dim(), int(start)
     if first < 0:
         first += input.shape[dim]

@@ -1,0 +1,269 @@
+"""A parameter where PyTorch takes a number: it says so, and nothing trains on without it.
+
+A slope, a margin, an `eps` or an `alpha=` that is made a Parameter looks as if it were learned.
+PyTorch raises a TypeError for most, since it could not give them a gradient; were the mirror to
+go on with the number inside, the parameter would silently stay what it is. So every argument of
+every mirrored module and function that is a number, by its signature, is given a Parameter here
+(and the result of an operation, and a tensor of torch's own that requires grad), and so is every
+number in the arguments that PyTorch's own table of operations brings.
+"""
+
+import functools
+import inspect
+import itertools
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror.rules.registry import numbers_of
+from nnmirror.tape import tensors_in
+
+from .parity import both, parity, same_outcome
+from .test_every_op import OPS, mapped, refused
+
+X = torch.linspace(-2, 2.5, 12).reshape(4, 3)
+FORMS = {
+    "a parameter": lambda nn, value: nn.Parameter(torch.tensor(value)),
+    "a result": lambda nn, value: nn.Parameter(torch.tensor(value)) * 1,
+    "a tensor": lambda nn, value: torch.tensor(value, requires_grad=True),
+}
+
+
+# For what else a module or a function has to be given.
+OTHERS = {
+    "dim": 1,
+    "embedding_dim": 3,
+    "in_features": 3,
+    "normalized_shape": [3],
+    "num_embeddings": 5,
+    "num_features": 3,
+    "out_features": 3,
+    "pad": (1, 1),
+    "running_mean": None,
+    "running_var": None,
+    "threshold": 0.1,
+    "training": True,
+    "unflattened_size": (3, 1),
+    "value": 0.2,
+}
+VALUES = {
+    "a": -0.5,
+    "max_val": 1.5,
+    "max_norm": 1.0,
+    "mean": 0.0,
+    "max_value": 1.5,
+    "min_value": -1.0,
+}
+
+
+def numbers(function):
+    """The parameters that are numbers by the signature, with a value that fits each."""
+    found = {}
+    for name, p in inspect.signature(function).parameters.items():
+        kind, default = str(p.annotation), p.default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if name != "var" and "ist[" not in kind and (number or "int" in kind or "float" in kind):
+            value = VALUES.get(name, default if number else OTHERS.get(name, 0.5))
+            found[name] = float(value)
+    return found
+
+
+def tensors(nn, name, kind):
+    """What the module or function of this name is called with, `kind` of tensor first."""
+    x = X.clone() if kind == "plain" else nn.functional.leaky_relu(nn.Parameter(X.clone()), 0.5)
+    name = name.lower().replace("_", "").removesuffix("loss")
+    signs = X.cos().sign()
+    if name == "embedding":
+        return [LABELS]
+    if name == "unflatten":
+        return [x.flatten()]
+    if name in ("nll", "crossentropy"):
+        return [x, LABELS]
+    if name == "cosineembedding":
+        return [x, X + 1, signs[:, 0]]
+    if name in ("marginranking", "tripletmargin"):
+        return [x, X + 1, signs]
+    if name in ("hingeembedding", "softmargin", "multilabelsoftmargin"):
+        return [x, signs]
+    if name == "gaussiannll":
+        return [x, X + 1, X.cos() + 2]
+    if name in ("huber", "poissonnll", "cosinesimilarity", "pairwisedistance", "smoothl1"):
+        return [x, X + 1]
+    return [x]
+
+
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def call(function, signature, args, number, given):
+    """Call it by positions, in which PyTorch's errors count, up to the one of the number."""
+    args, kwargs, passed = list(args), {}, False
+    for name, p in list(inspect.signature(signature).parameters.items())[len(args) :]:
+        asked = name == number or name == "training" or p.default is inspect.Parameter.empty
+        value = given if name == number else OTHERS.get(name) if asked else p.default
+        if not passed and p.kind is not inspect.Parameter.KEYWORD_ONLY:
+            args.append(value)
+        elif asked and p.kind is not inspect.Parameter.VAR_KEYWORD:
+            kwargs[name] = value
+        passed = passed or name == number
+    return function(*args, **kwargs)
+
+
+def gone_back(given, result):
+    """The results, and what gradient the number got of them."""
+    made = list(tensors_in(result))
+    for t in made:
+        if t.requires_grad:
+            t.sum().backward(retain_graph=True)
+    return [t.detach() for t in made], [t.requires_grad for t in made], given.is_leaf and given.grad
+
+
+FUNCTIONAL = {
+    f"{name}({number})": (name, number, value)
+    for name in nnmirror.nn.functional.__all__
+    for number, value in numbers(getattr(nnmirror.nn.functional, name)).items()
+    if number != "_stacklevel"
+}
+MODULES = {
+    f"{name}({number})": (name, number, value)
+    for name in sorted(nnmirror.nn.__all__)
+    if inspect.isclass(cls := getattr(nnmirror.nn, name)) and issubclass(cls, nnmirror.nn.Module)
+    for number, value in numbers(cls).items()
+}
+INIT = {
+    f"{name}({number})": (name, number, value)
+    for name in nnmirror.nn.init.__all__
+    for number, value in numbers(getattr(nnmirror.nn.init, name)).items()
+}
+
+
+@pytest.mark.parametrize("kind", ["tracked", "plain"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", FUNCTIONAL)
+@parity
+def test_a_number_of_a_function(nn, optim, case, form, kind):
+    name, number, value = FUNCTIONAL[case]
+    function, given = getattr(nn.functional, name), FORMS[form](nn, value)
+    mirrored = getattr(nnmirror.nn.functional, name)
+    args = tensors(nn, name, kind)
+    if name == "embedding":
+        args.append(nn.Parameter(torch.ones(5, 3)))
+    return gone_back(given, call(function, mirrored, args, number, given))
+
+
+@pytest.mark.parametrize("kind", ["tracked", "plain"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", MODULES)
+@parity
+def test_a_number_of_a_module(nn, optim, case, form, kind):
+    name, number, value = MODULES[case]
+    given = FORMS[form](nn, value)
+    module = call(getattr(nn, name), getattr(nnmirror.nn, name), [], number, given)
+    args = tensors(nn, name, kind)
+    if len(args) == 1:
+        module = nn.Sequential(nn.Identity(), module, nn.Tanh())
+    return gone_back(given, module(*args))
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", INIT)
+@parity
+def test_a_number_of_an_initialisation(nn, optim, case, form, grad_mode):
+    name, number, value = INIT[case]
+    given = FORMS[form](nn, value)
+    with torch.set_grad_enabled(grad_mode):
+        function = getattr(nn.init, name)
+        if name == "calculate_gain":
+            return function("leaky_relu", given)
+        weight = nn.Parameter(X.clone())
+        call(function, getattr(nnmirror.nn.init, name), [weight], number, given)
+        return weight
+
+
+def with_one_number_named(op):
+    """Calls of an operation, of PyTorch's own table, each with one of the numbers in it named.
+
+    `where` is its place or its name.
+    """
+    seen = set()
+    for sample in itertools.islice(op.sample_inputs("cpu", torch.float32, requires_grad=True), 30):
+        first, args, kwargs = sample.input, (sample.input, *sample.args), dict(sample.kwargs)
+        if not (isinstance(first, torch.Tensor) and first.requires_grad):
+            continue
+        if any(t.layout is not torch.strided for t in tensors_in([args, kwargs])):
+            continue
+        given = dict(enumerate(args)) | kwargs
+        if len(args) == 1:  # and what PyTorch declares besides
+            given = {name: 0.5 for name in numbers_of(op.op)[1]} | given
+        for where, value in given.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            kind = where, len(args), tuple(kwargs)
+            if number and kind not in seen:
+                seen.add(kind)
+                for function in {op.op, op.get_method(), op.get_inplace()} - {None}:
+                    yield {
+                        "function": function,
+                        "args": args,
+                        "kwargs": kwargs,
+                        "where": where,
+                        "value": float(value),
+                    }
+
+
+def given_as_number(nn, optim, function, args, kwargs, where, value, form):
+    def leaf(t):
+        return nn.Parameter(t.detach().clone()) if t.requires_grad else t.clone()
+
+    number = FORMS[form](nn, value)
+    args, kwargs = mapped(list(args), leaf), mapped(kwargs, leaf)
+    args[0] = nn.functional.leaky_relu(args[0], 1.0)
+    (args if isinstance(where, int) else kwargs)[where] = number
+    return gone_back(number, function(*args, **kwargs))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_number_of_an_operation(name):
+    for how in with_one_number_named(OPS[name]):
+        for form in FORMS:
+            expected, actual = both(functools.partial(given_as_number, **how, form=form))
+            if refused(actual.error):
+                continue
+            if expected.error is not None and actual.error is not None:
+                expected.warnings = actual.warnings  # of a number that was made of it before
+            same_outcome(expected, actual)
+
+
+@parity
+def test_a_slope_exchanged_for_a_parameter(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU(), nn.Linear(3, 3), nn.ELU())
+    for _ in range(3):
+        net(X).sum().backward()
+    said = []
+    for name, i in (("alpha", 3), ("negative_slope", 1)):
+        setattr(net[i], name, nn.Parameter(torch.tensor(0.5)))
+        try:
+            net(X)
+        except TypeError as error:
+            said.append(str(error))
+        setattr(net[i], name, None)
+        delattr(net[i], name)
+        setattr(net[i], name, 0.5)
+        net(X).sum().backward()
+    return said, net[0].weight.grad
+
+
+@parity
+def test_a_learned_slope_without_grad_mode(nn, optim):
+    with torch.no_grad():
+        return nn.functional.leaky_relu(X, nn.Parameter(torch.tensor(0.2)))
+
+
+@parity
+def test_a_number_that_is_a_tensor_without_a_gradient(nn, optim):
+    x, slope = nn.Parameter(X.clone()), torch.tensor(0.25)
+    y = nn.functional.leaky_relu(x, slope) + nn.functional.elu(x, slope)
+    y = y + nn.LeakyReLU(slope)(x) + nn.Sequential(nn.Softplus(slope), nn.Tanh())(x)
+    torch.add(y, x, alpha=slope).sum().backward()
+    return y, x
