@@ -179,6 +179,8 @@ def _copied(value: Any) -> Any:
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         data = torch.Tensor.detach(tensor).clone()
+        if type(tensor) is torch.Tensor and not tensor.requires_grad:
+            return data
         return torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[no-any-return]
 
     return _mapped(value, copy)
