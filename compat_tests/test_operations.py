@@ -1,5 +1,7 @@
 """Operations between modules at the ends of their ranges, where the table of PyTorch's has no sample."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -124,6 +126,174 @@ def test_among(nn, optim, name, dtype):
     special = A([[float("nan"), 1.0, -1.0], [float("inf"), 2.0, 0.0], [0.0, -0.0, float("nan")]])
     values = (torch.randn(6, 5), torch.randn(3, 70), zeros, torch.ones(2, 3), special)
     return [both_ways(nn, AMONG[name], x.to(dtype)) for x in values]
+
+
+INDEX = A([[0, 3], [3, -1]])
+SHAPED = {  # with other operands, of these shapes
+    "meshgrid": (lambda x, y, z: torch.meshgrid(x, y, z, indexing="ij"), (3,), (4,), (2,)),
+    "meshgrid xy": (lambda x, y: torch.meshgrid([x, y], indexing="xy"), (3,), (4,)),
+    "meshgrid of one": (lambda x: torch.meshgrid(x, x), (3,)),
+    "aminmax": (lambda x: torch.aminmax(x.round()), (5, 6)),
+    "aminmax along": (lambda x: x.round().aminmax(dim=0, keepdim=True), (5, 6)),
+    "aminmax, one of them": (lambda x: x.aminmax(dim=-1).max, (5, 6)),
+    "inner": (lambda x, y: (torch.inner(x, y), y.inner(x)), (5, 6), (2, 3, 6)),
+    "inner of vectors": (lambda x, y: torch.inner(x, y), (70,), (70,)),
+    "inner of a number": (lambda x, y: x.sum().inner(y), (2,), (2, 3)),
+    "float_power": (
+        lambda x, y: (torch.float_power(x.abs(), y), x.float_power(3), torch.float_power(2, y)), (5, 6), (6,)),
+    "float_power in place": (lambda x: x.double().mul(2).float_power_(3), (5, 6)),
+    "take": (lambda x: (torch.take(x, INDEX), x.take(INDEX[0])), (5, 6)),
+    "put": (lambda x, y: (x.put(INDEX[:1], y), x.put(INDEX[1:], y, accumulate=True)), (5, 6), (1, 2)),
+    "put in place": (lambda x, y: (x * 1).put_(INDEX[0], y), (5, 6), (2,)),
+    "glu": (lambda x: (torch.nn.functional.glu(x, 0), torch.nn.functional.glu(x)), (6, 70)),
+}  # fmt: skip
+EQUATIONS = {
+    "ij,jk,kl->il": ((2, 3), (3, 4), (4, 5)),
+    "bi,ijk,bj->bk": ((2, 3), (3, 4, 5), (2, 4)),
+    "bn,anm,bm->ba": ((2, 5), (3, 5, 4), (2, 4)),
+    "ij,ij,ij->": ((3, 4),) * 3,
+    "i,j,k->kji": ((2,), (3,), (4,)),
+    "i,i,i,i->i": ((3,),) * 4,
+    "ijkl,jm,kn,lo->imno": ((2, 3, 4, 5), (3, 2), (4, 3), (5, 2)),
+    "abc,cd,def->abef": ((2, 3, 4), (4, 5), (5, 2, 3)),
+    "ij,jk,kl": ((2, 3), (3, 4), (4, 5)),
+    "...ij,...jk->...ik": ((2, 3, 4), (5, 1, 4, 3)),
+    "ab...,b...->a...": ((2, 3, 4, 5), (3, 4, 5)),
+    "a...b,...b,b->a...": ((2, 3, 4, 5), (4, 5), (5,)),
+    "...,...": ((2, 3), (3,)),
+    "...,i->i": ((2, 3), (4,)),
+    "ii->i": ((4, 4),),
+    "ii": ((4, 4),),
+    "iij,j->i": ((3, 3, 4), (4,)),
+    "iji->j": ((3, 4, 3),),
+    "Ab,bC": ((2, 3), (3, 4)),
+    "bhqd,bhkd->bhqk": ((2, 3, 4, 5), (2, 3, 6, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SHAPED)
+@parity
+def test_shaped(nn, optim, name, dtype):
+    function, *shapes = SHAPED[name]
+    return both_ways(nn, function, *[torch.randn(shape, dtype=dtype) for shape in shapes])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("equation", EQUATIONS)
+@parity
+def test_einsum(nn, optim, equation, dtype):
+    values = [torch.randn(shape, dtype=dtype) for shape in EQUATIONS[equation]]
+    return both_ways(nn, lambda *given: torch.einsum(equation, *given), *values)
+
+
+@parity
+def test_einsum_with_lists_for_an_equation(nn, optim):
+    x, y, z = [nn.Parameter(torch.randn(3, 3)) for _ in range(3)]
+    made = torch.einsum(x, [0, 1], y, [1, 2], z, [2, 3], [0, 3])
+    (made + torch.einsum(x, [..., 0, 1], y, [..., 1, 2])).sum().backward()
+    return made, x, y, z
+
+
+class Contractor:
+    """What PyTorch asks of opt_einsum: in which order to contract."""
+
+    @staticmethod
+    def contract_path(equation, *operands, optimize):
+        return [(1, 2), (0, 1)], None
+
+
+@parity
+def test_einsum_goes_the_way_of_opt_einsum(nn, optim):
+    known, values = (
+        torch.backends.opt_einsum,
+        [torch.randn(3, 40), torch.randn(40, 50), torch.randn(50, 2)],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known, "_opt_einsum", Contractor)
+        patch.setattr(known, "is_available", lambda: True)
+        patch.setattr(known, "get_opt_einsum", lambda: Contractor)
+        return both_ways(nn, lambda *given: torch.einsum("ij,jk,kl", *given), *values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("reduce", ["sum", "prod", "mean", "amax", "amin"])
+@parity
+def test_reduced_where_they_are_put(nn, optim, reduce, include_self, dtype):
+    """With zeros, whose product has a gradient of its own, and with elements that are equal."""
+    more = {"reduce": reduce, "include_self": include_self}
+    index = torch.randint(0, 4, (6, 5))
+
+    def put(x, y):
+        made = (
+            x.scatter_reduce(0, index, y, **more),
+            torch.scatter_reduce(x, 0, index[:, :3], y[:, :3], **more),
+        )
+        changed = (x * 1).scatter_reduce_(0, index, y.round(), **more)
+        if reduce == "sum":
+            return *made, changed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is in beta
+            return *made, changed, x.index_reduce(0, index[:, 0], y, **more)
+
+    x, y = torch.randn(4, 5, dtype=dtype), torch.randn(6, 5, dtype=dtype)
+    x[x.abs() < 0.4] = 0
+    y[y.abs() < 0.4] = 0
+    return both_ways(nn, put, x, y), both_ways(nn, put, x.round(), y.round())
+
+
+DRAWN = {
+    "normal": lambda m, s: torch.normal(m, s.abs()),
+    "normal of numbers": lambda m, s: torch.normal(m, 2.0) + torch.normal(1.0, s.abs()) + torch.normal(m),
+    "bernoulli": lambda m, s: torch.bernoulli(m.sigmoid()) + s.sigmoid().bernoulli(),
+    "bernoulli in place": lambda m, s: (m * 1).bernoulli_(0.3) + (m * 1).bernoulli_(s.sigmoid()) + (s * 1).bernoulli_(),
+    "bernoulli of a number": lambda m, s: torch.bernoulli(m, 0.3),
+    "poisson": lambda m, s: torch.poisson(s.abs()) + m * 0,
+    "gumbel_softmax": lambda m, s: torch.nn.functional.gumbel_softmax(m, 0.7) * s,
+    "gumbel_softmax hard": lambda m, s: torch.nn.functional.gumbel_softmax(m, hard=True, dim=0) * s,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", DRAWN)
+@parity
+def test_drawn(nn, optim, name, dtype):
+    """The same numbers from the same seed; a gradient of zeros, not none, where PyTorch has that."""
+    return both_ways(
+        nn, DRAWN[name], torch.randn(6, 70, dtype=dtype), torch.randn(6, 70, dtype=dtype)
+    )
+
+
+WRONG = {
+    "normal out": lambda x: torch.normal(x, 1.0, out=torch.empty(3)),
+    "normal spread": lambda x: torch.normal(x, -1.0),
+    "bernoulli range": lambda x: torch.bernoulli(x + 5),
+    "meshgrid of a matrix": lambda x: torch.meshgrid(x[None], x),
+    "meshgrid indexing": lambda x: torch.meshgrid(x, x, indexing="ab"),
+    "aminmax by position": lambda x: torch.aminmax(x, 0),
+    "inner sizes": lambda x: torch.inner(x, x[:2]),
+    "inner of a float": lambda x: torch.inner(x, 2.0),
+    "float_power text": lambda x: torch.float_power(x, "2"),
+    "float_power in place": lambda x: (x * 1).float_power_(2),
+    "take range": lambda x: torch.take(x, A([7])),
+    "take of floats": lambda x: torch.take(x, x),
+    "put sizes": lambda x: x.put(A([1]), x),
+    "scatter_reduce name": lambda x: x.scatter_reduce(0, A([0, 1]), x, "median"),
+    "scatter_reduce missing": lambda x: torch.scatter_reduce(x, 0, A([0, 1])),
+    "einsum sizes": lambda x: torch.einsum("i,i,i->", x, x[:2], x),
+    "einsum names": lambda x: torch.einsum("i,j->k", x, x),
+    "glu of a number": lambda x: torch.nn.functional.glu(x[0]),
+    "glu odd": lambda x: torch.nn.functional.glu(x),
+    "gumbel dim": lambda x: torch.nn.functional.gumbel_softmax(x, dim=3),
+    "gumbel eps": lambda x: torch.nn.functional.gumbel_softmax(x, eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@parity
+def test_wrong_arguments(nn, optim, name):
+    return WRONG[name](nn.Parameter(torch.rand(3)))
 
 
 def of_parameters(nn, *sizes):

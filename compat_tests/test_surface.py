@@ -29,6 +29,7 @@ CLASSES = {
             "Sigmoid",
             "ELU",
             "GELU",
+            "GLU",
             "SiLU",
             "Softplus",
             "Hardtanh",

@@ -63,6 +63,8 @@ __all__ = [
     "embedding",
     "gaussian_nll_loss",
     "gelu",
+    "glu",
+    "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -93,6 +95,7 @@ __all__ = [
     "relu6",
     "relu_",
     "rms_norm",
+    "scaled_dot_product_attention",
     "selu",
     "selu_",
     "sigmoid",
@@ -491,6 +494,47 @@ def implicit_dim(name: str, input: T, stacklevel: int) -> int:
     return 0 if input.dim() in (0, 1, 3) else 1
 
 
+def gumbel_softmax(
+    logits: T, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> T:
+    """softmax((x + n) / tau) along dim, n drawn from Gumbel's law
+
+    With `hard`, one where that is the largest and zero elsewhere, with the same gradient.
+    Jang et al., 2016 (arXiv:1611.01144).
+    """
+    if eps != 1e-10:
+        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        drawn = torch.empty_like(logits, memory_format=torch.legacy_contiguous_format)
+        drawn = -drawn.detach().exponential_().log()
+    noisy = record(Div, (record(Add, (logits, drawn))[0], tau))[0]
+    soft = softmax_rules.softmax(noisy, dim)
+    if not hard:
+        return soft
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        plain = soft.detach()
+        one_hot = torch.zeros_like(plain, memory_format=torch.legacy_contiguous_format)
+        one_hot = one_hot.scatter_(dim, plain.max(dim, keepdim=True)[1], 1.0) - plain
+    return record(Add, (one_hot, soft))[0]
+
+
+def scaled_dot_product_attention(
+    query: T,
+    key: T,
+    value: T,
+    attn_mask: T | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> T:
+    """softmax(c q k^T + mask) v; see `rules.attention.scaled_dot_product_attention`."""
+    args = query, key, value, attn_mask, dropout_p, is_causal
+    attention = RULES[torch._C._nn.scaled_dot_product_attention]
+    return attention(*args, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
+
+
 def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
     """log(1 + exp(beta x)) / beta, x where beta x > threshold; see `rules.softmax.Softplus`."""
     return record(Softplus, (input, beta, threshold))[0]
@@ -504,6 +548,13 @@ def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
 def elu_(input: T, alpha: float = 1.0) -> T:
     """`elu(input, alpha, inplace=True)`"""
     return elu(input, alpha, True)
+
+
+def glu(input: T, dim: int = -1) -> T:
+    """One half of x along dim times the sigmoid of the other; see `rules.activation.Glu`."""
+    if input.dim() == 0:
+        raise RuntimeError("glu does not support scalars because halving size must be even")
+    return record(_activation.Glu, (input, dim))[0]
 
 
 def silu(input: T, inplace: bool = False) -> T:

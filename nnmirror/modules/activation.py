@@ -119,6 +119,29 @@ class SiLU(Layer):
         return "inplace=True" if self.inplace else ""
 
 
+class GLU(Layer):
+    """y = a s, s = sigmoid(b), a and b the halves of x along `dim`.  Saved: x.
+
+    da = g s,  db = g a (1 - s) s.
+    """
+
+    __constants__ = ["dim"]
+    dim: int
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Tensor) and input.dim() == 0:
+            return F.glu(input)  # PyTorch's error
+        return self._run(rules.Glu, input, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
 class GELU(Layer):
     """y = x P(x), P the distribution function of the normal law or, with `approximate="tanh"`,
     an approximation of it.  Saved: x.  Both slopes: `rules.activation.Gelu`.

@@ -562,3 +562,35 @@ class Softshrink(Hardshrink):
     """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
 
     function = infer = staticmethod(torch._C._nn.softshrink)
+
+
+@rule(torch._C._nn.glu)
+class Glu(Rule):
+    """y = a s, s = sigmoid(b), a and b the halves of x along dim:  da = g s,  db = g a (1 - s) s
+
+    Saved: x.  Dauphin et al., 2017 (arXiv:1612.08083).
+    """
+
+    infer: Any = staticmethod(torch._C._nn.glu)
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int = -1) -> T:
+        y = torch._C._nn.glu(input, dim)
+        ctx.dim = dim
+        ctx.save_for_backward(input)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        x = ctx.saved(0)
+        a, b = x.chunk(2, ctx.dim)
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        da, db = dx.chunk(2, ctx.dim)
+        s = torch.sigmoid(b, out=da)
+        if g.dtype.itemsize == 2:  # the kernel computes this one in float32 and rounds once
+            s_wide = s.float()
+            db.copy_((1 - s_wide) * s_wide * a.float() * g.float())
+        else:
+            torch.mul((1 - s) * s * a, g, out=db)
+        s.mul_(g)
+        return dx, None

@@ -10,7 +10,8 @@ import torch
 
 from .._versions import SINCE_2_14
 from ..tape import Edge, Node, number, record, recorded, usual_edge
-from .registry import Rule, composite, inplace, rule
+from .registry import Rule, answered, composite, inplace, rule, unplaced
+from .shape import to
 
 T = torch.Tensor
 
@@ -259,6 +260,30 @@ class Pow(Rule):
 @composite(T.__rpow__)
 def rpow(input: T, other: Any) -> T:
     return record(Pow, (other, input))[0]
+
+
+def _in_double(x: Any) -> Any:
+    """A tensor or a number in double precision."""
+    if isinstance(x, T):
+        return to(x, torch.complex128 if x.is_complex() else torch.float64)
+    return complex(x) if isinstance(x, complex) else float(x)
+
+
+@answered(torch.float_power, T.float_power)
+def float_power(input: Any, exponent: Any) -> T:
+    """x ** p in double precision; see `Pow`"""
+    numbers = [x for x in (input, exponent) if not isinstance(x, T)]
+    if not all(isinstance(x, bool | int | float | complex) for x in numbers):
+        raise unplaced(torch.float_power, (input, exponent), {})
+    exponent = _in_double(exponent)  # first, as C++ has it
+    return record(Pow, (_in_double(input), exponent))[0]
+
+
+@answered(T.float_power_)
+def float_power_(input: T, exponent: Any) -> T:
+    if input.dtype.itemsize < 8:
+        raise unplaced(T.float_power_, (input, exponent), {})
+    return T.pow_(input, _in_double(exponent))
 
 
 @composite(torch.square, T.square)

@@ -373,3 +373,124 @@ def _source(func: Any, src: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs or src is None:
         raise refusal(func, "with these arguments")
     return src
+
+
+@inplace(T.put_)
+@rule(torch.put, T.put)
+class Put(Rule):
+    """z = x, laid out in a row, with s put at `index`:  dx = g, zero there,  ds = g there
+
+    With `accumulate` s is added, and dx = g.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, index: T, source: T, accumulate: bool = False) -> T:
+        z = torch.put(input, index, source, accumulate)
+        ctx.accumulate, ctx.shape = accumulate, source.shape
+        ctx.save_for_backward(index, source if ctx.needs_input_grad[2] else None)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = ds = None
+        index, _ = ctx.saved_tensors
+        if ctx.needs_input_grad[0]:
+            dx = g if ctx.accumulate else g.put(index, g.new_zeros(ctx.shape))
+        if ctx.needs_input_grad[2]:
+            ds = g.take(index).reshape(ctx.shape)
+        return dx, None, ds, None
+
+
+class _Reduced(Rule):
+    """z = x and what of s is put at the same place, reduced to one:
+
+    sum:  dx = g,  ds = g there;  mean:  both divided by how many were reduced;  amax, amin:  g
+    shared evenly between those equal to z;  prod:  g times the product of the others. Where x is
+    not included and something was put, dx = 0.
+    """
+
+    # How many-to-one placing goes: by elements of `index`, or by slices.
+    place: Any
+    taken: Any
+    added: Any
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: T, dim: int, index: T, src: T, reduce: str, include_self: bool = True
+    ) -> T:
+        z: T = ctx.function.place(input, dim, index, src, reduce, include_self=include_self)
+        ctx.how = dim, reduce, include_self
+        ctx.shape = input.shape
+        if reduce == "sum":
+            ctx.save_for_backward(index, None, src if ctx.needs_input_grad[3] else None, None)
+        else:
+            ctx.save_for_backward(index, input, src, None if reduce == "mean" else z)
+        return z
+
+    @classmethod
+    def grads(
+        cls, g: T, x: T, dim: int, index: T, src: T, z: T, reduce: str, include: bool
+    ) -> tuple[T, T]:
+        """dx, as if x was included, and ds."""
+        taken, added = cls.taken, cls.added
+        if reduce == "mean":
+            count = torch.ones_like(g) if include else torch.zeros_like(g)
+            count = added(count, dim, index, torch.ones_like(src))
+            count.masked_fill_(count == 0, 1)
+            return g / count, taken(g, dim, index) / taken(count, dim, index)
+        if reduce == "prod":
+            others = x.masked_fill(x == 0, 1)
+            product = cls.place(others, dim, index, src, reduce, include_self=include)
+            dx = g * product / others
+            zero = src == 0
+            zeros = taken(added(torch.zeros_like(x), dim, index, zero.to(x.dtype)), dim, index)
+            alone = zero & (zeros == 1)
+            without = src.masked_fill(alone, 1)
+            product = cls.place(x, dim, index, without, reduce, include_self=include)
+            ds = taken(g * z, dim, index) / src.masked_fill(zero, 1)
+            return dx, torch.where(alone, taken(g * product, dim, index), ds)
+        x_is, src_is = x == z, src == taken(z, dim, index)
+        share = g / added(x_is.to(x.dtype), dim, index, src_is.to(x.dtype))
+        return x_is * share, src_is * taken(share, dim, index)
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dim, reduce, include = ctx.how
+        index, x, src, z = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        function = ctx.function
+        if reduce == "sum":
+            dx, ds = g, function.taken(g, dim, index) if needs[3] else None
+        else:
+            dx, ds = function.grads(g, x, dim, index, src, z, reduce, include)
+        if not include:
+            dx = function.cleared(dx, dim, index)
+        return dx if needs[0] else None, None, None, ds if needs[3] else None, None, None
+
+
+@inplace(T.scatter_reduce_)
+@rule(torch.scatter_reduce, T.scatter_reduce)
+class ScatterReduce(_Reduced):
+    __doc__ = _Reduced.__doc__
+
+    place = staticmethod(torch.scatter_reduce)
+    taken = staticmethod(torch.gather)
+    added = staticmethod(torch.scatter_add)
+
+    @staticmethod
+    def cleared(dx: T, dim: int, index: T) -> T:
+        return dx.scatter(dim, index, 0)
+
+
+@inplace(T.index_reduce_)
+@rule(torch.index_reduce, T.index_reduce)
+class IndexReduce(_Reduced):
+    __doc__ = _Reduced.__doc__
+
+    place = staticmethod(torch.index_reduce)
+    taken = staticmethod(torch.index_select)
+    added = staticmethod(torch.index_add)
+
+    @staticmethod
+    def cleared(dx: T, dim: int, index: T) -> T:
+        return dx.index_fill(dim, index, 0)

@@ -9,7 +9,7 @@ from ..tape import Node, record, recorded, usual_edge
 from . import shape
 from .arithmetic import Mul, scaled
 from .reduction import Sum
-from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
+from .registry import Rule, answered, composite, inplace, plain_values, rule, unplaced
 
 T = torch.Tensor
 
@@ -173,79 +173,100 @@ def outer(input: T, vec2: T) -> T:
 
 
 @composite(torch.einsum)
-def einsum(equation: Any, *operands: Any) -> T:
-    """Products of one or two tensors with each letter once in each, by permuting and bmm.
+def einsum(equation: str, *operands: T) -> T:
+    """Sums of products of tensors, their dimensions named by letters, as PyTorch contracts them.
 
-    A letter that only one of them has, and that the result lacks, is summed first; what is
-    left are letters of both (a batch where the result keeps them, else contracted) and
-    letters of one, which become rows and columns. Where nothing is contracted it is a product.
+    All tensors get all letters as dimensions, the result's first; a letter that one lacks has size
+    one there. They are multiplied two by two, from the left or along the path of opt_einsum if
+    that is there; a letter that no other has, and the result lacks, is summed in it.
     """
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    with DisableTorchFunctionSubclass():
-        torch.einsum(plain_values(equation), *plain_values(operands))  # PyTorch's errors
-    if not isinstance(equation, str):
-        raise refusal(torch.einsum, "for an equation given as lists")
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = sorted(set(left.replace(",", "")))
-        out = "".join(c for c in letters if left.count(c) == 1)
-    sizes: dict[str, set[int]] = {}
-    for x, t in zip(operands, terms, strict=False):
-        for c, n in zip(t, x.shape, strict=False):
-            sizes.setdefault(c, set()).add(n)
-    if any(len(found) > 1 for found in sizes.values()):
-        raise refusal(torch.einsum, "for dimensions of size one that broadcast")
-    if "." in equation or len(terms) > 2 or any(len(set(t)) < len(t) for t in terms):
-        raise refusal(torch.einsum, f"for {equation!r}")
-    # All letters in one order, the result's first; a letter that a tensor lacks has size one.
-    order = out + "".join(sorted(set("".join(terms)) - set(out)))
-    laid = [_laid_out(x, t, order) for x, t in zip(operands, terms, strict=True)]
-    rest = list(range(len(out), len(order)))
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        torch.einsum(equation, *plain_values(operands))  # PyTorch's errors
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    given = [_names(t, x.dim()) for t, x in zip(left.split(","), operands, strict=True)]
+    dots = sorted({c for term in given for c in term if c < 0})
+    letters = sorted({c for term in given for c in term if c >= 0})
+    if not arrow:  # what is there once
+        out = dots + [c for c in letters if sum(term.count(c) for term in given) == 1]
+    else:
+        out = _names(right, len(right) - 3 + len(dots))
+    rest = [c for c in (*dots, *letters) if c not in out]
+    laid = [_laid_out(x, t, out + rest) for x, t in zip(operands, given, strict=True)]
+    summed = range(len(out), len(out) + len(rest))
     if len(laid) == 1:
-        return record(Sum, (laid[0], rest))[0] if rest else laid[0]
-    return _product(laid[0], laid[1], rest)
+        return record(Sum, (laid[0], list(summed)))[0] if rest else laid[0]
+    path = _path(equation, operands)
+    while len(laid) > 1:
+        i, j = sorted(path.pop(0)) if path else (0, 1)
+        second, first = laid.pop(j), laid.pop(i)
+        needed = {d for d in summed for x in laid if x.shape[d] != 1}
+        made = _product(first, second, [d for d in summed if d not in needed])
+        laid.insert(0 if path is None else len(laid), made)
+    return record(shape.View, (laid[0], tuple(laid[0].shape[: len(out)])))[0] if rest else laid[0]
 
 
-def _laid_out(x: T, term: str, order: str) -> T:
-    x = shape.permute(x, [term.index(c) for c in order if c in term])
-    for i, c in enumerate(order):
-        if c not in term:
-            x = shape.unsqueeze(x, i)
-    return x
+def _names(term: str, dims: int) -> list[int]:
+    """The letters of a tensor of so many dimensions as numbers in PyTorch's order.
+
+    The dimensions that an ellipsis stands for are -1, the last, -2, and so on.
+    """
+    head, dots, tail = term.partition("...")
+    hidden = range(len(head) + len(tail) - dims, 0) if dots else ()
+    return [*map(ord, head), *hidden, *map(ord, tail)]
+
+
+def _path(equation: str, operands: Any) -> list[Any] | None:
+    """In which order to contract more than two: that of opt_einsum, None for from the left."""
+    known = torch.backends.opt_einsum
+    if len(operands) < 3 or not known.enabled or not known.is_available():
+        return None
+    found = known.get_opt_einsum().contract_path(
+        equation, *plain_values(operands), optimize=known.strategy
+    )
+    return list(found[0])
+
+
+def _laid_out(x: T, term: list[int], order: list[int]) -> T:
+    """x with all of `order` for its dimensions; a letter that it has twice takes a diagonal."""
+    seen: list[int] = []
+    for c in term:
+        if c in seen:
+            at = seen.index(c)
+            x = torch.movedim(torch.diagonal(x, 0, at, len(seen)), -1, at)
+        else:
+            seen.append(c)
+    for c in order:
+        if c not in seen:
+            x = shape.unsqueeze(x, len(seen))
+            seen.append(c)
+    return shape.permute(x, [seen.index(c) for c in order])
 
 
 def _product(a: T, b: T, rest: list[int]) -> T:
-    """The sum over `rest` of a b, broadcast; as a batch of matrix products where it can be."""
+    """a b, broadcast, summed over `rest`, which get size one; as products of matrices if it can."""
     alone = [[d for d in rest if x.shape[d] != 1 and y.shape[d] == 1] for x, y in ((a, b), (b, a))]
     a, b = (
         record(Sum, (x, dims, True))[0] if dims else x
         for x, dims in zip((a, b), alone, strict=True)
     )
     inner = [d for d in rest if a.shape[d] != 1 and b.shape[d] != 1]
-    kept = [n for d, n in enumerate(torch.broadcast_shapes(a.shape, b.shape)) if d not in rest]
-    if inner:
-        outer = [d for d in range(a.dim()) if d not in inner]
-        batch = [d for d in outer if a.shape[d] != 1 and b.shape[d] != 1]
-        rows = [d for d in outer if a.shape[d] != 1 and d not in batch]
-        cols = [d for d in outer if d not in batch and d not in rows]
-        if rows and cols and rows[0] > cols[-1]:
-            # So that the product is laid out as the result is.
-            a, b, rows, cols = b, a, cols, rows
-        n = [_prod(a.shape[d] for d in g) for g in (batch, rows, inner)]
-        width = _prod(b.shape[d] for d in cols)
-        left = shape.permute(a, [*batch, *rows, *inner, *cols])
-        right = shape.permute(b, [*batch, *inner, *cols, *rows])
-        z = record(Bmm, (shape.reshape(left, tuple(n)), shape.reshape(right, (n[0], n[2], width))))[
-            0
-        ]
-        made = [*batch, *rows, *inner, *cols]
-        sizes = [1 if d in inner else a.shape[d] if a.shape[d] != 1 else b.shape[d] for d in made]
-        z = shape.permute(shape.view(z, sizes), [made.index(d) for d in range(a.dim())])
-    else:
-        z = record(Mul, (a, b))[0]
-    return shape.reshape(z, tuple(kept)) if rest else z
+    if not inner:
+        return record(Mul, (a, b))[0]
+    outer = [d for d in range(a.dim()) if d not in inner]
+    batch = [d for d in outer if a.shape[d] != 1 and b.shape[d] != 1]
+    rows = [d for d in outer if a.shape[d] != 1 and d not in batch]
+    cols = [d for d in outer if d not in batch and d not in rows]
+    if rows and cols and rows[0] > cols[-1]:
+        # So that the product is laid out as the result is.
+        a, b, rows, cols = b, a, cols, rows
+    n = [_prod(a.shape[d] for d in g) for g in (batch, rows, inner)]
+    width = _prod(b.shape[d] for d in cols)
+    left = shape.permute(a, [*batch, *rows, *inner, *cols])
+    right = shape.permute(b, [*batch, *inner, *cols, *rows])
+    z = record(Bmm, (shape.reshape(left, tuple(n)), shape.reshape(right, (n[0], n[2], width))))[0]
+    made = [*batch, *rows, *inner, *cols]
+    sizes = [1 if d in inner else a.shape[d] if a.shape[d] != 1 else b.shape[d] for d in made]
+    return shape.permute(shape.view(z, sizes), [made.index(d) for d in range(a.dim())])
 
 
 def _mm(a: T, b: T) -> T:
@@ -335,6 +356,18 @@ def _prod(sizes: Any) -> int:
     for s in sizes:
         n *= s
     return n
+
+
+@answered(torch.inner, T.inner)
+def inner(input: T, other: T) -> T:
+    """The sum of x y over the last dimension of both; of numbers, their product."""
+    if not (isinstance(input, T) and isinstance(other, T)):
+        raise unplaced(torch.inner, (input, other), {})
+    if input.dim() == 0 or other.dim() == 0:
+        return record(Mul, (input, other))[0]
+    if input.shape[-1] != other.shape[-1]:
+        raise unplaced(torch.inner, (input, other), {})
+    return tensordot(input, other, ([-1], [-1]))
 
 
 @composite(torch.tensordot)

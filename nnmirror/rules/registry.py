@@ -245,6 +245,48 @@ def composed(func: Any) -> Callable[[C], C]:
     return register
 
 
+def answered(*funcs: Any) -> Callable[[C], C]:
+    """As `composed`, for functions with the signature of the decorated one: a call that does not
+    fit it gets PyTorch's own error.
+    """
+
+    def register(function: C) -> C:
+        names = inspect.signature(function).parameters
+
+        def called(func: Any) -> Callable[..., Any]:
+            takes_numbers = bool(numbers_of(func)[1])
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if is_left_to_torch(args, kwargs):
+                    with DisableTorchFunctionSubclass():
+                        return func(*args, **kwargs)
+                if takes_numbers:
+                    check_numbers(func, args, kwargs)
+                if kwargs and not kwargs.keys() <= names.keys():
+                    given = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
+                    if given.get("out") is None:
+                        given.pop("out", None)
+                    if not given.keys() <= names.keys() or len(given) < len(kwargs) - 1:
+                        raise unplaced(func, args, kwargs)
+                    kwargs = given
+                try:
+                    return function(*args, **kwargs)
+                except TypeError:
+                    try:
+                        inspect.signature(function).bind(*args, **kwargs)
+                    except TypeError:
+                        raise unplaced(func, args, kwargs) from None
+                    raise
+
+            return call
+
+        for func in funcs:
+            RULES[func] = called(func)
+        return function
+
+    return register
+
+
 def inplace(*funcs: Any) -> Callable[[F], F]:
     """Record each of the in-place `funcs`: the decorated Rule saves, then torch changes."""
 

@@ -8,7 +8,7 @@ from ..tape import record
 from . import shape
 from .elementwise import Maximum, Minimum
 from .reduction import unsqueezed
-from .registry import Recorded, Rule, composite, rule
+from .registry import Recorded, Rule, answered, composite, rule
 
 T = torch.Tensor
 
@@ -156,6 +156,57 @@ class Amin(_Amount):
     @staticmethod
     def forward(ctx: Any, input: T, dim: Any = (), keepdim: bool = False) -> T:
         return _Amount.keep(ctx, input, dim, keepdim, torch.amin(input, dim, keepdim))
+
+
+class Aminmax(Rule):
+    """(a, b) = the least and the largest of x over dim:  dx = the gradients of both, added
+
+    each shared evenly between the elements equal to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, dim: int | None, keepdim: bool) -> tuple[T, T]:
+        low, high = torch.aminmax(input, dim=dim, keepdim=keepdim)
+        ctx.how = dim, keepdim
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, low, high)
+        return low, high
+
+    @staticmethod
+    def backward(ctx: Any, *grads: T | None) -> tuple[Any, ...]:
+        x, *extremes = ctx.saved_tensors
+        dim, keepdim = ctx.how
+        dx = None
+        for g, z in zip(grads, extremes, strict=True):
+            if g is None:
+                continue
+            # Without a dim every one was reduced, whatever `keepdim` says.
+            g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
+            mask = x == z
+            share = g / mask.sum(() if dim is None else dim, keepdim=True) * mask
+            dx = share if dx is None else dx + share
+        return dx, None, None
+
+
+@answered(torch.aminmax, T.aminmax)
+def aminmax(input: T, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    return torch.return_types.aminmax(record(Aminmax, (input, dim, keepdim))[0])
+
+
+@rule(torch.take, T.take)
+class Take(Rule):
+    """z = the elements of x, laid out in a row, at `index`:  dx = zeros, with g added there"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, index: T) -> T:
+        z = torch.take(input, index)
+        ctx.save_for_backward(index, input)  # x only as PyTorch does: it may not be changed
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T, None]:
+        index, x = ctx.saved_tensors
+        return torch.zeros_like(x).put_(index, g, accumulate=True), None
 
 
 @rule(torch.gather, T.gather)

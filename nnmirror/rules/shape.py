@@ -12,7 +12,7 @@ from torch._C import DisableTorchFunctionSubclass
 from ..changes import reshaping
 from ..tape import Node, record, recorded, tracked, usual_edge
 from ..views import AsStrided, ViewOf
-from .registry import Rule, composite, inplace, plain_values, refusal, rule, unplaced
+from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -353,6 +353,28 @@ def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
     return tuple(
         t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)
     )
+
+
+_meshgrid_of_list: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
+
+
+@answered(torch.meshgrid, _meshgrid_of_list)
+def meshgrid(*tensors: Any, indexing: str | None = None) -> Any:
+    """Each tensor along a dimension of its own, repeated along those of the others"""
+    if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
+        tensors = tuple(tensors[0])
+    with DisableTorchFunctionSubclass():
+        plain = plain_values(tensors)
+        shown = torch.meshgrid(plain, **({} if indexing is None else {"indexing": indexing}))
+    swap = indexing == "xy" and len(tensors) > 1
+    order = [1, 0, *range(2, len(tensors))] if swap else list(range(len(tensors)))
+    size = [tensors[i].numel() for i in order]
+    grids: list[Any] = list(shown)
+    for at, i in enumerate(order):
+        along = [1] * len(tensors)
+        along[at] = -1
+        grids[i] = expand(record(View, (tensors[i], along))[0], size)
+    return tuple(grids)
 
 
 _FIRST, _FIRST_NEEDS_IT = (0,), (True, False)

@@ -1,0 +1,224 @@
+"""Attention: PyTorch's bits, by operations and by the kernel that goes block by block."""
+
+import pytest
+import torch
+
+import nnmirror
+
+from .parity import cpu_only, parity
+
+DTYPES = [torch.float32, torch.float64]
+# Those of q, of k and of v: one block and several, what is left over in a register, one key.
+SHAPES = {
+    "small": ((2, 3, 4, 8),) * 3,
+    "longer keys": ((2, 2, 10, 16), (2, 2, 17, 16), (2, 2, 17, 16)),
+    "two blocks": ((1, 2, 33, 20),) * 3,
+    "larger blocks": ((1, 2, 200, 16),) * 3,
+    "blocks of keys": ((1, 2, 64, 20), (1, 2, 700, 20), (1, 2, 700, 20)),
+    "one key": ((2, 3, 40, 7), (2, 3, 1, 7), (2, 3, 1, 7)),
+    "without heads": ((5, 8), (6, 8), (6, 8)),
+    "one head": ((3, 5, 8), (3, 6, 8), (3, 6, 4)),
+    "other values": ((2, 2, 5, 16), (2, 2, 5, 16), (2, 2, 5, 12)),
+    "many batches": ((2, 2, 3, 4, 6),) * 3,
+}
+MASKS = {
+    "none": lambda *size: None,
+    "some": lambda *size: torch.rand(size[-2:]) > 0.3,
+    "a row of none": lambda *size: torch.cat([torch.zeros(1, size[-1]), torch.rand(size[-2] - 1, size[-1])]) > 0.3,
+    "added": lambda *size: torch.randn(size[-2:]),
+    "added to all rows": lambda *size: torch.randn(1, size[-1]),
+    "for each": lambda *size: torch.randn(size),
+}  # fmt: skip
+
+
+def attended(nn, shapes, dtype, heads_last, attend):
+    """The result and the gradients, of tensors that lie as (batch, heads, length) or not."""
+
+    def leaf(shape):
+        x = torch.randn(shape, dtype=dtype)
+        if heads_last and len(shape) > 2:
+            x = x.transpose(-3, -2).contiguous().transpose(-3, -2)
+        return nn.Parameter(x)
+
+    leaves = [leaf(shape) for shape in shapes]
+    y = attend(*leaves)
+    y.backward(torch.randn(y.shape, dtype=dtype))
+    return y, y.grad_fn.name(), [p.grad for p in leaves]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads_last", [False, True])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+@parity
+def test_attention(nn, optim, shape, mask, dropout_p, heads_last, dtype):
+    q, k, _ = shapes = SHAPES[shape]
+    mask = MASKS[mask](*q[:-1], k[-2])
+    mask = mask if mask is None or mask.dtype is torch.bool else mask.to(dtype)
+    return attended(
+        nn,
+        shapes,
+        dtype,
+        heads_last,
+        lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout_p),
+    )
+
+
+WAYS = {
+    "causal": {"is_causal": True},
+    "causal, dropped": {"is_causal": True, "dropout_p": 0.2},
+    "scaled": {"scale": 0.3},
+    "scaled, dropped": {"scale": -0.3, "dropout_p": 0.2},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", SHAPES)
+@parity
+def test_ways(nn, optim, shape, way, dtype):
+    def attend(q, k, v):
+        return nn.functional.scaled_dot_product_attention(q, k, v, **WAYS[way])
+
+    return attended(nn, SHAPES[shape], dtype, False, attend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@pytest.mark.parametrize("is_causal", [False, True])
+@parity
+def test_heads_that_share_keys(nn, optim, is_causal, dropout_p, dtype):
+    def attend(q, k, v):
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, None, dropout_p, is_causal, enable_gqa=True
+        )
+
+    small = (2, 6, 9, 8), (2, 2, 9, 8), (2, 2, 9, 8)
+    large = (2, 6, 50, 16), (2, 3, 50, 16), (2, 3, 50, 16)
+    return [attended(nn, shapes, dtype, False, attend) for shapes in (small, large)]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@parity
+def test_what_is_given_twice_and_what_is_frozen(nn, optim, dropout_p):
+    F, x = nn.functional, nn.Parameter(torch.randn(2, 3, 9, 8))
+    others = [torch.randn(2, 3, 9, 8) for _ in range(2)]
+    mask = nn.Parameter(torch.randn(9, 9))
+    results = []
+    for args in ((x, x, x), (x, *others), (others[0], x, others[1]), (*others, x), (x, x, x, mask)):
+        y = F.scaled_dot_product_attention(*args, dropout_p=dropout_p)
+        y.backward(torch.randn(y.shape))
+        results += [y, x.grad.clone(), None if mask.grad is None else mask.grad.clone()]
+    return results
+
+
+@parity
+def test_by_which_formula_can_be_chosen(nn, optim):
+    """As by torch.nn.attention.sdpa_kernel, which PyTorch is asked about."""
+    x = nn.Parameter(torch.randn(1, 2, 40, 16))
+    results = []
+    for kind in (torch.nn.attention.SDPBackend.MATH, torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        with torch.nn.attention.sdpa_kernel(kind):
+            y = nn.functional.scaled_dot_product_attention(x, x, x)
+        y.backward(torch.randn(y.shape))
+        results += [y, y.grad_fn.name(), x.grad.clone()]
+    return results
+
+
+@parity
+def test_a_block_of_a_transformer_trains(nn, optim):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix = nn.LayerNorm(16), nn.Linear(16, 48)
+            self.out, self.gated = nn.Linear(16, 16), nn.Sequential(nn.Linear(16, 32), nn.GLU())
+
+        def forward(self, x):
+            heads = self.mix(self.norm(x)).view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4)
+            y = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+            return x + self.gated(x)
+
+    model, losses = Block(), []
+    optimizer, x = optim.AdamW(model.parameters(), lr=1e-2), torch.randn(3, 12, 16)
+    for _ in range(4):
+        loss = (model(x) - x.flip(1)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+    return losses, dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("way", [*WAYS, "masked"])
+def test_slopes(way):
+    """Central differences in float64, a witness besides PyTorch."""
+    torch.manual_seed(0)
+    values = [torch.randn(1, 2, 3, 4, dtype=torch.float64) for _ in range(3)]
+    more = WAYS.get(way, {"attn_mask": torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]]).bool()})
+    g, h = torch.randn(1, 2, 3, 4, dtype=torch.float64), 1e-6
+
+    def of(*args):
+        torch.manual_seed(1)
+        return nnmirror.functional.scaled_dot_product_attention(*args, **more)
+
+    leaves = [nnmirror.Parameter(v.clone()) for v in values]
+    of(*leaves).backward(g)
+    for k, value in enumerate(values):
+        for i in range(value.numel()):
+            step = torch.zeros(value.numel(), dtype=torch.float64)
+            step[i] = h
+            up, down = (
+                of(*values[:k], value + s * step.view(value.shape), *values[k + 1 :])
+                for s in (1, -1)
+            )
+            slope = (g * (up - down)).sum() / (2 * h)
+            assert abs(leaves[k].grad.reshape(-1)[i] - slope) < 1e-8
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("shape", [(2, 2, 33, 20), (4, 4, 64, 32), (1, 2, 200, 64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_near(dtype, shape, is_causal):
+    """The same outputs. The kernel's gradients come of products in 32 bits of numbers in 16, which
+    no tensor operation has: they differ by about a unit in the last place of the largest."""
+    most = 0.01 if dtype is torch.bfloat16 else 0.002
+    torch.manual_seed(0)
+    values = [torch.randn(shape).to(dtype) for _ in range(4)]
+    outputs, grads = [], []
+    for nn in (torch.nn, nnmirror):
+        leaves = [nn.Parameter(v) for v in values[:3]]
+        y = nn.functional.scaled_dot_product_attention(*leaves, is_causal=is_causal)
+        y.backward(values[3])
+        outputs.append(y.detach().as_subclass(torch.Tensor))
+        grads.append([p.grad.float() for p in leaves])
+    assert torch.equal(*outputs)
+    for expected, actual in zip(*grads, strict=True):
+        off = (expected - actual).abs()
+        assert off.max() <= most * expected.abs().max()
+        assert (off > 0).float().mean() <= 0.45
+
+
+WRONG = {
+    "sizes": lambda F, x: F(x, x[..., :2], x),
+    "dtypes": lambda F, x: F(x, x.double(), x),
+    "a vector": lambda F, x: F(x[0, 0, 0], x, x),
+    "integers": lambda F, x: F(x.long(), x.long(), x),
+    "mask dtype": lambda F, x: F(x, x, x, torch.ones(3, 3, dtype=torch.long)),
+    "mask shape": lambda F, x: F(x, x, x, torch.ones(2, 3)),
+    "mask and causal": lambda F, x: F(x, x, x, torch.ones(3, 3), 0.5, True),
+    "dropout": lambda F, x: F(x, x, x, dropout_p=1.5),
+    "groups": lambda F, x: F(x, x[:, :1].expand(1, 3, 3, 4), x, dropout_p=0.5, enable_gqa=True),
+    "a list": lambda F, x: F([1.0], x, x),
+    "unknown": lambda F, x: F(x, x, x, causal=True),
+    "missing": lambda F, x: F(x, x),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@parity
+@cpu_only("the messages of other devices' kernels differ")
+def test_wrong_arguments(nn, optim, name):
+    x = nn.Parameter(torch.randn(1, 2, 3, 4))
+    return WRONG[name](torch.nn.functional.scaled_dot_product_attention, x)

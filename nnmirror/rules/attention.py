@@ -1,0 +1,193 @@
+"""Attention: y = softmax(c q k^T) v, by operations that have rules or, block by block, as the
+kernel that PyTorch takes on the CPU computes it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass
+
+from ..tape import record
+from . import shape
+from .arithmetic import Add, Mul
+from .dropout import dropout
+from .kernel import vector_exp, widened
+from .matmul import matmul
+from .registry import Rule, answered, plain_values, unplaced
+from .softmax import Softmax, lane_sum
+
+T = torch.Tensor
+
+
+_choice: Any = torch._fused_sdp_choice
+
+
+class SafeSoftmax(Softmax):
+    """y = softmax(x) along dim, 0 where all of x is minus infinity:  dx = (g - sum of g y) y"""
+
+    function: Any = staticmethod(torch._safe_softmax)
+
+
+class ScaledDotProductFlashAttentionForCpu(Rule):
+    """y = p v, p = softmax(c q k^T + mask):  dv = p^T g,  dq = c s k,  dk = c s^T q
+
+    with s = p (g v^T - r), r = the sum of g y along the last dimension. Saved: q, k, v, the mask,
+    y, and l, the logarithm of the sum that each row of p was divided by. p is computed again, as
+    exp(c q k^T + mask - l), in blocks of rows and columns, and never whole.
+
+    Dao et al., 2022 (arXiv:2205.14135), algorithm 4.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: T, key: T, value: T, attn_mask: T | None, is_causal: bool, scale: Any
+    ) -> T:
+        y, logsum = torch._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+        ctx.is_causal = is_causal
+        ctx.scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        ctx.save_for_backward(query, key, value, attn_mask, y, logsum)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        q, k, v, mask, y, logsum = ctx.saved_tensors
+        dtype, narrow = q.dtype, q.dtype.itemsize == 2
+        q, k, v, y, g = widened(q, k, v, y, _heads_last(g))
+        length, keys = q.shape[2], k.shape[2]
+        rows = min(length, 32 if length < 192 else 64 if length < 768 else 256)
+        columns = min(keys, 512)
+        if mask is not None:
+            mask = mask.expand(*q.shape[:3], keys)
+        dq, dk, dv = (_heads_last(torch.zeros_like(t)) for t in (q, k, v))
+        shared = q.shape[1] // k.shape[1]  # so many heads of q have one head of k and v
+        for first in range(shared):
+            of = slice(first, None, shared)
+            for m in range(0, length, rows):
+                at = of, slice(m, m + rows)
+                qm, gm, lm = q[:, *at], g[:, *at], logsum[:, *at].unsqueeze(-1)
+                r = lane_sum(gm * y[:, *at], narrow).unsqueeze(-1)
+                seen = min(m + qm.shape[2], keys) if ctx.is_causal else keys
+                for n in range(0, seen, columns):
+                    to = slice(n, n + columns)
+                    kn, vn = k[:, :, to], v[:, :, to]
+                    p = _products(None, qm, kn.mT, ctx.scale)
+                    if mask is not None:
+                        p = p + mask[:, *at, to]
+                    p = p - lm
+                    p = torch.where(p > 0, p.exp(), vector_exp(p))
+                    if ctx.is_causal and seen - n <= columns:
+                        p = p.tril(m - n)
+                    s = p * (_products(None, gm, vn.mT) - r)
+                    if narrow:
+                        p, s = p.to(dtype).float(), s.to(dtype).float()
+                    _products(dv[:, :, to], p.mT, gm)
+                    _products(dq[:, *at], s, kn, ctx.scale)
+                    _products(dk[:, :, to], s.mT, qm, ctx.scale)
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+
+
+def _heads_last(x: T) -> T:
+    """Laid out in memory as (batch, length, heads, size), which the kernel goes over."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
+    """factor a b for each matrix, added to `to` if there is one.
+
+    Of matrices as small as these torch.bmm has a loop of its own, which rounds otherwise.
+    """
+    total: T = a.new_empty(*a.shape[:-1], b.shape[-1]) if to is None else to
+    beta = int(to is not None)
+    small = a.shape[-2] * a.shape[-1] * b.shape[-1] < 400
+    for i in range(len(a)):
+        if small:
+            for j in range(a.shape[1]):
+                total[i, j].addmm_(a[i, j], b[i, j], beta=beta, alpha=factor)
+        else:
+            total[i].baddbmm_(a[i], b[i], beta=beta, alpha=factor)
+    return total
+
+
+@answered(torch._C._nn.scaled_dot_product_attention)
+def scaled_dot_product_attention(
+    query: T,
+    key: T,
+    value: T,
+    attn_mask: T | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> T:
+    """y = softmax(c q k^T + mask) v, c = `scale` or 1 / sqrt(the size of a head)
+
+    Shapes: q (..., l, e), k (..., s, e), v (..., s, n), the mask (..., l, s); y is (..., l, n). The
+    mask is added, or says True where q sees k; `is_causal` masks what comes after. With
+    `enable_gqa` several heads of q share one of k and v. Which formula is taken (see
+    `ScaledDotProductFlashAttentionForCpu`) PyTorch is asked.
+
+    Vaswani et al., 2017 (arXiv:1706.03762).
+    """
+    args = query, key, value, attn_mask, dropout_p, is_causal
+    more = {"scale": scale, "enable_gqa": enable_gqa}
+    tensors = [query, key, value]
+    fits = all(isinstance(t, T) and t.dim() > 1 and t.is_floating_point() for t in tensors)
+    if not fits or len({(t.dtype, t.device) for t in tensors}) > 1:
+        raise _unplaced(args, more)
+    if attn_mask is not None:
+        kind = attn_mask.dtype if isinstance(attn_mask, T) else None
+        if kind not in (torch.bool, torch.float32, query.dtype):
+            raise _unplaced(args, more)
+        if kind is torch.bool:
+            attn_mask = _added(attn_mask, query)
+    if not query.is_cpu or (attn_mask is not None and attn_mask.requires_grad):
+        flash = False
+    else:
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            plain = plain_values((query, key, value, attn_mask))
+            flash = _choice(*plain, dropout_p, is_causal, **more) != 0
+    if flash:
+        function: Any = ScaledDotProductFlashAttentionForCpu
+        return record(function, (query, key, value, attn_mask, is_causal, scale))[0]
+    if (is_causal and attn_mask is not None) or dropout_p > 1:
+        raise _unplaced(args, more)
+    dtype = query.dtype
+    if dtype.itemsize == 2 and not torch._C._get_math_sdp_allow_fp16_bf16_reduction():
+        query, key, value = (shape.to(t, torch.float32) for t in tensors)
+    c = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    root = math.sqrt(abs(c))
+    query = record(Mul, (query, math.copysign(root, c)))[0]
+    if is_causal:
+        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+        attn_mask = _added(seen.tril(), query)
+    if enable_gqa:
+        heads = query.shape[-3]
+        if any(heads % t.shape[-3] for t in (key, value)):
+            raise _unplaced(args, more)
+        key, value = (
+            t if t.shape[-3] == heads else t.repeat_interleave(heads // t.shape[-3], -3)
+            for t in (key, value)
+        )
+    p = matmul(query, record(Mul, (shape.transpose(key, -2, -1), root))[0])
+    if attn_mask is not None:
+        p = record(Add, (p, attn_mask))[0]
+    p = record(SafeSoftmax, (p, -1))[0]
+    if dropout_p > 0:
+        p = dropout(p, dropout_p, True, False)
+    y = matmul(p, value)
+    return y if y.dtype is dtype else shape.to(y, dtype)
+
+
+def _added(seen: T, like: T) -> T:
+    """What to add to a row where only these are seen: 0 there, minus infinity elsewhere."""
+    zero, never = (like.new_full((), x) for x in (0.0, -math.inf))
+    with DisableTorchFunctionSubclass():
+        return torch.where(seen, zero.detach(), never.detach())
+
+
+def _unplaced(args: tuple[Any, ...], more: dict[str, Any]) -> Exception:
+    return unplaced(torch._C._nn.scaled_dot_product_attention, args, more)

@@ -1,0 +1,128 @@
+"""Distances between each row of one matrix and each row of another."""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from . import shape
+from .kernel import by_registers
+from .registry import Rule, answered, unplaced
+
+T = torch.Tensor
+
+
+class Cdist(Rule):
+    """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of g_ij times the slope in x_i
+
+    With u = x_i - y_j, that slope is u / d for p = 2, sign(u) for p = 1, u |u|^(p-2) / d^(p-1) for
+    others, sign(u) where |u| is the largest for p = infinity; 0 where d = 0. The kernel adds one j
+    after the other, and so does this; dy is the same of the transposed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x1: T, x2: T, p: float) -> T:
+        d = torch.cdist(x1, x2, p, compute_mode=_NO_MM)
+        ctx.p = p
+        ctx.save_for_backward(x1, x2, d)
+        return d
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, y, d = ctx.saved_tensors
+        return (
+            _rows_grad(g, x, y, d, ctx.p) if ctx.needs_input_grad[0] else None,
+            _rows_grad(g.mT, y, x, d.mT, ctx.p) if ctx.needs_input_grad[1] else None,
+            None,
+        )
+
+
+def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
+    """dx, with the batch of g."""
+    total = torch.zeros((*g.shape[:-1], x.shape[-1]), dtype=g.dtype, device=g.device)
+    if p == 0:
+        return total
+    for j in range(y.shape[-2]):
+        gj, dj = g[..., j, None], d[..., j, None]
+        total += _slope(x - y[..., j : j + 1, :], gj, dj, p)
+    return total
+
+
+def _slope(u: T, g: T, d: T, p: float) -> T:
+    """g times the slope of d = |u|, rounded in the order of the kernel."""
+    if p == 1:
+        return g * u.sign()
+    if p == float("inf"):
+        least = (u.abs() - d).abs().ceil().clamp(max=1)
+        return g * u.sign() * (1 - least)
+    if p == 2:
+        slope = g * u / d
+    elif p < 2:
+        slope = u.sign() * _power(u.abs(), p - 1) * g / _power(d, p - 1)
+        if p < 1:
+            slope = slope.masked_fill(u == 0, 0)
+    else:
+        slope = u * _power(u.abs(), p - 2) * g / _power(d, p - 1)
+    return slope.masked_fill(d == 0, 0)
+
+
+def _power(x: T, p: float) -> T:
+    """x^p as the kernel has it: by registers, and with a tensor for p, or some p go another way."""
+    return by_registers(lambda part: torch.pow(part, torch.full_like(part, p)), x)
+
+
+class EuclideanDist(Rule):
+    """d_ij = sqrt(|x_i|^2 - 2 x_i . y_j + |y_j|^2), by one product of matrices
+
+    With r = g / d (0 where d = 0):  dx_i = x_i sum_j r_ij - sum_j r_ij y_j,  and dy likewise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x1: T, x2: T) -> T:
+        d = torch._euclidean_dist(x1, x2)
+        ctx.save_for_backward(x1, x2, d)
+        return d
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        x, y, d = ctx.saved_tensors
+        r, dx, dy = (g / d).masked_fill_(d == 0, 0), None, None
+        if ctx.needs_input_grad[0]:
+            dx = x * r.sum(-1, True) - r @ y
+        if ctx.needs_input_grad[1]:
+            dy = y * r.sum(-2).unsqueeze(-1) - r.mT @ x
+        return dx, dy
+
+
+_USE_MM, _NO_MM = "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist"
+_USE_MM_IF_MANY = f"{_USE_MM}_if_necessary"
+_MODES = (_USE_MM, _NO_MM, _USE_MM_IF_MANY)
+
+
+@answered(torch.cdist)
+def cdist(x1: T, x2: T, p: float = 2.0, compute_mode: str = _USE_MM_IF_MANY) -> T:
+    """The distances; of more than 25 rows, or if told to, by a product of matrices for p = 2."""
+    args = x1, x2, p, compute_mode
+    if compute_mode not in _MODES or not all(isinstance(x, T) and x.dim() > 1 for x in (x1, x2)):
+        raise unplaced(torch.cdist, args, {})
+    rows, columns, width = x1.shape[-2], x2.shape[-2], x1.shape[-1]
+    try:
+        batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    except RuntimeError:
+        raise unplaced(torch.cdist, args, {}) from None
+    by_product = compute_mode == _USE_MM or (
+        compute_mode == _USE_MM_IF_MANY and max(rows, columns) > 25
+    )
+    count = batch.numel()
+    if p != 2 or not by_product or not (count and rows and columns and width):
+        return record(Cdist, (x1, x2, p))[0]
+    if width != x2.shape[-1]:
+        raise unplaced(torch.cdist, args, {})
+    if count != 1:
+        x1, x2 = (
+            shape.view(
+                shape.contiguous(shape.expand(x, (*batch, *x.shape[-2:]))), (-1, *x.shape[-2:])
+            )
+            for x in (x1, x2)
+        )
+    return shape.view(record(EuclideanDist, (x1, x2))[0], (*batch, rows, columns))

@@ -1,0 +1,369 @@
+"""Linear systems: triangular ones, Cholesky's factor, inverses and determinants.
+
+Matrices are the last two dimensions, those before them a batch. `A^T` below is that of each matrix.
+"""
+
+from typing import Any
+
+import torch
+
+from ..tape import record
+from . import shape
+from .elementwise import Where
+from .registry import Rule, answered
+
+T = torch.Tensor
+_named: Any = torch.return_types
+
+
+def _checked(info: T, name: str, A: T) -> None:
+    """PyTorch's error where LAPACK said that it could not."""
+    torch._linalg_check_errors(info, name, is_matrix=A.dim() == 2)
+
+
+# -- triangular systems ----------------------------------------------------------------------
+
+
+class LinalgSolveTriangular(Rule):
+    """X with A X = B, A triangular:  dB = Y with A^T Y = G,  dA = -Y X^T, its triangle only
+
+    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. A diagonal taken for ones gets no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: T, B: T, upper: bool, left: bool, unitriangular: bool) -> T:
+        x = torch.linalg.solve_triangular(A, B, upper=upper, left=left, unitriangular=unitriangular)
+        ctx.how = upper, left, unitriangular
+        ctx.save_for_backward(A, x if ctx.needs_input_grad[0] else None)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        upper, left, unit = ctx.how
+        a, da = ctx.saved(0), None
+        db = torch.linalg.solve_triangular(a.mH, g, upper=not upper, left=left, unitriangular=unit)
+        if ctx.needs_input_grad[0]:
+            x = ctx.saved(1)
+            da = -(db @ x.mH) if left else -(x.mH @ db)
+            da = da.triu(int(unit)) if upper else da.tril(-int(unit))
+        return da, db if ctx.needs_input_grad[1] else None, None, None, None
+
+
+@answered(torch.linalg.solve_triangular)
+def solve_triangular(
+    A: T, B: T, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> T:
+    return record(LinalgSolveTriangular, (A, B, upper, left, unitriangular))[0]
+
+
+# -- Cholesky's factor -----------------------------------------------------------------------
+
+
+class LinalgCholeskyEx(Rule):
+    """L, lower, with L L^T = A:  dA = L^-T P L^-1,  P = the symmetric part of L^T G
+
+    that is, its lower triangle halved and mirrored. With `upper`, L^T is returned.
+    Murray, 2016 (arXiv:1602.07527).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: T, upper: bool) -> tuple[T, T]:
+        factor, info = torch.linalg.cholesky_ex(A, upper=upper)
+        ctx.upper = upper
+        ctx.save_for_backward(factor)
+        ctx.mark_non_differentiable(info)
+        return factor, info
+
+    @staticmethod
+    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
+        return cholesky_grad(g, ctx.saved(0), ctx.upper), None
+
+
+def cholesky_grad(g: T, factor: T, upper: bool) -> T:
+    """The gradient of what a factor was made of."""
+    if upper:
+        factor, g = factor.mH, g.mH
+    half = (factor.mH @ g).tril()
+    symmetric = (half + half.tril(-1).mH) * 0.5
+    right = torch.linalg.solve_triangular(factor.mH, symmetric, upper=True)
+    return torch.linalg.solve_triangular(factor, right, upper=False, left=False)
+
+
+@answered(torch.linalg.cholesky)
+def cholesky(A: T, *, upper: bool = False) -> T:
+    factor, info = record(LinalgCholeskyEx, (A, upper))[0]
+    _checked(info, "linalg.cholesky", A)
+    return factor
+
+
+@answered(torch.linalg.cholesky_ex)
+def cholesky_ex(A: T, *, upper: bool = False, check_errors: bool = False) -> Any:
+    factor, info = record(LinalgCholeskyEx, (A, upper))[0]
+    if check_errors:
+        _checked(info, "linalg.cholesky_ex", A)
+    return _named.linalg_cholesky_ex((factor, info))
+
+
+class Cholesky(Rule):
+    """The factor under its older name:  dA as `LinalgCholeskyEx`"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, upper: bool) -> T:
+        factor = torch.cholesky(input, upper)
+        ctx.upper = upper
+        ctx.save_for_backward(factor)
+        return factor
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        return cholesky_grad(g, ctx.saved(0), ctx.upper), None
+
+
+@answered(torch.cholesky, T.cholesky)
+def old_cholesky(input: T, upper: bool = False) -> T:
+    return record(Cholesky, (input, upper))[0]
+
+
+def _from_right(a: T, b: T) -> T:
+    """a b, of one matrix b for all of a batch by one product: as PyTorch where b requires grad."""
+    if b.dim() > 2 or a.dim() < 3:
+        return a @ b
+    return a.reshape(-1, a.shape[-1]).mm(b).view(*a.shape[:-1], b.shape[-1])
+
+
+def _from_left(a: T, b: T) -> T:
+    """a b, of one matrix a; see `_from_right`"""
+    return a @ b if a.dim() > 2 or b.dim() < 3 else _from_right(b.mT, a.t()).mT.contiguous()
+
+
+class CholeskySolve(Rule):
+    """X with A X = B, A = L L^T:  dB = Y with A Y = G,  dL = -(Y X^T + X Y^T) L
+
+    With `upper`, A = L^T L and dL = -L (Y X^T + X Y^T).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: T, L: T, upper: bool) -> T:
+        x = torch.cholesky_solve(input, L, upper)
+        ctx.upper = upper
+        ctx.save_for_backward(L, x if ctx.needs_input_grad[1] else None)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        factor, dl = ctx.saved(0), None
+        db = torch.cholesky_solve(g, factor, ctx.upper)
+        if ctx.needs_input_grad[1]:
+            product = db @ ctx.saved(1).mH
+            both = product + product.mH
+            dl = -(_from_left(factor, both) if ctx.upper else _from_right(both, factor))
+        return db if ctx.needs_input_grad[0] else None, dl, None
+
+
+@answered(torch.cholesky_solve)
+def cholesky_solve(B: T, L: T, upper: bool = False) -> T:
+    return record(CholeskySolve, (B, L, upper))[0]
+
+
+@answered(T.cholesky_solve)
+def cholesky_solve_method(self: T, input2: T, upper: bool = False) -> T:
+    return record(CholeskySolve, (self, input2, upper))[0]
+
+
+class CholeskyInverse(Rule):
+    """Z = (L L^T)^-1:  dL = -Z (G + G^T) Z L;  with `upper`, Z = (L^T L)^-1:  -L Z (G + G^T) Z"""
+
+    @staticmethod
+    def forward(ctx: Any, input: T, upper: bool) -> T:
+        z = torch.cholesky_inverse(input, upper)
+        ctx.upper = upper
+        ctx.save_for_backward(input, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        factor, z = ctx.saved_tensors
+        inner = z @ ((g + g.mH) @ z)
+        return -(factor @ inner) if ctx.upper else -(inner @ factor), None
+
+
+@answered(torch.cholesky_inverse)
+def cholesky_inverse(L: T, upper: bool = False) -> T:
+    return record(CholeskyInverse, (L, upper))[0]
+
+
+@answered(T.cholesky_inverse)
+def cholesky_inverse_method(self: T, upper: bool = False) -> T:
+    return record(CholeskyInverse, (self, upper))[0]
+
+
+# -- systems and inverses --------------------------------------------------------------------
+
+
+class LinalgSolveEx(Rule):
+    """X with A X = B:  dB = Y with A^T Y = G,  dA = -Y X^T
+
+    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. Saved: A = P L U as computed, and X.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: T, B: T, left: bool) -> tuple[T, T]:
+        x, lu, pivots, info = torch._linalg_solve_ex(A, B, left=left)
+        ctx.left = left
+        # PyTorch's own question: is B a batch of vectors, not of matrices?
+        ctx.vectors = B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1])
+        ctx.save_for_backward(lu, pivots, x if ctx.needs_input_grad[0] else None)
+        ctx.mark_non_differentiable(info)
+        return x, info
+
+    @staticmethod
+    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
+        lu, pivots, x = ctx.saved_tensors
+        left, vectors, da = ctx.left, ctx.vectors, None
+        db = torch.linalg.lu_solve(
+            lu, pivots, g.unsqueeze(-1) if vectors else g, left=left, adjoint=True
+        )
+        if ctx.needs_input_grad[0]:
+            x = x.unsqueeze(-1) if vectors else x
+            da = -(db @ x.mH) if left else -(x.mH @ db)
+        if ctx.needs_input_grad[1]:
+            return da, db.squeeze(-1) if vectors else db, None
+        return da, None, None
+
+
+@answered(torch.linalg.solve)
+def solve(A: T, B: T, *, left: bool = True) -> T:
+    x, info = record(LinalgSolveEx, (A, B, left))[0]
+    _checked(info, "torch.linalg.solve", A)
+    return x
+
+
+@answered(torch.linalg.solve_ex)
+def solve_ex(A: T, B: T, *, left: bool = True, check_errors: bool = False) -> Any:
+    x, info = record(LinalgSolveEx, (A, B, left))[0]
+    if check_errors:
+        _checked(info, "torch.linalg.solve_ex", A)
+    return _named.linalg_solve_ex((x, info))
+
+
+class LinalgInvEx(Rule):
+    """Z = A^-1:  dA = -Z^T G Z^T"""
+
+    @staticmethod
+    def forward(ctx: Any, A: T) -> tuple[T, T]:
+        z, info = torch.linalg.inv_ex(A)
+        ctx.save_for_backward(z)
+        ctx.mark_non_differentiable(info)
+        return z, info
+
+    @staticmethod
+    def backward(ctx: Any, g: T, _: Any) -> T:
+        z = ctx.saved(0)
+        return -(z.mH @ (g @ z.mH))
+
+
+def _inverse(A: T) -> T:
+    z, info = record(LinalgInvEx, (A,))[0]
+    _checked(info, "linalg.inv", A)
+    return z
+
+
+@answered(torch.linalg.inv)
+def inv(A: T) -> T:
+    return _inverse(A)
+
+
+@answered(torch.inverse, T.inverse)
+def inverse(input: T) -> T:
+    return _inverse(input)
+
+
+@answered(torch.linalg.inv_ex)
+def inv_ex(A: T, *, check_errors: bool = False) -> Any:
+    z, info = record(LinalgInvEx, (A,))[0]
+    if check_errors:
+        _checked(info, "linalg.inv_ex", A)
+    return _named.linalg_inv_ex((z, info))
+
+
+# -- determinants ----------------------------------------------------------------------------
+
+
+def _diagonal_solved(numbers: T, lu: T, pivots: T, transposed: bool) -> T:
+    """For each matrix, Z with A^T Z = n I, from A = P L U (or from that of A^T)."""
+    right = torch.diag_embed(numbers.unsqueeze(-1).expand(pivots.shape)).mT
+    return torch.linalg.lu_solve(lu, pivots, right, adjoint=not transposed)
+
+
+class LinalgDet(Rule):
+    """z = det A:  dA = g z A^-T; where U has a zero on its diagonal, as if that were epsilon
+
+    Of a single number, dA = g.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: T) -> T:
+        z, lu, pivots = torch._linalg_det(A)
+        ctx.transposed = A.is_contiguous()  # then it is A^T that was decomposed
+        ctx.save_for_backward(z, lu, pivots)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> T | None:
+        z, lu, pivots = ctx.saved_tensors
+        if lu.numel() == 0:
+            return lu.new_zeros(lu.shape)
+        if lu.shape[-1] == 1:
+            return g[..., None, None].expand(lu.shape)
+        epsilon = torch.where(lu.diagonal(0, -2, -1) == 0, torch.finfo(lu.dtype).eps, 0.0)
+        lu = lu + torch.diag_embed(epsilon.to(lu.dtype))
+        return _diagonal_solved(g * z, lu, pivots, ctx.transposed)
+
+
+@answered(torch.linalg.det)
+def linalg_det(A: T) -> T:
+    return record(LinalgDet, (A,))[0]
+
+
+@answered(torch.det, T.det)
+def det(input: T) -> T:
+    return record(LinalgDet, (input,))[0]
+
+
+class LinalgSlogdet(Rule):
+    """(s, l) = the sign and the logarithm of the size of det A:  dA = g A^-T, g that of l"""
+
+    @staticmethod
+    def forward(ctx: Any, A: T) -> tuple[T, T]:
+        sign, size, lu, pivots = torch._linalg_slogdet(A)
+        ctx.transposed = A.is_contiguous()
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(lu, pivots)
+        return sign, size
+
+    @staticmethod
+    def backward(ctx: Any, _: T | None, g: T | None) -> T | None:
+        lu, pivots = ctx.saved_tensors
+        if g is None:
+            return None
+        if lu.numel() == 0:
+            return lu.new_zeros(lu.shape)
+        return _diagonal_solved(g, lu, pivots, ctx.transposed)
+
+
+@answered(torch.linalg.slogdet)
+def linalg_slogdet(A: T) -> Any:
+    return _named.linalg_slogdet(record(LinalgSlogdet, (A,))[0])
+
+
+@answered(torch.slogdet, T.slogdet)
+def slogdet(input: T) -> Any:
+    return _named.slogdet(record(LinalgSlogdet, (input,))[0])
+
+
+@answered(torch.logdet, T.logdet)
+def logdet(input: T) -> T:
+    """log det A, NaN where det A < 0"""
+    sign, size = record(LinalgSlogdet, (input,))[0]
+    nan = shape.to(torch.full((), float("nan"), device=size.device), size.dtype)
+    return record(Where, (sign.detach() == -1, nan, size))[0]
