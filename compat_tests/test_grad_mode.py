@@ -183,3 +183,62 @@ def test_autocast_is_refused():
             nn.Linear(3, 2)(torch.ones(4, 3))
         with torch.no_grad():
             assert nn.Linear(3, 2)(torch.ones(4, 3)).dtype is torch.bfloat16
+
+
+def made_in_inference_mode(nn):
+    with torch.inference_mode():
+        return {
+            "Linear": nn.Linear(3, 3),
+            "Sequential": nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)),
+            "LayerNorm": nn.LayerNorm(3),
+            "BatchNorm1d": nn.BatchNorm1d(3),
+            "frozen": nn.Linear(3, 3).requires_grad_(False),
+        }
+
+
+@pytest.mark.parametrize("name", made_in_inference_mode(torch.nn))
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@parity
+def test_module_made_in_inference_mode(nn, optim, name, inner, dims):
+    """Its weights are no weights to train: those that a backward needs cannot be saved.
+
+    PyTorch trains the bias alone of a Linear that is given data; the mirror the weight too.
+    """
+    model, x = made_in_inference_mode(nn)[name], torch.randn(4, 2, 3)[(0,) * (3 - dims)]
+    x = nn.Parameter(x) * 1 if inner else x
+    out = model(x)
+    out.sum().backward()
+    return out.detach(), x.grad if x.is_leaf else None
+
+
+@parity
+def test_weights_of_inference_mode_exchanged(nn, optim):
+    model = made_in_inference_mode(nn)["Sequential"]
+    for module in model:
+        for name, p in list(module.named_parameters()):
+            setattr(module, name, nn.Parameter(p.clone()))
+    model(torch.randn(4, 3)).sum().backward()
+    return dict(model.named_parameters())
+
+
+@parity
+def test_grad_mode_inside_inference_mode(nn, optim):
+    """Nothing is recorded there, even so."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2))
+    x, target = torch.randn(4, 3), torch.randn(4, 2)
+    with torch.inference_mode(), torch.enable_grad():
+        y = net(x)
+        losses = nn.MSELoss()(y, target), nn.CrossEntropyLoss()(y, torch.tensor([0, 1, 1, 0]))
+        made = [y, *losses, net[0].weight * 2, net[0](x), torch.cat([y, y])]
+        return [(t.requires_grad, t.is_inference()) for t in made], [t.clone() for t in made]
+
+
+@parity
+def test_asking_for_a_gradient_of_an_inference_tensor(nn, optim):
+    with torch.inference_mode():
+        p = nn.Parameter(torch.ones(2))
+        p.requires_grad_(False)
+        p.requires_grad_(True)
+    p.requires_grad_(False)
+    p.requires_grad_(True)

@@ -397,3 +397,78 @@ def test_a_module_with_hooks_is_freed_without_the_collector():
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
+@parity
+def test_legacy_hook_of_a_linear(nn, optim, tracked, bias, frozen):
+    """PyTorch's node multiplies by the transposed weight, and its hook sees the gradient of that."""
+
+    def hook(module, grads, _):
+        seen.extend(grads)
+        return tuple(None if g is None else g * 2 for g in grads)
+
+    seen, layer = [], nn.Linear(3, 2, bias=bias)
+    if frozen == "weight" or (frozen and bias):
+        getattr(layer, frozen).requires_grad_(False)
+    layer.register_backward_hook(hook)
+    x = nn.Parameter(torch.randn(4, 3)) if tracked else torch.randn(4, 3)
+    loss = layer(x).tanh().sum()
+    if loss.requires_grad:
+        loss.backward()
+    return [None if g is None else (g, g.stride()) for g in seen], dict(layer.named_parameters()), x
+
+
+def graph(node):
+    """Names of a node and of all behind it."""
+    return node.name(), [n if n is None else graph(n) for n, _ in node.next_functions]
+
+
+GRAPHS = {
+    "Sequential": lambda nn, x: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))(x),
+    "Linear": lambda nn, x: nn.Linear(3, 2)(nn.Linear(3, 3, bias=False)(x)),
+    "weight of an operation": lambda nn, x: torch.nn.functional.linear(x, x * 2),
+    "numbers": lambda nn, x: ((x * 2 + 1) / 3 - 4) % 5,
+    "numbers on the left": lambda nn, x: 1 - 2 / (3 + 4 * x),
+    "rounded": lambda nn, x: torch.div(x, 2, rounding_mode="floor"),
+    "in place": lambda nn, x: (x * 1).mul_(2).add_(1),
+    "where": lambda nn, x: torch.where(x > 0, x, 0.0),
+    "gather": lambda nn, x: x.gather(1, torch.zeros(4, 1, dtype=torch.long)),
+    "masked_fill": lambda nn, x: x.masked_fill(x > 0, 1.0),
+    "scatter": lambda nn, x: x.scatter(1, torch.zeros(4, 1, dtype=torch.long), x[:, :1]),
+    "index_add": lambda nn, x: x.index_add(0, torch.tensor([0]), x[:1]),
+    "Embedding": lambda nn, x: nn.Embedding(4, 3)(torch.tensor([1])) * x,
+    "NLLLoss": lambda nn, x: nn.NLLLoss(torch.ones(3))(x, torch.tensor([0, 1, 2, 0])),
+    "CrossEntropyLoss": lambda nn, x: nn.CrossEntropyLoss()(x, torch.tensor([0, 1, 2, 0])),
+    "SoftMarginLoss": lambda nn, x: nn.SoftMarginLoss()(x, torch.ones(4, 3)),
+    "BCEWithLogitsLoss": lambda nn, x: nn.BCEWithLogitsLoss()(x, torch.ones(4, 3)),
+    "MSELoss": lambda nn, x: nn.MSELoss()(x, torch.ones(4, 3)),
+    "KLDivLoss": lambda nn, x: nn.KLDivLoss(reduction="batchmean")(x, torch.ones(4, 3)),
+    "GaussianNLLLoss": lambda nn, x: nn.GaussianNLLLoss()(x, torch.ones(4, 3), torch.ones(4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@parity
+def test_the_graph_that_can_be_looked_at(nn, optim, name):
+    """And a hook at its last node sees as many gradients; looking changes none."""
+    seen, x = [], nn.Parameter(torch.randn(4, 3))
+    out = GRAPHS[name](nn, x)
+    names = graph(out.grad_fn)
+    out.grad_fn.register_hook(lambda grads, _: seen.append(len(grads)))
+    out.sum().backward()
+    return names, seen, x
+
+
+@parity
+def test_looking_at_a_graph_while_it_is_driven(nn, optim):
+    """Twice over one graph, looked at in between; a weight used twice."""
+    layer, x = nn.Linear(3, 3), torch.randn(4, 3)
+    out = layer(layer(x).relu())
+    loss = out.pow(2).mean()
+    loss.backward(retain_graph=True)
+    names = graph(loss.grad_fn)
+    loss.backward()
+    return names, dict(layer.named_parameters())

@@ -1,5 +1,7 @@
 """The losses: a user would lose the same bits, forward or backward, in one of their arguments."""
 
+import math
+
 import pytest
 import torch
 
@@ -501,3 +503,14 @@ def test_logits_and_targets_of_different_dtypes(nn, optim, dtype, weights, reduc
             ).backward()
             seen.append([p.grad.clone() for p in net.parameters()])
     return seen
+
+
+@pytest.mark.parametrize("row", [[math.inf, 0.0, 1.0], [math.inf] * 3, [-math.inf] * 3])
+@pytest.mark.parametrize("tracked", [False, True])
+@parity
+def test_sign_of_nan(nn, optim, row, tracked):
+    """Of a gradient behind infinite scores, as it is printed by some tools."""
+    p = nn.Parameter(torch.tensor([row]))
+    loss = nn.CrossEntropyLoss()(p * 1 if tracked else p, torch.tensor([1]))
+    loss.backward()
+    return loss.detach().signbit(), p.grad.signbit()

@@ -754,3 +754,20 @@ def test_small_modules_by_hand():
     assert ys[0].shape == (3, 2)
     dxs = model.backward(tuple(torch.ones(4, 3, 2)))
     same(leaf.grad, torch.stack(dxs), "dx of a tuple")
+
+
+@pytest.mark.parametrize("used", [False, True])
+@parity
+def test_conversion_that_swaps_beneath_a_graph(nn, optim, used):
+    """What was recorded of the old weights cannot go back to the new ones."""
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    loss = layer(x).sum()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    if used:
+        layer(x.double()).sum().backward()
+        return dict(layer.named_parameters())
+    loss.backward()

@@ -1,6 +1,7 @@
 """state_dict and load_state_dict: a checkpoint goes through a file into either library."""
 
 import io
+import pickle
 from collections import OrderedDict
 
 import pytest
@@ -278,3 +279,12 @@ def test_results_in_a_file_are_plain_tensors():
     buffer = io.BytesIO()
     torch.save(nnmirror.Linear(2, 3)(torch.randn(4, 2)), buffer)
     assert b"nnmirror" not in buffer.getvalue()
+
+
+@parity
+def test_attributes_of_a_parameter_are_pickled(nn, optim):
+    layer = nn.Linear(2, 2)
+    layer.weight.tag, layer.weight.scale = "first", [1, 2]
+    layer(torch.ones(1, 2)).sum().backward()
+    copy_ = pickle.loads(pickle.dumps(layer.weight))
+    return copy_, copy_.tag, copy_.scale

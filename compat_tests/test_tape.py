@@ -816,3 +816,11 @@ def test_messages_are_compared_whole():
     with pytest.raises(AssertionError):
         same(expected.value, actual.value, "result")
     assert normal("nnmirror.modules.linear.Linear") == normal("torch.nn.modules.linear.Linear")
+
+
+@pytest.mark.parametrize("size", [(0, 3), (2, 0, 3), (0, 2, 3)])
+@parity
+def test_gradient_of_an_empty_leaf_is_laid_out_as_it(nn, optim, size):
+    x = nn.Parameter(torch.zeros(size))
+    x.mT.exp().sum().backward()
+    return x

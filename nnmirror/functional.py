@@ -42,9 +42,9 @@ from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.prelu import prelu
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
-from .rules.shape import Clone, broadcast_tensors, expand, unsqueeze
+from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
-from .tape import Node, constant, in_transform, record, recorded, tracked, usual_edge
+from .tape import OF_INFERENCE, Node, constant, in_transform, record, recorded, tracked, usual_edge
 
 T = torch.Tensor
 
@@ -161,6 +161,7 @@ class Linear(Rule):
         if tensors and isinstance(bias, T) and input.dim() == 2 == weight.dim():
             # The most usual, with the least to ask.
             y = torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
+            _refuse_inference(ctx, weight)
             shape = ctx.bias_shape = bias.shape
             ctx.batched, ctx.label = False, "AddmmBackward0"
             ctx.is_exact = shape == weight.shape[:1]  # else it was broadcast
@@ -196,6 +197,7 @@ class Linear(Rule):
             if bias is not None:
                 ctx.label = "AddBackward0"
                 y.add_(bias)
+        _refuse_inference(ctx, weight)
         # W is kept whether or not X needs a gradient (it is there anyway), so that
         # Module.backward can give the gradient for an input that does not require one.
         ctx.save_for_backward(rows if need_w else None, weight.detach())
@@ -242,6 +244,56 @@ class Linear(Rule):
             else:
                 dw = x.t().mm(rows).t()  # stored by columns, as W is
         return db, dx, dw
+
+
+def _refuse_inference(ctx: Any, weight: T) -> None:
+    """W is saved if X needs a gradient; what is kept is an alias, which would go unnoticed."""
+    if ctx.needs_input_grad[1] and weight.is_inference():
+        raise RuntimeError(OF_INFERENCE)
+
+
+def _with_transpose(node: Node) -> None:
+    """Show W^T as the last input of a product of matrices, and what makes it of W.
+
+    PyTorch records the two apart. Nobody who does not look at the node can tell.
+    """
+    if node.label not in ("AddmmBackward0", "MmBackward0"):
+        return
+    bias, input, weight = node.edges
+    node.function, node.fits = _LinearOfTransposed, None
+    if weight is None:
+        return
+    target, index = weight
+    shape, dtype, device = (
+        target.outputs[index]
+        if type(target) is Node
+        else (target.shape, target.dtype, target.device)
+    )
+    made = Node(TRule)
+    made.edges, made.places, made.needs_input_grad = (weight,), (0,), (True,)
+    made.outputs = ((torch.Size(shape[::-1]), dtype, device),)
+    made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
+    node.edges = (bias, input, (made, 0))
+
+
+_JUST_BEFORE = 2.0**-16  # nodes that were one in a fast path lie further apart
+
+
+class _LinearOfTransposed(Linear):
+    # With a gradient for W^T. Documented as Linear, which it stands for.
+    looked_at = None
+
+    @staticmethod
+    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
+        db, dx, dw = Linear.backward(ctx, g)
+        return db, dx, None if dw is None else dw.t()
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "LinearBackward0"
+
+
+Linear.looked_at = staticmethod(_with_transpose)
 
 
 def _batched_input_grad(g: T, w: T) -> T:

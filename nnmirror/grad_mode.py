@@ -23,10 +23,13 @@ class _Override(threading.local):
 _override = _Override()
 
 
+in_inference_mode = torch.is_inference_mode_enabled  # nothing is recorded there, in either mode
+
+
 def is_grad_enabled() -> bool:
     """True if an operation of the mirror is recorded when an input requires grad."""
     mode = _override.mode
-    return torch.is_grad_enabled() if mode is None else mode
+    return (torch.is_grad_enabled() if mode is None else mode) and not in_inference_mode()
 
 
 class no_grad(_NoParamDecoratorContextManager):

@@ -28,7 +28,7 @@ from torch._C import (
 )
 
 from . import tensor as _tensor
-from .grad_mode import _override, is_grad_enabled
+from .grad_mode import _override, in_inference_mode, is_grad_enabled
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
@@ -47,6 +47,12 @@ _FREED = (
     " when you call .backward() or autograd.grad(). Specify retain_graph=True if you need to"
     " backward through the graph a second time or if you need to access saved tensors after"
     " calling backward."
+)
+OF_INFERENCE = (
+    "Inference tensors cannot be saved for backward. Please do not use Tensors created in"
+    " inference mode in computation tracked by autograd. To work around this, you can make a"
+    " clone to get a normal tensor and use it in autograd, or use `torch.no_grad()` instead of"
+    " `torch.inference_mode()`."
 )
 _ANOMALY = (
     " Hint: enable anomaly detection to find the operation that failed to compute its"
@@ -125,12 +131,7 @@ class Node:
         except RuntimeError:
             inference = any(t is not None and t.is_inference() for t in tensors)
             if inference and is_grad_enabled() and any(self.needs_input_grad):
-                raise RuntimeError(
-                    "Inference tensors cannot be saved for backward. Please do not use Tensors"
-                    " created in inference mode in computation tracked by autograd. To work"
-                    " around this, you can make a clone to get a normal tensor and use it in"
-                    " autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
-                ) from None
+                raise RuntimeError(OF_INFERENCE) from None
             self._saved = None  # there will be no backward
 
     def saved(self, index: int, via: str | None = None) -> torch.Tensor:
@@ -169,15 +170,31 @@ class Node:
         return self.label or self.function.node_name()
 
     @property
+    def inputs(self) -> Sequence[int]:
+        """The arguments for which PyTorch's node has a place."""
+        function = self.function
+        if function.counted and not self.label:  # else it is of another overload
+            return function.counted
+        return [i for i in self.places if i not in function.uncounted]
+
+    def as_seen(self) -> "Node":
+        """The node as PyTorch would show it, for whoever looks at it."""
+        if self.folded is not None:
+            self.folded(self)
+        if self.function.looked_at is not None:
+            self.function.looked_at(self)
+        return self
+
+    @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
         for edge in self.edges:
-            if edge is not None and type(edge[0]) is Node and edge[0].folded is not None:
-                edge[0].folded(edge[0])
+            if edge is not None and type(edge[0]) is Node:
+                edge[0].as_seen()
         return tuple(
             (None, 0)
             if edge is None
             else (edge[0] if type(edge[0]) is Node else AccumulateGrad(edge[0]), edge[1])
-            for edge in (self.edges[i] for i in self.places)
+            for edge in (self.edges[i] for i in self.inputs)
         )
 
     def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
@@ -493,6 +510,10 @@ class Function:
     is_inplace: bool = False  # the first input is changed, and is the output
     is_exact: bool = False  # what backward returns is always of its input's shape and dtype
     is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
+    uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
+    counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
+    # Called with a node that somebody looks at, to make it what PyTorch's would be.
+    looked_at: "Callable[[Node], None] | None" = None
     is_loss: bool = False  # of what a net returned, its first argument; and it is fresh
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
@@ -587,7 +608,7 @@ def record(
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
     mode = _override.mode  # is_grad_enabled, without the call
-    if not (torch.is_grad_enabled() if mode is None else mode):
+    if not (torch.is_grad_enabled() if mode is None else mode) or in_inference_mode():
         with DisableTorchFunctionSubclass():
             if inplace is not None:
                 return inplace(), None

@@ -92,6 +92,7 @@ class Tensor(torch.Tensor):
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
+    _swapped: int | None = None  # what was recorded before was of the tensor that it was then
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -139,6 +140,11 @@ class Tensor(torch.Tensor):
             raise RuntimeError(
                 "only Tensors of floating point and complex dtype can require gradients"
             )
+        if requires_grad and self.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not"
+                " allowed."
+            )
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             changes.count[0] += 1
@@ -155,9 +161,7 @@ class Tensor(torch.Tensor):
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
                 _tape.edge_of(self)  # a view whose memory was changed since gets a new one
-        if self._node is not None and self._node.folded is not None:
-            self._node.folded(self._node)
-        return self._node
+        return None if self._node is None else self._node.as_seen()
 
     @property
     def output_nr(self) -> int:  # type: ignore[override]
@@ -234,6 +238,11 @@ class Tensor(torch.Tensor):
                 return
         _walk.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
+    def _is_swapped(self) -> None:
+        """`torch.utils.swap_tensors` has given it what was another's."""
+        leaf_hooks_exist[0] = True  # so that no walk goes past asking
+        self._swapped = next(_tape._sequence)
+
     def detach_(self) -> "Tensor":
         """Forget what made this tensor, in place."""
         if self._view_of is not None:
@@ -265,6 +274,7 @@ class Tensor(torch.Tensor):
         """Of a plain matrix: its transpose, for multiplying by it."""
         plain = self._plain
         usual = plain.dim() == 2 and plain.dtype in _USUAL and plain.is_contiguous()
+        usual = usual and not plain.is_inference()
         with torch.inference_mode(False):
             return plain.t() if usual and plain.is_cpu else None
 
@@ -412,18 +422,29 @@ class Tensor(torch.Tensor):
         # A non-leaf is pickled as a leaf with its values, as in PyTorch: one of torch's own, so
         # that a checkpoint loads wherever PyTorch is.
         plain = self.detach()
-        if type(self) is Tensor:
+        cls = type(self)
+        # What a user put there; what the mirror keeps there has a default in the class.
+        state = {name: value for name, value in vars(self).items() if not hasattr(cls, name)}
+        if cls is Tensor:
+            vars(plain).update(state)
             return plain.requires_grad_(self.requires_grad).__reduce_ex__(protocol)
-        return rebuild, (type(self), plain, self.requires_grad)
+        args = cls, plain, self.requires_grad
+        return rebuild, (*args, state) if state else args
 
     def _rebuilt(self, data: torch.Tensor) -> Any:
         return rebuild(type(self), data, self._requires_grad)
 
 
-def rebuild(cls: type[Tensor], data: torch.Tensor, requires_grad: bool) -> Tensor:
+def rebuild(
+    cls: type[Tensor],
+    data: torch.Tensor,
+    requires_grad: bool,
+    state: dict[str, Any] | None = None,
+) -> Tensor:
     with DisableTorchFunctionSubclass():
         tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
     tensor._requires_grad = requires_grad
+    vars(tensor).update(state or {})
     return tensor
 
 

@@ -133,6 +133,7 @@ def walk(
         for node in sorted(order, key=lambda n: n.sequence):
             if any(e is not None and id(e[0]) in reaches for e in node.edges):
                 reaches.add(id(node))
+    hooked = _tensor.leaf_hooks_exist[0]
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -203,8 +204,10 @@ def walk(
             for edge in node.edges:
                 if edge is None:
                     results.pop()
-                else:
-                    arrive(edge[0], edge[1], results.pop())
+                    continue
+                if hooked and (reaches is None or id(edge[0]) in reaches):
+                    _refuse_swapped(node, edge[0])
+                arrive(edge[0], edge[1], results.pop())
         if len(to_torch) == 1:
             to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
         elif to_torch:
@@ -216,6 +219,23 @@ def walk(
                     retain_graph=retain_graph
                 )
     return [found.get((id(t), n)) for t, n in captured]
+
+
+def _refuse_swapped(node: _tape.Node, target: Any) -> None:
+    """Raise if `target` is a leaf that is another tensor since `node` was recorded."""
+    swapped = target._swapped if isinstance(target, _tensor.Tensor) else None
+    if swapped is not None and swapped > node.sequence:
+        raise RuntimeError(_POISONED)
+
+
+_POISONED = (
+    "Trying to execute AccumulateGrad node that was poisoned by swap_tensors this can happen when"
+    " you try to run backward on a tensor that was swapped. For a module m with"
+    " `torch.__future__.set_swap_module_params_on_conversion(True)` you should not change the"
+    " device or dtype of the module (e.g. `m.cpu()` or `m.half()`) between running forward and"
+    " backward. To resolve this, please only change the device/dtype before running forward (or"
+    " after both forward and backward)."
+)
 
 
 def _refuse_beyond_torch(edges: Sequence[_tape.Edge], only: Sequence[_tape.Edge]) -> None:
@@ -370,7 +390,7 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
 
 def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
     """What `torch.autograd.detect_anomaly` is for."""
-    for place, index in enumerate(node.places):
+    for place, index in enumerate(node.inputs):
         grad = results[index]
         if grad is not None and grad.isnan().any():
             name = _tape.bare(node.name())
@@ -521,7 +541,8 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
         if (  # nearly always: what follows says the same
             may_keep
             and type(grad) is torch.Tensor
-            and grad.shape == leaf.shape
+            and (shape := grad.shape) == leaf.shape
+            and 0 not in shape  # which is contiguous however it is laid out
             and leaf.is_contiguous()
             and grad.is_contiguous()
             and not grad._is_view()
@@ -541,7 +562,7 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
         else:
             held.add_(grad)
         return
-    if leaf.is_contiguous():
+    if leaf.is_contiguous() and leaf.numel():
         fits = grad.is_contiguous()
     else:
         fits = grad.stride() == leaf.stride()
@@ -597,6 +618,7 @@ def _is_hooked(leaf: _tensor.Tensor) -> bool:
         leaf._leaf_hooks is not None
         or leaf._post_accumulate_hooks is not None
         or leaf._reached_hooks is not None
+        or leaf._swapped is not None
     )
 
 
@@ -682,11 +704,11 @@ def _run_posthooks(
 ) -> list[torch.Tensor | None]:
     with _tape.users_code():
         for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
-            grads = tuple(results[i] for i in node.places)
+            grads = tuple(results[i] for i in node.inputs)
             result = hook(grads, tuple(slots))
             if result is None:
                 continue
-            for place, grad in zip(node.places, _replacements(hook, grads, result), strict=True):
+            for place, grad in zip(node.inputs, _replacements(hook, grads, result), strict=True):
                 results[place] = grad
     return results
 

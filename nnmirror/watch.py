@@ -233,7 +233,7 @@ class Watch:
                 arrived = functools.partial(self._arrived, record, params)
                 self._on_tensors.append((out.register_hook(arrived), weakref.ref(out)))
                 grad_fn: Any = out.grad_fn
-                if grad_fn is node and len(node.places) == 1:
+                if grad_fn is node and len(node.inputs) == 1:
                     passed = functools.partial(self._passed_back, record)
                     self._on_tensors.append((node.register_hook(passed), weakref.ref(out)))
         self._open += records
@@ -412,7 +412,7 @@ class _ByHand:
                 record.backwards.pop()
             raise
         node = _node_of(self.call)
-        if len(seen) == 1 and node is not None and len(node.places) == 1:
+        if len(seen) == 1 and node is not None and len(node.inputs) == 1:
             self.watch._passed_back(seen[0], (result,))
         return result
 

@@ -362,7 +362,7 @@ def deliver_from_loss(loss: Any) -> bool:
 def _complain(node: Any) -> None:
     """Something saved was changed: have the layer's own node say which, and of which version."""
     for made in reversed(nodes(node)):
-        if made.function is not F.Linear:
+        if not issubclass(made.function, F.Linear):
             made.saved(0)
             continue
         if made.needs_input_grad[1]:
@@ -746,7 +746,7 @@ def _is_plain_linear(member: Any) -> bool:
         for p in own.values()
     ):
         return False
-    if weight.dim() != 2 or not weight.is_contiguous():
+    if weight.dim() != 2 or not weight.is_contiguous() or weight.is_inference():
         return False
     return bias is None or (bias.dim() == 1 and len(bias) == len(weight) and bias.is_contiguous())
 

@@ -50,6 +50,8 @@ def _usual(function: Any, input: Any, other: Any, *more: Any) -> Any:
 class Add(Rule):
     """z = x + alpha y:  dx = g,  dy = alpha g"""
 
+    counted = (0, 1)
+
     usual: Any = staticmethod(lambda *args: _usual(Add, *args))
 
     @staticmethod
@@ -67,6 +69,8 @@ class Add(Rule):
 @rule(torch.sub, T.sub, T.__sub__, torch.subtract, T.subtract)
 class Sub(Rule):
     """z = x - alpha y:  dx = g,  dy = -alpha g"""
+
+    counted = (0, 1)
 
     usual: Any = staticmethod(lambda *args: _usual(Sub, *args))
 
@@ -104,6 +108,8 @@ rule(torch.rsub, T.__rsub__)(Rsub)
 class Mul(Rule):
     """z = x y:  dx = g y,  dy = g x"""
 
+    counted = (0, 1)
+
     usual: Any = staticmethod(lambda *args: _usual(Mul, *args))
 
     @staticmethod
@@ -134,11 +140,13 @@ class Mul(Rule):
 class Div(Rule):
     """z = x / y:  dx = g / y,  dy = -g ((x / y) / y).  With rounding, both are zero."""
 
+    counted = (0, 1)
+
     @staticmethod
     def forward(ctx: Node, input: T, other: Any, rounding_mode: str | None = None) -> T:
         ctx.rounded = rounding_mode is not None  # type: ignore[attr-defined]
         if ctx.rounded:  # type: ignore[attr-defined]
-            ctx.label = "DivBackward1" if isinstance(other, T) else "DivBackward3"
+            ctx.label, ctx.places = "DivBackward2", Div.counted
             return torch.div(input, other, rounding_mode=rounding_mode)
         ctx.other = other  # type: ignore[attr-defined]
         if isinstance(other, T):

@@ -82,6 +82,8 @@ class Fill(Rule):
 class MaskedFill(Rule):
     """z = v where the mask holds, else x:  dx = g elsewhere, else 0,  dv = sum of g there"""
 
+    uncounted = (1,)
+
     @staticmethod
     def forward(ctx: Any, input: T, mask: T, value: Any) -> T:
         ctx.label = f"MaskedFillBackward{int(isinstance(value, T))}"
@@ -102,6 +104,8 @@ class MaskedFill(Rule):
 @rule(torch.masked_scatter, T.masked_scatter)
 class MaskedScatter(Rule):
     """z = the next element of s where the mask holds, else x:  dx = g elsewhere,  ds = g there"""
+
+    uncounted = (1,)
 
     @staticmethod
     def forward(ctx: Any, input: T, mask: T, source: T) -> T:
@@ -259,6 +263,8 @@ def _fitted(value: T, target: torch.Size) -> T:
 class IndexFill(Rule):
     """z = x with v at `index` along dim:  dx = g, zero there,  dv = sum of g there"""
 
+    uncounted = (2,)
+
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, value: Any) -> T:
         ctx.dim = dim
@@ -281,6 +287,8 @@ class IndexFill(Rule):
 class IndexCopy(Rule):
     """z = x with s at `index` along dim:  dx = g, zero there,  ds = g there"""
 
+    uncounted = (2,)
+
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T) -> T:
         ctx.dim, ctx.shape = dim, source.shape
@@ -300,6 +308,8 @@ class IndexCopy(Rule):
 @rule(torch.index_add, T.index_add)
 class IndexAdd(Rule):
     """z = x with alpha s added at `index` along dim:  dx = g,  ds = alpha g there"""
+
+    uncounted = (2,)
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
@@ -321,6 +331,8 @@ class IndexAdd(Rule):
 class ScatterAdd(Rule):
     """z = x with s added at `index` along dim, element by element:  dx = g,  ds = g there"""
 
+    uncounted = (2,)
+
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, src: T) -> T:
         ctx.dim = dim
@@ -335,6 +347,8 @@ class ScatterAdd(Rule):
 
 class Scatter(Rule):
     """z = x with s put at `index` along dim:  dx = g, zero there,  ds = g there"""
+
+    uncounted = (2,)
 
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, src: Any) -> T:

@@ -244,6 +244,8 @@ def _shared(ctx: Any, g: T, x: T, y: T, x_loses: T, y_loses: T) -> tuple[T | Non
 class Where(Rule):
     """z = x where the condition holds, else y:  each gets g where it was chosen, else 0"""
 
+    counted = (1, 2)
+
     @staticmethod
     def forward(ctx: Any, condition: T, input: Any, other: Any) -> T:
         ctx.save_for_backward(condition)
@@ -544,7 +546,9 @@ def _to_chosen(ctx: Any, g: T, first: T) -> tuple[T | None, T | None]:
 class StandardGamma(Rule):
     """z drawn from the gamma distribution of shape x:  dx = g dz/dx at the same quantile
 
-    What Gamma.rsample and its kin draw by (Figurnov et al., 2018, arXiv:1805.08498).
+    What Gamma.rsample and its kin draw by (Figurnov et al., 2018, arXiv:1805.08498). The one rule
+    that calls a kernel made for a backward: dz/dx = -(dF/dx) / (dF/dz), F the distribution
+    function, is a series that the sampler's own kernel adds up, and no tensor operation does.
     """
 
     @staticmethod

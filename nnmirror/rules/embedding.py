@@ -18,6 +18,7 @@ class Embedding(Rule):
     named.  Saved: the indices.
     """
 
+    uncounted = (1,)
     input_place = 1
     tuple_places = (1,)
     infer: Any = staticmethod(torch.embedding)
@@ -35,7 +36,6 @@ class Embedding(Rule):
                 "nnmirror: embedding with sparse=True gives a sparse gradient, which is not"
                 " mirrored; use sparse=False, which trains the same rows"
             )
-        ctx.places = (0,)  # to PyTorch's node the indices are no input
         ctx.how, ctx.shape = how, weight.shape
         ctx.save_for_backward(indices)
         return y

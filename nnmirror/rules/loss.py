@@ -138,6 +138,8 @@ class NllLoss(Rule):
     Rows whose class is ignore_index count for nothing.  Saved: x, t and w.
     """
 
+    uncounted = (1, 2)
+
     is_loss = is_fresh = True
     loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
 
@@ -268,7 +270,7 @@ class _CrossEntropy(Rule):
             shares = shares.masked_fill(ignored.unsqueeze(1), 0)
         dl = torch.zeros_like(likelihood).scatter_(1, t.unsqueeze(1), shares)
         y = vector_exp(likelihood)
-        return (torch.addcmul(dl, y.neg_(), shares.expand_as(y)),)
+        return (torch.addcmul(dl, y, shares.expand_as(y), value=-1),)
 
 
 def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) -> T | None:
@@ -380,6 +382,8 @@ class SoftMarginLoss(Rule):
 
     Saved: x and t.
     """
+
+    uncounted = (1,)
 
     is_loss = is_fresh = True
     tuple_places = (0, 1)

@@ -213,6 +213,8 @@ class Take(Rule):
 class Gather(Rule):
     """z = x[index] along dim, element by element:  dx = zeros, with g added at index"""
 
+    uncounted = (2,)
+
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T, sparse_grad: bool = False) -> T:
         if sparse_grad:
@@ -251,6 +253,8 @@ def take_along_dim(input: T, indices: T, dim: int | None = None) -> T:
 class IndexSelect(Rule):
     """z = the slices of x at `index` along dim:  dx = zeros, with g added at index"""
 
+    uncounted = (2,)
+
     @staticmethod
     def forward(ctx: Any, input: T, dim: int, index: T) -> T:
         ctx.shape, ctx.dim = input.shape, dim
@@ -266,6 +270,8 @@ class IndexSelect(Rule):
 @rule(torch.masked_select, T.masked_select)
 class MaskedSelect(Rule):
     """z = the elements of x where the mask holds:  dx = zeros, with g put there"""
+
+    uncounted = (1,)
 
     @staticmethod
     def forward(ctx: Any, input: T, mask: T) -> T:

@@ -134,7 +134,7 @@ class LogSoftmax(_AlongDim):
             whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))
             e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)
             e = e.reshape(y.shape)
-        return torch.addcmul(g, -e, s.unsqueeze(dim).expand_as(g))
+        return torch.addcmul(g, e, s.unsqueeze(dim).expand_as(g), value=-1)
 
 
 @composite(T.softmax)
