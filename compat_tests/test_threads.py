@@ -103,6 +103,7 @@ def there_and_back(nn, make):
     relu=lambda nn: nn.ReLU(),
     leaky_relu=lambda nn: nn.LeakyReLU(),
     elu=lambda nn: nn.ELU(),
+    elu_of_doubles=lambda nn: lambda x: nn.functional.elu(x.double()),
     selu=lambda nn: nn.SELU(),
     celu=lambda nn: nn.CELU(),
     silu=lambda nn: nn.SiLU(),

@@ -11,7 +11,7 @@ None of this is so on another device, where every number is taken by itself, by 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -137,52 +137,103 @@ def vector_exp(x: T) -> T:
     """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
     if not x.is_cpu:
         return torch.exp(-x.abs())
-    if _goes_to_one_thread(x, above=1) and x.dtype is torch.float32 and _sleef_is_known():
+    if _goes_to_one_thread(x, above=1) and x.dtype in _SLEEF and _sleef_is_known(x.dtype):
         return _sleef_exp(x)
     return _log_sigmoid(x)[1]  # which has every thread take a share, were it of two numbers
 
 
-# exp(-a) = 2^q exp(-s), with s = a + q log(2) and |s| < log(2) / 2: as SLEEF has it for float32.
-# The log is in two parts; the polynomial's signs are those of the powers of -s. To add 3 2^22
-# rounds to an integer, and leaves it in the last bits. 2^64 keeps the result from underflowing
-# until it is rounded, at last.
-_LOG_2 = 0.693145751953125, 1.428606765330187e-06
-_POLYNOMIAL = (
-    0.00019852761761285365,
-    -0.0013930435525432515,
-    0.0083333607763051987,
-    -0.041666485369205475,
-    0.16666667163372040,
-    -0.5,
-)
+class _Sleef(NamedTuple):
+    """exp(d) = 2^q exp(s), s = d - q log(2), as the library SLEEF has it for one dtype."""
+
+    most: float  # of |d|: beyond, the exp is 0
+    mantissa: int  # its bits; to add 3 / 2 of their unit rounds to an integer, the last bits
+    spare: int  # 2^spare keeps the result from underflowing until it is rounded, at last
+    log: tuple[float, float]  # log(2), in two parts
+    polynomial: tuple[float, ...]  # of s, from the highest power down to s^3, or s^2
+
+
+_SLEEF = {
+    torch.float32: _Sleef(
+        105.0,
+        23,
+        64,
+        (0.693145751953125, 1.428606765330187e-06),
+        (
+            0.00019852761761285365,
+            0.0013930435525432515,
+            0.0083333607763051987,
+            0.041666485369205475,
+            0.16666667163372040,
+            0.5,
+        ),
+    ),
+    torch.float64: _Sleef(
+        1000.0,
+        52,
+        600,
+        (0.6931471805596629565116, 0.2823529056303157712259e-12),
+        (
+            0.2081276378237164457e-8,
+            0.2511210703042288022e-7,
+            0.2755762628169491192e-6,
+            0.2755723402025388239e-5,
+            0.2480158687479686264e-4,
+            0.1984126989855865850e-3,
+            0.1388888888914497797e-2,
+            0.8333333333314938210e-2,
+            0.4166666666666602598e-1,
+            0.1666666666666669072,
+        ),
+    ),
+}
 
 
 def _sleef_exp(x: T) -> T:
-    """exp(-|x|) in float32, in operations that are one thread's where the numbers are few."""
+    """exp(-|x|), in operations that are one thread's where the numbers are few."""
+    how = _SLEEF[x.dtype]
 
     def number(value: float) -> T:
-        return constant(value, torch.float32, x.device)
+        return constant(value, x.dtype, x.device)
 
-    a = torch.clamp(x.abs(), max=number(105.0))  # beyond, it is 0
-    shifted = (a * number(-1 / math.log(2))).add_(number(3 * 2.0**22 + 64))
-    q = shifted - number(3 * 2.0**22 + 64)
-    s = torch.addcmul(a, q, number(_LOG_2[0]))
-    torch.addcmul(s, q, number(_LOG_2[1]), out=s)
-    first, second, *others = map(number, _POLYNOMIAL)
-    z = torch.addcmul(second, first, s)
+    d = torch.clamp(x.abs(), max=number(how.most)).neg_()
+    to_integer = number(1.5 * 2.0**how.mantissa + how.spare)
+    shifted = (d * number(1 / math.log(2))).add_(to_integer)
+    q = shifted - to_integer
+    s = torch.addcmul(d, q, number(-how.log[0]))
+    torch.addcmul(s, q, number(-how.log[1]), out=s)
+    z = (_horner if x.dtype is torch.float32 else _estrin)(s, [*map(number, how.polynomial)])
+    bits(z).add_(bits(shifted) << how.mantissa)
+    return torch.addcmul(d - d, z, number(2.0**-how.spare))  # d - d: no number where x is none
+
+
+def _horner(s: T, polynomial: list[T]) -> T:
+    """exp(s), each power after the one above it."""
+    z, *others = polynomial
     for coefficient in others:
-        torch.addcmul(coefficient, z, s, out=z)
-    z = number(1.0) - torch.addcmul(s, s * s, z)
-    bits(z).add_(bits(shifted) << 23)
-    return torch.addcmul(a - a, z, number(2.0**-64))  # a - a: no number where x is none
+        z = torch.addcmul(coefficient, z, s)
+    return constant(1.0, s.dtype, s.device) + torch.addcmul(s, s * s, z)
+
+
+def _estrin(s: T, polynomial: list[T]) -> T:
+    """exp(s), by pairs of powers, pairs of pairs, and so on."""
+    terms, power = polynomial[::-1], s
+    while len(terms) > 1:
+        odd = terms[len(terms) // 2 * 2 :]
+        pairs = zip(terms[::2], terms[1::2], strict=False)
+        terms, power = [torch.addcmul(a, power, b) for a, b in pairs] + odd, power * power
+    (z,) = terms
+    for coefficient in (0.5, 1.0, 1.0):
+        z = torch.addcmul(constant(coefficient, s.dtype, s.device), z, s)
+    return z
 
 
 @functools.cache
-def _sleef_is_known() -> bool:
+def _sleef_is_known(dtype: torch.dtype) -> bool:
     """Has this PyTorch, on this machine, the exp of `_sleef_exp`?"""
     with torch.inference_mode(False), torch.no_grad():
-        n = torch.arange(10000.0, dtype=torch.float32, device="cpu")
-        every = torch.cat([n * 0.0105, torch.sin(n), torch.exp(-0.01 * n)])
+        n = torch.arange(10000.0, dtype=dtype, device="cpu")
+        far = n * (_SLEEF[dtype].most / 10000)
+        every = torch.cat([far, torch.sin(n), torch.exp(-0.01 * n)])
         return torch.equal(_sleef_exp(every), _log_sigmoid(every)[1])
 
 
