@@ -397,6 +397,8 @@ class Put(Rule):
     With `accumulate` s is added, and dx = g.
     """
 
+    uncounted = (1,)
+
     @staticmethod
     def forward(ctx: Any, input: T, index: T, source: T, accumulate: bool = False) -> T:
         z = torch.put(input, index, source, accumulate)
@@ -422,6 +424,8 @@ class _Reduced(Rule):
     shared evenly between those equal to z;  prod:  g times the product of the others. Where x is
     not included and something was put, dx = 0.
     """
+
+    uncounted = (2,)
 
     # How many-to-one placing goes: by elements of `index`, or by slices.
     place: Any

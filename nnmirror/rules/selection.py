@@ -197,6 +197,8 @@ def aminmax(input: T, *, dim: int | None = None, keepdim: bool = False) -> Any:
 class Take(Rule):
     """z = the elements of x, laid out in a row, at `index`:  dx = zeros, with g added there"""
 
+    uncounted = (1,)
+
     @staticmethod
     def forward(ctx: Any, input: T, index: T) -> T:
         z = torch.take(input, index)
