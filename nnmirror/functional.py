@@ -14,6 +14,7 @@ from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 from ._missing import missing
 from .changes import count
 from .grad_mode import is_grad_enabled
+from .overrides import overridable
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
 from .rules import activation as _activation
@@ -39,7 +40,7 @@ from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
 from .rules.kernel import by_sign, laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
-from .rules.prelu import prelu
+from .rules.prelu import prelu as _prelu
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
@@ -125,6 +126,11 @@ class Linear(Rule):
 
     input_place = 1
     tuple_places = (1,)
+    public: Any = staticmethod(torch._C._nn.linear)
+
+    @staticmethod
+    def as_called(bias: Any, input: Any, weight: Any) -> tuple[Any, ...]:
+        return input, weight, bias
 
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:
@@ -546,6 +552,7 @@ def implicit_dim(name: str, input: T, stacklevel: int) -> int:
     return 0 if input.dim() in (0, 1, 3) else 1
 
 
+@overridable
 def gumbel_softmax(
     logits: T, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
 ) -> T:
@@ -555,7 +562,7 @@ def gumbel_softmax(
     Jang et al., 2016 (arXiv:1611.01144).
     """
     if eps != 1e-10:
-        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
+        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=3)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         drawn = torch.empty_like(logits, memory_format=torch.legacy_contiguous_format)
         drawn = -drawn.detach().exponential_().log()
@@ -570,6 +577,7 @@ def gumbel_softmax(
     return record(Add, (one_hot, soft))[0]
 
 
+@overridable
 def scaled_dot_product_attention(
     query: T,
     key: T,
@@ -602,6 +610,7 @@ def elu_(input: T, alpha: float = 1.0) -> T:
     return elu(input, alpha, True)
 
 
+@overridable
 def glu(input: T, dim: int = -1) -> T:
     """One half of x along dim times the sigmoid of the other; see `rules.activation.Glu`."""
     if input.dim() == 0:
@@ -631,28 +640,32 @@ def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
     return hardtanh(input, min_val, max_val, True)
 
 
+@overridable
 def relu6(input: T, inplace: bool = False) -> T:
     """Each element clipped to [0, 6]; see `rules.activation.Hardtanh`."""
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
+@overridable
 def softmin(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> T:
     """`softmax` of -x"""
     if dim is None:
-        dim = implicit_dim("softmin", input, _stacklevel)
+        dim = implicit_dim("softmin", input, _stacklevel + 1)
     return softmax_rules.softmax(record(Neg, (input,))[0], dim, dtype)
 
 
+@overridable
 def selu(input: T, inplace: bool = False) -> T:
     """s x where x > 0, else s a (exp(x) - 1), a and s constants; see `rules.activation.Elu`."""
     return (_activation.selu_ if inplace else _activation.selu)(input)
 
 
+@overridable
 def selu_(input: T) -> T:
     """`selu(input, inplace=True)`"""
-    return selu(input, True)
+    return _activation.selu_(input)
 
 
 def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
@@ -670,6 +683,7 @@ def logsigmoid(input: T) -> T:
     return record(_activation.LogSigmoid, (input,))[0]
 
 
+@overridable
 def softsign(input: T) -> T:
     """x / (|x| + 1):  dx = g / (|x| + 1) - g x / (|x| + 1)^2 sign(x)"""
     if not isinstance(input, T):
@@ -677,6 +691,7 @@ def softsign(input: T) -> T:
     return record(Div, (input, record(Abs, (input,))[0] + 1))[0]
 
 
+@overridable
 def tanhshrink(input: T) -> T:
     """x - tanh(x):  dx = g - g (1 - tanh(x)^2)"""
     if not isinstance(input, T):
@@ -728,6 +743,7 @@ def check_probability(p: float) -> None:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
+@overridable
 def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
     """Each element is 0 with probability p, else x / (1 - p); see `rules.dropout.Dropout`."""
     check_probability(p)
@@ -750,6 +766,7 @@ def layer_norm(
     return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
+@overridable
 def rms_norm(
     input: T, normalized_shape: list[int], weight: T | None = None, eps: float | None = None
 ) -> T:
@@ -759,6 +776,7 @@ def rms_norm(
     return _composed.rms_norm(input, normalized_shape, weight, eps)
 
 
+@overridable
 def normalize(
     input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: T | None = None
 ) -> T:
@@ -769,6 +787,7 @@ def normalize(
     return torch.div(input, size, out=out)
 
 
+@overridable
 def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = None) -> T:
     """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
     ("replicate") or its other end ("circular"); see `rules.padding`.
@@ -778,22 +797,32 @@ def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = 
     return _padding.pad(input, pad, mode, value)
 
 
+@overridable
+def prelu(input: T, weight: T) -> T:
+    """x where x > 0, else w x, one w for all or one per channel; see `rules.prelu.PreluKernel`."""
+    return _prelu(input, weight)
+
+
+@overridable
 def one_hot(tensor: T, num_classes: int = -1) -> T:
     """Integers as rows of zeros with a one; no gradient goes through."""
     with DisableTorchFunctionSubclass():
         return torch._C._nn.one_hot(tensor, num_classes)
 
 
+@overridable
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """The cosine of the angle between rows; see `rules.composed.cosine_similarity`."""
     return _composed.cosine_similarity(x1, x2, dim, eps)
 
 
+@overridable
 def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> T:
     """The p-norm of the difference of rows; see `rules.composed.pairwise_distance`."""
     return _composed.pairwise_distance(x1, x2, p, eps, keepdim)
 
 
+@overridable
 def batch_norm(
     input: T,
     running_mean: T | None,
@@ -826,6 +855,7 @@ def check_batch(input: T, training: bool, eps: float) -> None:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
 
 
+@overridable
 def embedding(
     input: T,
     weight: T,
@@ -871,6 +901,11 @@ class MseLoss(Rule):
 
     tuple_places = (0, 1)
     is_fresh = True
+    public: Any = staticmethod(torch._C._nn.mse_loss)
+
+    @staticmethod
+    def as_called(input: Any, target: Any, reduction: str = "mean") -> tuple[Any, ...]:
+        return input, target, _REDUCTIONS.index(reduction)
 
     @staticmethod
     def infer(input: T, target: T, reduction: str = "mean") -> T:
@@ -977,6 +1012,7 @@ _SIZES_DIFFER = (
 )
 
 
+@overridable
 def mse_loss(
     input: T,
     target: T,
@@ -1013,16 +1049,16 @@ def _weighted_mean(error: T, weight: T, reduction: str) -> T:
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
-def warn_if_sizes_differ(input: T, target: T) -> None:
+def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> None:
     """PyTorch's warning before a loss broadcasts; for tuples, item by item."""
     if type(input) is tuple:
         for pair in zip(input, target, strict=False):
-            warn_if_sizes_differ(*pair)
+            warn_if_sizes_differ(*pair, stacklevel)
         return
     with DisableTorchFunctionSubclass():  # a tracked tensor is slow to ask
         sizes = target.size(), input.size()
     if sizes[0] != sizes[1]:
-        warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=3)
+        warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
         with DisableTorchFunctionSubclass():
             torch.broadcast_tensors(input, target)  # raises before anything else is looked at
 
@@ -1034,6 +1070,7 @@ def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
 RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
 
 
+@overridable
 def l1_loss(
     input: T,
     target: T,
@@ -1069,6 +1106,7 @@ def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
 RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
 
 
+@overridable
 def smooth_l1_loss(
     input: T,
     target: T,
@@ -1087,6 +1125,7 @@ def smooth_l1_loss(
     return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
 
 
+@overridable
 def huber_loss(
     input: T,
     target: T,
@@ -1111,6 +1150,7 @@ def huber_loss(
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
+@overridable
 def binary_cross_entropy(
     input: T,
     target: T,
@@ -1133,6 +1173,7 @@ def binary_cross_entropy(
     return record(_loss.BinaryCrossEntropy, (input, target, weight, number))[0]
 
 
+@overridable
 def binary_cross_entropy_with_logits(
     input: T,
     target: T,
@@ -1154,6 +1195,7 @@ def binary_cross_entropy_with_logits(
     return record(_loss.BinaryCrossEntropyWithLogits, args)[0]
 
 
+@overridable
 def nll_loss(
     input: T,
     target: T,
@@ -1169,6 +1211,7 @@ def nll_loss(
     return _loss.nll_loss_nd(input, target, weight, reduction_number(reduction), ignore_index)
 
 
+@overridable
 def cross_entropy(
     input: T,
     target: T,
@@ -1190,6 +1233,7 @@ def cross_entropy(
     return _loss.cross_entropy_loss(input, target, weight, number, ignore_index, label_smoothing)
 
 
+@overridable
 def kl_div(
     input: T,
     target: T,
@@ -1211,7 +1255,7 @@ def kl_div(
                 " size.'batchmean' divides only by the batch size, and aligns with the KL div math"
                 " definition.'mean' will be changed to behave the same as 'batchmean' in the next"
                 " major release.",
-                stacklevel=2,
+                stacklevel=3,
             )
         number = reduction_number("sum" if reduction == "batchmean" else reduction)
     loss = _composed.kl_div(input, target, number, log_target=log_target)
@@ -1220,6 +1264,7 @@ def kl_div(
     return loss
 
 
+@overridable
 def poisson_nll_loss(
     input: T,
     target: T,
@@ -1239,6 +1284,7 @@ def poisson_nll_loss(
     return _composed.poisson_nll_loss(input, target, log_input, full, eps, number)
 
 
+@overridable
 def gaussian_nll_loss(
     input: T,
     target: T,
@@ -1279,6 +1325,7 @@ def gaussian_nll_loss(
     return _composed.reduced(loss, reduction_number(reduction))
 
 
+@overridable
 def hinge_embedding_loss(
     input: T,
     target: T,
@@ -1293,6 +1340,7 @@ def hinge_embedding_loss(
     return _composed.hinge_embedding_loss(input, target, margin, reduction_number(reduction))
 
 
+@overridable
 def margin_ranking_loss(
     input1: T,
     input2: T,
@@ -1314,6 +1362,7 @@ def margin_ranking_loss(
     return _composed.margin_ranking_loss(input1, input2, target, margin, number)
 
 
+@overridable
 def cosine_embedding_loss(
     input1: T,
     input2: T,
@@ -1330,6 +1379,7 @@ def cosine_embedding_loss(
     return _composed.cosine_embedding_loss(input1, input2, target, margin, number)
 
 
+@overridable
 def triplet_margin_loss(
     anchor: T,
     positive: T,
@@ -1351,6 +1401,7 @@ def triplet_margin_loss(
     return _composed.triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, number)
 
 
+@overridable
 def soft_margin_loss(
     input: T,
     target: T,
@@ -1364,6 +1415,7 @@ def soft_margin_loss(
     return record(_loss.SoftMarginLoss, (input, target, reduction_number(reduction)))[0]
 
 
+@overridable
 def multilabel_soft_margin_loss(
     input: T,
     target: T,
@@ -1395,10 +1447,10 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 def reduction_number(reduction: str) -> int:
     """The reduction as PyTorch's kernels number it, or PyTorch's error."""
-    return _REDUCTIONS.index(checked_reduction(reduction, 4))
+    return _REDUCTIONS.index(checked_reduction(reduction, 5))
 
 
-def checked_reduction(reduction: str, stacklevel: int = 3) -> str:
+def checked_reduction(reduction: str, stacklevel: int = 4) -> str:
     """`reduction` as "none", "mean" or "sum", or PyTorch's error."""
     if reduction in _REDUCTIONS:
         return reduction
@@ -1411,7 +1463,7 @@ def checked_reduction(reduction: str, stacklevel: int = 3) -> str:
     raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
-def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel: int = 4) -> str:
     """The reduction that the deprecated arguments `size_average` and `reduce` ask for."""
     if reduce is not None and not reduce:
         reduction = "none"
@@ -1420,7 +1472,7 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
     warnings.warn(
         "size_average and reduce args will be deprecated, please use"
         f" reduction='{reduction}' instead.",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
     return reduction
 

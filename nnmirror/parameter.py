@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .tape import ORDINARY
 from .tensor import Tensor, rebuild
 
 
@@ -68,6 +69,8 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
         marked._is_buffer = True
         return marked
 
+
+ORDINARY.add(Parameter)
 
 # A file that holds parameters (a list of them; state_dicts hold plain tensors) loads with
 # torch.load's weights_only, as one of PyTorch's parameters does.

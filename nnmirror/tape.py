@@ -503,6 +503,7 @@ class Function:
     # Records the call given the most usual arguments, with less to ask; None given any others.
     usual: Any = None
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
+    public: Any = None  # torch's function that it stands for, which tensor subclasses know
     has_context: bool = False  # it defines setup_context
     makes_new: bool = False  # what it returns is new, if no argument handed on
     is_rule: bool = False  # for an operation of PyTorch's own
@@ -530,6 +531,11 @@ class Function:
         raise NotImplementedError(
             "You must implement the forward function for custom autograd.Function."
         )
+
+    @staticmethod
+    def as_called(*args: Any) -> tuple[Any, ...]:
+        """The arguments of `forward` as `public` takes them."""
+        return args
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -596,6 +602,7 @@ def record(
     function: type[Function],
     args: tuple[Any, ...],
     inplace: Callable[[], Any] | None = None,
+    asks: bool = True,
 ) -> tuple[Any, Node | None]:
     """Run `function.forward` on `args`; return its output and its node.
 
@@ -604,11 +611,16 @@ def record(
 
     `inplace`, if given, performs the operation on the first argument, which becomes the
     output, after `forward` has computed (and saved) what its backward needs.
+
+    A tensor subclass among `args` is asked, if it `asks` (see `nnmirror.overrides`).
     """
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
     mode = _override.mode  # is_grad_enabled, without the call
     if not (torch.is_grad_enabled() if mode is None else mode) or in_inference_mode():
+        for arg in args:
+            if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
+                return answered(function, args, inplace)
         with DisableTorchFunctionSubclass():
             if inplace is not None:
                 return inplace(), None
@@ -622,7 +634,8 @@ def record(
                 return function.forward(node, *args), None
             with torch.no_grad():  # an input may belong to torch's own autograd
                 return function.forward(node, *args), None
-    with DisableTorchFunctionSubclass():
+    disabled = DisableTorchFunctionSubclass()
+    with disabled:
         if _is_any_autocast_enabled():
             raise RuntimeError(_AUTOCAST)
         if in_transform() is not None:
@@ -647,6 +660,11 @@ def record(
         for i, arg in enumerate(args):
             edge: Edge | None = None
             kind = kind_of(type(arg))
+            if kind is SUBCLASS:
+                if asks:
+                    disabled.__exit__(None, None, None)  # to ask it, unless that was disabled
+                    return answered(function, args, inplace)
+                kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
             if kind is MIRRORED:
                 places.append(i)
                 if arg._node is not None:
@@ -753,16 +771,33 @@ def records_plainly() -> bool:
 
 
 # What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
-MIRRORED, TORCH, OTHER = "mirrored", "torch", "other"
+MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
+# Types that most arguments have, and that are no subclass to be asked.
+ORDINARY = {torch.Tensor, _tensor.Tensor, bool, float, int, str, tuple, type(None)}
 
 
 def _kind_of(cls: type) -> str:
+    if not issubclass(cls, torch.Tensor):
+        return OTHER
     if issubclass(cls, _tensor.Tensor):
-        return MIRRORED
-    return TORCH if issubclass(cls, torch.Tensor) else OTHER
+        return SUBCLASS if hasattr(cls, "_of") else MIRRORED
+    asked = cls.__torch_function__ is not torch._C._disabled_torch_function_impl
+    return SUBCLASS if asked and cls is not torch.Tensor else TORCH
 
 
 kind_of: Callable[[Any], str] = functools.lru_cache(maxsize=256)(_kind_of)
+
+
+def answered(
+    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+) -> tuple[Any, Node | None]:
+    """What `record` calls for a tensor subclass: nnmirror.overrides puts its own in this place."""
+    raise RuntimeError("nnmirror.overrides is not loaded")
+
+
+def tracked_class(cls: type[torch.Tensor]) -> "type[_tensor.Tensor]":
+    """The class of tracked tensors that were of `cls`: this one, too, is that of overrides."""
+    return _tensor.Tensor
 
 
 def is_plain_update(changed: Any, others: Any) -> bool:
@@ -950,7 +985,7 @@ def _track(
     if node._saved:
         _save_apart(node, out)
     if not isinstance(out, _tensor.Tensor):
-        out.__class__ = _tensor.Tensor
+        out.__class__ = tracked_class(type(out))
     if dirty:
         base, views = change
         if base is None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import functional as F
 from ..init import constant_
+from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules import activation as rules
 from ..rules import elementwise
@@ -134,6 +135,8 @@ class GLU(Layer):
 
     @keeps_call
     def forward(self, input: Tensor) -> Tensor:
+        if is_subclass(input):
+            return self._run_whole(F.glu, input, self.dim)  # type: ignore[no-any-return]
         if isinstance(input, Tensor) and input.dim() == 0:
             return F.glu(input)  # PyTorch's error
         return self._run(rules.Glu, input, self.dim)
@@ -532,6 +535,8 @@ class PReLU(Layer):
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)
+        if is_subclass(input):
+            return self._run_whole(F.prelu, input, self.weight)
         return super()._run(function, input, weight_for(input, self.weight))
 
     def extra_repr(self) -> str:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .. import init, tape
+from .. import init
+from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.batchnorm import NativeBatchNorm
-from .explicit import Traced
 from .layer import Layer
 from .module import keeps_call
 
@@ -118,12 +118,10 @@ class _BatchNorm(_NormBase):
         if self.training and not self.track_running_stats:
             running = (None, None)
         weights: Any = (self.weight, self.bias)
-        F.check_batch(input, training, self.eps)
-        if input.numel() == 0:
+        if is_subclass(input) or input.numel() == 0:
             how: Any = (*running, *weights, training, momentum, self.eps)
-            y = F.batch_norm(input, *how)
-            self.__dict__["_call"] = Traced((input,), y) if tape.is_grad_enabled() else None
-            return y
+            return self._run_whole(lambda x: F.batch_norm(x, *how), input)
+        F.check_batch(input, training, self.eps)
         return super()._run(function, input, *weights, *running, training, momentum, self.eps)
 
 

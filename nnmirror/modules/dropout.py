@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional as F
+from ..overrides import is_subclass
 from ..rules import dropout as rules
 from .layer import Layer
 from .linear import passed_on
@@ -45,6 +46,8 @@ class Dropout(_DropoutNd):
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
         rules.check_number(input, self.p, self.training, self.inplace)
+        if is_subclass(input):
+            return self._run_whole(F.dropout, input, self.p, self.training, self.inplace)
         if self.training and not self.inplace and rules.draws_at_once(input, self.p):
             return super()._run(rules.NativeDropout, input, self.p)
         m = rules.noise(input, self.p, self.training)

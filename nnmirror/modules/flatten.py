@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..overrides import is_subclass
 from ..rules.shape import Reshape, View, viewable
 from .layer import Layer
 from .linear import passed_on
@@ -21,6 +22,8 @@ class _Reshaping(Layer):
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is tuple:
             return self._run_stacked(input, self.forward)  # type: ignore[return-value]
+        if is_subclass(input):
+            return self._run_whole(self._target, input)  # type: ignore[no-any-return]
         plain = input.detach() if isinstance(input, Tensor) else input
         target = tuple(self._target(plain).shape)
         if target == tuple(input.shape):

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from ..grad_mode import is_grad_enabled
+from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, is_seen_through, record
 from ..tensor import Tensor
@@ -56,6 +58,13 @@ class Layer(Module):
         self.__dict__["_call"] = Each(calls)
         return tuple(outs)
 
+    def _run_whole(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """function(*inputs), for a tensor subclass: it is asked about that, not about its parts."""
+        out = function(*inputs)
+        with DisableTorchFunctionSubclass():
+            self.__dict__["_call"] = Traced(inputs, out) if is_grad_enabled() else None
+        return out
+
     def _run_stacked(self, items: tuple[Any, ...], run: Callable[[Any], Any]) -> tuple[Any, ...]:
         """One call on the items as a batch."""
         out = run(record(Stack, (0, *items))[0])
@@ -84,6 +93,8 @@ class Layer(Module):
         if not is_grad_enabled() or is_seen_through():
             self.__dict__["_call"] = None
             return function(*inputs, *others)
+        if any(map(is_subclass, (*inputs, *others))):
+            return self._run_whole(function, *inputs, *others)
         tracked = all(type(x) is Tensor and x.requires_grad for x in inputs)  # nearly always
         given = inputs
         if not tracked:

@@ -17,7 +17,7 @@ class _Loss(Layer):
     def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         if size_average is not None or reduce is not None:
-            self.reduction = F.legacy_reduction(size_average, reduce)
+            self.reduction = F.legacy_reduction(size_average, reduce, 3)
         else:
             self.reduction = reduction
 
@@ -40,8 +40,8 @@ class MSELoss(_Loss):
         if usual is not None:
             self.__dict__["_call"] = Recorded(usual[1])
             return usual[0]
-        F.warn_if_sizes_differ(input, target)
-        return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction))
+        F.warn_if_sizes_differ(input, target, 3)
+        return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction, 3))
 
 
 class L1Loss(_Loss):

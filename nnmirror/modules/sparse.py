@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import init
+from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.embedding import Embedding as EmbeddingRule
 from .layer import Layer
@@ -94,6 +95,17 @@ class Embedding(Layer):
         input = args[1]
         if type(input) is tuple:
             return self._run_on_tuple(function, args)
+        if is_subclass(input):
+            return self._run_whole(
+                F.embedding,
+                input,
+                self.weight,
+                self.padding_idx,
+                self.max_norm,
+                self.norm_type,
+                self.scale_grad_by_freq,
+                self.sparse,
+            )
         input, padding_idx = F.looked_up(
             input, self.weight, self.padding_idx, self.max_norm, self.norm_type
         )

@@ -190,6 +190,9 @@ class Gelu(Rule):
     the gradient can be off by a few units in the last place (README, "What is mirrored").
     """
 
+    infer: Any = staticmethod(lambda x, how="none": torch._C._nn.gelu(x, approximate=how))
+    public: Any = staticmethod(torch._C._nn.gelu)
+
     @staticmethod
     def forward(ctx: Any, input: T, approximate: str = "none") -> T:
         y = torch._C._nn.gelu(input, approximate=approximate)
@@ -290,6 +293,12 @@ class Selu(Elu):
     `Elu` with the a and s that keep mean 0 and variance 1.  Saved: x.  Klambauer et al., 2017
     (arXiv:1706.02515).
     """
+
+    public: Any = staticmethod(torch.selu)
+
+    @staticmethod
+    def as_called(input: Any, alpha: float, scale: float) -> tuple[Any, ...]:
+        return (input,)
 
     @classmethod
     def node_name(cls) -> str:

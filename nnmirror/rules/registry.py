@@ -190,6 +190,8 @@ def rule(*funcs: Any) -> Callable[[F], F]:
     """Record each of the torch functions `funcs` as a call of the decorated Rule."""
 
     def register(function: F) -> F:
+        if "public" not in vars(function):
+            function.public = staticmethod(funcs[0])
         for func in funcs:
             RULES[func] = Recorded(function, func)
         _declare_numbers(function, Recorded(function, funcs[0]))

@@ -97,7 +97,7 @@ class _AlongDim(Rule):
 class Softmax(_AlongDim):
     """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y"""
 
-    function = staticmethod(T.softmax)
+    function = public = staticmethod(T.softmax)
 
     @staticmethod
     def plain(g: T, y: T, dim: int) -> T:
@@ -117,7 +117,7 @@ class Softmax(_AlongDim):
 class LogSoftmax(_AlongDim):
     """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g"""
 
-    function = staticmethod(T.log_softmax)
+    function = public = staticmethod(T.log_softmax)
 
     @staticmethod
     def plain(g: T, y: T, dim: int) -> T:

@@ -1,0 +1,235 @@
+"""Tensor subclasses: who defines a `__torch_function__` is asked, as by PyTorch's own functions.
+
+    class Named(torch.Tensor): ...
+
+    y = nnmirror.Linear(3, 2)(x.as_subclass(Named))  # a Named, trained or not
+
+A mirrored function that is given such a tensor asks its `__torch_function__`, whose default
+calls the function and makes the result one of the subclass. Where the result is tracked, its
+class has to be `Tensor` too: it is made of the two (`tracked_class`).
+
+`__torch_function__` may call the function with dispatch disabled, where the tape sees nothing.
+So it is given a `Called` in place of the function, which is equal to it and always recorded.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from operator import is_
+from typing import Any, TypeVar
+
+import torch
+import torch.overrides
+from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
+
+from . import tape
+from . import tensor as _tensor
+from .grad_mode import is_grad_enabled
+from .tape import ORDINARY, SUBCLASS, TORCH, Function, Node, kind_of, record, tensors_in
+from .tensor import RULES, Tensor
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class _Asked(threading.local):
+    already: bool = False  # about a function whose parts are being called
+
+
+_asked = _Asked()
+
+
+def _is_asked() -> bool:
+    return not _asked.already and torch._C._is_torch_function_enabled()
+
+
+def is_subclass(value: Any) -> bool:
+    """Is it a tensor of a class with a `__torch_function__`, and that to be asked?"""
+    return kind_of(type(value)) is SUBCLASS and _is_asked()
+
+
+class Called:
+    """A function as a `__torch_function__` is given it."""
+
+    def __init__(self, func: Any, run: Callable[..., Any]) -> None:
+        self.func, self.run = func, run
+        functools.update_wrapper(self, func)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.func, name)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or bool(other == self.func)
+
+    def __hash__(self) -> int:
+        return hash(self.func)
+
+    def __repr__(self) -> str:
+        return repr(self.func)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before, _asked.already = _asked.already, True
+        try:
+            with DisableTorchFunctionSubclass():
+                tensors = tensors_in((args, kwargs)) if is_grad_enabled() else ()
+                if not any(t.requires_grad for t in tensors):
+                    return self.run(*args, **kwargs)
+            with _EnableTorchFunction():  # the parts of which it is made are recorded by it
+                return self.run(*args, **kwargs)
+        finally:
+            _asked.already = before
+
+
+def answered(
+    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+) -> tuple[Any, Node | None]:
+    """`record(function, args, inplace)`, where a tensor subclass is among the arguments."""
+    func = function.public if "public" in vars(function) else function.infer
+    if func is None or inplace is not None or not _is_asked():  # torch asks about what is in place
+        return record(function, args, inplace, asks=False)
+    given = function.as_called(*args)
+    node = None
+
+    def run(*now: Any, **kwargs: Any) -> Any:
+        nonlocal node
+        same = len(now) == len(given) and all(map(is_, now, given))
+        if same and not kwargs:
+            out, node = record(function, args, asks=False)
+            return out
+        # Who was asked has put others in their places.
+        return RULES[func](*now, **kwargs)
+
+    asked = [a for a in args if kind_of(type(a)) is SUBCLASS]
+    return _ask(Called(func, run), asked, given, {}), node
+
+
+def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As `torch.overrides.handle_torch_function`; modes see the parts, with or without it."""
+    asked = torch.overrides._get_overloaded_args(tensors)  # the most derived first
+    types = tuple(map(type, asked))
+    for tensor in asked:
+        result = tensor.__torch_function__(called, types, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    raise TypeError(
+        f"no implementation found for '{called.__module__}.{called.__name__}' on types that"
+        f" implement __torch_function__: {list(types)}"
+    )
+
+
+def overridable(function: C) -> C:
+    """Have subclasses asked about the decorated function as a whole, not about its parts."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if type(value) not in ORDINARY and is_subclass(value):
+                kinds = {SUBCLASS, TORCH}
+                asked = [t for t in (*args, *kwargs.values()) if kind_of(type(t)) in kinds]
+                called = Called(call, functools.partial(_unasked, function))
+                return _ask(called, asked, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
+    return Tensor.__torch_function__(func, (), args, kwargs)
+
+
+def _unasked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it; torch would ask a subclass about the parts of which it is made."""
+    if not torch._C._is_torch_function_enabled():
+        return function(*args, **kwargs)
+    with DisableTorchFunctionSubclass():
+        args = tuple(map(_plain, args))
+        kwargs = {name: _plain(value) for name, value in kwargs.items()}
+    return function(*args, **kwargs)
+
+
+def _plain(value: Any) -> Any:
+    if kind_of(type(value)) is SUBCLASS and not value.requires_grad:
+        return value.detach()
+    return value
+
+
+class _OfSubclass(Tensor):
+    """What a tracked tensor of a subclass has besides: results are of the subclass as well."""
+
+    _of: type[torch.Tensor]  # the subclass
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in torch.overrides.get_default_nowrap_functions():
+            return result
+        with DisableTorchFunctionSubclass():
+            return cls._converted(result, args)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+
+    @classmethod
+    def _converted(cls, result: Any, args: Any) -> Any:
+        if type(result) is torch.Tensor:
+            return result.as_subclass(cls._of)
+        if type(result) is Tensor and not any(result is a for a in args):
+            result.__class__ = cls
+        elif isinstance(result, tuple | list):
+            return type(result)([cls._converted(r, args) for r in result])  # type: ignore[call-arg]
+        return result
+
+
+@functools.lru_cache(maxsize=256)
+def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
+    """The class of tracked tensors that are of the subclass `cls`."""
+    if issubclass(cls, _OfSubclass):
+        return cls
+    if kind_of(cls) is not SUBCLASS:
+        return Tensor
+
+    def asked(own: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _asked.already:
+            return Tensor.__torch_function__(func, types, args, kwargs)
+        if not isinstance(func, Called):
+            func = Called(func, functools.partial(_dispatched, func))
+        types = tuple([t for t in types if kind_of(t) is SUBCLASS])
+        return super(made, own).__torch_function__(func, types, args, kwargs)
+
+    body = {"__torch_function__": classmethod(asked), "_of": cls, "__module__": cls.__module__}
+    metaclass: Any = type(cls)
+    made = metaclass(cls.__name__, (cls, _OfSubclass), body)
+    made.__qualname__ = cls.__qualname__
+    return made  # type: ignore[no-any-return]
+
+
+class _Alias(Function):
+    """z = x, in the same memory:  dx = g"""
+
+    is_rule = is_view = True
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return g
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "AliasBackward0"
+
+
+def as_subclass(tensor: Tensor, cls: type[torch.Tensor]) -> Any:
+    """`tensor.as_subclass(cls)` of a tensor that requires grad."""
+    made = tracked_class(cls)
+    if made is Tensor or not is_grad_enabled():
+        return _tensor.dispatch(torch.Tensor.as_subclass, (tensor, cls), {})
+    out = record(_Alias, (tensor,), asks=False)[0]
+    out.__class__ = made
+    return out
+
+
+tape.answered, tape.tracked_class = answered, tracked_class
