@@ -36,8 +36,11 @@ Edge: TypeAlias = tuple[Any, int]
 _sequence = itertools.count()
 in_transform = torch._C._functorch.peek_interpreter_stack  # None outside torch.func's transforms
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
-# Its "_current_level" is -1 where no tensor can have a tangent, outside of `dual_level()`.
-forward_mode: dict[str, Any] = vars(sys.modules["torch.autograd.forward_ad"])
+# Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch tells
+# this nowhere else; it is only read, and without that module there is no forward mode.
+forward_mode: dict[str, Any] = {"_current_level": -1}
+if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
+    forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
 
 _MANY = (tuple, list)  # isinstance is several times slower with tuple | list
 
