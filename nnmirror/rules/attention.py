@@ -97,18 +97,30 @@ def _heads_last(x: T) -> T:
 def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
     """factor a b for each matrix, added to `to` if there is one.
 
-    Of matrices as small as these torch.bmm has a loop of its own, which rounds otherwise.
+    Of matrices as small as these torch.bmm has a loop of its own, which rounds otherwise. What a
+    product with a single row, or column, rounds to hangs on how the matrices lie in memory.
     """
-    total: T = a.new_empty(*a.shape[:-1], b.shape[-1]) if to is None else to
+    batch, heads, m, n = *a.shape[:-1], b.shape[-1]
+    total: T = a.new_empty(batch, heads, m, n) if to is None else to
     beta = int(to is not None)
-    small = a.shape[-2] * a.shape[-1] * b.shape[-1] < 400
-    for i in range(len(a)):
-        if small:
-            for j in range(a.shape[1]):
+    if m * a.shape[-1] * n < 400:
+        for i in range(batch):
+            for j in range(heads):
                 total[i, j].addmm_(a[i, j], b[i, j], beta=beta, alpha=factor)
-        else:
+    elif min(m, a.shape[-1], n) == 1:
+        for i in range(batch):
             total[i].baddbmm_(a[i], b[i], beta=beta, alpha=factor)
+    else:
+        flat = total.flatten(0, 1)  # a copy, if they do not lie one behind the other
+        flat.baddbmm_(_in_a_row(a), _in_a_row(b), beta=beta, alpha=factor)
+        if flat.data_ptr() != total.data_ptr():
+            total.copy_(flat.view(total.shape))
     return total
+
+
+def _in_a_row(x: T) -> T:
+    """All matrices of a batch, one behind the other, each by rows or by columns as it is."""
+    return x.flatten(0, 1) if x.stride(-1) == 1 else x.mT.flatten(0, 1).mT
 
 
 @answered(torch._C._nn.scaled_dot_product_attention)
