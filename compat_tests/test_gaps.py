@@ -1,0 +1,139 @@
+"""Which functions of PyTorch lose a gradient: those that the README says, and no other.
+
+A few never ask a tensor subclass about a call, so the mirror cannot refuse it: the gradient of a
+tracked tensor is dropped. Whoever meets one of these has to find it in the README, and one that
+PyTorch adds, or mends, is to be noticed here. So all of its public functions are called with
+tracked tensors in the places of tensors, and compared with PyTorch.
+"""
+
+import inspect
+import re
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror.tape import tensors_in
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+GAPS = re.search(r"^One gap cannot.*?\n\n.*?\n\n", README, re.M | re.S).group()
+SPACES = {
+    "torch": torch,
+    "torch.Tensor": torch.Tensor,
+    "torch.masked": torch.masked,
+    "torch.nested": torch.nested,
+    "torch.sparse": torch.sparse,
+}
+# What changes PyTorch's state, ends or begins something, or is no function of tensors.
+NOT_CALLED = re.compile(
+    r"^(_|set_|get_|use_|is_|save|load|compile|hub|seed|manual|init|import|from_file|fork|wait|cond|"
+    r"while|share|parse|sym_|autocast|thread|prepare|backward|register|retain|requires|profiler)"
+)
+
+
+def functions(space):
+    """The functions of a namespace, and the classes of tensors in that of PyTorch itself."""
+    for name in dir(SPACES[space]):
+        function = getattr(SPACES[space], name)
+        wanted = callable(function) and not isinstance(function, types.ModuleType)
+        if inspect.isclass(function):
+            wanted = space == "torch" and re.fullmatch(r"(Float|Double|)Tensor", name)
+        if wanted and not NOT_CALLED.match(name):
+            yield name, function
+
+
+PLACES = [[0, 1], [1, 0]]
+STARTS, COLUMNS = [0, 1, 2], [0, 1]
+
+
+def guesses(nn):
+    """What makes arguments, of which most functions take some: `t` is tracked, `x` is not."""
+
+    def t(*shape):
+        return nn.functional.leaky_relu(nn.Parameter(torch.rand(shape) * 0.8 + 0.1), 1.0)
+
+    def x(*shape):
+        return torch.rand(shape) * 0.8 + 0.1
+
+    index, sparse = torch.tensor([1, 0]), x(2, 2).to_sparse()
+    return [
+        lambda: (t(2, 2),),
+        lambda: (t(2),),
+        lambda: (t(),),
+        lambda: ([t(2), t(2)],),
+        lambda: ([t(), t()],),
+        lambda: (t(2, 2), torch.float64),
+        lambda: (t(2, 2), t(2, 2)),
+        lambda: (x(2, 2), t(2, 2)),
+        lambda: (x(2, 2), x(2, 2), t(2, 2)),
+        lambda: (x(2), t(2)),
+        lambda: (x(2, 2), t(2, 2), t(2, 2)),
+        lambda: (t(2, 2), 1),
+        lambda: (t(2, 2), 0, 1),
+        lambda: (t(2, 2), 0, index),
+        lambda: (1, t(2)),
+        lambda: (t(2, 2), (0, 1)),
+        lambda: ("ij,jk->ik", t(2, 2), t(2, 2)),
+        lambda: (PLACES, t(2)),
+        lambda: (PLACES, t(2), (2, 2)),
+        lambda: (STARTS, COLUMNS, t(2)),
+        lambda: (STARTS, COLUMNS, t(2), (2, 2)),
+        lambda: (STARTS, COLUMNS, t(2, 1, 1)),
+        lambda: (STARTS, COLUMNS, t(2, 1, 1), (2, 2)),
+        lambda: (sparse, t(2, 2)),
+        lambda: (x(2, 2), sparse, t(2, 2)),
+        lambda: (t(2, 2), index[:1], (2, 2)),
+        lambda: (t(2, 2), x(2, 2) > 0.5),
+    ]
+
+
+KEYWORDS = [{}, {"dtype": torch.float64}, {"copy": True}, {"layout": torch.sparse_csr}]
+
+
+def require_grad(nn, function, k, keywords):
+    """Of each tensor that the call makes, whether it requires grad; None if it raises."""
+    torch.manual_seed(0)
+    try:
+        return [made.requires_grad for made in tensors_in(function(*guesses(nn)[k](), **keywords))]
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_only_the_functions_in_the_readme_lose_a_gradient(space):
+    lost = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, function in functions(space):
+            for k in range(len(guesses(nnmirror))):
+                for keywords in KEYWORDS[: 4 if k in (0, 1, 19, 20) else 1]:
+                    expected = require_grad(torch.nn, function, k, keywords)
+                    actual = expected and require_grad(nnmirror, function, k, keywords)
+                    if actual and any(e and not a for e, a in zip(expected, actual, strict=True)):
+                        lost.add(f"{space}.{name}".replace("torch.Tensor.", "Tensor."))
+    named = r"`(torch\.(?:\w+Tensor|Tensor|as\w+|sparse\w+)|Tensor\.new)\b"
+    listed = set(re.findall(named, GAPS))
+    assert lost <= listed
+    if space in ("torch", "torch.Tensor"):
+        assert {name for name in listed if name.startswith("Tensor.") == (space != "torch")} <= lost
+
+
+@pytest.mark.parametrize(
+    ("listed", "call"),
+    {
+        "torch.full(size, w)": lambda w: torch.full((2,), w),
+        "torch.arange(w)": lambda w: torch.arange(w),
+        "torch.scalar_tensor(w)": lambda w: torch.scalar_tensor(w),
+        "x.uniform_(0, w)": lambda w: torch.ones(2).uniform_(0, w),
+        "torch.add(x, y, alpha=w)": lambda w: torch.add(torch.ones(2), torch.ones(2), alpha=w),
+    }.items(),
+)
+def test_a_number_beside_plain_tensors_is_a_gap(listed, call):
+    """PyTorch's error where anything is asked; here nothing is. Mended, it leaves the README."""
+    assert f"`{listed}`" in GAPS
+    with pytest.raises(TypeError, match="must be"):
+        call(torch.nn.Parameter(torch.tensor(2.0)))
+    assert not call(nnmirror.Parameter(torch.tensor(2.0))).requires_grad
