@@ -71,6 +71,18 @@ def _refuse_torch_function_objects() -> None:
 recorded: list[Any] = [object]
 
 
+_GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
+
+
+def _is_asked() -> bool:
+    """Would torch come to `Tensor.__torch_function__`, and that have nothing more to ask?"""
+    return (
+        torch.is_grad_enabled()
+        and torch._C._is_torch_function_enabled()
+        and not torch._C._is_torch_function_mode_enabled()
+    )
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
     raise RuntimeError("nnmirror.rules is not loaded")
@@ -338,6 +350,21 @@ class Tensor(torch.Tensor):
         if self._reached_hooks is None:
             self._reached_hooks = OrderedDict()
         return _tape.add_hook(self._reached_hooks, hook)
+
+    # -- without the way through __torch_function__ ----------------------------------------
+
+    def __getitem__(self, index: Any) -> Any:
+        kind = type(index)
+        if (kind is int or kind is slice) and type(self) is Tensor and _is_asked():
+            return RULES[_GET](self, index)
+        return _GET(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        kind = type(value)
+        if (kind is Tensor or kind is torch.Tensor) and type(self) is Tensor and _is_asked():
+            RULES[_SET](self, index, value)
+        else:
+            _SET(self, index, value)
 
     # -- leaving the tape ------------------------------------------------------------------
 

@@ -302,23 +302,23 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
             return False
     if not cuts:
         return False
+    if value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
+        return False
     edge = None
     kind = type(value)
     if _tape.kind_of(kind) is _tape.MIRRORED:
         if value._node is not None or value._requires_grad:  # type: ignore[attr-defined]
-            edge = _tape.edge_of(value)
+            edge = _tape.usual_edge(value) or _tape.edge_of(value)
     elif kind is not torch.Tensor or value.requires_grad:
-        return False
-    if value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
         return False
     is_number = value.dim() == 0
     if is_number and dims and not value.is_cpu:
         return False
     try:
         if is_number:
-            x[index] = value
+            T.__setitem__(x, index, value)
         else:
-            part = x[index]
+            part = T.__getitem__(x, index)
             if part.shape != value.shape:
                 return False
             part.copy_(value)
@@ -358,7 +358,7 @@ class AsStrided(_tape.Function):
 
     @staticmethod
     def note(ctx: Any, base: T, size: Any, stride: Any, offset: Any) -> None:
-        if overlaps(base.shape, base.stride()):
+        if not base.is_contiguous() and overlaps(base.shape, base.stride()):
             raise RuntimeError(
                 "nnmirror: as_strided of a tensor with several elements in one place (an expanded"
                 " one) is not mirrored; clone it first"

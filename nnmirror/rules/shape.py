@@ -411,7 +411,7 @@ class Basic(Rule):
         ctx.shape, ctx.index = input.shape, index
         last = index[-1] if isinstance(index, tuple) and index else index
         ctx.label = _BY_INDEX.get(type(last), "AliasBackward0")
-        return input[index]
+        return T.__getitem__(input, index)
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
