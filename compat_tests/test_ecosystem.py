@@ -218,10 +218,9 @@ def test_averaged_model_and_update_bn(nn, optim):
         average.update_parameters(twin)
     batches = [torch.randn(6, 3) for _ in range(4)]
     swa_utils.update_bn(batches, average)
-    if nn is nnmirror:  # what the README warns of
-        before = copy.deepcopy(list(model.buffers()))
-        swa_utils.update_bn(batches, model)
-        same(before, list(model.buffers()), "update_bn of mirrored layers")
+    if nn is nnmirror:
+        with pytest.raises(TypeError, match=r"update_bn would update nothing; give it .*to_torch"):
+            swa_utils.update_bn(batches, model)
     swa_utils.update_bn(batches, twin)
     return parameters(average), list(average.buffers()), list(model.buffers())
 
@@ -861,3 +860,64 @@ def test_the_bridges_in_the_readme(tmp_path, monkeypatch):
             torch.manual_seed(1)
             goes_on.append(history(net.partial_fit(x, y)))
         assert goes_on[0] == goes_on[1] == goes_on[2]
+
+
+TAKERS = {
+    "trace": lambda m, x: torch.jit.trace(m, x)(x),
+    "trace_module": lambda m, x: torch.jit.trace_module(m, {"forward": x})(x),
+    "script": lambda m, x: torch.jit.script(m)(x),
+    "symbolic_trace": lambda m, x: torch.fx.symbolic_trace(m)(x),
+    "export": lambda m, x: torch.export.export(m, (x,)).module()(x),
+    "functional_call": lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)),
+    "parametrize": lambda m, x: torch.nn.utils.parametrize.register_parametrization(
+        m[0], "weight", torch.nn.Identity())(x),
+    "weight_norm": lambda m, x: torch.nn.utils.parametrizations.weight_norm(m[0])(x),
+    "orthogonal": lambda m, x: torch.nn.utils.parametrizations.orthogonal(m[0])(x),
+    "func.grad": lambda m, x: torch.func.grad(lambda x: m(x).sum())(x),
+    "jacrev": lambda m, x: torch.func.jacrev(m)(x[0]),
+    "vmap": lambda m, x: torch.vmap(m)(x),
+    "hessian": lambda m, x: torch.autograd.functional.hessian(lambda x: m(x).sum(), x),
+    "create_graph": lambda m, x: m(x).sum().backward(create_graph=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKERS)
+@quiet
+def test_what_a_refusal_says_to_do_works(name):
+    """It names `to_torch`, which this takes; and the model is as it was."""
+    torch.manual_seed(0)
+    model = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.Tanh(), nnmirror.Linear(3, 1))
+    x, take = torch.randn(4, 2), TAKERS[name]
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((TypeError, NotImplementedError), match=r"nnmirror: .*nnmirror\.to_torch\("):
+        take(model, x)
+    same(dict(before), dict(model.state_dict()), name)
+    take(nnmirror.to_torch(model), x)
+
+
+def test_transforms_of_what_needs_no_gradient():
+    """The other way on that the refusal of torch.func's transforms names."""
+    nn = nnmirror
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(4, 2)
+    model.requires_grad_(False)
+    twin = nnmirror.to_torch(model)
+    for name in ("func.grad", "jacrev", "vmap"):
+        same(TAKERS[name](twin, x), TAKERS[name](model, x), name)
+
+
+def test_the_other_way_to_draw_from_beta_and_dirichlet():
+    p = nnmirror.Parameter(torch.tensor([0.5, 2.0]))
+    for law in (
+        lambda: torch.distributions.Beta(p[0], p[1]),
+        lambda: torch.distributions.Dirichlet(p),
+    ):
+        with pytest.raises(NotImplementedError, match=r"divide Gamma\(concentration, 1\)\.rsample"):
+            law().rsample()
+    torch.manual_seed(0)
+    drawn = torch.distributions.Gamma(p.expand(20000, 2), 1).rsample()
+    drawn = drawn / drawn.sum(-1, keepdim=True)
+    # E x0 = a / (a + b), and its gradient (b, -a) / (a + b)^2
+    drawn[:, 0].mean().backward()
+    assert abs(drawn[:, 0].mean().item() - 0.2) < 0.01
+    torch.testing.assert_close(p.grad, torch.tensor([0.32, -0.08]), atol=0.02, rtol=0)

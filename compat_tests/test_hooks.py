@@ -475,3 +475,114 @@ def test_looking_at_a_graph_while_it_is_driven(nn, optim):
     names = graph(loss.grad_fn)
     loss.backward()
     return names, dict(layer.named_parameters())
+
+
+@parity
+def test_hooks_on_several_tensors(nn, optim):
+    """`register_multi_grad_hook`: those that this backward leads to are waited for."""
+    net, apart = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), nn.Linear(2, 2)
+    weight, log = net[0].weight, []
+    graph = torch.autograd.graph
+    y = net(torch.randn(4, 2))
+    z = y.tanh()
+    every = [*net.parameters(), *apart.parameters()]
+    handles = [
+        graph.register_multi_grad_hook(every, lambda gs: log.append(["every", *gs])),
+        graph.register_multi_grad_hook((y, z), lambda gs: log.append(["y, z", *gs])),
+        graph.register_multi_grad_hook(
+            (y, z, weight), lambda g: log.append(["any", g]), mode="any"
+        ),
+    ]
+    z.sum().backward(retain_graph=True)
+    z.sum().backward(inputs=[weight, net[2].bias], retain_graph=True)
+    y.sum().backward(retain_graph=True)
+    log.append(torch.autograd.grad(z.sum(), y, retain_graph=True))
+    for handle in handles:
+        handle.remove()
+    z.sum().backward(retain_graph=True)
+    handles = [graph.register_multi_grad_hook([weight], lambda gs: log.append(["one", *gs]))]
+    try:
+        torch.autograd.grad(z.sum(), weight, retain_graph=True)
+    except RuntimeError as e:  # not supported there
+        log.append(str(e))
+    return log, parameters_of(net)
+
+
+@parity
+def test_hooks_where_a_gradient_is_accumulated(nn, optim):
+    """On the AccumulateGrad node of a leaf, as what steps each parameter in backward has them."""
+    layer, log = nn.Linear(3, 2), []
+    weight, x = layer.weight, torch.randn(4, 3)
+    node = weight.expand_as(weight).grad_fn.next_functions[0][0]
+
+    def before(grads):
+        log.append(["before", *grads])
+        return tuple(g * 2 for g in grads)
+
+    handles = [
+        node.register_hook(
+            lambda inputs, outputs: log.append(
+                ["after", inputs, *(g.clone() for g in (*outputs, weight.grad))]
+            )
+        ),
+        node.register_prehook(before),
+    ]
+    weight.register_hook(lambda g: log.append(["tensor", g]))
+    weight.register_post_accumulate_grad_hook(lambda p: log.append(["post", p.grad.clone()]))
+    layer(x).sum().backward()
+    layer(x).sum().backward(inputs=[weight])
+    log.append(torch.autograd.grad(layer(x).sum(), weight))
+    handles[0].remove()
+    layer(x).sum().backward()
+    handles[1].remove()
+    node.register_hook(lambda *grads: (grads[1][0],))
+    try:
+        layer(x).sum().backward()
+    except RuntimeError as e:
+        log.append(str(e))
+    return log, parameters_of(layer)
+
+
+@parity
+def test_gradient_edges(nn, optim):
+    """In place of a tensor, from where or to where a gradient goes."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    weight, log = net[0].weight, []
+    y = net(torch.randn(4, 2))
+    z, ones = y.tanh(), torch.ones(4, 1)
+    edge = torch.autograd.graph.get_gradient_edge
+    backward = nnmirror.backward if nn is nnmirror else torch.autograd.backward
+    assert isinstance(y.grad_fn, torch.autograd.graph.Node)
+    for call in (
+        lambda: torch.autograd.grad(z.sum(), edge(y), retain_graph=True),
+        lambda: torch.autograd.grad(z.sum(), (edge(y), weight), retain_graph=True),
+        lambda: torch.autograd.grad(z.sum(), edge(weight), retain_graph=True),
+        lambda: torch.autograd.grad(edge(y), weight, ones, retain_graph=True),
+        lambda: torch.autograd.grad(edge(y), weight, retain_graph=True),
+        lambda: torch.autograd.grad(edge(y), weight, torch.ones(3), retain_graph=True),
+        lambda: backward(edge(z), ones, retain_graph=True),
+        lambda: backward((edge(z), edge(y)), (ones, ones * 2), retain_graph=True),
+        lambda: z.sum().backward(inputs=edge(weight), retain_graph=True),
+    ):
+        try:
+            log.append(call())
+        except RuntimeError as e:
+            log.append(str(e))
+        log.append([None if p.grad is None else p.grad.clone() for p in net.parameters()])
+    return log
+
+
+def test_what_pytorchs_engine_does_not_ask_about_is_named():
+    loss = nnmirror.Linear(2, 1)(torch.ones(1, 2)).tanh()
+    edge = torch.autograd.graph.get_gradient_edge(loss)
+    with pytest.raises(NotImplementedError, match=r"GradientEdge; call nnmirror\.backward"):
+        torch.autograd.backward(edge)
+    nnmirror.backward(edge, retain_graph=True)
+    assert not hasattr(loss.grad_fn, "_saved_result")
+    with pytest.raises(AttributeError, match=r"_saved_result'; what .* saved is in saved_tensors"):
+        loss.grad_fn._saved_result  # noqa: B018
+    assert torch.equal(loss.grad_fn.saved_tensors[0], loss.detach())
+
+
+def parameters_of(module):
+    return dict(module.named_parameters())

@@ -105,7 +105,19 @@ OTHERS = {
         o, threshold_mode="abs", threshold=0.05, factor=0.9, patience=0),
     "Plateau max abs": lambda s, o: s.ReduceLROnPlateau(
         o, "max", threshold_mode="abs", threshold=0.3, patience=3),
+    "SWALR": lambda s, o: swa(s).SWALR(o, 0.01),
+    "SWALR linear": lambda s, o: swa(s).SWALR(o, 0.05, 7, "linear"),
+    "SWALR at once": lambda s, o: swa(s).SWALR(o, 0.5, anneal_epochs=0),
+    "SWALR after others": lambda s, o: s.SequentialLR(
+        o, [s.ExponentialLR(o, 0.9), swa(s).SWALR(o, 0.02, anneal_epochs=4)], [5]),
 }  # fmt: skip
+
+
+def swa(schedulers):
+    """`swa_utils` beside `lr_scheduler`."""
+    return sys.modules[schedulers.__name__.replace("lr_scheduler", "swa_utils")]
+
+
 SCHEDULES = {**FORMULAS, **OTHERS}
 
 # The learning rates of one group, or of two.

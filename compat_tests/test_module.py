@@ -467,8 +467,10 @@ def test_a_mirrored_module_inside_a_torch_one_is_refused():
     for take in (Net, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel):
         with pytest.raises(TypeError, match=r"one of torch\.nn would be left out .*to_torch\(mod"):
             take(model)
-    with pytest.raises(TypeError, match="not a Module subclass"):
-        torch.nn.Sequential(model)
+    for take in (torch.nn.Sequential, lambda m: torch.nn.ModuleDict({"m": m})):
+        with pytest.raises(TypeError, match=r"one of torch\.nn would be left out .*to_torch\(mod"):
+            take(model)
+        assert take(nnmirror.to_torch(model))
     net = Net(nnmirror.to_torch(model))
     assert [n for n, _ in net.named_parameters()][:2] == ["body.weight", "body.bias"]
     net.bodies = [model]  # in a list it is the user's own to look after, as in PyTorch

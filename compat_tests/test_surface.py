@@ -76,6 +76,7 @@ CLASSES = {
         )
         for name in nnmirror.optim.lr_scheduler.__all__
     },
+    "optim.swa_utils.SWALR": (torch.optim.swa_utils.SWALR, nnmirror.optim.swa_utils.SWALR),
     **{
         f"optim.{name}": (getattr(torch.optim, name), getattr(nnmirror.optim, name))
         for name in ("Optimizer", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
@@ -223,6 +224,7 @@ def test_every_optimiser_is_there(name):
         "from nnmirror.nn.functional import linear, conv2d as conv",
         "from nnmirror.optim.lr_scheduler import LinearLR, SWALR",
         "from nnmirror.nn.utils import weight_norm",
+        "from nnmirror.optim.swa_utils import SWALR, update_bn",
     ],
 )
 def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):
@@ -257,6 +259,7 @@ PUBLIC = (
     nnmirror.modules,
     nnmirror.optim,
     nnmirror.optim.lr_scheduler,
+    nnmirror.optim.swa_utils,
     nnmirror.parallel,
     nnmirror.utils,
 )

@@ -48,6 +48,7 @@ def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable
 _COUNTERPARTS = {
     "nnmirror.optim": "torch.optim",
     "nnmirror.optim.lr_scheduler": "torch.optim.lr_scheduler",
+    "nnmirror.optim.swa_utils": "torch.optim.swa_utils",
 }
 
 

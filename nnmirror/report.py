@@ -223,7 +223,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
 _SECOND = f"gradients of gradients are not mirrored; {_TO_TORCH}"
-_TRANSFORMS = f"of what uses mirrored parameters; {_TO_TORCH}"
+_TRANSFORMS = f"of what uses parameters that require grad; {_TO_TORCH}"
 # What is refused when it is called, and what to do instead.
 _REFUSED_NAMES = {
     "torch.autocast": "convert model and input with .to(dtype)",
@@ -262,7 +262,6 @@ _REFUSED_NAMES = {
 # And by an argument that is True: of calls that begin so, the argument.
 _REFUSED_ARGUMENTS = (
     ("", "create_graph", _SECOND),
-    ("", "is_grads_batched", "one call for each gradient"),
     ("torch.optim", "differentiable", _SECOND),
     ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),

@@ -225,9 +225,23 @@ class Node:
         try:
             return self.attributes[name]  # type: ignore[index]
         except (KeyError, TypeError):
+            more = ""
+            if name.startswith(("_saved_", "_raw_saved_")):
+                more = (
+                    "; what the mirror's rule saved is in saved_tensors, in an order of its own"
+                    " (see the docstring of the module or rule)"
+                )
             raise AttributeError(
-                f"'{bare(self.name())}' object has no attribute '{name}'"
+                f"'{bare(self.name())}' object has no attribute '{name}'{more}"
             ) from None
+
+    @property
+    def _input_metadata(self) -> Any:
+        """Refused: what torch.autograd.backward asks a GradientEdge for, and goes on in C++."""
+        raise NotImplementedError(
+            "nnmirror: torch.autograd.backward does not ask the mirror about a GradientEdge; call"
+            " nnmirror.backward, which takes it"
+        )
 
     # -- for the walk ------------------------------------------------------------------
 
@@ -458,12 +472,32 @@ def bare(name: str) -> str:
 
 
 class AccumulateGrad:
-    """What `next_functions` shows for a leaf."""
+    """What `next_functions` shows for a leaf; its hooks are kept with the leaf."""
 
     def __init__(self, variable: torch.Tensor) -> None:
         self.variable = variable
 
     next_functions: tuple[()] = ()
+
+    def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+        """`fn((), grad_outputs)` runs after `.grad` has been added to."""
+        return add_hook(self._hooks()[1], fn)
+
+    def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+        """`fn(grad_outputs)` runs before; may return new grad_outputs."""
+        return add_hook(self._hooks()[0], fn)
+
+    def _hooks(self) -> "tuple[OrderedDict[int, Any], OrderedDict[int, Any]]":
+        leaf: Any = self.variable
+        if not isinstance(leaf, _tensor.Tensor):
+            raise NotImplementedError(
+                "nnmirror: a hook on the AccumulateGrad of a tensor of torch's own is not mirrored;"
+                " use the tensor's register_hook or register_post_accumulate_grad_hook"
+            )
+        _tensor.leaf_hooks_exist[0] = True
+        if leaf._accumulate_hooks is None:
+            leaf._accumulate_hooks = OrderedDict(), OrderedDict()
+        return leaf._accumulate_hooks
 
     def name(self) -> str:
         return "torch::autograd::AccumulateGrad"
@@ -476,6 +510,12 @@ class AccumulateGrad:
 
     def __repr__(self) -> str:
         return f"<AccumulateGrad object at {id(self.variable):#x}>"
+
+
+# For who asks isinstance(grad_fn, torch.autograd.graph.Node), where that is loaded.
+for _kind in (Node, AccumulateGrad):
+    if "torch.autograd.graph" in sys.modules:
+        sys.modules["torch.autograd.graph"].Node.register(_kind)  # type: ignore[attr-defined]
 
 
 class Function:
@@ -1039,7 +1079,9 @@ def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
             raise NotImplementedError(
                 "nnmirror: torch.vmap and the other transforms of torch.func are not mirrored,"
                 " and a tensor used inside one requires grad; the result would lose the gradient."
-                " Give the module a batch instead, or call it under torch.no_grad()"
+                " Give the module a batch instead of vmap; or let nothing of it require grad"
+                " (module.requires_grad_(False)); or transform nnmirror.to_torch(module), which has"
+                " the same weights"
             )
     if wrapped and not function.is_rule:
         raise NotImplementedError(

@@ -11,6 +11,7 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 
 import copy
 import functools
+import os
 import warnings
 import weakref
 from collections import OrderedDict
@@ -63,9 +64,18 @@ def _refuse_torch_function_objects() -> None:
         "nnmirror: a torch.autograd.Function was given a tensor that the mirror tracks; its"
         " result would lose the gradient. Derive it from nnmirror.Function (the two are"
         " written alike), or call .detach() on the tensor. This is also how"
-        " torch.utils.checkpoint works with use_reentrant=True: use False."
+        " torch.utils.checkpoint works with use_reentrant=True: use False. And it is how"
+        " Dirichlet and Beta of torch.distributions draw in rsample(): for the same distribution,"
+        " by other draws, divide Gamma(concentration, 1).rsample() by its sum."
     )
 
+
+def _is_multi_grad_hook(hook: Any) -> bool:
+    """Is it what torch.autograd.graph.register_multi_grad_hook puts on each tensor?"""
+    return getattr(getattr(hook, "__code__", None), "co_filename", "").endswith(_GRAPH_FILE)
+
+
+_GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
 # The class of what most of RULES are, put here by nnmirror.rules.
 recorded: list[Any] = [object]
@@ -103,6 +113,8 @@ class Tensor(torch.Tensor):
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    # Of its AccumulateGrad: before it runs, and after.
+    _accumulate_hooks: "tuple[OrderedDict[int, Any], OrderedDict[int, Any]] | None" = None
     _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
     _swapped: int | None = None  # what was recorded before was of the tensor that it was then
 
@@ -317,6 +329,8 @@ class Tensor(torch.Tensor):
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         node = self.grad_fn
+        if _is_multi_grad_hook(hook):
+            hook = _walk.in_this_walk(hook)
         if node is None:
             leaf_hooks_exist[0] = True
             if self._leaf_hooks is None:

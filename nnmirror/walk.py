@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import itertools
 import operator
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -55,7 +57,14 @@ def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
 
 
 class _Walks(threading.local):
-    callbacks: list[Callable[[], None]] | None = None  # of the walk that goes on in this thread
+    # Of the walk that goes on in this thread: what is called at its end, a number, and whether it
+    # leads to a node or a leaf (None: to a leaf whose gradient is asked for).
+    callbacks: list[Callable[[], None]] | None = None
+    number: int = -1
+    leads_to: Callable[[Any], bool | None] | None = None
+
+
+_numbers = itertools.count()
 
 
 _walks = _Walks()
@@ -73,15 +82,61 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _calling_back() -> Iterator[None]:
+def _one_walk(leads_to: Callable[[Any], bool | None]) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
-    outer, _walks.callbacks = _walks.callbacks, []
+    outer = _walks.callbacks, _walks.number, _walks.leads_to
+    _walks.callbacks, _walks.number, _walks.leads_to = [], next(_numbers), leads_to
     try:
         yield
         for callback in _walks.callbacks:  # which may queue more
             callback()
     finally:
-        _walks.callbacks = outer
+        _walks.callbacks, _walks.number, _walks.leads_to = outer
+
+
+class _TorchInAWalk:
+    """`torch`, and `torch._C`, but for the two questions about PyTorch's engine."""
+
+    def __init__(self, real: Any, **own: Any) -> None:
+        self.__dict__.update(own, _real=real)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def _will_execute(node: Any) -> bool:
+    """As `torch._C._will_engine_execute_node`."""
+    target = node.variable if isinstance(node, _tape.AccumulateGrad) else node
+    found = False if _walks.leads_to is None else _walks.leads_to(target)
+    if found is None:
+        raise RuntimeError(
+            "A leaf node was passed to _will_engine_execute_node but we are currently running"
+            " autograd.grad(). This is currently not supported."
+        )
+    return found
+
+
+_in_a_walk = _TorchInAWalk(
+    torch,
+    _C=_TorchInAWalk(
+        torch._C,
+        _current_graph_task_id=lambda: _walks.number,
+        _will_engine_execute_node=_will_execute,
+    ),
+)
+
+
+def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
+    """A hook of `torch.autograd.graph.register_multi_grad_hook`, asking this walk.
+
+    Its code is PyTorch's own. It asks which walk goes on, and which nodes that leads to.
+    """
+    seen = {**hook.__globals__, "torch": _in_a_walk}
+    made = types.FunctionType(
+        hook.__code__, seen, hook.__name__, hook.__defaults__, hook.__closure__
+    )
+    made.__dict__.update(hook.__dict__)
+    return made
 
 
 def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
@@ -168,7 +223,13 @@ def walk(
                 _finish_leaf(target, slots[0], unshared, to_torch)
             _run_reached_hooks(target)
 
-    with DisableTorchFunctionSubclass(), _calling_back():
+    def leads_to(target: Any) -> bool | None:
+        is_leaf = type(target) is not _tape.Node
+        if is_leaf and only is not None and not into and (id(target), 0) in wanted:
+            return None
+        return id(target) in (counts if reaches is None else reaches & counts.keys())
+
+    with DisableTorchFunctionSubclass(), _one_walk(leads_to):
         for (target, index), grad in zip(edges, grads, strict=True):
             arrive(target, index, grad)
         while ready:
@@ -186,7 +247,7 @@ def walk(
             ):
                 continue
             if node.prehooks:
-                slots = _run_prehooks(node, slots)
+                slots = _run_prehooks(node.prehooks, slots)
             # A user's Function is asked even then: what it returns may be zeros.
             nothing = node.attributes is None and all(g is None for g in slots)
             if nothing:
@@ -196,7 +257,7 @@ def walk(
                 if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
                     _refuse_nan(node, results)
             if node.posthooks:
-                results = _run_posthooks(node, results, slots)
+                results = _run_posthooks(node.posthooks, node.inputs, results, slots)
             slots = []
             if not (retain_graph or nothing):
                 node.free()
@@ -597,6 +658,12 @@ def _finish_leaf(
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)
         unshared = False
+    before = after = None
+    if isinstance(leaf, _tensor.Tensor) and leaf._accumulate_hooks is not None:
+        before, after = leaf._accumulate_hooks
+        unshared = False
+    if before:
+        grad = cast("torch.Tensor", _run_prehooks(before, [grad])[0])
     if leaf.requires_grad:  # else frozen since the forward
         accumulate(leaf, grad, may_keep=unshared)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
@@ -608,6 +675,8 @@ def _finish_leaf(
                 returned = _replacement(hook, leaf, result)
         if returned is not None:
             raise RuntimeError("Tensor post accumulate grad hooks should return None.")
+    if after:
+        _run_posthooks(after, (), [], (grad,))
 
 
 # -- hooks -------------------------------------------------------------------------------
@@ -617,6 +686,7 @@ def _is_hooked(leaf: _tensor.Tensor) -> bool:
     return (
         leaf._leaf_hooks is not None
         or leaf._post_accumulate_hooks is not None
+        or leaf._accumulate_hooks is not None
         or leaf._reached_hooks is not None
         or leaf._swapped is not None
     )
@@ -690,9 +760,11 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
                 tensor._gradient = grad.clone() if held is None else held + grad
 
 
-def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _run_prehooks(
+    hooks: Mapping[int, Callable[..., Any]], slots: list[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
     with _tape.users_code():
-        for hook in tuple(node.prehooks.values()):  # type: ignore[union-attr]
+        for hook in tuple(hooks.values()):
             result = hook(tuple(slots))
             if result is not None:
                 slots = list(_replacements(hook, tuple(slots), result))
@@ -700,15 +772,18 @@ def _run_prehooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> list[to
 
 
 def _run_posthooks(
-    node: _tape.Node, results: list[torch.Tensor | None], slots: Sequence[torch.Tensor | None]
+    hooks: Mapping[int, Callable[..., Any]],
+    places: Sequence[int],  # of the results which are shown
+    results: list[torch.Tensor | None],
+    slots: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
     with _tape.users_code():
-        for hook in tuple(node.posthooks.values()):  # type: ignore[union-attr]
-            grads = tuple(results[i] for i in node.inputs)
+        for hook in tuple(hooks.values()):
+            grads = tuple(results[i] for i in places)
             result = hook(grads, tuple(slots))
             if result is None:
                 continue
-            for place, grad in zip(node.inputs, _replacements(hook, grads, result), strict=True):
+            for place, grad in zip(places, _replacements(hook, grads, result), strict=True):
                 results[place] = grad
     return results
 
@@ -778,7 +853,9 @@ _NO_GRAD_FN = "element {} of tensors does not require grad and does not have a g
 
 _NO_CREATE_GRAPH = (
     "nnmirror: create_graph=True (a gradient of a gradient) is not mirrored; the backward"
-    " formulas are computed, not recorded"
+    " formulas are computed, not recorded. What to do: compute this loss with"
+    " nnmirror.to_torch(model), made once: it has the same weights, and what its backward adds to a"
+    " gradient is added to that of the model"
 )
 
 
@@ -837,7 +914,34 @@ def backward(
 
 
 def _as_many(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+    if isinstance(value, torch.Tensor):
+        return (value,)
+    if _is_gradient_edge(value):
+        return (_at(value),)
+    return tuple(_at(v) if _is_gradient_edge(v) else v for v in value)
+
+
+def _is_gradient_edge(value: Any) -> bool:
+    kind = type(value)  # known by name, as nothing is imported of torch.autograd
+    return (kind.__module__, kind.__name__) == ("torch.autograd.graph", "GradientEdge")
+
+
+def _at(edge: Any) -> torch.Tensor:
+    """A tensor where `edge` leads: the leaf, or one without values that a node made."""
+    node = edge.node
+    if isinstance(node, _tape.AccumulateGrad):
+        return node.variable
+    if type(node) is not _tape.Node:
+        raise NotImplementedError(
+            "nnmirror: a GradientEdge of torch's own graph, beside what the mirror tracks, is not"
+            " mirrored; give the tensor in place of its edge"
+        )
+    shape, dtype, device = node.outputs[edge.output_nr]
+    with DisableTorchFunctionSubclass():
+        made: Any = torch.empty((), dtype=dtype, device=device).expand(shape)
+    made.__class__ = _tensor.Tensor
+    made._node, made._output_nr = node, edge.output_nr
+    return made  # type: ignore[no-any-return]
 
 
 def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:

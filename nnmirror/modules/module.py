@@ -136,11 +136,42 @@ class _Untraceable:
         )
 
 
+_TO_TORCH = "nnmirror.to_torch(module), which has the same weights"
+_LEFT_OUT = (
+    "a mirrored module inside one of torch.nn would be left out of parameters() and state_dict()."
+    f" Take the outer one from nnmirror too, or give it {_TO_TORCH}"
+)
+# What asks of anything it is given whether it is a torch.nn.Module: by the name of the function,
+# its file, and what is said there.
+_ASKERS = {
+    name: (os.path.join("torch", *file.split("/")), said)
+    for name, file, said in (
+        ("add_module", "nn/modules/module.py", _LEFT_OUT),
+        ("__init__", "nn/modules/container.py", _LEFT_OUT),
+        ("_trace_impl", "jit/_trace.py", f"torch.jit.trace takes {_TO_TORCH}"),
+        ("trace_module", "jit/_trace.py", f"torch.jit.trace_module takes {_TO_TORCH}"),
+        ("trace", "fx/_symbolic_trace.py", f"torch.fx takes {_TO_TORCH}"),
+        ("export", "export/__init__.py", f"torch.export.export takes {_TO_TORCH}"),
+        (
+            "get_submodule",
+            "nn/utils/_named_member_accessor.py",
+            f"torch.func.functional_call takes {_TO_TORCH}",
+        ),
+        (
+            "update_bn",
+            "optim/swa_utils.py",
+            f"torch.optim.swa_utils.update_bn would update nothing; give it {_TO_TORCH}",
+        ),
+    )
+}
+
+
 class _RefusedByTorchModules:
     """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
 
     PyTorch's modules keep what is no module of theirs as a plain attribute: its parameters are
-    in nobody's `parameters()`. All they ask of it is isinstance, and that reads `__class__`.
+    in nobody's `parameters()`. All they ask of it is isinstance, and that reads `__class__`. So
+    does what takes a `torch.nn.Module` alone, and would give an error that says less.
     """
 
     def _class(self) -> type:
@@ -148,11 +179,12 @@ class _RefusedByTorchModules:
         code = frame.f_code
         if code.co_name == "__setattr__" and code.co_filename.endswith(_TORCH_MODULE_FILE):
             raise TypeError(
-                f"nnmirror: cannot assign '{torch.typename(self)}' as '{frame.f_locals['name']}': a"
-                " mirrored module inside one of torch.nn would be left out of parameters() and"
-                " state_dict(). Take the outer one from nnmirror too, or give it"
-                " nnmirror.to_torch(module), which has the same weights"
+                f"nnmirror: cannot assign '{torch.typename(self)}' as '{frame.f_locals['name']}':"
+                f" {_LEFT_OUT}"
             )
+        asker = _ASKERS.get(code.co_name)
+        if asker is not None and code.co_filename.endswith(asker[0]):
+            raise TypeError(f"nnmirror: {asker[1]}")
         return type(self)
 
     def _set_class(self, cls: type) -> None:
@@ -161,6 +193,16 @@ class _RefusedByTorchModules:
     if not TYPE_CHECKING:  # which knows what `__class__` is
         __class__ = property(_class, _set_class)
     del _class, _set_class
+
+
+_PARAMETRIZE = os.path.join("torch", "nn", "utils", "parametrize.py")
+
+
+def _is_asked_by(name: str, file: str) -> bool:
+    """Does this function of PyTorch's stand behind the one that asked who calls this?"""
+    frame = sys._getframe(2).f_back
+    code = None if frame is None else frame.f_code
+    return code is not None and code.co_name == name and code.co_filename.endswith(file)
 
 
 _TORCH_MODULE_FILE = os.path.join("torch", "nn", "modules", "module.py")
@@ -344,6 +386,8 @@ class Module(_RefusedByTorchModules):
         for registry in ("_buffers", "_modules"):
             if registry in own and name in own[registry]:
                 return own[registry][name]
+        if name == "parametrizations" and _is_asked_by("register_parametrization", _PARAMETRIZE):
+            raise TypeError(f"nnmirror: torch.nn.utils.parametrize takes {_TO_TORCH}")
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
@@ -382,7 +426,9 @@ class Module(_RefusedByTorchModules):
         elif _is_torch_module(value):
             raise TypeError(
                 f"nnmirror: cannot assign '{torch.typename(value)}' as '{name}': a torch.nn module"
-                " inside a mirrored one would be left out of parameters() and state_dict()"
+                " inside a mirrored one would be left out of parameters() and state_dict(). Import"
+                " it from nnmirror, or give nnmirror.from_torch(module), if it is mirrored; else"
+                " take the outer one as nnmirror.to_torch(module)"
             )
         else:
             super().__setattr__(name, value)
@@ -746,8 +792,7 @@ class Module(_RefusedByTorchModules):
     def __prepare_scriptable__(self) -> Any:
         """Refused: what torch.jit.script asks for first."""
         raise NotImplementedError(
-            "nnmirror: torch.jit cannot script a mirrored module; load its state_dict into the"
-            " torch.nn model and script that"
+            f"nnmirror: torch.jit cannot script a mirrored module; script {_TO_TORCH}"
         )
 
     def compile(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]

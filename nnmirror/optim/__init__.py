@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._missing import missing
 from . import lr_scheduler as lr_scheduler
+from . import swa_utils as swa_utils
 from .adagrad import Adagrad
 from .adam import Adam
 from .adamw import AdamW
