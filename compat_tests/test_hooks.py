@@ -552,7 +552,6 @@ def test_gradient_edges(nn, optim):
     z, ones = y.tanh(), torch.ones(4, 1)
     edge = torch.autograd.graph.get_gradient_edge
     backward = nnmirror.backward if nn is nnmirror else torch.autograd.backward
-    assert isinstance(y.grad_fn, torch.autograd.graph.Node)
     for call in (
         lambda: torch.autograd.grad(z.sum(), edge(y), retain_graph=True),
         lambda: torch.autograd.grad(z.sum(), (edge(y), weight), retain_graph=True),

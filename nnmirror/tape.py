@@ -512,12 +512,6 @@ class AccumulateGrad:
         return f"<AccumulateGrad object at {id(self.variable):#x}>"
 
 
-# For who asks isinstance(grad_fn, torch.autograd.graph.Node), where that is loaded.
-for _kind in (Node, AccumulateGrad):
-    if "torch.autograd.graph" in sys.modules:
-        sys.modules["torch.autograd.graph"].Node.register(_kind)  # type: ignore[attr-defined]
-
-
 class Function:
     """An operation with a hand-written backward, as `torch.autograd.Function`.
 
