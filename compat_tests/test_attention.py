@@ -222,3 +222,23 @@ WRONG = {
 def test_wrong_arguments(nn, optim, name):
     x = nn.Parameter(torch.randn(1, 2, 3, 4))
     return WRONG[name](torch.nn.functional.scaled_dot_product_attention, x)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((0, 3), (0, 1), (0, 4)),
+        ((2, 3), (0, 1), (0, 4)),
+        ((0, 3), (2, 3), (2, 4)),
+        ((2, 3), (2, 3), (2, 0)),
+        ((0, 2, 3), (0, 2, 3), (0, 2, 3)),
+        ((2, 1, 0, 3), (2, 1, 4, 3), (2, 1, 4, 3)),
+    ],
+)
+@parity
+def test_of_nothing(nn, optim, shapes):
+    """Where there are no numbers at all PyTorch does not look whether the shapes fit."""
+    given = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    out = torch.nn.functional.scaled_dot_product_attention(*[p * 1 for p in given])
+    out.sum().backward()
+    return out.detach(), [p.grad for p in given]

@@ -156,6 +156,11 @@ def scaled_dot_product_attention(
             raise _unplaced(args, more)
         if kind is torch.bool:
             attn_mask = _added(attn_mask, query)
+    if any(0 in t.shape for t in tensors):
+        # As PyTorch, which looks no further: zeros, and a gradient of zero for each.
+        zeros = query.new_zeros((*query.shape[:-1], value.shape[-1]))
+        total = (query.sum() + key.sum()) + value.sum()
+        return record(Add, (zeros, record(Mul, (total, 0))[0]))[0]
     if not query.is_cpu or (attn_mask is not None and attn_mask.requires_grad):
         flash = False
     else:

@@ -1,0 +1,99 @@
+"""What makes a tensor of another and never asks it, as `torch.as_tensor`.
+
+They take any data, or a number, so PyTorch does not ask a tensor subclass about the call, and the
+gradient of a tracked tensor would be lost in silence. Importing nnmirror therefore puts a function
+of the same name in their place in `torch`, which looks for a tracked tensor among its arguments and
+otherwise calls PyTorch's own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..grad_mode import is_grad_enabled
+from ..tensor import Tensor
+from .registry import refusal
+from .shape import to
+
+
+def _is_tracked(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and is_grad_enabled()
+
+
+def _answered(function: Any, answer: Callable[..., Any]) -> None:
+    """Have `answer` called in the place of torch's `function`, if an argument is tracked."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for value in args:
+            if _is_tracked(value):
+                return answer(*args, **kwargs)
+        for value in kwargs.values():
+            if _is_tracked(value):
+                return answer(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    setattr(torch, function.__name__, call)
+
+
+def _theirs(value: Any) -> Any:
+    """A tracked tensor as one of torch's own that requires grad, for PyTorch's errors.
+
+    They name its class.
+    """
+    if not _is_tracked(value):
+        return value
+    named = type(type(value).__name__, (torch.Tensor,), {})
+    return value.detach().clone().as_subclass(named).requires_grad_()
+
+
+def _call_theirs(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """PyTorch's error for these arguments, if it has one."""
+    with torch._C.DisableTorchFunctionSubclass():
+        function(*map(_theirs, args), **{name: _theirs(v) for name, v in kwargs.items()})
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+    """Itself, or converted: a recorded call."""
+    return to(data, device=device or data.device, dtype=dtype or data.dtype)
+
+
+def asarray(
+    obj: Any, *, dtype: Any = None, device: Any = None, copy: Any = None, requires_grad: Any = None
+) -> Any:
+    """Itself, converted or copied."""
+    made = to(obj, device=device or obj.device, dtype=dtype or obj.dtype)
+    if copy and made is obj:
+        made = obj.clone()
+    if requires_grad is False:
+        return made.requires_grad_(False) if made is obj and obj.is_leaf else made.detach()
+    return made
+
+
+def _checked(function: Any, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`answer`, after PyTorch's errors and warnings."""
+    _call_theirs(function, args, kwargs)
+    return answer(*args, **kwargs)
+
+
+def _refuse(function: Any, *args: Any, **kwargs: Any) -> Any:
+    _call_theirs(function, args, kwargs)
+    raise refusal(function, "(dense, torch.zeros(size).index_put(indices, values) trains)")
+
+
+def _take_number(function: Any, *args: Any, **kwargs: Any) -> Any:
+    _call_theirs(function, args, kwargs)
+    return function(*args, **kwargs)
+
+
+for _answer in (as_tensor, asarray):
+    _made = getattr(torch, _answer.__name__)
+    _answered(_made, functools.partial(_checked, _made, _answer))
+for _name in ("coo", "csr", "csc", "bsr", "bsc", "compressed"):
+    _sparse = getattr(torch, f"sparse_{_name}_tensor")
+    _answered(_sparse, functools.partial(_refuse, _sparse))
+for _name in ("arange", "full", "full_like", "scalar_tensor"):
+    _made = getattr(torch, _name)
+    _answered(_made, functools.partial(_take_number, _made))
