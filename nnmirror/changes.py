@@ -36,6 +36,7 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             vars(tensor).pop("_plain", None)
             vars(tensor).pop("_transposed", None)
+            vars(tensor).pop("_signature", None)
             count[0] += 1
 
     return change

@@ -4,16 +4,15 @@ Every formula is written in ordinary tensor operations in the order in which PyT
 kernels compute, so that it rounds as they do. `g` is the gradient of the result.
 """
 
+import functools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
+from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
-from .changes import count
-from .grad_mode import is_grad_enabled
 from .overrides import overridable
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
@@ -45,7 +44,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
-from .tape import OF_INFERENCE, Node, constant, in_transform, record, recorded, tracked, usual_edge
+from .tape import Node, constant, record
 
 T = torch.Tensor
 
@@ -132,130 +131,132 @@ class Linear(Rule):
     def as_called(bias: Any, input: Any, weight: Any) -> tuple[Any, ...]:
         return input, weight, bias
 
+    saved_via = {"weight": "AsStrided"}
+    # W is kept whether or not X needs a gradient (it is there anyway), so that
+    # Module.backward can give the gradient for an input that does not require one.
+    always_saved = ("weight",)
+    saved_memory = ("weight",)
+
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:
         return torch._C._nn.linear(input, weight, bias)
 
     @staticmethod
-    def usual(bias: Any, input: T, weight: Any) -> Any:
-        if type(weight) is not Parameter or type(bias) is not Parameter:
-            return None
-        edge = usual_edge(input)
-        if edge is None and (type(input) is not T or input.requires_grad):
-            return None
-        if not (weight._requires_grad and bias._requires_grad):
-            return None
-        wt, b = weight._transposed, bias._plain
-        shape, dtype = input.shape, input.dtype
-        if wt is None or len(shape) != 2 or b.shape != wt.shape[1:] or dtype is not wt.dtype:
-            return None
-        if input.layout is not torch.strided or not input.is_contiguous():
-            return None
-        node: Any = Node(Linear)
-        node.needs_input_grad = (True, edge is not None, True)
-        y = torch.addmm(b, input, wt)
-        node.bias_shape, node.places = b.shape, (0, 1, 2)
-        node.batched, node.label = False, "AddmmBackward0"
-        node.by_columns = shape[0] == 1 and input.stride() == (1, 1)
-        node.is_exact, node.fits = True, count[0]
-        node.save_for_backward(input, weight._plain)
-        return recorded(node, y, ((bias, 0), edge, (weight, 0)))
+    def forward(bias: T | None, input: T, weight: T) -> T:
+        return _linear(bias, input, weight)
+
+    @classmethod
+    def choose(cls, bias: T | None, input: T, weight: T) -> Any:
+        usual = (
+            type(weight) is Parameter
+            and type(bias) is Parameter
+            and weight._transposed is not None
+            and input.dim() == 2
+            and input.is_contiguous()
+            and bias.shape == weight.shape[:1]
+            and input.dtype is weight.dtype is bias.dtype
+        )
+        return _addmm if usual else None
 
     @staticmethod
-    def forward(ctx: Any, bias: T | None, input: T, weight: T) -> T:
-        tensors = isinstance(input, T) and isinstance(weight, T)
-        if tensors and isinstance(bias, T) and input.dim() == 2 == weight.dim():
-            # The most usual, with the least to ask.
-            y = torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
-            _refuse_inference(ctx, weight)
-            shape = ctx.bias_shape = bias.shape
-            ctx.batched, ctx.label = False, "AddmmBackward0"
-            ctx.is_exact = shape == weight.shape[:1]  # else it was broadcast
-            ctx.save_for_backward(input if ctx.needs_input_grad[2] else None, weight.detach())
-            ctx.by_columns = input.stride() == (1, input.shape[0])
-            return y
-        if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
-            raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
-        if weight.dim() != 2:
-            if weight.dim() == 1 and (bias is None or input.dim() != 2):
-                raise _VectorWeight
-            raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
+    def how(bias: T | None, input: T, weight: T) -> "_Rows":
+        return _Rows.of(bias, input, weight)
+
+    @classmethod
+    def label_of(cls, bias: T | None, input: T, weight: T) -> str:
+        return _Rows.of(bias, input, weight).label
+
+    @staticmethod
+    def d_bias(g: T, how: "_Rows") -> T:
+        rows = how.rows(g)
+        if how.bias_shape != rows.shape[1:]:
+            return g  # a bias that was broadcast: the walk sums
+        if how.label == "AddBackward0":
+            return g.sum_to_size(how.bias_shape)
+        return rows.sum(0)
+
+    @staticmethod
+    def d_input(g: T, weight: T, how: "_Rows") -> T:
+        if how.batched:
+            return _batched_input_grad(g, weight)
+        rows = how.rows(g)
+        # Stored by columns if X is.
+        dx = weight.t().mm(rows.t()).t() if how.by_columns else rows.mm(weight)
+        return dx if g.dim() == 2 else dx.view(how.input_shape)
+
+    @staticmethod
+    def d_weight(g: T, input: T, how: "_Rows") -> T:
+        rows, x = how.rows(g), how.rows(input)
+        # Stored as W is.
+        return rows.t().mm(x) if how.weight_by_rows else x.t().mm(rows).t()
+
+
+def _addmm(bias: Any, input: T, weight: Any) -> T:
+    return torch.addmm(bias._plain, input, weight._transposed)
+
+
+def _linear(bias: T | None, input: T, weight: T) -> T:
+    tensors = isinstance(input, T) and isinstance(weight, T)
+    if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
+        raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
+    if weight.dim() != 2:
+        if weight.dim() == 1 and (bias is None or input.dim() != 2):
+            raise _VectorWeight
+        raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
+    if bias is not None and input.dim() == 2:
+        return torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
+    shape = input.shape
+    if bias is not None and bias.dim() == 1 and input.is_contiguous():
+        rows = input.view(shape[:-1].numel(), shape[-1])
+        return torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
+    if len(shape) > 2 and _trains(weight):
+        # What torch.matmul does with a weight that requires grad; to it, W does not.
+        rows = input.reshape(shape[:-1].numel(), shape[-1])
+        y = rows.mm(weight.t()).view(*shape[:-1], weight.shape[0])
+    else:
+        y = torch.matmul(input, weight.t())
+    return y if bias is None else y.add_(bias)
+
+
+def _trains(weight: Any) -> bool:
+    return bool(weight.requires_grad)
+
+
+class _Rows(NamedTuple):
+    """How a Linear goes back: what follows from the layout of its arguments."""
+
+    label: str
+    bias_shape: Any
+    input_shape: torch.Size
+    batched: bool  # multiplied batch by batch, as torch.matmul does with some strides
+    by_columns: bool
+    weight_by_rows: bool
+
+    @classmethod
+    def of(cls, bias: T | None, input: T, weight: T) -> "_Rows":
         shape = input.shape
-        ctx.input_shape, ctx.bias_shape = shape, None if bias is None else bias.shape
-        ctx.batched = False  # multiplied batch by batch, as torch.matmul does with some strides
-        need_w = ctx.needs_input_grad[2]
-        rows = input
-        if bias is not None and bias.dim() == 1 and input.is_contiguous():
-            ctx.label = "ViewBackward0"
+        flat = len(shape) == 2 and bias is not None
+        batched, rows = False, input
+        if flat:
+            label = "AddmmBackward0"
+        elif bias is not None and bias.dim() == 1 and input.is_contiguous():
+            label = "ViewBackward0"
             rows = input.view(shape[:-1].numel(), shape[-1])
-            y = torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
         else:
-            if len(shape) > 2 and need_w:
-                # What torch.matmul does with a weight that requires grad; to it, W does not.
-                rows = input.reshape(shape[:-1].numel(), shape[-1])
-                y = rows.mm(weight.t()).view(*shape[:-1], weight.shape[0])
-            else:
-                ctx.batched = len(shape) > 2 and not rows_of_one_matrix(input)
-                rows = input.unsqueeze(0) if len(shape) == 1 else input
-                y = torch.matmul(input, weight.t())
             names = {1: "SqueezeBackward4", 2: "MmBackward0"}
-            ctx.label = names.get(len(shape), "UnsafeViewBackward0")
-            if bias is not None:
-                ctx.label = "AddBackward0"
-                y.add_(bias)
-        _refuse_inference(ctx, weight)
-        # W is kept whether or not X needs a gradient (it is there anyway), so that
-        # Module.backward can give the gradient for an input that does not require one.
-        ctx.save_for_backward(rows if need_w else None, weight.detach())
-        ctx.by_columns = rows.dim() == 2 and _by_columns(rows)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
-        need_b, need_x, need_w = ctx.needs_input_grad
-        db = dx = dw = None
-        if ctx.is_exact and not ctx.by_columns:  # the most usual
-            if need_b:
-                db = g.sum(0)
-            if need_x:
-                dx = g.mm(ctx.saved(1, via="AsStrided"))
-            if need_w:
-                x, w = ctx.saved(0), ctx._saved[1]
-                by_rows = w.stride() == (w.shape[1], 1)
-                dw = g.t().mm(x) if by_rows else x.t().mm(g).t()  # stored as W is
-            return db, dx, dw
-        flat = g.dim() == 2
-        rows = g if flat else g.reshape(g.shape[:-1].numel(), g.shape[-1])
-        if need_b:
-            if ctx.bias_shape != rows.shape[1:]:
-                db = g  # a bias that was broadcast: the walk sums
-            elif ctx.label == "AddBackward0":
-                db = g.sum_to_size(ctx.bias_shape)
+            label = names.get(len(shape), "UnsafeViewBackward0")
+            label = label if bias is None else "AddBackward0"
+            if len(shape) > 2 and _trains(weight):
+                rows = input.reshape(shape[:-1].numel(), shape[-1])
             else:
-                db = rows.sum(0)
-        if need_x:
-            w = ctx.saved(1, via="AsStrided")
-            if ctx.batched:
-                dx = _batched_input_grad(g, w)
-            else:
-                # Stored by columns if X is.
-                dx = w.t().mm(rows.t()).t() if ctx.by_columns else rows.mm(w)
-                if not flat:
-                    dx = dx.view(ctx.input_shape)
-        if need_w:
-            x = ctx.saved(0)
-            w = ctx._saved[1]
-            if w.stride() == (w.shape[1], 1):
-                dw = rows.t().mm(x)
-            else:
-                dw = x.t().mm(rows).t()  # stored by columns, as W is
-        return db, dx, dw
+                batched = len(shape) > 2 and not rows_of_one_matrix(input)
+        by_columns = rows.dim() == 2 and rows.stride() == (1, rows.shape[0])
+        by_rows = weight.stride() == (weight.shape[1], 1)
+        return cls(label, None if bias is None else bias.shape, shape, batched, by_columns, by_rows)
 
-
-def _refuse_inference(ctx: Any, weight: T) -> None:
-    """W is saved if X needs a gradient; what is kept is an alias, which would go unnoticed."""
-    if ctx.needs_input_grad[1] and weight.is_inference():
-        raise RuntimeError(OF_INFERENCE)
+    def rows(self, x: T) -> T:
+        """x, or its leading dimensions laid out as rows."""
+        return x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _with_transpose(node: Node) -> None:
@@ -310,10 +311,6 @@ def _batched_input_grad(g: T, w: T) -> T:
     return dx.view(*batch, n, w.shape[1])
 
 
-def _by_columns(x: T) -> bool:
-    return x.stride() == (1, x.shape[0])
-
-
 def linear(input: T, weight: T, bias: T | None = None) -> T:
     """`input @ weight.T + bias`; see `Linear` for shapes and gradients."""
     try:
@@ -334,34 +331,15 @@ RULES[torch._C._nn.linear] = linear
 class Tanh(Rule):
     """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
 
-    is_exact = True
     infer: Any = staticmethod(torch.tanh)
 
-    usual: Any = staticmethod(lambda input: _usual_activation(Tanh, input))
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.tanh(input)
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        y = torch.tanh(input)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return _tanh_grad(g, ctx.saved(0))
-
-
-def _usual_activation(function: Any, input: T) -> Any:
-    """A call on a tracked tensor whose result is saved."""
-    edge = usual_edge(input)
-    if edge is None:
-        return None
-    node: Any = Node(function)
-    node.places, node.needs_input_grad = (0,), (True,)
-    y = function.infer(input)
-    kept = y.detach()  # y would keep itself alive
-    kept._alias_of_output = True  # type: ignore[attr-defined]
-    node.save_for_backward(kept)
-    return recorded(node, y, (edge,), edge)
+    def d_input(g: T, result: T) -> T:
+        return _tanh_grad(g, result)
 
 
 def _tanh_grad(g: T, y: T) -> T:
@@ -379,7 +357,6 @@ class TanhInplace(Tanh):
     """`Tanh` into the memory of its input."""
 
     is_inplace = True
-    usual: Any = None
     infer: Any = staticmethod(torch.tanh_)
 
     @classmethod
@@ -387,8 +364,8 @@ class TanhInplace(Tanh):
         return "TanhBackward0"
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        return _saved_result(ctx, torch.tanh_(input))
+    def forward(input: T) -> T:
+        return torch.tanh_(input)
 
 
 def _saved_result(ctx: Any, y: T) -> T:
@@ -408,21 +385,15 @@ def tanh(input: T) -> T:
 class Relu(Rule):
     """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
 
-    is_exact = True
     infer: Any = staticmethod(torch.relu)
 
-    usual: Any = staticmethod(lambda input: _usual_activation(Relu, input))
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.relu(input)
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        y = torch.relu(input)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        y = ctx.saved(0)
-        return laid_out_as(where_positive(g, y), y)
+    def d_input(g: T, result: T) -> T:
+        return laid_out_as(where_positive(g, result), result)
 
     @classmethod
     def node_name(cls) -> str:
@@ -434,12 +405,11 @@ class ReluInplace(Relu):
     """`Relu` into the memory of its input."""
 
     is_inplace = True
-    usual: Any = None
     infer: Any = staticmethod(torch.relu_)
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        return _saved_result(ctx, torch.relu_(input))
+    def forward(input: T) -> T:
+        return torch.relu_(input)
 
 
 def relu(input: T, inplace: bool = False) -> T:
@@ -459,15 +429,12 @@ class LeakyRelu(Rule):
     infer: Any = staticmethod(torch._C._nn.leaky_relu)
 
     @staticmethod
-    def forward(ctx: Any, input: T, negative_slope: float = 0.01) -> T:
-        y = torch._C._nn.leaky_relu(input, negative_slope)
-        ctx.save_for_backward(input)
-        ctx.slope = negative_slope
-        return y
+    def forward(input: T, negative_slope: float = 0.01) -> T:
+        return torch._C._nn.leaky_relu(input, negative_slope)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return by_sign(ctx.saved(0), g, g * ctx.slope), None
+    def d_input(g: T, input: T, negative_slope: float) -> T:
+        return by_sign(input, g, g * negative_slope)
 
     @classmethod
     def node_name(cls) -> str:
@@ -486,13 +453,12 @@ class LeakyReluInplace(LeakyRelu):
         return "LeakyReluBackward1"
 
     @staticmethod
-    def forward(ctx: Any, input: T, negative_slope: float = 0.01) -> T:
-        ctx.slope = negative_slope
-        return _saved_result(ctx, torch._C._nn.leaky_relu_(input, negative_slope))
+    def forward(input: T, negative_slope: float = 0.01) -> T:
+        return torch._C._nn.leaky_relu_(input, negative_slope)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        if ctx.slope < 0:
+    def d_input(g: T, result: T, negative_slope: float) -> T:  # type: ignore[override]
+        if negative_slope < 0:
             raise RuntimeError(
                 "In-place leakyReLu backward calculation is triggered with a negative slope"
                 " which is not supported. This is caused by calling in-place forward function"
@@ -500,7 +466,7 @@ class LeakyReluInplace(LeakyRelu):
                 " issue at https://github.com/pytorch/pytorch if you do require supporting"
                 " in-place leakRelu backward calculation with negative slope"
             )
-        return LeakyRelu.backward(ctx, g)
+        return by_sign(result, g, g * negative_slope)
 
 
 def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:
@@ -900,7 +866,7 @@ class MseLoss(Rule):
     """
 
     tuple_places = (0, 1)
-    is_fresh = True
+    is_loss = is_fresh = True
     public: Any = staticmethod(torch._C._nn.mse_loss)
 
     @staticmethod
@@ -914,96 +880,87 @@ class MseLoss(Rule):
         return torch._C._nn.mse_loss(input, target, _REDUCTIONS.index(reduction))  # type: ignore[arg-type]
 
     @staticmethod
-    def forward(ctx: Any, input: T, target: T, reduction: str = "mean") -> T:
-        ctx.reduction, ctx.shapes = reduction, (input.shape, target.shape)
-        if input.shape != target.shape:
-            input, target = torch.broadcast_tensors(input, target)
-        if not (input.dtype is target.dtype is torch.float32):
-            if input.is_complex() or target.is_complex():
-                raise unplaced(torch._C._nn.mse_loss, (input, target), {})
-            # `-` takes no booleans, PyTorch's loss does.
-            wide = torch.result_type(input, target)
-            input = input.to(wide) if input.dtype is torch.bool else input
-            target = target.to(wide) if target.dtype is torch.bool else target
-        ctx.save_for_backward(input, target)
-        if reduction == "mean" and input.dtype is target.dtype in _FLOATS and input.numel():
-            return MseLoss.mean(input, target)
-        d = input - target
+    def forward(input: T, target: T, reduction: str = "mean") -> T:
+        x, t = _squared(input, target)
+        if reduction == "mean" and x.dtype is t.dtype in _FLOATS and x.numel():
+            return _mean_square(x, t)
+        d = x - t
         loss = d * d
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
 
-    @staticmethod
-    def mean(x: T, t: T) -> T:
-        """The mean as torch.mean computes it, without the time that takes to say."""
-        loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
-        if not x.is_cpu:
-            return loss.mean()
-        return loss.sum().div_(constant(float(loss.numel()), loss.dtype, loss.device))
+    @classmethod
+    def choose(cls, input: T, target: T, reduction: str = "mean") -> Any:
+        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
+        if not alike or reduction != "mean" or not input.numel() or not input.is_cpu:
+            return None
+        return functools.partial(_mean_of, _number(float(input.numel()), input))
+
+    @classmethod
+    def how(cls, input: T, target: T, reduction: str = "mean") -> T | None:
+        """2 / n, where x and t are of one kind and laid out by rows."""
+        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
+        if not (alike and input.numel() and input.is_contiguous() and target.is_contiguous()):
+            return None
+        return _number(2.0 / input.numel() if reduction == "mean" else 2.0, input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, None]:
-        x, t = ctx.saved(0), ctx.saved(1)
-        into = ctx.into
-        if into is not None:  # it is the mean, and g is one
-            share = constant(2.0 / into.numel(), into.dtype, into.device)
-            return torch.sub(x, t, out=into).mul_(share), None, None
-        needs = ctx.needs_input_grad
-        scale = 2.0
-        if ctx.reduction == "mean":
-            scale = 2.0 / x.numel() if x.numel() else float("inf")
-        grads: list[T | None] = [None, None]
-        for i in (0, 1):
-            if needs[i]:
-                d = (x - t if i == 0 else t - x).contiguous()  # however x is laid out
-                grad = d.mul_(constant(scale, d.dtype, d.device))  # nobody else has it
-                if g is not constant(1.0, g.dtype, g.device):  # the one that backward() starts
-                    grad = grad * g
-                shape = ctx.shapes[i]
-                grads[i] = grad if grad.shape == shape else grad.sum_to_size(shape)
-        return grads[0], grads[1], None
+    def d_input(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
+        return _squared_error_grad(g, input, target, reduction, how)
+
+    @staticmethod
+    def d_target(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
+        return _squared_error_grad(g, target, input, reduction, how)
+
+
+def _number(value: float, like: T) -> T:
+    return constant(value, like.dtype, like.device)
+
+
+def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
+    """(x - t) (2 / n) g, multiplied in that order as PyTorch's kernel does."""
+    shape = x.shape
+    if scale is None:
+        x, t = _squared(x, t)
+        d = (x - t).contiguous()  # however x is laid out
+        count = x.numel() if reduction == "mean" else 1
+        scale = _number(2.0 / count if count else float("inf"), d)
+    else:
+        d = torch.sub(x, t)
+    d.mul_(scale)  # nobody else has it
+    if g is not _number(1.0, g):  # the one that backward() starts
+        d = d * g
+    return d if d.shape == shape else d.sum_to_size(shape)
+
+
+def _squared(input: T, target: T) -> tuple[T, T]:
+    """Both of one shape, and of dtypes whose difference there is."""
+    if input.shape != target.shape:
+        input, target = torch.broadcast_tensors(input, target)
+    if not (input.dtype is target.dtype is torch.float32):
+        if input.is_complex() or target.is_complex():
+            raise unplaced(torch._C._nn.mse_loss, (input, target), {})
+        # `-` takes no booleans, PyTorch's loss does.
+        wide = torch.result_type(input, target)
+        input = input.to(wide) if input.dtype is torch.bool else input
+        target = target.to(wide) if target.dtype is torch.bool else target
+    return input, target
+
+
+def _mean_square(x: T, t: T) -> T:
+    """The mean as torch.mean computes it, without the time that takes to say."""
+    if x.is_cpu:
+        return _mean_of(_number(float(x.numel()), x), x, t)
+    loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
+    return loss.mean()
+
+
+def _mean_of(n: T, x: T, t: T, reduction: str = "mean") -> T:
+    return torch._C._nn.mse_loss(x, t, 0).sum().div_(n)  # type: ignore[arg-type]
 
 
 _FLOATS = (torch.float32, torch.float64)
-_SCALAR = torch.Size(())
-
-
-def usual_mse_loss(input: T, target: T) -> tuple[T, Node] | None:
-    """`record(MseLoss, (input, target))` for a tracked tensor beside a plain one of its shape.
-
-    None if they are anything else. The same call, with the answers to most of what `record`
-    and `MseLoss.forward` ask known: in a small net it would be a tenth of the step.
-    """
-    edge = usual_edge(input)
-    if edge is None or type(target) is not T or not is_grad_enabled():
-        return None
-    with DisableTorchFunctionSubclass():
-        shape, dtype, device = input.shape, input.dtype, input.device
-        if (
-            shape != target.shape
-            or target.dtype is not dtype
-            or target.requires_grad
-            or dtype not in _FLOATS
-            or 0 in shape
-            or _is_any_autocast_enabled()
-            or in_transform() is not None
-        ):
-            return None
-        node: Any = Node(MseLoss)
-        try:
-            node._versions = input._version, target._version
-        except RuntimeError:  # one of inference mode
-            return None
-        node._saved = input, target
-        node.places, node.needs_input_grad = (0, 1), (True, False, False)
-        node.reduction, node.shapes = "mean", (shape, shape)
-        made_shape, made_dtype, _ = edge[0].outputs[edge[1]]
-        node.is_exact = dtype is made_dtype and shape == made_shape  # else data was exchanged
-        made = tracked(node, MseLoss.mean(input, target))
-        node.direct, node.writes = edge[0].deliver_from_loss, True
-        node.edges, node.outputs = (edge, None, None), ((_SCALAR, dtype, device),)
-        return made
 
 
 _SIZES_DIFFER = (
@@ -1026,9 +983,6 @@ def mse_loss(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if weight is None:
-        usual = usual_mse_loss(input, target) if reduction == "mean" else None
-        if usual is not None:
-            return usual[0]
         return record(MseLoss, (input, target, checked_reduction(reduction)))[0]
     input, target = broadcast_tensors(input, target)
     if weight.size() != input.size():

@@ -27,7 +27,9 @@ from torch._C import (
     _set_grad_enabled,
 )
 
+from . import formula
 from . import tensor as _tensor
+from .fast.signature import Signature, Unsigned, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
@@ -77,6 +79,9 @@ class Node:
     needs_input_grad: tuple[bool, ...] = ()
     label: str = ""  # set by a forward whose name depends on its inputs, as in PyTorch
     sequence: int = -1
+    plan: "formula.Plan | None" = None  # of a rule written as formulas: what of it is needed here
+    _signature: None = None  # as a leaf's, for who takes this for one
+    signature: Signature | None = None  # how it came about; None where that cannot be said
     outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
@@ -101,11 +106,9 @@ class Node:
     deliver_from_loss: "Callable[[Any], bool] | None" = None
     # Of such a loss, the latter; it says False if it cannot.
     direct: "Callable[[Any], bool] | None" = None
-    # Whether it can write its gradient where it is told to, and where that is.
-    writes: bool = False
-    into: torch.Tensor | None = None
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
+    records: bool = True
     is_watched: bool = False  # it has, or had, one of these four
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
@@ -121,6 +124,9 @@ class Node:
     def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         """Keep `tensors` for backward, which fails if one is changed in place until then."""
         self._saved = tensors
+        if len(tensors) == 1 and tensors[0] is None:
+            self._versions = tensors  # type: ignore[assignment]
+            return
         try:
             self._versions = [0 if t is None else t._version for t in tensors]
         except AttributeError:
@@ -137,6 +143,10 @@ class Node:
                 raise RuntimeError(OF_INFERENCE) from None
             self._saved = None  # there will be no backward
 
+    def refuse_inference(self) -> None:
+        """Raise for a tensor of inference mode that is to be saved."""
+        raise RuntimeError(OF_INFERENCE)
+
     def saved(self, index: int, via: str | None = None) -> torch.Tensor:
         """The saved tensor at `index`, checked. A rule reads only those it needs.
 
@@ -149,7 +159,8 @@ class Node:
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
                 edge_of(tensor)  # one of several views has an error of its own
-            raise RuntimeError(self._modified(tensor, self._versions[index], via))
+            is_result = self.plan is not None and self.plan.saves[index] == formula.RESULT
+            raise RuntimeError(self._modified(tensor, self._versions[index], via, is_result))
         return tensor  # type: ignore[return-value]
 
     @property
@@ -176,7 +187,7 @@ class Node:
     def inputs(self) -> Sequence[int]:
         """The arguments for which PyTorch's node has a place."""
         function = self.function
-        if function.counted and not self.label:  # else it is of another overload
+        if function.counted and self.label in ("", function.counted_too):  # else another overload
             return function.counted
         return [i for i in self.places if i not in function.uncounted]
 
@@ -284,14 +295,16 @@ class Node:
         if self._saved:
             self._saved = self.program = None
 
-    def _modified(self, tensor: torch.Tensor, expected: int, via: str | None) -> str:
+    def _modified(
+        self, tensor: torch.Tensor, expected: int, via: str | None, is_result: bool
+    ) -> str:
         shape = list(tensor.shape)
         maker, index = via, 0
         if via is not None:
             shape = shape[::-1]
         elif isinstance(tensor, _tensor.Tensor) and tensor._node is not None:
             maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
-        elif hasattr(tensor, "_alias_of_output"):
+        elif is_result or hasattr(tensor, "_alias_of_output"):
             maker = self.name()
         maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
@@ -305,6 +318,8 @@ class Node:
 
 class _Unrecorded(Node):
     """The ctx of a call with grad mode off: it saves nothing."""
+
+    records = False
 
     def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         return
@@ -537,8 +552,10 @@ class Function:
     `vmap` and `generate_vmap_rule` may be defined, and are not asked.
     """
 
-    # Records the call given the most usual arguments, with less to ask; None given any others.
+    # Records a call that has no signature, given the most usual arguments, with less to ask; None
+    # given any others.
     usual: Any = None
+    formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     public: Any = None  # torch's function that it stands for, which tensor subclasses know
     has_context: bool = False  # it defines setup_context
@@ -546,12 +563,21 @@ class Function:
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
+    reads_data: bool = False  # what backward does depends on the numbers that forward was given
     is_exact: bool = False  # what backward returns is always of its input's shape and dtype
     is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
+    counted_too: str = ""  # of these, under this other name
     # Called with a node that somebody looks at, to make it what PyTorch's would be.
     looked_at: "Callable[[Node], None] | None" = None
+    # Of a rule written as formulas (see formula.py).
+    always_saved: tuple[str, ...] = ()  # whether or not a gradient asks for it
+    saved_memory: tuple[str, ...] = ()  # kept in the memory that it has now
+    saves_number: bool = False  # what it saves is a number, which is freed with the graph
+    saved_via: dict[
+        str, str
+    ] = {}  # what PyTorch saves a view of: the name of its node, by argument
     is_loss: bool = False  # of what a net returned, its first argument; and it is fresh
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
@@ -561,6 +587,7 @@ class Function:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.has_context = cls.setup_context is not Function.setup_context
+        formula.read(cls)
         cls.makes_new = cls.is_rule and not (cls.is_view or cls.is_inplace)
 
     @staticmethod
@@ -568,6 +595,16 @@ class Function:
         raise NotImplementedError(
             "You must implement the forward function for custom autograd.Function."
         )
+
+    @classmethod
+    def choose(cls, *args: Any) -> Callable[..., Any] | None:
+        """What computes later calls whose arguments are laid out as these; None for `forward`."""
+        return None
+
+    @classmethod
+    def label_of(cls, *args: Any) -> str:
+        """The name of its node, if that depends on the arguments."""
+        return ""
 
     @staticmethod
     def as_called(*args: Any) -> tuple[Any, ...]:
@@ -678,22 +715,25 @@ def record(
         if in_transform() is not None:
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
+        if inplace is None and forward_mode["_current_level"] < 0:
+            met = _met_before(function, args)
+            if met is None and function.usual is not None and not _is_signed(function, args):
+                met = function.usual(*args)
+            if met is not None:
+                return met  # type: ignore[no-any-return]
         change = None
-        if function.usual is not None and inplace is None:
-            shortcut = function.usual(*args)
-            if shortcut is not None:
-                return shortcut  # type: ignore[no-any-return]
-        if (function.is_inplace or inplace is not None) and any(
-            isinstance(a, torch.Tensor) and a.requires_grad for a in args
-        ):
+        changes_input = function.is_inplace or inplace is not None
+        if changes_input and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             if is_plain_update(args[0], args[1:]):
                 plain = Node(function)
                 plain.needs_input_grad = (False,) * len(args)
                 return (inplace() if inplace else function.forward(plain, *args)), None
             change = _views.change_of(args[0])
         edges: list[Edge | None] = []
-        places: list[int] = []
+        key: list[Any] = [function]
+        signs: list[Signature] = []
         tracked = of_complex = False
+        signed = not changes_input
         for i, arg in enumerate(args):
             edge: Edge | None = None
             kind = kind_of(type(arg))
@@ -703,36 +743,54 @@ def record(
                     return answered(function, args, inplace)
                 kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
             if kind is MIRRORED:
-                places.append(i)
-                if arg._node is not None:
+                made = arg._node
+                if made is not None:
                     view = arg._view_of
                     if view is not None and view[1] != arg._version:
                         _views.renew(arg)
-                    edge = (arg._node, arg._output_nr)
-                    tracked = True
+                        made = arg._node
+                    index = arg._output_nr
+                    edge = (made, index)
+                    sign = made.signature
+                    if index and sign is not None:
+                        sign = sign.output(index)
                 else:  # no result is complex, so only here can a complex tensor come in
                     if arg._requires_grad:
                         edge = (arg, 0)
-                        tracked = True
+                        sign = arg._signature or _signature_of_leaf(arg)
                     if arg.is_complex():
                         of_complex = of_complex or edge is not None or function.is_rule
+                if edge is not None:
+                    tracked = True
+                    if sign is None:
+                        signed = False
+                    elif signed:
+                        key.append(sign.serial)
+                        signs.append(sign)
             elif kind is TORCH:
-                places.append(i)
                 if arg.requires_grad:
                     edge = (arg, 0)
                     tracked = True
+                    signed = False  # what torch's engine does with its gradient is not ours to bind
                     # The tape computes on a detached alias: no torch graph is built.
                     args = (*args[:i], arg.detach(), *args[i + 1 :])
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
+            if edge is None and signed:
+                try:
+                    key.append(of_value(arg) if kind is OTHER else of_tensor(arg))
+                except Unsigned:
+                    signed = False
             edges.append(edge)
         if forward_mode["_current_level"] >= 0:
             _refuse_tangents(function, args)
             if not tracked:
                 return _by_torch(function, args, inplace), None
         node = _OfComplex(function) if of_complex else Node(function)
-        node.places = places
+        node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
         node.needs_input_grad = tuple([edge is not None for edge in edges])
+        if signs and function in signs[0].varying:
+            signed = False
         if of_complex and tracked:  # after PyTorch's own error, if it has one
             if inplace is None:
                 function.forward(node, *args)
@@ -751,6 +809,8 @@ def record(
                 node.outputs = ((out.shape, dtype, out.device),)
                 if tracked and dtype.is_floating_point:
                     node.sequence = next(_sequence)
+                    if signed:
+                        _sign(node, key, signs, args, makes_new=True)
                     if node._saved:
                         _save_apart(node, out)
                     out.__class__ = _tensor.Tensor
@@ -785,6 +845,14 @@ def record(
                 node.sequence = next(_sequence)
                 out = _track(node, 0, out, args, False, change)
             node.outputs = (meta_of(out),)
+        if signed and tracked:
+            _sign(
+                node,
+                key,
+                signs,
+                args,
+                makes_new=function.is_rule and function.is_view and type(out) is _tensor.Tensor,
+            )
         if node.dirty or node.non_differentiable:
             # What was marked is an output, which leads to the node: kept, it would be a cycle.
             node.dirty = node.non_differentiable = ()
@@ -805,6 +873,132 @@ def records_plainly() -> bool:
         and not _is_any_autocast_enabled()
         and in_transform() is None
     )
+
+
+def _is_signed(function: type[Function], args: tuple[Any, ...]) -> bool:
+    """Is a call of `function` on `args` to have a signature?"""
+    for arg in args:
+        if type(arg) is _tensor.Tensor and arg._node is not None:
+            sign = arg._node.signature
+            return sign is not None and function not in sign.output(arg._output_nr).varying
+    return True
+
+
+def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
+    """`record` of a call whose signature is known; None for any other."""
+    _Tensor = _tensor.Tensor
+    edges: list[Edge | None] = []
+    key: list[Any] = [function]
+    first = None
+    for arg in args:
+        kind = type(arg)
+        if kind is _Tensor:
+            node = arg._node
+            if node is None:
+                return None
+            view = arg._view_of
+            if view is not None and view[1] != arg._version:
+                return None
+            sign = node.signature
+            if sign is None:
+                return None
+            index = arg._output_nr
+            if index:
+                sign = sign.output(index)
+            edges.append((node, index))
+            key.append(sign.serial)
+            if first is None:
+                first = sign
+        elif kind is torch.Tensor:
+            if arg.requires_grad or arg.layout is not torch.strided:
+                return None
+            edges.append(None)
+            key.append((arg.shape, arg.stride(), arg.dtype, arg.device))
+        elif kind is float or kind is int or kind is bool:
+            edges.append(None)
+            key.append((kind, arg) if arg else of_value(arg))
+        elif arg is None or kind is str:
+            edges.append(None)
+            key.append(arg)
+        elif kind_of(kind) is MIRRORED:
+            if arg._requires_grad:
+                sign = arg._signature
+                if sign is None:
+                    return None
+                edges.append((arg, 0))
+                key.append(sign.serial)
+                if first is None:
+                    first = sign
+            else:
+                edges.append(None)
+                key.append(of_tensor(arg))
+        else:
+            try:
+                key.append(of_value(arg))
+            except Unsigned:
+                return None
+            edges.append(None)
+    if first is None:
+        return None
+    found = first.next.get(tuple(key))
+    if found is None or not found.makes_new or function in first.varying:
+        return None
+    node = _new_node(Node)
+    node.function, node.signature, node.edges = function, found, edges
+    node.places, node.needs_input_grad, node.outputs = found.places, found.needs, found.outputs
+    plan = found.plan
+    if plan is None:
+        out = function.forward(node, *args)
+        if node._saved:
+            _save_apart(node, out)
+    else:
+        node.plan = plan
+        if plan.label:
+            node.label = plan.label
+        out = plan.compute(*args)
+        plan.keep_apart(node, args, out)
+    if found.checks_shape and out.shape != found.outputs[0][0]:
+        node.outputs = (meta_of(out),)
+        node.signature = None
+    node.sequence = next(_sequence)
+    out.__class__ = _Tensor
+    out._node = node
+    if function.is_view:
+        out._view_of = _views.view_of(node, out, args[0], False)
+    elif function.is_loss:
+        goes_back_directly(node)
+    return out, node
+
+
+_new_node = object.__new__
+
+
+def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
+    """A new signature; none for a leaf with hooks, which the generic walk looks after."""
+    if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
+        return None
+    sign = leaf._signature = Signature()
+    return sign
+
+
+def _sign(
+    node: Node, key: list[Any], signs: list[Signature], args: tuple[Any, ...], makes_new: bool
+) -> None:
+    """Give `node` the signature of its call, new if need be."""
+    call = tuple(key)
+    sign = signs[0].next.get(call)
+    if sign is None:
+        sign = Signature(node.function)
+        sign.places, sign.needs = tuple(node.places), node.needs_input_grad
+        sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
+        sign.checks_shape = node.function.reads_data or any(
+            isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
+        )
+        sign.size = 1 + sum(s.size for s in signs)
+        signs[0].follow(call, sign)
+    elif sign.outputs != node.outputs:
+        return
+    node.signature = sign
 
 
 # What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
@@ -1187,7 +1381,9 @@ _WIDE = (torch.float32, torch.float64)
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A number as a tensor, to be read only: an operation takes one sooner than a number."""
     with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device=device)
+        made = torch.tensor(value, dtype=dtype, device=device)
+    made._is_constant = True  # type: ignore[attr-defined]
+    return made
 
 
 def add_hook(

@@ -25,6 +25,7 @@ from torch._C import DisableTorchFunctionSubclass
 from . import changes
 from . import tape as _tape
 from . import walk as _walk
+from .fast.signature import Signature
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -110,6 +111,7 @@ class Tensor(torch.Tensor):
     _output_nr: int = 0  # which of that call's outputs it is
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # what `grad` shows
+    _signature: "Signature | None" = None  # of a leaf, while its flags and layout stay (see fast)
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
@@ -171,6 +173,7 @@ class Tensor(torch.Tensor):
             )
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
+            self._signature = None
             changes.count[0] += 1
         return self
 
@@ -280,6 +283,7 @@ class Tensor(torch.Tensor):
         self._node = None
         self._output_nr = 0
         self._requires_grad = False
+        self._signature = None
         changes.count[0] += 1
         return self
 
@@ -333,6 +337,7 @@ class Tensor(torch.Tensor):
             hook = _walk.in_this_walk(hook)
         if node is None:
             leaf_hooks_exist[0] = True
+            self._signature = None
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
             return _tape.add_hook(self._leaf_hooks, hook)
@@ -350,6 +355,7 @@ class Tensor(torch.Tensor):
                 "post accumulate grad hooks cannot be registered on non-leaf tensors"
             )
         leaf_hooks_exist[0] = True
+        self._signature = None
         if self._post_accumulate_hooks is None:
             self._post_accumulate_hooks = OrderedDict()
         return _tape.add_hook(self._post_accumulate_hooks, hook)
@@ -361,6 +367,7 @@ class Tensor(torch.Tensor):
         reducer hangs on the leaf's AccumulateGrad.
         """
         leaf_hooks_exist[0] = True
+        self._signature = None
         if self._reached_hooks is None:
             self._reached_hooks = OrderedDict()
         return _tape.add_hook(self._reached_hooks, hook)

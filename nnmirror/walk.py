@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from . import changes
+from . import changes, fast
 from . import tape as _tape
 from . import tensor as _tensor
 
@@ -895,6 +895,9 @@ def backward(
         if not all(t.requires_grad for t in inputs):
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
     if inputs is None and grad_tensors is None and len(outputs) == 1:
+        retain = retain_graph is not None and _flag(retain_graph)
+        if fast.enabled and _walk_bound(outputs[0], retain):
+            return
         counts = _survey(outputs[0])
         if counts is not None:
             retain = retain_graph is not None and _flag(retain_graph)
@@ -957,6 +960,87 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
     if not found:
         raise RuntimeError(f"`inputs` argument to `{caller}()` cannot be empty.")
     return found
+
+
+@unrecorded
+def _walk_bound(loss: Any, retain_graph: bool) -> bool:
+    """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
+    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
+    sign = None if node is None else node.signature
+    if node is None or sign is None or sign.bound is False or torch.is_anomaly_enabled():
+        return False
+    with DisableTorchFunctionSubclass():
+        _, dtype, device = node.outputs[0]
+        bound = sign.bound
+        if (bound is None or not bound.trusted) and torch._C._len_torch_dispatch_stack():
+            return False  # who counts operations is not shown those of the comparison
+        if bound is None:
+            sign.walks += 1
+            if sign.walks < fast.after:
+                return False
+            bound = sign.bound = _bound(node)
+            if not bound or fast.after > 1:
+                return False
+        start = _tape.constant(1.0, dtype, device)
+        if not bound.trusted and not _is_right(bound, node, start):
+            return False
+        found = bound.run(node, start, retain_graph, _give_one)
+        if found is None:
+            return False
+        with _accumulating:
+            for leaf, grad, own in found:
+                if own and leaf._gradient is None:
+                    leaf._gradient = grad
+                else:
+                    _accumulate(leaf, grad, own)
+    return True
+
+
+def _give_one(leaf: Any, grad: torch.Tensor, own: bool) -> None:
+    with _accumulating:
+        _accumulate(leaf, grad, own)
+
+
+def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
+    """Has the bound walk the bits of the generic one? Else it is never used."""
+    found: list[Any] = []
+    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
+    if rest is None:
+        return False
+    found += rest
+    leaves = [(leaf, 0) for leaf, _, _ in found]
+    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
+    bound.trusted = all(_same(f[1], e) for f, e in zip(found, expected, strict=True))
+    if not bound.trusted:
+        node.signature.bound = False  # type: ignore[union-attr]
+        if fast.after == 1:
+            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
+    return bound.trusted  # type: ignore[no-any-return]
+
+
+def _bound(node: _tape.Node) -> Any:
+    """The walk from a loss, bound; False if it cannot be."""
+    from .fast import bound  # it goes over what is defined here
+
+    shape, dtype, device = node.outputs[0]
+    if len(shape) or not dtype.is_floating_point:
+        return False
+    try:
+        return bound.bind(node, _tape.constant(1.0, dtype, device)) or False
+    except bound.ChangedSince:
+        return None
+
+
+def _same(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Of the same bits, but for what a NaN holds."""
+    if grad.is_meta:
+        return True
+    return (
+        other is not None
+        and grad.stride() == other.stride()
+        and torch.equal(grad.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
+        and torch.equal(grad.isnan(), other.isnan())
+    )
 
 
 def _flag(value: Any) -> bool:

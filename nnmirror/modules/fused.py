@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
+from .. import formula, tape, tensor, walk
 from .. import functional as F
-from .. import tape, tensor, walk
 from ..changes import HookRegistry, Registry, count
+from ..fast.signature import Signature
 from ..parameter import Parameter
 from . import linear, module, plain
 from .activation import Hardtanh
@@ -122,6 +123,7 @@ class Plan:
         # Programs by the number of rows, and whether the input's gradient is asked for; a
         # number that came but once is not worth one.
         self.pools: dict[tuple[int, bool], Pool] = {}
+        self.signatures: dict[int, Signature] = {}  # by the number of rows, without an edge
         self.met: list[tuple[int, bool]] = []
 
     def new_pool(self, rows: int, edge: bool) -> Pool | None:
@@ -220,6 +222,11 @@ class Plan:
             node.edges = [*needs.edges[:at], edge, *needs.edges[at:]]
         self.last[0] = weakref.ref(node)
         if node.edges:
+            if edge is None:
+                sign = self.signatures.get(rows)
+                if sign is None:
+                    sign = self.signatures[rows] = Signature(Fused)
+                node.signature = sign
             node.sequence = next(tape._sequence)
             h.__class__ = tensor.Tensor
             h._node = node  # type: ignore[attr-defined]
@@ -334,13 +341,8 @@ def deliver_from_loss(loss: Any) -> bool:
         arena = program.arena()
         if arena is None:
             return False
-        if loss.writes and program.last_act is None and program.takes(loss._saved[0]):
-            loss.into = program.inbox
         with _Below():
-            try:
-                found = loss.function.backward(loss, tape.constant(1.0, dtype, device))
-            finally:
-                loss.into = None
+            found = loss.function.backward(loss, tape.constant(1.0, dtype, device))
             g = found[0]
             loss.free()
             check(net)
@@ -365,16 +367,17 @@ def _complain(node: Any) -> None:
         if not issubclass(made.function, F.Linear):
             made.saved(0)
             continue
+        names = made.plan.names
         if made.needs_input_grad[1]:
-            made.saved(1, via="AsStrided")
+            made.saved(names.index("weight"), via="AsStrided")
         if made.needs_input_grad[2]:
-            made.saved(0)
+            made.saved(names.index("input"))
 
 
 def unfold(node: Any) -> None:
     """Turn `node` into the node of the last layer, with those of the others behind it."""
     ops, needs, saved, versions = node.ops, node.needs, all_saved(node), list(node._versions)
-    node.folded = None
+    node.folded = node.signature = None
     if node.program is not None:
         node.pool.forget(node.program)  # a user may look at what it holds
         node.program = node.pool = None
@@ -403,22 +406,30 @@ def unfold(node: Any) -> None:
             bias, weight = ((p, 0) if trained else None for p, trained in both)
             new.edges, new.places = [bias, edge, weight], (1, 2) if op.bias is None else (0, 1, 2)
             new.label = "MmBackward0" if op.bias is None else "AddmmBackward0"
-            new.bias_shape = None if op.bias is None else op.bias.shape
-            new.batched = new.by_columns = False
             if kept is not None:
-                new.input_shape = kept.shape
-                new._saved = (kept if weight is not None else None, op.weight)
-                new._versions = (at, at_weight.get(id(op.w), op.weight._version))
+                at_w = at_weight.get(id(op.w), op.weight._version)
+                saved_of = {"input": (kept, at), "weight": (op.weight, at_w)}
+                args: tuple[Any, ...] = (op.bias, kept, op.weight)
         elif op.saves_node:
             if kept is not None:
                 vars(new).update(vars(kept))
             new.edges, new.places = [edge, *[None] * len(op.args)], (0,)
         else:
-            new.edges, new.places = [edge, None] if "slope" in vars(op) else [edge], (0,)
-            new.label, new.slope = "", op.slope
+            has_slope = "slope" in vars(op)
+            new.edges, new.places = [edge, None] if has_slope else [edge], (0,)
+            new.label = ""
             if kept is not None:
-                new._saved, new._versions = (kept,), (at,)
+                saved_of = {"input": (kept, at), "result": (kept, at)}
+                args = (kept, op.slope) if has_slope else (kept,)
         new.needs_input_grad = tuple([e is not None for e in new.edges])
+        if not op.saves_node:
+            if kept is None:
+                new.plan = formula.Plan()
+            else:
+                new.plan = op.function.formulas.plan(args, new.needs_input_grad)
+                pairs = [saved_of[name] for name in new.plan.names]
+                new._saved = [t for t, _ in pairs]
+                new._versions = [v for _, v in pairs]
         made.append(new)
         edge = (new, 0) if any(new.needs_input_grad) else None
     # Not as nodes: the last would lead to itself.

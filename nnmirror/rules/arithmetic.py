@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .._versions import SINCE_2_14
-from ..tape import Edge, Node, number, record, recorded, usual_edge
+from ..tape import Node, number, record
 from .registry import Rule, answered, composite, inplace, rule, unplaced
 from .shape import to
 
@@ -25,26 +25,6 @@ def scaled(g: T, factor: Any) -> T:
     return g if type(factor) in _NUMBERS and factor == 1 else g * factor
 
 
-def _usual(function: Any, input: Any, other: Any, *more: Any) -> Any:
-    """A call on a tracked tensor with a number, or with a tensor of its shape and dtype."""
-    edge = usual_edge(input)
-    if edge is None or more:
-        return None
-    to_other: Edge | None = None
-    kind = type(other)
-    is_number = kind is float or kind is int
-    if not is_number:
-        to_other = usual_edge(other)
-        if to_other is None and (kind is not T or other.requires_grad):
-            return None
-        if other.shape != input.shape or other.dtype is not input.dtype:
-            return None
-    node: Any = Node(function)
-    node.places, node.is_exact = (0,) if is_number else (0, 1), True
-    node.needs_input_grad = (True, to_other is not None)
-    return recorded(node, function.forward(node, input, other), (edge, to_other), edge)
-
-
 @inplace(T.add_, T.__iadd__)
 @rule(torch.add, T.add, T.__add__, T.__radd__)
 class Add(Rule):
@@ -52,17 +32,17 @@ class Add(Rule):
 
     counted = (0, 1)
 
-    usual: Any = staticmethod(lambda *args: _usual(Add, *args))
-
     @staticmethod
-    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
-        ctx.alpha = alpha  # type: ignore[attr-defined]
+    def forward(input: T, other: Any, alpha: Any = 1) -> T:
         return torch.add(input, other) if alpha is _ONE else torch.add(input, other, alpha=alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dy = scaled(g, ctx.alpha) if ctx.needs_input_grad[1] else None
-        return (g, dy) if ctx.is_exact else (g, dy, None)
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_other(g: T, alpha: Any) -> T:
+        return scaled(g, alpha)
 
 
 @inplace(T.sub_, T.__isub__, T.subtract_)
@@ -72,17 +52,17 @@ class Sub(Rule):
 
     counted = (0, 1)
 
-    usual: Any = staticmethod(lambda *args: _usual(Sub, *args))
-
     @staticmethod
-    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
-        ctx.alpha = alpha  # type: ignore[attr-defined]
+    def forward(input: T, other: Any, alpha: Any = 1) -> T:
         return torch.sub(input, other) if alpha is _ONE else torch.sub(input, other, alpha=alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dy = scaled(-g, ctx.alpha) if ctx.needs_input_grad[1] else None
-        return (g, dy) if ctx.is_exact else (g, dy, None)
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_other(g: T, alpha: Any) -> T:
+        return scaled(-g, alpha)
 
 
 class Rsub(Rule):
@@ -109,30 +89,19 @@ class Mul(Rule):
     """z = x y:  dx = g y,  dy = g x"""
 
     counted = (0, 1)
-
-    usual: Any = staticmethod(lambda *args: _usual(Mul, *args))
-
-    @staticmethod
-    def forward(ctx: Node, input: T, other: Any) -> T:
-        needs = ctx.needs_input_grad
-        ctx.other = other  # type: ignore[attr-defined]
-        if isinstance(other, T):
-            ctx.save_for_backward(input if needs[1] else None, other if needs[0] else None)
-            ctx.other = None  # type: ignore[attr-defined]
-        else:
-            ctx.save_for_backward(None)  # PyTorch saves a number as a tensor, and frees it
-            other = number(other, input)
-        return torch.mul(input, other)
+    saves_number = True  # PyTorch saves a number as a tensor, and frees it
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if ctx.other is not None:
-            ctx.saved(0)
-            return torch.mul(g, number(ctx.other, g)), None
-        x, y = ctx.saved_tensors
-        return g * y if ctx.needs_input_grad[0] else None, (
-            g * x if ctx.needs_input_grad[1] else None
-        )
+    def forward(input: T, other: Any) -> T:
+        return torch.mul(input, other if isinstance(other, T) else number(other, input))
+
+    @staticmethod
+    def d_input(g: T, other: Any) -> T:
+        return torch.mul(g, other if isinstance(other, T) else number(other, g))
+
+    @staticmethod
+    def d_other(g: T, input: T) -> T:
+        return g * input
 
 
 @inplace(T.div_, T.__itruediv__, T.divide_, T.true_divide_)
@@ -141,36 +110,26 @@ class Div(Rule):
     """z = x / y:  dx = g / y,  dy = -g ((x / y) / y).  With rounding, both are zero."""
 
     counted = (0, 1)
+    counted_too = "DivBackward2"
+    saves_number = True
 
     @staticmethod
-    def forward(ctx: Node, input: T, other: Any, rounding_mode: str | None = None) -> T:
-        ctx.rounded = rounding_mode is not None  # type: ignore[attr-defined]
-        if ctx.rounded:  # type: ignore[attr-defined]
-            ctx.label, ctx.places = "DivBackward2", Div.counted
+    def forward(input: T, other: Any, rounding_mode: str | None = None) -> T:
+        if rounding_mode is not None:
             return torch.div(input, other, rounding_mode=rounding_mode)
-        ctx.other = other  # type: ignore[attr-defined]
-        if isinstance(other, T):
-            needs = ctx.needs_input_grad
-            ctx.save_for_backward(input if needs[1] else None, other)
-            ctx.other = None  # type: ignore[attr-defined]
-        else:
-            ctx.save_for_backward(None)
         return torch.div(input, other)
 
+    @classmethod
+    def label_of(cls, input: T, other: Any, rounding_mode: str | None = None) -> str:
+        return "" if rounding_mode is None else "DivBackward2"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if ctx.rounded:
-            zero = torch.zeros_like(g)
-            return zero, zero if ctx.needs_input_grad[1] else None, None
-        if ctx.other is not None:
-            ctx.saved(0)
-            return g / ctx.other, None, None
-        x, y = ctx.saved_tensors
-        return (
-            g / y if ctx.needs_input_grad[0] else None,
-            -g * ((x / y) / y) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+    def d_input(g: T, other: Any, rounding_mode: str | None) -> T:
+        return g / other if rounding_mode is None else torch.zeros_like(g)
+
+    @staticmethod
+    def d_other(g: T, input: T, other: Any, rounding_mode: str | None) -> T:
+        return -g * ((input / other) / other) if rounding_mode is None else torch.zeros_like(g)
 
 
 @inplace(T.reciprocal_, torch.reciprocal_)

@@ -22,14 +22,12 @@ class Exp(Rule):
     """z = exp(x):  dx = g z"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        z = torch.exp(input)
-        ctx.save_for_backward(z)
-        return z
+    def forward(input: T) -> T:
+        return torch.exp(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g * ctx.saved(0)
+    def d_input(g: T, result: T) -> T:
+        return g * result
 
 
 @inplace(T.log_, torch.log_)
@@ -38,13 +36,12 @@ class Log(Rule):
     """z = log(x):  dx = g / x"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T) -> T:
         return torch.log(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g / ctx.saved(0)
+    def d_input(g: T, input: T) -> T:
+        return g / input
 
 
 @inplace(T.log1p_, torch.log1p_)
@@ -53,13 +50,12 @@ class Log1P(Rule):
     """z = log(1 + x):  dx = g / (x + 1)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T) -> T:
         return torch.log1p(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g / (ctx.saved(0) + 1)
+    def d_input(g: T, input: T) -> T:
+        return g / (input + 1)
 
 
 @inplace(T.sqrt_, torch.sqrt_)
@@ -68,14 +64,12 @@ class Sqrt(Rule):
     """z = sqrt(x):  dx = g / (2 z)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        z = torch.sqrt(input)
-        ctx.save_for_backward(z)
-        return z
+    def forward(input: T) -> T:
+        return torch.sqrt(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g / (2 * ctx.saved(0))
+    def d_input(g: T, result: T) -> T:
+        return g / (2 * result)
 
 
 @inplace(T.rsqrt_, torch.rsqrt_)
@@ -100,13 +94,12 @@ class Abs(Rule):
     """z = |x|:  dx = g sign(x) (0 at 0)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T) -> T:
         return torch.abs(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g * ctx.saved(0).sgn()
+    def d_input(g: T, input: T) -> T:
+        return g * input.sgn()
 
 
 @inplace(T.sin_, torch.sin_)
@@ -115,13 +108,12 @@ class Sin(Rule):
     """z = sin(x):  dx = g cos(x)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T) -> T:
         return torch.sin(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g * ctx.saved(0).cos()
+    def d_input(g: T, input: T) -> T:
+        return g * input.cos()
 
 
 @inplace(T.cos_, torch.cos_)
@@ -188,14 +180,12 @@ class Sigmoid(Rule):
     infer: Any = staticmethod(torch.sigmoid)
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        z = torch.sigmoid(input)
-        ctx.save_for_backward(z)
-        return z
+    def forward(input: T) -> T:
+        return torch.sigmoid(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        z = ctx.saved(0)
+    def d_input(g: T, result: T) -> T:
+        z = result
         if z.dtype is torch.bfloat16:
             wide = z.float()  # the kernel computes this one in float32 and rounds once
             return laid_out_as((g.float() * (1 - wide) * wide).to(z.dtype), g)
@@ -271,18 +261,23 @@ def _pointwise(
     """
     function = getattr(torch, name)
 
-    def forward(ctx: Any, input: T) -> T:
-        z = function(input)
-        ctx.save_for_backward(z if of_result else input)
-        return z
+    def forward(input: T) -> T:
+        return function(input)  # type: ignore[no-any-return]
 
-    def backward(ctx: Any, g: T) -> T:
-        return slope(g, ctx.saved(0))
+    def of_input_slope(g: T, input: T) -> T:
+        return slope(g, input)  # type: ignore[no-any-return]
+
+    def of_result_slope(g: T, result: T) -> T:
+        return slope(g, result)  # type: ignore[no-any-return]
 
     made = type(
         name.title(),  # Deg2Rad
         (Rule,),
-        {"__doc__": doc, "forward": staticmethod(forward), "backward": staticmethod(backward)},
+        {
+            "__doc__": doc,
+            "forward": staticmethod(forward),
+            "d_input": staticmethod(of_result_slope if of_result else of_input_slope),
+        },
     )
     rule(function, getattr(T, name))(made)
     if name not in _NOT_IN_PLACE:

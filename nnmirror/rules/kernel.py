@@ -83,11 +83,9 @@ def bits(x: T) -> T:
     return x.view(_BITS[x.dtype])
 
 
-@functools.cache
 def all_bits(dtype: torch.dtype) -> T:
     """Minus one, an integer with all bits set."""
-    with torch.inference_mode(False):
-        return torch.tensor(-1, dtype=dtype, device="cpu")
+    return constant(-1, dtype, torch.device("cpu"))
 
 
 def laid_out_as(dx: T, g: T) -> T:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..tape import Node, record, recorded, usual_edge
+from ..tape import record
 from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -29,60 +29,44 @@ def expand_back(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
     return unsqueezed(g, shape, dim, keepdim).expand(shape)
 
 
-def _usual(function: Any, input: Any, *more: Any) -> Any:
-    """A call on a tracked tensor, over all of it."""
-    edge = usual_edge(input)
-    if edge is None or more:
-        return None
-    node: Any = Node(function)
-    node.places, node.needs_input_grad, node.is_exact = (0,), (True,), True
-    return recorded(node, function.forward(node, input), (edge,))
-
-
 @rule(torch.sum, T.sum)
 class Sum(Rule):
     """z = sum of x, over `dim` or all:  dx = g, repeated"""
 
-    usual: Any = staticmethod(lambda *args: _usual(Sum, *args))
-
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
-        ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
+    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         if dim is None and not keepdim:
             return torch.sum(input, dtype=dtype)
-        ctx.label = "SumBackward1"
         return torch.sum(input, dim, keepdim, dtype=dtype)
 
+    @classmethod
+    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+        return "" if dim is None and not keepdim else "SumBackward1"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> Any:
-        if ctx.dim is None:
-            dx = g.expand(ctx.shape)
-            return dx if ctx.is_exact else (dx, None, None, None)
-        return expand_back(g, ctx.shape, ctx.dim, ctx.keepdim), None, None, None
+    def d_input(g: T, input_shape: Any, dim: Any, keepdim: bool) -> T:
+        return g.expand(input_shape) if dim is None else expand_back(g, input_shape, dim, keepdim)
 
 
 @rule(torch.mean, T.mean)
 class Mean(Rule):
     """z = sum of x / n, over `dim` or all:  dx = g / n, repeated"""
 
-    usual: Any = staticmethod(lambda *args: _usual(Mean, *args))
-
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
-        ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
+    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         if dim is None and not keepdim:
             return torch.mean(input, dtype=dtype)
-        ctx.label = "MeanBackward1"
         return torch.mean(input, dim, keepdim, dtype=dtype)
 
+    @classmethod
+    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+        return "" if dim is None and not keepdim else "MeanBackward1"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> Any:
-        shape = ctx.shape
-        if ctx.dim is None:
-            dx = g.expand(shape) / shape.numel()
-            return dx if ctx.is_exact else (dx, None, None, None)
-        n = _count(shape, ctx.dim)
-        return expand_back(g, shape, ctx.dim, ctx.keepdim) / n, None, None, None
+    def d_input(g: T, input_shape: Any, dim: Any, keepdim: bool) -> T:
+        if dim is None:
+            return g.expand(input_shape) / input_shape.numel()
+        return expand_back(g, input_shape, dim, keepdim) / _count(input_shape, dim)
 
 
 def _count(shape: Any, dim: Any) -> int:

@@ -127,7 +127,10 @@ class Recorded:
     def __init__(self, function: type[Function], func: Any) -> None:
         self.function = function
         self.func = func
-        parameters = list(inspect.signature(function.forward).parameters.values())[1:]
+        if function.formulas is None:
+            parameters = list(inspect.signature(function.forward).parameters.values())[1:]
+        else:
+            parameters = function.formulas.parameters
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.places = {p.name: i for i, p in enumerate(parameters)}
         self.defaults = [p.default for p in parameters]

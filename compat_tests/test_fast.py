@@ -1,0 +1,377 @@
+"""Signatures and bound walks: the same bits, whatever a training loop does between two steps.
+
+Each parity test runs on PyTorch, on the mirror with every walk bound as soon as it comes (and
+compared with the generic one), on the mirror as it is by default, and with `fast.enabled` off.
+"""
+
+import gc
+import linecache
+import threading
+import weakref
+
+import pytest
+import torch
+
+import nnmirror
+from nnmirror import fast
+
+from .parity import parity, same
+
+
+@pytest.fixture(params=["bound at once", "bound when hot", "off"], autouse=True)
+def mode(request, monkeypatch):
+    monkeypatch.setattr(fast, "enabled", request.param != "off")
+    monkeypatch.setattr(fast, "after", 1 if request.param == "bound at once" else 3)
+    return request.param
+
+
+def bound_walks():
+    """The sources of the bound walks that there are."""
+    return [name for name in linecache.cache if name.startswith("<nnmirror walk")]
+
+
+class Wired:
+    """A net wired by hand, with branches, numbers and a parameter of its own between its layers."""
+
+    @staticmethod
+    def of(nn):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inp, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+                self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+                self.scale = nn.Parameter(torch.ones(8))
+
+            def forward(self, x):
+                h = nn.functional.relu(self.inp(x))
+                for block in self.blocks:
+                    h = h + self.scale * torch.tanh(block(h)) * 0.5
+                return self.out(h).clamp(-2, 2)
+
+        return Net()
+
+
+def train(nn, optim, net, steps=8, between=lambda i, net, optimizer: None, loss=None, sizes=(5,)):
+    """What a run ends with: losses, weights, gradients."""
+    optimizer = optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
+    losses = []
+    for i in range(steps):
+        between(i, net, optimizer)
+        n = sizes[i % len(sizes)]
+        x, y = torch.randn(n, 3), torch.randn(n, 2)
+        optimizer.zero_grad()
+        out = net(x)
+        cost = nn.functional.mse_loss(out, y) if loss is None else loss(nn, out, y, i)
+        cost.backward()
+        optimizer.step()
+        losses.append(cost.detach())
+    return losses, [(p.detach().clone(), p.grad) for p in net.parameters()]
+
+
+@parity
+def test_a_net_wired_by_hand(nn, optim):
+    return train(nn, optim, Wired.of(nn))
+
+
+@parity
+def test_a_batch_that_varies(nn, optim):
+    return train(nn, optim, Wired.of(nn), steps=16, sizes=(5, 1, 5, 3))
+
+
+def _frozen(i, net, optimizer):
+    net.inp.weight.requires_grad_(i % 4 != 3)
+
+
+def _hooked(i, net, optimizer):
+    if i == 4:
+        net.handle = net.scale.register_hook(lambda g: g * 2)
+    if i == 6:
+        net.handle.remove()
+
+
+def _module_hooked(i, net, optimizer):
+    if i == 4:
+        net.handle = net.blocks[0].register_full_backward_hook(lambda m, gi, go: (gi[0] * 3,))
+    if i == 6:
+        net.handle.remove()
+
+
+def _exchanged(i, net, optimizer):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.data = p.data * 0.9
+
+
+def _transposed(i, net, optimizer):
+    if i % 3 == 2:
+        net.blocks[0].weight.data = net.blocks[0].weight.data.t()
+
+
+def _loaded(i, net, optimizer):
+    if i % 2:
+        net.load_state_dict({k: v * 0.5 for k, v in net.state_dict().items()})
+
+
+def _replaced(i, net, optimizer):
+    if i == 4:
+        net.scale = type(net.scale)(torch.full((8,), 0.3))
+
+
+def _accumulated(i, net, optimizer):
+    if i % 2:
+        optimizer.zero_grad = lambda: None
+    else:
+        optimizer.__dict__.pop("zero_grad", None)
+
+
+CHANGES = {
+    "frozen": _frozen,
+    "hooked": _hooked,
+    "module hooked": _module_hooked,
+    "data exchanged": _exchanged,
+    "transposed": _transposed,
+    "loaded": _loaded,
+    "replaced": _replaced,
+    "accumulated": _accumulated,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@parity
+def test_changes_between_steps(nn, optim, change):
+    return train(nn, optim, Wired.of(nn), steps=12, between=CHANGES[change])
+
+
+LOSSES = {
+    # A schedule: a number that is another each time, zeros of both signs among them.
+    "annealed": lambda nn, out, y, i: ((out - y) ** 2).mean() * (0.0, -0.0, 1.0, 0.5, 0.25, 0.1)[i % 6],
+    # The same function of two tensors, and of one twice.
+    "one or two": lambda nn, out, y, i: _one_or_two(out, y, i),
+    "clamped by data": lambda nn, out, y, i: out.clamp(max=y.max()).pow(2).sum(),
+    "by mask": lambda nn, out, y, i: out[y > 0].sum() + out.masked_fill(y > 0.5, 0.1).mean(),
+    "by index": lambda nn, out, y, i: out.gather(1, (y[:, :1] > 0).long()).sum() + out[y[:, 0].argmax()].sum(),
+    "largest": lambda nn, out, y, i: out.max(1).values.sum() + out.max(),
+    "product": lambda nn, out, y, i: (out * (y > 0)).prod(1).sum(),
+    "unbound": lambda nn, out, y, i: sum(a * (k + 1) for k, a in enumerate(out.unbind(1))).sum(),
+    "log softmax": lambda nn, out, y, i: -torch.log_softmax(out, 1)[:, 0].mean(),
+    "cross entropy": lambda nn, out, y, i: nn.functional.cross_entropy(out, (y[:, 0] > 0).long()),
+    "smooth": lambda nn, out, y, i: nn.functional.smooth_l1_loss(out, y) + out.abs().sum() * 1e-2,
+    "in place": lambda nn, out, y, i: (out * 2).add_(y).relu_().sum(),
+    "on a view": lambda nn, out, y, i: _on_a_view(out, y),
+    "dropout": lambda nn, out, y, i: nn.functional.dropout(out, 0.3).sum(),
+    "detached": lambda nn, out, y, i: (out * out.detach().exp()).sum(),
+    "in float64": lambda nn, out, y, i: (out.double() - y).pow(2).sum(),
+    "a constant part": lambda nn, out, y, i: out.sum() * 0 + (out - out).sum(),
+}  # fmt: skip
+
+
+def _one_or_two(out, y, i):
+    a = torch.tanh(out)
+    b = a if i % 2 else torch.tanh(out)
+    return (a * b).sum() + (b + a).mean()
+
+
+def _on_a_view(out, y):
+    z = out * 1
+    z[:, 0] *= 2
+    z[0] = y[0]
+    return z.pow(2).sum()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@parity
+def test_losses_written_out(nn, optim, loss):
+    return train(nn, optim, Wired.of(nn), steps=9, loss=LOSSES[loss])
+
+
+@parity
+def test_two_losses_over_one_trunk(nn, optim):
+    net = Wired.of(nn)
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    for i in range(8):
+        optimizer.zero_grad()
+        out = net(torch.randn(4, 3))
+        if i % 2:
+            out[:, 0].sum().backward(retain_graph=True)
+            out[:, 1].pow(2).sum().backward()
+        else:
+            out.pow(2).sum().backward(retain_graph=True)
+            out.pow(2).sum().backward()
+        optimizer.step()
+    return [(p.detach(), p.grad) for p in net.parameters()]
+
+
+@parity
+def test_a_second_backward_raises(nn, optim):
+    net = Wired.of(nn)
+    for _ in range(5):
+        loss = net(torch.ones(4, 3)).sum()
+        loss.backward()
+    loss.backward()
+
+
+@parity
+def test_what_was_saved_is_changed(nn, optim):
+    net = Wired.of(nn)
+    for _ in range(5):
+        h = torch.tanh(net.inp(torch.ones(4, 3)))
+        net.out(h).sum().backward()
+    h = torch.tanh(net.inp(torch.ones(4, 3)))
+    loss = net.out(h).sum()
+    with torch.no_grad():
+        h.mul_(2)
+    loss.backward()
+
+
+@parity
+def test_a_weight_is_changed_before_backward(nn, optim):
+    net = Wired.of(nn)
+    for _ in range(5):
+        net(torch.ones(4, 3)).sum().backward()
+    loss = net(torch.ones(4, 3)).sum()
+    with torch.no_grad():
+        net.out.weight.mul_(2)
+    loss.backward()
+
+
+@parity
+def test_gradients_kept_by_the_script(nn, optim):
+    """A .grad that a script holds does not change when the next one comes."""
+    net, kept = Wired.of(nn), []
+    for i in range(6):
+        net.zero_grad()
+        net(torch.full((4, 3), float(i))).sum().backward()
+        kept.append([p.grad for p in net.parameters()])
+    return kept
+
+
+@parity
+def test_retained_gradients_and_hooks_on_what_is_between(nn, optim):
+    net, seen = Wired.of(nn), []
+    for i in range(8):
+        h = nn.functional.relu(net.inp(torch.randn(4, 3)))
+        if i == 5:
+            h.retain_grad()
+            h.register_hook(lambda g: seen.append(g) or g * 2)
+        net.out(h).pow(2).sum().backward()
+        if i == 5:
+            seen.append(h.grad)
+    return seen, [p.grad for p in net.parameters()]
+
+
+@parity
+def test_the_same_module_twice(nn, optim):
+    layer = nn.Linear(3, 3)
+    for _ in range(6):
+        x = torch.randn(4, 3)
+        y = torch.tanh(layer(torch.tanh(layer(x)))) + layer(x)
+        y.pow(2).sum().backward()
+    return layer.weight.grad, layer.bias.grad
+
+
+@parity
+def test_an_episode_of_varying_length(nn, optim):
+    """Losses of single steps, summed: no graph comes twice."""
+    net = Wired.of(nn)
+    optimizer = optim.SGD(net.parameters(), lr=0.01)
+    for length in (3, 5, 4, 3, 6, 3, 3, 5):
+        loss = 0.0
+        for _ in range(length):
+            loss = loss - torch.log_softmax(net(torch.randn(1, 3)), 1)[0, 1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [(p.detach(), p.grad) for p in net.parameters()]
+
+
+def test_a_walk_is_bound_and_can_be_read(mode):
+    before = set(bound_walks())
+    net = Wired.of(nnmirror)
+    for _ in range(5):
+        net(torch.randn(4, 3)).pow(2).mean().backward()
+    made = [name for name in bound_walks() if name not in before]
+    if mode == "off":
+        assert not made
+    else:
+        text = "".join(linecache.getlines(made[-1]))
+        assert "# TanhBackward0" in text
+        assert "addcmul(" in text
+
+
+def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
+    """Binding compares: what a rule does otherwise the second time costs speed, and no bits."""
+    if mode != "bound when hot":
+        pytest.skip("about the comparison")
+    times = iter(range(1000))
+
+    class Odd(nnmirror.rules.Rule):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * float(next(times))
+
+    w = nnmirror.Parameter(torch.ones(3))
+    for i in range(12):
+        w.grad = None
+        before = next(times)
+        nnmirror.tape.record(Odd, (w,))[0].sum().backward()
+        if i > 5:
+            assert w.grad.tolist() == [float(before + 1)] * 3
+
+
+def test_models_are_freed_with_their_signatures():
+    """A thousand nets of different shapes leave nothing behind, and need no collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        walks, alive = len(bound_walks()), []
+        for i in range(30):
+            net = nnmirror.Linear(3, i + 2)
+            for _ in range(5):
+                torch.tanh(net(torch.ones(2, 3))).pow(2).sum().backward()
+            alive.append(weakref.ref(net.weight._signature))
+            del net
+        assert not any(ref() for ref in alive)
+        assert len(bound_walks()) == walks
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_signatures_are_bounded():
+    """A number that is another in every step leaves no more than a few signatures."""
+    w = nnmirror.Parameter(torch.ones(3))
+    for i in range(1000):
+        (w * (0.1 + i)).sum().backward()
+    assert len(w._signature.next) <= 64
+
+
+def test_several_threads_train_at_once():
+    """Nets that share no more than their wiring, and one net that all of them read."""
+    torch.manual_seed(0)
+    trunk = nnmirror.Linear(3, 8).requires_grad_(False)
+    nets = [Wired.of(nnmirror) for _ in range(4)]
+
+    def run(net, scale, results):
+        x = torch.full((4, 3), scale)
+        grads = []
+        for _ in range(20):
+            net.zero_grad()
+            (net(x).pow(2).sum() + net.out(trunk(x)).sum()).backward()
+            grads.append([p.grad for p in net.parameters() if p.grad is not None])
+        results[scale] = grads
+
+    expected, found = {}, {}
+    for i, net in enumerate(nets):
+        run(net, 0.1 * i, expected)
+    threads = [
+        threading.Thread(target=run, args=(net, 0.1 * i, found)) for i, net in enumerate(nets)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    same(expected, dict(sorted(found.items())), "gradients")

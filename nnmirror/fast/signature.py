@@ -1,0 +1,121 @@
+"""Signatures: how a tracked tensor came about, interned.
+
+The signature of a recorded call says all that its backward may depend on, but for the numbers
+in the tensors: the function, the signatures of its inputs, its other arguments, and the layout
+of plain tensors. So two graphs whose last nodes have one signature go back by the same
+operations, if they also share their nodes in the same way (`bound.py` looks).
+
+A signature holds no tensor. Each is kept by the signature of its first tracked input, up to
+that of a leaf, which is kept by the leaf: with a model go the signatures that it made.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_serials = itertools.count()
+_MOST = 64  # that one signature keeps of those that follow it
+_MOST_OF_ONE = 16  # of them by one function, before its calls are taken to differ each time
+
+
+class Signature:
+    """Of a recorded call, or of a leaf (`function` is None)."""
+
+    __slots__ = (
+        "__weakref__",
+        "bound",
+        "checks_shape",
+        "function",
+        "makes_new",
+        "needs",
+        "next",
+        "outputs",
+        "places",
+        "plan",
+        "serial",
+        "siblings",
+        "size",
+        "varying",
+        "walks",
+    )
+
+    # Of a call, what each node of it has alike:
+    plan: Any
+    places: Sequence[int]
+    needs: tuple[bool, ...]
+    outputs: Sequence[Any]
+    makes_new: bool  # its result is new, or a view
+
+    def __init__(self, function: Any = None) -> None:
+        # What stands for this one in the keys of others: they would make cycles.
+        self.serial = next(_serials)
+        self.function = function
+        # Of the calls on what this signature stands for, by function and other arguments.
+        self.next: dict[Any, Signature] = {}
+        self.siblings: dict[int, Signature] | None = None  # of its further outputs
+        self.varying: set[Any] = set()  # functions whose calls from here are no longer signed
+        self.walks = 0  # how often a walk began here
+        self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
+        self.checks_shape = False  # the shape of the result depends on the data
+        self.size = 1  # nodes behind it, shared ones counted each time
+
+    def output(self, index: int) -> "Signature":
+        """The signature of output `index` of a call with several."""
+        if index == 0:
+            return self
+        if self.siblings is None:
+            self.siblings = {}
+        if index not in self.siblings:
+            self.siblings[index] = Signature(self.function)
+        return self.siblings[index]
+
+    def follow(self, key: Any, made: "Signature") -> None:
+        """Keep `made` as what comes of the call `key`.
+
+        A function that is called otherwise each time, as by a slice that grows or a number that
+        follows a schedule, makes no graph twice: its calls are not signed any more.
+        """
+        function = key[0]
+        if sum(k[0] is function for k in self.next) >= _MOST_OF_ONE:
+            self.varying.add(function)
+        if len(self.next) >= _MOST:
+            self.next.clear()
+        self.next[key] = made
+
+
+_CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+class Unsigned(Exception):
+    """An argument that no signature can stand for."""
+
+
+def of_tensor(tensor: torch.Tensor) -> Any:
+    """What stands for a tensor that carries no gradient: its layout."""
+    try:
+        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    except RuntimeError:  # a sparse one
+        raise Unsigned from None
+
+
+def of_value(value: Any) -> Any:
+    """What stands for an argument that is no tensor."""
+    kind = type(value)
+    if kind is float:
+        # Zeros differ by their sign; a NaN is never found again.
+        return (kind, value) if value else (kind, repr(value))
+    if value is None or kind is str or kind in _CONSTANTS:
+        return value
+    if kind is int or kind is bool:
+        return kind, value
+    if kind is torch.Size:
+        return value
+    if kind is tuple or kind is list:
+        return kind, tuple([of_value(v) for v in value])
+    if kind is slice:
+        return kind, of_value(value.start), of_value(value.stop), of_value(value.step)
+    if value is Ellipsis:
+        return value
+    raise Unsigned
