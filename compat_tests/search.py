@@ -4,7 +4,8 @@
 
 Hypothesis makes up whole programs: a net of shared and branching modules, tensor operations
 between them, views and in-place changes, frozen parameters, hooks, several losses, a few
-steps of an optimiser under a schedule. Each runs on both backends; every value, gradient and weight is
+steps of an optimiser under a schedule, with walks bound at once or not at all. Each runs on both
+backends; every value, gradient and weight is
 compared bit by bit, and so is every error. What the mirror refuses (it says so) is left out
 of the program on both sides. What has been tried is noted in a file, from which a run that was
 stopped goes on.
@@ -12,6 +13,7 @@ stopped goes on.
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -31,12 +33,29 @@ from hypothesis import strategies as st
 import nnmirror
 import nnmirror.optim
 
-from .parity import normal, same_bits
+from .parity import bound_at_once, normal, same_bits
 
 
 def put(a: Any, index: Any, value: Any) -> Any:
     a[index] = value
     return a
+
+
+def filled(a: Any) -> Any:
+    """A plain buffer filled step by step with what was computed from it."""
+    series = torch.zeros(5, dtype=a.dtype)
+    before = series[:2]
+    for i in range(2, 5):
+        series[i] = (series[i - 2 : i] * a.mean()).sum() + a.sum()
+    return series + before.sum()
+
+
+def written(a: Any) -> Any:
+    """Each slice written from those before it."""
+    d = torch.zeros_like(a)
+    for k in range(len(a)):
+        d[k] = (d[: k + 1] + a[: k + 1].flip(0)).sum(0)
+    return d
 
 
 UNARY = {
@@ -169,6 +188,19 @@ UNARY = {
         a, a.detach().argmin(-1), label_smoothing=0.1, reduction="sum"
     ),
     "nll": lambda a: F.nll_loss(a.log_softmax(-1), a.detach().argmin(-1), reduction="none"),
+    "glu": lambda a: F.glu(torch.cat([a, a * 0.5], -1), -1),
+    "gumbel": lambda a: F.gumbel_softmax(a, tau=0.7),
+    "take": lambda a: a.take(torch.tensor([1, 0, 1])),
+    "aminmax": lambda a: torch.aminmax(a).max - a.aminmax(dim=-1).min,
+    "float_power": lambda a: torch.float_power(a, 2),
+    "meshgrid": lambda a: torch.meshgrid(a.flatten()[:2], a.flatten()[-2:], indexing="ij")[1],
+    "covariance": lambda a: torch.linalg.cholesky(a @ a.mT + 3 * torch.eye(a.shape[-2])),
+    "a slope that learns": lambda a: F.leaky_relu(a, a.sum()),
+    "alpha that learns": lambda a: torch.add(a, a, alpha=a.mean()),
+    "complex": lambda a: torch.complex(a, a).abs(),
+    "series": lambda a: filled(a),
+    "slices written": lambda a: written(a),
+    "annealed": lambda a: a * float(a.detach().sum().round()),
     "softmax by hand": lambda a: a.exp() / a.exp().sum(-1, keepdim=True),
 }
 BINARY = {
@@ -220,6 +252,16 @@ BINARY = {
     "bce": lambda a, b: F.binary_cross_entropy(a.sigmoid(), b.sigmoid()),
     "bce logits": lambda a, b: F.binary_cross_entropy_with_logits(a, b.sigmoid(), reduction="none"),
     "cross entropy of probabilities": lambda a, b: F.cross_entropy(a, b.softmax(-1)),
+    "cdist": lambda a, b: torch.cdist(a, b),
+    "inner": lambda a, b: torch.inner(a, b),
+    "scatter_reduce": lambda a, b: a.scatter_reduce(
+        0, torch.zeros(b.shape, dtype=torch.long), b, "amax"
+    ),
+    "einsum of three": lambda a, b: torch.einsum("ij,jk,lk->il", a, b.mT, a),
+    "attention of torch": lambda a, b: F.scaled_dot_product_attention(a, b, b),
+    "solved": lambda a, b: torch.linalg.solve_triangular(
+        a.tril() + 2 * torch.eye(a.shape[-1]), b, upper=False
+    ),
     "prelu": lambda a, b: F.prelu(a, b.flatten()[:1]),
     "cross entropy by hand": lambda a, b: -(a.log_softmax(-1) * b.softmax(-1).detach()).sum(-1),
 }
@@ -276,6 +318,7 @@ PROGRAMS = st.fixed_dictionaries(
         "steps": st.integers(1, 2),
         "optimizer": st.sampled_from(OPTIMIZERS),
         "schedule": st.booleans(),
+        "bound": st.booleans(),
     }
 )
 
@@ -451,7 +494,10 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
 
             def back(target: Any = target) -> None:
                 loss = target if target.numel() == 1 else target.sum()
-                loss.backward(torch.ones_like(loss), retain_graph=program["retain"])
+                if program["bound"] and loss.dim() == 0:
+                    loss.backward(retain_graph=program["retain"])
+                else:
+                    loss.backward(torch.ones_like(loss), retain_graph=program["retain"])
 
             before = len(log)
             attempt(("loss", step, n), back)
@@ -493,7 +539,8 @@ def check(program: dict[str, Any]) -> int:
         warnings.simplefilter("ignore")
         while True:
             try:
-                actual = run(nnmirror, nnmirror.optim, program, skip)
+                with bound_at_once() if program["bound"] else contextlib.nullcontext():
+                    actual = run(nnmirror, nnmirror.optim, program, skip)
                 break
             except Refused as refused:
                 if refused.place in skip:
