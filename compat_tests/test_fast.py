@@ -260,6 +260,22 @@ def test_retained_gradients_and_hooks_on_what_is_between(nn, optim):
 
 
 @parity
+def test_a_graph_that_is_looked_at_now_and_then(nn, optim):
+    """next_functions shows a Linear's transposed weight, which the walk then goes through."""
+    net, names = Wired.of(nn), []
+    for i in range(8):
+        h = nn.functional.linear(net.inp(torch.randn(4, 3)), net.blocks[0].weight * 2)
+        cost = torch.tanh(h).sum()
+        if i in (0, 5):
+            node = cost.grad_fn
+            while node.next_functions:
+                names.append([n and n.name() for n, _ in node.next_functions])
+                node = node.next_functions[0][0]
+        cost.backward()
+    return names, [p.grad for p in net.parameters()]
+
+
+@parity
 def test_the_same_module_twice(nn, optim):
     layer = nn.Linear(3, 3)
     for _ in range(6):

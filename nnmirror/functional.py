@@ -268,6 +268,7 @@ def _with_transpose(node: Node) -> None:
         return
     bias, input, weight = node.edges
     node.function, node.fits = _LinearOfTransposed, None
+    node.is_watched = True
     if weight is None:
         return
     target, index = weight

@@ -130,6 +130,8 @@ class _Writer:
         folded = any(node.folded is not None for node in self.order)  # it goes back by itself
         if len(self.order) > _MOST_NODES or folded:
             raise Unbindable
+        if any(node.is_watched or node.signature is None for node in self.order):
+            raise ChangedSince
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.order)}
         self.environment: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
@@ -314,6 +316,8 @@ class _Writer:
         leaves: dict[int, str] = {}
         fetched = {id(self.order[0])}
         for node in self.order:  # each has a name by then
+            # One that somebody looks at may lead elsewhere since.
+            lines.append(f"if {self.names[id(node)]}.is_watched: return None")
             lines.append(f"e = {self.names[id(node)]}.edges")
             for i, edge in enumerate(node.edges):
                 if edge is None:
@@ -336,7 +340,6 @@ class _Writer:
         free: list[str] = []
         for node in self.order:
             name = self.names[id(node)]
-            conditions.append(f"{name}.is_watched")
             if node._saved:
                 saved = f"s{name[1:]}"
                 lines.append(f"{saved} = {name}._saved")
