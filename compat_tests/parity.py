@@ -104,6 +104,8 @@ def outcome(
         finally:
             torch.set_warn_always(always)
     said = [(w.category.__name__, normal(str(w.message))) for w in caught]
+    # How PyTorch goes about it, which depends on what was called in the process before.
+    said = [(kind, text) for kind, text in said if "implemented the batching rule" not in text]
     return Outcome(value, error, said, generators(device))
 
 
