@@ -716,8 +716,9 @@ def record(
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
         if inplace is None and forward_mode["_current_level"] < 0:
-            met = _met_before(function, args)
-            if met is None and function.usual is not None and not _is_signed(function, args):
+            if function.usual is None or _is_signed(function, args):
+                met = _met_before(function, args)
+            else:
                 met = function.usual(*args)
             if met is not None:
                 return met  # type: ignore[no-any-return]
