@@ -295,7 +295,9 @@ class _Writer:
 
     def function(self, func: Any) -> str:
         """The name of a torch function."""
-        name = getattr(func, "__name__", "").partition(".")[0].strip("_")
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name.startswith("__"):  # else what changes in place keeps its underscore
+            name = name.strip("_")
         if name == "get":
             name = func.__self__.__name__
         if not name.isidentifier():
