@@ -267,7 +267,7 @@ def _with_transpose(node: Node) -> None:
     if node.label not in ("AddmmBackward0", "MmBackward0"):
         return
     bias, input, weight = node.edges
-    node.function, node.fits = _LinearOfTransposed, None
+    node.function = _LinearOfTransposed
     node.is_watched = True
     if weight is None:
         return
@@ -367,12 +367,6 @@ class TanhInplace(Tanh):
     @staticmethod
     def forward(input: T) -> T:
         return torch.tanh_(input)
-
-
-def _saved_result(ctx: Any, y: T) -> T:
-    ctx.mark_dirty(y)
-    ctx.save_for_backward(y)
-    return y
 
 
 def tanh(input: T) -> T:

@@ -92,9 +92,6 @@ class Node:
     folded: "Callable[[Any], None] | None" = None
     # What backward returns is known to be of its inputs' shapes and dtypes.
     is_exact: bool = False
-    # And is new, and laid out as the input, if that is a parameter and the count of changes
-    # stands where it stood.
-    fits: int | None = None
     leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
     # The program that it was computed by (see modules/program.py), and where that goes back to.
     program: Any = None
@@ -989,13 +986,12 @@ def _sign(
     call = tuple(key)
     sign = signs[0].next.get(call)
     if sign is None:
-        sign = Signature(node.function)
+        sign = Signature()
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.checks_shape = node.function.reads_data or any(
             isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
         )
-        sign.size = 1 + sum(s.size for s in signs)
         signs[0].follow(call, sign)
     elif sign.outputs != node.outputs:
         return

@@ -416,7 +416,6 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                 if not (exact and len(found) == len(edges)):
                     found = tuple(validated(node, node.completed(found)))
             grad = None
-            new_and_fits = node.fits == changes.count[0]
             if not retain_graph:
                 node.free()
             for edge, result in zip(edges, found, strict=True):
@@ -430,19 +429,14 @@ def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) 
                     if result is not None:
                         held[key] = held[key] + result if key in held else result
                     continue
-                new = new_and_fits
                 if held and key in held:
                     result = held.pop(key) if result is None else held.pop(key) + result
-                    new = False
                 if type(target) is _tape.Node:
                     heapq.heappush(ready, (-target.sequence, target, result))
                 elif result is not None and target._requires_grad:
                     with _accumulating:
-                        if new and target._gradient is None:
-                            target._gradient = result
-                        else:
-                            # This name, the tuple of results, and the call's argument.
-                            _accumulate(target, result, sys.getrefcount(result) <= 3)
+                        # This name, the tuple of results, and the call's argument.
+                        _accumulate(target, result, sys.getrefcount(result) <= 3)
             found = result = None
             if not ready:
                 return

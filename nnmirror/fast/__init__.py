@@ -7,4 +7,4 @@ which then runs in place of the generic walk. `nnmirror.fast.enabled = False` tu
 """
 
 enabled = True
-after = 3  # a walk is bound when it comes for the so-manieth time; 1 is for tests, and checks each
+after = 3  # how often a walk comes before it is bound; 1 is for tests: a difference then raises

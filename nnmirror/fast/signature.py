@@ -21,13 +21,12 @@ _MOST_OF_ONE = 16  # of them by one function, before its calls are taken to diff
 
 
 class Signature:
-    """Of a recorded call, or of a leaf (`function` is None)."""
+    """Of a recorded call, or of a leaf."""
 
     __slots__ = (
         "__weakref__",
         "bound",
         "checks_shape",
-        "function",
         "makes_new",
         "needs",
         "next",
@@ -36,7 +35,6 @@ class Signature:
         "plan",
         "serial",
         "siblings",
-        "size",
         "varying",
         "walks",
     )
@@ -48,10 +46,9 @@ class Signature:
     outputs: Sequence[Any]
     makes_new: bool  # its result is new, or a view
 
-    def __init__(self, function: Any = None) -> None:
+    def __init__(self) -> None:
         # What stands for this one in the keys of others: they would make cycles.
         self.serial = next(_serials)
-        self.function = function
         # Of the calls on what this signature stands for, by function and other arguments.
         self.next: dict[Any, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
@@ -59,7 +56,6 @@ class Signature:
         self.walks = 0  # how often a walk began here
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.checks_shape = False  # the shape of the result depends on the data
-        self.size = 1  # nodes behind it, shared ones counted each time
 
     def output(self, index: int) -> "Signature":
         """The signature of output `index` of a call with several."""
@@ -68,7 +64,7 @@ class Signature:
         if self.siblings is None:
             self.siblings = {}
         if index not in self.siblings:
-            self.siblings[index] = Signature(self.function)
+            self.siblings[index] = Signature()
         return self.siblings[index]
 
     def follow(self, key: Any, made: "Signature") -> None:

@@ -225,7 +225,7 @@ class Plan:
             if edge is None:
                 sign = self.signatures.get(rows)
                 if sign is None:
-                    sign = self.signatures[rows] = Signature(Fused)
+                    sign = self.signatures[rows] = Signature()
                 node.signature = sign
             node.sequence = next(tape._sequence)
             h.__class__ = tensor.Tensor
