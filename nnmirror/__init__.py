@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from . import functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
 from .bridge import from_torch, to_torch
+from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules
+from .exact.mode import exact, is_exact, set_exact
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import (
     CELU,
@@ -150,10 +152,12 @@ __all__ = [
     "Unflatten",
     "backward",
     "enable_grad",
+    "exact",
     "from_torch",
     "functional",
     "grad",
     "init",
+    "is_exact",
     "is_grad_enabled",
     "modules",
     "nn",
@@ -161,6 +165,7 @@ __all__ = [
     "optim",
     "parallel",
     "parameter",
+    "set_exact",
     "set_grad_enabled",
     "to_torch",
     "utils",

@@ -77,6 +77,7 @@ def _run(backend: str, arguments: list[str], seed: int, where: Path) -> Run:
         arguments = [_script_in(work, arguments[0]), *arguments[1:]]
     command = [sys.executable, "-c", _RUN, "--backend", backend, "--seed", str(seed)]
     environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["NNMIRROR_EXACT"] = "1"  # all bits are compared
     start = time.perf_counter()
     # What it says is shown as it comes, with the paths of the files that were copied.
     with subprocess.Popen(

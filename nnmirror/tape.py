@@ -29,6 +29,7 @@ from torch._C import (
 
 from . import formula
 from . import tensor as _tensor
+from .exact import mode as _exact
 from .fast.signature import Signature, Unsigned, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 
@@ -553,6 +554,7 @@ class Function:
     # given any others.
     usual: Any = None
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
+    exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     public: Any = None  # torch's function that it stands for, which tensor subclasses know
     has_context: bool = False  # it defines setup_context
@@ -584,6 +586,7 @@ class Function:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.has_context = cls.setup_context is not Function.setup_context
+        cls.exact = None  # that of a base is no form of this one
         formula.read(cls)
         cls.makes_new = cls.is_rule and not (cls.is_view or cls.is_inplace)
 
@@ -687,6 +690,8 @@ def record(
     """
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
+    if function.exact is not None:
+        function = _exact.chosen(function)
     mode = _override.mode  # is_grad_enabled, without the call
     if not (torch.is_grad_enabled() if mode is None else mode) or in_inference_mode():
         for arg in args:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import functional as F
+from ..exact import mode as exact
 from ..rules import activation as rules
 from ..rules.kernel import all_bits, bits, by_sign, chosen_by_bits, laid_out_as, where_positive
 from ..rules.softmax import Softplus
@@ -220,17 +221,19 @@ class CalledOp(Op):
         self.args = tuple([getattr(layer, name) for name in names])
 
     def run(self, h: T) -> T:
-        if self.function.infer is not None:
-            return self.function.infer(h, *self.args)  # type: ignore[no-any-return]
+        infer = exact.chosen(self.function).infer
+        if infer is not None:
+            return infer(h, *self.args)  # type: ignore[no-any-return]
         return self.record(h)[1]
 
     def record(self, h: T) -> tuple[Node, T]:
-        node = Node(self.function)
+        function = exact.chosen(self.function)
+        node = Node(function)
         node.places, node.needs_input_grad = (0,), (True, *[False] * len(self.args))
-        return node, self.function.forward(node, h, *self.args)
+        return node, function.forward(node, h, *self.args)
 
     def back(self, kept: Any, g: T, ours: bool) -> T:
-        dx = self.function.backward(kept, g)
+        dx = kept.function.backward(kept, g)
         return dx[0] if type(dx) is tuple else dx  # type: ignore[no-any-return]
 
 

@@ -73,7 +73,7 @@ class _AlongDim(Rule):
         raise NotImplementedError
 
     @staticmethod
-    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
+    def rounded(g: T, y: T, dim: int, narrow: bool) -> T:
         """dx as the CPU kernels round it; `narrow` where they convert from 16 bits."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class _AlongDim(Rule):
         if y.numel() == 0 or not y.is_cpu:
             dx = ctx.function.plain(*widened(g.contiguous(), y), dim)
             return dx.to(dtype).reshape(y.shape), None
-        dx = ctx.function.exact(*widened(g.contiguous(), y), dim, dtype.itemsize == 2)
+        dx = ctx.function.rounded(*widened(g.contiguous(), y), dim, dtype.itemsize == 2)
         return dx.to(dtype).reshape(y.shape), None
 
 
@@ -104,7 +104,7 @@ class Softmax(_AlongDim):
         return (g - (g * y).sum(dim, keepdim=True)) * y
 
     @staticmethod
-    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
+    def rounded(g: T, y: T, dim: int, narrow: bool) -> T:
         if dim == y.dim() - 1:
             s = lane_sum(g, narrow, y)
         else:
@@ -124,7 +124,7 @@ class LogSoftmax(_AlongDim):
         return g - y.exp() * g.sum(dim, keepdim=True)
 
     @staticmethod
-    def exact(g: T, y: T, dim: int, narrow: bool) -> T:
+    def rounded(g: T, y: T, dim: int, narrow: bool) -> T:
         if dim == y.dim() - 1:
             s, e = lane_sum(g, narrow), vector_exp(y)
         else:

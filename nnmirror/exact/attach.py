@@ -1,0 +1,37 @@
+"""Attaching an exact form to a rule."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from ..tape import Function
+
+F = TypeVar("F", bound=type[Function])
+
+
+class Attached(NamedTuple):
+    """A rule that has an exact form."""
+
+    rule: type[Function]
+    layers: tuple[str, ...]  # the names in `nnmirror` of the layers that record it
+    units: float  # how far off the plain formula may be, see `exact_of`
+
+
+ATTACHED: list[Attached] = []
+
+
+def exact_of(rule: type[Function], *layers: str, units: float) -> Callable[[F], F]:
+    """Let the decorated subclass of `rule` be recorded in its place in exact mode.
+
+    `layers` are the modules that record the rule. `units` bounds by how much the plain formula
+    differs from the exact one: |a - b| <= units eps max|b|, eps that of the dtype.
+    """
+
+    def attach(variant: F) -> F:
+        if not issubclass(variant, rule):
+            raise TypeError(f"{variant.__name__} is no {rule.__name__}")
+        variant.__name__ = rule.__name__  # its node bears the same name
+        rule.exact = variant
+        ATTACHED.append(Attached(rule, layers, units))
+        return variant
+
+    return attach

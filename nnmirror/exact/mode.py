@@ -1,0 +1,57 @@
+"""Exact mode: whether PyTorch's bits are asked for where they cost time.
+
+By default a layer whose kernel rounds in an order of its own computes the plain formula, and its
+gradients are off by a few units in the last place. In exact mode they have PyTorch's bits.
+"""
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from torch.utils._contextlib import _NoParamDecoratorContextManager
+
+if TYPE_CHECKING:
+    from ..tape import Function
+
+
+class _Override(threading.local):
+    mode: bool | None = None  # None: as the process
+
+
+_override = _Override()
+_process = [os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")]
+
+
+def is_exact() -> bool:
+    """True if what is recorded now in this thread is to have PyTorch's bits."""
+    mode = _override.mode
+    return _process[0] if mode is None else mode
+
+
+def set_exact(mode: bool) -> None:
+    """Turn exact mode on or off in the whole process, in every thread that is not in `exact()`.
+
+    NNMIRROR_EXACT=1 in the environment turns it on from the start.
+    """
+    _process[0] = bool(mode)
+
+
+class exact(_NoParamDecoratorContextManager):
+    """PyTorch's bits for all that is recorded within, in this thread.
+
+    A context manager and a decorator. It is the forward that counts: a backward goes as its
+    forward was recorded, wherever it is called.
+    """
+
+    def __enter__(self) -> None:
+        self._before = _override.mode
+        _override.mode = True
+
+    def __exit__(self, *exc: Any) -> None:
+        _override.mode = self._before
+
+
+def chosen(function: "type[Function]") -> "type[Function]":
+    """What is recorded for a function that has an exact form: that one, or itself."""
+    found = function.exact if is_exact() else None
+    return function if found is None else found
