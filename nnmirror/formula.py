@@ -9,29 +9,51 @@ require grad, `d_<argument>` gives its gradient. The names of its parameters say
 
 - `g`, the gradient of the result;
 - `result`, or the name of an argument of `forward`: a tensor so named is saved, if it is needed;
-- `<argument>_shape`: the shape of an argument, for which nothing is saved.
-
+- `<argument>_shape`: the shape of an argument, for which nothing is saved;
 - `how`: what the rule's function `how(*args)` says of the arguments' layout.
 
 Where gradients share work, `gradients(needs, g, ...)` gives all of them, None for those whose
 place in `needs` is False.
+
+With several results `forward` returns a tuple, and the names are `g0`, `g1` ... or `gs` for all of
+their gradients, and `result0`, `result1` ... For a result that got no gradient there are zeros, or
+None where the rule says `materialize_grads = False`.
+
+What forward computes on the way and a gradient needs, it returns behind its results, and `keeps`
+names it:
+
+    class Max(Rule):
+        keeps = ("index",)
+        def forward(input, dim):                   return *torch.max(input, dim), index
+        def d_input(g, input_shape, dim, index):   ...
+
+That is a tensor or None: a mask or indices, through which no gradient goes. A float one that was
+computed from the arguments (a mean) is named in `derived` too: for gradients of gradients it has to
+be known what it depends on. What follows from the arguments' layout alone is no case of this, but
+of `how`.
+
+The last argument of `forward` may be `*<argument>`: its name then stands for the tuple of all of
+them, and `<argument>_shape` for that of their shapes.
 
 `choose(*args)`, if there is one, returns the callable that computes all later calls of the same
 signature (see fast/signature.py).
 """
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from .fast.signature import Unsigned, of_tensor, of_value
 
-RESULT = -1
+RESULT = -1  # the place of a result; of the n-th of several ~n
 _ONLY_RESULT = (RESULT,)
 _NEW = (0,)
 _MOST_PLANS = 256  # kept for one rule
+_G = re.compile(r"g(\d+)")
+_RESULT_NAME = re.compile(r"result(\d*)")
 
 
 class Plan:
@@ -51,17 +73,17 @@ class Plan:
 
     def __init__(self) -> None:
         self.compute: Callable[..., Any] = _nothing
-        self.saves: tuple[int, ...] = ()  # places among the arguments, or RESULT
+        self.saves: tuple[int, ...] = ()  # places among the arguments, or of results
         self.names: tuple[str, ...] = ()  # of what is saved
-        self.arguments: dict[str, Any] = {}  # those that are no tensors
+        self.arguments: dict[str, Any] = {}  # those that are no tensors, and shapes
         self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
         self.needs_memory = False  # a gradient does, and it is not only kept
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
 
-    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Save with `node` what its backward needs."""
+    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """Save with `node` what its backward needs of a call of forward; its result."""
         if self.saves:
             saved = [args[i] if i >= 0 else out for i in self.saves]
             for i in self.memory:
@@ -71,8 +93,9 @@ class Plan:
             node.save_for_backward(*saved)
         elif self.saves_number:
             node.save_for_backward(None)
+        return out
 
-    def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> None:
+    def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
         """The same for a new result, saved as an alias: it would keep itself alive."""
         saves = self.saves
         if saves == _ONLY_RESULT:
@@ -93,63 +116,157 @@ class Plan:
                 node.save_for_backward(*saved)
         elif self.saves_number:
             node._saved = node._versions = (None,)
+        return out
+
+
+class PlanOfMore(Plan):
+    """Of a rule whose forward returns more than a result."""
+
+    __slots__ = ("formulas", "kept")
+
+    def __init__(self, formulas: "Formulas", kept: tuple[int, ...]) -> None:
+        super().__init__()
+        self.formulas = formulas
+        self.kept = kept  # places among what forward keeps: they are saved last
+
+    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+        results, kept = self.formulas.parts(out)
+        self._save(node, args, results, [kept[i] for i in self.kept])
+        return results if self.formulas.several else results[0]
+
+    def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+        (result,), kept = self.formulas.parts(out)
+        alias = (result.detach() if RESULT in self.saves else result,)
+        self._save(node, args, alias, [kept[i] for i in self.kept])
+        return result
+
+    def _save(
+        self, node: Any, args: tuple[Any, ...], results: Sequence[Any], kept: list[Any]
+    ) -> None:
+        saved = [args[i] if i >= 0 else results[~i] for i in self.saves] + kept
+        if saved:
+            node.save_for_backward(*saved)
 
 
 def _nothing(*args: Any) -> Any:
     raise NotImplementedError
 
 
+# How much of an argument a plan depends on.
+_NOTHING, _VALUE, _SHAPE, _LAYOUT = range(4)
+
+
 class Formulas:
     """The formulas of one rule."""
 
-    def __init__(self, function: Any, forward: Callable[..., Any]) -> None:
+    def __init__(self, function: Any, raw_forward: Any) -> None:
         self.function = function
-        self.forward = forward
-        self.parameters = list(inspect.signature(forward).parameters.values())
-        parameters = self.parameters
-        self.names = [p.name for p in parameters]
-        self.defaults = [p.default for p in parameters]
+        self.raw_forward = raw_forward  # as it stands in its class
+        self.forward: Callable[..., Any] = raw_forward.__get__(None, function)
+        self.parameters = list(inspect.signature(self.forward).parameters.values())
+        self.rest = ""  # the name of the argument that stands for all further ones
+        if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+            self.rest = self.parameters[-1].name
+        self.names = [p.name for p in self.parameters if p.name != self.rest]
+        self.defaults = [p.default for p in self.parameters if p.name != self.rest]
         self.joint = getattr(function, "gradients", None)
         self.joint_needs = [] if self.joint is None else _names(self.joint)[1:]
         self.single = [getattr(function, f"d_{name}", None) for name in self.names]
         self.needed_by = [[] if f is None else _names(f) for f in self.single]
+        self.named = {*self.joint_needs, *function.always_saved}.union(*self.needed_by)
+        self._check_names()
+        self.several = any(n == "gs" or _G.fullmatch(n) for n in self.named)
+        self.has_more = self.several or bool(function.keeps)
+        self.asks = [self._asked(name) for name in self.names]
+        self.asks_of_rest = self._asked(self.rest)
         self.plans: dict[Any, Plan] = {}
+        self.makers: dict[str, Callable[..., Any]] = {}  # of `back`, by its source
+
+    def _check_names(self) -> None:
+        known = {"g", "gs", "how", *self.names, *self.function.keeps}
+        known.update([f"{name}_shape" for name in self.names])
+        known.update((self.rest, f"{self.rest}_shape") if self.rest else ())
+        for name in self.named - known:
+            if not (_G.fullmatch(name) or _RESULT_NAME.fullmatch(name)):
+                raise TypeError(f"{self.function.__name__} needs {name}, which it does not save")
+
+    def _asked(self, name: str) -> int:
+        """How much of the argument `name` decides what is saved and how to go back."""
+        if "how" in self.named or any(_overrides(self.function, n) for n in ("label_of", "choose")):
+            return _LAYOUT
+        if f"{name}_shape" in self.named:
+            return _SHAPE
+        return _VALUE if name in self.named else _NOTHING
 
     def call(self, node: Any, *args: Any) -> Any:
         """`forward`, and what is saved of it with `node`."""
         out = self.forward(*args)
         if not node.records:
-            return out
+            return self.results(out) if self.has_more else out
         plan = node.plan = self.plan(args, node.needs_input_grad)
         if plan.label:
             node.label = plan.label
+        if self.has_more and not self.function.materialize_grads:
+            node.materialize_grads = False
+        out = plan.keep(node, args, out)
         if self.function.is_inplace:
             node.mark_dirty(out)
-        plan.keep(node, args, out)
         return out
+
+    def parts(self, out: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What forward returned: the results, and what it keeps."""
+        count = len(self.function.keeps)
+        if not count:
+            return out, ()
+        kept = out[-count:]
+        for name, value in zip(self.function.keeps, kept, strict=True):
+            if value is not None and value.is_floating_point():
+                self._check_origin(name)
+        return out[:-count], kept
+
+    def _check_origin(self, name: str) -> None:
+        if name not in self.function.derived:
+            raise TypeError(
+                f"{self.function.__name__} keeps {name}, a float tensor, and does not say that it"
+                " is derived from the arguments"
+            )
+
+    def results(self, out: Any) -> Any:
+        """What forward returned, without what it keeps."""
+        results = self.parts(out)[0]
+        return results if self.several else results[0]
 
     def plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
         """The plan for these arguments, made when they come first."""
+        key: list[Any] = [needs]
+        asks = self.asks
+        if self.rest:
+            asks = asks + [self.asks_of_rest] * (len(args) - len(asks))
         try:
-            key = (
-                needs,
-                *[
-                    (type(a), of_tensor(a)) if isinstance(a, torch.Tensor) else of_value(a)
-                    for a in args
-                ],
-            )
+            for arg, asked in zip(args, asks, strict=False):
+                if not asked:
+                    continue
+                if not isinstance(arg, torch.Tensor):
+                    key.append(of_value(arg))
+                elif asked == _VALUE:
+                    key.append(torch.Tensor)
+                elif asked == _SHAPE:
+                    key.append(arg.shape)
+                else:
+                    key.append((type(arg), of_tensor(arg)))
         except Unsigned:
             return self._new_plan(args, needs)
-        plan = self.plans.get(key)
+        call = tuple(key)
+        plan = self.plans.get(call)
         if plan is None:
             plan = self._new_plan(args, needs)
             if len(self.plans) >= _MOST_PLANS:
                 self.plans.clear()
-            self.plans[key] = plan
+            self.plans[call] = plan
         return plan
 
     def _new_plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
-        plan, function = Plan(), self.function
+        function = self.function
         asked = any(needs)
         if not asked:  # a layer driven by hand gives the gradient for its input all the same
             place = function.input_place
@@ -160,22 +277,41 @@ class Formulas:
         else:
             for need, names in zip(needs, self.needed_by, strict=False):
                 used.update(names if need else ())
+        if self.has_more:
+            kept = tuple([i for i, name in enumerate(function.keeps) if name in used])
+            plan: Plan = PlanOfMore(self, kept)
+        else:
+            plan = Plan()
         plan.needs_memory = asked and not used.isdisjoint(function.saved_memory)
         used.update(function.always_saved)
         saves, saved_names = [], []
-        values = [*args, *self.defaults[len(args) :]]
-        for place, (name, value) in enumerate(zip(self.names, values, strict=False)):
+        count = len(self.names)
+        values = [*args[:count], *self.defaults[len(args) :]]
+        named = list(zip(self.names, values, strict=True))
+        if self.rest in used:
+            named += [(f"{self.rest}_{i}", value) for i, value in enumerate(args[count:])]
+            used.update([name for name, _ in named[count:]])
+        for place, (name, value) in enumerate(named):
+            is_tensor = isinstance(value, torch.Tensor)
             if name in used:
-                if isinstance(value, torch.Tensor):
+                if is_tensor:
                     saves.append(place)
                     saved_names.append(name)
                 else:
                     plan.arguments[name] = value
-        if "result" in used:
-            saves.append(RESULT)
-            saved_names.append("result")
+            if f"{name}_shape" in used:
+                plan.arguments[f"{name}_shape"] = value.shape if is_tensor else None
+        if f"{self.rest}_shape" in used:
+            plan.arguments[f"{self.rest}_shape"] = tuple([a.shape for a in args[count:]])
+        for name in sorted(used):
+            which = _RESULT_NAME.fullmatch(name)
+            if which is not None and name not in self.names:
+                saves.append(~int(which[1] or 0))
+                saved_names.append(name)
         if "how" in used:
             plan.arguments["how"] = function.how(*args)
+        if isinstance(plan, PlanOfMore):
+            saved_names += [function.keeps[i] for i in plan.kept]
         plan.saves, plan.names = tuple(saves), tuple(saved_names)
         plan.memory = tuple([i for i, n in enumerate(saved_names) if n in function.saved_memory])
         plan.saves_number = function.saves_number and not saves
@@ -191,62 +327,82 @@ class Formulas:
             back = plan.backs[needs] = self._written(plan, needs)
         return back(node, g)  # type: ignore[no-any-return]
 
+    def back_from_several(self, node: Any, *gs: Any) -> tuple[Any, ...]:
+        """The same from the gradients of several results."""
+        return self.back(node, gs)
+
     def _written(self, plan: Plan, needs: tuple[bool, ...]) -> Callable[..., Any]:
         """`back` for these needs, as a function with nothing to look up."""
-        environment: dict[str, Any] = {"shape_of": _shape_of}
+        environment: dict[str, Any] = {}
         lines: list[str] = []
         fetched: set[str] = set()
+        in_rest = len(needs) - len(self.names)
 
-        def word(name: str) -> str:
-            if name == "g":
-                return "g"
-            if name in plan.names:
-                if name not in fetched:
-                    fetched.add(name)
-                    i = plan.names.index(name)
-                    via = self.function.saved_via.get(name)
-                    lines.append(
-                        f"{name} = s[{i}]"
-                        f" if s is not None and s[{i}]._version == node._versions[{i}]"
-                        f" else node.saved({i}, {via!r})"
-                    )
-                return name
-            if name in plan.arguments:
+        def saved(name: str) -> str:
+            if name not in plan.names:
                 environment[f"its_{name}"] = plan.arguments[name]
                 return f"its_{name}"
-            if name.endswith("_shape"):
-                return f"shape_of(node.edges[{self.names.index(name[: -len('_shape')])}])"
-            raise TypeError(f"{self.function.__name__} needs {name}, which it does not save")
+            if name not in fetched:
+                fetched.add(name)
+                i = plan.names.index(name)
+                same = f"_saved[{i}]._version == node._versions[{i}]"
+                if name in self.function.keeps:  # which may be None
+                    same = f"_saved[{i}] is not None and {same}"
+                or_error = f"node.saved({i}, {self.function.saved_via.get(name)!r})"
+                lines.append(
+                    f"{name} = _saved[{i}] if _saved is not None and {same} else {or_error}"
+                )
+            return name
 
-        if plan.saves:
-            lines.append("s = node._saved")
+        def word(name: str) -> str:
+            if name in ("g", "gs"):
+                return name
+            if (which := _G.fullmatch(name)) is not None:
+                return f"gs[{which[1]}]"
+            if name == self.rest:
+                return f"({''.join([saved(f'{name}_{i}') + ', ' for i in range(in_rest)])})"
+            return saved(name)
+
+        if plan.names:
+            lines.append("_saved = node._saved")
         elif plan.saves_number:
             lines.append("node.saved(0)")  # which is freed with the graph
         if self.joint is not None:
-            environment["gradients"], environment["needs"] = self.joint, needs
+            more = (False,) * -in_rest  # those that were not given
+            environment["gradients"], environment["needs"] = self.joint, needs + more
             words = ["needs", *[word(n) for n in self.joint_needs]]
-            more = f", *[None] * ({len(needs)} - len(found))" if len(needs) > 1 else ""
-            lines += [f"found = gradients({', '.join(words)})", f"return (*found{more},)"]
+            pad = f", *[None] * ({len(needs)} - len(found))" if len(needs) > 1 else ""
+            lines += [f"found = gradients({', '.join(words)})", f"return (*found{pad},)"]
         else:
             grads = []
             for i, need in enumerate(needs):
                 if not need:
                     grads.append("None")
                     continue
-                function = environment[f"d_{self.names[i]}"] = self.single[i]
+                function = self.single[i] if i < len(self.names) else None
+                if function is None:
+                    raise TypeError(f"{self.function.__name__} gives no gradient for argument {i}")
+                environment[f"d_{self.names[i]}"] = function
                 words = [word(n) for n in self.needed_by[i]]
                 lines.append(f"dx{i} = {'d_' + self.names[i]}({', '.join(words)})")
                 grads.append(f"dx{i}")
-                assert function is not None
             lines.append(f"return ({', '.join(grads)},)")
-        exec("def back(node, g):\n    " + "\n    ".join(lines), environment)
-        return environment.pop("back")  # type: ignore[no-any-return]
+        given = "gs" if self.several else "g"
+        source = "\n        ".join([f"    def back(node, {given}):", *lines])
+        source = f"def make({', '.join(environment)}):\n{source}\n    return back"
+        make = self.makers.get(source)
+        if make is None:
+            made: dict[str, Any] = {}
+            exec(compile(source, f"<gradients of {self.function.__name__}>", "exec"), made)
+            if len(self.makers) >= _MOST_PLANS:
+                self.makers.clear()
+            make = self.makers[source] = made.pop("make")  # else it would hold itself
+        return make(**environment)  # type: ignore[no-any-return]
 
 
-def _shape_of(edge: Any) -> Any:
-    """The shape of the argument that an edge leads to."""
-    target, index = edge
-    return target.shape if isinstance(target, torch.Tensor) else target.outputs[index][0]
+def _overrides(function: Any, name: str) -> bool:
+    """Does the rule, or a class between it and Function, define `name`?"""
+    return any(name in vars(cls) for cls in function.__mro__[:-2])
 
 
 def _names(function: Any) -> list[str]:
@@ -258,13 +414,17 @@ def read(function: Any) -> None:
     own = vars(function)
     forward = own.get("forward")
     if forward is None and function.formulas is not None and "backward" not in own:
-        forward = function.formulas.forward
-    names = [] if forward is None else _names(forward)
+        forward = function.formulas.raw_forward
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))
-    if not gives or forward is None or names[:1] == ["ctx"]:
+    if (
+        not (function.is_rule and gives)
+        or forward is None
+        or _names(forward.__get__(None, function))[:1] == ["ctx"]
+    ):
         function.formulas = None
         return
-    forward = getattr(forward, "__func__", forward)  # of a staticmethod
     formulas = function.formulas = Formulas(function, forward)
     function.forward = staticmethod(formulas.call)
-    function.backward = staticmethod(formulas.back)
+    function.backward = staticmethod(
+        formulas.back_from_several if formulas.several else formulas.back
+    )

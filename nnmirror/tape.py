@@ -157,7 +157,7 @@ class Node:
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
                 edge_of(tensor)  # one of several views has an error of its own
-            is_result = self.plan is not None and self.plan.saves[index] == formula.RESULT
+            is_result = self.plan is not None and self.plan.names[index].startswith("result")
             raise RuntimeError(self._modified(tensor, self._versions[index], via, is_result))
         return tensor  # type: ignore[return-value]
 
@@ -571,6 +571,9 @@ class Function:
     # Called with a node that somebody looks at, to make it what PyTorch's would be.
     looked_at: "Callable[[Node], None] | None" = None
     # Of a rule written as formulas (see formula.py).
+    keeps: tuple[str, ...] = ()  # what forward returns behind its results, for the gradients
+    derived: tuple[str, ...] = ()  # of it: computed from the arguments by what has a derivative
+    materialize_grads: bool = True  # a result without a gradient has zeros for one, else None
     always_saved: tuple[str, ...] = ()  # whether or not a gradient asks for it
     saved_memory: tuple[str, ...] = ()  # kept in the memory that it has now
     saves_number: bool = False  # what it saves is a number, which is freed with the graph
@@ -958,8 +961,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         node.plan = plan
         if plan.label:
             node.label = plan.label
-        out = plan.compute(*args)
-        plan.keep_apart(node, args, out)
+        out = plan.keep_apart(node, args, plan.compute(*args))
     if found.checks_shape and out.shape != found.outputs[0][0]:
         node.outputs = (meta_of(out),)
         node.signature = None
