@@ -9,11 +9,16 @@ Compared are the value returned (tensors bit by bit), the warnings given, the ex
 raised (type and message) and the state of the random generators afterwards. pytest
 parameters of the test are passed on to the function.
 
+Where a rule with an exact form was used (see nnmirror/exact), that was in exact mode. The same is
+then run by default too, and compared within the units in the last place that the rules used
+allow.
+
 A test is run on every device there is: the CPU, and a GPU where PyTorch finds one. The function
 need not know: what it makes without naming a device is made on that one, as inside
 `with torch.device(...)`. NNMIRROR_DEVICES=cuda,cpu names others.
 """
 
+import collections
 import contextlib
 import copy
 import functools
@@ -33,6 +38,8 @@ from torch.utils._pytree import tree_map_only
 import nnmirror
 import nnmirror.optim
 from nnmirror import fast
+from nnmirror.exact import mode
+from nnmirror.exact.table import ATTACHED
 from nnmirror.modules import fused
 
 
@@ -128,14 +135,50 @@ def bound_at_once() -> Iterator[None]:
         fast.after, fused.enabled = after, whole
 
 
+@contextlib.contextmanager
+def exactly(wanted: bool) -> Iterator[None]:
+    """Exact mode in the whole process, or not."""
+    before = nnmirror.is_exact()
+    nnmirror.set_exact(wanted)
+    try:
+        yield
+    finally:
+        nnmirror.set_exact(before)
+
+
+@contextlib.contextmanager
+def noted_forms() -> Iterator[collections.Counter[Any]]:
+    """How often each rule that has an exact form is called."""
+    calls: collections.Counter[Any] = collections.Counter()
+    chosen = mode.chosen
+
+    def noting(function: Any) -> Any:
+        calls[function] += 1
+        return chosen(function)
+
+    mode.chosen = noting
+    try:
+        yield calls
+    finally:
+        mode.chosen = chosen
+
+
 def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -> None:
     """Assert that `function` does the same on both backends, on this device."""
-    expected, actual = both(function, device, **params)
-    same_outcome(expected, actual)
+    expected = outcome(function, torch.nn, torch.optim, device, **params)
+    with exactly(True), noted_forms() as calls:
+        same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
     if any(isinstance(p, Path) for p in params.values()):
         return  # a test with files of its own, which another run would find
-    with bound_at_once():
+    with exactly(True), bound_at_once():
         same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
+    units = sum(a.units * calls[a.rule] for a in ATTACHED)
+    if units:
+        with exactly(False), within(units):
+            same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
+            with bound_at_once():
+                again = outcome(function, nnmirror, nnmirror.optim, device, **params)
+            same_outcome(expected, again)
     if device != CPU and expected.error is not None:
         on_cpu = outcome(function, torch.nn, torch.optim, **params).error
         if type(on_cpu) is not type(expected.error):
@@ -196,6 +239,8 @@ def same(expected: Any, actual: Any, where: str) -> None:
             same(e, a, f"{where}[{i}]")
     elif isinstance(expected, str):
         assert normal(actual) == normal(expected), where
+    elif isinstance(expected, float) and _units[0] and type(actual) is float:
+        same_tensor(torch.tensor(expected), torch.tensor(actual), where)
     elif isinstance(expected, float):
         assert repr(expected) == repr(actual), where
     else:
@@ -207,12 +252,44 @@ def same_tensor(expected: torch.Tensor, actual: torch.Tensor, where: str) -> Non
         e, a = getattr(expected, name), getattr(actual, name)
         assert e == a, f"{where}.{name}: {e} and {a}"
     e, a = expected.detach(), actual.detach()
-    assert same_bits(e, a), f"{where} differs by up to {(e - a).abs().max()}:\n{e}\n{a}"
+    if _units[0] and (e.is_floating_point() or e.is_complex()):
+        off = units_apart(e, a)
+        assert off <= _units[0], f"{where} differs by {off} units, not {_units[0]}:\n{e}\n{a}"
+    else:
+        assert same_bits(e, a), f"{where} differs by up to {(e - a).abs().max()}:\n{e}\n{a}"
     if expected.is_leaf and (expected.grad is not None or actual.grad is not None):
         assert expected.grad is not None, f"{where}: only the mirror's has .grad"
         assert actual.grad is not None, f"{where}: only PyTorch's has .grad"
         same_tensor(expected.grad, actual.grad, f"{where}.grad")
         assert expected.grad.stride() == actual.grad.stride(), f"{where}.grad strides"
+
+
+_units = [0.0]  # by how many units in the last place tensors may differ; 0: not by a bit
+
+
+@contextlib.contextmanager
+def within(units: float) -> Iterator[None]:
+    """Tensors are the same if they differ by at most so many units in the last place."""
+    before, _units[0] = _units[0], units
+    try:
+        yield
+    finally:
+        _units[0] = before
+
+
+def units_apart(e: torch.Tensor, a: torch.Tensor) -> float:
+    """The largest |e - a|, in units in the last place of the largest |e|."""
+    if e.is_complex():
+        e, a = torch.view_as_real(e), torch.view_as_real(a)
+    finite = e.isfinite()
+    if not (torch.equal(finite, a.isfinite()) and same_bits(e[~finite], a[~finite])):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    eps, (e, a) = torch.finfo(e.dtype).eps, (t[finite].double() for t in (e, a))
+    # Below its smallest normal number a dtype has no more units.
+    unit = eps * max(e.abs().max().item(), torch.finfo(torch.float32).tiny)
+    return (e - a).abs().max().item() / unit
 
 
 def same_bits(e: torch.Tensor, a: torch.Tensor) -> bool:

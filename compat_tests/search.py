@@ -581,6 +581,7 @@ CHUNK = 250
 def one_chunk(number: int) -> dict[str, Any]:
     """Programs from one seed: what became of them, to be added to the account."""
     torch.set_num_threads(1)
+    nnmirror.set_exact(True)
     ran.clear()
     distinct.clear()
     try:

@@ -9,14 +9,7 @@ import nnmirror
 from nnmirror.modules import fused
 from nnmirror.rules import activation
 
-
-@pytest.fixture(autouse=True)
-def by_default():
-    """The process is not in exact mode."""
-    before = nnmirror.is_exact()
-    nnmirror.set_exact(False)
-    yield
-    nnmirror.set_exact(before)
+pytestmark = pytest.mark.by_default
 
 
 @pytest.fixture
