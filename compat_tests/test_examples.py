@@ -2,7 +2,10 @@
 
 import argparse
 import importlib
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,59 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     monkeypatch.setattr(digits, "train", seeded_otherwise)
     assert not digits.compare(briefly(epochs=1))
     assert capsys.readouterr().out.endswith("to the last bit: NO\n")
+
+
+with pytest.MonkeyPatch.context() as _patched:
+    _patched.syspath_prepend(str(EXAMPLES))
+    benchmark = importlib.import_module("benchmark")
+# The large rows take long, and would show no more.
+ROWS = [
+    row
+    for row in benchmark.ROWS
+    if row.group not in ("large", "threads")
+    and row.variant not in ("batch 2048", "(4096, 256)", "(16384, 256)")
+]
+# Their gradients have not always the same bits: see the README.
+NEARLY = "GELU", "Softplus", "Mish"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.group}: {r.name} {r.variant}")
+def test_a_step_of_the_benchmark_is_the_same_on_both(row):
+    """Else the benchmark compares two different trainings."""
+    said = benchmark.bits(row)
+    if any(name in f"{row.name} {row.variant}" for name in NEARLY):
+        assert said == "same" or float(said.rsplit(" ", 1)[1]) < 1e-5
+    else:
+        assert said == "same" or said.startswith("exact mode")
+
+
+def test_the_benchmark_tells_other_bits():
+    def otherwise(nn, optim):
+        net = nn.Linear(2, 2)
+        x = torch.ones(1, 2) if nn is torch.nn else torch.ones(1, 2) * 1.5
+        return lambda: net(x).sum(), net
+
+    said = benchmark.bits(benchmark.Row("plain", "of two minds", "", otherwise))
+    assert said.startswith("DIFFER by ")
+
+
+def test_the_benchmark_measures_the_rows_asked_for(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--quick", "--out", "found"]
+    command += ["--only", "one pointwise operation", "one observation"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.count("| same |") == 2
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 2
+    for row in found:
+        low, high = row["times"]["nnmirror"]["quartiles"]
+        assert 0 < low <= row["times"]["nnmirror"]["ratio"] <= high
+    with pytest.raises(SystemExit, match="no such row: Conv2d"):
+        benchmark.chosen(["Conv2d"], quick=True)
+
+
+def test_a_row_that_fails_is_shown_as_failed():
+    args = argparse.Namespace(quick=True, compile=False, cpu_time=False)
+    found, left = benchmark.measured([len(benchmark.ROWS)] * 2, args)
+    assert found["failed"] == left["failed"] == "IndexError: list index out of range"
+    failed = {"index": 0, "failed": "ValueError: lost"}
+    assert "| failed | ValueError: lost |" in benchmark.table("plain", [failed])
