@@ -49,8 +49,8 @@ import torch
 from .fast.signature import Unsigned, of_tensor, of_value
 
 RESULT = -1  # the place of a result; of the n-th of several ~n
-_ONLY_RESULT = (RESULT,)
-_NEW = (0,)
+ONLY_RESULT = (RESULT,)
+NEW = (0,)
 _MOST_PLANS = 256  # kept for one rule
 _G = re.compile(r"g(\d+)")
 _RESULT_NAME = re.compile(r"result(\d*)")
@@ -98,9 +98,7 @@ class Plan:
     def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
         """The same for a new result, saved as an alias: it would keep itself alive."""
         saves = self.saves
-        if saves == _ONLY_RESULT:
-            node._saved, node._versions = (out.detach(),), _NEW
-        elif saves:
+        if saves:
             saved = []
             for i in saves:
                 saved.append(args[i] if i >= 0 else out.detach())
@@ -163,6 +161,9 @@ class Formulas:
         self.function = function
         self.raw_forward = raw_forward  # as it stands in its class
         self.forward: Callable[..., Any] = raw_forward.__get__(None, function)
+        # Torch's own function of the same arguments, where forward only calls that.
+        infer = function.infer if "forward" in vars(function) else None
+        self.compute = self.forward if function.keeps or not inspect.isbuiltin(infer) else infer
         self.parameters = list(inspect.signature(self.forward).parameters.values())
         self.rest = ""  # the name of the argument that stands for all further ones
         if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -284,7 +285,8 @@ class Formulas:
             plan = Plan()
         plan.needs_memory = asked and not used.isdisjoint(function.saved_memory)
         used.update(function.always_saved)
-        saves, saved_names = [], []
+        saves: list[int] = []
+        saved_names: list[str] = []
         count = len(self.names)
         values = [*args[:count], *self.defaults[len(args) :]]
         named = list(zip(self.names, values, strict=True))
@@ -312,11 +314,14 @@ class Formulas:
             plan.arguments["how"] = function.how(*args)
         if isinstance(plan, PlanOfMore):
             saved_names += [function.keeps[i] for i in plan.kept]
-        plan.saves, plan.names = tuple(saves), tuple(saved_names)
+        plan.saves = tuple(saves)
+        if plan.saves == ONLY_RESULT and not isinstance(plan, PlanOfMore):
+            plan.saves = ONLY_RESULT  # itself, which is looked for
+        plan.names = tuple(saved_names)
         plan.memory = tuple([i for i, n in enumerate(saved_names) if n in function.saved_memory])
         plan.saves_number = function.saves_number and not saves
         plan.label = function.label_of(*args)
-        plan.compute = function.choose(*args) or self.forward
+        plan.compute = function.choose(*args) or self.compute
         return plan
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:

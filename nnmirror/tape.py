@@ -37,6 +37,7 @@ from .grad_mode import _override, in_inference_mode, is_grad_enabled
 Edge: TypeAlias = tuple[Any, int]
 
 _sequence = itertools.count()
+_torch_grad_mode = torch.is_grad_enabled
 in_transform = torch._C._functorch.peek_interpreter_stack  # None outside torch.func's transforms
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
 # Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch tells
@@ -696,23 +697,8 @@ def record(
     if function.exact is not None:
         function = _exact.chosen(function)
     mode = _override.mode  # is_grad_enabled, without the call
-    if not (torch.is_grad_enabled() if mode is None else mode) or in_inference_mode():
-        for arg in args:
-            if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
-                return answered(function, args, inplace)
-        with DisableTorchFunctionSubclass():
-            if inplace is not None:
-                return inplace(), None
-            if function.infer is not None and not torch.is_grad_enabled():
-                return function.infer(*args), None
-            if forward_mode["_current_level"] >= 0:
-                _refuse_tangents(function, args)
-            node: Node = _Unrecorded(function)
-            node.needs_input_grad = (False,) * len(args)
-            if not torch.is_grad_enabled():
-                return function.forward(node, *args), None
-            with torch.no_grad():  # an input may belong to torch's own autograd
-                return function.forward(node, *args), None
+    if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
+        return _unrecorded(function, args, inplace, asks), None
     disabled = DisableTorchFunctionSubclass()
     with disabled:
         if _is_any_autocast_enabled():
@@ -721,148 +707,195 @@ def record(
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
         if inplace is None and forward_mode["_current_level"] < 0:
+            if len(args) == 1 and type(arg := args[0]) is _tensor.Tensor:
+                made = arg._node  # what `_met_before` does, for the most usual
+                if made is not None:
+                    sign = made.signature
+                    if sign is not None and sign.is_plain:
+                        found = sign.next.get(function)
+                        if found is not None and found.makes_new:
+                            return _once_more(function, args, found, ((made, 0),))
             if function.usual is None or _is_signed(function, args):
                 met = _met_before(function, args)
             else:
                 met = function.usual(*args)
             if met is not None:
                 return met  # type: ignore[no-any-return]
-        change = None
-        changes_input = function.is_inplace or inplace is not None
-        if changes_input and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            if is_plain_update(args[0], args[1:]):
-                plain = Node(function)
-                plain.needs_input_grad = (False,) * len(args)
-                return (inplace() if inplace else function.forward(plain, *args)), None
-            change = _views.change_of(args[0])
-        edges: list[Edge | None] = []
-        key: list[Any] = [function]
-        signs: list[Signature] = []
-        tracked = of_complex = False
-        signed = not changes_input
-        for i, arg in enumerate(args):
-            edge: Edge | None = None
-            kind = kind_of(type(arg))
-            if kind is SUBCLASS:
-                if asks:
-                    disabled.__exit__(None, None, None)  # to ask it, unless that was disabled
-                    return answered(function, args, inplace)
-                kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
-            if kind is MIRRORED:
-                made = arg._node
-                if made is not None:
-                    view = arg._view_of
-                    if view is not None and view[1] != arg._version:
-                        _views.renew(arg)
-                        made = arg._node
-                    index = arg._output_nr
-                    edge = (made, index)
-                    sign = made.signature
-                    if index and sign is not None:
-                        sign = sign.output(index)
-                else:  # no result is complex, so only here can a complex tensor come in
-                    if arg._requires_grad:
-                        edge = (arg, 0)
-                        sign = arg._signature or _signature_of_leaf(arg)
-                    if arg.is_complex():
-                        of_complex = of_complex or edge is not None or function.is_rule
-                if edge is not None:
-                    tracked = True
-                    if sign is None:
-                        signed = False
-                    elif signed:
-                        key.append(sign.serial)
-                        signs.append(sign)
-            elif kind is TORCH:
-                if arg.requires_grad:
-                    edge = (arg, 0)
-                    tracked = True
-                    signed = False  # what torch's engine does with its gradient is not ours to bind
-                    # The tape computes on a detached alias: no torch graph is built.
-                    args = (*args[:i], arg.detach(), *args[i + 1 :])
-                if arg.is_complex():
-                    of_complex = of_complex or edge is not None or function.is_rule
-            if edge is None and signed:
-                try:
-                    key.append(of_value(arg) if kind is OTHER else of_tensor(arg))
-                except Unsigned:
-                    signed = False
-            edges.append(edge)
+        return _record(function, args, inplace, asks, disabled)
+
+
+def _unrecorded(
+    function: type[Function],
+    args: tuple[Any, ...],
+    inplace: Callable[[], Any] | None,
+    asks: bool,
+) -> Any:
+    """The value alone, with grad mode off."""
+    for arg in args:
+        if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
+            return answered(function, args, inplace)[0]
+    with DisableTorchFunctionSubclass():
+        if inplace is not None:
+            return inplace()
+        if function.infer is not None and not torch.is_grad_enabled():
+            return function.infer(*args)
         if forward_mode["_current_level"] >= 0:
             _refuse_tangents(function, args)
-            if not tracked:
-                return _by_torch(function, args, inplace), None
-        node = _OfComplex(function) if of_complex else Node(function)
-        node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
-        node.needs_input_grad = tuple([edge is not None for edge in edges])
-        if signs and function in signs[0].varying:
-            signed = False
-        if of_complex and tracked:  # after PyTorch's own error, if it has one
-            if inplace is None:
-                function.forward(node, *args)
-            elif not args[0].is_complex():
-                inplace()
-            raise no_complex(function.__name__)
-        if inplace is None:
-            out = function.forward(node, *args)
-            if (
-                type(out) is torch.Tensor
-                and function.makes_new
-                and not (node.non_differentiable or node.dirty or _among(out, args))
-            ):  # what follows, for a tensor that is new
-                dtype = out.dtype
-                node.edges = edges
-                node.outputs = ((out.shape, dtype, out.device),)
-                if tracked and dtype.is_floating_point:
-                    node.sequence = next(_sequence)
-                    if signed:
-                        _sign(node, key, signs, args, makes_new=True)
-                    if node._saved:
-                        _save_apart(node, out)
-                    out.__class__ = _tensor.Tensor
-                    out._node = node  # type: ignore[attr-defined]
-                    if function.is_loss:
-                        goes_back_directly(node)
-                elif tracked and dtype.is_complex:
-                    raise no_complex(function.__name__)
-                return out, node
-        else:
-            # What is saved of the first argument is its value before the change; where the
-            # result is saved, it is the changed tensor, which may not be changed again.
+        node = _Unrecorded(function)
+        node.needs_input_grad = (False,) * len(args)
+        if not torch.is_grad_enabled():
+            return function.forward(node, *args)
+        with torch.no_grad():  # an input may belong to torch's own autograd
+            return function.forward(node, *args)
+
+
+def _record(
+    function: type[Function],
+    args: tuple[Any, ...],
+    inplace: Callable[[], Any] | None,
+    asks: bool,
+    disabled: Any,
+) -> tuple[Any, Node | None]:
+    """`record` of any call, when it has been asked whether to record."""
+    change = None
+    changes_input = function.is_inplace or inplace is not None
+    if changes_input and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        if is_plain_update(args[0], args[1:]):
+            plain = Node(function)
+            plain.needs_input_grad = (False,) * len(args)
+            return (inplace() if inplace else function.forward(plain, *args)), None
+        change = _views.change_of(args[0])
+    edges: list[Edge | None] = []
+    key: list[Any] = []
+    first: Signature | None = None
+    tracked = of_complex = False
+    signed = not changes_input
+    for i, arg in enumerate(args):
+        edge: Edge | None = None
+        kind = kind_of(type(arg))
+        if kind is SUBCLASS:
+            if asks:
+                disabled.__exit__(None, None, None)  # to ask it, unless that was disabled
+                return answered(function, args, inplace)
+            kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
+        if kind is MIRRORED:
+            made = arg._node
+            if made is not None:
+                view = arg._view_of
+                if view is not None and view[1] != arg._version:
+                    _views.renew(arg)
+                    made = arg._node
+                index = arg._output_nr
+                edge = (made, index)
+                sign = made.signature
+                if index and sign is not None:
+                    sign = sign.output(index)
+            else:  # no result is complex, so only here can a complex tensor come in
+                if arg._requires_grad:
+                    edge = (arg, 0)
+                    sign = arg._signature or _signature_of_leaf(arg)
+                if arg.is_complex():
+                    of_complex = of_complex or edge is not None or function.is_rule
+            if edge is not None:
+                tracked = True
+                if sign is None:
+                    signed = False
+                elif first is not None:
+                    key.append(sign.serial)
+                else:
+                    first = sign
+                    if key:
+                        key.append(HERE)
+        elif kind is TORCH:
+            if arg.requires_grad:
+                edge = (arg, 0)
+                tracked = True
+                signed = False  # what torch's engine does with its gradient is not ours to bind
+                # The tape computes on a detached alias: no torch graph is built.
+                args = (*args[:i], arg.detach(), *args[i + 1 :])
+            if arg.is_complex():
+                of_complex = of_complex or edge is not None or function.is_rule
+        if edge is None and signed:
             try:
-                result = function.forward(node, args[0].clone(), *args[1:])
-            except (RuntimeError, TypeError):
-                inplace()  # raises the in-place operation's own error
-                raise
-            out = inplace()
-            node.dirty = (out,)
-            node.label = function.in_place.get(node.name(), node.label)
-            if node._saved and _among(result, node._saved):
-                node.save_for_backward(*[out if t is result else t for t in node._saved])
-        node.edges = edges
-        if isinstance(out, _MANY):
-            if tracked:
+                key.append(of_value(arg) if kind is OTHER else of_tensor(arg))
+            except Unsigned:
+                signed = False
+        edges.append(edge)
+    if forward_mode["_current_level"] >= 0:
+        _refuse_tangents(function, args)
+        if not tracked:
+            return _by_torch(function, args, inplace), None
+    node = _OfComplex(function) if of_complex else Node(function)
+    node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
+    node.needs_input_grad = tuple([edge is not None for edge in edges])
+    if first is None or function in first.varying:
+        signed = False
+    if of_complex and tracked:  # after PyTorch's own error, if it has one
+        if inplace is None:
+            function.forward(node, *args)
+        elif not args[0].is_complex():
+            inplace()
+        raise no_complex(function.__name__)
+    if inplace is None:
+        out = function.forward(node, *args)
+        if (
+            type(out) is torch.Tensor
+            and function.makes_new
+            and not (node.non_differentiable or node.dirty or _among(out, args))
+        ):  # what follows, for a tensor that is new
+            dtype = out.dtype
+            node.edges = edges
+            node.outputs = ((out.shape, dtype, out.device),)
+            if tracked and dtype.is_floating_point:
                 node.sequence = next(_sequence)
-                made = [_track(node, i, o, args, True, change) for i, o in enumerate(out)]
-                out = made if isinstance(out, list) else tuple(made)
-            node.outputs = [meta_of(o) for o in out]
-        else:
-            if tracked:
-                node.sequence = next(_sequence)
-                out = _track(node, 0, out, args, False, change)
-            node.outputs = (meta_of(out),)
-        if signed and tracked:
-            _sign(
-                node,
-                key,
-                signs,
-                args,
-                makes_new=function.is_rule and function.is_view and type(out) is _tensor.Tensor,
-            )
-        if node.dirty or node.non_differentiable:
-            # What was marked is an output, which leads to the node: kept, it would be a cycle.
-            node.dirty = node.non_differentiable = ()
-        return out, node
+                if signed:
+                    _sign(node, key, first, args, makes_new=True)
+                if node._saved:
+                    _save_apart(node, out)
+                out.__class__ = _tensor.Tensor
+                out._node = node  # type: ignore[attr-defined]
+                if function.is_loss:
+                    goes_back_directly(node)
+            elif tracked and dtype.is_complex:
+                raise no_complex(function.__name__)
+            return out, node
+    else:
+        # What is saved of the first argument is its value before the change; where the
+        # result is saved, it is the changed tensor, which may not be changed again.
+        try:
+            result = function.forward(node, args[0].clone(), *args[1:])
+        except (RuntimeError, TypeError):
+            inplace()  # raises the in-place operation's own error
+            raise
+        out = inplace()
+        node.dirty = (out,)
+        node.label = function.in_place.get(node.name(), node.label)
+        if node._saved and _among(result, node._saved):
+            node.save_for_backward(*[out if t is result else t for t in node._saved])
+    node.edges = edges
+    if isinstance(out, _MANY):
+        if tracked:
+            node.sequence = next(_sequence)
+            made = [_track(node, i, o, args, True, change) for i, o in enumerate(out)]
+            out = made if isinstance(out, list) else tuple(made)
+        node.outputs = [meta_of(o) for o in out]
+    else:
+        if tracked:
+            node.sequence = next(_sequence)
+            out = _track(node, 0, out, args, False, change)
+        node.outputs = (meta_of(out),)
+    if signed and tracked:
+        _sign(
+            node,
+            key,
+            first,
+            args,
+            makes_new=function.is_rule and function.is_view and type(out) is _tensor.Tensor,
+        )
+    if node.dirty or node.non_differentiable:
+        # What was marked is an output, which leads to the node: kept, it would be a cycle.
+        node.dirty = node.non_differentiable = ()
+    return out, node
 
 
 _AUTOCAST = (
@@ -894,7 +927,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     """`record` of a call whose signature is known; None for any other."""
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
-    key: list[Any] = [function]
+    key: list[Any] = []  # as `_sign` has it: what follows the first tracked tensor
     first = None
     for arg in args:
         kind = type(arg)
@@ -902,42 +935,50 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
             node = arg._node
             if node is None:
                 return None
-            view = arg._view_of
-            if view is not None and view[1] != arg._version:
-                return None
             sign = node.signature
             if sign is None:
                 return None
-            index = arg._output_nr
-            if index:
-                sign = sign.output(index)
+            index = 0
+            if not sign.is_plain:
+                view = arg._view_of
+                if view is not None and view[1] != arg._version:
+                    return None
+                index = arg._output_nr
+                if index:
+                    sign = sign.output(index)
             edges.append((node, index))
-            key.append(sign.serial)
-            if first is None:
+            if first is not None:
+                key.append(sign.serial)
+            else:
                 first = sign
+                if key:
+                    key.append(HERE)
+        elif kind_of(kind) is MIRRORED:  # a parameter
+            sign = arg._signature
+            if sign is not None:
+                edges.append((arg, 0))
+                if first is not None:
+                    key.append(sign.serial)
+                else:
+                    first = sign
+                    if key:
+                        key.append(HERE)
+            elif arg._requires_grad:
+                return None
+            else:
+                edges.append(None)
+                key.append(of_tensor(arg))
         elif kind is torch.Tensor:
             if arg.requires_grad or arg.layout is not torch.strided:
                 return None
             edges.append(None)
             key.append((arg.shape, arg.stride(), arg.dtype, arg.device))
-        elif kind is float or kind is int or kind is bool:
-            edges.append(None)
-            key.append((kind, arg) if arg else of_value(arg))
         elif arg is None or kind is str:
             edges.append(None)
             key.append(arg)
-        elif kind_of(kind) is MIRRORED:
-            if arg._requires_grad:
-                sign = arg._signature
-                if sign is None:
-                    return None
-                edges.append((arg, 0))
-                key.append(sign.serial)
-                if first is None:
-                    first = sign
-            else:
-                edges.append(None)
-                key.append(of_tensor(arg))
+        elif kind is float or kind is int or kind is bool:
+            edges.append(None)
+            key.append((kind, arg) if arg else of_value(arg))
         else:
             try:
                 key.append(of_value(arg))
@@ -946,9 +987,16 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
             edges.append(None)
     if first is None:
         return None
-    found = first.next.get(tuple(key))
-    if found is None or not found.makes_new or function in first.varying:
+    found = first.next.get((function, *key) if key else function)
+    if found is None or not found.makes_new:
         return None
+    return _once_more(function, args, found, edges)
+
+
+def _once_more(
+    function: type[Function], args: tuple[Any, ...], found: Signature, edges: Sequence[Edge | None]
+) -> tuple[Any, Node]:
+    """`record` of a call with the signature `found`."""
     node = _new_node(Node)
     node.function, node.signature, node.edges = function, found, edges
     node.places, node.needs_input_grad, node.outputs = found.places, found.needs, found.outputs
@@ -961,12 +1009,16 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         node.plan = plan
         if plan.label:
             node.label = plan.label
-        out = plan.keep_apart(node, args, plan.compute(*args))
+        out = plan.compute(*args)
+        if plan.saves is formula.ONLY_RESULT:
+            node._saved, node._versions = (out.detach(),), formula.NEW
+        else:
+            out = plan.keep_apart(node, args, out)
     if found.checks_shape and out.shape != found.outputs[0][0]:
         node.outputs = (meta_of(out),)
         node.signature = None
     node.sequence = next(_sequence)
-    out.__class__ = _Tensor
+    out.__class__ = _tensor.Tensor
     out._node = node
     if function.is_view:
         out._view_of = _views.view_of(node, out, args[0], False)
@@ -976,6 +1028,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
 
 
 _new_node = object.__new__
+HERE = object()  # in a key, after what comes before the first argument that has a signature
 
 
 def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
@@ -986,12 +1039,13 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
     return sign
 
 
-def _sign(
-    node: Node, key: list[Any], signs: list[Signature], args: tuple[Any, ...], makes_new: bool
-) -> None:
-    """Give `node` the signature of its call, new if need be."""
-    call = tuple(key)
-    sign = signs[0].next.get(call)
+def _sign(node: Node, key: list[Any], first: Any, args: tuple[Any, ...], makes_new: bool) -> None:
+    """Give `node` the signature of its call, new if need be.
+
+    `key` stands for the arguments but for the first that has a signature, which keeps it.
+    """
+    call = (node.function, *key) if key else node.function
+    sign = first.next.get(call)
     if sign is None:
         sign = Signature()
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
@@ -999,7 +1053,8 @@ def _sign(
         sign.checks_shape = node.function.reads_data or any(
             isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
         )
-        signs[0].follow(call, sign)
+        sign.is_plain = len(sign.outputs) == 1 and not node.function.is_view
+        first.follow(node.function, call, sign)
     elif sign.outputs != node.outputs:
         return
     node.signature = sign

@@ -27,6 +27,7 @@ class Signature:
         "__weakref__",
         "bound",
         "checks_shape",
+        "is_plain",
         "makes_new",
         "needs",
         "next",
@@ -55,6 +56,7 @@ class Signature:
         self.varying: set[Any] = set()  # functions whose calls from here are no longer signed
         self.walks = 0  # how often a walk began here
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
+        self.is_plain = True  # it has one output, which is no view
         self.checks_shape = False  # the shape of the result depends on the data
 
     def output(self, index: int) -> "Signature":
@@ -67,15 +69,18 @@ class Signature:
             self.siblings[index] = Signature()
         return self.siblings[index]
 
-    def follow(self, key: Any, made: "Signature") -> None:
-        """Keep `made` as what comes of the call `key`.
+    def follow(self, function: Any, key: Any, made: "Signature") -> None:
+        """Keep `made` as what comes of the call `key` of `function`.
 
         A function that is called otherwise each time, as by a slice that grows or a number that
         follows a schedule, makes no graph twice: its calls are not signed any more.
         """
-        function = key[0]
-        if sum(k[0] is function for k in self.next) >= _MOST_OF_ONE:
+        of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
+        if len(of_one) >= _MOST_OF_ONE:
             self.varying.add(function)
+            for k in of_one:
+                del self.next[k]
+            return
         if len(self.next) >= _MOST:
             self.next.clear()
         self.next[key] = made
