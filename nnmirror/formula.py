@@ -39,6 +39,7 @@ them, and `<argument>_shape` for that of their shapes.
 signature (see fast/signature.py).
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -57,12 +58,18 @@ _RESULT_NAME = re.compile(r"result(\d*)")
 
 
 class Plan:
-    """What is computed and saved for one pattern of needs and arguments."""
+    """What is computed and saved for one pattern of needs and tensors among the arguments.
+
+    What a gradient is given besides tensors, numbers and shapes, is kept by the node; or by the
+    plan, where it is the same in all calls that the plan is for (`fixed`).
+    """
 
     __slots__ = (
         "arguments",
         "backs",
         "compute",
+        "given",
+        "given_names",
         "label",
         "memory",
         "names",
@@ -75,12 +82,24 @@ class Plan:
         self.compute: Callable[..., Any] = _nothing
         self.saves: tuple[int, ...] = ()  # places among the arguments, or of results
         self.names: tuple[str, ...] = ()  # of what is saved
-        self.arguments: dict[str, Any] = {}  # those that are no tensors, and shapes
+        # What a gradient is given of the arguments besides: values and shapes.
+        self.given: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
+        self.given_names: tuple[str, ...] = ()
+        self.arguments: dict[str, Any] | None = None  # these, where they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
         self.needs_memory = False  # a gradient does, and it is not only kept
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
+
+    def fixed(self, given: Sequence[Any], label: str) -> "Plan":
+        """This plan for calls with these arguments, and with this name for their nodes."""
+        if self.arguments is not None or not (given or label):
+            return self
+        plan = copy.copy(self)
+        plan.arguments = dict(zip(self.given_names, given, strict=True))
+        plan.label, plan.backs = label, {}
+        return plan
 
     def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
         """Save with `node` what its backward needs of a call of forward; its result."""
@@ -150,10 +169,6 @@ def _nothing(*args: Any) -> Any:
     raise NotImplementedError
 
 
-# How much of an argument a plan depends on.
-_NOTHING, _VALUE, _SHAPE, _LAYOUT = range(4)
-
-
 class Formulas:
     """The formulas of one rule."""
 
@@ -178,10 +193,11 @@ class Formulas:
         self._check_names()
         self.several = any(n == "gs" or _G.fullmatch(n) for n in self.named)
         self.has_more = self.several or bool(function.keeps)
-        self.asks = [self._asked(name) for name in self.names]
-        self.asks_of_rest = self._asked(self.rest)
+        # Whether the plan itself depends on how the tensors are laid out.
+        self.by_layout = "how" in self.named or _overrides(function, "choose")
+        self.labels = _overrides(function, "label_of")
         self.plans: dict[Any, Plan] = {}
-        self.makers: dict[str, Callable[..., Any]] = {}  # of `back`, by its source
+        self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
 
     def _check_names(self) -> None:
         known = {"g", "gs", "how", *self.names, *self.function.keeps}
@@ -191,22 +207,21 @@ class Formulas:
             if not (_G.fullmatch(name) or _RESULT_NAME.fullmatch(name)):
                 raise TypeError(f"{self.function.__name__} needs {name}, which it does not save")
 
-    def _asked(self, name: str) -> int:
-        """How much of the argument `name` decides what is saved and how to go back."""
-        if "how" in self.named or any(_overrides(self.function, n) for n in ("label_of", "choose")):
-            return _LAYOUT
-        if f"{name}_shape" in self.named:
-            return _SHAPE
-        return _VALUE if name in self.named else _NOTHING
-
     def call(self, node: Any, *args: Any) -> Any:
         """`forward`, and what is saved of it with `node`."""
         out = self.forward(*args)
         if not node.records:
             return self.results(out) if self.has_more else out
-        plan = node.plan = self.plan(args, node.needs_input_grad)
-        if plan.label:
-            node.label = plan.label
+        if self.by_layout:
+            plan = node.plan = self._plan_by_layout(args, node.needs_input_grad)
+            if plan.label:
+                node.label = plan.label
+        else:
+            plan = node.plan = self._plan_by_kinds(args, node.needs_input_grad)
+            if plan.given is not None:
+                node.given = plan.given(self._completed(args))
+            if self.labels:
+                node.label = self.function.label_of(*args)
         if self.has_more and not self.function.materialize_grads:
             node.materialize_grads = False
         out = plan.keep(node, args, out)
@@ -237,36 +252,48 @@ class Formulas:
         results = self.parts(out)[0]
         return results if self.several else results[0]
 
+    def _completed(self, args: tuple[Any, ...]) -> Sequence[Any]:
+        """The arguments with the defaults of those that were not given."""
+        if len(args) >= len(self.names):
+            return args
+        return [*args, *self.defaults[len(args) :]]
+
     def plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
-        """The plan for these arguments, made when they come first."""
-        key: list[Any] = [needs]
-        asks = self.asks
-        if self.rest:
-            asks = asks + [self.asks_of_rest] * (len(args) - len(asks))
+        """The plan for calls with these arguments."""
+        if self.by_layout:
+            return self._plan_by_layout(args, needs)
+        plan = self._plan_by_kinds(args, needs)
+        given = () if plan.given is None else plan.given(self._completed(args))
+        return plan.fixed(given, self.function.label_of(*args))
+
+    def _plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+        """The plan for arguments of which the same are tensors."""
+        key = needs, *[isinstance(a, torch.Tensor) for a in args]
+        return self.plans.get(key) or self._new_plan(args, needs, key)
+
+    def _plan_by_layout(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+        """The plan for arguments laid out as these."""
         try:
-            for arg, asked in zip(args, asks, strict=False):
-                if not asked:
-                    continue
-                if not isinstance(arg, torch.Tensor):
-                    key.append(of_value(arg))
-                elif asked == _VALUE:
-                    key.append(torch.Tensor)
-                elif asked == _SHAPE:
-                    key.append(arg.shape)
-                else:
-                    key.append((type(arg), of_tensor(arg)))
+            key = (
+                needs,
+                *[
+                    (type(a), of_tensor(a)) if isinstance(a, torch.Tensor) else of_value(a)
+                    for a in args
+                ],
+            )
         except Unsigned:
             return self._new_plan(args, needs)
-        call = tuple(key)
-        plan = self.plans.get(call)
-        if plan is None:
-            plan = self._new_plan(args, needs)
+        return self.plans.get(key) or self._new_plan(args, needs, key)
+
+    def _new_plan(self, args: tuple[Any, ...], needs: tuple[bool, ...], key: Any = None) -> Plan:
+        plan = self._planned(args, needs)
+        if key is not None:
             if len(self.plans) >= _MOST_PLANS:
                 self.plans.clear()
-            self.plans[call] = plan
+            self.plans[key] = plan
         return plan
 
-    def _new_plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def _planned(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
         function = self.function
         asked = any(needs)
         if not asked:  # a layer driven by hand gives the gradient for its input all the same
@@ -287,41 +314,48 @@ class Formulas:
         used.update(function.always_saved)
         saves: list[int] = []
         saved_names: list[str] = []
+        given: dict[str, str] = {}
         count = len(self.names)
-        values = [*args[:count], *self.defaults[len(args) :]]
-        named = list(zip(self.names, values, strict=True))
-        if self.rest in used:
-            named += [(f"{self.rest}_{i}", value) for i, value in enumerate(args[count:])]
-            used.update([name for name, _ in named[count:]])
-        for place, (name, value) in enumerate(named):
-            is_tensor = isinstance(value, torch.Tensor)
-            if name in used:
-                if is_tensor:
-                    saves.append(place)
-                    saved_names.append(name)
-                else:
-                    plan.arguments[name] = value
+        all_args = self._completed(args)
+        for place, name in enumerate(self.names):
+            is_tensor = isinstance(all_args[place], torch.Tensor)
+            if name in used and is_tensor:
+                saves.append(place)
+                saved_names.append(name)
+            elif name in used:
+                given[name] = f"args[{place}]"
             if f"{name}_shape" in used:
-                plan.arguments[f"{name}_shape"] = value.shape if is_tensor else None
-        if f"{self.rest}_shape" in used:
-            plan.arguments[f"{self.rest}_shape"] = tuple([a.shape for a in args[count:]])
+                given[f"{name}_shape"] = f"args[{place}].shape" if is_tensor else "None"
+        if self.rest in used:
+            saves += range(count, len(args))
+            saved_names += [f"{self.rest}_{i}" for i in range(len(args) - count)]
+        if self.rest and f"{self.rest}_shape" in used:
+            given[f"{self.rest}_shape"] = f"tuple([a.shape for a in args[{count}:]])"
         for name in sorted(used):
             which = _RESULT_NAME.fullmatch(name)
             if which is not None and name not in self.names:
                 saves.append(~int(which[1] or 0))
                 saved_names.append(name)
-        if "how" in used:
-            plan.arguments["how"] = function.how(*args)
         if isinstance(plan, PlanOfMore):
             saved_names += [function.keeps[i] for i in plan.kept]
         plan.saves = tuple(saves)
         if plan.saves == ONLY_RESULT and not isinstance(plan, PlanOfMore):
             plan.saves = ONLY_RESULT  # itself, which is looked for
         plan.names = tuple(saved_names)
+        if given:
+            plan.given_names = tuple(given)
+            plan.given = self._compiled(f"def given(args): return ({', '.join(given.values())},)")
         plan.memory = tuple([i for i, n in enumerate(saved_names) if n in function.saved_memory])
         plan.saves_number = function.saves_number and not saves
-        plan.label = function.label_of(*args)
+        plan.compute = self.compute
+        if not self.by_layout:
+            return plan
         plan.compute = function.choose(*args) or self.compute
+        plan.label = function.label_of(*args)
+        values = () if plan.given is None else plan.given(all_args)
+        plan.arguments = dict(zip(plan.given_names, values, strict=True))
+        if "how" in used:
+            plan.arguments["how"] = function.how(*args)
         return plan
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:
@@ -345,6 +379,8 @@ class Formulas:
 
         def saved(name: str) -> str:
             if name not in plan.names:
+                if plan.arguments is None:
+                    return f"node.given[{plan.given_names.index(name)}]"
                 environment[f"its_{name}"] = plan.arguments[name]
                 return f"its_{name}"
             if name not in fetched:
@@ -395,14 +431,20 @@ class Formulas:
         given = "gs" if self.several else "g"
         source = "\n        ".join([f"    def back(node, {given}):", *lines])
         source = f"def make({', '.join(environment)}):\n{source}\n    return back"
-        make = self.makers.get(source)
-        if make is None:
+        return self._compiled(source)(**environment)  # type: ignore[no-any-return]
+
+    def _compiled(self, source: str) -> Callable[..., Any]:
+        """The function that `source` defines."""
+        function = self.compiled.get(source)
+        if function is None:
             made: dict[str, Any] = {}
             exec(compile(source, f"<gradients of {self.function.__name__}>", "exec"), made)
-            if len(self.makers) >= _MOST_PLANS:
-                self.makers.clear()
-            make = self.makers[source] = made.pop("make")  # else it would hold itself
-        return make(**environment)  # type: ignore[no-any-return]
+            (name,) = made.keys() - {"__builtins__"}
+            function = made.pop(name)  # else it would hold itself
+            if len(self.compiled) >= _MOST_PLANS:
+                self.compiled.clear()
+            self.compiled[source] = function
+        return function  # type: ignore[no-any-return]
 
 
 def _overrides(function: Any, name: str) -> bool:

@@ -279,6 +279,7 @@ def _with_transpose(node: Node) -> None:
     )
     made = Node(TRule)
     made.edges, made.places, made.needs_input_grad = (weight,), (0,), (True,)
+    made.plan = TRule.formulas.plan((), made.needs_input_grad)  # type: ignore[union-attr]
     made.outputs = ((torch.Size(shape[::-1]), dtype, device),)
     made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
     node.edges = (bias, input, (made, 0))

@@ -82,6 +82,7 @@ class Node:
     label: str = ""  # set by a forward whose name depends on its inputs, as in PyTorch
     sequence: int = -1
     plan: "formula.Plan | None" = None  # of a rule written as formulas: what of it is needed here
+    given: tuple[Any, ...] = ()  # and what its gradients are given besides tensors
     _signature: None = None  # as a leaf's, for who takes this for one
     signature: Signature | None = None  # how it came about; None where that cannot be said
     outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
@@ -1050,6 +1051,8 @@ def _sign(node: Node, key: list[Any], first: Any, args: tuple[Any, ...], makes_n
         sign = Signature()
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
+        if node.plan is not None:
+            sign.plan = node.plan.fixed(node.given, node.label)
         sign.checks_shape = node.function.reads_data or any(
             isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
         )

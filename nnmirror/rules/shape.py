@@ -4,13 +4,14 @@ A view shares memory with its input (`is_view`); its gradient is the view undone
 """
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from ..changes import reshaping
-from ..tape import Node, record, recorded, tracked, usual_edge
+from ..tape import Node, record, tracked, usual_edge
 from ..views import AsStrided, ViewOf
 from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
 
@@ -28,13 +29,12 @@ class View(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, *size: Any) -> T:
-        ctx.shape = input.shape
+    def forward(input: T, *size: Any) -> T:
         return T.view(input, *size)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return (g.reshape(ctx.shape), *[None] * (len(ctx.edges) - 1))
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return g.reshape(input_shape)
 
 
 @composite(T.view)
@@ -58,13 +58,12 @@ class Reshape(Rule):
     """z = x copied into another shape, which no view gives:  dx = g with the shape of x"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, shape: Any) -> T:
-        ctx.shape = input.shape
+    def forward(input: T, shape: torch.Size) -> T:
         return input.reshape(shape)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.reshape(ctx.shape), None
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return g.reshape(input_shape)
 
     @classmethod
     def node_name(cls) -> str:
@@ -75,13 +74,12 @@ class UnsafeView(Rule):
     """A view of a tensor that nobody else holds: it counts as a new one."""
 
     @staticmethod
-    def forward(ctx: Any, input: T, size: Any) -> T:
-        ctx.shape = input.shape
+    def forward(input: T, size: Sequence[int]) -> T:
         return T.view(input, size)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.reshape(ctx.shape), None
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return g.reshape(input_shape)
 
 
 def unsafe_view(input: T, size: Any) -> T:
@@ -92,12 +90,12 @@ class Clone(Rule):
     """z = a copy of x:  dx = g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, memory_format: Any = torch.preserve_format) -> T:
+    def forward(input: T, memory_format: Any = torch.preserve_format) -> T:
         return torch.clone(input, memory_format=memory_format)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g, None
+    def d_input(g: T) -> T:
+        return g
 
 
 rule(torch.clone, T.clone)(Clone)
@@ -159,13 +157,12 @@ class Unsqueeze(Rule):
     in_place = {"UnsqueezeBackward0": "UnsqueezeBackward1"}
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int) -> T:
-        ctx.dim = dim
+    def forward(input: T, dim: int) -> T:
         return torch.unsqueeze(input, dim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.squeeze(ctx.dim), None
+    def d_input(g: T, dim: int) -> T:
+        return g.squeeze(dim)
 
 
 def unsqueeze(input: T, dim: int) -> T:
@@ -180,16 +177,18 @@ class Squeeze(Rule):
     in_place = {f"SqueezeBackward{i}": f"SqueezeBackward{i + 3}" for i in range(3)}
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = None) -> T:
-        ctx.shape = input.shape
+    def forward(input: T, dim: int | Sequence[int] | None = None) -> T:
+        return torch.squeeze(input) if dim is None else torch.squeeze(input, dim)  # type: ignore[arg-type]
+
+    @classmethod
+    def label_of(cls, input: T, dim: int | Sequence[int] | None = None) -> str:
         if dim is None:
-            return torch.squeeze(input)
-        ctx.label = "SqueezeBackward1" if isinstance(dim, int) else "SqueezeBackward2"
-        return torch.squeeze(input, dim)
+            return ""
+        return "SqueezeBackward1" if isinstance(dim, int) else "SqueezeBackward2"
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.reshape(ctx.shape), None
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return g.reshape(input_shape)
 
 
 def squeeze(input: T, dim: int) -> T:
@@ -213,13 +212,12 @@ class Transpose(Rule):
     in_place = {"TransposeBackward0": "TransposeBackward1"}
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim0: int, dim1: int) -> T:
-        ctx.dims = dim0, dim1
+    def forward(input: T, dim0: int, dim1: int) -> T:
         return torch.transpose(input, dim0, dim1)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.transpose(*ctx.dims), None, None
+    def d_input(g: T, dim0: int, dim1: int) -> T:
+        return g.transpose(dim0, dim1)
 
 
 def transpose(input: T, dim0: int, dim1: int) -> T:
@@ -243,11 +241,11 @@ class TRule(Rule):
     in_place = {"TBackward0": "TBackward1"}
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
+    def forward(input: T) -> T:
         return torch.t(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
+    def d_input(g: T) -> T:
         return g.t()
 
     @classmethod
@@ -283,15 +281,13 @@ class Permute(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, dims: Any) -> T:
-        z = torch.permute(input, dims)
-        order = [d % input.dim() for d in dims]
-        ctx.inverse = sorted(range(len(order)), key=order.__getitem__)
-        return z
+    def forward(input: T, dims: Sequence[int]) -> T:
+        return torch.permute(input, dims)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.permute(ctx.inverse), None
+    def d_input(g: T, dims: Sequence[int]) -> T:
+        order = [d % g.dim() for d in dims]
+        return g.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
 @composite(torch.permute, T.permute)
@@ -311,13 +307,12 @@ class Expand(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, size: Any) -> T:
-        ctx.shape = input.shape
-        return T.expand(input, size)
+    def forward(input: T, size: Sequence[int]) -> T:
+        return T.expand(input, size)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.sum_to_size(ctx.shape), None
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return g.sum_to_size(input_shape)
 
 
 def expand(input: T, size: Any) -> T:
@@ -396,28 +391,28 @@ class Basic(Rule):
         if edge is None:
             return None
         node: Any = Node(Basic)
-        z = Basic.forward(node, input, index)
         node.places, node.needs_input_grad = _FIRST, _FIRST_NEEDS_IT
+        z: Any = Basic.formulas.call(node, input, index)  # type: ignore[union-attr]
         seen = input._view_of  # type: ignore[attr-defined]
         base, kind = (input, "plain") if seen is None else (seen[0], seen[2])
-        z._view_of = ViewOf(base, z._version, kind)  # type: ignore[attr-defined]
-        shape, dtype, device = edge[0].outputs[edge[1]]
-        node.edges, node.outputs = (edge, None), ((z.shape, dtype, device),)
-        node.is_exact = node.shape == shape  # else data was exchanged
+        z._view_of = ViewOf(base, z._version, kind)
+        node.edges, node.outputs = (edge, None), ((z.shape, z.dtype, z.device),)
         return tracked(node, z)
 
     @staticmethod
-    def forward(ctx: Any, input: T, index: Any) -> T:
-        ctx.shape, ctx.index = input.shape, index
-        last = index[-1] if isinstance(index, tuple) and index else index
-        ctx.label = _BY_INDEX.get(type(last), "AliasBackward0")
+    def forward(input: T, index: Any) -> T:
         return T.__getitem__(input, index)
 
+    @classmethod
+    def label_of(cls, input: T, index: Any) -> str:
+        last = index[-1] if isinstance(index, tuple) and index else index
+        return _BY_INDEX.get(type(last), "AliasBackward0")
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = g.new_zeros(ctx.shape)
-        dx[ctx.index] = g
-        return dx, None
+    def d_input(g: T, input_shape: torch.Size, index: Any) -> T:
+        dx = g.new_zeros(input_shape)
+        dx[index] = g
+        return dx
 
 
 class Index(Rule):
@@ -427,18 +422,18 @@ class Index(Rule):
     is looked up through the same index, and g is added there.
     """
 
-    @staticmethod
-    def forward(ctx: Any, input: T, index: Any) -> T:
-        ctx.shape = input.shape
-        places = torch.arange(input.numel(), device=input.device).view(input.shape)
-        ctx.save_for_backward(places[index])
-        return input[index]
+    keeps = ("places",)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        dx.view(-1).index_put_((ctx.saved(0).reshape(-1),), g.reshape(-1), accumulate=True)
-        return dx, None
+    def forward(input: T, index: Any) -> tuple[T, T]:
+        places = torch.arange(input.numel(), device=input.device).view(input.shape)
+        return input[index], places[index]
+
+    @staticmethod
+    def d_input(g: T, input_shape: torch.Size, places: T) -> T:
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        dx.view(-1).index_put_((places.reshape(-1),), g.reshape(-1), accumulate=True)
+        return dx
 
 
 def is_basic(index: Any) -> bool:
@@ -471,27 +466,25 @@ class Cat(Rule):
     """z = the inputs side by side along dim:  each dx = its part of g"""
 
     @staticmethod
-    def forward(ctx: Any, dim: int, *tensors: T) -> T:
-        z = torch.cat(tensors, dim)
-        # An empty one-dimensional tensor goes with any others, and gets no part.
-        ctx.sizes = [0 if tuple(x.shape) == (0,) else x.shape[dim] for x in tensors]
-        ctx.skipped = [tuple(x.shape) == (0,) for x in tensors]
-        ctx.dim = dim
-        return z
+    def forward(dim: int, *tensors: T) -> T:
+        return torch.cat(tensors, dim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        grads: list[Any] = [None]
+    def gradients(
+        needs: Sequence[bool], g: T, dim: int, tensors_shape: Sequence[torch.Size]
+    ) -> list[T | None]:
+        grads: list[T | None] = [None]
         start = 0
-        for size, skipped, needed in zip(
-            ctx.sizes, ctx.skipped, ctx.needs_input_grad[1:], strict=True
-        ):
-            if skipped:
-                grads.append(g.new_zeros(0) if needed else None)
-                continue
-            grads.append(g.narrow(ctx.dim, start, size) if needed else None)
+        for needed, shape in zip(needs[1:], tensors_shape, strict=True):
+            # An empty one-dimensional tensor goes with any others, and gets no part.
+            is_empty = tuple(shape) == (0,)
+            size = 0 if is_empty else shape[dim]
+            part = None
+            if needed:
+                part = g.new_zeros(0) if is_empty else g.narrow(dim, start, size)
+            grads.append(part)
             start += size
-        return tuple(grads)
+        return grads
 
 
 def _sequence(tensors: Any, func: Any) -> list[Any]:
@@ -511,13 +504,12 @@ class Stack(Rule):
     """z = the inputs side by side along a new dim:  each dx = its slice of g"""
 
     @staticmethod
-    def forward(ctx: Any, dim: int, *tensors: T) -> T:
-        ctx.dim = dim
+    def forward(dim: int, *tensors: T) -> T:
         return torch.stack(tensors, dim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return (None, *g.unbind(ctx.dim))
+    def gradients(needs: Sequence[bool], g: T, dim: int) -> tuple[T | None, ...]:
+        return (None, *g.unbind(dim))
 
 
 @composite(torch.stack)
@@ -541,13 +533,12 @@ class Unbind(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int = 0) -> tuple[T, ...]:
-        ctx.dim = dim
+    def forward(input: T, dim: int = 0) -> tuple[T, ...]:
         return torch.unbind(input, dim)
 
     @staticmethod
-    def backward(ctx: Any, *g: T) -> tuple[Any, ...]:
-        return torch.stack(g, ctx.dim), None
+    def d_input(gs: tuple[T, ...], dim: int) -> T:
+        return torch.stack(gs, dim)
 
 
 @composite(T.__iter__)
@@ -563,21 +554,19 @@ class _Parts(Rule):
     is_view = True
 
     @staticmethod
-    def backward(ctx: Any, *g: T) -> tuple[Any, ...]:
-        return torch.cat(g, ctx.dim), None, None
+    def d_input(gs: tuple[T, ...], dim: int) -> T:
+        return torch.cat(gs, dim)
 
 
 class Split(_Parts):
     @staticmethod
-    def forward(ctx: Any, input: T, size: int, dim: int) -> tuple[T, ...]:
-        ctx.dim = dim
+    def forward(input: T, size: int, dim: int) -> tuple[T, ...]:
         return torch.Tensor.split(input, size, dim)
 
 
 class SplitWithSizes(_Parts):
     @staticmethod
-    def forward(ctx: Any, input: T, sizes: Any, dim: int) -> tuple[T, ...]:
-        ctx.dim = dim
+    def forward(input: T, sizes: Any, dim: int) -> tuple[T, ...]:
         return torch.split_with_sizes(input, sizes, dim)
 
 
@@ -626,27 +615,25 @@ class Repeat(Rule):
     """z = copies of x side by side:  dx = g summed over the copies"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, repeats: Any) -> T:
-        ctx.shape, ctx.repeats = input.shape, tuple(repeats)
-        return T.repeat(input, repeats)
+    def forward(input: T, repeats: Sequence[int]) -> T:
+        return T.repeat(input, repeats)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        shape, repeats = ctx.shape, ctx.repeats
+    def d_input(g: T, input_shape: torch.Size, repeats: Sequence[int]) -> T:
         if 0 in repeats:
-            return torch.zeros(shape, dtype=g.dtype, device=g.device), None
-        new = len(repeats) - len(shape)
+            return torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        new = len(repeats) - len(input_shape)
         for _ in range(new):
             g = g.sum(0)
         sizes: list[int] = []
         copies = []
-        for times, size in zip(repeats[new:], shape, strict=True):
+        for times, size in zip(repeats[new:], input_shape, strict=True):
             if times != 1:
                 copies.append(len(sizes))
                 sizes.append(times)
             sizes.append(size)
         g = g.reshape(sizes)
-        return g.sum(copies) if copies else g, None
+        return g.sum(copies) if copies else g
 
 
 @composite(T.repeat)
@@ -665,35 +652,24 @@ class Roll(Rule):
     """z = x moved round along dims:  dx = g moved back"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, shifts: Any, dims: Any = ()) -> T:
-        ctx.how = (-shifts if isinstance(shifts, int) else [-s for s in shifts]), dims
+    def forward(input: T, shifts: Any, dims: Any = ()) -> T:
         return torch.roll(input, shifts, dims)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.roll(*ctx.how), None, None
+    def d_input(g: T, shifts: Any, dims: Any) -> T:
+        return g.roll(-shifts if isinstance(shifts, int) else [-s for s in shifts], dims)
 
 
 class Flip(Rule):
     """z = x reversed along dims:  dx = g reversed"""
 
     @staticmethod
-    def usual(input: T, dims: Any) -> Any:
-        edge = usual_edge(input)
-        if edge is None:
-            return None
-        node: Any = Node(Flip)
-        node.places, node.needs_input_grad, node.is_exact = _FIRST, _FIRST_NEEDS_IT, True
-        return recorded(node, Flip.forward(node, input, dims), (edge, None), edge)
-
-    @staticmethod
-    def forward(ctx: Any, input: T, dims: Any) -> T:
-        ctx.dims = dims
+    def forward(input: T, dims: Any) -> T:
         return torch.flip(input, dims)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.flip(ctx.dims), None
+    def d_input(g: T, dims: Any) -> T:
+        return g.flip(dims)
 
 
 @composite(torch.flip, T.flip)
@@ -714,16 +690,15 @@ def flipud(input: T) -> T:
 
 
 class _Triangle(Rule):
-    function: Any
+    function: Callable[[T, int], T]
 
-    @staticmethod
-    def forward(ctx: Any, input: T, diagonal: int = 0) -> T:
-        ctx.diagonal = diagonal
-        return ctx.function.function(input, diagonal)
+    @classmethod
+    def forward(cls, input: T, diagonal: int = 0) -> T:
+        return cls.function(input, diagonal)
 
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return ctx.function.function(g, ctx.diagonal), None
+    @classmethod
+    def d_input(cls, g: T, diagonal: int) -> T:
+        return cls.function(g, diagonal)
 
 
 @inplace(T.tril_)
@@ -749,15 +724,14 @@ class Diagonal(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, offset: int = 0, dim1: int = 0, dim2: int = 1) -> T:
-        ctx.shape, ctx.how = input.shape, (offset, dim1, dim2)
+    def forward(input: T, offset: int = 0, dim1: int = 0, dim2: int = 1) -> T:
         return torch.diagonal(input, offset, dim1, dim2)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        dx.diagonal(*ctx.how).copy_(g)
-        return dx, None, None, None
+    def d_input(g: T, input_shape: torch.Size, offset: int, dim1: int, dim2: int) -> T:
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        dx.diagonal(offset, dim1, dim2).copy_(g)
+        return dx
 
 
 @composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis)
@@ -832,13 +806,17 @@ class ToCopy(Rule):
     """z = x in another dtype or on another device:  dx = g brought back"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, args: Any, kwargs: Any) -> T:
-        return input.to(*args, **kwargs)
+    def forward(input: T, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> T:
+        return input.to(*args, **dict(kwargs))
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dtype, device = ctx.source
-        return g.to(device=device, dtype=dtype), None, None
+    def how(input: T, *_: Any) -> tuple[torch.dtype, torch.device]:
+        return input.dtype, input.device
+
+    @staticmethod
+    def d_input(g: T, how: tuple[torch.dtype, torch.device]) -> T:
+        dtype, device = how
+        return g.to(device=device, dtype=dtype)
 
 
 @composite(T.to)
@@ -850,10 +828,7 @@ def to(input: T, *args: Any, **kwargs: Any) -> T:
         return input
     if not (moved.is_floating_point() or moved.is_complex()):
         return moved
-    out, node = record(ToCopy, (input, args, kwargs))
-    if node is not None:
-        node.source = (input.dtype, input.device)  # type: ignore[attr-defined]
-    return out
+    return record(ToCopy, (input, args, tuple(kwargs.items())))[0]
 
 
 def _caster(method: Any, dtype: torch.dtype) -> None:
@@ -886,28 +861,26 @@ class DiagEmbed(Rule):
     """z = zeros with x on a diagonal:  dx = that diagonal of g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, offset: int = 0, dim1: int = -2, dim2: int = -1) -> T:
-        ctx.how = offset, dim1, dim2
+    def forward(input: T, offset: int = 0, dim1: int = -2, dim2: int = -1) -> T:
         return torch.diag_embed(input, offset, dim1, dim2)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g.diagonal(*ctx.how), None, None, None
+    def d_input(g: T, offset: int, dim1: int, dim2: int) -> T:
+        return g.diagonal(offset, dim1, dim2)
 
 
 class DiagonalCopy(Rule):
     """z = a diagonal of the matrix x, copied:  dx = zeros, with g on that diagonal"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, diagonal: int) -> T:
-        ctx.shape, ctx.diagonal = input.shape, diagonal
+    def forward(input: T, diagonal: int) -> T:
         return torch.diag(input, diagonal)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        dx.diagonal(ctx.diagonal).copy_(g)
-        return dx, None
+    def d_input(g: T, input_shape: torch.Size, diagonal: int) -> T:
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        dx.diagonal(diagonal).copy_(g)
+        return dx
 
     @classmethod
     def node_name(cls) -> str:
@@ -931,14 +904,13 @@ class Trace(Rule):
     """z = the sum of the diagonal of X:  dX = zeros, with g on the diagonal"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.shape = input.shape
+    def forward(input: T) -> T:
         return torch.trace(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        dx.diagonal().copy_(g.expand(min(ctx.shape)))
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        dx.diagonal().copy_(g.expand(min(input_shape)))
         return dx
 
 
@@ -949,17 +921,17 @@ class Unfold(Rule):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, dimension: int, size: int, step: int) -> T:
-        ctx.shape, ctx.how = input.shape, (dimension, size, step)
+    def forward(input: T, dimension: int, size: int, step: int) -> T:
         return input.unfold(dimension, size, step)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        count = ctx.shape.numel()
-        places = torch.arange(count, device=g.device).view(ctx.shape).unfold(*ctx.how)
+    def d_input(g: T, input_shape: torch.Size, dimension: int, size: int, step: int) -> T:
+        count = input_shape.numel()
+        places = torch.arange(count, device=g.device).view(input_shape)
+        places = places.unfold(dimension, size, step)
         dx = torch.zeros(count, dtype=g.dtype, device=g.device)
         dx.index_add_(0, places.reshape(-1), g.reshape(-1))
-        return dx.view(ctx.shape), None, None, None
+        return dx.view(input_shape)
 
 
 @composite(torch.kron, T.kron)
@@ -1016,11 +988,11 @@ class AsItIs(Rule):
     """z = x, copied:  dx = g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
+    def forward(input: T) -> T:
         return torch.zeros_like(input).copy_(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
+    def d_input(g: T) -> T:
         return g
 
     @classmethod
