@@ -2,7 +2,7 @@
 
     python examples/benchmark.py                          # all rows; writes benchmark.json, .png
     python examples/benchmark.py --list                   # the groups and their rows
-    python examples/benchmark.py --only train --quick     # one group, roughly: about a minute
+    python examples/benchmark.py --only train --quick     # one group, roughly: a minute or two
     python examples/benchmark.py --only DQN PPO           # the rows that are called so
     python examples/benchmark.py --only plain --compile   # with torch.compile beside it
 
@@ -67,16 +67,20 @@ def in_threads(rows: list[Row]) -> list[Row]:
 ROWS = sorted([*nets.ROWS, *in_threads(nets.ROWS)], key=lambda r: list(GROUPS).index(r.group))
 
 
+LONG = {"(16384, 256)", "1024-4096-4096-10, batch 1024"}  # left out by --quick
+
+
 def chosen(only: list[str], quick: bool) -> list[int]:
     """The places of the rows asked for: by their group, or by a part of their name."""
-    found = [
-        i
-        for i, r in enumerate(ROWS)
-        if not only or any(part == r.group or part in f"{r.name}, {r.variant}" for part in only)
-    ]
+
+    def asked(r: Row) -> bool:
+        whole = f"{r.name}, {r.variant}"
+        return any(r.group == part if part in GROUPS else part in whole for part in only)
+
+    found = [i for i, r in enumerate(ROWS) if not only or asked(r)]
     if not found:
         raise SystemExit(f"no such row: {' '.join(only)}; --list shows them")
-    return [i for i in found if not (quick and "4096-4096" in ROWS[i].name)]
+    return [i for i in found if not (quick and {ROWS[i].name, ROWS[i].variant} & LONG)]
 
 
 # The same bits?
@@ -149,13 +153,13 @@ def contenders(row: Row, args: argparse.Namespace) -> dict[str, Callable[[], Any
 
 
 def compared(
-    made: dict[str, Callable[[], Any]], quick: bool, clock: Callable[[], float], rest: float
+    made: dict[str, Callable[[], Any]], quick: bool, clock: Callable[[], float], threads: bool
 ) -> Times:
     """Microseconds of each contender, and how many times as fast as PyTorch each is."""
 
     def timed(action: Callable[[], Any], times: int) -> float:
-        if rest:  # the threads of the one before, which wait for work for a while, go to sleep
-            time.sleep(rest)
+        if threads:  # those of the one before, which wait for work for a while, go to sleep
+            time.sleep(0.05)
             action()
         start = clock()
         for _ in range(times):
@@ -166,14 +170,19 @@ def compared(
     for action in made.values():
         timed(action, 5)
     once = {name: timed(action, 3) for name, action in made.items()}["torch"]
-    times = max(1, int((0.005 if quick else 0.02) / once))
+    # To wake a thread may take a hundred times as long as the step: more turns, of fewer steps.
+    turn, most = (0.002, 100) if threads else (0.02, 40)
+    if quick:
+        turn, most = turn / 4, most // 4
+    times = max(1, int(turn / once))
     for action in made.values():
         timed(action, times)
-    turns = int((1 if quick else 4) / (once * times * len(made)))
-    turns = max(5, min(turns, 11 if quick else 41))
     gc.collect()
     gc.freeze()  # what building the contenders left is not gone over in everybody's turn
-    rounds = [{name: timed(f, times) for name, f in made.items()} for _ in range(turns)]
+    end = time.perf_counter() + (1 if quick else 10)
+    rounds: list[dict[str, float]] = []
+    while len(rounds) < 5 or (time.perf_counter() < end and len(rounds) < most):
+        rounds.append({name: timed(f, times) for name, f in made.items()})
     found = {}
     for name in made:
         ratios = sorted(r["torch"] / r[name] for r in rounds)
@@ -202,12 +211,13 @@ def measure(index: int, args: argparse.Namespace) -> None:
     """Prints what was measured of a row: in the process that is the row's."""
     row = ROWS[index]
     torch.set_num_threads(row.threads)
-    found: dict[str, Any] = {"index": index, "bits": bits(row)}
+    found: dict[str, Any] = {"index": index, "name": row.name, "variant": row.variant}
+    found["bits"] = bits(row)
     made = contenders(row, args)
     one = row.threads == 1 and "jax" not in made
     clock = time.thread_time if one and args.cpu_time else time.perf_counter
     with beside(row.busy):
-        found["times"] = compared(made, args.quick, clock, 0.0 if one else 0.05)
+        found["times"] = compared(made, args.quick, clock, not one)
     print(json.dumps(found), flush=True)
 
 
@@ -218,6 +228,9 @@ def measured(indices: list[int], args: argparse.Namespace) -> list[dict[str, Any
     command = [sys.executable, __file__, *flags, "--measure", *map(str, indices)]
     ran = subprocess.run(command, capture_output=True, text=True)
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    for r in found:
+        if ROWS[r["index"]].group == "large" and r["variant"] == "step":
+            r["memory"] = peaks(r["index"])
     if ran.returncode:
         why = ran.stderr.strip().splitlines()[-1:] or [f"exit status {ran.returncode}"]
         failed, *left = indices[len(found) :]
@@ -310,7 +323,9 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="or part of a name")
-    parser.add_argument("--quick", action="store_true", help="fewer turns, no net of 4096")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer turns, nothing of the largest size"
+    )
     parser.add_argument("--list", action="store_true", help="the groups and their rows")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
@@ -335,19 +350,19 @@ def main() -> None:
             for name, same in itertools.groupby(indices, key=lambda i: ROWS[i].name):
                 print(f"    {name}  {', '.join(ROWS[i].variant for i in same)}")
         return None
-    by_name = itertools.groupby(todo, key=lambda i: (ROWS[i].group, ROWS[i].name))
-    jobs = [list(same) for _, same in by_name] if args.quick else [[i] for i in todo]
-    results = [found for job in tqdm(jobs, desc="rows") for found in measured(job, args)]
-    for r in tqdm(results, desc="memory"):
-        row = ROWS[r["index"]]
-        if row.group == "large" and row.variant == "step" and "times" in r:
-            r["memory"] = peaks(r["index"])
-    for group, rows in itertools.groupby(results, key=lambda r: ROWS[r["index"]].group):
-        print(table(group, list(rows)))
-    named = [
-        {"row": ROWS[r["index"]].name, "variant": ROWS[r["index"]].variant, **r} for r in results
-    ]
-    args.out.with_suffix(".json").write_text(json.dumps(named, indent=1))
+    results: list[dict[str, Any]] = []
+    progress = tqdm(total=len(todo), desc="rows")
+    for group, places in itertools.groupby(todo, key=lambda i: ROWS[i].group):
+        by_process = itertools.groupby(places, key=lambda i: ROWS[i].name if args.quick else i)
+        jobs, found = [list(together) for _, together in by_process], []
+        for job in jobs:
+            found += measured(job, args)
+            progress.update(len(job))
+        progress.clear()
+        print(table(group, found), flush=True)
+        results += found
+        args.out.with_suffix(".json").write_text(json.dumps(results, indent=1))
+    progress.close()
     picture(results, args.out.with_suffix(".png"))
     return None
 

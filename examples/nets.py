@@ -310,7 +310,7 @@ ACTIVATIONS: dict[str, Callable[[Any, int], Any]] = {
             *("Hardtanh", "Hardsigmoid", "Hardswish", "Hardshrink", "Softshrink"),
         )
     },
-    "GELU, tanh": lambda nn, size: nn.GELU(approximate="tanh"),
+    "GELU, approximate": lambda nn, size: nn.GELU(approximate="tanh"),
     "Threshold": lambda nn, size: nn.Threshold(0.1, 0.0),
     "GLU": lambda nn, size: nn.GLU(),
     "Softmax": lambda nn, size: nn.Softmax(dim=1),
