@@ -33,7 +33,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import nnmirror
 import nnmirror.optim
@@ -174,7 +174,7 @@ def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -
         same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
     units = sum(a.units * calls[a.rule] for a in ATTACHED)
     if units:
-        with exactly(False), within(units):
+        with exactly(False), within(units, expected.value):
             same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
             with bound_at_once():
                 again = outcome(function, nnmirror, nnmirror.optim, device, **params)
@@ -239,7 +239,7 @@ def same(expected: Any, actual: Any, where: str) -> None:
             same(e, a, f"{where}[{i}]")
     elif isinstance(expected, str):
         assert normal(actual) == normal(expected), where
-    elif isinstance(expected, float) and _units[0] and type(actual) is float:
+    elif isinstance(expected, float) and _allowed[0] and type(actual) is float:
         same_tensor(torch.tensor(expected), torch.tensor(actual), where)
     elif isinstance(expected, float):
         assert repr(expected) == repr(actual), where
@@ -252,9 +252,10 @@ def same_tensor(expected: torch.Tensor, actual: torch.Tensor, where: str) -> Non
         e, a = getattr(expected, name), getattr(actual, name)
         assert e == a, f"{where}.{name}: {e} and {a}"
     e, a = expected.detach(), actual.detach()
-    if _units[0] and (e.is_floating_point() or e.is_complex()):
-        off = units_apart(e, a)
-        assert off <= _units[0], f"{where} differs by {off} units, not {_units[0]}:\n{e}\n{a}"
+    allowed = _allowed[0]
+    if allowed is not None and (e.is_floating_point() or e.is_complex()):
+        off = units_apart(e, a, allowed.eps, allowed.largest)
+        assert off <= allowed.units, f"{where} differs by {off}, not {allowed}:\n{e}\n{a}"
     else:
         assert same_bits(e, a), f"{where} differs by up to {(e - a).abs().max()}:\n{e}\n{a}"
     if expected.is_leaf and (expected.grad is not None or actual.grad is not None):
@@ -264,21 +265,47 @@ def same_tensor(expected: torch.Tensor, actual: torch.Tensor, where: str) -> Non
         assert expected.grad.stride() == actual.grad.stride(), f"{where}.grad strides"
 
 
-_units = [0.0]  # by how many units in the last place tensors may differ; 0: not by a bit
+@dataclass
+class Allowed:
+    """By how much tensors may differ."""
+
+    units: float  # in the last place
+    eps: float = 0.0  # of the coarsest dtype in the result: kernels round to it on the way
+    # The largest number in the result. A gradient may be 0 but for rounding, such as that of a
+    # bias in front of a normalisation, and has no scale of its own.
+    largest: float = 0.0
+
+
+_allowed: list[Allowed | None] = [None]  # None: not by a bit
 
 
 @contextlib.contextmanager
-def within(units: float) -> Iterator[None]:
-    """Tensors are the same if they differ by at most so many units in the last place."""
-    before, _units[0] = _units[0], units
+def within(units: float, result: Any = None) -> Iterator[None]:
+    """Tensors are the same if they differ by at most so many units in the last place.
+
+    In that of the largest number in `result`, or in them.
+    """
+    allowed = Allowed(units)
+    tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+    grads = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+    floats = [t.detach() for t in [*tensors, *grads] if t.is_floating_point()]
+    allowed.eps = max([torch.finfo(t.dtype).eps for t in floats], default=0.0)
+    allowed.largest = max([_largest(t) for t in floats], default=0.0)
+    before, _allowed[0] = _allowed[0], allowed
     try:
         yield
     finally:
-        _units[0] = before
+        _allowed[0] = before
 
 
-def units_apart(e: torch.Tensor, a: torch.Tensor) -> float:
-    """The largest |e - a|, in units in the last place of the largest |e|."""
+def _largest(x: torch.Tensor) -> float:
+    """The largest |x|, but for those that are infinite or no number."""
+    x = x[x.isfinite()].double().abs()
+    return x.max().item() if x.numel() else 0.0
+
+
+def units_apart(e: torch.Tensor, a: torch.Tensor, eps: float = 0.0, largest: float = 0.0) -> float:
+    """The largest |e - a|, in units in the last place of the largest |e|, or of `largest`."""
     if e.is_complex():
         e, a = torch.view_as_real(e), torch.view_as_real(a)
     finite = e.isfinite()
@@ -286,10 +313,10 @@ def units_apart(e: torch.Tensor, a: torch.Tensor) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    eps, (e, a) = torch.finfo(e.dtype).eps, (t[finite].double() for t in (e, a))
+    eps = max(eps, torch.finfo(e.dtype).eps)
     # Below its smallest normal number a dtype has no more units.
-    unit = eps * max(e.abs().max().item(), torch.finfo(torch.float32).tiny)
-    return (e - a).abs().max().item() / unit
+    unit = eps * max(_largest(e), largest, torch.finfo(torch.float32).tiny)
+    return _largest(e.double() - a.double()) / unit
 
 
 def same_bits(e: torch.Tensor, a: torch.Tensor) -> bool:

@@ -3,8 +3,9 @@
 All others have them always.
 """
 
+from . import batchnorm, normalization, softmax  # noqa: F401
 from .attach import ATTACHED
 
-# Here each module of exact forms is imported, which attaches them.
+# Each module of exact forms is imported here, which attaches them.
 
 __all__ = ["ATTACHED"]

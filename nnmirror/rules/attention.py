@@ -12,10 +12,10 @@ from ..tape import record
 from . import shape
 from .arithmetic import Add, Mul
 from .dropout import dropout
-from .kernel import vector_exp, widened
+from .kernel import lane_sum, vector_exp, widened
 from .matmul import matmul
 from .registry import Rule, answered, plain_values, unplaced
-from .softmax import Softmax, lane_sum
+from .softmax import Softmax
 
 T = torch.Tensor
 
@@ -26,7 +26,11 @@ _choice: Any = torch._fused_sdp_choice
 class SafeSoftmax(Softmax):
     """y = softmax(x) along dim, 0 where all of x is minus infinity:  dx = (g - sum of g y) y"""
 
-    function: Any = staticmethod(torch._safe_softmax)
+    public: Any = staticmethod(torch._safe_softmax)
+
+    @staticmethod
+    def forward(input: T, dim: int) -> T:
+        return torch._safe_softmax(input, dim)
 
 
 class ScaledDotProductFlashAttentionForCpu(Rule):

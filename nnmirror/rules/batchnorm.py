@@ -1,4 +1,4 @@
-"""Batch normalisation, rounded as PyTorch's CPU kernels round it.
+"""Batch normalisation.
 
     y = (x - mean) r w + b,  r = 1 / sqrt(var + eps), per channel; in training mean and var are
     those of the batch, of n elements per channel, in evaluation the running ones:
@@ -6,11 +6,11 @@
     db = sum of g,  d = sum of g (x - mean),  dw = d r
     dx = (g - sum(g) / n - (x - mean) d r^2 / n) r w in training, g r w in evaluation
 
-The forward is PyTorch's kernel. Its backward adds up in one of three ways, by how x and g lie
-in memory: row by row (channels last), plane by plane (contiguous), or element by element. On
-another device than the CPU the plain sums are used, and may round otherwise.
+The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32. In exact mode the
+backward rounds as PyTorch's kernels do (see `nnmirror.exact.batchnorm`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import record
 from .arithmetic import Add, Mul
-from .normalization import row_sum, rows_added, rows_fused, rows_in_turn
+from .normalization import rows_at_once
 from .registry import Rule, composite, stands_for, unplaced
 from .shape import Clone, select
 
@@ -29,17 +29,6 @@ def _infer(*args: Any) -> T:
     return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
 
 
-def _memory_format(x: T, g: T) -> torch.memory_format | None:
-    """The one in which both are dense."""
-    formats = [torch.contiguous_format]
-    if x.dim() in (4, 5):
-        formats.append(torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-    for format in formats:
-        if all(t.is_contiguous(memory_format=format) for t in (x, g)):
-            return format
-    return None
-
-
 @stands_for(torch.batch_norm, True)
 class NativeBatchNorm(Rule):
     """y = (x - mean) r w + b, per channel; the gradients are above.
@@ -48,10 +37,11 @@ class NativeBatchNorm(Rule):
     """
 
     infer: Any = staticmethod(_infer)
+    keeps = derived = ("mean", "r")
+    counted = (0, 1, 2)  # PyTorch's node has a place for a weight that is not there
 
     @staticmethod
     def forward(
-        ctx: Any,
         input: T,
         weight: T | None,
         bias: T | None,
@@ -60,125 +50,78 @@ class NativeBatchNorm(Rule):
         training: bool,
         momentum: float,
         eps: float,
-    ) -> T:
+    ) -> Any:
         args = input, weight, bias, running_mean, running_var, training, momentum, eps
         cudnn = torch.backends.cudnn.enabled
         try:
-            y, mean, r, *_ = torch._batch_norm_impl_index(*args, cudnn)
+            return torch._batch_norm_impl_index(*args, cudnn)[:3]
         except TypeError:
             raise unplaced(torch.batch_norm, (*args, cudnn), {}) from None
-        ctx.places = (0, 1, 2)  # PyTorch's node counts a weight that is not there
-        ctx.training, ctx.eps = training, eps
-        ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
-        ctx.save_for_backward(input, running_mean, running_var, weight, mean, r)
-        return y
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, running_mean, running_var, w, mean, r = ctx.saved_tensors
-        if not ctx.training:
-            mean = running_mean
-            r = (running_var.double() + ctx.eps).rsqrt()
-        layout, values = _memory_format(x, g) if x.is_cpu else torch.contiguous_format, x
-        if layout is torch.contiguous_format and x.dim() > 3:
-            g, values = g.flatten(2), x.flatten(2)
-        # 16 bits are widened but where the kernel goes element by element, which rounds each step.
-        dtype = x.dtype
-        wide = torch.float32 if dtype.itemsize == 2 and layout is not None else dtype
-        by = (-1, *[1] * (values.dim() - 2))
-        if layout is None:
-            r = r.to(mean.dtype)
+    def gradients(
+        needs: Sequence[bool],
+        g: T,
+        input: T,
+        weight: T | None,
+        running_mean: T | None,
+        running_var: T | None,
+        training: bool,
+        eps: float,
+        mean: T,
+        r: T,
+    ) -> tuple[T | None, ...]:
+        need_x, need_w, need_b, *_ = needs
+        x, w = input, weight
+        if not training:
+            assert running_mean is not None
+            assert running_var is not None
+            mean, r = running_mean, running_var
+        if x.dtype.itemsize == 2:
+            g, x, mean, r = g.float(), x.float(), mean.float(), r.float()
+            w = None if w is None else w.float()
+        if not training:
+            r = torch.rsqrt(r + eps)
+        scale, dims = r if w is None else r * w, [0, *range(2, x.dim())]
+        if not training and not need_w:
+            dx = g * _by_channel(scale, x) if need_x else None
+            return dx, None, g.sum(dims) if need_b else None
+        mean, size = _by_channel(mean, x), rows_at_once(x)
+        in_one = len(x) <= size
+        if in_one:
+            centred = x - mean
+            dx = centred * g
+            sum_g, d = g.sum(dims), dx.sum(dims)
         else:
-            g, mean, r = g.to(wide), mean.to(wide), r.to(wide)
-            w = None if w is None else w.to(wide)
-        n = x.numel() // x.shape[1]
-        centred = values - mean.view(by)
-        sum_g, d, fused = _sums(g, centred, layout, n, dtype)
-        dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = g
-            if ctx.training:
-                k = d.to(wide) * r * r
-                count = torch.tensor(n, dtype=k.dtype, device=k.device)
-                k = (k / count).to(wide).view(by)
-                rest = g - (sum_g / count.to(sum_g.dtype)).to(wide).view(by)
-                dx = rest - (centred * k).to(wide)
-                if fused is not None:
-                    dx[fused] = torch.addcmul(rest, centred, -k)[fused]
-            dx = dx * r.view(by)
-            if w is not None:
-                dx = dx * w.view(by)
-            dx = torch.empty_like(x).copy_(dx.reshape(x.shape))
-        if ctx.needs_input_grad[1]:
-            dw = (d * r).to(ctx.dtypes[0])
-        if ctx.needs_input_grad[2]:
-            db = sum_g.to(ctx.dtypes[1])
-        return dx, dw, db, *[None] * 5
+            centred, dx = torch.empty_like(x[:size]), torch.empty_like(x)
+            sum_g, d = torch.zeros_like(r), torch.zeros_like(r)
+            for part, g_part in zip(x.split(size), g.split(size), strict=True):
+                product = torch.sub(part, mean, out=centred[: len(part)]).mul_(g_part)
+                sum_g.add_(g_part.sum(dims))
+                d.add_(product.sum(dims))
+        dw = d * r
+        if not need_x:
+            return None, dw, sum_g
+        scale = _by_channel(scale, x)
+        if not training:
+            return torch.mul(g, scale, out=dx), dw, sum_g
+        of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
+        per_number = -x.shape[1] / x.numel()
+
+        def to_x(g: T, centred: T, dx: T) -> T:
+            torch.addcmul(g, centred, slope, value=per_number, out=dx)
+            return dx.add_(of_g, alpha=per_number).mul_(scale)
+
+        if in_one:
+            return to_x(g, centred, dx), dw, sum_g
+        for part, g_part, to in zip(x.split(size), g.split(size), dx.split(size), strict=True):
+            to_x(g_part, torch.sub(part, mean, out=centred[: len(part)]), to)
+        return dx, dw, sum_g
 
 
-def _sums(
-    g: T, centred: T, layout: torch.memory_format | None, n: int, dtype: torch.dtype
-) -> tuple[T, T, Any]:
-    """sum of g and sum of g (x - mean), per channel.
-
-    And for which elements of dx the kernel takes (x - mean) k from the rest without rounding it.
-    """
-    if not g.is_cpu:
-        around = [0, *range(2, g.dim())]
-        return g.sum(around), (g * centred).sum(around), None
-    channels = g.shape[1]
-    narrow, lanes = dtype.itemsize == 2, 32 // dtype.itemsize
-    total = torch.float32 if narrow else torch.float64
-    if layout is None:
-        around = [0, *range(2, g.dim())]
-        # In the order in which x lies in memory.
-        dims = sorted(around, key=centred.stride, reverse=True)
-        products = (centred * g).permute(*dims, 1).reshape(n, channels)
-        kept = torch.float32 if dtype is torch.float16 else dtype
-        return g.sum(around, dtype=kept), rows_in_turn(products.to(total)), None
-    planes = layout is torch.contiguous_format and n > len(g)
-    if planes and not narrow:
-        x_rows, g_rows = (t.reshape(-1, n // len(g)) for t in (centred, g))
-        sums = row_sum(g_rows, None, False, False), row_sum(x_rows, g_rows, False, False)
-        sum_g, d = (rows_in_turn(s.view(len(g), channels).to(total)) for s in sums)
-        return sum_g, d, ...
-    if planes:
-        sum_g, d = _narrow_planes(g, centred, dtype is torch.float16)
-        last = g.shape[-1]
-        fused = last if dtype is torch.float16 else last - last % lanes
-        return sum_g, d, (..., slice(fused))
-    rows = [t.movedim(1, -1).reshape(n, channels) for t in (g, centred)]
-    sum_g = rows_added(rows[0], g.dtype, None, total)
-    d = rows_added(rows[0], g.dtype, rows[1], total)
-    fused = channels if dtype is torch.float16 else channels - channels % lanes
-    return sum_g, d, (slice(None), slice(fused))
-
-
-def _narrow_planes(g: T, centred: T, half: bool) -> tuple[T, T]:
-    """The two sums where the kernel converts from 16 bits.
-
-    All registers of all planes are added to one, and what does not fill them to one number.
-    """
-    batch, channels, size = g.shape
-    end = size - size % 16
-
-    def registers(t: T) -> T:
-        parts = t[..., :end].reshape(batch, channels, end // 8, 8)
-        return parts.transpose(1, 2).reshape(-1, channels * 8)
-
-    def rest(t: T) -> T:
-        return t[..., end:].transpose(1, 2).reshape(-1, channels)
-
-    def added(low: T, lanes: T) -> T:
-        return low + rows_in_turn(lanes.view(channels, 8).t())
-
-    sum_g = added(rows_in_turn(rest(g)), rows_in_turn(registers(g)))
-    low = rest(centred), rest(g)
-    d = added(
-        rows_fused(*low, g.dtype) if half else rows_in_turn(low[0] * low[1]),
-        rows_fused(registers(centred), registers(g), g.dtype),
-    )
-    return sum_g, d
+def _by_channel(values: T, x: T) -> T:
+    """One value for each channel of x, as an operand for x."""
+    return values if x.dim() == 2 else values.view(-1, *[1] * (x.dim() - 2))
 
 
 @composite(torch.batch_norm)

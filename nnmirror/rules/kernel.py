@@ -45,6 +45,45 @@ def in_turn(x: T, n: int) -> T:
     return add_rows(total.clone().unsqueeze(0), every, rest)[0]
 
 
+def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
+    """The sum of x (or of x times another) along its last dimension, added up lane by lane.
+
+    What does not fill a register is added last, to the first lanes. In float32 the product is
+    then not rounded by itself where the kernel has one thread, or one row, to run over: the
+    compiler makes another loop of that case.
+    """
+    n, width = x.shape[-1], lanes(x)
+    if narrow:
+        width *= 2  # a register of 16-bit numbers fills two of 32-bit ones
+    terms = x if times is None else x * times
+    half = width // 2 if narrow else width
+    if n <= half and n < width:
+        return in_turn(terms, n)
+    total, end = terms[..., :width], max(n - n % width, width)
+    for start in range(width, end, width):
+        total = total + terms[..., start : start + width]
+    rest = n - end
+    if rest > 0:
+        low = total[..., :rest]
+        many = torch.get_num_threads() > 1 and x.numel() > n
+        if times is None or many or narrow or x.dtype is torch.float64:
+            low = low + terms[..., end:]
+        else:
+            low = torch.addcmul(low, x[..., end:], times[..., end:])
+        total = torch.cat([low, total[..., rest:]], -1)
+    if narrow:
+        low, high = total[..., :half], total[..., half:]
+        rest = high.shape[-1]
+        total = torch.cat([low[..., :rest] + high, low[..., rest:]], -1)
+    plainly = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
+    if plainly or n < width:
+        return in_turn(total, half)
+    while half > 1:
+        half //= 2
+        total = total[..., :half] + total[..., half : 2 * half]
+    return total[..., 0]
+
+
 def add_rows(to: T, places: T, rows: T) -> T:
     """Add each of the rows to the one of `to` at its place, one after another.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
+from ..exact.mode import chosen
 from ..grad_mode import is_grad_enabled
 from ..tape import (
     _FREED,
@@ -294,7 +295,7 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
         node: Any = Node(_CrossEntropy)
         likelihood = T.log_softmax(input, 1)
         loss, node.total = NllLoss.loss(likelihood, target, None, reduction, ignored)
-        node.reduction, node.ignored = reduction, ignored
+        node.reduction, node.ignored, node.logarithm = reduction, ignored, chosen(LogSoftmax)
         node.places, node.needs_input_grad = (0,), (True,)
         node.save_for_backward(likelihood, target)
         node.folded = _unfold
@@ -309,8 +310,9 @@ _WIDE = (torch.float32, torch.float64)
 def _unfold(node: Any) -> None:
     """Turn `node` into that of the loss, with that of the logarithm behind it."""
     node.folded = None
-    before: Any = Node(LogSoftmax)
-    before.dim, before.sequence = 1, node.sequence - 0.5
+    before: Any = Node(node.logarithm)
+    before.sequence = node.sequence - 0.5
+    before.plan = node.logarithm.formulas.plan((None, 1), (True, False))
     before.edges, before.places, before.needs_input_grad = (*node.edges, None), (0,), (True, False)
     before._saved = None
     shape: Any = ()

@@ -1,129 +1,47 @@
-"""Layer normalisation, rounded as PyTorch's CPU kernels round it.
+"""Layer normalisation.
 
     y = (x - mean) r w + b,  r = 1 / sqrt(var + eps), per row:
 
-    db = sum of the rows of g,  dw = sum of the rows of g (r x - r mean)
-    dx = r g w + p x + q,  p = (mean sum(g w) - sum(g w x)) r^3 / n,  q = -p mean - r sum(g w) / n
+    db = sum of g,  dw = sum of g z,  z = (x - mean) r,  over the rows
+    dx = r (g w - mean(g w) - z mean(g w z)), the means over each row
 
-The forward is PyTorch's kernel. What surrounds the formulas is the order in which its backward
-adds up: each row by the lanes of a vector register, the rows one after another, as fused
-multiply-adds, which is what `torch.addcmul` does. On another device than the CPU the plain
-sums are used, and may round otherwise.
+The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32, as it does. In exact
+mode the sums are added up in its order, too (see `nnmirror.exact.normalization`).
 """
 
-import functools
-import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..tape import record
-from .kernel import add_rows, in_turn
 from .registry import Rule, composite, stands_for, unplaced
 
 T = torch.Tensor
 
-
-def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
-    """The sum of each row of x, or of x times another.
-
-    `narrow` where the kernel converts from 16 bits, `mixed` where the weight has 32 bits then.
-    By lanes of 32 bytes, whatever the machine has; what does not fill them is added last. There
-    a product is not rounded by itself, and in numbers that were narrow it is nowhere.
-    """
-    terms = x if times is None else x * times
-    if not x.is_cpu:
-        return terms.sum(-1)
-    n, lanes = x.shape[-1], 32 // x.dtype.itemsize
-    width = lanes * (1 + narrow)  # a register of 16-bit numbers fills two of 32-bit ones
-
-    def added_last(total: T, start: int) -> T:
-        rest = n - start
-        head = total[:, :rest]
-        if times is None:
-            head = head + terms[:, start:]
-        else:
-            head = torch.addcmul(head, x[:, start:], times[:, start:])
-        return torch.cat([head, total[:, rest:]], 1)
-
-    if n <= lanes and n < width:
-        return in_turn(terms, n)
-    if n < width:
-        total = added_last(terms[:, :lanes], lanes)
-    else:
-        end = n - n % width
-        if narrow and times is not None:
-            parts = zip(x[:, :end].split(width, 1), times[:, :end].split(width, 1), strict=True)
-            total = terms[:, :width]
-            for a, b in itertools.islice(parts, 1, None):
-                total = torch.addcmul(total, a, b)
-        else:
-            total, *others = terms[:, :end].split(width, 1)
-            for part in others:
-                total = total + part
-        if n > end:
-            total = added_last(total, end)
-        if narrow:
-            total = total[:, :lanes] + total[:, lanes:]
-    no_shuffle = torch.backends.cpu.get_cpu_capability() == "DEFAULT" or x.dtype is torch.float64
-    if no_shuffle or (n < width and not mixed):
-        return in_turn(total, lanes)
-    while lanes > 1:
-        lanes //= 2
-        low, high = total.split(lanes, 1)
-        total = low + high
-    return total[:, 0]
+# Of more numbers than this one operation finds nothing in the cache that the one before it wrote.
+_PIECE = 1 << 18
+_MOST_PIECES = 32
 
 
-def _over_threads(m: int) -> list[slice]:
-    """The rows that each of PyTorch's threads goes over."""
-    each = -(-m // min(torch.get_num_threads(), m))
-    return [slice(start, start + each) for start in range(0, m, each)]
+def rows_at_once(x: T) -> int:
+    """So many rows of x that what is computed of them stays in the cache."""
+    numbers = max(_PIECE * torch.get_num_threads(), x.numel() // _MOST_PIECES)
+    return max(1, numbers * len(x) // x.numel())
 
 
-def rows_in_turn(rows: T) -> T:
-    """The sum of the rows, one after another."""
-    if not rows.is_cpu:
-        return rows.sum(0)
-    every = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    return add_rows(rows.new_zeros(1, rows.shape[1]), every, rows)[0]
+def like(gradient: T | None, tensor: T | None) -> T | None:
+    """The gradient in the shape and dtype of its tensor."""
+    if gradient is None or tensor is None:
+        return None
+    if gradient.dtype is not tensor.dtype:
+        gradient = gradient.to(tensor.dtype)
+    return gradient if gradient.shape == tensor.shape else gradient.reshape(tensor.shape)
 
 
-def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
-    """The sum of the rows times those of another, each step rounded once, to `dtype`.
-
-    No tensor operation adds fused products in this order, so there is one for each row: the
-    price of the same bits, ten times that of the kernel and more.
-    """
-    total = rows.new_zeros(rows.shape[1])
-    both = rows.unbind(), times.unbind()
-    if dtype is rows.dtype and len(rows):
-        torch._foreach_addcmul_([total] * len(rows), *both)  # into one, each after the other
-        return total
-    for row, other in zip(*both, strict=True):
-        total = total.addcmul_(row, other).to(dtype).to(rows.dtype)
-    return total
-
-
-def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) -> T:
-    """The sum of the rows of g, or of g times another, one row after another in each thread.
-
-    Each step rounds once, to `dtype`. What the threads have is added in `at_last`.
-    """
-    if not g.is_cpu:
-        return (g if times is None else g * times).sum(0)
-    parts = []
-    for part in _over_threads(len(g)):
-        rows = g[part]
-        if times is None and dtype is g.dtype:
-            parts.append(rows_in_turn(rows))
-            continue
-        parts.append(
-            rows_fused(rows, torch.ones_like(rows) if times is None else times[part], dtype)
-        )
-    if len(parts) == 1:
-        return parts[0]
-    return rows_in_turn(torch.stack(parts).to(at_last)).to(g.dtype)
+def added(total: T | None, part: T) -> T:
+    """The sum of the parts so far."""
+    return part if total is None else total.add_(part)
 
 
 @stands_for(torch.layer_norm)
@@ -134,55 +52,77 @@ class NativeLayerNorm(Rule):
     """
 
     infer: Any = staticmethod(torch.layer_norm)
+    keeps = derived = ("mean", "r")
+    counted = (0, 2, 3)  # PyTorch's node has a place for a weight that is not there
 
     @staticmethod
-    def forward(ctx: Any, input: T, shape: Any, weight: T | None, bias: T | None, eps: float) -> T:
+    def forward(
+        input: T, normalized_shape: Any, weight: T | None, bias: T | None, eps: float
+    ) -> tuple[T, T, T]:
+        args = input, normalized_shape, weight, bias, eps
         try:
-            y, mean, r = torch.native_layer_norm(input, shape, weight, bias, eps)
+            return torch.native_layer_norm(*args)
         except (RuntimeError, TypeError):
-            raise unplaced(torch.layer_norm, (input, shape, weight, bias, eps), {}) from None
-        ctx.places = (0, 2, 3)  # PyTorch's node counts a weight that is not there
-        ctx.save_for_backward(bias, input, weight, mean, r)
-        return y
+            raise unplaced(torch.layer_norm, args, {}) from None
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        bias, x, w, mean, r = ctx.saved_tensors
-        need_x, _, need_w, need_b, _ = ctx.needs_input_grad
-        dx = dw = db = None
-        if not x.numel():
-            needed = (x, need_x), (w, need_w), (bias, need_b)
-            dx, dw, db = (torch.zeros_like(t) if need else None for t, need in needed)
-            return dx, None, dw, db, None
-        m, dtype = mean.numel(), x.dtype
-        n, narrow = x.numel() // m, dtype.itemsize == 2
-        g, rows = g.reshape(m, n), x.reshape(m, n)
-        if narrow:
-            g, rows, mean, r = (t.float() for t in (g, rows, mean, r))
-        if need_b:
-            db = rows_added(g, dtype, None, g.dtype).to(bias.dtype).reshape(bias.shape)
-        mean, r = mean.reshape(m, 1), r.reshape(m, 1)
-        if need_w:
-            normal = torch.addcmul((-r * mean).expand_as(rows), r, rows)
-            dw = rows_added(g, dtype, normal, g.dtype).to(w.dtype).reshape(w.shape)
-        if need_x:
-            sums = functools.partial(row_sum, narrow=narrow, mixed=False)
-            if w is None:
-                gw, ds, dm = None, sums(g, rows), sums(g, None)
-            elif w.dtype is dtype:
-                w_row = w.reshape(1, n).to(g.dtype)
-                gw = w_row.expand_as(g)
-                # The rows of one below those of the other: each is added up by itself.
-                ds, dm = sums(torch.cat([g * rows, g]), w_row.expand(2 * m, n)).split(m)
-            else:  # the kernel for a weight wider than x multiplies in another order
-                gw = w.reshape(1, n).expand_as(g)
-                ds, dm = sums(g * gw, rows, mixed=True), sums(g * gw, None, mixed=True)
-            ds, dm, scale = ds.unsqueeze(1), dm.unsqueeze(1), 1 / n
-            p = torch.addcmul(-ds, dm, mean) * r * r * r * scale
-            q = torch.addcmul(-(dm * r * scale), -p, mean)
-            scaled = r * g if gw is None else r * g * gw
-            dx = (torch.addcmul(scaled, p, rows) + q).to(dtype).reshape(x.shape)
-        return dx, None, dw, db, None
+    def gradients(
+        needs: Sequence[bool], g: T, input: T, weight: T | None, bias: T | None, mean: T, r: T
+    ) -> tuple[T | None, ...]:
+        if not input.numel():
+            dx, dw, db = (None if t is None else torch.zeros_like(t) for t in (input, weight, bias))
+            return dx, None, dw, db
+        rows: tuple[T, ...] = g, input, mean, r
+        if input.dim() != 2 or len(mean) != len(input):
+            rows = tuple([t.reshape(mean.numel(), -1) for t in rows])
+        if input.dtype.itemsize == 2:
+            rows = tuple([t.float() for t in rows])
+        g, x, mean, r = rows
+        g, x = g.contiguous(), x.contiguous()
+        w = weight if weight is None or weight.dim() == 1 else weight.reshape(-1)
+        size = rows_at_once(x)
+        if len(x) <= size:
+            dx, dw, db = _of_rows(needs, g, x, w, mean, r)
+        else:
+            dx, z, gz = torch.empty_like(x), torch.empty_like(x[:size]), torch.empty_like(x[:size])
+            dw = db = None
+            pieces = [t.split(size) for t in (g, x, mean, r, dx)]
+            for g, x, mean, r, to in zip(*pieces, strict=True):
+                n = len(x)
+                _, dw_part, db_part = _of_rows(needs, g, x, w, mean, r, to, z[:n], gz[:n])
+                dw = None if dw_part is None else added(dw, dw_part)
+                db = None if db_part is None else added(db, db_part)
+        return like(dx, input), None, like(dw, weight), like(db, bias)
+
+
+def _of_rows(
+    needs: Sequence[bool],
+    g: T,
+    x: T,
+    w: T | None,
+    mean: T,
+    r: T,
+    dx: T | None = None,
+    z: T | None = None,
+    gz: T | None = None,
+) -> tuple[T | None, T | None, T | None]:
+    """dx, dw and db of some rows. The last three arguments are memory to compute in."""
+    need_x, _, need_w, need_b, _ = needs
+    db = g.sum(0) if need_b else None
+    if not (need_x or need_w):
+        return None, None, db
+    z = torch.sub(x, mean, out=z).mul_(r)
+    gz = torch.mul(g, z, out=gz)
+    dw = gz.sum(0) if need_w else None
+    if not need_x:
+        return None, dw, db
+    if w is not None:
+        g = dx = torch.mul(g, w, out=dx)
+        gz.mul_(w)
+    per_number = -1 / x.shape[1]
+    sum_g, sum_gz = g.sum(1, keepdim=True), gz.sum(1, keepdim=True)
+    dx = torch.addcmul(g, z, sum_gz, value=per_number, out=dx)
+    return dx.add_(sum_g, alpha=per_number).mul_(r), dw, db
 
 
 @composite(torch.layer_norm)

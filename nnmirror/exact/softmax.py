@@ -1,0 +1,73 @@
+"""Softmax and its logarithm, rounded as PyTorch's CPU kernels round them.
+
+Along the last dimension these keep one partial sum for each lane of a vector register; along any
+other they add row after row, as fused multiply-adds, which is what `torch.addcmul` does. Measured
+with every instruction set that PyTorch can be told to use; on another device than the CPU the
+plain formula is used.
+"""
+
+import torch
+
+from ..rules import attention, softmax
+from ..rules.kernel import in_turn, lane_sum, lanes, scalar_exp, vector_exp, widened
+from .attach import exact_of
+
+T = torch.Tensor
+
+
+@exact_of(softmax.Softmax, "Softmax", units=8)
+class Softmax(softmax.Softmax):
+    """dx = (g - sum of g y) y"""
+
+    @staticmethod
+    def d_input(g: T, result: T, dim: int) -> T:
+        if not result.is_cpu or not result.numel():
+            return softmax.Softmax.d_input(g, result, dim)
+        return softmax_grad(g, result, dim)
+
+
+def softmax_grad(g: T, result: T, dim: int) -> T:
+    wide, y = widened(g.contiguous(), result)
+    dim %= y.dim()
+    if dim == y.dim() - 1:
+        s = lane_sum(wide, g.dtype.itemsize == 2, y)
+    else:
+        s = torch.zeros_like(wide.select(dim, 0))
+        for i in range(wide.shape[dim]):
+            s = torch.addcmul(s, wide.select(dim, i), y.select(dim, i))
+    return ((wide - s.unsqueeze(dim)) * y).to(g.dtype).reshape(result.shape)
+
+
+@exact_of(attention.SafeSoftmax, "MultiheadAttention", units=8)
+class SafeSoftmax(attention.SafeSoftmax):
+    """dx = (g - sum of g y) y"""
+
+    d_input = Softmax.d_input
+
+
+@exact_of(softmax.LogSoftmax, "LogSoftmax", units=16)
+class LogSoftmax(softmax.LogSoftmax):
+    """dx = g - exp(l) sum of g"""
+
+    @staticmethod
+    def d_input(g: T, result: T, dim: int) -> T:
+        if not result.is_cpu or not result.numel():
+            return softmax.LogSoftmax.d_input(g, result, dim)
+        return log_softmax_grad(g, result, dim)
+
+
+def log_softmax_grad(g: T, result: T, dim: int) -> T:
+    narrow = g.dtype.itemsize == 2
+    wide, y = widened(g.contiguous(), result)
+    dim %= y.dim()
+    if dim == y.dim() - 1:
+        s, e = lane_sum(wide, narrow), vector_exp(y)
+    else:
+        s = in_turn(wide.movedim(dim, -1), wide.shape[dim])
+        # Whole registers of what lies behind dim go through the vectorised exp.
+        inner = y.flatten(dim + 1)
+        whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))
+        e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)
+        e = e.reshape(y.shape)
+    dx = torch.addcmul(wide, e, s.unsqueeze(dim).expand_as(wide), value=-1)
+    return dx.to(g.dtype).reshape(result.shape)
