@@ -27,6 +27,7 @@ import gc
 import importlib.util
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -226,7 +227,9 @@ def measured(indices: list[int], args: argparse.Namespace) -> list[dict[str, Any
     flags = [f"--{name.replace('_', '-')}" for name in ("quick", "compile", "cpu_time")
              if getattr(args, name)]  # fmt: skip
     command = [sys.executable, __file__, *flags, "--measure", *map(str, indices)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    # NumPy's products of matrices go by this, not by torch.set_num_threads.
+    env = {**os.environ, "OMP_NUM_THREADS": str(ROWS[indices[0]].threads)}
+    ran = subprocess.run(command, capture_output=True, text=True, env=env)
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     for r in found:
         if ROWS[r["index"]].group == "large" and r["variant"] == "step":
