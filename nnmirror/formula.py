@@ -35,6 +35,8 @@ of `how`.
 The last argument of `forward` may be `*<argument>`: its name then stands for the tuple of all of
 them, and `<argument>_shape` for that of their shapes.
 
+`refuse(needs, *args)`, if there is one, raises for a call whose gradient the rule does not give.
+
 `choose(*args)`, if there is one, returns the callable that computes all later calls of the same
 signature (see fast/signature.py).
 """
@@ -196,6 +198,7 @@ class Formulas:
         # Whether the plan itself depends on how the tensors are laid out.
         self.by_layout = "how" in self.named or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
+        self.refuse = getattr(function, "refuse", None)
         self.plans: dict[Any, Plan] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
 
@@ -212,6 +215,8 @@ class Formulas:
         out = self.forward(*args)
         if not node.records:
             return self.results(out) if self.has_more else out
+        if self.refuse is not None:
+            self.refuse(node.needs_input_grad, *args)
         if self.by_layout:
             plan = node.plan = self._plan_by_layout(args, node.needs_input_grad)
             if plan.label:
@@ -299,6 +304,10 @@ class Formulas:
         if not asked:  # a layer driven by hand gives the gradient for its input all the same
             place = function.input_place
             needs = (*needs[:place], True, *needs[place + 1 :])
+        elif self.joint is None and any(
+            need and self._gradient(i) is None for i, need in enumerate(needs)
+        ):
+            raise TypeError(f"{function.__name__} gives no gradient for an argument that needs one")
         used: set[str] = set()
         if self.joint is not None:
             used.update(self.joint_needs)
@@ -327,8 +336,13 @@ class Formulas:
             if f"{name}_shape" in used:
                 given[f"{name}_shape"] = f"args[{place}].shape" if is_tensor else "None"
         if self.rest in used:
-            saves += range(count, len(args))
-            saved_names += [f"{self.rest}_{i}" for i in range(len(args) - count)]
+            for place, value in enumerate(args[count:], start=count):
+                name = f"{self.rest}_{place - count}"
+                if isinstance(value, torch.Tensor):
+                    saves.append(place)
+                    saved_names.append(name)
+                else:
+                    given[name] = f"args[{place}]"
         if self.rest and f"{self.rest}_shape" in used:
             given[f"{self.rest}_shape"] = f"tuple([a.shape for a in args[{count}:]])"
         for name in sorted(used):
@@ -357,6 +371,10 @@ class Formulas:
         if "how" in used:
             plan.arguments["how"] = function.how(*args)
         return plan
+
+    def _gradient(self, place: int) -> Callable[..., Any] | None:
+        """What gives the gradient of an argument."""
+        return self.single[place] if place < len(self.single) else None
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:
         """The gradients of all arguments."""
@@ -417,12 +435,10 @@ class Formulas:
         else:
             grads = []
             for i, need in enumerate(needs):
-                if not need:
+                function = self._gradient(i) if need else None
+                if function is None:
                     grads.append("None")
                     continue
-                function = self.single[i] if i < len(self.names) else None
-                if function is None:
-                    raise TypeError(f"{self.function.__name__} gives no gradient for argument {i}")
                 environment[f"d_{self.names[i]}"] = function
                 words = [word(n) for n in self.needed_by[i]]
                 lines.append(f"dx{i} = {'d_' + self.names[i]}({', '.join(words)})")

@@ -1,6 +1,6 @@
 """Distances between each row of one matrix and each row of another."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -21,20 +21,16 @@ class Cdist(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, x1: T, x2: T, p: float) -> T:
-        d = torch.cdist(x1, x2, p, compute_mode=_NO_MM)
-        ctx.p = p
-        ctx.save_for_backward(x1, x2, d)
-        return d
+    def forward(x1: T, x2: T, p: float) -> T:
+        return torch.cdist(x1, x2, p, compute_mode=_NO_MM)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, y, d = ctx.saved_tensors
-        return (
-            _rows_grad(g, x, y, d, ctx.p) if ctx.needs_input_grad[0] else None,
-            _rows_grad(g.mT, y, x, d.mT, ctx.p) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+    def d_x1(g: T, x1: T, x2: T, result: T, p: float) -> T:
+        return _rows_grad(g, x1, x2, result, p)
+
+    @staticmethod
+    def d_x2(g: T, x1: T, x2: T, result: T, p: float) -> T:
+        return _rows_grad(g.mT, x2, x1, result.mT, p)
 
 
 def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
@@ -78,20 +74,18 @@ class EuclideanDist(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, x1: T, x2: T) -> T:
-        d = torch._euclidean_dist(x1, x2)
-        ctx.save_for_backward(x1, x2, d)
-        return d
+    def forward(x1: T, x2: T) -> T:
+        return torch._euclidean_dist(x1, x2)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, y, d = ctx.saved_tensors
-        r, dx, dy = (g / d).masked_fill_(d == 0, 0), None, None
-        if ctx.needs_input_grad[0]:
-            dx = x * r.sum(-1, True) - r @ y
-        if ctx.needs_input_grad[1]:
-            dy = y * r.sum(-2).unsqueeze(-1) - r.mT @ x
-        return dx, dy
+    def gradients(
+        needs: Sequence[bool], g: T, x1: T, x2: T, result: T
+    ) -> tuple[T | None, T | None]:
+        r = (g / result).masked_fill_(result == 0, 0)
+        return (
+            x1 * r.sum(-1, True) - r @ x2 if needs[0] else None,
+            x2 * r.sum(-2).unsqueeze(-1) - r.mT @ x1 if needs[1] else None,
+        )
 
 
 _USE_MM, _NO_MM = "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist"

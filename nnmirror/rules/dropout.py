@@ -21,13 +21,12 @@ class Dropout(Rule):
     infer: Any = staticmethod(torch.mul)
 
     @staticmethod
-    def forward(ctx: Any, input: T, m: T) -> T:
-        ctx.save_for_backward(m)
+    def forward(input: T, m: T) -> T:
         return input * m
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return g * ctx.saved(0), None
+    def d_input(g: T, m: T) -> T:
+        return g * m
 
     @classmethod
     def node_name(cls) -> str:
@@ -41,26 +40,22 @@ class DropoutInplace(Dropout):
     infer: Any = staticmethod(T.mul_)
 
     @staticmethod
-    def forward(ctx: Any, input: T, m: T) -> T:
-        ctx.save_for_backward(m)
-        y = input.mul_(m)
-        ctx.mark_dirty(y)
-        return y
+    def forward(input: T, m: T) -> T:
+        return input.mul_(m)
 
 
 class NativeDropout(Rule):
     """y = x m / (1 - p):  dx = g m / (1 - p).  Saved: m, zeros and ones, which the kernel draws."""
 
-    @staticmethod
-    def forward(ctx: Any, input: T, p: float) -> T:
-        y, kept = torch.native_dropout(input, p, True)
-        ctx.scale = 1.0 / (1.0 - p)
-        ctx.save_for_backward(kept)
-        return y
+    keeps = ("m",)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return g * ctx.saved(0) * ctx.scale, None
+    def forward(input: T, p: float) -> tuple[T, T]:
+        return torch.native_dropout(input, p, True)
+
+    @staticmethod
+    def d_input(g: T, m: T, p: float) -> T:
+        return g * m * (1.0 / (1.0 - p))
 
 
 def check_number(input: T, p: float, training: bool, inplace: bool) -> None:

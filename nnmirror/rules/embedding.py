@@ -1,5 +1,6 @@
 """Rows of a table, by number."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,31 +26,34 @@ class Embedding(Rule):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: T, indices: T, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
+        weight: T, indices: T, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
     ) -> T:
         how = padding_idx, scale_grad_by_freq
         if not isinstance(weight, T) or not isinstance(indices, T):
             raise unplaced(torch.embedding, (weight, indices, *how, sparse), {})
-        y = torch.embedding(weight, indices, *how)
-        if sparse and ctx.needs_input_grad[0]:
+        return torch.embedding(weight, indices, *how)
+
+    @staticmethod
+    def refuse(
+        needs: Sequence[bool], weight: T, indices: T, padding_idx: int, by_freq: bool, sparse: bool
+    ) -> None:
+        if sparse and needs[0]:
             raise NotImplementedError(
                 "nnmirror: embedding with sparse=True gives a sparse gradient, which is not"
                 " mirrored; use sparse=False, which trains the same rows"
             )
-        ctx.how, ctx.shape = how, weight.shape
-        ctx.save_for_backward(indices)
-        return y
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        (indices,), (padding_idx, by_frequency) = ctx.saved_tensors, ctx.how
-        dw = g.new_zeros(ctx.shape)
+    def d_weight(
+        g: T, weight_shape: torch.Size, indices: T, padding_idx: int, scale_grad_by_freq: bool
+    ) -> T:
+        dw = g.new_zeros(weight_shape)
         indices = indices.reshape(-1)
-        rows = g.reshape(len(indices), ctx.shape[1])
-        if not by_frequency:
+        rows = g.reshape(len(indices), weight_shape[1])
+        if not scale_grad_by_freq:
             add_rows(dw, indices, rows)
         else:  # PyTorch adds a multiple of each g, without rounding the product by itself
-            counts = torch.bincount(indices, minlength=ctx.shape[0])[indices]
+            counts = torch.bincount(indices, minlength=weight_shape[0])[indices]
             for count in counts.unique().tolist():
                 these = (counts == count).nonzero().view(-1)
                 named, its = indices.index_select(0, these), rows.index_select(0, these)
@@ -59,7 +63,7 @@ class Embedding(Rule):
                     dw.index_add_(0, named, its, alpha=1.0 / count)
         if padding_idx >= 0:
             dw[padding_idx] = 0
-        return dw, *[None] * 4
+        return dw
 
 
 @composite(torch.embedding)

@@ -22,40 +22,36 @@ class ConstantPadNd(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, pad: Any, value: Any = 0) -> T:
+    def forward(input: T, pad: Any, value: Any = 0) -> T:
         if isinstance(value, complex):  # which the other takes none of
-            z = torch.constant_pad_nd(input, pad, value)
-        else:
-            z = torch._C._nn.pad(input, pad, "constant", value)
-        ctx.back = [-n for n in pad]
-        return z
+            return torch.constant_pad_nd(input, pad, value)
+        return torch._C._nn.pad(input, pad, "constant", value)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return torch.constant_pad_nd(g, ctx.back, 0), None, None
+    def d_input(g: T, pad: Any) -> T:
+        return torch.constant_pad_nd(g, [-n for n in pad], 0)
 
 
 class _OfItself(Rule):
     """z = x between elements of its own:  dx = g, added to the elements it was copied from"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, pad: Any, mode: str) -> T:
-        z = torch._C._nn.pad(input, pad, mode)
-        ctx.how, ctx.shape = (pad, mode), input.shape
+    def forward(input: T, pad: Any, mode: str) -> T:
+        return torch._C._nn.pad(input, pad, mode)
+
+    @classmethod
+    def label_of(cls, input: T, pad: Any, mode: str) -> str:
         kinds = {"reflect": "ReflectionPad", "replicate": "ReplicationPad"}
-        ctx.label = f"{kinds[mode]}{len(pad) // 2}DBackward0"
-        ctx.save_for_backward(input)  # only as PyTorch does: it may not be changed
-        return z
+        return f"{kinds[mode]}{len(pad) // 2}DBackward0"
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        ctx.saved(0)
-        pad, mode = ctx.how
-        count = ctx.shape.numel()
-        places = torch.arange(count, dtype=torch.float64, device=g.device).view(ctx.shape)
+    def d_input(g: T, input: T, pad: Any, mode: str) -> T:
+        # PyTorch saves x for its shape: it may not be changed.
+        shape, count = input.shape, input.numel()
+        places = torch.arange(count, dtype=torch.float64, device=g.device).view(shape)
         places = torch._C._nn.pad(places, pad, mode).long().reshape(-1)
         dx = torch.zeros(count, dtype=g.dtype, device=g.device)
-        return dx.index_add_(0, places, g.reshape(-1)).view(ctx.shape), None, None
+        return dx.index_add_(0, places, g.reshape(-1)).view(shape)
 
 
 class _Circular(Rule):
@@ -66,22 +62,20 @@ class _Circular(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, pad: Any) -> T:
-        z = torch._C._nn.pad(input, pad, "circular")
-        ctx.pad, ctx.shape = pad, input.shape
-        return z
+    def forward(input: T, pad: Any) -> T:
+        return torch._C._nn.pad(input, pad, "circular")
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        last = len(ctx.shape) - 1
-        sides = [(last - i, *ctx.pad[2 * i : 2 * i + 2]) for i in range(len(ctx.pad) // 2)]
+    def d_input(g: T, input_shape: torch.Size, pad: Any) -> T:
+        last = len(input_shape) - 1
+        sides = [(last - i, *pad[2 * i : 2 * i + 2]) for i in range(len(pad) // 2)]
         for dim, left, right in reversed(sides):
             size, kept = g.shape[dim], max(left, 0)
             if right > 0:
                 g = _undone(g, dim, size - right, kept, right)
             if left > 0:
                 g = _undone(g, dim, 0, size - left - max(right, 0), left)
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
         part = dx
         for dim, left, right in sides:
             g = g[(slice(None),) * dim + (slice(max(left, 0), g.shape[dim] - max(right, 0)),)]
@@ -89,7 +83,7 @@ class _Circular(Rule):
                 (slice(None),) * dim + (slice(max(-left, 0), part.shape[dim] - max(-right, 0)),)
             ]
         part.copy_(g)
-        return dx, None
+        return dx
 
     @classmethod
     def node_name(cls) -> str:

@@ -1,5 +1,6 @@
 """PReLU: the slope below zero is a weight."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,17 +21,16 @@ class PreluKernel(Rule):
     infer: Any = staticmethod(torch._prelu_kernel)
 
     @staticmethod
-    def forward(ctx: Any, input: T, weight: T) -> T:
-        ctx.save_for_backward(input, weight)
+    def forward(input: T, weight: T) -> T:
         return torch._prelu_kernel(input, weight)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, w = ctx.saved_tensors
-        need_x, need_w = ctx.needs_input_grad
-        above = x > 0
-        dx = torch.where(above, g, w * g) if need_x else None
-        return dx, (x * g).masked_fill_(above, 0) if need_w else None
+    def gradients(needs: Sequence[bool], g: T, input: T, weight: T) -> tuple[T | None, T | None]:
+        above = input > 0
+        return (
+            torch.where(above, g, weight * g) if needs[0] else None,
+            (input * g).masked_fill_(above, 0) if needs[1] else None,
+        )
 
 
 def weight_for(input: T, weight: T) -> T:

@@ -3,7 +3,7 @@
 PyTorch gives that gradient of zeros as well; who wants one through a draw calls `rsample`.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -13,39 +13,28 @@ from .registry import Rule, answered
 T = torch.Tensor
 
 
-class _Drawn(Rule):
-    """z drawn by a law of these parameters:  0 for each"""
-
-    @staticmethod
-    def draw(*args: Any) -> T:
-        raise NotImplementedError
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> T:
-        ctx.shapes = [a.shape if isinstance(a, T) else None for a in args]
-        z: T = ctx.function.draw(*args)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return tuple(
-            torch.zeros(size, dtype=g.dtype, device=g.device) if needed else None
-            for size, needed in zip(ctx.shapes, ctx.needs_input_grad, strict=True)
-        )
+def _zeros(g: T, shape: torch.Size) -> T:
+    return torch.zeros(shape, dtype=g.dtype, device=g.device)
 
 
-class Normal(_Drawn):
+class Normal(Rule):
     """z drawn from the normal law of this mean and spread:  dmean = 0,  dstd = 0"""
 
     @staticmethod
-    def draw(mean: Any, std: Any, generator: Any) -> T:
+    def forward(mean: Any, std: Any, generator: Any) -> T:
         return torch.normal(mean, std, generator=generator)
 
+    @classmethod
+    def label_of(cls, mean: Any, std: Any, generator: Any) -> str:
+        return f"NormalBackward{isinstance(mean, T) + 2 * isinstance(std, T)}"
+
     @staticmethod
-    def forward(ctx: Any, mean: Any, std: Any, generator: Any) -> T:
-        which = isinstance(mean, T) + 2 * isinstance(std, T)
-        ctx.label = f"NormalBackward{which}"
-        return _Drawn.forward(ctx, mean, std, generator)
+    def d_mean(g: T, mean_shape: torch.Size) -> T:
+        return _zeros(g, mean_shape)
+
+    @staticmethod
+    def d_std(g: T, std_shape: torch.Size) -> T:
+        return _zeros(g, std_shape)
 
 
 @answered(torch.normal)
@@ -53,10 +42,16 @@ def normal(mean: Any, std: Any = 1.0, *, generator: Any = None) -> T:
     return record(Normal, (mean, std, generator))[0]
 
 
-class Poisson(_Drawn):
+class Poisson(Rule):
     """z drawn from the Poisson law of this rate:  dx = 0"""
 
-    draw: Any = staticmethod(torch.poisson)
+    @staticmethod
+    def forward(input: T, generator: Any) -> T:
+        return torch.poisson(input, generator)
+
+    @staticmethod
+    def d_input(g: T, input_shape: torch.Size) -> T:
+        return _zeros(g, input_shape)
 
 
 @answered(torch.poisson)
@@ -68,23 +63,23 @@ class Bernoulli(Rule):
     """z = 1 with probability x, else 0:  dx = 0"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, generator: Any) -> T:
+    def forward(input: T, generator: Any) -> T:
         return torch.bernoulli(input, generator=generator)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return torch.zeros_like(g), None
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
 
 
 class BernoulliP(Rule):
     """z = 1 with probability p, in the shape of x; PyTorch has no gradient of it."""
 
     @staticmethod
-    def forward(ctx: Any, input: T, p: float, generator: Any) -> T:
+    def forward(input: T, p: float, generator: Any) -> T:
         return torch.bernoulli(input, p, generator=generator)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> Any:
+    def d_input(g: T) -> NoReturn:
         raise RuntimeError("derivative for aten::bernoulli is not implemented")
 
     @classmethod
@@ -103,15 +98,20 @@ class BernoulliInplace(Rule):
     """x becomes 1 with probability p, else 0:  dx = 0,  dp = 0"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, p: Any) -> T:
-        ctx.label = f"BernoulliBackward{1 if isinstance(p, T) else 2}"
-        ctx.save_for_backward(p if ctx.needs_input_grad[1] else None)
+    def forward(input: T, p: Any) -> T:
         return input
 
+    @classmethod
+    def label_of(cls, input: T, p: Any) -> str:
+        return f"BernoulliBackward{1 if isinstance(p, T) else 2}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dp = torch.zeros_like(ctx.saved(0)) if ctx.needs_input_grad[1] else None
-        return torch.zeros_like(g), dp
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
+
+    @staticmethod
+    def d_p(g: T, p: T) -> T:
+        return torch.zeros_like(p)
 
 
 @answered(T.bernoulli_)

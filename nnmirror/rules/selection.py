@@ -1,5 +1,6 @@
 """Operations that pick elements out: extremes, sorting, gathering."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,49 +18,46 @@ class _Picked(Rule):
     """(z, index) = elements of x picked along dim:  dx = zeros, with g put at index"""
 
     @staticmethod
-    def keep(ctx: Any, input: T, dim: int, keepdim: bool, picked: Any) -> tuple[T, T]:
-        values, indices = picked
-        ctx.shape, ctx.dim, ctx.keepdim = input.shape, dim, keepdim
-        ctx.save_for_backward(indices)
-        ctx.mark_non_differentiable(indices)
-        return values, indices
+    def d_input(g0: T, input_shape: torch.Size, dim: int, keepdim: bool, result1: T) -> T:
+        index = result1
+        if not keepdim and len(input_shape):
+            g0, index = g0.unsqueeze(dim), index.unsqueeze(dim)
+        return _put(g0, input_shape, dim, index)
+
+
+class _Ordered(Rule):
+    """`_Picked` of several along dim, which stays."""
 
     @staticmethod
-    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
-        index, dim = ctx.saved(0), ctx.dim
-        if not ctx.keepdim and len(ctx.shape):
-            g, index = g.unsqueeze(dim), index.unsqueeze(dim)
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return (dx.scatter_(dim, index, g), *[None] * (len(ctx.edges) - 1))
+    def d_input(g0: T, input_shape: torch.Size, dim: int, result1: T) -> T:
+        return _put(g0, input_shape, dim, result1)
+
+
+def _put(g: T, shape: torch.Size, dim: int, index: T) -> T:
+    return torch.zeros(shape, dtype=g.dtype, device=g.device).scatter_(dim, index, g)
 
 
 class _Extreme(Rule):
     """z = the extreme element:  dx = g, shared evenly between the elements equal to it"""
 
     @staticmethod
-    def keep(ctx: Any, input: T, z: T) -> T:
-        ctx.save_for_backward(input, z)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        x, z = ctx.saved_tensors
-        mask = x.isnan() if z.isnan() else x == z
-        return torch.zeros_like(x).masked_fill_(mask, g / mask.sum())
+    def d_input(g: T, input: T, result: T) -> T:
+        mask = input.isnan() if result.isnan() else input == result
+        return torch.zeros_like(input).masked_fill_(mask, g / mask.sum())
 
 
 def _along(name: str, function: Any) -> type[Rule]:
     """The Rule of a function that returns (values, indices) along a dimension."""
 
-    def forward(ctx: Any, input: T, dim: int = -1, keepdim: bool = False) -> tuple[T, T]:
-        return _Picked.keep(ctx, input, dim, keepdim, function(input, dim, keepdim))
+    def forward(input: T, dim: int = -1, keepdim: bool = False) -> tuple[T, T]:
+        return function(input, dim, keepdim)  # type: ignore[no-any-return]
 
     return type(name, (_Picked,), {"__doc__": _Picked.__doc__, "forward": staticmethod(forward)})
 
 
 def _over_all(name: str, function: Any) -> type[Rule]:
-    def forward(ctx: Any, input: T) -> T:
-        return _Extreme.keep(ctx, input, function(input))
+    def forward(input: T) -> T:
+        return function(input)  # type: ignore[no-any-return]
 
     return type(
         name,
@@ -96,13 +94,12 @@ _extremes("min", Minimum)
 _extremes("median", None)
 
 
-class Sort(_Picked):
+class Sort(_Ordered):
     """(z, index) = x in order along dim:  dx = zeros, with g put at index"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, descending: bool, stable: bool) -> Any:
-        found = torch.sort(input, dim=dim, descending=descending, stable=stable)
-        return _Picked.keep(ctx, input, dim, True, found)
+    def forward(input: T, dim: int, descending: bool, stable: bool) -> tuple[T, T]:
+        return torch.sort(input, dim=dim, descending=descending, stable=stable)
 
 
 @composite(torch.sort, T.sort)
@@ -113,13 +110,12 @@ def sort(
     return torch.return_types.sort(record(Sort, (input, dim, descending, stable))[0])
 
 
-class Topk(_Picked):
+class Topk(_Ordered):
     """(z, index) = the k largest of x along dim:  dx = zeros, with g put at index"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, k: int, dim: int, largest: bool, sorted: bool) -> Any:
-        found = torch.topk(input, k, dim, largest, sorted)
-        return _Picked.keep(ctx, input, dim, True, found)
+    def forward(input: T, k: int, dim: int, largest: bool, sorted: bool) -> tuple[T, T]:
+        return torch.topk(input, k, dim, largest, sorted)
 
 
 @composite(torch.topk, T.topk)
@@ -131,31 +127,24 @@ class _Amount(Rule):
     """z = the extreme of x over dim:  dx = g, shared evenly between those equal to it"""
 
     @staticmethod
-    def keep(ctx: Any, input: T, dim: Any, keepdim: bool, z: T) -> T:
-        ctx.dim, ctx.keepdim = dim, keepdim
-        ctx.save_for_backward(input, z)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        g = unsqueezed(g, x.shape, ctx.dim, ctx.keepdim)
-        mask = x == unsqueezed(z, x.shape, ctx.dim, ctx.keepdim)
-        return g * mask / mask.sum(ctx.dim, keepdim=True), None, None
+    def d_input(g: T, input: T, dim: Any, keepdim: bool, result: T) -> T:
+        g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, result))
+        mask = input == z
+        return g * mask / mask.sum(dim, keepdim=True)
 
 
 @rule(torch.amax, T.amax)
 class Amax(_Amount):
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = (), keepdim: bool = False) -> T:
-        return _Amount.keep(ctx, input, dim, keepdim, torch.amax(input, dim, keepdim))
+    def forward(input: T, dim: Any = (), keepdim: bool = False) -> T:
+        return torch.amax(input, dim, keepdim)
 
 
 @rule(torch.amin, T.amin)
 class Amin(_Amount):
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = (), keepdim: bool = False) -> T:
-        return _Amount.keep(ctx, input, dim, keepdim, torch.amin(input, dim, keepdim))
+    def forward(input: T, dim: Any = (), keepdim: bool = False) -> T:
+        return torch.amin(input, dim, keepdim)
 
 
 class Aminmax(Rule):
@@ -164,28 +153,31 @@ class Aminmax(Rule):
     each shared evenly between the elements equal to it.
     """
 
-    @staticmethod
-    def forward(ctx: Any, input: T, dim: int | None, keepdim: bool) -> tuple[T, T]:
-        low, high = torch.aminmax(input, dim=dim, keepdim=keepdim)
-        ctx.how = dim, keepdim
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, low, high)
-        return low, high
+    materialize_grads = False
 
     @staticmethod
-    def backward(ctx: Any, *grads: T | None) -> tuple[Any, ...]:
-        x, *extremes = ctx.saved_tensors
-        dim, keepdim = ctx.how
+    def forward(input: T, dim: int | None, keepdim: bool) -> tuple[T, T]:
+        return torch.aminmax(input, dim=dim, keepdim=keepdim)
+
+    @staticmethod
+    def d_input(
+        gs: tuple[T | None, ...],
+        input: T,
+        dim: int | None,
+        keepdim: bool,
+        result0: T,
+        result1: T,
+    ) -> T | None:
         dx = None
-        for g, z in zip(grads, extremes, strict=True):
+        for g, z in zip(gs, (result0, result1), strict=True):
             if g is None:
                 continue
             # Without a dim every one was reduced, whatever `keepdim` says.
-            g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
-            mask = x == z
+            g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, z))
+            mask = input == z
             share = g / mask.sum(() if dim is None else dim, keepdim=True) * mask
             dx = share if dx is None else dx + share
-        return dx, None, None
+        return dx
 
 
 @answered(torch.aminmax, T.aminmax)
@@ -200,15 +192,13 @@ class Take(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, index: T) -> T:
-        z = torch.take(input, index)
-        ctx.save_for_backward(index, input)  # x only as PyTorch does: it may not be changed
-        return z
+    def forward(input: T, index: T) -> T:
+        return torch.take(input, index)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        index, x = ctx.saved_tensors
-        return torch.zeros_like(x).put_(index, g, accumulate=True), None
+    def d_input(g: T, index: T, input: T) -> T:
+        # PyTorch saves x for its shape: it may not be changed.
+        return torch.zeros_like(input).put_(index, g, accumulate=True)
 
 
 @rule(torch.gather, T.gather)
@@ -218,19 +208,16 @@ class Gather(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, sparse_grad: bool = False) -> T:
+    def forward(input: T, dim: int, index: T, sparse_grad: bool = False) -> T:
         if sparse_grad:
             raise NotImplementedError("nnmirror: gather(sparse_grad=True) is not mirrored")
-        ctx.shape, ctx.dim = input.shape, dim
-        z = torch.gather(input, dim, index)
-        ctx.save_for_backward(index, input)  # x only as PyTorch does: it may not be changed
-        return z
+        return torch.gather(input, dim, index)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        index, _ = ctx.saved_tensors
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.scatter_add_(ctx.dim, index, g), None, None, None
+    def d_input(g: T, dim: int, index: T, input: T) -> T:
+        # PyTorch saves x for its shape: it may not be changed.
+        dx = torch.zeros(input.shape, dtype=g.dtype, device=g.device)
+        return dx.scatter_add_(dim, index, g)
 
 
 @composite(torch.take_along_dim, T.take_along_dim)
@@ -258,15 +245,13 @@ class IndexSelect(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T) -> T:
-        ctx.shape, ctx.dim = input.shape, dim
-        ctx.save_for_backward(index)
+    def forward(input: T, dim: int, index: T) -> T:
         return torch.index_select(input, dim, index)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.index_add_(ctx.dim, ctx.saved(0), g), None, None
+    def d_input(g: T, input_shape: torch.Size, dim: int, index: T) -> T:
+        dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        return dx.index_add_(dim, index, g)
 
 
 @rule(torch.masked_select, T.masked_select)
@@ -276,37 +261,31 @@ class MaskedSelect(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, mask: T) -> T:
-        ctx.shape = torch.broadcast_shapes(input.shape, mask.shape)
-        ctx.save_for_backward(mask, input)  # x only as PyTorch does: it may not be changed
+    def forward(input: T, mask: T) -> T:
         return torch.masked_select(input, mask)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        mask, _ = ctx.saved_tensors
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.masked_scatter_(mask, g), None
+    def d_input(g: T, mask: T, input: T) -> T:
+        # PyTorch saves x for its shape: it may not be changed.
+        shape = torch.broadcast_shapes(input.shape, mask.shape)
+        return torch.zeros(shape, dtype=g.dtype, device=g.device).masked_scatter_(mask, g)
 
 
 class _Cumulative(Rule):
     """(z, index) = the extreme of x_1 ... x_i along dim:  dx = zeros, with g added at index"""
 
-    function: Any
+    function: Callable[[T, int], tuple[T, T]]
+
+    @classmethod
+    def forward(cls, input: T, dim: int) -> tuple[T, T]:
+        return cls.function(input, dim)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int) -> tuple[T, T]:
-        values, indices = ctx.function.function(input, dim)
-        ctx.shape, ctx.dim = input.shape, dim
-        ctx.save_for_backward(indices)
-        ctx.mark_non_differentiable(indices)
-        return values, indices
-
-    @staticmethod
-    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
-        if g.numel() == 0:
-            return g, None
-        dx = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-        return dx.scatter_add_(ctx.dim, ctx.saved(0), g), None
+    def d_input(g0: T, input_shape: torch.Size, dim: int, result1: T) -> T:
+        if g0.numel() == 0:
+            return g0
+        dx = torch.zeros(input_shape, dtype=g0.dtype, device=g0.device)
+        return dx.scatter_add_(dim, result1, g0)
 
 
 class Cummax(_Cumulative):
@@ -335,9 +314,8 @@ class Kthvalue(_Picked):
     """(z, index) = the k-th smallest of x along dim:  dx = zeros, with g put at index"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, k: int, dim: int, keepdim: bool) -> Any:
-        found = torch.kthvalue(input, k, dim, keepdim)
-        return _Picked.keep(ctx, input, dim, keepdim, found)
+    def forward(input: T, k: int, dim: int, keepdim: bool) -> tuple[T, T]:
+        return torch.kthvalue(input, k, dim, keepdim)
 
 
 @composite(torch.kthvalue, T.kthvalue)

@@ -25,11 +25,11 @@ class Undefined(Rule):
     """z = x:  dx = nothing, whatever g"""
 
     @staticmethod
-    def forward(ctx: Any, x: T) -> T:
+    def forward(x: T) -> T:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> None:
+    def d_x(g: T) -> None:
         return None
 
     @classmethod
