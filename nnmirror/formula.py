@@ -472,12 +472,22 @@ def _names(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
+def _forward_of(function: Any) -> Any:
+    """The forward that goes with the formulas of `function`, as it stands in its class."""
+    for cls in function.__mro__[:-2]:
+        own = vars(cls)
+        if own.get("formulas") is not None:
+            return own["formulas"].raw_forward
+        if "backward" in own:
+            return None
+        if "forward" in own:
+            return own["forward"]
+    return None
+
+
 def read(function: Any) -> None:
     """Set `function.formulas`, if it is written as formulas, and what `record` calls."""
-    own = vars(function)
-    forward = own.get("forward")
-    if forward is None and function.formulas is not None and "backward" not in own:
-        forward = function.formulas.raw_forward
+    forward = _forward_of(function)
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))
     if (
         not (function.is_rule and gives)

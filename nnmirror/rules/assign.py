@@ -4,6 +4,7 @@ The gradient of what was overwritten is zero there; that of the values is g at t
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..tape import record, records_plainly
 from ..tensor import Tensor
 from ..views import assigned, change_of
 from . import shape
-from .registry import Rule, composite, inplace, refusal, rule, unplaced
+from .registry import Recorded, Rule, answered, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -23,12 +24,16 @@ class Copy(Rule):
     """x becomes y:  dx = 0,  dy = g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, src: T, non_blocking: bool = False) -> T:
+    def forward(input: T, src: T, non_blocking: bool = False) -> T:
         return input
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return torch.zeros_like(g) if ctx.needs_input_grad[0] else None, g, None
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
+
+    @staticmethod
+    def d_src(g: T) -> T:
+        return g
 
     @classmethod
     def node_name(cls) -> str:
@@ -39,12 +44,12 @@ class _Overwritten(Rule):
     """x becomes something that does not depend on it:  dx = 0"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, *how: Any) -> T:
+    def forward(input: T) -> T:
         return input
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return (torch.zeros_like(g), *[None] * (len(ctx.edges) - 1))
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
 
 
 def _overwritten(method: Any, name: str) -> None:
@@ -68,13 +73,20 @@ class Fill(Rule):
     in_place = {"FillBackward0": "FillBackward2", "FillBackward1": "FillBackward3"}
 
     @staticmethod
-    def forward(ctx: Any, input: T, value: Any) -> T:
-        ctx.label = f"FillBackward{int(isinstance(value, T))}"
+    def forward(input: T, value: Any) -> T:
         return torch.fill(input, value)
 
+    @classmethod
+    def label_of(cls, input: T, value: Any) -> str:
+        return f"FillBackward{int(isinstance(value, T))}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, T | None]:
-        return torch.zeros_like(g), g.sum() if ctx.needs_input_grad[1] else None
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
+
+    @staticmethod
+    def d_value(g: T) -> T:
+        return g.sum()
 
 
 @inplace(T.masked_fill_)
@@ -85,19 +97,20 @@ class MaskedFill(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, mask: T, value: Any) -> T:
-        ctx.label = f"MaskedFillBackward{int(isinstance(value, T))}"
-        ctx.save_for_backward(mask)
+    def forward(input: T, mask: T, value: Any) -> T:
         return torch.masked_fill(input, mask, value)
 
+    @classmethod
+    def label_of(cls, input: T, mask: T, value: Any) -> str:
+        return f"MaskedFillBackward{int(isinstance(value, T))}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, None, T | None]:
-        mask = ctx.saved(0)
-        return (
-            g.masked_fill(mask, 0) if ctx.needs_input_grad[0] else None,
-            None,
-            g.masked_select(mask).sum() if ctx.needs_input_grad[2] else None,
-        )
+    def d_input(g: T, mask: T) -> T:
+        return g.masked_fill(mask, 0)
+
+    @staticmethod
+    def d_value(g: T, mask: T) -> T:
+        return g.masked_select(mask).sum()
 
 
 @inplace(T.masked_scatter_)
@@ -108,47 +121,68 @@ class MaskedScatter(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, mask: T, source: T) -> T:
-        ctx.save_for_backward(mask)
-        ctx.shape = source.shape
+    def forward(input: T, mask: T, source: T) -> T:
         return torch.masked_scatter(input, mask, source)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, None, T | None]:
-        mask, ds = ctx.saved(0), None
-        if ctx.needs_input_grad[2]:
-            taken = g.masked_select(mask)
-            ds = torch.zeros(ctx.shape, dtype=g.dtype, device=g.device)
-            ds.view(-1)[: len(taken)] = taken[: ds.numel()]
-        return g.masked_fill(mask, 0) if ctx.needs_input_grad[0] else None, None, ds
+    def d_input(g: T, mask: T) -> T:
+        return g.masked_fill(mask, 0)
+
+    @staticmethod
+    def d_source(g: T, mask: T, source_shape: torch.Size) -> T:
+        taken = g.masked_select(mask)
+        ds = torch.zeros(source_shape, dtype=g.dtype, device=g.device)
+        ds.view(-1)[: len(taken)] = taken[: ds.numel()]
+        return ds
 
 
-@inplace(T.index_put_, torch.index_put_)
-@rule(torch.index_put, T.index_put)
 class IndexPut(Rule):
     """z = x with z[indices] = v, or += v:  dx = g, zero where overwritten,  dv = g[indices]"""
 
+    counted = (0, 1)
+    public = staticmethod(torch.index_put)
+
     @staticmethod
-    def forward(ctx: Any, input: T, indices: Any, values: T, accumulate: bool = False) -> T:
-        ctx.indices, ctx.accumulate = tuple(indices), accumulate
-        ctx.save_for_backward(*[i for i in indices if i is not None])
-        if not any(i is None for i in ctx.indices):
+    def as_called(input: T, values: T, accumulate: bool, *indices: T | None) -> tuple[Any, ...]:
+        return input, indices, values, accumulate
+
+    @staticmethod
+    def forward(input: T, values: T, accumulate: bool, *indices: T | None) -> T:
+        if not any(i is None for i in indices):
             return torch.index_put(input, indices, values, accumulate)
         z = input.clone()
-        z[_all_of(ctx.indices)] = values
+        z[_all_of(indices)] = values
         return z
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        ctx.saved_tensors  # noqa: B018  indices changed since are refused
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = g
-            if not ctx.accumulate:
-                dx = g.clone()
-                dx[_all_of(ctx.indices)] = 0
-        dv = g[_all_of(ctx.indices)] if ctx.needs_input_grad[2] else None
-        return dx, None, dv, None
+    def d_input(g: T, accumulate: bool, indices: tuple[T | None, ...]) -> T:
+        if accumulate:
+            return g
+        dx = g.clone()
+        dx[_all_of(indices)] = 0
+        return dx
+
+    @staticmethod
+    def d_values(g: T, indices: tuple[T | None, ...]) -> T:
+        return g[_all_of(indices)]
+
+
+@answered(torch.index_put, T.index_put)
+def index_put(input: T, indices: Any, values: T, accumulate: bool = False) -> T:
+    if not isinstance(indices, list | tuple):
+        raise unplaced(torch.index_put, (input, indices, values, accumulate), {})
+    return record(IndexPut, (input, values, accumulate, *indices))[0]
+
+
+@answered(T.index_put_, torch.index_put_)
+def index_put_(input: T, indices: Any, values: T, accumulate: bool = False) -> T:
+    if not isinstance(indices, list | tuple):
+        raise unplaced(T.index_put_, (input, indices, values, accumulate), {})
+    return record(
+        IndexPut,
+        (input, values, accumulate, *indices),
+        inplace=lambda: T.index_put_(input, indices, values, accumulate),
+    )[0]
 
 
 def _all_of(indices: Any) -> tuple[Any, ...]:
@@ -245,7 +279,7 @@ def setitem(input: T, index: Any, value: Any) -> None:
         view[_all_of(indices)] = value
         return view
 
-    record(IndexPut, (view, indices, value), inplace=put)
+    record(IndexPut, (view, value, False, *indices), inplace=put)
 
 
 def _fitted(value: T, target: torch.Size) -> T:
@@ -266,20 +300,20 @@ class IndexFill(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, value: Any) -> T:
-        ctx.dim = dim
-        ctx.label = f"IndexFillBackward{int(isinstance(value, T))}"
-        ctx.save_for_backward(index)
+    def forward(input: T, dim: int, index: T, value: Any) -> T:
         return torch.index_fill(input, dim, index, value)
 
+    @classmethod
+    def label_of(cls, input: T, dim: int, index: T, value: Any) -> str:
+        return f"IndexFillBackward{int(isinstance(value, T))}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        index = ctx.saved(0)
-        dv = None
-        if ctx.needs_input_grad[3]:
-            dv = g.index_select(ctx.dim, index.unique(sorted=False)).sum()
-        dx = g.index_fill(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None
-        return dx, None, None, dv
+    def d_input(g: T, dim: int, index: T) -> T:
+        return g.index_fill(dim, index, 0)
+
+    @staticmethod
+    def d_value(g: T, dim: int, index: T) -> T:
+        return g.index_select(dim, index.unique(sorted=False)).sum()
 
 
 @inplace(T.index_copy_)
@@ -290,18 +324,16 @@ class IndexCopy(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, source: T) -> T:
-        ctx.dim, ctx.shape = dim, source.shape
-        ctx.save_for_backward(index, source if ctx.needs_input_grad[3] else None)
+    def forward(input: T, dim: int, index: T, source: T) -> T:
         return torch.index_copy(input, dim, index, source)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        (index, _), ds = ctx.saved_tensors, None
-        if ctx.needs_input_grad[3]:
-            ds = g.index_select(ctx.dim, index).expand(ctx.shape)
-        dx = g.index_fill(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None
-        return dx, None, None, ds
+    def d_input(g: T, dim: int, index: T) -> T:
+        return g.index_fill(dim, index, 0)
+
+    @staticmethod
+    def d_source(g: T, dim: int, index: T, source: T) -> T:
+        return g.index_select(dim, index).expand(source.shape)
 
 
 @inplace(T.index_add_)
@@ -312,18 +344,16 @@ class IndexAdd(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
-        ctx.dim, ctx.shape, ctx.alpha = dim, source.shape, alpha
-        ctx.save_for_backward(index, source if ctx.needs_input_grad[3] else None)
+    def forward(input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
         return torch.index_add(input, dim, index, source, alpha=alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        ds = None
-        if ctx.needs_input_grad[3]:
-            index, _ = ctx.saved_tensors
-            ds = g.index_select(ctx.dim, index).expand(ctx.shape) * ctx.alpha
-        return g, None, None, ds, None
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_source(g: T, dim: int, index: T, source: T, alpha: Any) -> T:
+        return g.index_select(dim, index).expand(source.shape) * alpha
 
 
 @inplace(T.scatter_add_)
@@ -334,15 +364,16 @@ class ScatterAdd(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, src: T) -> T:
-        ctx.dim = dim
-        ctx.save_for_backward(index)
+    def forward(input: T, dim: int, index: T, src: T) -> T:
         return torch.scatter_add(input, dim, index, src)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        index = ctx.saved(0) if ctx.needs_input_grad[3] else None
-        return g, None, None, None if index is None else g.gather(ctx.dim, index)
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_src(g: T, dim: int, index: T) -> T:
+        return g.gather(dim, index)
 
 
 class Scatter(Rule):
@@ -351,21 +382,20 @@ class Scatter(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, index: T, src: Any) -> T:
-        ctx.dim = dim
-        ctx.label = f"ScatterBackward{int(not isinstance(src, T))}"
-        ctx.save_for_backward(index)
+    def forward(input: T, dim: int, index: T, src: Any) -> T:
         return torch.scatter(input, dim, index, src)
 
+    @classmethod
+    def label_of(cls, input: T, dim: int, index: T, src: Any) -> str:
+        return f"ScatterBackward{int(not isinstance(src, T))}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        index = ctx.saved(0)
-        return (
-            g.scatter(ctx.dim, index, 0) if ctx.needs_input_grad[0] else None,
-            None,
-            None,
-            g.gather(ctx.dim, index) if ctx.needs_input_grad[3] else None,
-        )
+    def d_input(g: T, dim: int, index: T) -> T:
+        return g.scatter(dim, index, 0)
+
+    @staticmethod
+    def d_src(g: T, dim: int, index: T) -> T:
+        return g.gather(dim, index)
 
 
 @composite(torch.scatter, T.scatter)
@@ -400,21 +430,16 @@ class Put(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(ctx: Any, input: T, index: T, source: T, accumulate: bool = False) -> T:
-        z = torch.put(input, index, source, accumulate)
-        ctx.accumulate, ctx.shape = accumulate, source.shape
-        ctx.save_for_backward(index, source if ctx.needs_input_grad[2] else None)
-        return z
+    def forward(input: T, index: T, source: T, accumulate: bool = False) -> T:
+        return torch.put(input, index, source, accumulate)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = ds = None
-        index, _ = ctx.saved_tensors
-        if ctx.needs_input_grad[0]:
-            dx = g if ctx.accumulate else g.put(index, g.new_zeros(ctx.shape))
-        if ctx.needs_input_grad[2]:
-            ds = g.take(index).reshape(ctx.shape)
-        return dx, None, ds, None
+    def d_input(g: T, index: T, source_shape: torch.Size, accumulate: bool) -> T:
+        return g if accumulate else g.put(index, g.new_zeros(source_shape))
+
+    @staticmethod
+    def d_source(g: T, index: T, source: T) -> T:
+        return g.take(index).reshape(source.shape)
 
 
 class _Reduced(Rule):
@@ -428,87 +453,136 @@ class _Reduced(Rule):
     uncounted = (2,)
 
     # How many-to-one placing goes: by elements of `index`, or by slices.
-    place: Any
-    taken: Any
-    added: Any
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: T, dim: int, index: T, src: T, reduce: str, include_self: bool = True
-    ) -> T:
-        z: T = ctx.function.place(input, dim, index, src, reduce, include_self=include_self)
-        ctx.how = dim, reduce, include_self
-        ctx.shape = input.shape
-        if reduce == "sum":
-            ctx.save_for_backward(index, None, src if ctx.needs_input_grad[3] else None, None)
-        else:
-            ctx.save_for_backward(index, input, src, None if reduce == "mean" else z)
-        return z
+    place: Callable[..., T]
+    taken: Callable[[T, int, T], T]
+    added: Callable[[T, int, T, T], T]
+    cleared: Callable[[T, int, T], T]
 
     @classmethod
-    def grads(
-        cls, g: T, x: T, dim: int, index: T, src: T, z: T, reduce: str, include: bool
-    ) -> tuple[T, T]:
-        """dx, as if x was included, and ds."""
-        taken, added = cls.taken, cls.added
-        if reduce == "mean":
-            count = torch.ones_like(g) if include else torch.zeros_like(g)
-            count = added(count, dim, index, torch.ones_like(src))
-            count.masked_fill_(count == 0, 1)
-            return g / count, taken(g, dim, index) / taken(count, dim, index)
-        if reduce == "prod":
-            others = x.masked_fill(x == 0, 1)
-            product = cls.place(others, dim, index, src, reduce, include_self=include)
-            dx = g * product / others
-            zero = src == 0
-            zeros = taken(added(torch.zeros_like(x), dim, index, zero.to(x.dtype)), dim, index)
-            alone = zero & (zeros == 1)
-            without = src.masked_fill(alone, 1)
-            product = cls.place(x, dim, index, without, reduce, include_self=include)
-            ds = taken(g * z, dim, index) / src.masked_fill(zero, 1)
-            return dx, torch.where(alone, taken(g * product, dim, index), ds)
-        x_is, src_is = x == z, src == taken(z, dim, index)
-        share = g / added(x_is.to(x.dtype), dim, index, src_is.to(x.dtype))
-        return x_is * share, src_is * taken(share, dim, index)
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dim, reduce, include = ctx.how
-        index, x, src, z = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        function = ctx.function
-        if reduce == "sum":
-            dx, ds = g, function.taken(g, dim, index) if needs[3] else None
-        else:
-            dx, ds = function.grads(g, x, dim, index, src, z, reduce, include)
-        if not include:
-            dx = function.cleared(dx, dim, index)
-        return dx if needs[0] else None, None, None, ds if needs[3] else None, None, None
+    def forward(
+        cls, input: T, dim: int, index: T, src: T, reduce: str, include_self: bool = True
+    ) -> T:
+        return cls.place(input, dim, index, src, reduce, include_self=include_self)
 
 
-@inplace(T.scatter_reduce_)
-@rule(torch.scatter_reduce, T.scatter_reduce)
-class ScatterReduce(_Reduced):
-    __doc__ = _Reduced.__doc__
+class _Summed(_Reduced):
+    @classmethod
+    def d_input(cls, g: T, dim: int, index: T, include_self: bool) -> T:
+        return g if include_self else cls.cleared(g, dim, index)
 
-    place = staticmethod(torch.scatter_reduce)
-    taken = staticmethod(torch.gather)
-    added = staticmethod(torch.scatter_add)
-
-    @staticmethod
-    def cleared(dx: T, dim: int, index: T) -> T:
-        return dx.scatter(dim, index, 0)
+    @classmethod
+    def d_src(cls, g: T, dim: int, index: T, src: T) -> T:
+        # PyTorch saves s: it may not be changed.
+        return cls.taken(g, dim, index)
 
 
-@inplace(T.index_reduce_)
-@rule(torch.index_reduce, T.index_reduce)
-class IndexReduce(_Reduced):
-    __doc__ = _Reduced.__doc__
+class _Averaged(_Reduced):
+    @classmethod
+    def gradients(
+        cls, needs: Sequence[bool], g: T, index: T, input: T, src: T, dim: int, include_self: bool
+    ) -> tuple[T | None, ...]:
+        # PyTorch saves x: it may not be changed.
+        count = torch.ones_like(g) if include_self else torch.zeros_like(g)
+        count = cls.added(count, dim, index, torch.ones_like(src))
+        count.masked_fill_(count == 0, 1)
+        dx = ds = None
+        if needs[0]:
+            dx = g / count
+            dx = dx if include_self else cls.cleared(dx, dim, index)
+        if needs[3]:
+            ds = cls.taken(g, dim, index) / cls.taken(count, dim, index)
+        return dx, None, None, ds
 
-    place = staticmethod(torch.index_reduce)
-    taken = staticmethod(torch.index_select)
-    added = staticmethod(torch.index_add)
 
-    @staticmethod
-    def cleared(dx: T, dim: int, index: T) -> T:
-        return dx.index_fill(dim, index, 0)
+class _Multiplied(_Reduced):
+    @classmethod
+    def d_input(
+        cls, g: T, index: T, input: T, src: T, result: T, dim: int, reduce: str, include_self: bool
+    ) -> T:
+        others = input.masked_fill(input == 0, 1)
+        product = cls.place(others, dim, index, src, reduce, include_self=include_self)
+        dx = g * product / others
+        return dx if include_self else cls.cleared(dx, dim, index)
+
+    @classmethod
+    def d_src(
+        cls, g: T, index: T, input: T, src: T, result: T, dim: int, reduce: str, include_self: bool
+    ) -> T:
+        zero = src == 0
+        zeros = cls.added(torch.zeros_like(input), dim, index, zero.to(input.dtype))
+        alone = zero & (cls.taken(zeros, dim, index) == 1)
+        without = src.masked_fill(alone, 1)
+        product = cls.place(input, dim, index, without, reduce, include_self=include_self)
+        ds = cls.taken(g * result, dim, index) / src.masked_fill(zero, 1)
+        return torch.where(alone, cls.taken(g * product, dim, index), ds)
+
+
+class _Chosen(_Reduced):
+    @classmethod
+    def gradients(
+        cls,
+        needs: Sequence[bool],
+        g: T,
+        index: T,
+        input: T,
+        src: T,
+        result: T,
+        dim: int,
+        include_self: bool,
+    ) -> tuple[T | None, ...]:
+        x_is, src_is = input == result, src == cls.taken(result, dim, index)
+        share = g / cls.added(x_is.to(input.dtype), dim, index, src_is.to(input.dtype))
+        dx = ds = None
+        if needs[0]:
+            dx = x_is * share
+            dx = dx if include_self else cls.cleared(dx, dim, index)
+        if needs[3]:
+            ds = src_is * cls.taken(share, dim, index)
+        return dx, None, None, ds
+
+
+def _reducing(name: str, place: Any, method: Any, method_: Any, **how: Any) -> None:
+    """The rules of one way to place, by what `reduce` says."""
+    own: dict[str, Any] = {"public": staticmethod(place), "__doc__": _Reduced.__doc__}
+    own |= {key: staticmethod(function) for key, function in {"place": place, **how}.items()}
+    rules = {
+        reduce: type(name, (kind,), dict(own))
+        for reduce, kind in (("sum", _Summed), ("mean", _Averaged), ("prod", _Multiplied))
+    }
+    chosen = type(name, (_Chosen,), dict(own))  # amax, amin; or PyTorch's error
+    placed = Recorded(chosen, place)
+
+    def kind_of(args: tuple[Any, ...]) -> type[Rule]:
+        reduce = args[4] if len(args) > 4 else None
+        return rules.get(reduce, chosen) if isinstance(reduce, str) else chosen
+
+    def call(*args: Any, **kwargs: Any) -> T:
+        args = placed._placed(args, kwargs)
+        return record(kind_of(args), args)[0]
+
+    def call_(*args: Any, **kwargs: Any) -> T:
+        places = placed._placed(args, kwargs)
+        return record(kind_of(places), places, inplace=lambda: method_(*args, **kwargs))[0]
+
+    composite(place, method)(call)
+    composite(method_)(call_)
+
+
+_reducing(
+    "ScatterReduce",
+    torch.scatter_reduce,
+    T.scatter_reduce,
+    T.scatter_reduce_,
+    taken=torch.gather,
+    added=torch.scatter_add,
+    cleared=lambda dx, dim, index: dx.scatter(dim, index, 0),
+)
+_reducing(
+    "IndexReduce",
+    torch.index_reduce,
+    T.index_reduce,
+    T.index_reduce_,
+    taken=torch.index_select,
+    added=torch.index_add,
+    cleared=lambda dx, dim, index: dx.index_fill(dim, index, 0),
+)
