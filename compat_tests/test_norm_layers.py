@@ -858,3 +858,30 @@ def test_embedding_and_prelu_by_finite_differences():
     torch.manual_seed(0)
     layer = nnmirror.PReLU(3, init=0.3, dtype=torch.float64)
     assert_slopes(layer, torch.randn(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(64, 5), (127, 16), (128, 33), (600, 64), (2000, 12)])
+@pytest.mark.parametrize("name", ["LayerNorm", "BatchNorm1d"])
+@parity
+def test_norms_of_many_rows(nn, optim, name, shape, dtype, threads):
+    """Whose products are summed by products of matrices, in exact mode."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        layer = drawn(getattr(nn, name)(shape[1]), dtype)
+        return driven(layer, torch.randn(shape).to(dtype))[2:]
+    finally:
+        torch.set_num_threads(before)
+
+
+@parity
+def test_norms_whose_matrix_products_are_rounded(nn, optim):
+    """A user who lets PyTorch multiply matrices in fewer bits has the bits of the norms still."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return [driven(drawn(nn.LayerNorm(40)), torch.randn(300, 40))[2:] for _ in range(2)]
+    finally:
+        torch.set_float32_matmul_precision(before)

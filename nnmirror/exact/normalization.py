@@ -89,17 +89,74 @@ def rows_in_turn(rows: T) -> T:
 def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
     """The sum of the rows times those of another, each step rounded once, to `dtype`.
 
-    No tensor operation adds fused products in this order, so there is one for each row: the
-    price of the same bits, ten times that of the kernel and more.
+    Many rows are summed by products of matrices, where this machine's add in that order. Else
+    there is one call for each row: ten times the kernel's time and more.
     """
-    total = rows.new_zeros(rows.shape[1])
-    both = rows.unbind(), times.unbind()
     if dtype is rows.dtype and len(rows):
-        torch._foreach_addcmul_([total] * len(rows), *both)  # into one, each after the other
-        return total
-    for row, other in zip(*both, strict=True):
+        if len(rows) > _BLOCK // 2:
+            how = rows.shape[1], dtype, torch.get_num_threads()
+            width = _product_width(*how, torch.get_float32_matmul_precision())
+            if width:
+                return _by_products(rows, times, width)
+        return _one_by_one(rows, times)
+    total = rows.new_zeros(rows.shape[1])
+    for row, other in zip(rows.unbind(), times.unbind(), strict=True):
         total = total.addcmul_(row, other).to(dtype).to(rows.dtype)
     return total
+
+
+def _one_by_one(rows: T, times: T) -> T:
+    total = rows.new_zeros(rows.shape[1])
+    # Into one, each after the other.
+    torch._foreach_addcmul_([total] * len(rows), rows.unbind(), times.unbind())
+    return total
+
+
+# So many rows, and the total so far, a product of matrices takes as one block.
+_BLOCK = 127
+_WIDTHS = (16, 12, 32, 24, 48)
+
+
+def _by_products(rows: T, times: T, width: int) -> T:
+    """The sum of the rows times those of another, from the diagonals of products of matrices.
+
+    The columns are taken `width` at a time, which fills the registers of a matrix product: it then
+    adds up each of its numbers term by term, as fused multiply-adds, if the terms are not too
+    many. So the rows go block by block, and the total so far is a first row, times 1.
+    """
+    n = rows.shape[1]
+    groups, count = -(-n // width), -(-len(rows) // _BLOCK)
+
+    def in_blocks(t: T, first: float) -> T:
+        padded = t.new_zeros(count * _BLOCK, groups * width)
+        padded[: len(t), :n] = t
+        padded = padded.view(count, _BLOCK, -1)
+        with_first = torch.cat([torch.full_like(padded[:, :1], first), padded], 1)
+        return with_first.view(count, _BLOCK + 1, groups, width)
+
+    left = in_blocks(rows, 0.0).permute(0, 2, 3, 1)
+    right = in_blocks(times, 1.0).permute(0, 2, 1, 3)
+    for i in range(count):
+        total = torch.bmm(left[i], right[i]).diagonal(dim1=1, dim2=2)
+        if i + 1 < count:
+            left[i + 1, :, :, 0] = total
+    return total.reshape(-1)[:n]
+
+
+@functools.lru_cache(maxsize=1024)
+def _product_width(n: int, dtype: torch.dtype, threads: int, precision: str) -> int:
+    """The width by which `_by_products` has the bits of one call for each row, here; 0 for none.
+
+    `threads` and `precision` are PyTorch's settings, on which it may depend.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        k = torch.arange(3 * _BLOCK * n, dtype=dtype, device="cpu").view(-1, n)
+        rows, times = torch.sin(k * k), torch.cos(3 * k)
+        expected = _one_by_one(rows, times)
+        for width in _WIDTHS:
+            if torch.equal(_by_products(rows, times, width), expected):
+                return width
+    return 0
 
 
 def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) -> T:
