@@ -15,7 +15,8 @@ memory; with `--quick`, the variants of a row share a process.
 "Bits" says whether a few steps on both libraries gave the same bits: what the step returned, the
 weights, buffers and gradients. "exact mode": only within `nnmirror.exact()`, as by default the
 layer follows the plain formula (in brackets: how much that differs). "DIFFER": in exact mode too.
-A difference is relative to the largest number of the tensor.
+A difference is relative to the largest number of the tensor; it says nothing of a Linear's bias
+before BatchNorm1d, whose gradient is 0 but for the rounding, which Adam then makes steps of.
 
 Beside the plain nets run the same tensor operations called bare, with PyTorch's bits (the floor
 for anything written in Python), NumPy by hand, and JAX's jitted step where it is installed.
