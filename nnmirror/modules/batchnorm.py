@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass
 
 from .. import functional as F
 from .. import init
@@ -114,14 +115,19 @@ class _BatchNorm(_NormBase):
             if self.momentum is None:  # the average of all batches so far
                 momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
         running: Any = (self.running_mean, self.running_var)
-        training = self.training or running == (None, None)
+        training = self.training or (running[0] is None and running[1] is None)
         if self.training and not self.track_running_stats:
             running = (None, None)
         weights: Any = (self.weight, self.bias)
-        if is_subclass(input) or input.numel() == 0:
+        whole = is_subclass(input)
+        if not whole:
+            with DisableTorchFunctionSubclass():
+                whole = input.numel() == 0
+                if not whole:
+                    F.check_batch(input, training, self.eps)
+        if whole:
             how: Any = (*running, *weights, training, momentum, self.eps)
             return self._run_whole(lambda x: F.batch_norm(x, *how), input)
-        F.check_batch(input, training, self.eps)
         return super()._run(function, input, *weights, *running, training, momentum, self.eps)
 
 
@@ -138,5 +144,10 @@ class BatchNorm1d(_BatchNorm):
     """
 
     def _check_input_dim(self, input: Any) -> None:
-        if input.dim() != 2 and input.dim() != 3:
-            raise ValueError(f"expected 2D or 3D input (got {input.dim()}D input)")
+        if is_subclass(input):
+            dim = input.dim()
+        else:
+            with DisableTorchFunctionSubclass():
+                dim = input.dim()
+        if dim != 2 and dim != 3:
+            raise ValueError(f"expected 2D or 3D input (got {dim}D input)")

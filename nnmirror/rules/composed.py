@@ -15,7 +15,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ..tape import Function, record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
-from .elementwise import Exp, Log, Where, Xlogy
+from .elementwise import Exp, Log, Rsqrt, Where, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum
 from .registry import composed, unplaced
 from .shape import broadcast_tensors, to
@@ -32,7 +32,7 @@ def recorded(function: type[Function]) -> Callable[..., Any]:
 
 add, sub, mul, div = (recorded(r) for r in (Add, Sub, Mul, Div))
 neg, power, exp, log = (recorded(r) for r in (Neg, Pow, Exp, Log))
-where, xlogy = recorded(Where), recorded(Xlogy)
+rsqrt, where, xlogy = (recorded(r) for r in (Rsqrt, Where, Xlogy))
 
 
 def reduced(loss: T, reduction: int) -> T:
@@ -210,17 +210,20 @@ def rms_norm(
     Zhang and Sennrich, 2019 (arXiv:1910.07467).
     """
     shape = tuple(normalized_shape)
-    fits = len(shape) > 0 and tuple(input.shape[-len(shape) :]) == shape
-    fits = fits and input.is_floating_point()
-    if weight is not None:
-        fits = fits and tuple(weight.shape) == shape and weight.dtype is input.dtype
-    if not fits:
-        with DisableTorchFunctionSubclass(), torch.no_grad():
-            torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors and warnings
-    x = to(input, torch.float32) if input.dtype.itemsize == 2 else input
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    over = list(range(input.dim() - len(shape), input.dim()))
-    y = mul(x, (record(Mean, (power(x, 2), over, True))[0] + eps).rsqrt())
+    with DisableTorchFunctionSubclass():
+        dtype, dim = input.dtype, input.dim()
+        fits = len(shape) > 0 and tuple(input.shape[-len(shape) :]) == shape
+        fits = fits and dtype.is_floating_point
+        if weight is not None:
+            fits = fits and tuple(weight.shape) == shape and weight.dtype is dtype
+        if not fits:
+            with torch.no_grad():
+                torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors, warnings
+    wide = torch.float32 if dtype.itemsize == 2 else dtype
+    x = input if wide is dtype else to(input, wide)
+    eps = torch.finfo(wide).eps if eps is None else eps
+    over = list(range(dim - len(shape), dim))
+    y = mul(x, rsqrt(add(record(Mean, (power(x, 2), over, True))[0], eps)))
     if weight is not None:
         y = mul(y, weight)
-    return y if y.dtype is input.dtype else to(y, input.dtype)
+    return y if wide is dtype else to(y, dtype)
