@@ -195,6 +195,8 @@ class Formulas:
         self._check_names()
         self.several = any(n == "gs" or _G.fullmatch(n) for n in self.named)
         self.has_more = self.several or bool(function.keeps)
+        # Of what forward keeps, the places of what is not said to be derived from the arguments.
+        self.underived = [i for i, n in enumerate(function.keeps) if n not in function.derived]
         # Whether the plan itself depends on how the tensors are laid out.
         self.by_layout = "how" in self.named or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
@@ -240,17 +242,13 @@ class Formulas:
         if not count:
             return out, ()
         kept = out[-count:]
-        for name, value in zip(self.function.keeps, kept, strict=True):
-            if value is not None and value.is_floating_point():
-                self._check_origin(name)
+        for i in self.underived:
+            if kept[i] is not None and kept[i].is_floating_point():
+                raise TypeError(
+                    f"{self.function.__name__} keeps {self.function.keeps[i]}, a float tensor, and"
+                    " does not say that it is derived from the arguments"
+                )
         return out[:-count], kept
-
-    def _check_origin(self, name: str) -> None:
-        if name not in self.function.derived:
-            raise TypeError(
-                f"{self.function.__name__} keeps {name}, a float tensor, and does not say that it"
-                " is derived from the arguments"
-            )
 
     def results(self, out: Any) -> Any:
         """What forward returned, without what it keeps."""
