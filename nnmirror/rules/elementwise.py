@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .._versions import SINCE_2_14
-from ..tape import record
+from ..tape import constant, record
 from .kernel import laid_out_as, one_by_one
-from .registry import Rule, composite, inplace, refusal, rule
+from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
 
@@ -78,14 +78,12 @@ class Rsqrt(Rule):
     """z = 1 / sqrt(x):  dx = -g z^3 / 2"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        z = torch.rsqrt(input)
-        ctx.save_for_backward(z)
-        return z
+    def forward(input: T) -> T:
+        return torch.rsqrt(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return -0.5 * g * ctx.saved(0).pow(3)
+    def d_input(g: T, result: T) -> T:
+        return -0.5 * g * result.pow(3)
 
 
 @inplace(T.abs_, T.absolute_, torch.abs_)
@@ -122,13 +120,12 @@ class Cos(Rule):
     """z = cos(x):  dx = g (-sin(x))"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T) -> T:
         return torch.cos(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return g * -ctx.saved(0).sin()
+    def d_input(g: T, input: T) -> T:
+        return g * -input.sin()
 
 
 @inplace(T.frac_, torch.frac_)
@@ -137,32 +134,32 @@ class Frac(Rule):
     """z = x - trunc(x):  dx = g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T) -> T:
+    def forward(input: T) -> T:
         return torch.frac(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
+    def d_input(g: T) -> T:
         return g
 
 
-class _Flat(Rule):
-    """A function that is constant between its steps:  dx = 0"""
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        return torch.zeros_like(g)
-
-
 def _flat(name: str) -> None:
+    """Make the Rule of a function that is constant between its steps."""
     function = getattr(torch, name)
 
-    def forward(ctx: Any, input: T) -> T:
-        return function(input)
+    def forward(input: T) -> T:
+        return function(input)  # type: ignore[no-any-return]
+
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
 
     made = type(
         name.capitalize(),
-        (_Flat,),
-        {"__doc__": f"z = {name}(x):  dx = 0", "forward": staticmethod(forward)},
+        (Rule,),
+        {
+            "__doc__": f"z = {name}(x):  dx = 0",
+            "forward": staticmethod(forward),
+            "d_input": staticmethod(d_input),
+        },
     )
     rule(function, getattr(T, name))(made)
     inplace(getattr(T, name + "_"))(made)
@@ -197,14 +194,12 @@ class Maximum(Rule):
     """z = max(x, y):  each gets g where it is the larger, half where both are equal"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, other: T) -> T:
-        ctx.save_for_backward(input, other)
+    def forward(input: T, other: T) -> T:
         return torch.maximum(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y = ctx.saved_tensors
-        return _shared(ctx, g, x, y, x < y, x > y)
+    def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
+        return _shared(needs, g, input == other, input < other, input > other)
 
 
 @rule(torch.minimum, T.minimum)
@@ -212,21 +207,20 @@ class Minimum(Rule):
     """z = min(x, y):  each gets g where it is the smaller, half where both are equal"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, other: T) -> T:
-        ctx.save_for_backward(input, other)
+    def forward(input: T, other: T) -> T:
         return torch.minimum(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y = ctx.saved_tensors
-        return _shared(ctx, g, x, y, x > y, x < y)
+    def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
+        return _shared(needs, g, input == other, input > other, input < other)
 
 
-def _shared(ctx: Any, g: T, x: T, y: T, x_loses: T, y_loses: T) -> tuple[T | None, T | None]:
-    halved = torch.where(x == y, g / 2, g)
+def _shared(needs: Needs, g: T, equal: T, x_loses: T, y_loses: T) -> Gradients:
+    """g to the one that does not lose, half of it to each where both are equal."""
+    halved = torch.where(equal, g / 2, g)
     return (
-        halved.masked_fill(x_loses, 0) if ctx.needs_input_grad[0] else None,
-        halved.masked_fill(y_loses, 0) if ctx.needs_input_grad[1] else None,
+        halved.masked_fill(x_loses, 0) if needs[0] else None,
+        halved.masked_fill(y_loses, 0) if needs[1] else None,
     )
 
 
@@ -237,19 +231,20 @@ class Where(Rule):
     counted = (1, 2)
 
     @staticmethod
-    def forward(ctx: Any, condition: T, input: Any, other: Any) -> T:
-        ctx.save_for_backward(condition)
+    def forward(condition: T, input: Any, other: Any) -> T:
         return torch.where(condition, input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[None, T | None, T | None]:
-        condition = ctx.saved(0)
-        zero = torch.zeros((), dtype=g.dtype, device=g.device)
-        return (
-            None,
-            torch.where(condition, g, zero) if ctx.needs_input_grad[1] else None,
-            torch.where(condition, zero, g) if ctx.needs_input_grad[2] else None,
-        )
+    def d_input(g: T, condition: T) -> T:
+        return torch.where(condition, g, _zero(g))
+
+    @staticmethod
+    def d_other(g: T, condition: T) -> T:
+        return torch.where(condition, _zero(g), g)
+
+
+def _zero(g: T) -> T:
+    return constant(0.0, g.dtype, g.device)
 
 
 def _pointwise(
@@ -363,7 +358,7 @@ _pointwise("rad2deg", lambda g, x: g * (180 / math.pi), "z = x 180 / pi:  dx = g
 def _sinc_slope(g: T, x: T) -> T:
     turned, squared = x * math.pi, x * x * math.pi
     slope = g * ((turned * turned.cos() - turned.sin()) / squared)
-    return torch.where(squared == 0.0, torch.zeros((), dtype=g.dtype, device=g.device), slope)
+    return torch.where(squared == 0.0, _zero(g), slope)
 
 
 _pointwise(
@@ -379,15 +374,12 @@ class Polygamma(Rule):
     """z = the n-th derivative of digamma at x:  dx = g polygamma(n + 1, x)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, n: int) -> T:
-        ctx.n = n
-        z = torch.polygamma(n, input)
-        ctx.save_for_backward(input)
-        return z
+    def forward(input: T, n: int) -> T:
+        return torch.polygamma(n, input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return g * torch.polygamma(ctx.n + 1, ctx.saved(0)), None
+    def d_input(g: T, input: T, n: int) -> T:
+        return g * torch.polygamma(n + 1, input)
 
 
 rule(T.polygamma)(Polygamma)
@@ -404,15 +396,12 @@ class NanToNum(Rule):
     """z = x, and a number where x is none:  dx = g where x is finite, else g times 0"""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: T, nan: float | None = None, posinf: Any = None, neginf: Any = None
-    ) -> T:
-        ctx.save_for_backward(input)
+    def forward(input: T, nan: float | None = None, posinf: Any = None, neginf: Any = None) -> T:
         return torch.nan_to_num(input, nan, posinf, neginf)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return g * torch.isfinite(ctx.saved(0)), None, None, None
+    def d_input(g: T, input: T) -> T:
+        return g * torch.isfinite(input)
 
 
 @inplace(T.logit_, torch.logit_)
@@ -421,117 +410,112 @@ class Logit(Rule):
     """z = log(x / (1 - x)), x clipped to [e, 1 - e]:  dx = g / (x (1 - x)), 0 where clipped"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, eps: float | None = None) -> T:
-        ctx.eps = eps
-        ctx.save_for_backward(input)
+    def forward(input: T, eps: float | None = None) -> T:
         return torch.logit(input, eps)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        x = ctx.saved(0)
+    def d_input(g: T, input: T, eps: float | None) -> T:
+        x = input
         low, high, outside = 0.0, 1.0, float("nan")
-        if ctx.eps is not None:
-            rounded = torch.tensor(ctx.eps, dtype=x.dtype, device="cpu")
+        if eps is not None:
+            rounded = torch.tensor(eps, dtype=x.dtype, device="cpu")
             low, high, outside = rounded.item(), (1 - rounded).item(), 0.0
         # Taken one by one, -0 counts as 0, and a NaN stays one.
         alone = one_by_one(g, x)
         dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))
         dx = dx.masked_fill((x < low) | (x > high), outside)
-        return dx if ctx.eps is None else dx.masked_fill(x.isnan() & ~alone, 0), None
-
-
-class _OfTwo(Rule):
-    """A function of two tensors"""
-
-    function: Any
-
-    @staticmethod
-    def forward(ctx: Any, input: T, other: T) -> T:
-        z: T = ctx.function.function(input, other)
-        ctx.save_for_backward(input, other, z if ctx.function is Hypot else None)
-        return z
+        return dx if eps is None else dx.masked_fill(x.isnan() & ~alone, 0)
 
 
 @rule(torch.logaddexp, T.logaddexp)
-class Logaddexp(_OfTwo):
+class Logaddexp(Rule):
     """z = log(exp(x) + exp(y)):  dx = g / (1 + exp(y - x)),  dy = g / (1 + exp(x - y))"""
 
-    function = staticmethod(torch.logaddexp)
+    @staticmethod
+    def forward(input: T, other: T) -> T:
+        return torch.logaddexp(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y, _ = ctx.saved_tensors
-        return (
-            g / (1 + torch.exp(y - x)) if ctx.needs_input_grad[0] else None,
-            g / (1 + torch.exp(x - y)) if ctx.needs_input_grad[1] else None,
-        )
+    def d_input(g: T, input: T, other: T) -> T:
+        return g / (1 + torch.exp(other - input))
+
+    @staticmethod
+    def d_other(g: T, input: T, other: T) -> T:
+        return g / (1 + torch.exp(input - other))
 
 
 @rule(torch.logaddexp2, T.logaddexp2)
-class Logaddexp2(_OfTwo):
+class Logaddexp2(Rule):
     """z = log2(2^x + 2^y):  dx = g / (1 + 2^(y - x)),  dy = g / (1 + 2^(x - y))"""
 
-    function = staticmethod(torch.logaddexp2)
+    @staticmethod
+    def forward(input: T, other: T) -> T:
+        return torch.logaddexp2(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y, _ = ctx.saved_tensors
-        return (
-            g / (1 + torch.pow(2, y - x)) if ctx.needs_input_grad[0] else None,
-            g / (1 + torch.pow(2, x - y)) if ctx.needs_input_grad[1] else None,
-        )
+    def d_input(g: T, input: T, other: T) -> T:
+        return g / (1 + torch.pow(2, other - input))
+
+    @staticmethod
+    def d_other(g: T, input: T, other: T) -> T:
+        return g / (1 + torch.pow(2, input - other))
 
 
 @inplace(T.hypot_)
 @rule(torch.hypot, T.hypot)
-class Hypot(_OfTwo):
+class Hypot(Rule):
     """z = sqrt(x^2 + y^2):  dx = g x / z,  dy = g y / z"""
 
-    function = staticmethod(torch.hypot)
+    @staticmethod
+    def forward(input: T, other: T) -> T:
+        return torch.hypot(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y, z = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return g * x / z if needs[0] else None, g * y / z if needs[1] else None
+    def d_input(g: T, input: T, result: T) -> T:
+        return g * input / result
+
+    @staticmethod
+    def d_other(g: T, other: T, result: T) -> T:
+        return g * other / result
 
 
 @rule(torch.fmax, T.fmax)
-class Fmax(_OfTwo):
+class Fmax(Rule):
     """z = max(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
 
     From PyTorch 2.14 on as for `Maximum`.
     """
 
-    function = staticmethod(torch.fmax)
+    @staticmethod
+    def forward(input: T, other: T) -> T:
+        return torch.fmax(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y, _ = ctx.saved_tensors
+    def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
         if SINCE_2_14:
-            return _shared(ctx, g, x, y, x < y, x > y)
-        return _to_chosen(ctx, g, (x >= y).logical_or_(y.isnan()))
+            return _shared(needs, g, input == other, input < other, input > other)
+        return _to_chosen(needs, g, (input >= other).logical_or_(other.isnan()))
 
 
 @rule(torch.fmin, T.fmin)
-class Fmin(_OfTwo):
+class Fmin(Rule):
     """z = min(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
 
     From PyTorch 2.14 on as for `Minimum`.
     """
 
-    function = staticmethod(torch.fmin)
+    @staticmethod
+    def forward(input: T, other: T) -> T:
+        return torch.fmin(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None]:
-        x, y, _ = ctx.saved_tensors
+    def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
         if SINCE_2_14:
-            return _shared(ctx, g, x, y, x > y, x < y)
-        return _to_chosen(ctx, g, (x <= y).logical_or_(y.isnan()))
+            return _shared(needs, g, input == other, input > other, input < other)
+        return _to_chosen(needs, g, (input <= other).logical_or_(other.isnan()))
 
 
-def _to_chosen(ctx: Any, g: T, first: T) -> tuple[T | None, T | None]:
-    needs = ctx.needs_input_grad
+def _to_chosen(needs: Needs, g: T, first: T) -> Gradients:
     return (
         g.masked_fill(~first, 0) if needs[0] else None,
         g.masked_fill(first, 0) if needs[1] else None,
@@ -547,14 +531,12 @@ class StandardGamma(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, generator: Any = None) -> T:
-        z = torch._standard_gamma(input, generator=generator)
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, generator: Any = None) -> T:
+        return torch._standard_gamma(input, generator=generator)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        return g * torch._standard_gamma_grad(*ctx.saved_tensors), None
+    def d_input(g: T, input: T, result: T) -> T:
+        return g * torch._standard_gamma_grad(input, result)
 
 
 rule(torch._standard_gamma)(StandardGamma)
@@ -566,43 +548,30 @@ class Atan2(Rule):
     """z = the angle of (y, x):  dx = g x / (y^2 + x^2),  dy = -g y / (y^2 + x^2)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, other: T) -> T:
-        ctx.save_for_backward(input, other)
+    def forward(input: T, other: T) -> T:
         return torch.atan2(input, other)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        y, x = ctx.saved_tensors
+    def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
+        y, x = input, other
         scale = (y * y + x * x).reciprocal()
         nowhere = (y == 0) & (x == 0)
         return (
-            (g * x * scale).masked_fill(nowhere, 0) if ctx.needs_input_grad[0] else None,
-            (g * -y * scale).masked_fill(nowhere, 0) if ctx.needs_input_grad[1] else None,
+            (g * x * scale).masked_fill(nowhere, 0) if needs[0] else None,
+            (g * -y * scale).masked_fill(nowhere, 0) if needs[1] else None,
         )
 
 
 class _Rest(Rule):
     """z = x - y q, with q = x / y rounded:  dx = g,  dy = -g q"""
 
-    function: Any
-    rounding: str
+    @classmethod
+    def label_of(cls, input: Any, other: Any) -> str:
+        return f"{cls.__name__}Backward{int(isinstance(other, T))}"
 
     @staticmethod
-    def forward(ctx: Any, input: T, other: Any) -> T:
-        rest = ctx.function
-        z = rest.function(input, other)
-        if not isinstance(input, T):
-            raise refusal(rest.function, "for a number divided by a tensor")
-        ctx.label = f"{rest.__name__}Backward{int(isinstance(other, T))}"
-        ctx.save_for_backward(*((input, other) if ctx.needs_input_grad[1] else ()))
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if not ctx.needs_input_grad[1]:
-            return g, None
-        x, y = ctx.saved_tensors
-        return g, -g * torch.div(x, y, rounding_mode=ctx.function.rounding)
+    def d_input(g: T) -> T:
+        return g
 
 
 @inplace(T.remainder_, T.__imod__)
@@ -610,8 +579,15 @@ class _Rest(Rule):
 class Remainder(_Rest):
     """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
 
-    function = staticmethod(torch.remainder)
-    rounding = "floor"
+    @staticmethod
+    def forward(input: T, other: Any) -> T:
+        if not isinstance(input, T):
+            raise refusal(torch.remainder, "for a number divided by a tensor")
+        return torch.remainder(input, other)
+
+    @staticmethod
+    def d_other(g: T, input: T, other: T) -> T:
+        return -g * torch.div(input, other, rounding_mode="floor")
 
 
 @inplace(T.fmod_)
@@ -619,8 +595,13 @@ class Remainder(_Rest):
 class Fmod(_Rest):
     """z = x - y trunc(x / y):  dx = g,  dy = -g trunc(x / y)"""
 
-    function = staticmethod(torch.fmod)
-    rounding = "trunc"
+    @staticmethod
+    def forward(input: T, other: Any) -> T:
+        return torch.fmod(input, other)
+
+    @staticmethod
+    def d_other(g: T, input: T, other: T) -> T:
+        return -g * torch.div(input, other, rounding_mode="trunc")
 
 
 @inplace(T.lerp_)
@@ -629,28 +610,24 @@ class Lerp(Rule):
     """z = x + w (y - x):  dx = g (1 - w),  dy = g w,  dw = g (y - x)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, end: T, weight: Any) -> T:
-        ctx.label = f"LerpBackward{int(isinstance(weight, T))}"
-        ctx.weight = None if isinstance(weight, T) else weight
-        if isinstance(weight, T):
-            needs = ctx.needs_input_grad
-            ctx.save_for_backward(
-                weight if needs[0] or needs[1] else None,
-                input if needs[2] else None,
-                end if needs[2] else None,
-            )
+    def forward(input: T, end: T, weight: Any) -> T:
         return torch.lerp(input, end, weight)
 
+    @classmethod
+    def label_of(cls, input: T, end: T, weight: Any) -> str:
+        return f"LerpBackward{int(isinstance(weight, T))}"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        x: Any
-        w, x, y = (ctx.weight, None, None) if ctx.weight is not None else ctx.saved_tensors
-        return (
-            g * (1 - w) if needs[0] else None,
-            g * w if needs[1] else None,
-            g * (y - x) if needs[2] else None,
-        )
+    def d_input(g: T, weight: Any) -> T:
+        return g * (1 - weight)
+
+    @staticmethod
+    def d_end(g: T, weight: Any) -> T:
+        return g * weight
+
+    @staticmethod
+    def d_weight(g: T, input: T, end: T) -> T:
+        return g * (end - input)
 
 
 @inplace(T.addcmul_)
@@ -659,17 +636,20 @@ class Addcmul(Rule):
     """z = x + v a b:  dx = g,  da = g (b v),  db = g (a v)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
-        ctx.value = value
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(tensor1 if needs[2] else None, tensor2 if needs[1] else None)
+    def forward(input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         return torch.addcmul(input, tensor1, tensor2, value=value)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        a, b = ctx.saved_tensors
-        needs, v = ctx.needs_input_grad, ctx.value
-        return g, g * (b * v) if needs[1] else None, g * (a * v) if needs[2] else None, None
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_tensor1(g: T, tensor2: T, value: Any) -> T:
+        return g * (tensor2 * value)
+
+    @staticmethod
+    def d_tensor2(g: T, tensor1: T, value: Any) -> T:
+        return g * (tensor1 * value)
 
 
 @inplace(T.addcdiv_)
@@ -678,24 +658,21 @@ class Addcdiv(Rule):
     """z = x + v a / b:  dx = g,  da = g (v / b),  db = -g (v a / b^2)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
-        ctx.value = value
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(
-            tensor1 if needs[2] else None, tensor2 if needs[1] or needs[2] else None
-        )
+    def forward(input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
         return torch.addcdiv(input, tensor1, tensor2, value=value)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        a, b = ctx.saved_tensors
-        needs, v = ctx.needs_input_grad, ctx.value
-        return (
-            g,
-            g * (torch.tensor(v, dtype=b.dtype, device=b.device) / b) if needs[1] else None,
-            -g * ((v * a) / (b * b)) if needs[2] else None,
-            None,
-        )
+    def d_input(g: T) -> T:
+        return g
+
+    @staticmethod
+    def d_tensor1(g: T, tensor2: T, value: Any) -> T:
+        b = tensor2
+        return g * (torch.tensor(value, dtype=b.dtype, device=b.device) / b)
+
+    @staticmethod
+    def d_tensor2(g: T, tensor1: T, tensor2: T, value: Any) -> T:
+        return -g * ((value * tensor1) / (tensor2 * tensor2))
 
 
 @inplace(T.xlogy_, torch.xlogy_)
@@ -704,29 +681,25 @@ class Xlogy(Rule):
     """z = x log y, 0 where x = 0:  dx = g log y, 0 where x = 0 >= y;  dy = g x / y"""
 
     @staticmethod
-    def forward(ctx: Any, input: Any, other: Any) -> T:
-        tensors = isinstance(input, T), isinstance(other, T)
-        ctx.numbers = [None if isinstance(v, T) else v for v in (input, other)]
-        ctx.label = "XlogyBackward" + {(True, True): "0", (False, True): "1"}.get(tensors, "2")
-        ctx.save_for_backward(*(v if isinstance(v, T) else None for v in (input, other)))
+    def forward(input: Any, other: Any) -> T:
         return torch.xlogy(input, other)
 
+    @classmethod
+    def label_of(cls, input: Any, other: Any) -> str:
+        if not isinstance(other, T):
+            return "XlogyBackward2"
+        return "XlogyBackward0" if isinstance(input, T) else "XlogyBackward1"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, y = (
-            saved if number is None else number
-            for saved, number in zip(ctx.saved_tensors, ctx.numbers, strict=True)
-        )
-        dx = dy = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.xlogy(g, y)
-            if isinstance(y, T):
-                dx = dx.masked_fill((x == 0.0) & (y <= 0.0), 0.0)
-            elif y <= 0:
-                dx = dx.masked_fill(x == 0.0, 0.0)
-        if ctx.needs_input_grad[1]:
-            dy = g * x / y
-        return dx, dy
+    def d_input(g: T, input: T, other: Any) -> T:
+        dx = torch.xlogy(g, other)
+        if isinstance(other, T):
+            return dx.masked_fill((input == 0.0) & (other <= 0.0), 0.0)
+        return dx.masked_fill(input == 0.0, 0.0) if other <= 0 else dx
+
+    @staticmethod
+    def d_other(g: T, input: Any, other: T) -> T:
+        return g * input / other
 
 
 @composite(T.where)

@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
@@ -37,6 +37,9 @@ from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=Callable[..., Any])
 F = TypeVar("F", bound=type[Function])
+# Of the formulas that a rule gives together: which gradients are needed, and the gradients.
+Needs: TypeAlias = tuple[bool, ...]
+Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
 
 # torch function -> what is called in its place. Filled by the decorators below.
 RULES = _tensor.RULES
