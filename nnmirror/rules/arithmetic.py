@@ -7,10 +7,24 @@ gradient back to the operand's shape, so no rule here needs to.
 from typing import Any
 
 import torch
+from torch._C import DisableTorchFunctionSubclass
 
 from .._versions import SINCE_2_14
-from ..tape import Node, number, record
-from .registry import Rule, answered, composite, inplace, rule, unplaced
+from ..tape import OTHER, constant, kind_of, number, record
+from .registry import (
+    RULES,
+    Gradients,
+    Needs,
+    Recorded,
+    Rule,
+    answered,
+    composite,
+    has_gradient,
+    inplace,
+    plain_values,
+    rule,
+    unplaced,
+)
 from .shape import to
 
 T = torch.Tensor
@@ -23,6 +37,19 @@ _ONE = 1  # the default, which takes a while to say
 def scaled(g: T, factor: Any) -> T:
     """g * factor, left alone for a factor of one as PyTorch leaves it."""
     return g if type(factor) in _NUMBERS and factor == 1 else g * factor
+
+
+def zero(g: T) -> T:
+    return constant(0.0, g.dtype, g.device)
+
+
+def shared(needs: Needs, g: T, equal: T, x_loses: T, y_loses: T) -> Gradients:
+    """Of x and y, each gets g where it does not lose, half of it where both are equal."""
+    halved = torch.where(equal, g / 2, g)
+    return (
+        halved.masked_fill(x_loses, 0) if needs[0] else None,
+        halved.masked_fill(y_loses, 0) if needs[1] else None,
+    )
 
 
 @inplace(T.add_, T.__iadd__)
@@ -69,15 +96,20 @@ class Rsub(Rule):
     """z = other - x:  dx = -g"""
 
     @staticmethod
-    def forward(ctx: Node, input: T, other: Any, alpha: Any = 1) -> T:
-        ctx.alpha = alpha  # type: ignore[attr-defined]
-        ctx.label = "RsubBackward0" if isinstance(other, T) else "RsubBackward1"
+    def forward(input: T, other: Any, alpha: Any = 1) -> T:
         return torch.rsub(input, other, alpha=alpha)
 
+    @classmethod
+    def label_of(cls, input: T, other: Any, alpha: Any = 1) -> str:
+        return "RsubBackward0" if isinstance(other, T) else "RsubBackward1"
+
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        return scaled(-g, ctx.alpha) if needs[0] else None, g if needs[1] else None, None
+    def d_input(g: T, alpha: Any) -> T:
+        return scaled(-g, alpha)
+
+    @staticmethod
+    def d_other(g: T) -> T:
+        return g
 
 
 rule(torch.rsub, T.__rsub__)(Rsub)
@@ -138,15 +170,12 @@ class Reciprocal(Rule):
     """z = 1 / x:  dx = -g (z z)"""
 
     @staticmethod
-    def forward(ctx: Node, input: T) -> T:
-        z = torch.reciprocal(input)
-        ctx.save_for_backward(z)
-        return z
+    def forward(input: T) -> T:
+        return torch.reciprocal(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        (z,) = ctx.saved_tensors
-        return -g * (z * z)
+    def d_input(g: T, result: T) -> T:
+        return -g * (result * result)
 
 
 @composite(T.__rdiv__, T.__rtruediv__)
@@ -161,11 +190,11 @@ class Neg(Rule):
     """z = -x:  dx = -g"""
 
     @staticmethod
-    def forward(ctx: Node, input: T) -> T:
+    def forward(input: T) -> T:
         return torch.neg(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
+    def d_input(g: T) -> T:
         return -g
 
 
@@ -180,48 +209,30 @@ class Pow(Rule):
     """z = x ** p:  dx = g (p x^(p-1)), 0 where p = 0;  dp = g (z log x), 0 where x = 0 <= p"""
 
     @staticmethod
-    def forward(ctx: Node, input: Any, exponent: Any) -> T:
-        z = torch.pow(input, exponent)
-        ctx.input, ctx.exponent = input, exponent  # type: ignore[attr-defined]
+    def forward(input: Any, exponent: Any) -> T:
+        return torch.pow(input, exponent)
+
+    @classmethod
+    def label_of(cls, input: Any, exponent: Any) -> str:
         if not isinstance(exponent, T):
-            ctx.label = "PowBackward0"
-            ctx.save_for_backward(input)
-            ctx.input = None  # type: ignore[attr-defined]
-        elif not isinstance(input, T):
-            ctx.label = "PowBackward2"
-            ctx.save_for_backward(exponent, z)
-            ctx.exponent = None  # type: ignore[attr-defined]
-        else:
-            ctx.label = "PowBackward1"
-            ctx.save_for_backward(input, exponent, z)
-            ctx.input = ctx.exponent = None  # type: ignore[attr-defined]
-        return z
+            return "PowBackward0"
+        return "PowBackward1" if isinstance(input, T) else "PowBackward2"
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if ctx.exponent is not None:
-            (x,) = ctx.saved_tensors
-            p = ctx.exponent
-            if p == 0:
-                return torch.zeros_like(x), None
-            return g * (p * x.pow(p - 1)), None
-        if ctx.input is not None:
-            p, z = ctx.saved_tensors
-            base = ctx.input
-            scale = z * torch.log(torch.tensor(base, dtype=torch.float64, device="cpu")).item()
-            if base == 0:
-                zero = torch.zeros((), dtype=scale.dtype, device=scale.device)
-                scale = torch.where(p >= 0, zero, scale)
-            return None, g * scale
-        x, p, z = ctx.saved_tensors
-        dx = dp = None
-        zero = torch.zeros((), dtype=g.dtype, device=g.device)
-        if ctx.needs_input_grad[0]:
-            dx = torch.where(p == 0.0, zero, g * (p * x.pow(p - 1)))
-        if ctx.needs_input_grad[1]:
+    def d_input(g: T, input: T, exponent: Any) -> T:
+        x, p = input, exponent
+        if isinstance(p, T):
+            return torch.where(p == 0.0, zero(g), g * (p * x.pow(p - 1)))
+        return torch.zeros_like(x) if p == 0 else g * (p * x.pow(p - 1))
+
+    @staticmethod
+    def d_exponent(g: T, input: Any, exponent: T, result: T) -> T:
+        x, p, z = input, exponent, result
+        if isinstance(x, T):
             still = torch.logical_and(x == 0, p >= 0)
-            dp = g * torch.where(still, zero, z * x.log())
-        return dx, dp
+            return g * torch.where(still, zero(g), z * x.log())
+        slope = z * torch.log(torch.tensor(x, dtype=torch.float64, device="cpu")).item()
+        return g * (torch.where(p >= 0, zero(slope), slope) if x == 0 else slope)
 
 
 @composite(T.__rpow__)
@@ -263,66 +274,97 @@ def square_(input: T) -> T:
     return record(Pow, (input, 2), inplace=lambda: T.square_(input))[0]
 
 
-@inplace(T.clamp_, T.clip_)
-@rule(torch.clamp, T.clamp, torch.clip, T.clip)
 class Clamp(Rule):
-    """z = min(max(x, lo), hi):  dx = g where lo <= x <= hi, else 0
+    """z = min(max(x, lo), hi), lo and hi numbers:  dx = g where lo <= x <= hi, else 0
 
-    With tensors as bounds, dlo = g where x < lo < hi and dhi = g where x > hi or hi < lo.
-    From PyTorch 2.14 on x gets nothing where it is at a bound that is a number, and half where
-    it is at one of a tensor, which gets the other half: `_shared_at_ties`.
+    From PyTorch 2.14 on x gets nothing where it is at a bound.
     """
 
+    public: Any = staticmethod(torch.clamp)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "ClampBackward1"
+
     @staticmethod
-    def forward(ctx: Node, input: T, min: Any = None, max: Any = None) -> T:
-        bounds = isinstance(min, T) or isinstance(max, T)
-        if bounds and not all(isinstance(b, T | None) for b in (min, max)):
-            # A number beside a tensor: the tensor must be one number, without a gradient.
-            z = torch.clamp(input, min, max)
-            min, max = (b.item() if isinstance(b, T) else b for b in (min, max))
-            ctx.label, ctx.bounds = "ClampBackward1", (min, max)  # type: ignore[attr-defined]
-            ctx.save_for_backward(input)
-            return z
-        ctx.label = "ClampBackward0" if bounds else "ClampBackward1"
-        ctx.bounds = None if bounds else (min, max)  # type: ignore[attr-defined]
-        if bounds:
-            ctx.save_for_backward(input, min, max)
-        else:
-            ctx.save_for_backward(input)
+    def forward(input: T, min: Any = None, max: Any = None) -> T:
         return torch.clamp(input, min, max)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        zero = torch.zeros((), dtype=g.dtype, device=g.device)
-        if ctx.bounds is not None:
-            (x,) = ctx.saved_tensors
-            lo, hi = ctx.bounds
-            if SINCE_2_14:
-                return torch.where(_within(x, lo, hi), g, zero), None, None
-            if lo is not None and hi is not None:
-                inside = (x >= lo).logical_and_(x <= hi)
-            else:
-                inside = x >= lo if lo is not None else x <= hi
-            return torch.where(inside, g, zero), None, None
-        x, lo, hi = ctx.saved_tensors
-        needs = (*ctx.needs_input_grad, False)  # the last bound may not have been given
+    def d_input(g: T, input: T, min: Any, max: Any) -> T:
         if SINCE_2_14:
-            grads = _shared_at_ties(g, x, lo, hi)
-            return tuple(d if need else None for d, need in zip(grads, needs, strict=False))
+            return torch.where(_within(input, min, max), g, zero(g))
+        return torch.where(_inside(input, min, max), g, zero(g))
+
+
+class ClampTensor(Rule):
+    """The same with tensors as bounds:  dx = g where lo <= x <= hi, else 0
+
+    dlo = g where x < lo < hi, dhi = g where x > hi or hi < lo. From PyTorch 2.14 on x gets half
+    where it is at a bound, which gets the other half: `_shared_at_ties`.
+    """
+
+    public: Any = staticmethod(torch.clamp)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "ClampBackward0"
+
+    @staticmethod
+    def forward(input: T, min: T | None = None, max: T | None = None) -> T:
+        return torch.clamp(input, min, max)
+
+    @staticmethod
+    def gradients(needs: Needs, g: T, input: T, min: T | None, max: T | None) -> Gradients:
+        needs = (*needs, False)  # the last bound may not have been given
+        if SINCE_2_14:
+            return _shared_at_ties(needs[:3], g, input, min, max)
+        x, lo, hi = input, min, max
         dx = dlo = dhi = None
         if needs[0]:
-            if lo is not None and hi is not None:
-                inside = torch.logical_and(x >= lo, x <= hi)
-            else:
-                inside = x >= lo if lo is not None else x <= hi
-            dx = torch.where(inside, g, zero)
+            dx = torch.where(_inside(x, lo, hi), g, zero(g))
         if needs[1]:
             below = x < lo
-            dlo = torch.where(below if hi is None else below.logical_and_(lo < hi), g, zero)
+            dlo = torch.where(below if hi is None else below.logical_and_(lo < hi), g, zero(g))
         if needs[2]:
             above = x > hi
-            dhi = torch.where(above if lo is None else above.logical_or_(hi < lo), g, zero)
+            dhi = torch.where(above if lo is None else above.logical_or_(hi < lo), g, zero(g))
         return dx, dlo, dhi
+
+
+def _clamp(func: Any, inplace: bool = False) -> None:
+    """Record `func` as the one or the other, by its bounds."""
+    placed = Recorded(Clamp, func)
+
+    def call(*args: Any, **kwargs: Any) -> T:
+        places = placed._placed(args, kwargs) if kwargs or len(args) > placed.most else args
+        function: type[Rule] = Clamp
+        for bound in places[1:]:
+            if kind_of(type(bound)) is not OTHER:
+                function, places = _between_tensors(func, places)
+                break
+        change = (lambda: func(*args, **kwargs)) if inplace else None
+        return record(function, places, change)[0]
+
+    RULES[func] = call
+
+
+def _between_tensors(func: Any, args: tuple[Any, ...]) -> tuple[type[Rule], tuple[Any, ...]]:
+    input, *bounds = args
+    if all(isinstance(b, T | None) for b in bounds):
+        return ClampTensor, args
+    # A tensor beside a number is the number that it holds.
+    if any(has_gradient(b) for b in bounds):
+        raise unplaced(func, args, {})
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        torch.clamp(*plain_values(args))  # PyTorch's errors
+        return Clamp, (input, *[b.item() if isinstance(b, T) else b for b in bounds])
+
+
+for _func in (torch.clamp, T.clamp, torch.clip, T.clip):
+    _clamp(_func)
+for _func in (T.clamp_, T.clip_):
+    _clamp(_func, inplace=True)
 
 
 @inplace(T.clamp_min_)
@@ -330,18 +372,26 @@ class Clamp(Rule):
 class ClampMin(Rule):
     """z = max(x, lo):  dx = g where x >= lo, else 0;  dlo = g where x < lo, else 0
 
-    Where both are equal, from PyTorch 2.14 on, as `Clamp`.
+    Where both are equal, from PyTorch 2.14 on, as `Clamp` and `ClampTensor`.
     """
 
     @staticmethod
-    def forward(ctx: Node, input: T, min: Any) -> T:
-        return _clamp_one_side(ctx, input, min, torch.clamp_min)
+    def forward(input: T, min: Any) -> T:
+        return torch.clamp_min(input, min)
+
+    @classmethod
+    def label_of(cls, input: T, min: Any) -> str:
+        return "ClampMinBackward1" if isinstance(min, T) else ""
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if SINCE_2_14:
-            return _one_side_at_ties(ctx, g, True)
-        return _one_side(ctx, g, torch.ge, torch.lt)
+    def gradients(needs: Needs, g: T, input: T, min: Any) -> Gradients:
+        x, bound = input, min
+        if SINCE_2_14 and isinstance(bound, T):
+            return shared(needs, g, x == bound, x < bound, x > bound)
+        return (
+            torch.where(x > bound if SINCE_2_14 else x >= bound, g, zero(g)) if needs[0] else None,
+            torch.where(x < bound, g, zero(g)) if needs[1] else None,
+        )
 
 
 @inplace(T.clamp_max_)
@@ -349,69 +399,54 @@ class ClampMin(Rule):
 class ClampMax(Rule):
     """z = min(x, hi):  dx = g where x <= hi, else 0;  dhi = g where x > hi, else 0
 
-    Where both are equal, from PyTorch 2.14 on, as `Clamp`.
+    Where both are equal, from PyTorch 2.14 on, as `Clamp` and `ClampTensor`.
     """
 
     @staticmethod
-    def forward(ctx: Node, input: T, max: Any) -> T:
-        return _clamp_one_side(ctx, input, max, torch.clamp_max)
+    def forward(input: T, max: Any) -> T:
+        return torch.clamp_max(input, max)
+
+    @classmethod
+    def label_of(cls, input: T, max: Any) -> str:
+        return "ClampMaxBackward1" if isinstance(max, T) else ""
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if SINCE_2_14:
-            return _one_side_at_ties(ctx, g, False)
-        return _one_side(ctx, g, torch.le, torch.gt)
+    def gradients(needs: Needs, g: T, input: T, max: Any) -> Gradients:
+        x, bound = input, max
+        if SINCE_2_14 and isinstance(bound, T):
+            return shared(needs, g, x == bound, x > bound, x < bound)
+        return (
+            torch.where(x < bound if SINCE_2_14 else x <= bound, g, zero(g)) if needs[0] else None,
+            torch.where(x > bound, g, zero(g)) if needs[1] else None,
+        )
+
+
+def _inside(x: T, lo: Any, hi: Any) -> T:
+    """Where x is between the bounds, or at one."""
+    if lo is None:
+        return x <= hi
+    return x >= lo if hi is None else (x >= lo).logical_and_(x <= hi)
 
 
 def _within(x: T, lo: Any, hi: Any) -> T:
-    """Where x is between two numbers, and at neither."""
+    """Where x is between the bounds, and at neither."""
     if lo is None:
         return x < hi
     return x > lo if hi is None else (x > lo).logical_and_(x < hi)
 
 
-def _shared_at_ties(g: T, x: T, lo: T | None, hi: T | None) -> tuple[T | None, T | None, T | None]:
+def _shared_at_ties(needs: Needs, g: T, x: T, lo: T | None, hi: T | None) -> Gradients:
     """dx, dlo and dhi of a clamp between tensors, half each where x is at a bound."""
-    half, zero = g / 2, torch.zeros((), dtype=g.dtype, device=g.device)
-    if lo is None or hi is None:
-        bound: Any = hi if lo is None else lo
-        x_lost, bound_lost = (x > bound, x < bound) if lo is None else (x < bound, x > bound)
-        shared = torch.where(x == bound, half, g)
-        db = shared.masked_fill(bound_lost, 0)
-        dx = shared.masked_fill(x_lost, 0)
-        return (dx, None, db) if lo is None else (dx, db, None)
+    if hi is None:
+        return shared(needs, g, x == lo, x < lo, x > lo)  # type: ignore[operator]
+    if lo is None:
+        dx, dhi = shared(needs[::2], g, x == hi, x > hi, x < hi)
+        return dx, None, dhi
+    half = g / 2
     apart, at_lo, at_hi = lo < hi, x == lo, x == hi
     below, above, ordered = x < lo, x > hi, lo <= hi
-    dx = torch.where((at_lo | at_hi) & apart, half, g).masked_fill(below | above, 0)
-    dlo = torch.where(below & ordered, g, torch.where(at_lo & apart, half, zero))
     over = (hi < lo) | (above & ordered)
-    return dx, dlo, torch.where(over, g, torch.where(at_hi & apart, half, zero))
-
-
-def _one_side_at_ties(ctx: Any, g: T, below: bool) -> tuple[Any, Any]:
-    x, bound = ctx.saved_tensors
-    if bound is None:
-        lo, hi = (ctx.bound, None) if below else (None, ctx.bound)
-        zero = torch.zeros((), dtype=g.dtype, device=g.device)
-        return torch.where(_within(x, lo, hi), g, zero), None
-    dx, dlo, dhi = _shared_at_ties(g, x, *((bound, None) if below else (None, bound)))
-    db, needs = dlo if below else dhi, ctx.needs_input_grad
-    return dx if needs[0] else None, db if needs[1] else None
-
-
-def _clamp_one_side(ctx: Any, input: T, bound: Any, clamp: Any) -> T:
-    ctx.bound = None if isinstance(bound, T) else bound
-    ctx.save_for_backward(input, bound if isinstance(bound, T) else None)
-    if isinstance(bound, T):
-        ctx.label = f"{ctx.function.__name__}Backward1"
-    return clamp(input, bound)
-
-
-def _one_side(ctx: Any, g: T, kept: Any, cut: Any) -> tuple[Any, Any]:
-    x, bound = ctx.saved_tensors
-    limit = ctx.bound if bound is None else bound
-    zero = torch.zeros((), dtype=g.dtype, device=g.device)
-    return (
-        torch.where(kept(x, limit), g, zero) if ctx.needs_input_grad[0] else None,
-        torch.where(cut(x, limit), g, zero) if ctx.needs_input_grad[1] else None,
-    )
+    dx = torch.where((at_lo | at_hi) & apart, half, g).masked_fill(below | above, 0)
+    dlo = torch.where(below & ordered, g, torch.where(at_lo & apart, half, zero(g)))
+    dhi = torch.where(over, g, torch.where(at_hi & apart, half, zero(g)))
+    return tuple([d if need else None for d, need in zip((dx, dlo, dhi), needs, strict=True)])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .._versions import SINCE_2_14
-from ..tape import constant, record
+from ..tape import record
+from .arithmetic import shared, zero
 from .kernel import laid_out_as, one_by_one
 from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule
 
@@ -199,7 +200,7 @@ class Maximum(Rule):
 
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
-        return _shared(needs, g, input == other, input < other, input > other)
+        return shared(needs, g, input == other, input < other, input > other)
 
 
 @rule(torch.minimum, T.minimum)
@@ -212,16 +213,7 @@ class Minimum(Rule):
 
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
-        return _shared(needs, g, input == other, input > other, input < other)
-
-
-def _shared(needs: Needs, g: T, equal: T, x_loses: T, y_loses: T) -> Gradients:
-    """g to the one that does not lose, half of it to each where both are equal."""
-    halved = torch.where(equal, g / 2, g)
-    return (
-        halved.masked_fill(x_loses, 0) if needs[0] else None,
-        halved.masked_fill(y_loses, 0) if needs[1] else None,
-    )
+        return shared(needs, g, input == other, input > other, input < other)
 
 
 @rule(torch.where)
@@ -236,15 +228,11 @@ class Where(Rule):
 
     @staticmethod
     def d_input(g: T, condition: T) -> T:
-        return torch.where(condition, g, _zero(g))
+        return torch.where(condition, g, zero(g))
 
     @staticmethod
     def d_other(g: T, condition: T) -> T:
-        return torch.where(condition, _zero(g), g)
-
-
-def _zero(g: T) -> T:
-    return constant(0.0, g.dtype, g.device)
+        return torch.where(condition, zero(g), g)
 
 
 def _pointwise(
@@ -358,7 +346,7 @@ _pointwise("rad2deg", lambda g, x: g * (180 / math.pi), "z = x 180 / pi:  dx = g
 def _sinc_slope(g: T, x: T) -> T:
     turned, squared = x * math.pi, x * x * math.pi
     slope = g * ((turned * turned.cos() - turned.sin()) / squared)
-    return torch.where(squared == 0.0, _zero(g), slope)
+    return torch.where(squared == 0.0, zero(g), slope)
 
 
 _pointwise(
@@ -493,7 +481,7 @@ class Fmax(Rule):
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
         if SINCE_2_14:
-            return _shared(needs, g, input == other, input < other, input > other)
+            return shared(needs, g, input == other, input < other, input > other)
         return _to_chosen(needs, g, (input >= other).logical_or_(other.isnan()))
 
 
@@ -511,7 +499,7 @@ class Fmin(Rule):
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, other: T) -> Gradients:
         if SINCE_2_14:
-            return _shared(needs, g, input == other, input > other, input < other)
+            return shared(needs, g, input == other, input > other, input < other)
         return _to_chosen(needs, g, (input <= other).logical_or_(other.isnan()))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..tape import record
-from .registry import Rule, composite, inplace, refusal, rule, unplaced
+from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -83,7 +83,7 @@ def _of_one_dtype(func: Any, x: T, dtype: Any) -> None:
         raise refusal(func, "for another dtype")
 
 
-def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
+def var_grad(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
     if dim == ():  # PyTorch's gradient counts one element here, whatever is reduced
         freedom = 1 - correction
         return (2.0 / freedom if freedom else float("inf")) * g * (x - x.mean())
@@ -101,35 +101,32 @@ def _var_backward(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
     return scale * g * (x - x.mean(dim, keepdim=True))
 
 
+def std_grad(g: T, x: T, z: T, dim: Any, correction: float, keepdim: bool) -> T:
+    return var_grad((g / (z * 2)).masked_fill_(z == 0, 0), x, dim, correction, keepdim)
+
+
 class Var(Rule):
     """z = sum of (x - mean)^2 / (n - c) over dim:  dx = 2 / (n - c) g (x - mean)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
-        ctx.how = dim, correction, keepdim
-        ctx.save_for_backward(input)
+    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> T:
         return torch.var(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return _var_backward(g, ctx.saved(0), *ctx.how), None, None, None
+    def d_input(g: T, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+        return var_grad(g, input, dim, correction, keepdim)
 
 
 class Std(Rule):
     """z = sqrt(var(x)):  dx = the gradient of var for g / (2 z), which is 0 where z is 0"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
-        ctx.how = dim, correction, keepdim
-        z = torch.std(input, dim, correction=correction, keepdim=keepdim)
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+        return torch.std(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        g = (g / (z * 2)).masked_fill_(z == 0, 0)
-        return _var_backward(g, x, *ctx.how), None, None, None
+    def d_input(g: T, input: T, result: T, dim: Any, correction: Any, keepdim: bool) -> T:
+        return std_grad(g, input, result, dim, correction, keepdim)
 
 
 def _spread(function: type[Rule], *funcs: Any) -> None:
@@ -170,16 +167,12 @@ class LinalgVectorNorm(Rule):
     """z = (sum of |x|^p)^(1/p) over dim:  dx = g sign(x) (|x| / z)^(p - 1), and 0 where z is 0"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> T:
-        z = torch.linalg.vector_norm(input, ord, dim, keepdim, dtype=dtype)
-        ctx.how = float(ord), dim, keepdim
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> T:
+        return torch.linalg.vector_norm(input, ord, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        return norm_grad(g, x, z, *ctx.how), None, None, None, None
+    def d_input(g: T, input: T, result: T, ord: Any, dim: Any, keepdim: bool) -> T | None:
+        return norm_grad(g, input, result, float(ord), dim, keepdim)
 
 
 def norm_grad(g: T, x: T, z: T, p: float, dim: Any, keepdim: bool) -> T | None:
@@ -234,24 +227,18 @@ def norm(
     return vector_norm(input, ord, dim, keepdim, dtype=dtype)
 
 
+@rule(torch.logsumexp, T.logsumexp, torch.special.logsumexp)
 class Logsumexp(Rule):
     """z = log of the sum of exp(x) over dim:  dx = g exp(x - z)"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any, keepdim: bool = False) -> T:
-        ctx.how = dim, keepdim
-        z = torch.logsumexp(input, dim, keepdim)
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, dim: Any, keepdim: bool = False) -> T:
+        return torch.logsumexp(input, dim, keepdim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        g, z = (unsqueezed(t, x.shape, *ctx.how) for t in (g, z))
-        return g * (x - z).exp(), None, None
-
-
-rule(torch.logsumexp, T.logsumexp, torch.special.logsumexp)(Logsumexp)
+    def d_input(g: T, input: T, result: T, dim: Any, keepdim: bool) -> T:
+        g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, result))
+        return g * (input - z).exp()
 
 
 @rule(torch.prod, T.prod)
@@ -259,35 +246,30 @@ class Prod(Rule):
     """z = product of x over dim or all:  dx = g times the product of the others"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
-        ctx.how = dim, keepdim
+    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         _of_one_dtype(torch.prod, input, dtype)
         if dim is None:
-            z = torch.prod(input, dtype=dtype)
-        else:
-            ctx.label = "ProdBackward1"
-            z = torch.prod(input, dim, keepdim, dtype=dtype)
-        ctx.save_for_backward(input, z)
-        return z
+            return torch.prod(input, dtype=dtype)
+        return torch.prod(input, dim, keepdim, dtype=dtype)
+
+    @classmethod
+    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+        return "" if dim is None else "ProdBackward1"
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        dim, keepdim = ctx.how
+    def d_input(g: T, input: T, result: T, dim: Any, keepdim: bool) -> T:
+        x, z = input, result
         if x.dim() == 0:
-            return g, None, None, None
+            return g
         if dim is None:
             zeros = int((x == 0).sum())
             if zeros == 0:
-                dx = g * (z / x)
-            elif zeros > 1:
-                dx = torch.zeros_like(x)
-            else:
-                dx = _others(g, x.contiguous().view(-1), 0).view_as(x)
-            return dx, None, None, None
+                return g * (z / x)
+            if zeros > 1:
+                return torch.zeros_like(x)
+            return _others(g, x.contiguous().view(-1), 0).view_as(x)
         g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
-        dx = _others(g, x, dim) if bool((x == 0).any()) else g * (z / x)
-        return dx, None, None, None
+        return _others(g, x, dim) if bool((x == 0).any()) else g * (z / x)
 
 
 def _others(g: T, x: T, dim: int) -> T:
@@ -307,16 +289,13 @@ class Cumsum(Rule):
     """z_i = x_1 + ... + x_i along dim:  dx_i = g_i + ... + g_n"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
+    def forward(input: T, dim: int, dtype: Any = None) -> T:
         _of_one_dtype(torch.cumsum, input, dtype)
-        ctx.dim = dim
         return torch.cumsum(input, dim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if g.numel() <= 1 or g.shape[ctx.dim] == 1:
-            return g, None, None
-        return g.flip(ctx.dim).cumsum(ctx.dim).flip(ctx.dim), None, None
+    def d_input(g: T, dim: int) -> T:
+        return g if g.numel() <= 1 or g.shape[dim] == 1 else _cumsum_back(g, dim)
 
 
 @inplace(T.cumprod_)
@@ -329,22 +308,18 @@ class Cumprod(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int, dtype: Any = None) -> T:
+    def forward(input: T, dim: int, dtype: Any = None) -> T:
         _of_one_dtype(torch.cumprod, input, dtype)
-        z = torch.cumprod(input, dim, dtype=dtype)
-        ctx.dim = dim
-        ctx.save_for_backward(input, z)
-        return z
+        return torch.cumprod(input, dim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        dim = ctx.dim
+    def d_input(g: T, input: T, result: T, dim: int) -> T:
+        x, z = input, result
         if x.numel() <= 1 or x.shape[dim] == 1:
-            return g, None, None
+            return g
         w, zero = z * g, x == 0
         if not bool(zero.any()):
-            return _cumsum_back(w, dim).div(x), None, None
+            return _cumsum_back(w, dim).div(x)
         dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
         zeros = zero.cumsum(dim)
         before = zeros == 0
@@ -358,7 +333,7 @@ class Cumprod(Rule):
         leading = z.gather(dim, (first - 1).relu_()).masked_fill_(first == 0, 1.0)
         total = products.sum(dim, keepdim=True).mul_(leading)
         dx.masked_scatter_(at_first, total.expand_as(x).masked_select(at_first))
-        return dx, None, None
+        return dx
 
 
 def _cumsum_back(x: T, dim: int) -> T:
@@ -374,60 +349,70 @@ class Logcumsumexp(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int) -> T:
-        z = torch.logcumsumexp(input, dim)
-        ctx.dim = dim
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, dim: int) -> T:
+        return torch.logcumsumexp(input, dim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def d_input(g: T, input: T, result: T, dim: int) -> T:
         if g.dim() == 0 or g.numel() == 0:
-            return g, None
-        x, z = ctx.saved_tensors
+            return g
         least = torch.full_like(g, torch.finfo(g.dtype).min)
         size = g.abs().log()
 
         def part(chosen: T) -> T:
-            logs = (torch.where(chosen, size, least) - z).flip(ctx.dim)
-            return (logs.logcumsumexp(ctx.dim).flip(ctx.dim) + x).exp()
+            logs = (torch.where(chosen, size, least) - result).flip(dim)
+            return (logs.logcumsumexp(dim).flip(dim) + input).exp()
 
-        return part(g > 0) - part(g < 0), None
+        return part(g > 0) - part(g < 0)
 
 
 class VarMean(Rule):
-    """(the variance, the mean) of x over dim:  dx = the gradients of both, added"""
+    """(z, m) = (the variance, the mean) of x over dim:  dx = the gradients of both, added"""
 
-    function: Any = staticmethod(torch.var_mean)
-
-    @staticmethod
-    def forward(ctx: Any, input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
-        made = ctx.function.function(input, dim, correction=correction, keepdim=keepdim)
-        ctx.how = dim, correction, keepdim
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, made[0])
-        return tuple(made)  # type: ignore[return-value]
+    materialize_grads = False
 
     @staticmethod
-    def backward(ctx: Any, g: T | None, of_mean: T | None) -> tuple[Any, ...]:
-        x, z = ctx.saved_tensors
-        dim, _, keepdim = ctx.how
-        dx = None
-        if g is not None:
-            if ctx.function is StdMean:
-                g = (g / (z * 2)).masked_fill_(z == 0, 0)
-            dx = _var_backward(g, x, *ctx.how)
-        if of_mean is not None:
-            over = None if dim == () else dim
-            mean = expand_back(of_mean, x.shape, over, keepdim) / _count(x.shape, over)
-            dx = mean if dx is None else dx + mean
-        return dx, None, None, None
+    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
+        return torch.var_mean(input, dim, correction=correction, keepdim=keepdim)
+
+    @staticmethod
+    def d_input(
+        g0: T | None, g1: T | None, input: T, dim: Any, correction: Any, keepdim: bool
+    ) -> T | None:
+        dx = None if g0 is None else var_grad(g0, input, dim, correction, keepdim)
+        return _with_mean(dx, g1, input, dim, keepdim)
 
 
-class StdMean(VarMean):
-    """(the standard deviation, the mean) of x over dim:  dx = the gradients of both, added"""
+class StdMean(Rule):
+    """(z, m) = (the standard deviation, the mean) of x over dim:  dx = as `VarMean`"""
 
-    function: Any = staticmethod(torch.std_mean)
+    materialize_grads = False
+
+    @staticmethod
+    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
+        return torch.std_mean(input, dim, correction=correction, keepdim=keepdim)
+
+    @staticmethod
+    def d_input(
+        g0: T | None,
+        g1: T | None,
+        input: T,
+        result0: T,
+        dim: Any,
+        correction: Any,
+        keepdim: bool,
+    ) -> T | None:
+        dx = None if g0 is None else std_grad(g0, input, result0, dim, correction, keepdim)
+        return _with_mean(dx, g1, input, dim, keepdim)
+
+
+def _with_mean(dx: T | None, g: T | None, x: T, dim: Any, keepdim: bool) -> T | None:
+    """dx, and the gradient of the mean for g."""
+    if g is None:
+        return dx
+    over = None if dim == () else dim
+    mean = expand_back(g, x.shape, over, keepdim) / _count(x.shape, over)
+    return mean if dx is None else dx + mean
 
 
 _spread(VarMean, torch.var_mean)
@@ -439,16 +424,13 @@ class Nansum(Rule):
     """z = sum of x without its NaNs, over dim or all:  dx = g, 0 at a NaN"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
         _of_one_dtype(torch.nansum, input, dtype)
-        ctx.how = dim, keepdim
-        ctx.save_for_backward(input)
         return torch.nansum(input, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x = ctx.saved(0)
-        return expand_back(g, x.shape, *ctx.how) * x.isnan().logical_not(), None, None, None
+    def d_input(g: T, input: T, dim: Any, keepdim: bool) -> T:
+        return expand_back(g, input.shape, dim, keepdim) * input.isnan().logical_not()
 
 
 @composite(torch.nanmean, T.nanmean)
@@ -462,17 +444,13 @@ class Dist(Rule):
     """z = |x - y| in the p-norm:  dx = g sign(d) (|d| / z)^(p - 1), d = x - y,  dy = -dx"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, other: T, p: Any = 2) -> T:
-        z = torch.dist(input, other, p)
-        ctx.p = p
-        ctx.save_for_backward(input, other, z)
-        return z
+    def forward(input: T, other: T, p: Any = 2) -> T:
+        return torch.dist(input, other, p)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, y, z = ctx.saved_tensors
-        dx = norm_grad(g, x - y, z, ctx.p, None, False)
-        return dx, None if dx is None else -dx, None
+    def gradients(needs: Needs, g: T, input: T, other: T, p: Any, result: T) -> Gradients:
+        dx = norm_grad(g, input - other, result, p, None, False)
+        return dx, None if dx is None else -dx
 
 
 @composite(torch.linalg.matrix_norm)
