@@ -12,10 +12,8 @@ from torch._C import DisableTorchFunctionSubclass
 from .._versions import SINCE_2_14
 from ..tape import OTHER, constant, kind_of, number, record
 from .registry import (
-    RULES,
     Gradients,
     Needs,
-    Recorded,
     Rule,
     answered,
     composite,
@@ -287,7 +285,7 @@ class Clamp(Rule):
         return "ClampBackward1"
 
     @staticmethod
-    def forward(input: T, min: Any = None, max: Any = None) -> T:
+    def forward(input: T, min: Any, max: Any) -> T:
         return torch.clamp(input, min, max)
 
     @staticmethod
@@ -311,15 +309,16 @@ class ClampTensor(Rule):
         return "ClampBackward0"
 
     @staticmethod
-    def forward(input: T, min: T | None = None, max: T | None = None) -> T:
+    def forward(input: T, min: T | None, max: T | None) -> T:
         return torch.clamp(input, min, max)
 
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, min: T | None, max: T | None) -> Gradients:
-        needs = (*needs, False)  # the last bound may not have been given
         if SINCE_2_14:
-            return _shared_at_ties(needs[:3], g, input, min, max)
-        x, lo, hi = input, min, max
+            return _shared_at_ties(needs, g, input, min, max)
+        x: T = input
+        lo: Any = min
+        hi: Any = max
         dx = dlo = dhi = None
         if needs[0]:
             dx = torch.where(_inside(x, lo, hi), g, zero(g))
@@ -332,39 +331,34 @@ class ClampTensor(Rule):
         return dx, dlo, dhi
 
 
-def _clamp(func: Any, inplace: bool = False) -> None:
-    """Record `func` as the one or the other, by its bounds."""
-    placed = Recorded(Clamp, func)
-
-    def call(*args: Any, **kwargs: Any) -> T:
-        places = placed._placed(args, kwargs) if kwargs or len(args) > placed.most else args
-        function: type[Rule] = Clamp
-        for bound in places[1:]:
-            if kind_of(type(bound)) is not OTHER:
-                function, places = _between_tensors(func, places)
-                break
-        change = (lambda: func(*args, **kwargs)) if inplace else None
-        return record(function, places, change)[0]
-
-    RULES[func] = call
+@answered(torch.clamp, T.clamp, torch.clip, T.clip)
+def clamp(input: T, min: Any = None, max: Any = None) -> T:
+    """`Clamp`, or `ClampTensor` where a bound is a tensor"""
+    function, bounds = _bounded(input, min, max)
+    return record(function, (input, *bounds))[0]
 
 
-def _between_tensors(func: Any, args: tuple[Any, ...]) -> tuple[type[Rule], tuple[Any, ...]]:
-    input, *bounds = args
-    if all(isinstance(b, T | None) for b in bounds):
-        return ClampTensor, args
+@answered(T.clamp_, T.clip_)
+def clamp_(input: T, min: Any = None, max: Any = None) -> T:
+    function, bounds = _bounded(input, min, max)
+    return record(function, (input, *bounds), lambda: T.clamp_(input, min, max))[0]
+
+
+def _bounded(input: T, min: Any, max: Any) -> tuple[type[Rule], tuple[Any, Any]]:
+    if kind_of(type(min)) is OTHER and kind_of(type(max)) is OTHER:
+        return Clamp, (min, max)
+    if isinstance(min, T | None) and isinstance(max, T | None):
+        return ClampTensor, (min, max)
     # A tensor beside a number is the number that it holds.
-    if any(has_gradient(b) for b in bounds):
-        raise unplaced(func, args, {})
+    if has_gradient(min) or has_gradient(max):
+        raise unplaced(torch.clamp, (input, min, max), {})
     with DisableTorchFunctionSubclass(), torch.no_grad():
-        torch.clamp(*plain_values(args))  # PyTorch's errors
-        return Clamp, (input, *[b.item() if isinstance(b, T) else b for b in bounds])
+        torch.clamp(*plain_values((input, min, max)))  # PyTorch's errors
+        return Clamp, (_number(min), _number(max))
 
 
-for _func in (torch.clamp, T.clamp, torch.clip, T.clip):
-    _clamp(_func)
-for _func in (T.clamp_, T.clip_):
-    _clamp(_func, inplace=True)
+def _number(bound: Any) -> Any:
+    return bound.item() if isinstance(bound, T) else bound
 
 
 @inplace(T.clamp_min_)
@@ -435,10 +429,10 @@ def _within(x: T, lo: Any, hi: Any) -> T:
     return x > lo if hi is None else (x > lo).logical_and_(x < hi)
 
 
-def _shared_at_ties(needs: Needs, g: T, x: T, lo: T | None, hi: T | None) -> Gradients:
+def _shared_at_ties(needs: Needs, g: T, x: T, lo: Any, hi: Any) -> Gradients:
     """dx, dlo and dhi of a clamp between tensors, half each where x is at a bound."""
     if hi is None:
-        return shared(needs, g, x == lo, x < lo, x > lo)  # type: ignore[operator]
+        return shared(needs, g, x == lo, x < lo, x > lo)
     if lo is None:
         dx, dhi = shared(needs[::2], g, x == hi, x > hi, x < hi)
         return dx, None, dhi
