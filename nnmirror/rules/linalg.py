@@ -10,7 +10,7 @@ import torch
 from ..tape import record
 from . import shape
 from .elementwise import Where
-from .registry import Rule, answered
+from .registry import Gradients, Needs, Rule, answered
 
 T = torch.Tensor
 _named: Any = torch.return_types
@@ -31,22 +31,21 @@ class LinalgSolveTriangular(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, A: T, B: T, upper: bool, left: bool, unitriangular: bool) -> T:
-        x = torch.linalg.solve_triangular(A, B, upper=upper, left=left, unitriangular=unitriangular)
-        ctx.how = upper, left, unitriangular
-        ctx.save_for_backward(A, x if ctx.needs_input_grad[0] else None)
-        return x
+    def forward(A: T, B: T, upper: bool, left: bool, unitriangular: bool) -> T:
+        return torch.linalg.solve_triangular(
+            A, B, upper=upper, left=left, unitriangular=unitriangular
+        )
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        upper, left, unit = ctx.how
-        a, da = ctx.saved(0), None
-        db = torch.linalg.solve_triangular(a.mH, g, upper=not upper, left=left, unitriangular=unit)
-        if ctx.needs_input_grad[0]:
-            x = ctx.saved(1)
+    def gradients(
+        needs: Needs, g: T, A: T, upper: bool, left: bool, unitriangular: bool, result: T
+    ) -> Gradients:
+        unit, x, da = unitriangular, result, None
+        db = torch.linalg.solve_triangular(A.mH, g, upper=not upper, left=left, unitriangular=unit)
+        if needs[0]:
             da = -(db @ x.mH) if left else -(x.mH @ db)
             da = da.triu(int(unit)) if upper else da.tril(-int(unit))
-        return da, db if ctx.needs_input_grad[1] else None, None, None, None
+        return da, db if needs[1] else None
 
 
 @answered(torch.linalg.solve_triangular)
@@ -67,16 +66,12 @@ class LinalgCholeskyEx(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, A: T, upper: bool) -> tuple[T, T]:
-        factor, info = torch.linalg.cholesky_ex(A, upper=upper)
-        ctx.upper = upper
-        ctx.save_for_backward(factor)
-        ctx.mark_non_differentiable(info)
-        return factor, info
+    def forward(A: T, upper: bool) -> tuple[T, T]:
+        return torch.linalg.cholesky_ex(A, upper=upper)
 
     @staticmethod
-    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
-        return cholesky_grad(g, ctx.saved(0), ctx.upper), None
+    def d_A(g0: T, result0: T, upper: bool) -> T:
+        return cholesky_grad(g0, result0, upper)
 
 
 def cholesky_grad(g: T, factor: T, upper: bool) -> T:
@@ -108,15 +103,12 @@ class Cholesky(Rule):
     """The factor under its older name:  dA as `LinalgCholeskyEx`"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, upper: bool) -> T:
-        factor = torch.cholesky(input, upper)
-        ctx.upper = upper
-        ctx.save_for_backward(factor)
-        return factor
+    def forward(input: T, upper: bool) -> T:
+        return torch.cholesky(input, upper)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return cholesky_grad(g, ctx.saved(0), ctx.upper), None
+    def d_input(g: T, result: T, upper: bool) -> T:
+        return cholesky_grad(g, result, upper)
 
 
 @answered(torch.cholesky, T.cholesky)
@@ -143,21 +135,17 @@ class CholeskySolve(Rule):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, L: T, upper: bool) -> T:
-        x = torch.cholesky_solve(input, L, upper)
-        ctx.upper = upper
-        ctx.save_for_backward(L, x if ctx.needs_input_grad[1] else None)
-        return x
+    def forward(input: T, L: T, upper: bool) -> T:
+        return torch.cholesky_solve(input, L, upper)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        factor, dl = ctx.saved(0), None
-        db = torch.cholesky_solve(g, factor, ctx.upper)
-        if ctx.needs_input_grad[1]:
-            product = db @ ctx.saved(1).mH
+    def gradients(needs: Needs, g: T, L: T, upper: bool, result: T) -> Gradients:
+        db, dl = torch.cholesky_solve(g, L, upper), None
+        if needs[1]:
+            product = db @ result.mH
             both = product + product.mH
-            dl = -(_from_left(factor, both) if ctx.upper else _from_right(both, factor))
-        return db if ctx.needs_input_grad[0] else None, dl, None
+            dl = -(_from_left(L, both) if upper else _from_right(both, L))
+        return db if needs[0] else None, dl
 
 
 @answered(torch.cholesky_solve)
@@ -174,17 +162,13 @@ class CholeskyInverse(Rule):
     """Z = (L L^T)^-1:  dL = -Z (G + G^T) Z L;  with `upper`, Z = (L^T L)^-1:  -L Z (G + G^T) Z"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, upper: bool) -> T:
-        z = torch.cholesky_inverse(input, upper)
-        ctx.upper = upper
-        ctx.save_for_backward(input, z)
-        return z
+    def forward(input: T, upper: bool) -> T:
+        return torch.cholesky_inverse(input, upper)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        factor, z = ctx.saved_tensors
-        inner = z @ ((g + g.mH) @ z)
-        return -(factor @ inner) if ctx.upper else -(inner @ factor), None
+    def d_input(g: T, input: T, result: T, upper: bool) -> T:
+        inner = result @ ((g + g.mH) @ result)
+        return -(input @ inner) if upper else -(inner @ input)
 
 
 @answered(torch.cholesky_inverse)
@@ -206,29 +190,37 @@ class LinalgSolveEx(Rule):
     With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. Saved: A = P L U as computed, and X.
     """
 
-    @staticmethod
-    def forward(ctx: Any, A: T, B: T, left: bool) -> tuple[T, T]:
-        x, lu, pivots, info = torch._linalg_solve_ex(A, B, left=left)
-        ctx.left = left
-        # PyTorch's own question: is B a batch of vectors, not of matrices?
-        ctx.vectors = B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1])
-        ctx.save_for_backward(lu, pivots, x if ctx.needs_input_grad[0] else None)
-        ctx.mark_non_differentiable(info)
-        return x, info
+    keeps = ("lu", "pivots")
+    derived = ("lu",)
 
     @staticmethod
-    def backward(ctx: Any, g: T, _: Any) -> tuple[Any, ...]:
-        lu, pivots, x = ctx.saved_tensors
-        left, vectors, da = ctx.left, ctx.vectors, None
-        db = torch.linalg.lu_solve(
-            lu, pivots, g.unsqueeze(-1) if vectors else g, left=left, adjoint=True
-        )
-        if ctx.needs_input_grad[0]:
-            x = x.unsqueeze(-1) if vectors else x
+    def forward(A: T, B: T, left: bool) -> tuple[T, ...]:
+        x, lu, pivots, info = torch._linalg_solve_ex(A, B, left=left)
+        return x, info, lu, pivots
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g0: T,
+        A_shape: torch.Size,
+        B_shape: torch.Size,
+        left: bool,
+        result0: T,
+        lu: T,
+        pivots: T,
+    ) -> Gradients:
+        x, da = result0, None
+        # PyTorch's own question: is B a batch of vectors, not of matrices?
+        n = len(B_shape)
+        vectors = n == 1 or (len(A_shape) - 1 == n and B_shape == A_shape[:-1])
+        if vectors:
+            g0, x = g0.unsqueeze(-1), x.unsqueeze(-1)
+        db = torch.linalg.lu_solve(lu, pivots, g0, left=left, adjoint=True)
+        if needs[0]:
             da = -(db @ x.mH) if left else -(x.mH @ db)
-        if ctx.needs_input_grad[1]:
-            return da, db.squeeze(-1) if vectors else db, None
-        return da, None, None
+        if not needs[1]:
+            return da, None
+        return da, db.squeeze(-1) if vectors else db
 
 
 @answered(torch.linalg.solve)
@@ -250,16 +242,12 @@ class LinalgInvEx(Rule):
     """Z = A^-1:  dA = -Z^T G Z^T"""
 
     @staticmethod
-    def forward(ctx: Any, A: T) -> tuple[T, T]:
-        z, info = torch.linalg.inv_ex(A)
-        ctx.save_for_backward(z)
-        ctx.mark_non_differentiable(info)
-        return z, info
+    def forward(A: T) -> tuple[T, T]:
+        return torch.linalg.inv_ex(A)
 
     @staticmethod
-    def backward(ctx: Any, g: T, _: Any) -> T:
-        z = ctx.saved(0)
-        return -(z.mH @ (g @ z.mH))
+    def d_A(g0: T, result0: T) -> T:
+        return -(result0.mH @ (g0 @ result0.mH))
 
 
 def _inverse(A: T) -> T:
@@ -301,23 +289,27 @@ class LinalgDet(Rule):
     Of a single number, dA = g.
     """
 
-    @staticmethod
-    def forward(ctx: Any, A: T) -> T:
-        z, lu, pivots = torch._linalg_det(A)
-        ctx.transposed = A.is_contiguous()  # then it is A^T that was decomposed
-        ctx.save_for_backward(z, lu, pivots)
-        return z
+    keeps = ("lu", "pivots")
+    derived = ("lu",)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T | None:
-        z, lu, pivots = ctx.saved_tensors
+    def forward(A: T) -> tuple[T, T, T]:
+        return torch._linalg_det(A)
+
+    @staticmethod
+    def how(A: T) -> bool:
+        """Is it A^T that is decomposed?"""
+        return A.is_contiguous()
+
+    @staticmethod
+    def d_A(g: T, result: T, lu: T, pivots: T, how: bool) -> T:
         if lu.numel() == 0:
             return lu.new_zeros(lu.shape)
         if lu.shape[-1] == 1:
             return g[..., None, None].expand(lu.shape)
         epsilon = torch.where(lu.diagonal(0, -2, -1) == 0, torch.finfo(lu.dtype).eps, 0.0)
         lu = lu + torch.diag_embed(epsilon.to(lu.dtype))
-        return _diagonal_solved(g * z, lu, pivots, ctx.transposed)
+        return _diagonal_solved(g * result, lu, pivots, how)
 
 
 @answered(torch.linalg.det)
@@ -333,22 +325,26 @@ def det(input: T) -> T:
 class LinalgSlogdet(Rule):
     """(s, l) = the sign and the logarithm of the size of det A:  dA = g A^-T, g that of l"""
 
-    @staticmethod
-    def forward(ctx: Any, A: T) -> tuple[T, T]:
-        sign, size, lu, pivots = torch._linalg_slogdet(A)
-        ctx.transposed = A.is_contiguous()
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(lu, pivots)
-        return sign, size
+    keeps = ("lu", "pivots")
+    derived = ("lu",)
+    materialize_grads = False
 
     @staticmethod
-    def backward(ctx: Any, _: T | None, g: T | None) -> T | None:
-        lu, pivots = ctx.saved_tensors
-        if g is None:
+    def forward(A: T) -> tuple[T, T, T, T]:
+        return torch._linalg_slogdet(A)
+
+    @staticmethod
+    def how(A: T) -> bool:
+        """Is it A^T that is decomposed?"""
+        return A.is_contiguous()
+
+    @staticmethod
+    def d_A(g1: T | None, lu: T, pivots: T, how: bool) -> T | None:
+        if g1 is None:
             return None
         if lu.numel() == 0:
             return lu.new_zeros(lu.shape)
-        return _diagonal_solved(g, lu, pivots, ctx.transposed)
+        return _diagonal_solved(g1, lu, pivots, how)
 
 
 @answered(torch.linalg.slogdet)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from ..tape import Node, record, recorded, usual_edge
+from ..tape import record
 from . import shape
 from .arithmetic import Mul, scaled
 from .reduction import Sum
@@ -19,25 +19,35 @@ def column_major(x: T) -> bool:
     return x.stride() == (1, x.shape[0])
 
 
+def _from_left(g: T, b: T, by_columns: bool) -> T:
+    """dA = G B^T of Z = A B"""
+    return b.mm(g.t()).t() if by_columns else g.mm(b.t())
+
+
+def _from_right(g: T, a: T, by_columns: bool) -> T:
+    """dB = A^T G of Z = A B"""
+    return g.t().mm(a).t() if by_columns else a.t().mm(g)
+
+
 @rule(torch.mm, T.mm)
 class Mm(Rule):
     """Z = A B:  dA = G B^T,  dB = A^T G"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, mat2: T) -> T:
-        ctx.save_for_backward(input, mat2)
+    def forward(input: T, mat2: T) -> T:
         return torch.mm(input, mat2)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        da = db = None
-        if ctx.needs_input_grad[0]:
-            b = ctx.saved(1)
-            da = b.mm(g.t()).t() if column_major(ctx._saved[0]) else g.mm(b.t())
-        if ctx.needs_input_grad[1]:
-            a = ctx.saved(0)
-            db = g.t().mm(a).t() if column_major(ctx._saved[1]) else a.t().mm(g)
-        return da, db
+    def how(input: T, mat2: T) -> tuple[bool, bool]:
+        return column_major(input), column_major(mat2)
+
+    @staticmethod
+    def d_input(g: T, mat2: T, how: tuple[bool, bool]) -> T:
+        return _from_left(g, mat2, how[0])
+
+    @staticmethod
+    def d_mat2(g: T, input: T, how: tuple[bool, bool]) -> T:
+        return _from_right(g, input, how[1])
 
 
 @rule(torch.bmm, T.bmm)
@@ -45,19 +55,16 @@ class Bmm(Rule):
     """Z_i = A_i B_i:  dA_i = G_i B_i^T,  dB_i = A_i^T G_i"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, mat2: T) -> T:
-        ctx.save_for_backward(
-            input if ctx.needs_input_grad[1] else None, mat2 if ctx.needs_input_grad[0] else None
-        )
+    def forward(input: T, mat2: T) -> T:
         return torch.bmm(input, mat2)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        a, b = ctx.saved_tensors
-        return (
-            g.bmm(b.transpose(1, 2)) if ctx.needs_input_grad[0] else None,
-            a.transpose(1, 2).bmm(g) if ctx.needs_input_grad[1] else None,
-        )
+    def d_input(g: T, mat2: T) -> T:
+        return g.bmm(mat2.transpose(1, 2))
+
+    @staticmethod
+    def d_mat2(g: T, input: T) -> T:
+        return input.transpose(1, 2).bmm(g)
 
 
 @rule(torch.mv, T.mv)
@@ -65,19 +72,16 @@ class Mv(Rule):
     """z = A v:  dA = g v^T,  dv = A^T g"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, vec: T) -> T:
-        ctx.save_for_backward(
-            input if ctx.needs_input_grad[1] else None, vec if ctx.needs_input_grad[0] else None
-        )
+    def forward(input: T, vec: T) -> T:
         return torch.mv(input, vec)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        a, v = ctx.saved_tensors
-        return (
-            g.ger(v) if ctx.needs_input_grad[0] else None,
-            a.t().mv(g) if ctx.needs_input_grad[1] else None,
-        )
+    def d_input(g: T, vec: T) -> T:
+        return g.ger(vec)
+
+    @staticmethod
+    def d_vec(g: T, input: T) -> T:
+        return input.t().mv(g)
 
 
 @rule(torch.dot, T.dot)
@@ -85,29 +89,16 @@ class Dot(Rule):
     """z = sum_i u_i v_i:  du = g v,  dv = g u"""
 
     @staticmethod
-    def usual(input: T, tensor: T) -> Any:
-        to_u, to_v = usual_edge(input), usual_edge(tensor)
-        if to_u is None:
-            if to_v is None or type(input) is not T or input.requires_grad:
-                return None
-        elif to_v is None and (type(tensor) is not T or tensor.requires_grad):
-            return None
-        node: Any = Node(Dot)
-        node.places, node.is_exact = (0, 1), True
-        node.needs_input_grad = (to_u is not None, to_v is not None)
-        return recorded(node, Dot.forward(node, input, tensor), (to_u, to_v))
-
-    @staticmethod
-    def forward(ctx: Any, input: T, tensor: T) -> T:
-        ctx.save_for_backward(
-            input if ctx.needs_input_grad[1] else None, tensor if ctx.needs_input_grad[0] else None
-        )
+    def forward(input: T, tensor: T) -> T:
         return torch.dot(input, tensor)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        return g * ctx.saved(1) if needs[0] else None, g * ctx.saved(0) if needs[1] else None
+    def d_input(g: T, tensor: T) -> T:
+        return g * tensor
+
+    @staticmethod
+    def d_tensor(g: T, input: T) -> T:
+        return g * input
 
 
 @inplace(T.addmm_)
@@ -116,26 +107,24 @@ class Addmm(Rule):
     """Z = b X + a A B:  dX = b G,  dA = a G B^T,  dB = a A^T G"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
-        z = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
-        ctx.factors = beta, alpha
-        needs = ctx.needs_input_grad
-        ctx.columns = column_major(mat1), column_major(mat2)
-        ctx.save_for_backward(mat1 if needs[2] else None, mat2 if needs[1] else None)
-        return z
+    def forward(input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
+        return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        beta, alpha = ctx.factors
-        needs = ctx.needs_input_grad
-        da = db = None
-        if needs[1]:
-            b = ctx.saved(1)
-            da = scaled(b.mm(g.t()).t() if ctx.columns[0] else g.mm(b.t()), alpha)
-        if needs[2]:
-            a = ctx.saved(0)
-            db = scaled(g.t().mm(a).t() if ctx.columns[1] else a.t().mm(g), alpha)
-        return scaled(g, beta) if needs[0] else None, da, db, None, None
+    def how(input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> tuple[bool, bool]:
+        return column_major(mat1), column_major(mat2)
+
+    @staticmethod
+    def d_input(g: T, beta: Any) -> T:
+        return scaled(g, beta)
+
+    @staticmethod
+    def d_mat1(g: T, mat2: T, alpha: Any, how: tuple[bool, bool]) -> T:
+        return scaled(_from_left(g, mat2, how[0]), alpha)
+
+    @staticmethod
+    def d_mat2(g: T, mat1: T, alpha: Any, how: tuple[bool, bool]) -> T:
+        return scaled(_from_right(g, mat1, how[1]), alpha)
 
 
 @inplace(T.baddbmm_)
@@ -144,24 +133,20 @@ class Baddbmm(Rule):
     """Z_i = b X_i + a A_i B_i:  dX = b G,  dA_i = a G_i B_i^T,  dB_i = a A_i^T G_i"""
 
     @staticmethod
-    def forward(ctx: Any, input: T, batch1: T, batch2: T, beta: Any = 1, alpha: Any = 1) -> T:
-        ctx.factors = beta, alpha
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(batch1 if needs[2] else None, batch2 if needs[1] else None)
+    def forward(input: T, batch1: T, batch2: T, beta: Any = 1, alpha: Any = 1) -> T:
         return torch.baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        beta, alpha = ctx.factors
-        needs = ctx.needs_input_grad
-        a, b = ctx.saved_tensors
-        return (
-            scaled(g, beta) if needs[0] else None,
-            scaled(g.bmm(b.transpose(1, 2)), alpha) if needs[1] else None,
-            scaled(a.transpose(1, 2).bmm(g), alpha) if needs[2] else None,
-            None,
-            None,
-        )
+    def d_input(g: T, beta: Any) -> T:
+        return scaled(g, beta)
+
+    @staticmethod
+    def d_batch1(g: T, batch2: T, alpha: Any) -> T:
+        return scaled(g.bmm(batch2.transpose(1, 2)), alpha)
+
+    @staticmethod
+    def d_batch2(g: T, batch1: T, alpha: Any) -> T:
+        return scaled(batch1.transpose(1, 2).bmm(g), alpha)
 
 
 @composite(torch.outer, T.outer, torch.ger, T.ger)
