@@ -302,10 +302,8 @@ class Formulas:
         if not asked:  # a layer driven by hand gives the gradient for its input all the same
             place = function.input_place
             needs = (*needs[:place], True, *needs[place + 1 :])
-        elif self.joint is None and any(
-            need and self._gradient(i) is None for i, need in enumerate(needs)
-        ):
-            raise TypeError(f"{function.__name__} gives no gradient for an argument that needs one")
+        elif self.joint is None:
+            self._check_needs(needs)
         used: set[str] = set()
         if self.joint is not None:
             used.update(self.joint_needs)
@@ -373,6 +371,18 @@ class Formulas:
     def _gradient(self, place: int) -> Callable[..., Any] | None:
         """What gives the gradient of an argument."""
         return self.single[place] if place < len(self.single) else None
+
+    def _check_needs(self, needs: tuple[bool, ...]) -> None:
+        """PyTorch's error where an argument requires a gradient, and no formula gives it."""
+        rule = self.function
+        for i, need in enumerate(needs):
+            if need and self._gradient(i) is None:
+                called = rule.aten_name or getattr(rule.public, "__name__", rule.__name__)
+                name = self.names[i] if i < len(self.names) else self.rest
+                raise RuntimeError(
+                    f"The function '{called}' is not differentiable with respect to argument"
+                    f" '{name}'. This input cannot have requires_grad True."
+                )
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:
         """The gradients of all arguments."""

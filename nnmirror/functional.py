@@ -17,6 +17,7 @@ from .overrides import overridable
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
 from .rules import activation as _activation
+from .rules import attention as _attention
 from .rules import batchnorm as _batchnorm
 from .rules import composed as _composed
 from .rules import dropout as _dropout
@@ -539,22 +540,11 @@ def gumbel_softmax(
     return record(Add, (one_hot, soft))[0]
 
 
-@overridable
-def scaled_dot_product_attention(
-    query: T,
-    key: T,
-    value: T,
-    attn_mask: T | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> T:
-    """softmax(c q k^T + mask) v; see `rules.attention.scaled_dot_product_attention`."""
-    args = query, key, value, attn_mask, dropout_p, is_causal
-    attention = RULES[torch._C._nn.scaled_dot_product_attention]
-    return attention(*args, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
+scaled_dot_product_attention = overridable(
+    functools.wraps(_attention.scaled_dot_product_attention)(
+        RULES[torch._C._nn.scaled_dot_product_attention]
+    )
+)
 
 
 def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:

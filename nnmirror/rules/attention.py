@@ -14,7 +14,7 @@ from .arithmetic import Add, Mul
 from .dropout import dropout
 from .kernel import lane_sum, vector_exp, widened
 from .matmul import matmul
-from .registry import Rule, answered, plain_values, unplaced
+from .registry import Gradients, Needs, Rule, answered, plain_values, unplaced
 from .softmax import Softmax
 
 T = torch.Tensor
@@ -43,21 +43,31 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
     Dao et al., 2022 (arXiv:2205.14135), algorithm 4.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, query: T, key: T, value: T, attn_mask: T | None, is_causal: bool, scale: Any
-    ) -> T:
-        y, logsum = torch._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-        )
-        ctx.is_causal = is_causal
-        ctx.scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        ctx.save_for_backward(query, key, value, attn_mask, y, logsum)
-        return y
+    keeps = derived = ("logsum",)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        q, k, v, mask, y, logsum = ctx.saved_tensors
+    def forward(
+        query: T, key: T, value: T, attn_mask: T | None, is_causal: bool, scale: float | None
+    ) -> tuple[T, T]:
+        return torch._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g: T,
+        query: T,
+        key: T,
+        value: T,
+        attn_mask: T | None,
+        is_causal: bool,
+        scale: float | None,
+        result: T,
+        logsum: T,
+    ) -> Gradients:
+        q, k, v, mask, y = query, key, value, attn_mask, result
+        c = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         dtype, narrow = q.dtype, q.dtype.itemsize == 2
         q, k, v, y, g = widened(q, k, v, y, _heads_last(g))
         length, keys = q.shape[2], k.shape[2]
@@ -73,24 +83,24 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
                 at = of, slice(m, m + rows)
                 qm, gm, lm = q[:, *at], g[:, *at], logsum[:, *at].unsqueeze(-1)
                 r = lane_sum(gm * y[:, *at], narrow).unsqueeze(-1)
-                seen = min(m + qm.shape[2], keys) if ctx.is_causal else keys
+                seen = min(m + qm.shape[2], keys) if is_causal else keys
                 for n in range(0, seen, columns):
                     to = slice(n, n + columns)
                     kn, vn = k[:, :, to], v[:, :, to]
-                    p = _products(None, qm, kn.mT, ctx.scale)
+                    p = _products(None, qm, kn.mT, c)
                     if mask is not None:
                         p = p + mask[:, *at, to]
                     p = p - lm
                     p = torch.where(p > 0, p.exp(), vector_exp(p))
-                    if ctx.is_causal and seen - n <= columns:
+                    if is_causal and seen - n <= columns:
                         p = p.tril(m - n)
                     s = p * (_products(None, gm, vn.mT) - r)
                     if narrow:
                         p, s = p.to(dtype).float(), s.to(dtype).float()
                     _products(dv[:, :, to], p.mT, gm)
-                    _products(dq[:, *at], s, kn, ctx.scale)
-                    _products(dk[:, :, to], s.mT, qm, ctx.scale)
-        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
+                    _products(dq[:, *at], s, kn, c)
+                    _products(dk[:, :, to], s.mT, qm, c)
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
 def _heads_last(x: T) -> T:

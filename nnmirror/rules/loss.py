@@ -34,21 +34,11 @@ MEAN = 1  # PyTorch's numbers for the reductions: none, mean, sum
 _LEAST = torch.tensor(1e-12).item()  # a float32 in the kernel, whatever x is
 
 
-def _no_gradient(ctx: Any, name: str, **places: int) -> None:
-    """PyTorch's error where a tensor requires a gradient that the loss does not give."""
-    for argument, place in places.items():
-        if ctx.needs_input_grad[place]:
-            raise RuntimeError(
-                f"The function '{name}' is not differentiable with respect to argument"
-                f" '{argument}'. This input cannot have requires_grad True."
-            )
-
-
-def _reduced(ctx: Any, grad: T, weight: T | None) -> T:
+def _reduced(grad: T, weight: T | None, reduction: int, count: int) -> T:
     """The gradient of each element, weighted, and over n for the mean."""
     if weight is not None:
         grad = grad * weight
-    return grad / ctx.count if ctx.reduction == MEAN else grad
+    return grad / count if reduction == MEAN else grad
 
 
 @rule(torch._C._nn.binary_cross_entropy)
@@ -62,23 +52,21 @@ class BinaryCrossEntropy(Rule):
     is_loss = is_fresh = True
     tuple_places = (0, 1)
 
-    @staticmethod
-    def forward(ctx: Any, input: T, target: T, weight: T | None = None, reduction: int = MEAN) -> T:
-        _no_gradient(ctx, "binary_cross_entropy", weight=2)
-        loss: T = torch._C._nn.binary_cross_entropy(input, target, weight, reduction)  # type: ignore[arg-type]
-        ctx.reduction, ctx.count = reduction, input.numel()
-        ctx.save_for_backward(input, target, weight)
-        return loss
+    always_saved = ("target",)  # for the gradient of an input that does not require one
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t, w = ctx.saved_tensors
-        dx = dt = None
-        if ctx.needs_input_grad[0]:
-            dx = _reduced(ctx, g * (x - t) / torch.clamp_min((1 - x) * x, _LEAST), w)
-        if ctx.needs_input_grad[1]:
-            dt = _reduced(ctx, -x.logit() * g, w)
-        return dx, dt, None, None
+    def forward(input: T, target: T, weight: T | None = None, reduction: int = MEAN) -> T:
+        return torch._C._nn.binary_cross_entropy(input, target, weight, reduction)  # type: ignore[arg-type]
+
+    @staticmethod
+    def d_input(g: T, input: T, target: T, weight: T | None, reduction: int) -> T:
+        x, t = input, target
+        dx = g * (x - t) / torch.clamp_min((1 - x) * x, _LEAST)
+        return _reduced(dx, weight, reduction, x.numel())
+
+    @staticmethod
+    def d_target(g: T, input: T, weight: T | None, reduction: int) -> T:
+        return _reduced(-input.logit() * g, weight, reduction, input.numel())
 
 
 @rule(torch.binary_cross_entropy_with_logits)
@@ -93,43 +81,41 @@ class BinaryCrossEntropyWithLogits(Rule):
     is_loss = is_fresh = True
     tuple_places = (0, 1)
 
+    always_saved = ("target",)  # for the gradient of an input that does not require one
+
     @staticmethod
     def forward(
-        ctx: Any,
         input: T,
         target: T,
         weight: T | None = None,
         pos_weight: T | None = None,
         reduction: int = MEAN,
     ) -> T:
-        name = "binary_cross_entropy_with_logits"
-        _no_gradient(ctx, name, weight=2, pos_weight=3)
-        loss = torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
-        ctx.reduction, ctx.count = reduction, input.numel()
-        ctx.save_for_backward(input, target, weight, pos_weight)
-        return loss
+        return torch.binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t, w, p = ctx.saved_tensors
-        dx = dt = None
-        if ctx.needs_input_grad[0]:
-            # In place, as PyTorch: where dtypes differ, each step rounds to that of the first.
-            if p is None:
-                dx = x.sigmoid().sub_(t)
-            else:
-                pt = p * t
-                dx = (pt + 1).sub_(t).mul_(x.sigmoid()).sub_(pt)
-            dx.mul_(g)
-            dx = _reduced(ctx, dx if w is None else dx.mul_(w), None)
-        if ctx.needs_input_grad[1]:
-            if p is None:
-                dt = x * -g
-            else:
-                log_sigmoid = torch._C._nn.log_sigmoid
-                dt = (log_sigmoid(-x) - p * log_sigmoid(x)) * g
-            dt = _reduced(ctx, dt, w)
-        return dx, dt, None, None, None
+    def d_input(
+        g: T, input: T, target: T, weight: T | None, pos_weight: T | None, reduction: int
+    ) -> T:
+        # In place, as PyTorch: where dtypes differ, each step rounds to that of the first.
+        if pos_weight is None:
+            dx = input.sigmoid().sub_(target)
+        else:
+            pt = pos_weight * target
+            dx = (pt + 1).sub_(target).mul_(input.sigmoid()).sub_(pt)
+        dx.mul_(g)
+        if weight is not None:
+            dx.mul_(weight)
+        return _reduced(dx, None, reduction, input.numel())
+
+    @staticmethod
+    def d_target(g: T, input: T, weight: T | None, pos_weight: T | None, reduction: int) -> T:
+        if pos_weight is None:
+            dt = input * -g
+        else:
+            log_sigmoid = torch._C._nn.log_sigmoid
+            dt = (log_sigmoid(-input) - pos_weight * log_sigmoid(input)) * g
+        return _reduced(dt, weight, reduction, input.numel())
 
 
 class NllLoss(Rule):
@@ -142,36 +128,42 @@ class NllLoss(Rule):
     uncounted = (1, 2)
 
     is_loss = is_fresh = True
-    loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
+    aten_name = "nll_loss_forward"
+    loss: Any = staticmethod(torch.ops.aten.nll_loss_forward.default)
+    keeps = derived = ("total",)  # the sum of the weights, which have no gradient
 
-    @staticmethod
+    @classmethod
     def forward(
-        ctx: Any, input: T, target: T, weight: T | None, reduction: int, ignore_index: int
-    ) -> T:
-        _no_gradient(ctx, "nll_loss_forward", weight=2)
-        loss, ctx.total = ctx.function.loss(input, target, weight, reduction, ignore_index)
-        ctx.reduction, ctx.ignored = reduction, ignore_index
-        ctx.save_for_backward(input, target, weight)
-        return loss
+        cls, input: T, target: T, weight: T | None, reduction: int, ignore_index: int
+    ) -> tuple[T, T]:
+        return cls.loss(input, target, weight, reduction, ignore_index)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t, w = ctx.saved_tensors
-        along = 0 if x.dim() == 1 else 1
-        t = t.unsqueeze(along).long()  # it may have been of uint8
-        if ctx.reduction == MEAN:
-            g = g / ctx.total
+    def d_input(
+        g: T,
+        input: T,
+        target: T,
+        weight: T | None,
+        reduction: int,
+        ignore_index: int,
+        total: T,
+    ) -> T:
+        along = 0 if input.dim() == 1 else 1
+        t = target.unsqueeze(along).long()  # it may have been of uint8
+        if reduction == MEAN:
+            g = g / total
         g = -(g if g.dim() == 0 else g.unsqueeze(along))
-        ignored = t == ctx.ignored
+        ignored = t == ignore_index
         t = t.masked_fill(ignored, 0)
-        share = (g if w is None else g * w[t]).expand(t.shape).masked_fill(ignored, 0)
-        return torch.zeros_like(x).scatter_(along, t, share), None, None, None, None
+        share = (g if weight is None else g * weight[t]).expand(t.shape).masked_fill(ignored, 0)
+        return torch.zeros_like(input).scatter_(along, t, share)
 
 
 class NllLoss2D(NllLoss):
     """`NllLoss` of images: x is (N, C, H, W), t is (N, H, W)."""
 
-    loss = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
+    aten_name = "nll_loss2d_forward"
+    loss: Any = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
 
 
 @composite(torch._C._nn.nll_loss_nd)
@@ -305,6 +297,7 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
 
 
 _WIDE = (torch.float32, torch.float64)
+_SOME = torch.empty(0)  # a plan asks which arguments are tensors, not what is in them
 
 
 def _unfold(node: Any) -> None:
@@ -320,8 +313,11 @@ def _unfold(node: Any) -> None:
         likelihood, target = node._saved
         shape = likelihood.shape
         before._saved, before._versions = (likelihood,), node._versions[:1]
-        node._saved, node._versions = (likelihood, target, None), [*node._versions, 0]
+        node._saved, node._versions = (likelihood, target, node.total), [*node._versions, 0]
     before.outputs = ((shape, *node.outputs[0][1:]),)
+    formulas: Any = NllLoss.formulas
+    args = _SOME, _SOME, None, node.reduction, node.ignored
+    node.plan = formulas.plan(args, (True, *[False] * 4))
     node.function, node.places = NllLoss, (0, 1)
     node.edges, node.needs_input_grad = ((before, 0), *[None] * 4), (True, *[False] * 4)
 
@@ -391,19 +387,18 @@ class SoftMarginLoss(Rule):
     tuple_places = (0, 1)
 
     @staticmethod
-    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN) -> T:
-        _no_gradient(ctx, "soft_margin_loss", target=1)
-        loss: T = torch._C._nn.soft_margin_loss(input, target, reduction)  # type: ignore[arg-type]
-        ctx.share = 1.0 / input.numel() if reduction == MEAN and input.numel() else 1.0
-        ctx.save_for_backward(input, target)
-        return loss
+    def forward(input: T, target: T, reduction: int = MEAN) -> T:
+        return torch._C._nn.soft_margin_loss(input, target, reduction)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t = ctx.saved_tensors
+    def d_input(g: T, input: T, target: T, reduction: int) -> T:
+        x, t = input, target
         z = torch.exp(-t * x)
-        dx = torch.mul(t, z, out=torch.empty(0, dtype=x.dtype, device=x.device))
-        return dx.mul_(constant(-ctx.share, x.dtype, x.device)).div_(z + 1).mul_(g), None, None
+        dx = t * z
+        if dx.dtype is not x.dtype:
+            dx = dx.to(x.dtype)
+        share = 1.0 / x.numel() if reduction == MEAN and x.numel() else 1.0
+        return dx.mul_(constant(-share, x.dtype, x.device)).div_(z + 1).mul_(g)
 
 
 class _OfDifference(Rule):
@@ -418,11 +413,6 @@ class _OfDifference(Rule):
     widens = False  # computes 16 bits in 32, and two dtypes in the wider one
 
     @staticmethod
-    def prepared(ctx: Any, input: T, target: T, reduction: int, threshold: float) -> None:
-        ctx.reduction, ctx.threshold = reduction, threshold
-        ctx.save_for_backward(input, target)
-
-    @staticmethod
     def bounded(d: T, threshold: float) -> T:
         """slope(d), a new tensor."""
         raise NotImplementedError
@@ -431,21 +421,13 @@ class _OfDifference(Rule):
     def by_one(d: T, g: T, n: T, threshold: float) -> T:
         raise NotImplementedError
 
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x, t = ctx.saved_tensors
+    @classmethod
+    def slope(cls, g: T, x: T, t: T, reduction: int, threshold: float) -> T:
+        """slope(x - t) g / n"""
         if x.shape != t.shape:
             x, t = torch.broadcast_tensors(x, t)
-        needs = ctx.needs_input_grad
-        dx = _OfDifference.slope(ctx, g, x, t) if needs[0] else None
-        dt = _OfDifference.slope(ctx, g, t, x) if needs[1] else None
-        return dx, dt, None, None
-
-    @staticmethod
-    def slope(ctx: Any, g: T, x: T, t: T) -> T:
-        function, threshold = ctx.function, ctx.threshold
         dtype = wide = x.dtype if x.dtype is t.dtype else torch.result_type(x, t)
-        if function.widens:
+        if cls.widens:
             wide = torch.float32 if dtype.itemsize == 2 else dtype
         elif t.dtype is not x.dtype:
             names = _NAMES.get(t.dtype, t.dtype), _NAMES.get(x.dtype, x.dtype)
@@ -454,15 +436,15 @@ class _OfDifference(Rule):
         is_one = g is constant(1.0, wide, x.device)  # the one that backward() starts with
         x, t, g = x.to(wide), t.to(wide), g.to(wide).expand_as(x)
         d = x - t
-        share = 1.0 / x.numel() if ctx.reduction == MEAN and x.numel() else 1.0
+        share = 1.0 / x.numel() if reduction == MEAN and x.numel() else 1.0
         n = constant(share, wide, x.device)
 
         def by_registers(d: T, g: T) -> T:
-            slope = function.bounded(d, threshold).mul_(n)
+            slope = cls.bounded(d, threshold).mul_(n)
             return slope if is_one else slope.mul_(g)
 
         def by_one(d: T, g: T) -> T:
-            return function.by_one(d, g, n, threshold)
+            return cls.by_one(d, g, n, threshold)
 
         if wide is dtype and d.is_cpu:
             made = d if d.is_contiguous() else d.contiguous()  # as the kernel lays dx out
@@ -494,10 +476,16 @@ class SmoothL1Loss(_OfDifference):
     widens = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN, beta: float = 1.0) -> T:
-        loss: T = torch._C._nn.smooth_l1_loss(input, target, reduction, beta)  # type: ignore[arg-type]
-        _OfDifference.prepared(ctx, input, target, reduction, beta)
-        return loss
+    def forward(input: T, target: T, reduction: int = MEAN, beta: float = 1.0) -> T:
+        return torch._C._nn.smooth_l1_loss(input, target, reduction, beta)  # type: ignore[arg-type]
+
+    @classmethod
+    def d_input(cls, g: T, input: T, target: T, reduction: int, beta: float) -> T:
+        return cls.slope(g, input, target, reduction, beta)
+
+    @classmethod
+    def d_target(cls, g: T, input: T, target: T, reduction: int, beta: float) -> T:
+        return cls.slope(g, target, input, reduction, beta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
@@ -526,10 +514,16 @@ class HuberLoss(_OfDifference):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: T, target: T, reduction: int = MEAN, delta: float = 1.0) -> T:
-        loss: T = torch._C._nn.huber_loss(input, target, reduction, delta)  # type: ignore[arg-type]
-        _OfDifference.prepared(ctx, input, target, reduction, delta)
-        return loss
+    def forward(input: T, target: T, reduction: int = MEAN, delta: float = 1.0) -> T:
+        return torch._C._nn.huber_loss(input, target, reduction, delta)  # type: ignore[arg-type]
+
+    @classmethod
+    def d_input(cls, g: T, input: T, target: T, reduction: int, delta: float) -> T:
+        return cls.slope(g, input, target, reduction, delta)
+
+    @classmethod
+    def d_target(cls, g: T, input: T, target: T, reduction: int, delta: float) -> T:
+        return cls.slope(g, target, input, reduction, delta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:

@@ -55,6 +55,7 @@ class Rule(Function):
     """A Function for one of PyTorch's own operations; its node bears PyTorch's name."""
 
     is_rule = True
+    aten_name: str = ""  # PyTorch's name for it in its errors, where that is not `public`'s
     func: Any = None  # PyTorch's operation, which takes what `forward` takes
     rest: tuple[Any, ...] = ()  # and this besides
     numbers: tuple[int, ...] = ()  # which arguments of it are numbers
