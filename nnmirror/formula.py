@@ -94,6 +94,11 @@ class Plan:
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
 
+    def result_saved(self, index: int) -> int | None:
+        """Which result it is that was saved at `index`; None if none is."""
+        place = self.saves[index] if index < len(self.saves) else 0  # behind them what is kept
+        return ~place if place < 0 else None
+
     def fixed(self, given: Sequence[Any], label: str) -> "Plan":
         """This plan for calls with these arguments, and with this name for their nodes."""
         if self.arguments is not None or not (given or label):

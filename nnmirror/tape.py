@@ -159,8 +159,10 @@ class Node:
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
                 edge_of(tensor)  # one of several views has an error of its own
-            is_result = self.plan is not None and self.plan.names[index].startswith("result")
-            raise RuntimeError(self._modified(tensor, self._versions[index], via, is_result))
+            result = None
+            if self.plan is not None and tensor.is_floating_point():  # else nothing made it
+                result = self.plan.result_saved(index)
+            raise RuntimeError(self._modified(tensor, self._versions[index], via, result))
         return tensor  # type: ignore[return-value]
 
     @property
@@ -296,7 +298,7 @@ class Node:
             self._saved = self.program = None
 
     def _modified(
-        self, tensor: torch.Tensor, expected: int, via: str | None, is_result: bool
+        self, tensor: torch.Tensor, expected: int, via: str | None, result: int | None
     ) -> str:
         shape = list(tensor.shape)
         maker, index = via, 0
@@ -304,8 +306,8 @@ class Node:
             shape = shape[::-1]
         elif isinstance(tensor, _tensor.Tensor) and tensor._node is not None:
             maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
-        elif is_result or hasattr(tensor, "_alias_of_output"):
-            maker = self.name()
+        elif result is not None or hasattr(tensor, "_alias_of_output"):
+            maker, index = self.name(), result or 0
         maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
         kind = torch.Tensor.type(tensor).replace("torch.BFloat16Tensor", "CPUBFloat16Type")

@@ -14,7 +14,7 @@ from ..tape import record, records_plainly
 from ..tensor import Tensor
 from ..views import assigned, change_of
 from . import shape
-from .registry import Recorded, Rule, answered, composite, inplace, refusal, rule, unplaced
+from .registry import Rule, answered, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -447,7 +447,8 @@ class _Reduced(Rule):
 
     sum:  dx = g,  ds = g there;  mean:  both divided by how many were reduced;  amax, amin:  g
     shared evenly between those equal to z;  prod:  g times the product of the others. Where x is
-    not included and something was put, dx = 0.
+    not included and something was put, dx = 0.  Saved: x, s, index and z, whatever is needed of
+    them, as PyTorch does: none may be changed.
     """
 
     uncounted = (2,)
@@ -464,125 +465,85 @@ class _Reduced(Rule):
     ) -> T:
         return cls.place(input, dim, index, src, reduce, include_self=include_self)
 
-
-class _Summed(_Reduced):
-    @classmethod
-    def d_input(cls, g: T, dim: int, index: T, include_self: bool) -> T:
-        return g if include_self else cls.cleared(g, dim, index)
-
-    @classmethod
-    def d_src(cls, g: T, dim: int, index: T, src: T) -> T:
-        # PyTorch saves s: it may not be changed.
-        return cls.taken(g, dim, index)
-
-
-class _Averaged(_Reduced):
-    @classmethod
-    def gradients(
-        cls, needs: Sequence[bool], g: T, index: T, input: T, src: T, dim: int, include_self: bool
-    ) -> tuple[T | None, ...]:
-        # PyTorch saves x: it may not be changed.
-        count = torch.ones_like(g) if include_self else torch.zeros_like(g)
-        count = cls.added(count, dim, index, torch.ones_like(src))
-        count.masked_fill_(count == 0, 1)
-        dx = ds = None
-        if needs[0]:
-            dx = g / count
-            dx = dx if include_self else cls.cleared(dx, dim, index)
-        if needs[3]:
-            ds = cls.taken(g, dim, index) / cls.taken(count, dim, index)
-        return dx, None, None, ds
-
-
-class _Multiplied(_Reduced):
-    @classmethod
-    def d_input(
-        cls, g: T, index: T, input: T, src: T, result: T, dim: int, reduce: str, include_self: bool
-    ) -> T:
-        others = input.masked_fill(input == 0, 1)
-        product = cls.place(others, dim, index, src, reduce, include_self=include_self)
-        dx = g * product / others
-        return dx if include_self else cls.cleared(dx, dim, index)
-
-    @classmethod
-    def d_src(
-        cls, g: T, index: T, input: T, src: T, result: T, dim: int, reduce: str, include_self: bool
-    ) -> T:
-        zero = src == 0
-        zeros = cls.added(torch.zeros_like(input), dim, index, zero.to(input.dtype))
-        alone = zero & (cls.taken(zeros, dim, index) == 1)
-        without = src.masked_fill(alone, 1)
-        product = cls.place(input, dim, index, without, reduce, include_self=include_self)
-        ds = cls.taken(g * result, dim, index) / src.masked_fill(zero, 1)
-        return torch.where(alone, cls.taken(g * product, dim, index), ds)
-
-
-class _Chosen(_Reduced):
     @classmethod
     def gradients(
         cls,
         needs: Sequence[bool],
         g: T,
-        index: T,
         input: T,
-        src: T,
-        result: T,
         dim: int,
+        index: T,
+        src: T,
+        reduce: str,
         include_self: bool,
+        result: T,
     ) -> tuple[T | None, ...]:
-        x_is, src_is = input == result, src == cls.taken(result, dim, index)
-        share = g / cls.added(x_is.to(input.dtype), dim, index, src_is.to(input.dtype))
-        dx = ds = None
-        if needs[0]:
-            dx = x_is * share
-            dx = dx if include_self else cls.cleared(dx, dim, index)
-        if needs[3]:
-            ds = src_is * cls.taken(share, dim, index)
-        return dx, None, None, ds
+        if reduce == "sum":
+            dx, ds = g, cls.taken(g, dim, index) if needs[3] else None
+        elif reduce == "mean":
+            dx, ds = cls.of_mean(g, dim, index, src, include_self)
+        elif reduce == "prod":
+            dx, ds = cls.of_product(g, input, dim, index, src, include_self, result)
+        else:
+            dx, ds = cls.of_extreme(g, input, dim, index, src, result)
+        if not include_self:
+            dx = cls.cleared(dx, dim, index)
+        return dx if needs[0] else None, None, None, ds if needs[3] else None
+
+    # dx, as if x was included, and ds:
+
+    @classmethod
+    def of_mean(cls, g: T, dim: int, index: T, src: T, include_self: bool) -> tuple[T, T]:
+        count = torch.ones_like(g) if include_self else torch.zeros_like(g)
+        count = cls.added(count, dim, index, torch.ones_like(src))
+        count.masked_fill_(count == 0, 1)
+        return g / count, cls.taken(g, dim, index) / cls.taken(count, dim, index)
+
+    @classmethod
+    def of_product(
+        cls, g: T, x: T, dim: int, index: T, src: T, include_self: bool, z: T
+    ) -> tuple[T, T]:
+        others = x.masked_fill(x == 0, 1)
+        product = cls.place(others, dim, index, src, "prod", include_self=include_self)
+        dx = g * product / others
+        zero = src == 0
+        zeros = cls.added(torch.zeros_like(x), dim, index, zero.to(x.dtype))
+        alone = zero & (cls.taken(zeros, dim, index) == 1)
+        without = src.masked_fill(alone, 1)
+        product = cls.place(x, dim, index, without, "prod", include_self=include_self)
+        ds = cls.taken(g * z, dim, index) / src.masked_fill(zero, 1)
+        return dx, torch.where(alone, cls.taken(g * product, dim, index), ds)
+
+    @classmethod
+    def of_extreme(cls, g: T, x: T, dim: int, index: T, src: T, z: T) -> tuple[T, T]:
+        x_is, src_is = x == z, src == cls.taken(z, dim, index)
+        share = g / cls.added(x_is.to(x.dtype), dim, index, src_is.to(x.dtype))
+        return x_is * share, src_is * cls.taken(share, dim, index)
 
 
-def _reducing(name: str, place: Any, method: Any, method_: Any, **how: Any) -> None:
-    """The rules of one way to place, by what `reduce` says."""
-    own: dict[str, Any] = {"public": staticmethod(place), "__doc__": _Reduced.__doc__}
-    own |= {key: staticmethod(function) for key, function in {"place": place, **how}.items()}
-    rules = {
-        reduce: type(name, (kind,), dict(own))
-        for reduce, kind in (("sum", _Summed), ("mean", _Averaged), ("prod", _Multiplied))
-    }
-    chosen = type(name, (_Chosen,), dict(own))  # amax, amin; or PyTorch's error
-    placed = Recorded(chosen, place)
+@inplace(T.scatter_reduce_)
+@rule(torch.scatter_reduce, T.scatter_reduce)
+class ScatterReduce(_Reduced):
+    __doc__ = _Reduced.__doc__
 
-    def kind_of(args: tuple[Any, ...]) -> type[Rule]:
-        reduce = args[4] if len(args) > 4 else None
-        return rules.get(reduce, chosen) if isinstance(reduce, str) else chosen
+    place = staticmethod(torch.scatter_reduce)
+    taken = staticmethod(torch.gather)
+    added = staticmethod(torch.scatter_add)
 
-    def call(*args: Any, **kwargs: Any) -> T:
-        args = placed._placed(args, kwargs)
-        return record(kind_of(args), args)[0]
-
-    def call_(*args: Any, **kwargs: Any) -> T:
-        places = placed._placed(args, kwargs)
-        return record(kind_of(places), places, inplace=lambda: method_(*args, **kwargs))[0]
-
-    composite(place, method)(call)
-    composite(method_)(call_)
+    @staticmethod
+    def cleared(dx: T, dim: int, index: T) -> T:
+        return dx.scatter(dim, index, 0)
 
 
-_reducing(
-    "ScatterReduce",
-    torch.scatter_reduce,
-    T.scatter_reduce,
-    T.scatter_reduce_,
-    taken=torch.gather,
-    added=torch.scatter_add,
-    cleared=lambda dx, dim, index: dx.scatter(dim, index, 0),
-)
-_reducing(
-    "IndexReduce",
-    torch.index_reduce,
-    T.index_reduce,
-    T.index_reduce_,
-    taken=torch.index_select,
-    added=torch.index_add,
-    cleared=lambda dx, dim, index: dx.index_fill(dim, index, 0),
-)
+@inplace(T.index_reduce_)
+@rule(torch.index_reduce, T.index_reduce)
+class IndexReduce(_Reduced):
+    __doc__ = _Reduced.__doc__
+
+    place = staticmethod(torch.index_reduce)
+    taken = staticmethod(torch.index_select)
+    added = staticmethod(torch.index_add)
+
+    @staticmethod
+    def cleared(dx: T, dim: int, index: T) -> T:
+        return dx.index_fill(dim, index, 0)
