@@ -824,3 +824,33 @@ def test_gradient_of_an_empty_leaf_is_laid_out_as_it(nn, optim, size):
     x = nn.Parameter(torch.zeros(size))
     x.mT.exp().sum().backward()
     return x
+
+
+ROW = torch.zeros(1, 3, dtype=torch.long)
+# Operations that save more than one tensor, and what is changed of the arguments and results.
+SAVED = {
+    "an index found": (lambda x, y: x.max(1), lambda x, y, z: z[1].zero_()),
+    "an index found, while sorting": (lambda x, y: x.sort(1), lambda x, y, z: z[1].zero_()),
+    "the first result": (lambda x, y: x.aminmax(dim=1), lambda x, y, z: z[0].mul_(2)),
+    "the second result": (lambda x, y: x.aminmax(dim=1), lambda x, y, z: z[1].mul_(2)),
+    "the only result": (lambda x, y: x.amax(1), lambda x, y, z: z[0].mul_(2)),
+    "an argument": (lambda x, y: x.gather(0, ROW), lambda x, y, z: x.mul_(2)),
+    "a base summed into": (
+        lambda x, y: x.scatter_reduce(0, ROW, y, "sum"),
+        lambda x, y, z: x.mul_(2),
+    ),
+    "an average": (lambda x, y: x.scatter_reduce(0, ROW, y, "mean"), lambda x, y, z: z[0].mul_(2)),
+    "nothing saved": (lambda x, y: x.index_put((ROW[0],), y[0]), lambda x, y, z: y.mul_(2)),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+@parity
+def test_what_backward_needs_is_changed(nn, optim, name):
+    """The error says of which tensor, and what made it."""
+    call, change = SAVED[name]
+    x, y = nn.Parameter(torch.randn(4, 3)) * 1, nn.Parameter(torch.randn(4, 3)) * 1
+    z = call(x, y)
+    z = z if isinstance(z, tuple) else (z,)
+    change(x, y, z)
+    sum(part.sum() for part in z).backward()
