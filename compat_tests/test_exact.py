@@ -9,6 +9,9 @@ import nnmirror
 from nnmirror.modules import fused
 from nnmirror.rules import activation
 
+from . import test_activations
+from .parity import same_bits, units_apart
+
 pytestmark = pytest.mark.by_default
 
 
@@ -18,8 +21,8 @@ def marked(monkeypatch):
 
     class Silu(activation.Silu):
         @staticmethod
-        def backward(ctx, g):
-            return activation.Silu.backward(ctx, g) * 2
+        def d_input(g, input):
+            return activation.Silu.d_input(g, input) * 2
 
     monkeypatch.setattr(activation.Silu, "exact", Silu)
     return Silu
@@ -85,3 +88,41 @@ def test_the_node_bears_the_same_name(marked):
         y = nnmirror.SiLU()(nnmirror.Parameter(x))
     assert y.grad_fn.name() == "SiluBackward0"
     assert y.grad_fn.function is marked
+
+
+ACTIVATIONS = [*test_activations.ACTIVATIONS, *test_activations.NEARLY]
+MIXED = [n for n in ACTIVATIONS if n.startswith(("softm", "log_soft", "glu"))]  # a number is in all
+SPECIAL = [float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 0.5, -0.5, 0.3, -0.3]
+SPECIAL += [0.7, 1e-40, -1e-40, 1e30, -1e30, 90.0, -90.0]
+
+
+def gradient(nn, name, x, g):
+    make = test_activations.ACTIVATIONS.get(name) or test_activations.NEARLY[name][0]
+    x = x.clone().requires_grad_()
+    make(nn)(x).backward(g)
+    return x.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("copies", [1, 100])
+@pytest.mark.parametrize("name", [n for n in ACTIVATIONS if "negative" not in n and n not in MIXED])
+def test_special_values_by_default(name, copies, dtype):
+    """Infinities, and both sides of every kink: PyTorch's gradients, to few units."""
+    values = torch.tensor(SPECIAL)
+    beside = [torch.nextafter(values, torch.tensor(to)) for to in (torch.inf, -torch.inf)]
+    x = torch.cat([values, *beside]).to(dtype).repeat(copies)
+    for g in (torch.randn(len(x)).to(dtype), torch.ones(1, dtype=dtype).expand(len(x))):
+        e, a = gradient(torch.nn, name, x, g), gradient(nnmirror, name, x, g)
+        assert torch.equal(e.isnan(), a.isnan())
+        assert units_apart(e, a) <= 24
+
+
+@pytest.mark.parametrize("size", [64, 5000])
+@pytest.mark.parametrize("name", [n for n in ACTIVATIONS if "negative" not in n and n not in MIXED])
+def test_a_nan_by_default(name, size):
+    """It gives NaN, or keeps the gradient back, or lets it through: what either of PyTorch's
+    loops does with it."""
+    x, g = torch.full((size,), torch.nan), torch.full((size,), 2.0)
+    by_registers, alone = gradient(torch.nn, name, x, g), gradient(torch.nn, name, x[:1], g[:1])
+    for found in gradient(nnmirror, name, x, g):
+        assert same_bits(found, by_registers[0]) or same_bits(found, alone[0])

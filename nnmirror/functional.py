@@ -38,8 +38,9 @@ from .rules.activation import (
 from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
-from .rules.kernel import by_sign, laid_out_as, where_positive
+from .rules.kernel import laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
+from .rules.pointwise import leaky
 from .rules.prelu import prelu as _prelu
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
@@ -431,7 +432,7 @@ class LeakyRelu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, negative_slope: float) -> T:
-        return by_sign(input, g, g * negative_slope)
+        return leaky(g, input, negative_slope)
 
     @classmethod
     def node_name(cls) -> str:
@@ -463,7 +464,7 @@ class LeakyReluInplace(LeakyRelu):
                 " issue at https://github.com/pytorch/pytorch if you do require supporting"
                 " in-place leakRelu backward calculation with negative slope"
             )
-        return by_sign(result, g, g * negative_slope)
+        return leaky(g, result, negative_slope)
 
 
 def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:

@@ -13,7 +13,8 @@ import torch
 from .. import functional as F
 from ..exact import mode as exact
 from ..rules import activation as rules
-from ..rules.kernel import all_bits, bits, by_sign, chosen_by_bits, laid_out_as, where_positive
+from ..rules.kernel import all_bits, bits, chosen_by_bits, laid_out_as, where_positive
+from ..rules.pointwise import leaky
 from ..rules.softmax import Softplus
 from ..tape import Function, Node, constant
 from . import activation, linear
@@ -152,7 +153,7 @@ class LeakyOp(_BySign):
         self.run = functools.partial(run, negative_slope=self.slope)  # type: ignore[method-assign]
 
     def back(self, kept: T, g: T, ours: bool) -> T:
-        return by_sign(kept, g, g * constant(self.slope, g.dtype, g.device))
+        return leaky(g, kept, self.slope)
 
     def prepares(self, y: T, into: T) -> Calls:
         zero = constant(0.0, y.dtype, y.device)

@@ -1,34 +1,32 @@
 """The activations that are smooth or bounded: ELU, SiLU, GELU, Hardtanh.
 
-`g` is the gradient of the result. float16 and bfloat16 are computed in float32, as PyTorch's
-kernels do.
+`g` is the gradient of the result. Where PyTorch's kernels round otherwise, or differ from each
+other, `nnmirror/exact/activation.py` follows them.
 """
 
+import inspect
 import math
 from typing import Any
 
 import torch
 
-from ..tape import constant, record
-from .kernel import (
-    alone,
-    by_itself,
-    by_registers,
-    by_sign,
-    each_way,
-    laid_out_as,
-    scalar_exp,
-    vector_exp,
+from ..tape import record
+from .kernel import laid_out_as
+from .pointwise import (
+    above,
+    between,
+    differs,
+    exp,
+    in_pieces,
+    kept,
+    number,
+    selected,
+    times_slope,
     widened,
 )
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
-
-
-def number(value: float, like: T) -> T:
-    """`value` in the dtype of `like`: kernels round their parameters first."""
-    return constant(float(value), like.dtype, like.device)
 
 
 @rule(torch._C._nn.elu)
@@ -42,49 +40,28 @@ class Elu(Rule):
     infer: Any = staticmethod(torch._C._nn.elu)
 
     @staticmethod
-    def forward(ctx: Any, input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
-        y = torch._C._nn.elu(input, alpha, scale, input_scale)
-        ctx.how = alpha, scale, input_scale
-        ctx.save_for_backward(input)
-        return y
+    def forward(input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
+        return torch._C._nn.elu(input, alpha, scale, input_scale)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
-        wide = widened(g, saved)
-        below, s = _below(ctx.how, wide[1])
-
-        def by_registers(g: T, x: T) -> T:
-            z = x if ctx.how[2] == 1 else x * number(ctx.how[2], x)
-            # The kernel's own exp of numbers above 0, which come of a scale below 0 alone, is
-            # none that a tensor operation computes.
-            e = vector_exp(z) if ctx.how[2] > 0 else torch.where(z > 0, torch.exp(z), vector_exp(z))
-            return by_sign(x, s(g), below(g) * e)  # below for a NaN too
-
-        def by_one(g: T, x: T) -> T:
-            z = (x * number(ctx.how[2], x)).masked_fill(x > 0, 0)
-            return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
-
-        dx = each_way(by_registers, by_one, wide, (g, saved))
-        return laid_out_as(dx.to(dtype).view(shape), g), None, None, None
+    def d_input(g: T, input: T, alpha: float, scale: float, input_scale: float) -> T:
+        return times_slope(g, _elu_slope, input, alpha * input_scale * scale, scale, input_scale)
 
 
-def _below(how: tuple[Any, Any, Any], like: T) -> tuple[Any, Any]:
-    """What g is multiplied with in the branch below 0, and in the other: (g i (a s)) and (g s).
+def _elu_slope(x: T, below: float, over: float, rate: float) -> T:
+    """`over` where x > 0, else `below` exp(rate x)"""
+    e = x.clamp(max=0)
+    if rate != 1:
+        e.mul_(number(rate, e))
+    e = exp(e) if rate > 0 else e.exp_()
+    if _alike(below, over, x):  # then it is so from both sides
+        return e if over == 1 else e.mul_(number(over, e))
+    return selected(above(x, 0), over, e.mul_(number(below, e)))
 
-    Nothing, where that is 1, as it nearly always is.
-    """
-    a, s, i = how
-    plain = a == s == i == 1
-    of, by, into = number(a, like), number(s, like), number(i, like)
 
-    def below(g: T) -> T:
-        return g if plain else g * into * (of * by)
-
-    def above(g: T) -> T:
-        return g if s == 1 else g * by
-
-    return below, above
+def _alike(a: float, b: float, x: T) -> bool:
+    """Are these the same number in the dtype of x?"""
+    return math.isclose(a, b, rel_tol=torch.finfo(x.dtype).eps / 2)
 
 
 @rule(torch._C._nn.elu_)
@@ -99,188 +76,30 @@ class EluInplace(Elu):
         return "EluBackward1"
 
     @staticmethod
-    def forward(ctx: Any, input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
-        ctx.how = alpha, scale, input_scale
-        y: T = torch._C._nn.elu_(input, alpha, scale, input_scale)  # type: ignore[call-arg]
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(y)
-        return y
+    def forward(input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
+        return torch._C._nn.elu_(input, alpha, scale, input_scale)  # type: ignore[call-arg]
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        if ctx.how[0] < 0:
-            raise RuntimeError(
-                "In-place elu backward calculation is triggered with a negative slope which is"
-                " not supported. This is caused by calling in-place forward function with a"
-                " negative slope, please call out-of-place version instead."
-            )
-        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
-        wide = widened(g, saved)
-        a, s, i = (number(v, wide[1]) for v in ctx.how)
-
-        def by_registers(g: T, y: T) -> T:
-            return torch.where(y > 0, g * s, g * i * (y + a * s))
-
-        def by_one(g: T, y: T) -> T:
-            return torch.where(y <= 0, g * i * (y + a * s), g * s)
-
-        dx = each_way(by_registers, by_one, wide, (g, saved))
-        return laid_out_as(dx.to(dtype).view(shape), g), None, None, None
+    def d_input(g: T, result: T, alpha: float, scale: float, input_scale: float) -> T:  # type: ignore[override]
+        refuse_negative_slope(alpha)
+        return times_slope(g, _elu_slope_of_result, result, alpha * scale, scale, input_scale)
 
 
-@rule(torch._C._nn.silu)
-class Silu(Rule):
-    """y = x z with z = sigmoid(x):  dx = g z (1 + x (1 - z)).  Saved: x.
+def _elu_slope_of_result(y: T, most: float, over: float, rate: float) -> T:
+    """`over` where y > 0, else rate (y + most)"""
+    slope = y.clamp(max=0).add_(number(most, y))
+    if rate != 1:
+        slope.mul_(number(rate, y))
+    return slope if _alike(most * rate, over, y) else selected(above(y, 0), over, slope)
 
-    Hendrycks and Gimpel, 2016 (arXiv:1606.08415), who call it so; Swish elsewhere.
-    """
 
-    infer: Any = staticmethod(torch._C._nn.silu)
-
-    @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        y = torch._C._nn.silu(input)
-        ctx.save_for_backward(input)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        saved, dtype, shape = ctx.saved(0), g.dtype, g.shape
-        operands = g, saved
-        g, x = widened(g, saved)
-        z = each_way(
-            lambda x: by_registers(torch.sigmoid, x),
-            lambda x: by_itself(torch.sigmoid, x),
-            (x,),
-            operands,
+def refuse_negative_slope(alpha: float) -> None:
+    if alpha < 0:
+        raise RuntimeError(
+            "In-place elu backward calculation is triggered with a negative slope which is"
+            " not supported. This is caused by calling in-place forward function with a"
+            " negative slope, please call out-of-place version instead."
         )
-        # 1 + x (1 - z) is one fused multiply-add, as in the kernel.
-        return (g * z * torch.addcmul(number(1, x), x, 1 - z)).to(dtype).view(shape)
-
-
-@rule(torch._C._nn.silu_)
-class SiluInplace(Silu):
-    """`Silu` into the memory of its input.  Saved: a copy of x."""
-
-    is_inplace = True
-    infer: Any = staticmethod(torch._C._nn.silu_)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "SiluBackward0"
-
-    @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        ctx.save_for_backward(input.clone())
-        y = torch._C._nn.silu_(input)
-        ctx.mark_dirty(y)
-        return y
-
-
-class Gelu(Rule):
-    """y = x P(x), P the distribution function of the normal law, p its density:
-
-        none:  P(x) = (1 + erf(x / sqrt 2)) / 2,        dx = g (P(x) + x p(x))
-        tanh:  y = x (1 + t) / 2,  t = tanh(b (x + c x^3)),  b = sqrt(2 / pi),  c = 0.044715
-               dx = g ((1 + t) / 2 + x / 2 (1 - t^2) b (1 + 3 c x^2))
-
-    Saved: x.  Hendrycks and Gimpel, 2016 (arXiv:1606.08415).
-
-    PyTorch's kernels have an erf and a tanh of their own, which no tensor operation computes:
-    the gradient can be off by a few units in the last place (README, "What is mirrored").
-    """
-
-    infer: Any = staticmethod(lambda x, how="none": torch._C._nn.gelu(x, approximate=how))
-    public: Any = staticmethod(torch._C._nn.gelu)
-
-    @staticmethod
-    def forward(ctx: Any, input: T, approximate: str = "none") -> T:
-        y = torch._C._nn.gelu(input, approximate=approximate)
-        ctx.tanh = approximate == "tanh"
-        ctx.save_for_backward(input)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dtype, shape = g.dtype, g.shape
-        g, x = widened(g, ctx.saved(0))
-        slope = (_gelu_slope_tanh if ctx.tanh else _gelu_slope)(x)
-        return (g * slope).to(dtype).view(shape), None
-
-
-@composite(torch._C._nn.gelu)
-def gelu(*args: Any, **kwargs: Any) -> T:
-    """`Gelu`; what it approximates by is given by keyword alone."""
-    if len(args) != 1 or kwargs.keys() - {"approximate"}:
-        raise unplaced(torch._C._nn.gelu, args, kwargs)
-    return record(Gelu, (args[0], kwargs.get("approximate", "none")))[0]
-
-
-def _gelu_slope(x: T) -> T:
-    below = 0.5 * (1 + torch.erf(x * number(math.sqrt(0.5), x)))
-    density = vector_exp(x * x * 0.5) * number(1 / math.sqrt(2 * math.pi), x)
-    return torch.addcmul(below, x, density)
-
-
-def _gelu_slope_tanh(x: T) -> T:
-    one, b, c = (
-        number(1, x),
-        number(math.sqrt(2) * (2 / math.sqrt(math.pi)) / 2, x),
-        number(0.044715, x),
-    )
-    square = x * x
-    t = alone(torch.tanh, b * torch.addcmul(x, c, square * x))
-    inner = b * torch.addcmul(one, 3 * c, square)
-    return torch.addcmul(0.5 * (1 + t), 0.5 * x * torch.addcmul(one, t, t, value=-1), inner)
-
-
-@rule(torch._C._nn.hardtanh)
-class Hardtanh(Rule):
-    """y = x clipped to [a, b]:  dx = g where a < x < b, else 0.  Saved: x."""
-
-    infer: Any = staticmethod(torch._C._nn.hardtanh)
-
-    @staticmethod
-    def forward(ctx: Any, input: T, min_val: Any = -1, max_val: Any = 1) -> T:
-        y = torch._C._nn.hardtanh(input, min_val, max_val)
-        ctx.bounds = min_val, max_val
-        ctx.save_for_backward(input)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        saved = ctx.saved(0)
-        (x,) = widened(saved)
-        low, high = (number(v, x) for v in ctx.bounds)
-        # A NaN is on neither side: by registers it keeps g back, one by one it lets it through.
-        lost = each_way(
-            lambda x: ~((x > low) & (x < high)),
-            lambda x: (x <= low) | (x >= high),
-            (x,),
-            (g, saved),
-            short=True,
-        )
-        return laid_out_as(g.masked_fill(lost.view(g.shape), 0), g), None, None
-
-
-@rule(torch._C._nn.hardtanh_)
-class HardtanhInplace(Hardtanh):
-    """`Hardtanh` into the memory of its input.  Saved: a copy of x."""
-
-    is_inplace = True
-    infer: Any = staticmethod(torch._C._nn.hardtanh_)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "HardtanhBackward0"
-
-    @staticmethod
-    def forward(ctx: Any, input: T, min_val: Any = -1, max_val: Any = 1) -> T:
-        ctx.bounds = min_val, max_val
-        ctx.save_for_backward(input.clone())
-        y = torch._C._nn.hardtanh_(input, min_val, max_val)
-        ctx.mark_dirty(y)
-        return y
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -329,15 +148,12 @@ class Celu(Rule):
     infer: Any = staticmethod(torch.celu)
 
     @staticmethod
-    def forward(ctx: Any, input: T, alpha: Any = 1.0) -> T:
-        y = torch.celu(input, alpha)
-        ctx.how = _celu_as_elu(alpha)
-        ctx.save_for_backward(input)
-        return y
+    def forward(input: T, alpha: Any = 1.0) -> T:
+        return torch.celu(input, alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return Elu.backward(ctx, g)[:2]
+    def d_input(g: T, input: T, alpha: float) -> T:
+        return Elu.d_input(g, input, *celu_as_elu(alpha))
 
 
 @rule(torch.celu_)
@@ -352,186 +168,278 @@ class CeluInplace(Celu):
         return "CeluBackward1"
 
     @staticmethod
-    def forward(ctx: Any, input: T, alpha: Any = 1.0) -> T:
-        y = torch.celu_(input, alpha)
-        ctx.how = _celu_as_elu(alpha)
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(y)
-        return y
+    def forward(input: T, alpha: Any = 1.0) -> T:
+        return torch.celu_(input, alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        return EluInplace.backward(ctx, g)[:2]
+    def d_input(g: T, result: T, alpha: float) -> T:  # type: ignore[override]
+        return EluInplace.d_input(g, result, *celu_as_elu(alpha))
 
 
-def _celu_as_elu(alpha: float) -> tuple[float, float, float]:
+def celu_as_elu(alpha: float) -> tuple[float, float, float]:
     """The parameters of `Elu` that make it this; the divisor is rounded to a float32 first."""
     return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
 
 
-@rule(torch._C._nn.log_sigmoid)
-class LogSigmoid(Rule):
-    """y = -log(1 + exp(-x)):  dx = g (1 - e / (1 + e)) where x < 0, else g e / (1 + e)
+def _into(of: type[Rule], function: Any, number: int = 0) -> Any:
+    """`of` into the memory of its input.  Saved: a copy of x."""
+    parameters: Any = of.formulas.parameters  # type: ignore[union-attr]
+    defaults = [p.default for p in parameters[1:]]
+    names = [p.name for p in parameters[1:]]
+    needed = [names.index(name) for name in [*inspect.signature(of.d_input).parameters][2:]]  # type: ignore[attr-defined]
 
-    with e = exp(-|x|).  Saved: x and e.
-    """
-
-    infer: Any = staticmethod(torch._C._nn.log_sigmoid)
-
-    @staticmethod
-    def forward(ctx: Any, input: T) -> T:
-        if not isinstance(input, T):
-            raise unplaced(torch._C._nn.log_sigmoid, (input,), {})
-        y, e = torch.ops.aten.log_sigmoid_forward(input)
-        ctx.save_for_backward(input, e)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        dtype, shape = g.dtype, g.shape
-        wide, x, e = widened(g, *ctx.saved_tensors)
-        if not x.is_cpu:
-            e = torch.exp(-x.abs())  # only the CPU's kernel keeps it
-        share = e / (1 + e)
-        dx = torch.where(x < 0, 1 - share, share) * wide
-        return laid_out_as(dx.to(dtype).view(shape), g)
-
-
-class _OfInput(Rule):
-    """An activation whose slope is a function of x, `slope(g, x, *parameters)`.  Saved: x."""
-
-    function: Any
-    by_x = False  # dx is laid out as x, else as g
-
-    @staticmethod
-    def forward(ctx: Any, input: T, *how: Any) -> T:
-        y: T = ctx.function.function(input, *how)
-        ctx.how = how
-        ctx.save_for_backward(input)
-        return y
-
-    @staticmethod
-    def slope(g: T, x: T, *how: Any) -> T:
-        """dx, in float32 at least."""
-        raise NotImplementedError
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        dx = ctx.function.slope(*widened(g, ctx.saved(0)), *ctx.how)
-        like = ctx.saved(0) if ctx.function.by_x else g
-        dx = laid_out_as(dx.to(g.dtype).view(g.shape), like)
-        return (dx, *[None] * (len(ctx.edges) - 1))
-
-
-def _into(of: type[_OfInput], function: Any, number: int = 0) -> type[_OfInput]:
-    """The same into the memory of its input.  Saved: a copy of x."""
-
-    def forward(ctx: Any, input: T, *how: Any) -> T:
-        ctx.how = how
+    def forward(ctx: Any, input: T, *given: Any) -> T:
+        every = *given, *defaults[len(given) :]
+        ctx.parameters = [every[i] for i in needed]
         ctx.save_for_backward(input.clone())
-        y = function(input, *how)
+        y: T = function(input, *given)
         ctx.mark_dirty(y)
         return y
 
+    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+        dx = ctx.function.d_input(g, ctx.saved(0), *ctx.parameters)
+        return (dx, *[None] * (len(ctx.edges) - 1))
+
+    ctx = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = inspect.Signature([ctx, *parameters])  # type: ignore[attr-defined]
     name = f"{of.__name__}Backward{number}"
     made = type(
         f"{of.__name__}Inplace",
         (of,),
         {
-            "__doc__": _into.__doc__,
+            "__doc__": f"`{of.__name__}` into the memory of its input.  Saved: a copy of x.",
+            "__module__": __name__,
             "is_inplace": True,
             "infer": staticmethod(function),
             "forward": staticmethod(forward),
+            "backward": staticmethod(backward),
             "node_name": classmethod(lambda cls: name),
         },
     )
-    rule(function)(made)
-    return made
+    return rule(function)(made)
+
+
+@rule(torch._C._nn.silu)
+class Silu(Rule):
+    """y = x z with z = sigmoid(x):  dx = g (z + y (1 - z)).  Saved: x.
+
+    Hendrycks and Gimpel, 2016 (arXiv:1606.08415), who call it so; Swish elsewhere.
+    """
+
+    infer: Any = staticmethod(torch._C._nn.silu)
+
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch._C._nn.silu(input)
+
+    @staticmethod
+    def d_input(g: T, input: T) -> T:
+        return times_slope(g, _silu_slope, input)
+
+
+def _silu_slope(x: T) -> T:
+    z = torch.sigmoid(x)
+    y = x * z
+    return torch.lerp(y, number(1, x), z, out=z)  # y + z (1 - y)
+
+
+SiluInplace = _into(Silu, torch._C._nn.silu_)
+
+
+class Gelu(Rule):
+    """y = x P(x), P the distribution function of the normal law, p its density:
+
+        none:  P(x) = (1 + erf(x / sqrt 2)) / 2,        dx = g (P(x) + x p(x))
+        tanh:  y = x s,  s = (1 + tanh u) / 2 = sigmoid(2 u),  u = b (x + c x^3),
+               b = sqrt(2 / pi),  c = 0.044715
+               dx = g (s + s (1 - s) x 2 b (1 + 3 c x^2))
+
+    Saved: x.  Hendrycks and Gimpel, 2016 (arXiv:1606.08415).
+    """
+
+    infer: Any = staticmethod(lambda x, how="none": torch._C._nn.gelu(x, approximate=how))
+    public: Any = staticmethod(torch._C._nn.gelu)
+
+    @staticmethod
+    def forward(input: T, approximate: str = "none") -> T:
+        return torch._C._nn.gelu(input, approximate=approximate)
+
+    @staticmethod
+    def d_input(g: T, input: T, approximate: str) -> T:
+        return times_slope(g, _gelu_slope_tanh if approximate == "tanh" else _gelu_slope, input)
+
+
+@composite(torch._C._nn.gelu)
+def gelu(*args: Any, **kwargs: Any) -> T:
+    """`Gelu`; what it approximates by is given by keyword alone."""
+    if len(args) != 1 or kwargs.keys() - {"approximate"}:
+        raise unplaced(torch._C._nn.gelu, args, kwargs)
+    return record(Gelu, (args[0], kwargs.get("approximate", "none")))[0]
+
+
+def _gelu_slope(x: T) -> T:
+    half = number(0.5, x)
+    t = x * number(math.sqrt(0.5), x)
+    density = exp(t.square().neg_())  # times sqrt(2 pi)
+    below = torch.addcmul(half, t.erf_(), half, out=t)
+    return below.addcmul_(density, x, value=1 / math.sqrt(2 * math.pi))
+
+
+def _gelu_slope_tanh(x: T) -> T:
+    b, c = 2 * math.sqrt(2 / math.pi), 0.044715
+    square = x * x
+    twice = torch.addcmul(number(b, x), square, number(b * c, x)).mul_(x)
+    inner = torch.addcmul(number(b, x), square, number(3 * b * c, x), out=square).mul_(x)
+    s, rest = torch.sigmoid(twice), twice.neg_().sigmoid_()  # which is more exact than 1 - s
+    return inner.mul_(rest).mul_(s).add_(s)
+
+
+@rule(torch._C._nn.hardtanh)
+class Hardtanh(Rule):
+    """y = x clipped to [a, b]:  dx = g where a < x < b, else 0.  Saved: x."""
+
+    infer: Any = staticmethod(torch._C._nn.hardtanh)
+
+    @staticmethod
+    def forward(input: T, min_val: Any = -1, max_val: Any = 1) -> T:
+        return torch._C._nn.hardtanh(input, min_val, max_val)
+
+    @staticmethod
+    def d_input(g: T, input: T, min_val: float, max_val: float) -> T:
+        return laid_out_as(in_pieces(_kept_between, g, input, min_val, max_val), g)
+
+
+def _kept_between(g: T, x: T, low: float, high: float) -> T:
+    return kept(g, between(widened(x), low, high).to(g.dtype))
+
+
+HardtanhInplace = _into(Hardtanh, torch._C._nn.hardtanh_)
+
+
+@rule(torch._C._nn.log_sigmoid)
+class LogSigmoid(Rule):
+    """y = -log(1 + exp(-x)):  dx = g sigmoid(-x).  Saved: x."""
+
+    infer: Any = staticmethod(torch._C._nn.log_sigmoid)
+
+    @staticmethod
+    def forward(input: T) -> T:
+        if not isinstance(input, T):
+            raise unplaced(torch._C._nn.log_sigmoid, (input,), {})
+        return torch._C._nn.log_sigmoid(input)
+
+    @staticmethod
+    def d_input(g: T, input: T) -> T:
+        return times_slope(g, _log_sigmoid_slope, input)
+
+
+def _log_sigmoid_slope(x: T) -> T:
+    return x.neg().sigmoid_()
 
 
 @rule(torch._C._nn.hardsigmoid)
-class Hardsigmoid(_OfInput):
+class Hardsigmoid(Rule):
     """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x."""
 
-    function = infer = staticmethod(torch._C._nn.hardsigmoid)
+    infer: Any = staticmethod(torch._C._nn.hardsigmoid)
 
     @staticmethod
-    def slope(g: T, x: T) -> T:
-        sixth = number(1 / 6, x.float()).to(x.dtype)  # a float32 in the kernel, whatever x is
-        return (g * sixth).masked_fill(~((x > -3) & (x < 3)), 0)
+    def forward(input: T) -> T:
+        return torch._C._nn.hardsigmoid(input)
+
+    @staticmethod
+    def d_input(g: T, input: T) -> T:
+        return laid_out_as(in_pieces(_hardsigmoid_grad, g, input), g)
+
+
+def _hardsigmoid_grad(g: T, x: T) -> T:
+    dx = widened(kept(g, between(x, -3, 3)))
+    return dx.mul_(_SIXTH).to(g.dtype)
+
+
+_SIXTH = torch.tensor(
+    1 / 6, dtype=torch.float32, device="cpu"
+).item()  # in the kernel, whatever x is
 
 
 HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
 
 
 @rule(torch._C._nn.hardswish)
-class Hardswish(_OfInput):
+class Hardswish(Rule):
     """y = x hardsigmoid(x):  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below, g above.  Saved: x.
 
     Howard et al., 2019 (arXiv:1905.02244).
     """
 
-    function = infer = staticmethod(torch._C._nn.hardswish)
+    infer: Any = staticmethod(torch._C._nn.hardswish)
 
     @staticmethod
-    def slope(g: T, x: T) -> T:
-        middle = g * (x / 3 + 0.5)
-        return torch.where(x >= 3, g, middle).masked_fill(x <= -3, 0)
+    def forward(input: T) -> T:
+        return torch._C._nn.hardswish(input)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x = ctx.saved(0)
-        (dx,) = _OfInput.backward(ctx, g)
-        # A NaN taken one by one counts as above 3.
-        dx = each_way(
-            lambda dx, g, x: dx,
-            lambda dx, g, x: torch.where(x.isnan(), g, dx),
-            (dx, g, x),
-            (g, x),
-        )
-        return (laid_out_as(dx, g),)
+    def d_input(g: T, input: T) -> T:
+        return times_slope(g, _hardswish_slope, input)
+
+
+def _hardswish_slope(x: T) -> T:
+    third = x.clamp(-3, 3).div_(3)
+    # Its integer part is 1 or -1 from 3 and -3 on, and 0 between: 1.5 becomes 1, and -0.5 0.
+    return third.sub_(third.trunc(), alpha=0.5).add_(number(0.5, x))
 
 
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 
 
 @rule(torch._C._nn.mish)
-class Mish(_OfInput):
+class Mish(Rule):
     """y = x t, t = tanh(log(1 + exp(x))):  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
 
-    Misra, 2019 (arXiv:1908.08681). PyTorch's kernel has an exp of positive numbers, a log1p and a
-    tanh of its own, which no tensor operation computes: the gradient can be off by a few units in
-    the last place (README, "What is mirrored").
+    With r = 1 - s, t = s (1 + r) / (1 + r^2).  Misra, 2019 (arXiv:1908.08681).
     """
 
-    function = infer = staticmethod(torch._C._nn.mish)
+    infer: Any = staticmethod(torch._C._nn.mish)
 
     @staticmethod
-    def slope(g: T, x: T) -> T:
-        s = by_registers(torch.sigmoid, x)
-        e = torch.where(x <= 0, vector_exp(x), alone(torch.exp, x))
-        t = alone(torch.tanh, alone(torch.log1p, e))
-        return g * torch.addcmul(t, x * s, torch.addcmul(number(1, x), t, t, value=-1))
+    def forward(input: T) -> T:
+        return torch._C._nn.mish(input)
+
+    @staticmethod
+    def d_input(g: T, input: T) -> T:
+        return times_slope(g, _mish_slope, input)
+
+
+def _mish_slope(x: T) -> T:
+    one = number(1, x)
+    s = torch.sigmoid(x)
+    r = one - s
+    t = torch.addcmul(s, s, r).div_(torch.addcmul(one, r, r, out=r))
+    return torch.addcmul(t, torch.addcmul(one, t, t, value=-1, out=r), s.mul_(x), out=t)
 
 
 MishInplace = _into(Mish, torch._C._nn.mish_)
 
 
 @rule(torch.threshold)
-class Threshold(_OfInput):
-    """y = x where x > t, else v:  dx = g where x > t, else 0.  Saved: x."""
+class Threshold(Rule):
+    """y = x where x > t, else v:  dx = g where x > t, or is no number, else 0.  Saved: x."""
 
-    function = infer = staticmethod(torch.threshold)
-
-    @staticmethod
-    def forward(ctx: Any, input: T, threshold: Any, value: Any) -> T:
-        return _OfInput.forward(ctx, input, threshold, value)
+    infer: Any = staticmethod(torch.threshold)
 
     @staticmethod
-    def slope(g: T, x: T, threshold: Any, value: Any) -> T:
-        return g.masked_fill(x <= number(threshold, x), 0)
+    def forward(input: T, threshold: Any, value: Any) -> T:
+        return torch.threshold(input, threshold, value)
 
-    by_x = True  # as ReLU's
+    @staticmethod
+    def d_input(g: T, input: T, threshold: float) -> T:
+        # Laid out as x, as ReLU's.
+        return laid_out_as(in_pieces(_kept_above, g, input, threshold), input)
+
+
+def _kept_above(g: T, x: T, threshold: float) -> T:
+    x = widened(x)
+    return kept(g, differs(x, x.clamp(max=threshold)).to(g.dtype))
 
 
 ThresholdInplace = _into(Threshold, torch.threshold_, 1)
@@ -541,36 +449,32 @@ ThresholdInplace = _into(Threshold, torch.threshold_, 1)
 class Hardshrink(Rule):
     """y = x where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
 
-    function: Any = staticmethod(torch.hardshrink)
-    infer: Any = function
+    infer: Any = staticmethod(torch.hardshrink)
 
     @staticmethod
-    def forward(ctx: Any, input: T, lambd: Any = 0.5) -> T:
-        y: T = ctx.function.function(input, lambd)
-        ctx.bound = lambd
-        ctx.save_for_backward(input)
-        return y
+    def forward(input: T, lambd: Any = 0.5) -> T:
+        return torch.hardshrink(input, lambd)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        x = ctx.saved(0)
-        bound = number(ctx.bound, x)
-        # A NaN is on neither side: by registers it keeps g back, one by one it lets it through.
-        lost = each_way(
-            lambda x: ~((x < -bound) | (x > bound)),
-            lambda x: (x >= -bound) & (x <= bound),
-            (x,),
-            (g, x),
-            short=True,
-        )
-        return laid_out_as(g.masked_fill(lost, 0), g), None
+    def d_input(g: T, input: T, lambd: float) -> T:
+        return laid_out_as(in_pieces(_kept_beyond, g, input, lambd), g)
+
+
+def _kept_beyond(g: T, x: T, bound: float) -> T:
+    if bound < 0:  # none is within
+        return g.clone()
+    return kept(g, differs(x, x.clamp(-bound, bound)))
 
 
 @rule(torch._C._nn.softshrink)
 class Softshrink(Hardshrink):
     """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
 
-    function = infer = staticmethod(torch._C._nn.softshrink)
+    infer: Any = staticmethod(torch._C._nn.softshrink)
+
+    @staticmethod
+    def forward(input: T, lambd: Any = 0.5) -> T:
+        return torch._C._nn.softshrink(input, lambd)
 
 
 @rule(torch._C._nn.glu)
@@ -583,23 +487,19 @@ class Glu(Rule):
     infer: Any = staticmethod(torch._C._nn.glu)
 
     @staticmethod
-    def forward(ctx: Any, input: T, dim: int = -1) -> T:
-        y = torch._C._nn.glu(input, dim)
-        ctx.dim = dim
-        ctx.save_for_backward(input)
-        return y
+    def forward(input: T, dim: int = -1) -> T:
+        return torch._C._nn.glu(input, dim)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T, None]:
-        x = ctx.saved(0)
-        a, b = x.chunk(2, ctx.dim)
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        da, db = dx.chunk(2, ctx.dim)
+    def d_input(g: T, input: T, dim: int) -> T:
+        a, b = input.chunk(2, dim)
+        dx = torch.empty_like(input, memory_format=torch.contiguous_format)
+        da, db = dx.chunk(2, dim)
         s = torch.sigmoid(b, out=da)
         if g.dtype.itemsize == 2:  # the kernel computes this one in float32 and rounds once
-            s_wide = s.float()
-            db.copy_((1 - s_wide) * s_wide * a.float() * g.float())
+            wide = s.float()
+            db.copy_((1 - wide) * wide * a.float() * g.float())
         else:
-            torch.mul((1 - s) * s * a, g, out=db)
+            torch.mul((1 - s).mul_(s).mul_(a), g, out=db)
         s.mul_(g)
-        return dx, None
+        return dx

@@ -11,7 +11,7 @@ None of this is so on another device, where every number is taken by itself, by 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -138,21 +138,52 @@ def laid_out_as(dx: T, g: T) -> T:
 
 
 def where_positive(g: T, y: T, ours: bool = False) -> T:
-    """g where y > 0 or is no number, else 0; in the memory of g if that is `ours`."""
-    zero = constant(0.0, g.dtype, g.device)
-    if not chosen_by_bits(g, y):
+    """g where y > 0 or is no number, else 0; y is not below 0.
+
+    In the memory of g if that is `ours`. Of many numbers, the bits of g times 1, or times 0 where
+    y is 0 or -0.
+    """
+    if y.numel() < SOME or not y.is_cpu:
+        zero = constant(0.0, g.dtype, g.device)
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
-    result = g if ours else torch.empty_like(g)
-    triples: Any = [(y, bits(g), bits(result))]
-    piece = GRAIN * torch.get_num_threads()
-    if y.numel() > piece:  # so that what one operation has read the next one finds in the cache
-        triples = zip(*[t.view(-1).split(piece) for t in triples[0]], strict=True)
-    minus_one = all_bits(_BITS[y.dtype])
-    for values, found, to in triples:
-        kept = torch.le(values, zero, out=torch.empty_like(values, dtype=minus_one.dtype))
-        torch.bitwise_and(found, kept.add_(minus_one), out=to)
-    return result
+    if not ours and y.numel() >= MANY and y.is_contiguous() and is_flat(g):
+        with torch._C.DisableTorchFunction():  # whoever notes the calls takes it for one
+            result = torch.empty_like(y)
+            size = GRAIN * torch.get_num_threads()
+            for part, found, to in zip(
+                *[t.view(-1).split(size) for t in (y, g, result)], strict=True
+            ):
+                torch.mul(_is_positive(part), integers(found), out=integers(to))
+        return result
+    positive = _is_positive(y)
+    if ours:
+        integers(g).mul_(positive)
+        return g
+    return positive.mul_(integers(g)).view(g.dtype)
+
+
+def _is_positive(y: T) -> T:
+    """1 where y, which is not below 0, is not 0 or -0; as integers of its width.
+
+    A NaN counts as positive, whatever its sign.
+    """
+    return integers(y.abs()).clamp_(max=1)
+
+
+def integers(x: T) -> T:
+    """The same memory as integers of the same width."""
+    return x.view(_INTEGERS[x.dtype.itemsize])
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+SOME = 1024  # numbers, of which a choice one by one costs less than more calls
+MANY = 1 << 18  # numbers that are taken in pieces, so that they stay in the cache
+
+
+def is_flat(g: T) -> bool:
+    """Can it be viewed as a row? So can one number expanded, as the gradient of a sum is."""
+    return g.is_contiguous() or not any(g.stride())
 
 
 def by_sign(x: T, positive: T, other: T) -> T:

@@ -1,11 +1,12 @@
 """PReLU: the slope below zero is a weight."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..tape import record
+from .kernel import SOME
+from .pointwise import above
 from .registry import Rule, composite, unplaced
 from .shape import reshape
 
@@ -25,12 +26,15 @@ class PreluKernel(Rule):
         return torch._prelu_kernel(input, weight)
 
     @staticmethod
-    def gradients(needs: Sequence[bool], g: T, input: T, weight: T) -> tuple[T | None, T | None]:
-        above = input > 0
-        return (
-            torch.where(above, g, weight * g) if needs[0] else None,
-            (input * g).masked_fill_(above, 0) if needs[1] else None,
-        )
+    def d_input(g: T, input: T, weight: T) -> T:
+        if g.dtype.itemsize == 2 or not input.is_cpu or g.numel() < SOME:
+            return torch.where(input > 0, g, weight * g)
+        positive = above(input, 0)
+        return positive.addcmul_(1 - positive, weight).mul_(g)
+
+    @staticmethod
+    def d_weight(g: T, input: T) -> T:
+        return input.clamp(max=0).mul_(g)
 
 
 def weight_for(input: T, weight: T) -> T:
