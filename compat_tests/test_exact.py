@@ -1,16 +1,19 @@
 """Exact mode: a user who asks for PyTorch's bits gets them, and nobody else pays for them."""
 
+import re
 import threading
 
 import pytest
 import torch
 
 import nnmirror
+from nnmirror.exact.table import ATTACHED, table
 from nnmirror.modules import fused
 from nnmirror.rules import activation
 
 from . import test_activations
-from .parity import same_bits, units_apart
+from .parity import noted_forms, same_bits, units_apart
+from .test_readme import README
 
 pytestmark = pytest.mark.by_default
 
@@ -88,6 +91,44 @@ def test_the_node_bears_the_same_name(marked):
         y = nnmirror.SiLU()(nnmirror.Parameter(x))
     assert y.grad_fn.name() == "SiluBackward0"
     assert y.grad_fn.function is marked
+
+
+def test_the_table_in_the_readme():
+    text = README[README.index("### Exact mode") : README.index("### What is refused")]
+    listed = {
+        name: float(units) for name, units in re.findall(r"^\| `(\w+)` \| (\d+) \|$", text, re.M)
+    }
+    assert listed == table()
+
+
+# What a layer is made with, and called with, where that is not nothing and some numbers.
+MADE_WITH = {
+    "Linear": (6, 3), "Embedding": (9, 3), "BatchNorm1d": (6,), "LayerNorm": (6,), "RMSNorm": (6,),
+    "Threshold": (0.1, 0.0), "Softmax": (1,), "LogSoftmax": (1,), "Softmin": (1,),
+}  # fmt: skip
+LAYERS = [
+    name
+    for name in nnmirror.modules.__all__
+    if isinstance(found := getattr(nnmirror, name), type)
+    and issubclass(found, nnmirror.Module)
+    and not name.endswith(("Loss", "List", "Dict", "Unflatten", "Module", "Similarity", "Distance"))
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
+    layer = getattr(nnmirror, name)(*MADE_WITH.get(name, ()))
+    if inplace:
+        if not hasattr(layer, "inplace"):
+            pytest.skip("never in place")
+        layer.inplace = True
+    x = torch.arange(4) if name == "Embedding" else nnmirror.Parameter(torch.randn(4, 6)) * 1
+    with noted_forms() as calls:
+        layer(x)
+    named = {a.rule for a in ATTACHED if name in a.layers}
+    assert set(calls) <= named
+    assert bool(calls) == bool(named) or inplace
 
 
 ACTIVATIONS = [*test_activations.ACTIVATIONS, *test_activations.NEARLY]

@@ -1,11 +1,18 @@
 """Which layers have PyTorch's bits in exact mode alone.
 
-All others have them always.
+All others have them always. Each module of exact forms is imported here, which attaches them.
 """
 
 from . import activation, batchnorm, normalization, softmax  # noqa: F401
 from .attach import ATTACHED
 
-# Each module of exact forms is imported here, which attaches them.
+__all__ = ["ATTACHED", "table"]
 
-__all__ = ["ATTACHED"]
+
+def table() -> dict[str, float]:
+    """The layers that differ by default, and by how many units (see `exact_of`) at most."""
+    found: dict[str, float] = {}
+    for _, layers, units in ATTACHED:
+        for layer in layers:
+            found[layer] = max(found.get(layer, 0), units)
+    return dict(sorted(found.items()))

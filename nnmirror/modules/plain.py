@@ -220,6 +220,7 @@ class CalledOp(Op):
         super().__init__(layer)
         self.function, names = _CALLED[type(layer)]
         self.args = tuple([getattr(layer, name) for name in names])
+        self.plans: dict[Any, Any] = {}  # of its formulas, by function and shape
 
     def run(self, h: T) -> T:
         infer = exact.chosen(self.function).infer
@@ -231,12 +232,26 @@ class CalledOp(Op):
         function = exact.chosen(self.function)
         node = Node(function)
         node.places, node.needs_input_grad = (0,), (True, *[False] * len(self.args))
-        return node, function.forward(node, h, *self.args)
+        formulas = function.formulas
+        if formulas is None:
+            return node, function.forward(node, h, *self.args)
+        args = (h, *self.args)
+        plan = self.plans.get((function, h.shape))
+        if plan is None:
+            if len(self.plans) >= _PLANS_MOST:
+                self.plans.clear()
+            plan = self.plans[function, h.shape] = formulas.plan(args, node.needs_input_grad)
+        node.plan = plan
+        out = plan.compute(*args)
+        plan.keep_apart(node, args, out)
+        return node, out
 
     def back(self, kept: Any, g: T, ours: bool) -> T:
         dx = kept.function.backward(kept, g)
         return dx[0] if type(dx) is tuple else dx  # type: ignore[no-any-return]
 
+
+_PLANS_MOST = 16  # of one layer
 
 # Of each such layer: its Function, and the attributes that are the other arguments.
 _CALLED: dict[type, tuple[type[Function], tuple[str, ...]]] = {

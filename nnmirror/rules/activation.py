@@ -51,9 +51,7 @@ class Elu(Rule):
 def _elu_slope(x: T, below: float, over: float, rate: float) -> T:
     """`over` where x > 0, else `below` exp(rate x)"""
     e = x.clamp(max=0)
-    if rate != 1:
-        e.mul_(number(rate, e))
-    e = exp(e) if rate > 0 else e.exp_()
+    e = exp(e, rate) if rate > 0 else e.mul_(number(rate, e)).exp_()
     if _alike(below, over, x):  # then it is so from both sides
         return e if over == 1 else e.mul_(number(over, e))
     return selected(above(x, 0), over, e.mul_(number(below, e)))
@@ -280,7 +278,7 @@ def gelu(*args: Any, **kwargs: Any) -> T:
 def _gelu_slope(x: T) -> T:
     half = number(0.5, x)
     t = x * number(math.sqrt(0.5), x)
-    density = exp(t.square().neg_())  # times sqrt(2 pi)
+    density = exp(t.square(), -1)  # times sqrt(2 pi)
     below = torch.addcmul(half, t.erf_(), half, out=t)
     return below.addcmul_(density, x, value=1 / math.sqrt(2 * math.pi))
 

@@ -70,13 +70,13 @@ def selected(mask: T, one: float, other: T) -> T:
     return torch.lerp(other, number(one, mask), mask, out=mask)
 
 
-def exp(x: T) -> T:
-    """exp(x) into the memory of x.
+def exp(x: T, rate: float = 1) -> T:
+    """exp(rate x), which is no more than 1, into the memory of x.
 
-    For x below 0, off by less than a unit in the last place of 1; torch takes the powers of 2 in
-    a third of the time.
+    It is off by less than a unit in the last place of 1; torch takes the powers of 2 in a third of
+    the time.
     """
-    return x.mul_(number(math.log2(math.e), x)).exp2_()
+    return x.mul_(number(rate * math.log2(math.e), x)).exp2_()
 
 
 def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: Any) -> T:
