@@ -38,7 +38,7 @@ def softmax_grad(g: T, result: T, dim: int) -> T:
     return ((wide - s.unsqueeze(dim)) * y).to(g.dtype).reshape(result.shape)
 
 
-@exact_of(attention.SafeSoftmax, "MultiheadAttention", units=8)
+@exact_of(attention.SafeSoftmax, "scaled_dot_product_attention", units=8)
 class SafeSoftmax(attention.SafeSoftmax):
     """dx = (g - sum of g y) y"""
 
