@@ -40,7 +40,7 @@ import nnmirror.optim
 from nnmirror import fast
 from nnmirror.exact import mode
 from nnmirror.exact.table import ATTACHED
-from nnmirror.modules import fused
+
 
 
 def _devices() -> list[str]:
@@ -138,11 +138,10 @@ def both(
 def bound_at_once() -> Iterator[None]:
     """Every walk is bound the first time it comes, and compared with the generic one."""
     after, fast.after = fast.after, 1
-    whole, fused.enabled = fused.enabled, False  # whose nets go back by themselves
     try:
         yield
     finally:
-        fast.after, fused.enabled = after, whole
+        fast.after = after
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A Sequential run at one go: nobody can tell it from its layers called one by one.
 
-Each test runs with `fused.enabled` on and off, on PyTorch and on the mirror.
+Each test runs with `fast.enabled` on and off, on PyTorch and on the mirror.
 """
 
 import copy
@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror.modules import fused
 
 from .parity import cpu_only, exact_only, parity, same
 
 
 @pytest.fixture(params=[True, False], ids=["at one go", "one by one"], autouse=True)
 def mode(request, monkeypatch):
-    monkeypatch.setattr(fused, "enabled", request.param)
+    monkeypatch.setattr(nnmirror.fast, "enabled", request.param)
+    monkeypatch.setattr(nnmirror.fast, "after", 1)
     return request.param
 
 
@@ -156,9 +156,9 @@ def graph_of(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_graph_that_a_user_sees(name, monkeypatch):
-    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(nnmirror.fast, "enabled", True)
     fast = graph_of(name)
-    monkeypatch.setattr(fused, "enabled", False)
+    monkeypatch.setattr(nnmirror.fast, "enabled", False)
     same(graph_of(name), fast, name)
 
 
@@ -897,9 +897,9 @@ BACK_ONLY_AS_A_WHOLE = {"shared layer", "shared over another"}
 
 @pytest.mark.parametrize("name", sorted(NETS.keys() - {"none inside"}))
 def test_driven_by_hand(name, monkeypatch):
-    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(nnmirror.fast, "enabled", True)
     fast = by_hand(name)
-    monkeypatch.setattr(fused, "enabled", False)
+    monkeypatch.setattr(nnmirror.fast, "enabled", False)
     same(by_hand(name), fast, name)
 
 
@@ -995,9 +995,9 @@ def test_driven_by_hand_with_a_hook(name, place, monkeypatch):
             found.append(dy)
         return found, seen, {k: p.grad for k, p in net.named_parameters()}
 
-    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(nnmirror.fast, "enabled", True)
     fast = driven()
-    monkeypatch.setattr(fused, "enabled", False)
+    monkeypatch.setattr(nnmirror.fast, "enabled", False)
     same(driven(), fast, name)
 
 
@@ -1105,9 +1105,9 @@ def test_driven_by_hand_after_a_layer_was_taken_out(name, monkeypatch):
             dx = layer.backward(dx)
         return dx, {k: p.grad for k, p in (*net.named_parameters(), *taken.named_parameters())}
 
-    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(nnmirror.fast, "enabled", True)
     fast = driven()
-    monkeypatch.setattr(fused, "enabled", False)
+    monkeypatch.setattr(nnmirror.fast, "enabled", False)
     same(driven(), fast, name)
 
 

@@ -234,7 +234,7 @@ class _Bridge:
         return twin
 
 
-_LEFT_BY_THE_LAST_CALL = ("_call", "_plan")
+_LEFT_BY_THE_LAST_CALL = ("_call", "_runs")
 _A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each class makes anew
 
 

@@ -47,6 +47,7 @@ from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
 from .tape import Node, constant, record
+from .tensor import Tensor
 
 T = torch.Tensor
 
@@ -853,7 +854,6 @@ class MseLoss(Rule):
     """
 
     tuple_places = (0, 1)
-    is_loss = is_fresh = True
     public: Any = staticmethod(torch._C._nn.mse_loss)
 
     @staticmethod
@@ -996,6 +996,10 @@ def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> None:
         for pair in zip(input, target, strict=False):
             warn_if_sizes_differ(*pair, stacklevel)
         return
+    if type(input) is Tensor and type(target) is T:
+        node = input._node  # which says it sooner
+        if node is not None and node.outputs[input._output_nr][0] == target.shape:
+            return
     with DisableTorchFunctionSubclass():  # a tracked tensor is slow to ask
         sizes = target.size(), input.size()
     if sizes[0] != sizes[1]:

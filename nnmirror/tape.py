@@ -91,21 +91,10 @@ class Node:
     materialize_grads: bool = True
     # What a user's Function keeps on its ctx; None for a rule.
     attributes: dict[str, Any] | None = None
-    # For a node that stands for several: makes it one of the several (see modules/fused.py).
+    # For a node that stands for several: what it stands for (see modules/segment.py), ...
+    segment: Any = None
+    # ... or what makes it one of them.
     folded: "Callable[[Any], None] | None" = None
-    # What backward returns is known to be of its inputs' shapes and dtypes.
-    is_exact: bool = False
-    leads_on: bool = True  # False where every edge is known to lead to a leaf that needs it
-    # The program that it was computed by (see modules/program.py), and where that goes back to.
-    program: Any = None
-    pool: Any = None
-    epoch: int | None = None  # where the count of changes stood then
-    # Of a folded node, for the walk: go back from it, or from a loss right behind it, and
-    # accumulate, at one go.
-    deliver: Any = None
-    deliver_from_loss: "Callable[[Any], bool] | None" = None
-    # Of such a loss, the latter; it says False if it cannot.
-    direct: "Callable[[Any], bool] | None" = None
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     records: bool = True
@@ -195,6 +184,8 @@ class Node:
 
     def as_seen(self) -> "Node":
         """The node as PyTorch would show it, for whoever looks at it."""
+        if self.segment is not None:
+            self.segment.expand(self)
         if self.folded is not None:
             self.folded(self)
         if self.function.looked_at is not None:
@@ -295,7 +286,7 @@ class Node:
 
     def free(self) -> None:
         if self._saved:
-            self._saved = self.program = None
+            self._saved = None
 
     def _modified(
         self, tensor: torch.Tensor, expected: int, via: str | None, result: int | None
@@ -567,8 +558,6 @@ class Function:
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
     reads_data: bool = False  # what backward does depends on the numbers that forward was given
-    is_exact: bool = False  # what backward returns is always of its input's shape and dtype
-    is_fresh: bool = False  # what backward returns shares no memory with the gradient it is given
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     counted_too: str = ""  # of these, under this other name
@@ -584,7 +573,6 @@ class Function:
     saved_via: dict[
         str, str
     ] = {}  # what PyTorch saves a view of: the name of its node, by argument
-    is_loss: bool = False  # of what a net returned, its first argument; and it is fresh
     in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
     input_place: int = 0  # which argument is the input of the module that is this function
     tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
@@ -857,8 +845,6 @@ def _record(
                     _save_apart(node, out)
                 out.__class__ = _tensor.Tensor
                 out._node = node  # type: ignore[attr-defined]
-                if function.is_loss:
-                    goes_back_directly(node)
             elif tracked and dtype.is_complex:
                 raise no_complex(function.__name__)
             return out, node
@@ -1025,8 +1011,6 @@ def _once_more(
     out._node = node
     if function.is_view:
         out._view_of = _views.view_of(node, out, args[0], False)
-    elif function.is_loss:
-        goes_back_directly(node)
     return out, node
 
 
@@ -1390,13 +1374,6 @@ def recorded(
     else:
         node.outputs = (like[0].outputs[like[1]],)
     return tracked(node, out)
-
-
-def goes_back_directly(loss: Any) -> None:
-    """Have a loss right behind a net go back at one go with it, if nothing else wants of it."""
-    first = loss.edges[0]
-    if first is not None and not any(loss.edges[1:]) and type(first[0]) is Node:
-        loss.direct = first[0].deliver_from_loss
 
 
 def tracked(node: Any, out: Any) -> tuple[Any, Node]:

@@ -214,10 +214,7 @@ class Tensor(torch.Tensor):
                 " github.com/pytorch/pytorch/pull/30531 for more information.",
                 stacklevel=2,
             )
-        grad = self._gradient
-        if grad is not None and "_lent" in vars(grad):
-            return _walk.own_grad(self)
-        return grad
+        return self._gradient
 
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:
@@ -259,10 +256,6 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
-        if gradient is None and inputs is None and retain_graph is None and not create_graph:
-            node = self._node
-            if node is not None and node.direct is not None and node.direct(node):
-                return
         _walk.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _is_swapped(self) -> None:

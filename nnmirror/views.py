@@ -329,7 +329,6 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
     node.strides = None if x.is_contiguous() else x.stride()
     node.places, node.edges = (0, 1), ((made_by, x._output_nr), edge)
     node.needs_input_grad = True, edge is not None
-    node.is_exact = edge is None or edge[0] is not value  # the data of a leaf may be exchanged
     node.sequence = next(_tape._sequence)
     node.outputs = (meta,)
     node._saved = (None,)  # nothing, but it can be freed

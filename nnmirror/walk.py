@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from . import changes, fast
+from . import fast
 from . import tape as _tape
 from . import tensor as _tensor
 
@@ -27,25 +27,13 @@ _R = TypeVar("_R")
 # written several times sooner; to be called behind DisableTorchFunctionSubclass.
 C_grad: Any = torch._C.TensorBase.grad
 _NOT_OURS = object()
-
-
-# Whose gradients were lent last, weakly: see modules/program.py.
-latest: list[Callable[[], Any]] = [lambda: None]
+_BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
 
 
 def grad_of(leaf: Any) -> torch.Tensor | None:
-    """Its gradient, past the property that its users read: it may be lent, and no user's."""
+    """Its gradient, past the property that its users read."""
     grad = getattr(leaf, "_gradient", _NOT_OURS)
     return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
-
-
-def own_grad(leaf: Any) -> torch.Tensor | None:
-    """Its gradient, as its own if it is lent by a net (see modules/program.py)."""
-    with _accumulating, DisableTorchFunctionSubclass(), torch.inference_mode(False):
-        grad = leaf._gradient
-        if grad is not None and "_lent" in vars(grad):
-            grad = leaf._gradient = grad.clone()
-        return grad  # type: ignore[no-any-return]
 
 
 def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
@@ -331,118 +319,6 @@ def _is_torchs(target: Any) -> bool:
     return isinstance(target, torch.Tensor) and not isinstance(target, _tensor.Tensor)
 
 
-def _survey(loss: Any) -> dict[int, int] | None:
-    """How often each node and leaf behind a loss is reached; None if anything asks for more
-    than plain accumulation: a hook, a retained gradient, several outputs, torch's own graph."""
-    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
-    if node is None or len(node.outputs) != 1 or torch.is_anomaly_enabled():
-        return None
-    shape, dtype, _ = node.outputs[0]
-    if len(shape) or not dtype.is_floating_point:
-        return None
-    hooked = _tensor.leaf_hooks_exist[0]
-    leaf_seen = False
-    counts: dict[int, int] = {}
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node.is_watched or len(node.outputs) != 1:
-            return None
-        if not (node.leads_on or hooked or leaf_seen or stack):
-            return counts  # the last node, which nobody need ask about its leaves
-        for edge in node.edges:
-            if edge is None:
-                continue
-            target = edge[0]
-            key = id(target)
-            if key in counts:
-                counts[key] += 1
-                continue
-            counts[key] = 1
-            if type(target) is _tape.Node:
-                stack.append(target)
-                continue
-            leaf_seen = True
-            if _tape.kind_of(type(target)) is not _tape.MIRRORED or (hooked and _is_hooked(target)):
-                return None
-    return counts
-
-
-@unrecorded
-def _walk_plainly(root: _tape.Node, counts: dict[int, int], retain_graph: bool) -> None:
-    """`walk` from a loss, where `_survey` found nothing special: the same order, less to ask."""
-    _, dtype, device = root.outputs[0]
-    held: dict[int, torch.Tensor] = {}  # gradients that wait for others to be added
-    ready: list[tuple[float, _tape.Node, torch.Tensor | None]] = []
-    node = root
-    with DisableTorchFunctionSubclass():
-        grad: Any = (
-            _tape.constant(1.0, dtype, device)  # read, and not handed on
-            if root.function.is_fresh
-            else torch.ones((), dtype=dtype, device=device)
-        )
-        while True:
-            edges: Any = node.edges
-            if grad is None and node.attributes is None:
-                if not (node.leads_on or ready or held):
-                    if not retain_graph:
-                        node.free()
-                    return  # its leaves, which get nothing, may not have been counted
-                found: Any = (None,) * len(edges)
-            elif node.folded is not None:
-                last = not (node.leads_on or ready or held)  # nothing else is under way
-                given = None
-                if node.deliver is not None and (last or _each_once(edges, counts, held)):
-                    given = node.deliver(node, grad)
-                # Else a parameter may be another since.
-                fits = node.deliver is None or node.epoch == changes.count[0]
-                if given is None:
-                    found = node.function.backward(node, grad)
-                else:
-                    found, edges = given
-                if last:
-                    grad = None
-                    if not retain_graph:
-                        node.free()
-                    _give(edges, found, fits)
-                    return
-            elif node.attributes is not None:
-                found = tuple(validated(node, node.run((grad,))))
-            else:
-                found = node.function.backward(node, grad)
-                if type(found) is not tuple:
-                    found = (found,)
-                exact = node.is_exact or node.function.is_exact
-                if not (exact and len(found) == len(edges)):
-                    found = tuple(validated(node, node.completed(found)))
-            grad = None
-            if not retain_graph:
-                node.free()
-            for edge, result in zip(edges, found, strict=True):
-                if edge is None:
-                    continue
-                target = edge[0]
-                key = id(target)
-                left = counts[key]
-                if left > 1:
-                    counts[key] = left - 1
-                    if result is not None:
-                        held[key] = held[key] + result if key in held else result
-                    continue
-                if held and key in held:
-                    result = held.pop(key) if result is None else held.pop(key) + result
-                if type(target) is _tape.Node:
-                    heapq.heappush(ready, (-target.sequence, target, result))
-                elif result is not None and target._requires_grad:
-                    with _accumulating:
-                        # This name, the tuple of results, and the call's argument.
-                        _accumulate(target, result, sys.getrefcount(result) <= 3)
-            found = result = None
-            if not ready:
-                return
-            _, node, grad = heapq.heappop(ready)
-
-
 def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
     """What `torch.autograd.detect_anomaly` is for."""
     for place, index in enumerate(node.inputs):
@@ -452,26 +328,13 @@ def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> Non
             raise RuntimeError(f"Function '{name}' returned nan values in its {place}th output.")
 
 
-def _each_once(edges: Sequence[Any], counts: dict[int, int], held: dict[int, Any]) -> bool:
-    """Does no other gradient reach the leaves among these, and did none?"""
-    return all(
-        type(t) is _tape.Node or (counts[id(t)] == 1 and id(t) not in held) for t, _ in edges
-    )
+def dependencies(
+    edges: Iterable[_tape.Edge], expanding: bool = True
+) -> tuple[dict[int, int], list[_tape.Node]]:
+    """How many gradients each target will receive, and the nodes that will run.
 
-
-def _give(edges: Sequence[Any], grads: Sequence[Any], fits: bool = True) -> None:
-    """Accumulate gradients that are new, and of their leaves' layout if that `fits`."""
-    with _accumulating:
-        for (leaf, _), grad in zip(edges, grads, strict=True):
-            if leaf._requires_grad:  # else frozen since the forward
-                if fits and leaf._gradient is None:
-                    leaf._gradient = grad
-                else:
-                    _accumulate(leaf, grad, True)
-
-
-def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tape.Node]]:
-    """How many gradients each target will receive, and the nodes that will run."""
+    Those that stand for several are made the several, unless not `expanding`.
+    """
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
     seen: set[int] = set()
@@ -485,6 +348,8 @@ def dependencies(edges: Iterable[_tape.Edge]) -> tuple[dict[int, int], list[_tap
             continue
         seen.add(id(target))
         order.append(target)
+        if target.segment is not None and expanding:
+            target.segment.expand(target)
         if target.folded is not None and (
             torch.is_anomaly_enabled()  # which names the layer
             or any(
@@ -609,9 +474,6 @@ def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
             raise RuntimeError(
                 "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
             )
-        if grad.layout is not torch.strided and "_lent" in vars(held):
-            # In the middle of other memory torch adds a sparse one at the wrong place.
-            held = cast("torch.Tensor", leaf.grad)
         if held.layout is not torch.strided and grad.layout is torch.strided:
             put_grad(leaf, grad + held)
         else:
@@ -892,11 +754,6 @@ def backward(
         retain = retain_graph is not None and _flag(retain_graph)
         if fast.enabled and _walk_bound(outputs[0], retain):
             return
-        counts = _survey(outputs[0])
-        if counts is not None:
-            retain = retain_graph is not None and _flag(retain_graph)
-            _walk_plainly(outputs[0]._node, counts, retain)  # type: ignore[attr-defined]
-            return
     started = make_grads(outputs, grads)
     roots = _roots(outputs)
     if inputs is None:
@@ -978,7 +835,11 @@ def _walk_bound(loss: Any, retain_graph: bool) -> bool:
         start = _tape.constant(1.0, dtype, device)
         if not bound.trusted and not _is_right(bound, node, start):
             return False
-        found = bound.run(node, start, retain_graph, _give_one)
+        if bound.is_ours:
+            with _BelowAutograd():  # torch's autograd need not be asked at each call
+                found = bound.run(node, start, retain_graph, _give_one)
+        else:
+            found = bound.run(node, start, retain_graph, _give_one)
         if found is None:
             return False
         with _accumulating:

@@ -15,8 +15,6 @@ when it was used. If not, it returns None, and the generic walk goes.
 """
 
 import itertools
-import keyword
-import linecache
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,11 +24,22 @@ from torch.overrides import TorchFunctionMode
 
 from .. import tape as _tape
 from .. import walk as _walk
+from . import source
 
 _MOST_NODES = 128  # of a walk that is bound
-_numbers = itertools.count()
 _LARGE = 1 << 16  # bytes: from here on memory is given back as soon as it may be
-_TAKEN = {"backward", "e", "g", "give", "of", "retain_graph", "step"}  # names in the source
+_TAKEN = {
+    "backward",
+    "e",
+    "g",
+    "give",
+    "give_back",
+    "memory",
+    "of",
+    "retain_graph",
+    "step",
+    "take",
+}  # names in the source
 
 # Questions about a tensor whose answers follow from its layout.
 _QUESTIONS = {
@@ -50,6 +59,8 @@ _QUESTIONS = {
     "is_set_to",
 }
 _ANSWERS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, type(None))
+_ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # the same as functions and as methods
+_WORDS = re.compile(r"\bt\d+\b")
 _LITERALS = (bool, int, float, str, type(None))
 
 
@@ -69,17 +80,12 @@ class Bound:
     `give(leaf, gradient, ...)` as soon as they are there instead.
     """
 
-    def __init__(self, source: str, environment: dict[str, Any]) -> None:
-        self.source = source
+    def __init__(self, text: str, environment: dict[str, Any]) -> None:
         self.trusted = False  # it was compared with the generic walk
-        self.filename = f"<nnmirror walk {next(_numbers)}>"
-        lines = source.splitlines(keepends=True)
-        linecache.cache[self.filename] = len(source), None, lines, self.filename
-        exec(compile(source, self.filename, "exec"), environment)
-        self.run: Callable[..., Any] = environment.pop("backward")  # else it would hold itself
-
-    def __del__(self) -> None:
-        linecache.cache.pop(self.filename, None)
+        self.is_ours = False  # no code of a user's runs in it
+        self.compiled = source.Compiled(text, "backward", "walk", environment)
+        self.source = text
+        self.run = self.compiled.function
 
 
 def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
@@ -90,7 +96,9 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
     try:
         writer = _Writer(root)
         writer.go_back(grad)
-        return Bound(writer.source(grad), writer.environment)
+        made = Bound(writer.source(grad), writer.environment)
+        made.is_ours = not any(not node.function.is_rule for node in writer.whole)
+        return made
     except Unbindable:
         return None
 
@@ -125,20 +133,36 @@ class _Writer:
     """
 
     def __init__(self, root: _tape.Node) -> None:
-        self.order = _walk.dependencies([(root, 0)])[1]
-        self.order.sort(key=lambda node: -node.sequence)
-        folded = any(node.folded is not None for node in self.order)  # it goes back by itself
-        if len(self.order) > _MOST_NODES or folded:
+        self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
+        self.whole.sort(key=lambda node: -node.sequence)
+        if any(node.folded is not None for node in self.whole):
             raise Unbindable
-        if any(node.is_watched or node.signature is None for node in self.order):
+        if any(node.is_watched or node.signature is None for node in self.whole):
             raise ChangedSince
-        self.names = {id(node): f"n{i}" for i, node in enumerate(self.order)}
+        self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
+        # In place of the node of a segment come those of its layers.
+        self.layers: dict[int, list[_tape.Node]] = {}
+        self.saved_as: dict[int, str] = {}  # where the source finds what a node saved
+        self.order: list[_tape.Node] = []
+        for node in self.whole:
+            saved = f"s{self.names[id(node)][1:]}"
+            if node.segment is None:
+                self.saved_as[id(node)] = saved
+                self.order.append(node)
+                continue
+            layers = self.layers[id(node)] = node.segment.nodes(node)
+            for k, layer in enumerate(layers):
+                self.saved_as[id(layer)] = f"{saved}[{k}]"
+            self.order += reversed(layers)
+        if len(self.order) > _MOST_NODES:
+            raise Unbindable
         self.environment: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
-        self.lines: list[str] = []
+        self.lines: list[str | _Called | _Give] = []
         self.known: dict[int, str] = {}  # of the tensors that the walk has made: their names
         self.alive: list[Any] = []  # so that no id is given twice
         self.shared: set[int] = set()  # memory that others may hold
+        self.handed_on: set[int] = set()  # memory that generic steps were given, or returned
         self.arrivals: dict[int, tuple[Any, torch.Tensor]] = {}  # leaves and their gradients
         self.given: set[int] = set()  # leaves whose gradient does not wait for the end
         self.freed: set[int] = set()  # nodes that are freed on the way
@@ -155,7 +179,7 @@ class _Writer:
         waiting: dict[int, int] = {}
         for node in self.order:
             for edge in node.edges:
-                if edge is not None:
+                if edge is not None and type(edge[0]) is not _tape.Node:
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -176,6 +200,8 @@ class _Writer:
                     raise Unbindable
                 target, index = edge
                 if type(target) is _tape.Node:
+                    if id(target) in self.layers:
+                        target = self.layers[id(target)][-1]
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
                     to[index] = self.added(to[index], result)
                 else:
@@ -187,20 +213,23 @@ class _Writer:
                         self.given.add(id(target))
                         self.lines.append(_Give(target, total))  # type: ignore[arg-type]
             if sum(_bytes(t) for t in node._saved or () if t is not None) >= _LARGE:
-                name = self.names[id(node)]
+                saved = self.saved_as[id(node)]
                 self.freed.add(id(node))
-                self.lines += [f"s{name[1:]} = None", f"if not retain_graph: {name}._saved = None"]
+                if id(node) in self.names:
+                    name = self.names[id(node)]
+                    self.lines += [f"{saved} = None", f"if not retain_graph: {name}._saved = None"]
+                else:
+                    self.lines.append(f"if not retain_graph: {saved} = None")
 
     def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Take the step of `node`, and write what it calls."""
-        name = self.names[id(node)]
         mine: dict[int, str] = {}
         for i, tensor in enumerate(node._saved or ()):
             if tensor is not None:
-                mine[id(tensor)] = f"s{name[1:]}[{i}]"
-        for attribute, value in vars(node).items():
+                mine[id(tensor)] = f"{self.saved_as[id(node)]}[{i}]"
+        for attribute, value in vars(node).items() if id(node) in self.names else ():
             if isinstance(value, torch.Tensor):
-                mine[id(value)] = f"{name}.{attribute}"
+                mine[id(value)] = f"{self.names[id(node)]}.{attribute}"
         with _Notes() as notes:
             results = _walk.validated(node, node.run(slots))
         if notes.reads_data:
@@ -209,10 +238,11 @@ class _Writer:
         try:
             for func, args, kwargs, out in notes.calls:
                 self.alive += [args, kwargs, out]
+                if hasattr(out, "_is_constant"):
+                    continue  # made now, and kept
                 words = [self.word(a, mine) for a in args]
                 words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
-                call = f"{self.function(func)}({', '.join(words)})"
-                self.assign(out, call, mine)
+                self.assign(_Called("", func, args, kwargs, words, out), mine)
             for result in results:
                 if result is not None and id(result) not in self.known:
                     self.known[id(result)] = self.word(result, mine)
@@ -225,6 +255,8 @@ class _Writer:
 
     def step(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Take the step of `node`, and write it as one call."""
+        if id(node) not in self.names:
+            raise Unbindable  # a layer of a segment has no node of its own
         results = _walk.validated(node, node.run(slots))
         name = f"t{next(self.temporaries)}"
         given = ", ".join("None" if g is None else self.known[id(g)] for g in slots)
@@ -234,8 +266,10 @@ class _Writer:
             if result is not None:
                 self.known[id(result)] = f"{name}[{i}]"
         self.alive += results
+        memories = {_memory(t) for t in [*slots, *results] if t is not None}
+        self.handed_on |= memories
         if not node.function.is_rule:  # its author may keep what it was given, or returned
-            self.shared |= {_memory(t) for t in [*slots, *results] if t is not None}
+            self.shared |= memories
         return results
 
     def added(self, held: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
@@ -243,28 +277,27 @@ class _Writer:
         if held is None:
             return grad
         total = held + grad
-        call = f"{self.function(torch.add)}({self.known[id(held)]}, {self.known[id(grad)]})"
-        self.assign(total, call, {})
+        words = [self.known[id(held)], self.known[id(grad)]]
+        self.assign(_Called("", torch.add, (held, grad), {}, words, total), {})
         return total
 
     # -- words ---------------------------------------------------------------------------
 
-    def assign(self, out: Any, call: str, mine: dict[int, str]) -> None:
-        """Write that `call` gives `out`."""
+    def assign(self, call: "_Called", mine: dict[int, str]) -> None:
+        """Write a call."""
+        out = call.out
         self.alive.append(out)
-        if isinstance(out, torch.Tensor):
-            if id(out) in self.known or id(out) in mine:  # changed in place, or handed on
-                self.lines.append(call)
-                return
-            name = self.known[id(out)] = f"t{next(self.temporaries)}"
-        else:
+        name = ""
+        if not isinstance(out, torch.Tensor):
             name = f"t{next(self.temporaries)}"
             for i, item in enumerate(out):
                 if isinstance(item, torch.Tensor):
                     self.known[id(item)] = f"{name}[{i}]"
                 else:
                     raise Unbindable
-        self.lines.append(f"{name} = {call}")
+        elif id(out) not in self.known and id(out) not in mine:  # else changed, or handed on
+            name = self.known[id(out)] = f"t{next(self.temporaries)}"
+        self.lines.append(call._replace(name=name))
 
     def word(self, value: Any, mine: dict[int, str]) -> str:
         """The source for an argument of a noted call."""
@@ -295,20 +328,8 @@ class _Writer:
 
     def function(self, func: Any) -> str:
         """The name of a torch function."""
-        name = getattr(func, "__name__", "").partition(".")[0]
-        if name.startswith("__"):  # else what changes in place keeps its underscore
-            name = name.strip("_")
-        if name == "get":
-            name = func.__self__.__name__
-        if not name.isidentifier():
-            name = "function"
-        if keyword.iskeyword(name) or name in _TAKEN:
-            name += "_"
-        if self.environment.setdefault(name, func) is not func:
-            name = self.constants.setdefault(id(func), f"{name}_{len(self.environment)}")
-            self.environment[name] = func
         self.alive.append(func)
-        return name
+        return source.name_of(func, self.environment, _TAKEN)
 
     # -- the whole -----------------------------------------------------------------------
 
@@ -316,65 +337,82 @@ class _Writer:
         lines = ["def backward(n0, g, retain_graph, give):"]
         conditions: list[str] = []
         leaves: dict[int, str] = {}
-        fetched = {id(self.order[0])}
-        for node in self.order:  # each has a name by then
-            # One that somebody looks at may lead elsewhere since.
-            lines.append(f"if {self.names[id(node)]}.is_watched: return None")
-            lines.append(f"e = {self.names[id(node)]}.edges")
-            for i, edge in enumerate(node.edges):
+        fetched = {id(self.whole[0])}
+        for i, node in enumerate(self.whole):  # each has a name by then
+            name = self.names[id(node)]
+            # One that somebody has looked at may lead elsewhere since.
+            looked_at = "" if node.segment is None else f" or {name}.segment is None"
+            lines.append(f"if {name}.is_watched{looked_at}: return None")
+            lines.append(f"e = {name}.edges")
+            follows = False
+            for place, edge in enumerate(node.edges):
                 if edge is None:
                     continue
                 target = edge[0]
                 if type(target) is _tape.Node:
-                    name = self.names[id(target)]
+                    follows = follows or target is self.whole[i + 1]
+                    to = self.names[id(target)]
                     if id(target) in fetched:
-                        lines.append(f"if e[{i}][0] is not {name}: return None")
+                        lines.append(f"if e[{place}][0] is not {to}: return None")
                     else:
                         fetched.add(id(target))
-                        lines.append(f"{name} = e[{i}][0]")
+                        lines.append(f"{to} = e[{place}][0]")
                 elif id(target) not in leaves:
                     if target._signature is None:
                         raise ChangedSince
-                    name = leaves[id(target)] = f"w{len(leaves)}"
-                    lines.append(f"{name} = e[{i}][0]")
-                    conditions.append(f"(of := {name}._signature) is None")
+                    to = leaves[id(target)] = f"w{len(leaves)}"
+                    lines.append(f"{to} = e[{place}][0]")
+                    conditions.append(f"(of := {to}._signature) is None")
                     conditions.append(f"of.serial != {target._signature.serial}")
+            # Gradients are added up in the order in which the calls were recorded.
+            if i + 1 < len(self.whole) and not follows:
+                before = self.names[id(self.whole[i + 1])]
+                conditions.append(f"{name}.sequence < {before}.sequence")
         free: list[str] = []
-        for node in self.order:
+        for node in self.whole:
             name = self.names[id(node)]
-            if node._saved:
-                saved = f"s{name[1:]}"
-                lines.append(f"{saved} = {name}._saved")
-                if id(node) not in self.freed:
-                    free.append(f"{name}._saved = None")
-                conditions.append(f"{saved} is None")
+            if not node._saved:
+                continue
+            saved = f"s{name[1:]}"
+            lines.append(f"{saved} = {name}._saved")
+            if id(node) not in self.freed:
+                free.append(f"{name}._saved = None")
+            conditions.append(f"{saved} is None")
+            if node.segment is None:
                 conditions += [
                     f"{saved}[{i}]._version != {name}._versions[{i}]"
                     for i, tensor in enumerate(node._saved)
                     if tensor is not None
                 ]
-        # Gradients are added up in the order in which the calls were recorded.
-        for before, after in itertools.pairwise(self.order):
-            conditions.append(
-                f"{self.names[id(before)]}.sequence < {self.names[id(after)]}.sequence"
-            )
+            else:
+                conditions += [
+                    f"{saved}[{k}][{i}]._version != {name}._versions[{place}]"
+                    for place, (k, i) in enumerate(node.segment.visible)
+                ]
         # Two calls of one signature may have been one.
         alike: dict[Any, list[str]] = {}
-        for node in self.order:
+        for node in self.whole:
             alike.setdefault(node.signature, []).append(self.names[id(node)])
         for names in alike.values():
             conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
         lines.append("): return None")
-        given = [
-            f"give({leaves[id(line.leaf)]}, {self.known[id(line.grad)]},"
-            f" {self.is_own(line.leaf, line.grad)})"
-            if isinstance(line, _Give)
-            else line
-            for line in self.lines
-        ]
-        lines += self.dropped(given)
+        memory = self.memory()
+        if memory is not None:
+            lines += ["memory = take()", f"{', '.join(memory.names)}, = memory"]
+        text: list[str] = []
+        for line in self.lines:
+            if isinstance(line, _Give):
+                leaf, grad_name = leaves[id(line.leaf)], self.known[id(line.grad)]
+                text.append(f"give({leaf}, {grad_name}, {self.is_own(line.leaf, line.grad)})")
+            elif isinstance(line, str):
+                text.append(line)
+            elif memory is None or line.name not in memory.views:
+                text.append(self.said(line, memory))
+        lines += self.dropped(text)
+        if memory is not None:
+            lines.append("spare(memory)")
         if free:
             lines.append("if not retain_graph:")
             lines += [f"    {line}" for line in free]
@@ -385,6 +423,41 @@ class _Writer:
         ]
         lines.append(f"return ({' '.join(found)})")
         return "\n    ".join(lines) + "\n"
+
+    def said(self, call: "_Called", memory: "_Memory | None") -> str:
+        """The source of a call."""
+        name, func, words = call.name, call.func, call.words
+        if func.__name__ in _ALIKE:
+            func = _twin(func) or func
+        if memory is not None and name in memory.in_place:
+            func = memory.in_place[name]
+        elif memory is not None and name in memory.writers:
+            func, words, name = _twin(func) or func, [*words, f"out={name}"], ""
+        text = f"{self.function(func)}({', '.join(words)})"
+        return f"{name} = {text}" if name else text
+
+    def memory(self) -> "_Memory | None":
+        """Memory that is used again for what is small, and seen by nobody."""
+        taken = self.shared | self.handed_on
+        taken |= {_memory(g) for _, g in self.arrivals.values()}
+        taken |= {_memory(t) for node in self.order for t in node._saved or () if t is not None}
+        memory = _Memory()
+        last: dict[str, int] = {}  # where a name is used last
+        for i, line in enumerate(self.lines):
+            if isinstance(line, _Called):
+                last.update((word, i) for text in line.words for word in _WORDS.findall(text))
+            elif isinstance(line, str):
+                last.update((word, i) for word in _WORDS.findall(line))
+        for i, line in enumerate(self.lines):
+            if not isinstance(line, _Called) or not line.name or _memory_of(line.out) in taken:
+                continue
+            out = line.out
+            if isinstance(out, torch.Tensor) and 0 < _bytes(out) < _LARGE and not out.is_meta:
+                memory.add(line, is_last=bool(line.words) and last.get(line.words[0]) == i)
+        if not memory.names:
+            return None
+        self.environment["take"], self.environment["spare"] = memory.take, memory.spare.append
+        return memory
 
     def dropped(self, lines: list[str]) -> list[str]:
         """`lines`, with large tensors let go of after the last that needs them."""
@@ -423,6 +496,108 @@ class _Writer:
         )
 
 
+class _Called(NamedTuple):
+    """A torch call, of which the source makes a line."""
+
+    name: str  # of its result; empty if that has one
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    words: list[str]
+    out: Any
+
+
+class _Memory:
+    """What a bound walk computes into, and takes anew only if it runs in several threads at once.
+
+    `take` gives the tensors for `names`, in their order. Views of them are made once.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.views: set[str] = set()
+        self.viewed: set[int] = set()  # the places of what they are views of
+        self.writers: set[str] = set()  # computed into `out=`
+        self.in_place: dict[
+            str, Any
+        ] = {}  # computed into the memory of the first argument, by this
+        self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
+        self.places: dict[int, int] = {}  # of the tensors that were recorded
+        self.spare: list[list[torch.Tensor]] = []
+
+    def add(self, call: _Called, is_last: bool) -> None:
+        """Have the result of `call` in this memory, if it can be.
+
+        If its first argument is used there for the last time, that may be its memory.
+        """
+        out = call.out
+        changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
+        is_view = any(isinstance(a, torch.Tensor) and _memory(a) == _memory(out) for a in call.args)
+        writer = None if is_view else _writer(call)
+        if writer is None and is_last and changing is not None and not is_view:
+            first = call.args[0]
+            place = self.places.get(id(first))
+            alike = (first.shape, first.dtype) == (out.shape, out.dtype)
+            if place is not None and alike and place not in self.viewed:
+                self.in_place[call.name] = changing
+                self.places[id(out)] = place
+            return
+        if is_view:
+            places = self.places
+            parts = [places.get(id(a)) for a in call.args if isinstance(a, torch.Tensor)]
+            if None in parts or call.kwargs:
+                return
+            given = [(a, places.get(id(a))) for a in call.args]
+            func = call.func
+
+            def view(made: list[torch.Tensor]) -> torch.Tensor:
+                return func(*[a if at is None else made[at] for a, at in given])  # type: ignore[no-any-return]
+
+            # The recorded tensors go; their places stay.
+            given = [(None if isinstance(a, torch.Tensor) else a, at) for a, at in given]
+            self.views.add(call.name)
+            self.viewed.update(at for _, at in given if at is not None)
+            self.makers.append(view)
+        else:
+            if writer is None:
+                return
+            shape, dtype, device = out.shape, out.dtype, out.device
+            self.writers.add(call.name)
+            self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+        self.places[id(out)] = len(self.names)
+        self.names.append(call.name)
+
+    def take(self) -> list[torch.Tensor]:
+        try:
+            return self.spare.pop()
+        except IndexError:
+            made: list[torch.Tensor] = []
+            with torch.inference_mode(False):
+                for make in self.makers:
+                    made.append(make(made))
+            return made
+
+
+def _writer(call: _Called) -> Any:
+    """The function that computes the call into its `out=`; None if there is none."""
+    name = getattr(call.func, "__name__", "")
+    writer = getattr(torch, name, None)
+    out = call.out
+    if not out.is_contiguous() or writer not in (call.func, _twin(call.func)):
+        return None
+    try:
+        made = writer(*call.args, **call.kwargs, out=torch.empty_like(out))
+    except (TypeError, RuntimeError):
+        return None
+    return writer if made.shape == out.shape and made.dtype is out.dtype else None
+
+
+def _twin(func: Any) -> Any:
+    """The function of the same name as a method of Tensor."""
+    name = getattr(func, "__name__", "")
+    return getattr(torch, name, None) if getattr(torch.Tensor, name, None) is func else None
+
+
 class _Give(NamedTuple):
     """In place of a line: hand a leaf its gradient."""
 
@@ -436,6 +611,10 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _memory_of(out: Any) -> int:
+    return _memory(out) if isinstance(out, torch.Tensor) else 0
 
 
 def step(node: _tape.Node, slots: list[Any]) -> list[Any]:

@@ -15,13 +15,13 @@ from ..rules import elementwise
 from ..rules import softmax as softmax_rules
 from ..rules.prelu import PreluKernel, weight_for
 from .layer import Layer
-from .module import keeps_call
+from .module import keeps_call, records_once
 
 
 class Tanh(Layer):
     """y = tanh(x), elementwise.  dx = g (1 - y^2).  Saved: y."""
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(F.Tanh, input)
 
@@ -39,7 +39,7 @@ class ReLU(Layer):
         super().__init__()
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(F.ReluInplace if self.inplace else F.Relu, input)
 
@@ -62,7 +62,7 @@ class LeakyReLU(Layer):
         self.negative_slope = negative_slope
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         function = F.LeakyReluInplace if self.inplace else F.LeakyRelu
         return self._run(function, input, self.negative_slope)
@@ -74,7 +74,7 @@ class LeakyReLU(Layer):
 class Sigmoid(Layer):
     """y = 1 / (1 + exp(-x)), elementwise.  dx = g (1 - y) y.  Saved: y."""
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(elementwise.Sigmoid, input)
 
@@ -94,7 +94,7 @@ class ELU(Layer):
         self.alpha = alpha
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.EluInplace if self.inplace else rules.Elu, input, self.alpha)
 
@@ -112,7 +112,7 @@ class SiLU(Layer):
         super().__init__()
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.SiluInplace if self.inplace else rules.Silu, input)
 
@@ -157,7 +157,7 @@ class GELU(Layer):
         super().__init__()
         self.approximate = approximate
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.Gelu, input, self.approximate)
 
@@ -180,7 +180,7 @@ class Softplus(Layer):
         self.beta = beta
         self.threshold = threshold
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(softmax_rules.Softplus, input, self.beta, self.threshold)
 
@@ -318,7 +318,7 @@ class Softmin(Layer):
 class LogSigmoid(Layer):
     """y = log(1 / (1 + exp(-x))).  dx = g / (1 + exp(x)).  Saved: x and exp(-|x|)."""
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.LogSigmoid, input)
 
@@ -380,7 +380,7 @@ class CELU(Layer):
         self.alpha = alpha
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.CeluInplace if self.inplace else rules.Celu, input, self.alpha)
 
@@ -401,7 +401,7 @@ class Hardsigmoid(Layer):
         super().__init__()
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.HardsigmoidInplace if self.inplace else rules.Hardsigmoid, input)
 
@@ -420,7 +420,7 @@ class Hardswish(Layer):
         super().__init__()
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.HardswishInplace if self.inplace else rules.Hardswish, input)
 
@@ -438,7 +438,7 @@ class Mish(Layer):
         super().__init__()
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(rules.MishInplace if self.inplace else rules.Mish, input)
 
@@ -463,7 +463,7 @@ class Threshold(Layer):
         self.value = value
         self.inplace = inplace
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         function = rules.ThresholdInplace if self.inplace else rules.Threshold
         return self._run(function, input, self.threshold, self.value)
@@ -484,7 +484,7 @@ class _Shrink(Layer):
         super().__init__()
         self.lambd = lambd
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(self._function, input, self.lambd)
 
@@ -527,7 +527,7 @@ class PReLU(Layer):
         """Set the weight to `init`."""
         constant_(self.weight, self.init)
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         return self._run(PreluKernel, input)
 

@@ -10,11 +10,12 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from .. import fast
 from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
-from . import fused
 from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
+from .segment import NOT_RECORDED, Runs
 
 V = TypeVar("V")
 
@@ -76,26 +77,39 @@ class Sequential(_Numbered):
     @keeps_call
     def forward(self, input):  # type: (Any) -> Any
         """Call each module with what the one before it returned."""
-        out, runs = fused.run(self, input)
-        if out is not NotImplemented:
-            return out
+        own = self.__dict__
+        runs: Runs | None = None
+        if fast.enabled and type(self).__iter__ is Sequential.__iter__:
+            runs = own.get("_runs")
+            modules = own["_modules"]
+            if runs is None or not runs.are(modules):
+                runs = own["_runs"] = Runs(modules)
+            if runs.whole is not None:
+                out = runs.whole(input)
+                if out is not NotImplemented:
+                    own["_call"] = runs.whole.call()
+                    return out
+                runs = None
         recorded = is_grad_enabled()
         calls: list[Call | None] = []
         modules, place = iter(self), 0
         for module in modules:
-            done = None if runs is None else runs.run(place, input)
-            if done is None:
-                input = module(input)
-                place += 1
-                if recorded:
-                    calls.append(module._call_for_chain())
-                continue
-            input, call, size = done
-            calls.append(call)
-            place += size
-            for _ in range(size - 1):
-                next(modules)
-        self.__dict__["_call"] = Chain(calls) if recorded else fused.NOT_RECORDED
+            run = None if runs is None else runs.at.get(place)
+            # What was called before may have exchanged what comes now.
+            if run is not None and (place == 0 or runs.are(own["_modules"])):
+                out = run(input)
+                if out is not NotImplemented:
+                    input = out
+                    calls.append(run.call())
+                    place += len(run.layers)
+                    for _ in run.layers[1:]:
+                        next(modules)
+                    continue
+            input = module(input)
+            place += 1
+            if recorded:
+                calls.append(module._call_for_chain())
+        own["_call"] = Chain(calls) if recorded else NOT_RECORDED
         return input
 
     def __getitem__(self, idx: slice | int) -> Sequential | Module:
@@ -151,9 +165,6 @@ class Sequential(_Numbered):
         for layer in sequential:
             self.append(layer)
         return self
-
-
-fused.is_run_by(Sequential)
 
 
 def _sequential(other: Any) -> Sequential:

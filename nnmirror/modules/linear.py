@@ -10,7 +10,7 @@ from .. import functional as F
 from .. import init
 from ..parameter import Parameter
 from .layer import Layer
-from .module import keeps_call
+from .module import keeps_call, records_once
 
 
 class Identity(Layer):
@@ -75,7 +75,7 @@ class Linear(Layer):
             bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0
             init.uniform_(self.bias, -bound, bound)
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         own = self._parameters
         if type(self) is Linear and own.keys() == _OWN:  # sooner than through __getattr__

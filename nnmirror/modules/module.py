@@ -410,11 +410,11 @@ class Module(_RefusedByTorchModules):
         elif isinstance(value, Module):
             if modules is None:
                 raise AttributeError("cannot assign module before Module.__init__() call")
-            own.pop("_plan", None)  # which knows the one that was there
+            own.pop("_runs", None)  # which knows the one that was there
             self._forget(name, "_parameters", "_buffers")
             modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif modules is not None and name in modules:
-            own.pop("_plan", None)
+            own.pop("_runs", None)
             if value is not None:
                 raise TypeError(
                     f"cannot assign '{torch.typename(value)}' as child module '{name}'"
@@ -465,7 +465,7 @@ class Module(_RefusedByTorchModules):
             count[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:
-                self.__dict__.pop("_plan", None)
+                self.__dict__.pop("_runs", None)
                 del registry[name]
                 if registry is self._buffers:
                     self._non_persistent_buffers_set.discard(name)
@@ -1103,7 +1103,7 @@ class Module(_RefusedByTorchModules):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_call", "_plan", "_unhooked"):  # what calls left
+        for name in ("_call", "_runs", "_unhooked"):  # what calls left
             state.pop(name, None)
         return state
 
@@ -1189,3 +1189,9 @@ def keeps_call(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a forward that sets `_call` itself."""
     forward._keeps_call = True  # type: ignore[attr-defined]
     return forward
+
+
+def records_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a forward that is one `_run`, and nothing besides."""
+    forward._records_once = True  # type: ignore[attr-defined]
+    return keeps_call(forward)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
-from ..walk import latest
 
 Lists = dict[str, list[Any]]
 
@@ -84,8 +83,7 @@ class Flat:
 
     def takes(self, grads: list[Tensor]) -> bool:
         """Are these plain gradients, with memory apart from all that a step changes?"""
-        arena = latest[0]()
-        return (arena is not None and arena.lent(grads)) or (
+        return (
             {*map(_dtype, grads)} == {self.dtype}
             and [*map(_shape, grads)] == self.shapes
             and all(g.layout is torch.strided and g.is_cpu for g in grads)

@@ -1,6 +1,5 @@
 """Stochastic gradient descent."""
 
-import functools
 import operator
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch._C import DisableTorchFunctionSubclass
 
 from ..parameter import Parameter
 from ..twins import warn_if_elsewhere
-from ..walk import grad_of, latest
+from ..walk import grad_of
 from .flat import step_as_one
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
@@ -154,15 +153,6 @@ def _step_plainly(group: dict[str, Any]) -> bool:
         grads = [*map(_gradient, params)]
     except AttributeError:  # torch's own, which may require grad for torch
         return False
-    arena = latest[0]()
-    if arena is not None and arena.lent(grads):
-        plains = [*map(_plain, params)]
-        if torch.get_num_threads() == 1 and _fused_is_add(params[0].dtype):
-            torch._fused_sgd_(plains, grads, [], lr=lr, is_first_step=False, **_NO_MORE)
-            torch._C._increment_version(plains)
-        else:
-            torch._foreach_add_(plains, grads, alpha=-lr)
-        return True
     if set(map(type, params)) != _OURS:
         return False
     for grad in grads:
@@ -171,38 +161,13 @@ def _step_plainly(group: dict[str, Any]) -> bool:
             params, grads = [p for p, _ in found], [g for _, g in found]
             break
     if params:
-        with torch.no_grad():  # a gradient may require grad for torch
+        with _BelowAutograd():  # a gradient may require grad for torch
             torch._foreach_add_([*map(_plain, params)], grads, alpha=-lr)
     return True
 
 
 _OURS = {Parameter}
-_NO_MORE: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "momentum": 0.0,
-    "dampening": 0.0,
-    "nesterov": False,
-    "maximize": False,
-}
-
-
-@functools.cache
-def _fused_is_add(dtype: torch.dtype) -> bool:
-    """Does torch's fused step round here as `p.add_(g, alpha=-lr)`? It is the sooner done.
-
-    It believes that parameters and gradients are laid out alike, so it is not for all. And it
-    is for one thread: of several it wakes all for each parameter, however small.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        n = torch.arange(1.0, 100.0, dtype=dtype, device="cpu")
-        for lr in (1e-3, 0.1, 0.7):
-            param, grad = torch.sin(n), torch.exp(torch.cos(3 * n) * 5)
-            expected = param.add(grad, alpha=-lr)
-            torch._fused_sgd_([param], [grad], [], lr=lr, is_first_step=False, **_NO_MORE)
-            if not torch.equal(param, expected):
-                return False
-    return True
-
+_BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
 
 _gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plain")
 

@@ -15,7 +15,6 @@ from ..tape import (
     _FREED,
     Node,
     constant,
-    goes_back_directly,
     in_transform,
     is_left_to_torch,
     record,
@@ -49,7 +48,6 @@ class BinaryCrossEntropy(Rule):
     The logarithms are kept above -100 and the divisor above 1e-12.  Saved: x, t and w.
     """
 
-    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     always_saved = ("target",)  # for the gradient of an input that does not require one
@@ -78,7 +76,6 @@ class BinaryCrossEntropyWithLogits(Rule):
     p is pos_weight.  Saved: x, t, w and p.
     """
 
-    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     always_saved = ("target",)  # for the gradient of an input that does not require one
@@ -127,7 +124,6 @@ class NllLoss(Rule):
 
     uncounted = (1, 2)
 
-    is_loss = is_fresh = True
     aten_name = "nll_loss_forward"
     loss: Any = staticmethod(torch.ops.aten.nll_loss_forward.default)
     keeps = derived = ("total",)  # the sum of the weights, which have no gradient
@@ -244,9 +240,6 @@ class _CrossEntropy(Rule):
     adding up. Saved: l and t.
     """
 
-    is_exact = True
-    is_fresh = True
-
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T]:
         if ctx._saved is None:
@@ -292,7 +285,6 @@ def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) 
         node.save_for_backward(likelihood, target)
         node.folded = _unfold
         made = recorded(node, loss, (edge,))[0]
-        goes_back_directly(node)
         return made
 
 
@@ -383,7 +375,6 @@ class SoftMarginLoss(Rule):
 
     uncounted = (1,)
 
-    is_loss = is_fresh = True
     tuple_places = (0, 1)
 
     @staticmethod
@@ -408,7 +399,6 @@ class _OfDifference(Rule):
     number; the one by one have their parameters in double precision.
     """
 
-    is_loss = is_fresh = True
     tuple_places = (0, 1)
     widens = False  # computes 16 bits in 32, and two dtypes in the wider one
 

@@ -1,0 +1,45 @@
+"""Functions made of generated source, which a debugger steps through and a traceback shows."""
+
+import itertools
+import keyword
+import linecache
+from collections.abc import Callable, Collection
+from typing import Any
+
+_numbers = itertools.count()
+
+
+class Compiled:
+    """A function made of its source, which is in `linecache` as long as this lives."""
+
+    def __init__(self, source: str, name: str, kind: str, environment: dict[str, Any]) -> None:
+        self.source = source
+        self.filename = f"<nnmirror {kind} {next(_numbers)}>"
+        lines = source.splitlines(keepends=True)
+        linecache.cache[self.filename] = len(source), None, lines, self.filename
+        exec(compile(source, self.filename, "exec"), environment)
+        self.function: Callable[..., Any] = environment.pop(name)  # else it would hold itself
+
+    def __del__(self) -> None:
+        linecache.cache.pop(self.filename, None)
+
+
+def name_of(function: Any, environment: dict[str, Any], taken: Collection[str] = ()) -> str:
+    """A readable name for `function` in the source; it is put into `environment` under that."""
+    name = getattr(function, "__name__", "").partition(".")[0]
+    if name.startswith("__"):  # else what changes in place keeps its underscore
+        name = name.strip("_")
+    if name == "get":
+        name = function.__self__.__name__
+    if name in ("forward", "infer"):  # of which rule
+        name = "_".join(function.__qualname__.split(".")[-2:])
+    if not name.isidentifier():
+        name = "function"
+    if keyword.iskeyword(name) or name in taken:
+        name += "_"
+    if environment.setdefault(name, function) is function:
+        return name
+    known = (key for key, value in environment.items() if value is function)
+    name = next(known, f"{name}_{len(environment)}")
+    environment[name] = function
+    return name

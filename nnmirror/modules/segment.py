@@ -1,0 +1,521 @@
+"""Layers in a row, called as one: nobody sees what goes from one to the next.
+
+A Sequential calls its layers one by one until the same layout of input has come a few times. Then
+the calls that its layers record are written as a straight-line function, which computes the same
+on plain tensors and leaves one node. The bound walk (`bound.py`) goes back over that node as it
+is. Whoever looks at a `grad_fn`, and the generic walk, get the layers' own nodes, made of what was
+saved: nothing can be told apart from the layers called one by one.
+
+Only layers are taken whose forward is one recorded call (`records_once`). The function asks at each
+call whether they are as they were: no hook, the same parameters, the same settings.
+"""
+
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
+
+from .. import fast, formula, tape
+from ..exact import mode as exact
+from ..fast import source
+from ..fast.signature import Signature, of_tensor
+from ..grad_mode import is_grad_enabled
+from ..tensor import Tensor
+from .explicit import Chain, Recorded
+from .layer import Layer
+from .module import CALL_HOOKS
+from .module import GLOBAL_HOOKS as global_hooks
+
+_MOST = 8  # layouts of the input that one run keeps segments for
+_MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
+
+
+class Unwritable(Exception):
+    """The layers' calls cannot be one."""
+
+
+class Segment(tape.Function):
+    """What stands for the calls of several layers, until somebody looks."""
+
+    is_rule = True
+
+
+class Inner:
+    """What the node of one layer of a segment is made of."""
+
+    def __init__(self, node: tape.Node, params: set[int]) -> None:
+        plan = node.plan
+        if type(node) is not tape.Node or plan is None or node.dirty or len(node.outputs) != 1:
+            raise Unwritable
+        self.function, self.plan, self.label = node.function, plan, node.label
+        self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
+        # Where the gradients go: to a parameter, None for nowhere, or ... to what came before.
+        self.edges: list[Any] = []
+        for edge in node.edges:
+            if edge is None or id(edge[0]) in params:
+                self.edges.append(edge)
+            else:
+                self.edges.append(...)
+
+    def into(
+        self,
+        node: tape.Node,
+        sequence: float,
+        before: Any,
+        saved: Sequence[Any] | None,
+        versions: Sequence[int],
+    ) -> None:
+        """Make `node` that of the layer; `before` is where the gradient of its input goes."""
+        node.function, node.plan, node.label = self.function, self.plan, self.label
+        node.places, node.needs_input_grad, node.outputs = self.places, self.needs, self.outputs
+        node.edges = [before if edge is ... else edge for edge in self.edges]
+        node.sequence = sequence  # type: ignore[assignment]
+        node._saved, node._versions = saved, versions
+
+
+class Form:
+    """What the node of a segment stands for, for one layout of the input.
+
+    Kept by each node: it leads to the parameters, and not to the layers.
+    """
+
+    def __init__(self, inner: list[Inner], visible: list[tuple[int, int]]) -> None:
+        self.inner = inner
+        # Which of the saved tensors a user can change: (layer, place).
+        self.visible = visible
+        self.outputs = inner[-1].outputs
+        self.signature = Signature()
+        # The edges that lead out, in the order of the walk: ... for that of the input.
+        self.edges: list[Any] = []
+        for made in reversed(inner):
+            for edge in made.edges:
+                if edge is not None and (edge is not ... or made is inner[0]):
+                    self.edges.append(edge)
+        self.needs = (True,) * len(self.edges)
+        self.places = range(len(self.edges))
+
+    def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
+        """The layers' own nodes, from what was saved with `node`; the last made of `last`."""
+        every: Any = node._saved
+        before = next((e for e, of in zip(node.edges, self.edges, strict=True) if of is ...), None)
+        sequence, count = node.sequence, len(self.inner)
+        made: list[tape.Node] = []
+        for k, layer in enumerate(self.inner):
+            saved: Any = None if every is None else every[k]
+            versions = [0 if t is None else t._version for t in saved or ()]
+            if saved:
+                for (of, i), version in zip(self.visible, node._versions, strict=True):
+                    if of == k:
+                        versions[i] = version
+            at = sequence - (count - 1 - k) / count
+            new = last if k == count - 1 and last is not None else tape.Node(layer.function)
+            layer.into(new, at, before, saved, versions)
+            made.append(new)
+            before = new, 0
+        return made
+
+    def expand(self, node: tape.Node) -> None:
+        """Turn the node of a segment into that of its last layer, the others behind it."""
+        node.segment = node.signature = None
+        node.before = self.nodes(node, node)[:-1]  # type: ignore[attr-defined]
+
+
+def nodes(node: tape.Node) -> list[tape.Node]:
+    """The layers' own nodes, in the order of the layers."""
+    if node.segment is not None:
+        node.segment.expand(node)
+    return [*node.before, node]  # type: ignore[attr-defined]
+
+
+class Run:
+    """Layers in a row that record one call each."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        # The node of the latest call, for `Module.backward` of a layer.
+        self.last: list[Any] = [None]
+        self.one_by_one = NOT_RECORDED  # in place of that, where they were called one by one
+        self.calls = [PartCall(self.last, i) for i in range(len(layers))]
+        self.kept: dict[Any, list[Written]] = {}
+        self.waits: dict[Any, int] = {}  # how many calls to go until one is to be written
+        self.patience: dict[Any, int] = {}
+
+    def __call__(self, x: Any) -> Any:
+        """The output; NotImplemented where the layers are to be called one by one."""
+        if type(x) is not torch.Tensor and type(x) is not Tensor:
+            return NotImplemented
+        with DisableTorchFunctionSubclass():
+            if (
+                _is_any_autocast_enabled()
+                or tape.in_transform() is not None
+                or tape.forward_mode["_current_level"] >= 0
+                or x.layout is not torch.strided
+            ):
+                return NotImplemented
+            edge = None
+            if not is_grad_enabled():
+                if x.requires_grad and torch.is_grad_enabled():
+                    return NotImplemented  # torch itself would record
+                key: Any = None, x.shape, x.stride(), x.dtype, x.device
+            elif type(x) is Tensor:
+                node = x._node
+                sign = None if node is None else node.signature
+                if node is None or sign is None or not sign.is_plain:
+                    return NotImplemented
+                edge = node, 0
+                key = sign.serial, exact.is_exact()
+            elif x.requires_grad:
+                return NotImplemented
+            else:
+                key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
+            for written in self.kept.get(key, ()):
+                made = tape._new_node(tape.Node)
+                try:
+                    out = written.function(x, made)
+                except RuntimeError:  # as of a tensor of inference mode: the layers say it
+                    return NotImplemented
+                if out is None:
+                    continue
+                form = written.form
+                if form is None:
+                    return out
+                made.function, made.segment, made.signature = Segment, form, form.signature
+                made.outputs, made.places = form.outputs, form.places
+                made.needs_input_grad = form.needs
+                made.edges = form.edges
+                if edge is not None:
+                    made.edges = [edge if e is ... else e for e in form.edges]
+                made.sequence = next(tape._sequence)
+                self.last[0] = made
+                out.__class__ = Tensor
+                out._node = made
+                return out
+            return self._meet(key, x)
+
+    def call(self) -> Any:
+        """The latest call, for `Module.backward`."""
+        if not is_grad_enabled():
+            return NOT_RECORDED
+        if self.last[0] is None:  # they were called one by one
+            return self.one_by_one
+        return WholeCall(self.last[0])
+
+    def _meet(self, key: Any, x: torch.Tensor) -> Any:
+        """Nothing is written for such an input: write it, if it comes again and again."""
+        left = self.waits.get(key, fast.after - 1)
+        if left > 0 or x.is_inference() or torch._C._len_torch_dispatch_stack():
+            if len(self.waits) >= 4 * _MOST:
+                self.waits.clear()
+            self.waits[key] = left - 1
+            return NotImplemented
+        # Each time it has to be done again, after more calls: what changes all the time
+        # is better called layer by layer.
+        self.waits[key] = self.patience[key] = 2 * self.patience.get(key, 8)
+        with torch._C._EnableTorchFunction():
+            out, noted = self._watched(x)
+        try:
+            calls = [Call(*call) for call in noted]
+            written = Written(calls, self.calls, recording=key[0] is not None)
+        except Unwritable:
+            return out
+        if len(self.kept) >= _MOST:
+            self.kept.clear()
+        self.kept[key] = [written, *self.kept.get(key, ())][:_MOST_OF_ONE]
+        return out
+
+    def _watched(self, x: Any) -> tuple[Any, list[Any]]:
+        """Call the layers one by one, and note what each records."""
+        noted = []
+        way_back = []
+        for layer in self.layers:
+            calls: list[Any] = []
+
+            def run(function: Any, *args: Any, layer: Any = layer, calls: Any = calls) -> Any:
+                calls.append((function, args))
+                return type(layer)._run(layer, function, *args)
+
+            layer.__dict__["_run"] = run
+            try:
+                out = layer(x)
+            finally:
+                layer.__dict__.pop("_run", None)
+            noted.append((layer, calls, x, out))
+            way_back.append(layer._call_for_chain())
+            x = out
+        self.last[0], self.one_by_one = None, Chain(way_back)
+        return x, noted
+
+
+class Written:
+    """The calls of a run of layers, as one function of the input and of a node.
+
+    It keeps with the node what each layer saves, and returns the output; None if a layer is no
+    longer as it was. It holds no tensor but the parameters.
+    """
+
+    def __init__(self, calls: "list[Call]", parts: "list[PartCall]", recording: bool) -> None:
+        self.text = _Text(calls)
+        if not recording:
+            self.form: Form | None = None
+            self._infer(calls)
+        else:
+            params = {id(p) for call in calls for p in call.params.values() if p is not None}
+            inner = [Inner(call.node(), params) for call in calls]
+            self.form = Form(inner, self._record(calls, inner, parts))
+        self.compiled = self.text.compiled()
+        self.function = self.compiled.function
+
+    def _infer(self, calls: "list[Call]") -> None:
+        for k, call in enumerate(calls):
+            function = call.function
+            compute = function.choose(*call.args) or function.infer
+            if compute is None or (function.is_inplace and k == 0):
+                raise Unwritable
+            if 0 < k < len(calls) - 1:
+                compute = _in_place(compute) or compute
+            self.text.call("h", compute, call)
+            self.text.left_by(call, None)
+
+    def _record(
+        self, calls: "list[Call]", inner: list[Inner], parts: "list[PartCall]"
+    ) -> list[tuple[int, int]]:
+        """Write what records; returns which of the saved tensors a user can change."""
+        text = self.text
+        text.lines.append("version = h._version")
+        visible: list[tuple[int, int]] = []
+        versions: list[str] = []
+        for k, (call, made) in enumerate(zip(calls, inner, strict=True)):
+            plan, last = made.plan, k == len(calls) - 1
+            text.lines.append(f"# {tape.bare(made.label or made.function.node_name())}")
+            before, after = [], []  # what is saved before the call, and of it
+            for i, place in enumerate(plan.saves):
+                if place >= 0:
+                    if after:
+                        raise Unwritable
+                    word = text.word(call, call.args[place])
+                    before.append(f"{word}._plain" if i in plan.memory else word)
+                    if word != "h" or k == 0:
+                        visible.append((k, i))
+                        versions.append("version" if word == "h" else f"{word}._version")
+                elif last:  # which would keep itself alive
+                    after.append("h.detach()")
+                    visible.append((k, i))
+                    versions.append("0")
+                else:
+                    after.append("h")
+            hidden = k > 0 and formula.RESULT not in inner[k - 1].plan.saves
+            compute = plan.compute
+            if call.function.is_inplace:
+                if not hidden:
+                    raise Unwritable
+            elif hidden and not last and "h" not in before:
+                compute = _in_place(compute) or compute
+            if before:
+                text.lines.append(f"s{k} = ({', '.join(before)},)")
+            if isinstance(plan, formula.PlanOfMore):
+                text.call("h, *k", compute, call)
+                after += [f"k[{i}]" for i in plan.kept]
+            else:
+                text.call("h", compute, call)
+            if plan.saves_number:
+                after.append("None")
+            if after or not before:
+                kept = f"({', '.join(after)},)" if after else "()"
+                text.lines.append(f"s{k} {'+' if before else ''}= {kept}")
+        text.lines.append(f"node._saved = [{', '.join(f's{k}' for k in range(len(calls)))}]")
+        text.lines.append(f"node._versions = ({' '.join(f'{v},' for v in versions)})")
+        for call, part in zip(calls, parts, strict=True):
+            text.left_by(call, part)
+        return visible
+
+
+def _in_place(compute: Any) -> Any:
+    """Torch's function that computes the same into the memory of its argument, if it has one."""
+    name = getattr(compute, "__name__", "")
+    for home in (torch, torch._C._nn):
+        if getattr(home, name, None) is compute:
+            return getattr(home, f"{name}_", None)
+    return None
+
+
+class Call:
+    """What one layer recorded."""
+
+    def __init__(self, layer: Any, calls: list[Any], given: Any, out: Any) -> None:
+        if len(calls) != 1 or not records_once(layer):
+            raise Unwritable
+        self.layer, self.given, self.out = layer, given, out
+        self.function, self.args = calls[0]
+        if self.function.exact is not None:
+            self.function = exact.chosen(self.function)
+        formulas = self.function.formulas
+        if formulas is None or formulas.several or formulas.rest:
+            raise Unwritable
+        self.params: dict[str, Any] = dict(layer._parameters)
+
+    def node(self) -> tape.Node:
+        """What the call left on the tape."""
+        node = getattr(self.layer._call, "node", None)
+        if node is None or getattr(self.out, "_node", None) is not node:
+            raise Unwritable
+        return node  # type: ignore[no-any-return]
+
+
+class _Text:
+    """The source of a segment, being written.
+
+    In it h is what goes from layer to layer, w0, w1 ... are the parameters, s0, s1 ... what the
+    layers save, m0, m1 ... the layers' own dictionaries.
+    """
+
+    def __init__(self, calls: "list[Call]") -> None:
+        self.lines: list[str] = []
+        self.environment: dict[str, Any] = {}
+        self.params: dict[int, str] = {}
+        self.owned: dict[int, str] = {}
+        self.guards: list[str] = []
+        for hooks in global_hooks:
+            self.guards.append(self.constant(hooks, "hooks"))
+        kinds: dict[type, str] = {type(call.layer): "" for call in calls}
+        for kind in kinds:
+            name = kinds[kind] = self.constant(kind, kind.__name__)
+            for method in ("forward", "__call__"):
+                now = self.constant(getattr(kind, method), f"{kind.__name__}_{method}")
+                self.guards.append(f"{name}.{method} is not {now}")
+        for call in calls:
+            layer = call.layer
+            if id(layer) in self.owned:
+                continue
+            at = len(self.owned)
+            own = self.owned[id(layer)] = f"m{at}"
+            self.environment[own], self.environment[f"layer{at}"] = layer.__dict__, layer
+            self.guards.append(f"type(layer{at}) is not {kinds[type(layer)]}")
+            self.guards += [f'{own}["{name}"]' for name in CALL_HOOKS]
+            self.guards.append(f'"forward" in {own}')
+            for name, param in call.params.items():
+                word = "None" if param is None else self.param(param)
+                self.guards.append(f'{own}["_parameters"].get("{name}", 0) is not {word}')
+            for name in ("training", *getattr(layer, "__constants__", ())):
+                if name not in layer.__dict__:
+                    continue
+                value = self.constant(layer.__dict__[name], name)
+                self.guards.append(f'{own}["{name}"] is not {value}')
+
+    def param(self, param: Any) -> str:
+        """The name of a parameter, which has to be as it was."""
+        name = self.params.get(id(param))
+        if name is None:
+            name = self.params[id(param)] = f"w{len(self.params)}"
+            self.environment[name] = param
+            if param._node is not None or tape.kind_of(type(param)) is not tape.MIRRORED:
+                raise Unwritable
+            if param._requires_grad:
+                sign = param._signature or tape._signature_of_leaf(param)
+                if sign is None:
+                    raise Unwritable  # it has hooks
+                self.guards.append(f"{name}._signature is not {self.constant(sign, 'sign')}")
+            else:
+                self.environment["layout_of"] = of_tensor
+                layout = self.constant(of_tensor(param), "layout")
+                self.guards.append(f"{name}._requires_grad or layout_of({name}) != {layout}")
+        return name
+
+    def word(self, call: Call, arg: Any) -> str:
+        """The source for an argument of a call."""
+        if arg is call.given:
+            return "h"
+        if arg is None:
+            return "None"
+        if any(arg is p for p in call.params.values()):
+            return self.param(arg)
+        if isinstance(arg, torch.Tensor):
+            raise Unwritable
+        return repr(arg) if type(arg) in (int, str, bool) else self.constant(arg, "value")
+
+    def call(self, result: str, compute: Any, call: Call) -> None:
+        words = ", ".join([self.word(call, arg) for arg in call.args])
+        self.lines.append(f"{result} = {source.name_of(compute, self.environment)}({words})")
+
+    def left_by(self, call: Call, part: Any) -> None:
+        """What `Module.backward` of the layer goes back over."""
+        value = "None" if part is None else self.constant(part, "call")
+        self.lines.append(f'{self.owned[id(call.layer)]}["_call"] = {value}')
+
+    def constant(self, value: Any, name: str) -> str:
+        """The name of what is the same at each call."""
+        name = f"{name.strip('_')}_{len(self.environment)}"
+        self.environment[name] = value
+        return name
+
+    def compiled(self) -> source.Compiled:
+        text = "\n".join(
+            [
+                "def forward(h, node):",
+                "    if (",
+                *[f"        {'or ' if i else ''}{g}" for i, g in enumerate(self.guards)],
+                "    ): return None",
+                *[f"    {line}" for line in self.lines],
+                "    return h\n",
+            ]
+        )
+        return source.Compiled(text, "forward", "segment", self.environment)
+
+
+class PartCall:
+    """The call of one layer of a run, should `Module.backward` be asked for it."""
+
+    def __init__(self, last: list[Any], place: int) -> None:
+        self.last, self.place = last, place
+
+    def __call__(self, gradient: Any = None) -> Any:
+        return Recorded(nodes(self.last[0])[self.place])(gradient)
+
+
+NOT_RECORDED = Chain([None])
+
+
+class WholeCall:
+    """The call of a run."""
+
+    def __init__(self, node: tape.Node) -> None:
+        self.node = node
+
+    def __call__(self, gradient: Any = None) -> Any:
+        return Chain([Recorded(node) for node in nodes(self.node)])(gradient)
+
+
+def records_once(layer: Any) -> bool:
+    """Is the forward of this layer one recorded call, and nothing else?"""
+    return getattr(type(layer).forward, "_records_once", False) and type(layer)._run is Layer._run
+
+
+def is_part(layer: Any) -> bool:
+    """May this be a layer of a run?"""
+    return (
+        isinstance(layer, Layer)
+        and records_once(layer)
+        and not any(layer.__dict__.get(name) for name in CALL_HOOKS)
+    )
+
+
+class Runs:
+    """The runs of layers among the modules of a Sequential."""
+
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self.modules = [*modules.values()]
+        self.at: dict[int, Run] = {}  # by where they begin
+        start = 0
+        for place, module in enumerate([*self.modules, None]):
+            if not is_part(module):
+                if place - start > 1:
+                    self.at[start] = Run(self.modules[start:place])
+                start = place + 1
+        first = self.at.get(0)
+        all_of_it = first is not None and len(first.layers) == len(self.modules)
+        self.whole = first if all_of_it else None
+
+    def are(self, modules: dict[str, Any]) -> bool:
+        """Are these the modules still?"""
+        return len(modules) == len(self.modules) and all(map(is_, modules.values(), self.modules))
