@@ -1022,8 +1022,15 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
     """A new signature; none for a leaf with hooks, which the generic walk looks after."""
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
         return None
-    sign = leaf._signature = Signature()
-    return sign
+    try:
+        layout = of_tensor(leaf)
+    except Unsigned:
+        return None
+    held = leaf._signature_by_layout
+    if held is None or held[0] != layout:  # else it was frozen for a while, or given other memory
+        held = leaf._signature_by_layout = layout, Signature()
+    leaf._signature = held[1]
+    return held[1]
 
 
 def _sign(node: Node, key: list[Any], first: Any, args: tuple[Any, ...], makes_new: bool) -> None:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from . import changes
 from . import tape as _tape
 from . import walk as _walk
 from .fast.signature import Signature
@@ -46,7 +45,22 @@ leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need no
 
 _USUAL = (torch.float32, torch.float64)
 _C_data: Any = torch._C.TensorBase.data
-_set_data = changes.reshaping(_C_data.__set__)
+
+
+def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gives its first argument, a tensor, another shape or other memory."""
+
+    def change(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(tensor, *args, **kwargs)
+        finally:  # it may be done in part
+            for name in ("_plain", "_transposed", "_signature"):
+                vars(tensor).pop(name, None)
+
+    return change
+
+
+_set_data = reshaping(_C_data.__set__)
 
 # What answers a torch function on a tracked tensor, filled by nnmirror.rules.
 RULES: dict[Any, Callable[..., Any]] = {}
@@ -112,6 +126,7 @@ class Tensor(torch.Tensor):
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # what `grad` shows
     _signature: "Signature | None" = None  # of a leaf, while its flags and layout stay (see fast)
+    _signature_by_layout: "tuple[Any, Signature] | None" = None  # the latest, to be taken up again
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
@@ -174,7 +189,6 @@ class Tensor(torch.Tensor):
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             self._signature = None
-            changes.count[0] += 1
         return self
 
     @property
@@ -277,12 +291,11 @@ class Tensor(torch.Tensor):
         self._output_nr = 0
         self._requires_grad = False
         self._signature = None
-        changes.count[0] += 1
         return self
 
     def set_(self, *args: Any, **kwargs: Any) -> "Tensor":  # type: ignore[override]
         """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
-        return changes.reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
+        return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
 
     @functools.cached_property
     def _plain(self) -> torch.Tensor:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import changes
 from . import tape as _tape
 from . import tensor as _tensor
 
@@ -97,8 +96,6 @@ def change_of(tensor: torch.Tensor) -> Change:
     root = tensor if base is None else base
     if root.requires_grad:
         return Change(base, ())
-    if isinstance(root, _tensor.Tensor):
-        changes.count[0] += 1  # a frozen parameter, say, which will be a leaf no longer
     # Memory that carried no gradient is about to carry one: whoever else sees it has to know.
     # (`_storage_Use_Count` counts its own argument.)
     tensors = torch._C._storage_Use_Count(root.untyped_storage()._cdata) - 1

@@ -20,7 +20,6 @@ from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
 from .. import tape
-from ..changes import HookRegistry, Registry, count, counting
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
 from . import hooks
@@ -56,11 +55,11 @@ _EXTRA_STATE = "_extra_state"
 _global_buffer_registration_hooks: dict[int, Callable] = OrderedDict()
 _global_module_registration_hooks: dict[int, Callable] = OrderedDict()
 _global_parameter_registration_hooks: dict[int, Callable] = OrderedDict()
-_global_backward_pre_hooks: dict[int, Callable] = HookRegistry()
-_global_backward_hooks: dict[int, Callable] = HookRegistry()
+_global_backward_pre_hooks: dict[int, Callable] = OrderedDict()
+_global_backward_hooks: dict[int, Callable] = OrderedDict()
 _global_is_full_backward_hook: bool | None = None  # None until the first is registered
-_global_forward_pre_hooks: dict[int, Callable] = HookRegistry()
-_global_forward_hooks: dict[int, Callable] = HookRegistry()
+_global_forward_pre_hooks: dict[int, Callable] = OrderedDict()
+_global_forward_hooks: dict[int, Callable] = OrderedDict()
 _global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
 _global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
 
@@ -73,11 +72,6 @@ GLOBAL_HOOKS = (
     _global_forward_hooks,
 )
 CALL_HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
-
-# Attributes that say how a module is called: to set one is counted. plain.py adds the settings
-# of the layers that it runs.
-COUNTED = {*CALL_HOOKS, "__class__", "_modules", "_parameters", "forward"}
-_COUNTING = (*CALL_HOOKS, "_modules", "_parameters")
 
 
 class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
@@ -221,8 +215,6 @@ class Module(_RefusedByTorchModules):
     call_super_init: bool = False
     # What `backward` goes back over: set by each forward, no part of the module's state.
     _call: Any = None
-    # Where the count of changes stood when it was last found to have no hooks.
-    _unhooked: int = -1
     _torchdynamo_orig_callable: Any = _Untraceable()
     _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
 
@@ -258,14 +250,14 @@ class Module(_RefusedByTorchModules):
         # Written past __setattr__, which needs the registries to be there.
         self.__dict__.update(
             training=True,
-            _parameters=Registry(),
+            _parameters={},
             _buffers={},
             _non_persistent_buffers_set=set(),
             _is_full_backward_hook=None,
-            _modules=Registry(),
+            _modules={},
         )
         for name in _HOOK_REGISTRIES:
-            self.__dict__[name] = HookRegistry() if name in CALL_HOOKS else OrderedDict()
+            self.__dict__[name] = OrderedDict()
         if self.call_super_init:
             super().__init__(*args, **kwargs)
 
@@ -391,8 +383,6 @@ class Module(_RefusedByTorchModules):
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Union[Tensor, "Module"]) -> None:
-        if name in COUNTED:
-            count[0] += 1
         own = self.__dict__
         params, modules, buffers = own.get("_parameters"), own.get("_modules"), own.get("_buffers")
         if is_parameter(value):
@@ -461,8 +451,6 @@ class Module(_RefusedByTorchModules):
             )
 
     def __delattr__(self, name: str) -> None:
-        if name in COUNTED:
-            count[0] += 1
         for registry in (self._parameters, self._buffers, self._modules):
             if name in registry:
                 self.__dict__.pop("_runs", None)
@@ -624,7 +612,6 @@ class Module(_RefusedByTorchModules):
 
         A parameter stays the same object, with new data, where torch allows it.
         """
-        count[0] += 1
         if recurse:
             for module in self.children():
                 module._apply(fn)
@@ -772,19 +759,17 @@ class Module(_RefusedByTorchModules):
     # -- calling -----------------------------------------------------------------------------
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        if self._unhooked == count[0]:
-            return self.forward(*args, **kwargs)
-        now = count[0]
         if (
-            self._backward_hooks
-            or self._backward_pre_hooks
-            or self._forward_hooks
+            self._forward_hooks
             or self._forward_pre_hooks
-            or any(GLOBAL_HOOKS)
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or _global_forward_hooks
+            or _global_forward_pre_hooks
+            or _global_backward_hooks
+            or _global_backward_pre_hooks
         ):
             return hooks.call_with_hooks(self, args, kwargs)
-        if all(type(getattr(self, name)) is HookRegistry for name in CALL_HOOKS):
-            self.__dict__["_unhooked"] = now
         return self.forward(*args, **kwargs)
 
     __call__: Callable[..., Any] = _call_impl
@@ -1103,19 +1088,16 @@ class Module(_RefusedByTorchModules):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_call", "_runs", "_unhooked"):  # what calls left
+        for name in ("_call", "_runs"):  # what calls left
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        count[0] += 1
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:  # not there in what older versions saved
             self.__dict__.setdefault(name, OrderedDict())
         self.__dict__.setdefault("_non_persistent_buffers_set", set())
         self.__dict__.setdefault("_is_full_backward_hook", None)
-        for name in _COUNTING:
-            self.__dict__[name] = counting(self.__dict__[name])
 
     # -- printing ----------------------------------------------------------------------------
 

@@ -419,7 +419,9 @@ class _Text:
             else:
                 self.environment["layout_of"] = of_tensor
                 layout = self.constant(of_tensor(param), "layout")
-                self.guards.append(f"{name}._requires_grad or layout_of({name}) != {layout}")
+                self.guards.append(
+                    f"{name}._requires_grad or {name}._node or layout_of({name}) != {layout}"
+                )
         return name
 
     def word(self, call: Call, arg: Any) -> str:

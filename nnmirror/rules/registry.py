@@ -19,7 +19,6 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from .. import changes
 from .. import tensor as _tensor
 from ..grad_mode import is_grad_enabled
 from ..tape import (
@@ -402,7 +401,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if kwargs or len(args) > 1:
         check_numbers(func, args, kwargs)
     if args and (func in RESHAPING or _bare_name(func) in _RESHAPING_NAMES):
-        return changes.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
+        return _tensor.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
     return _dispatch(func, args, kwargs)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
-from ..changes import reshaping
 from ..tape import Node, record, tracked, usual_edge
+from ..tensor import reshaping
 from ..views import AsStrided, ViewOf
 from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
 
