@@ -42,7 +42,6 @@ from nnmirror.exact import mode
 from nnmirror.exact.table import ATTACHED
 
 
-
 def _devices() -> list[str]:
     named = os.environ.get("NNMIRROR_DEVICES")
     if named:

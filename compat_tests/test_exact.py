@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import nnmirror
+from nnmirror import fast
 from nnmirror.exact.table import ATTACHED, table
-from nnmirror.modules import fused
 from nnmirror.rules import activation
 
 from . import test_activations
@@ -66,7 +66,7 @@ def test_the_mode_is_of_the_thread():
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_forward_decides(marked, enabled, monkeypatch):
     """Layers alone and in a Sequential, again and again, so that walks are bound meanwhile."""
-    monkeypatch.setattr(fused, "enabled", enabled)
+    monkeypatch.setattr(fast, "enabled", enabled)
     x = nnmirror.Parameter(torch.randn(8))
     nets = [nnmirror.SiLU(), nnmirror.Sequential(nnmirror.Identity(), nnmirror.SiLU())]
     nets.append(nnmirror.functional.silu)

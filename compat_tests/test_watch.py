@@ -15,7 +15,6 @@ import torch
 
 import nnmirror
 from nnmirror import nn
-from nnmirror.modules import fused
 from nnmirror.watch import Record
 
 from . import test_fused
@@ -492,6 +491,13 @@ def test_tuples_as_batches(hand):
 # -- on and off ------------------------------------------------------------------------------
 
 
+def runs_as_one(net, x):
+    """Is the net, called again and again, run as one?"""
+    for _ in range(20):
+        y = net(x)
+    return y._node.segment is not None
+
+
 def test_hooks_are_gone_afterwards_and_the_fast_path_is_on_again():
     torch.manual_seed(0)
     net = plain(nn)
@@ -500,11 +506,11 @@ def test_hooks_are_gone_afterwards_and_the_fast_path_is_on_again():
     with nnmirror.watch(net) as w:
         y = net(x)
         assert hooks_of(net)
-        assert y.grad_fn.folded is None, "watched, the layers are called one by one"
+        assert y._node.segment is None, "watched, the layers are called one by one"
         y.sum().backward(retain_graph=True)
     assert hooks_of(net) == []
     assert not y.grad_fn.tensor_hooks[0]
-    assert net(x)._node.function is fused.Fused
+    assert runs_as_one(net, x)
     y.sum().backward()
     assert len(w.records[0].backwards) == 1, "what happens outside is not recorded"
     with w:  # on again: it goes on
@@ -651,7 +657,7 @@ def test_a_model_copied_inside_is_not_watched(how):
         other(x).sum().backward()
     assert len(w.steps) == 1
     assert hooks_of(other) == []
-    assert other(x)._node.function is fused.Fused
+    assert runs_as_one(other, x)
 
 
 class Residual(nn.Module):

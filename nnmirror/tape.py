@@ -91,10 +91,7 @@ class Node:
     materialize_grads: bool = True
     # What a user's Function keeps on its ctx; None for a rule.
     attributes: dict[str, Any] | None = None
-    # For a node that stands for several: what it stands for (see modules/segment.py), ...
-    segment: Any = None
-    # ... or what makes it one of them.
-    folded: "Callable[[Any], None] | None" = None
+    segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     records: bool = True
@@ -186,8 +183,6 @@ class Node:
         """The node as PyTorch would show it, for whoever looks at it."""
         if self.segment is not None:
             self.segment.expand(self)
-        if self.folded is not None:
-            self.folded(self)
         if self.function.looked_at is not None:
             self.function.looked_at(self)
         return self

@@ -350,14 +350,6 @@ def dependencies(
         order.append(target)
         if target.segment is not None and expanding:
             target.segment.expand(target)
-        if target.folded is not None and (
-            torch.is_anomaly_enabled()  # which names the layer
-            or any(
-                e is not None and isinstance(e[0], _tensor.Tensor) and _is_hooked(e[0])
-                for e in target.edges
-            )
-        ):
-            target.folded(target)  # a hook runs before the layers further back do
         for edge in target.edges:
             if edge is not None:
                 counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1

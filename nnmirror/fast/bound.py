@@ -135,8 +135,6 @@ class _Writer:
     def __init__(self, root: _tape.Node) -> None:
         self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
         self.whole.sort(key=lambda node: -node.sequence)
-        if any(node.folded is not None for node in self.whole):
-            raise Unbindable
         if any(node.is_watched or node.signature is None for node in self.whole):
             raise ChangedSince
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}

@@ -15,7 +15,7 @@ from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
 from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
-from .segment import NOT_RECORDED, Runs
+from .segment import NOT_RECORDED, Runs, is_hooked
 
 V = TypeVar("V")
 
@@ -82,7 +82,7 @@ class Sequential(_Numbered):
         if fast.enabled and type(self).__iter__ is Sequential.__iter__:
             runs = own.get("_runs")
             modules = own["_modules"]
-            if runs is None or not runs.are(modules):
+            if runs is None or not runs.stand(modules):
                 runs = own["_runs"] = Runs(modules)
             if runs.whole is not None:
                 out = runs.whole(input)
@@ -90,13 +90,15 @@ class Sequential(_Numbered):
                     own["_call"] = runs.whole.call()
                     return out
                 runs = None
+                if any(map(is_hooked, modules.values())):
+                    runs = own["_runs"] = Runs(modules)
         recorded = is_grad_enabled()
         calls: list[Call | None] = []
         modules, place = iter(self), 0
         for module in modules:
             run = None if runs is None else runs.at.get(place)
             # What was called before may have exchanged what comes now.
-            if run is not None and (place == 0 or runs.are(own["_modules"])):
+            if run is not None and runs is not None and (not place or runs.are(own["_modules"])):
                 out = run(input)
                 if out is not NotImplemented:
                     input = out

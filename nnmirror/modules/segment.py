@@ -49,7 +49,8 @@ class Inner:
         plan = node.plan
         if type(node) is not tape.Node or plan is None or node.dirty or len(node.outputs) != 1:
             raise Unwritable
-        self.function, self.plan, self.label = node.function, plan, node.label
+        self.function, self.label = node.function, node.label
+        self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
         # Where the gradients go: to a parameter, None for nowhere, or ... to what came before.
         self.edges: list[Any] = []
@@ -69,6 +70,7 @@ class Inner:
     ) -> None:
         """Make `node` that of the layer; `before` is where the gradient of its input goes."""
         node.function, node.plan, node.label = self.function, self.plan, self.label
+        node.given = self.given
         node.places, node.needs_input_grad, node.outputs = self.places, self.needs, self.outputs
         node.edges = [before if edge is ... else edge for edge in self.edges]
         node.sequence = sequence  # type: ignore[assignment]
@@ -289,7 +291,8 @@ class Written:
         for k, (call, made) in enumerate(zip(calls, inner, strict=True)):
             plan, last = made.plan, k == len(calls) - 1
             text.lines.append(f"# {tape.bare(made.label or made.function.node_name())}")
-            before, after = [], []  # what is saved before the call, and of it
+            before: list[str] = []  # what is saved before the call, ...
+            after: list[str] = []  # ... and of it
             for i, place in enumerate(plan.saves):
                 if place >= 0:
                     if after:
@@ -360,7 +363,7 @@ class Call:
         node = getattr(self.layer._call, "node", None)
         if node is None or getattr(self.out, "_node", None) is not node:
             raise Unwritable
-        return node  # type: ignore[no-any-return]
+        return node  # type: ignore[return-value]
 
 
 class _Text:
@@ -495,11 +498,13 @@ def records_once(layer: Any) -> bool:
 
 def is_part(layer: Any) -> bool:
     """May this be a layer of a run?"""
-    return (
-        isinstance(layer, Layer)
-        and records_once(layer)
-        and not any(layer.__dict__.get(name) for name in CALL_HOOKS)
-    )
+    return isinstance(layer, Layer) and records_once(layer) and not is_hooked(layer)
+
+
+def is_hooked(layer: Any) -> bool:
+    """Has the module hooks for its calls?"""
+    own = getattr(layer, "__dict__", {})
+    return any([own.get(name) for name in CALL_HOOKS])
 
 
 class Runs:
@@ -507,6 +512,7 @@ class Runs:
 
     def __init__(self, modules: dict[str, Any]) -> None:
         self.modules = [*modules.values()]
+        self.hooked = [is_hooked(module) for module in self.modules]
         self.at: dict[int, Run] = {}  # by where they begin
         start = 0
         for place, module in enumerate([*self.modules, None]):
@@ -517,6 +523,15 @@ class Runs:
         first = self.at.get(0)
         all_of_it = first is not None and len(first.layers) == len(self.modules)
         self.whole = first if all_of_it else None
+
+    def stand(self, modules: dict[str, Any]) -> bool:
+        """Are the modules, and which of them have hooks, as they were?
+
+        Where all of them are one run, that asks about the hooks itself.
+        """
+        if not self.are(modules):
+            return False
+        return self.whole is not None or self.hooked == [*map(is_hooked, self.modules)]
 
     def are(self, modules: dict[str, Any]) -> bool:
         """Are these the modules still?"""

@@ -7,25 +7,18 @@ kernel of PyTorch rounds after each operation, so does the formula here, in its 
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
+from torch._C import DisableTorchFunctionSubclass
 
-from ..exact.mode import chosen
-from ..grad_mode import is_grad_enabled
 from ..tape import (
-    _FREED,
-    Node,
     constant,
-    in_transform,
     is_left_to_torch,
     record,
-    recorded,
-    usual_edge,
 )
 from .arithmetic import Add, Div, Mul
-from .kernel import each_way, vector_exp
+from .kernel import each_way
 from .registry import Rule, check_numbers, composite, rule, unplaced
 from .shape import contiguous, view
-from .softmax import LogSoftmax, log_softmax
+from .softmax import log_softmax
 
 T = torch.Tensor
 
@@ -207,10 +200,6 @@ def cross_entropy_loss(
     (arXiv:1512.00567).
     """
     given = input, target, weight, reduction, ignore_index, label_smoothing
-    if weight is None and label_smoothing == 0 and reduction != 0:
-        loss = _usual_cross_entropy(input, target, reduction, ignore_index)
-        if loss is not None:
-            return loss
     if is_left_to_torch(given):
         with DisableTorchFunctionSubclass():
             return torch._C._nn.cross_entropy_loss(*given)  # type: ignore[arg-type]
@@ -231,87 +220,6 @@ def cross_entropy_loss(
         return _smoothed(*given)
     likelihood = log_softmax(input, 0 if input.dim() == 1 else 1, input.dtype)
     return nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
-
-
-class _CrossEntropy(Rule):
-    """A `LogSoftmax` and the `NllLoss` of it as one node:  dx = (exp(l) - [c is the class]) g / n
-
-    The row of gradients that the loss sends back is 0 but for the class, so its sum needs no
-    adding up. Saved: l and t.
-    """
-
-    @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T]:
-        if ctx._saved is None:
-            raise RuntimeError(_FREED)
-        likelihood, t = ctx._saved
-        if t._version != ctx._versions[1]:
-            _unfold(ctx)
-            ctx.saved(1)
-        share = -(g / ctx.total if ctx.reduction == MEAN else g)
-        shares = share.expand(len(t), 1)
-        if ctx.total.item() != len(t):  # some have a class that is to be ignored
-            ignored = t == ctx.ignored
-            t = t.masked_fill(ignored, 0)
-            shares = shares.masked_fill(ignored.unsqueeze(1), 0)
-        dl = torch.zeros_like(likelihood).scatter_(1, t.unsqueeze(1), shares)
-        y = vector_exp(likelihood)
-        return (torch.addcmul(dl, y, shares.expand_as(y), value=-1),)
-
-
-def _usual_cross_entropy(input: Any, target: Any, reduction: int, ignored: int) -> T | None:
-    """The loss of rows of tracked scores and their classes; None for anything else."""
-    edge = usual_edge(input)
-    if edge is None or type(target) is not T or not is_grad_enabled():
-        return None
-    with DisableTorchFunctionSubclass():
-        shape = input.shape
-        if (
-            len(shape) != 2
-            or target.shape != shape[:1]
-            or 0 in shape
-            or target.dtype is not torch.int64
-            or input.dtype not in _WIDE
-            or not (input.is_cpu and input.is_contiguous())
-            or _is_any_autocast_enabled()
-            or in_transform() is not None
-        ):
-            return None
-        node: Any = Node(_CrossEntropy)
-        likelihood = T.log_softmax(input, 1)
-        loss, node.total = NllLoss.loss(likelihood, target, None, reduction, ignored)
-        node.reduction, node.ignored, node.logarithm = reduction, ignored, chosen(LogSoftmax)
-        node.places, node.needs_input_grad = (0,), (True,)
-        node.save_for_backward(likelihood, target)
-        node.folded = _unfold
-        made = recorded(node, loss, (edge,))[0]
-        return made
-
-
-_WIDE = (torch.float32, torch.float64)
-_SOME = torch.empty(0)  # a plan asks which arguments are tensors, not what is in them
-
-
-def _unfold(node: Any) -> None:
-    """Turn `node` into that of the loss, with that of the logarithm behind it."""
-    node.folded = None
-    before: Any = Node(node.logarithm)
-    before.sequence = node.sequence - 0.5
-    before.plan = node.logarithm.formulas.plan((None, 1), (True, False))
-    before.edges, before.places, before.needs_input_grad = (*node.edges, None), (0,), (True, False)
-    before._saved = None
-    shape: Any = ()
-    if node._saved is not None:
-        likelihood, target = node._saved
-        shape = likelihood.shape
-        before._saved, before._versions = (likelihood,), node._versions[:1]
-        node._saved, node._versions = (likelihood, target, node.total), [*node._versions, 0]
-    before.outputs = ((shape, *node.outputs[0][1:]),)
-    formulas: Any = NllLoss.formulas
-    args = _SOME, _SOME, None, node.reduction, node.ignored
-    node.plan = formulas.plan(args, (True, *[False] * 4))
-    node.function, node.places = NllLoss, (0, 1)
-    node.edges, node.needs_input_grad = ((before, 0), *[None] * 4), (True, *[False] * 4)
 
 
 def _weighted(likelihood: T, weight: T | None, along: int) -> T:
