@@ -238,6 +238,8 @@ class _Writer:
                 self.alive += [args, kwargs, out]
                 if hasattr(out, "_is_constant"):
                     continue  # made now, and kept
+                if kwargs.get("out", ...) is None:
+                    kwargs = {key: value for key, value in kwargs.items() if key != "out"}
                 words = [self.word(a, mine) for a in args]
                 words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
                 self.assign(_Called("", func, args, kwargs, words, out), mine)
