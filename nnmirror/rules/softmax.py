@@ -7,13 +7,14 @@ float16 and bfloat16 are computed in float32, as PyTorch's kernels do. In exact 
 and rounded as they do it, too (see `nnmirror.exact.softmax`).
 """
 
+import math
 from typing import Any
 
 import torch
 
 from ..tape import record
 from . import shape
-from .kernel import alone, laid_out_as, vector_exp, widened
+from .pointwise import above, number, selected, times_slope
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -85,27 +86,20 @@ _as_function(torch.special.log_softmax, log_softmax)
 
 @rule(torch._C._nn.softplus)
 class Softplus(Rule):
-    """z = log(1 + e) / b, x where b x > t:  dx = g e / (e + 1), g there;  e = exp(b x)
-
-    The one rule here that does not always give PyTorch's bits: where b x > 0 its kernel rounds
-    exp otherwise than any tensor operation, and about one gradient in thirty is off in its
-    last place.
-    """
+    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g sigmoid(b x), g there.  Saved: x."""
 
     @staticmethod
-    def forward(ctx: Any, input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
-        z = torch._C._nn.softplus(input, beta, threshold)
-        ctx.how = beta, threshold
-        ctx.save_for_backward(input)
-        return z
+    def forward(input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
+        return torch._C._nn.softplus(input, beta, threshold)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        beta, threshold = ctx.how
-        dtype = g.dtype
-        shape = g.shape
-        wide, x = widened(g, ctx.saved(0))
-        x = x * beta
-        e = torch.where(x < 0, vector_exp(x), alone(torch.exp, x))
-        dx = torch.where(x > threshold, wide, wide * e / (e + 1.0))
-        return laid_out_as(dx.to(dtype).reshape(shape), g), None, None
+    def d_input(g: T, input: T, beta: float, threshold: float) -> T:
+        return times_slope(g, _softplus_slope, input, beta, threshold)
+
+
+def _softplus_slope(x: T, beta: float, threshold: float) -> T:
+    x = x if beta == 1 else x * number(beta, x)
+    s = torch.sigmoid(x)
+    if threshold > 0 and math.exp(-threshold) < torch.finfo(x.dtype).eps / 4:
+        return s  # 1 from there on anyway
+    return selected(above(x, threshold), 1, s)
