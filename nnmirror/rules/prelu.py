@@ -20,6 +20,7 @@ class PreluKernel(Rule):
     """
 
     infer: Any = staticmethod(torch._prelu_kernel)
+    always_saved = ("weight",)  # for the gradient of an input that does not require one
 
     @staticmethod
     def forward(input: T, weight: T) -> T:
