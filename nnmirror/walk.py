@@ -165,8 +165,9 @@ def walk(
     last runs first, and gradients are added up in the order in which they arrive. So
     sums of three or more terms have the same bits.
     """
-    counts, order = dependencies(edges)
     captured = only or stop or ()
+    binding = fast.enabled and not captured and not torch.is_anomaly_enabled()
+    counts, order = dependencies(edges, expanding=not binding)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
@@ -223,6 +224,18 @@ def walk(
         while ready:
             node = heapq.heappop(ready)[1]
             slots = buffers.pop(id(node))
+            if binding and len(slots) == 1 and slots[0] is not None and not node.is_watched:
+                floor = -ready[0][0] if ready else -1
+                part = _bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
+                if part is not None:
+                    slots = []
+                    targets, given = part
+                    for target, index in targets:
+                        arrive(target, index, given.pop())
+                    continue
+            if node.segment is not None:
+                node.segment.expand(node)
+                counts.update(dict.fromkeys(map(id, node.before), 1))  # type: ignore[attr-defined]
             if node.tensor_hooks is not None or node.retained is not None:
                 _run_output_hooks(node, slots)
             for i in range(len(slots)) if wanted else ():
@@ -841,6 +854,53 @@ def _walk_bound(loss: Any, retain_graph: bool) -> bool:
                 else:
                     _accumulate(leaf, grad, own)
     return True
+
+
+def _bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
+    """The walk behind `node`, as far as it is bound: see `BoundPart`; None if it is not."""
+    sign = node.signature
+    if sign is None or sign.parts is False:
+        return None
+    key = grad.stride() if grad.dim() else ()
+    part = None if sign.parts is None else sign.parts.get(key)
+    if part is None:
+        sign.visits += 1
+        if sign.visits < fast.after or torch._C._len_torch_dispatch_stack():
+            return None
+        from .fast import bound  # it goes over what is defined here
+
+        try:
+            part = bound.bind_part(node, grad, bound.State(*state))
+        except bound.ChangedSince:
+            sign.visits = 0
+            return None
+        if part is None:
+            sign.parts = False
+            return None
+        if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
+            sign.parts = {}
+        sign.parts[key] = part
+        if fast.after > 1:
+            return None
+    if not part.trusted:
+        if torch._C._len_torch_dispatch_stack():
+            return None
+        found = part.run(node, grad, True, state)
+        if found is None:
+            return None
+        from .fast import bound
+
+        expected = bound.by_steps(node, grad, bound.State(*state))
+        part.trusted = all(map(_same, found[1][::-1], expected))
+        if not part.trusted:
+            sign.parts = False
+            if fast.after == 1:
+                raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
+            return None
+    return part.run(node, grad, retain_graph, state)
+
+
+_MOST_PARTS = 4  # for gradients of different strides
 
 
 def _give_one(leaf: Any, grad: torch.Tensor, own: bool) -> None:

@@ -14,6 +14,7 @@ the same ways, nothing saved that was changed or freed since, no hook, every par
 when it was used. If not, it returns None, and the generic walk goes.
 """
 
+import heapq
 import itertools
 import re
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from .. import walk as _walk
 from . import source
 
 _MOST_NODES = 128  # of a walk that is bound
+_FEWEST = 3  # of a part
 _LARGE = 1 << 16  # bytes: from here on memory is given back as soon as it may be
 _TAKEN = {
     "backward",
@@ -88,6 +90,45 @@ class Bound:
         self.run = self.compiled.function
 
 
+class BoundPart(Bound):
+    """The part of a walk behind one node, bound: `run(node, g, retain_graph, state)`.
+
+    It is of those nodes behind it that the generic walk runs next, and whose gradients all come
+    from within. Returns where the gradients go, leaves and other nodes, and the gradients, the last
+    first; None if it is not as it was.
+    """
+
+
+class State(NamedTuple):
+    """How far a generic walk has come."""
+
+    counts: dict[int, int]  # by id, how many gradients a node or a leaf waits for
+    arrived: Any  # the ids of those that have got one
+    floor: float  # the sequence of the latest node that waits its turn
+
+
+def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart | None:
+    """The part behind `root`, bound; None if it cannot be.
+
+    Raises ChangedSince if it cannot be now.
+    """
+    try:
+        writer = _Writer(root, state)
+        if len(writer.order) < _FEWEST:
+            return None
+        writer.go_back(grad)
+        return BoundPart(writer.source(grad), writer.environment)
+    except Unbindable:
+        return None
+
+
+def by_steps(root: _tape.Node, grad: torch.Tensor, state: State) -> list[torch.Tensor]:
+    """What the nodes of the part give one by one."""
+    writer = _Writer(root, state)
+    writer.go_back(grad)
+    return [g for _, _, g in writer.results]
+
+
 def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
     """The walk from `root` with the gradient `grad`, bound; None if it cannot be.
 
@@ -132,12 +173,18 @@ class _Writer:
     the leaves, t0, t1 ... what is computed.
     """
 
-    def __init__(self, root: _tape.Node) -> None:
-        self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
-        self.whole.sort(key=lambda node: -node.sequence)
+    def __init__(self, root: _tape.Node, state: State | None = None) -> None:
+        self.is_part = state is not None
+        self.counts: dict[int, int] = {}  # of the nodes of a part
+        if state is None:
+            self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
+            self.whole.sort(key=lambda node: -node.sequence)
+        else:
+            self.whole = self.part(root, state)
         if any(node.is_watched or node.signature is None for node in self.whole):
             raise ChangedSince
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
+        self.named: set[int] = set()  # the layers of segments
         # In place of the node of a segment come those of its layers.
         self.layers: dict[int, list[_tape.Node]] = {}
         self.saved_as: dict[int, str] = {}  # where the source finds what a node saved
@@ -151,6 +198,7 @@ class _Writer:
             layers = self.layers[id(node)] = node.segment.nodes(node)
             for k, layer in enumerate(layers):
                 self.saved_as[id(layer)] = f"{saved}[{k}]"
+                self.named.add(id(layer))
             self.order += reversed(layers)
         if len(self.order) > _MOST_NODES:
             raise Unbindable
@@ -164,7 +212,43 @@ class _Writer:
         self.arrivals: dict[int, tuple[Any, torch.Tensor]] = {}  # leaves and their gradients
         self.given: set[int] = set()  # leaves whose gradient does not wait for the end
         self.freed: set[int] = set()  # nodes that are freed on the way
+        # Of a part: each gradient that leaves it, and where it goes.
+        self.results: list[tuple[Any, int, torch.Tensor]] = []
         self.temporaries = itertools.count()
+
+    def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
+        """The nodes that the generic walk would run from `root` on, in its order.
+
+        As far as their gradients come from one another alone.
+        """
+        found: list[_tape.Node] = []
+        counts = state.counts
+        reached: dict[int, int] = {id(root): counts[id(root)]}
+        waiting = [(-root.sequence, root)]
+        size = 0
+        while waiting:
+            node = heapq.heappop(waiting)[1]
+            is_next = reached[id(node)] == counts[id(node)] and id(node) not in state.arrived
+            if (
+                not is_next
+                or node.sequence < state.floor
+                or node.is_watched
+                or node.signature is None
+            ):
+                break
+            size += 1 if node.segment is None else len(node.segment.inner)
+            if size > _MOST_NODES:
+                break
+            found.append(node)
+            for edge in node.edges:
+                if edge is None or type(edge[0]) is not _tape.Node:
+                    continue
+                target = edge[0]
+                if id(target) not in reached:
+                    heapq.heappush(waiting, (-target.sequence, target))
+                reached[id(target)] = reached.get(id(target), 0) + 1
+        self.counts = {id(node): reached[id(node)] for node in found[1:]}
+        return found
 
     # -- going back ----------------------------------------------------------------------
 
@@ -197,11 +281,13 @@ class _Writer:
                 if result is None:
                     raise Unbindable
                 target, index = edge
-                if type(target) is _tape.Node:
+                if id(target) in self.names or id(target) in self.named:
                     if id(target) in self.layers:
                         target = self.layers[id(target)][-1]
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
                     to[index] = self.added(to[index], result)
+                elif self.is_part:
+                    self.results.append((target, index, result))
                 else:
                     held = self.arrivals.get(id(target))
                     total = self.added(held and held[1], result)
@@ -334,8 +420,20 @@ class _Writer:
     # -- the whole -----------------------------------------------------------------------
 
     def source(self, grad: torch.Tensor) -> str:
-        lines = ["def backward(n0, g, retain_graph, give):"]
+        given = "state" if self.is_part else "give"
+        lines = [f"def backward(n0, g, retain_graph, {given}):"]
         conditions: list[str] = []
+        ends: dict[int, str] = {}  # nodes beyond a part
+        if self.is_part:
+            last = self.whole[-1]
+            last_name = self.names[id(last)]
+            earlier = "" if last.segment is None else " - 1"
+            conditions.append(f"{last_name}.sequence{earlier} < floor")
+            lines.append("counts, arrived, floor = state")
+            for node in self.whole[1:]:
+                count = self.counts[id(node)]
+                conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
+                conditions.append("key in arrived")
         leaves: dict[int, str] = {}
         fetched = {id(self.whole[0])}
         for i, node in enumerate(self.whole):  # each has a name by then
@@ -349,7 +447,14 @@ class _Writer:
                 if edge is None:
                     continue
                 target = edge[0]
-                if type(target) is _tape.Node:
+                if type(target) is _tape.Node and id(target) not in self.names:
+                    if id(target) not in ends:
+                        ends[id(target)] = f"x{len(ends)}"
+                        lines.append(f"{ends[id(target)]} = e[{place}][0]")
+                        conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
+                    else:
+                        lines.append(f"if e[{place}][0] is not {ends[id(target)]}: return None")
+                elif type(target) is _tape.Node:
                     follows = follows or target is self.whole[i + 1]
                     to = self.names[id(target)]
                     if id(target) in fetched:
@@ -416,6 +521,14 @@ class _Writer:
         if free:
             lines.append("if not retain_graph:")
             lines += [f"    {line}" for line in free]
+        if self.is_part:
+            targets = [
+                f"({leaves.get(id(target)) or ends[id(target)]}, {index})"
+                for target, index, _ in self.results
+            ]
+            grads = [self.known[id(g)] for _, _, g in reversed(self.results)]
+            lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
+            return "\n    ".join(lines) + "\n"
         found = [
             f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
             for leaf, g in self.arrivals.values()
@@ -440,6 +553,7 @@ class _Writer:
         """Memory that is used again for what is small, and seen by nobody."""
         taken = self.shared | self.handed_on
         taken |= {_memory(g) for _, g in self.arrivals.values()}
+        taken |= {_memory(g) for _, _, g in self.results}
         taken |= {_memory(t) for node in self.order for t in node._saved or () if t is not None}
         memory = _Memory()
         last: dict[str, int] = {}  # where a name is used last
@@ -471,7 +585,7 @@ class _Writer:
             self.known[id(g)].partition("[")[0]
             for key, (_, g) in self.arrivals.items()
             if key not in self.given
-        }
+        } | {self.known[id(g)].partition("[")[0] for _, _, g in self.results}
         last: dict[int, list[str]] = {}
         for name in sorted(large - at_end):
             word = re.compile(rf"\b{name}\b")

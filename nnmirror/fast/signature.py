@@ -32,11 +32,13 @@ class Signature:
         "needs",
         "next",
         "outputs",
+        "parts",
         "places",
         "plan",
         "serial",
         "siblings",
         "varying",
+        "visits",
         "walks",
     )
 
@@ -55,6 +57,9 @@ class Signature:
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
         self.varying: set[Any] = set()  # functions whose calls from here are no longer signed
         self.walks = 0  # how often a walk began here
+        self.visits = 0  # how often the generic walk came here
+        # Parts of a walk from here, by the strides of the gradient; False if there can be none.
+        self.parts: Any = None
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.is_plain = True  # it has one output, which is no view
         self.checks_shape = False  # the shape of the result depends on the data
