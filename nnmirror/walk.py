@@ -27,6 +27,7 @@ _R = TypeVar("_R")
 # written several times sooner; to be called behind DisableTorchFunctionSubclass.
 C_grad: Any = torch._C.TensorBase.grad
 _NOT_OURS = object()
+_is_seen: Any = torch._C._len_torch_dispatch_stack  # by a mode that is shown each operation
 _BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
 
 
@@ -166,7 +167,7 @@ def walk(
     sums of three or more terms have the same bits.
     """
     captured = only or stop or ()
-    binding = fast.enabled and not captured and not torch.is_anomaly_enabled()
+    binding = fast.enabled and not (captured or torch.is_anomaly_enabled() or _is_seen())
     counts, order = dependencies(edges, expanding=not binding)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
@@ -823,13 +824,13 @@ def _walk_bound(loss: Any, retain_graph: bool) -> bool:
     """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or sign.bound is False or torch.is_anomaly_enabled():
+    if node is None or sign is None or sign.bound is False:
+        return False
+    if torch.is_anomaly_enabled() or _is_seen():
         return False
     with DisableTorchFunctionSubclass():
         _, dtype, device = node.outputs[0]
         bound = sign.bound
-        if (bound is None or not bound.trusted) and torch._C._len_torch_dispatch_stack():
-            return False  # who counts operations is not shown those of the comparison
         if bound is None:
             sign.walks += 1
             if sign.walks < fast.after:
@@ -865,7 +866,7 @@ def _bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: 
     part = None if sign.parts is None else sign.parts.get(key)
     if part is None:
         sign.visits += 1
-        if sign.visits < fast.after or torch._C._len_torch_dispatch_stack():
+        if sign.visits < fast.after:
             return None
         from .fast import bound  # it goes over what is defined here
 
@@ -883,8 +884,6 @@ def _bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: 
         if fast.after > 1:
             return None
     if not part.trusted:
-        if torch._C._len_torch_dispatch_stack():
-            return None
         found = part.run(node, grad, True, state)
         if found is None:
             return None

@@ -27,7 +27,7 @@ from torch._C import DisableTorchFunctionSubclass
 from . import functional as F
 from . import tape, tensor
 from .grad_mode import is_grad_enabled
-from .modules.explicit import Each, Recorded, Stacked, Traced
+from .modules.explicit import Each, Recorded, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
 from .rules import Rule
@@ -238,10 +238,10 @@ class Watch:
                     self._on_tensors.append((node.register_hook(passed), weakref.ref(out)))
         self._open += records
         self._last = [(weakref.ref(t), _version(t)) for t in outputs]
-        way_back = module.__dict__.get("_call")
+        driven = way_back(module.__dict__.get("_call"))
         # A walk over the tape comes by the hooks on the outputs. Other ways do not.
-        if way_back is not None and not isinstance(_innermost(way_back), Traced):
-            module.__dict__["_call"] = _ByHand(self, way_back, records, params)
+        if driven is not None and not isinstance(_innermost(driven), Traced):
+            module.__dict__["_call"] = _ByHand(self, driven, records, params)
 
     def _is_handed_on(self, module: Any, outputs: list[Any]) -> bool:
         """Is this just what the call before returned, from a module that does nothing itself?"""
@@ -471,7 +471,7 @@ def _together(norms: dict[str, float | None]) -> float | None:
 
 def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
     """The recorded call behind a module's output, and its formula."""
-    node = _node_of(module.__dict__.get("_call"))
+    node = _node_of(way_back(module.__dict__.get("_call")))
     if node is not None:
         return node, _documented(node.function)
     inputs = list(tape.tensors_in(given))

@@ -50,6 +50,11 @@ class Recorded:
         return wanted
 
 
+def way_back(call: Any) -> Call | None:
+    """What a forward left with its module, as a call: of a layer it is the node alone."""
+    return Recorded(call) if type(call) is tape.Node else call  # type: ignore[no-any-return]
+
+
 class OfComplex:
     """The call of a layer on complex numbers, whose gradients are not mirrored."""
 

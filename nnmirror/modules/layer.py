@@ -11,7 +11,7 @@ from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, is_seen_through, record
 from ..tensor import Tensor
-from .explicit import Each, OfComplex, Recorded, Stacked, Traced
+from .explicit import Each, OfComplex, Stacked, Traced, way_back
 from .module import Module
 
 
@@ -29,7 +29,7 @@ class Layer(Module):
         if type(args[function.input_place]) is tuple:
             return self._run_on_tuple(function, args)
         out, node = record(function, args)
-        self.__dict__["_call"] = None if node is None else Recorded(node)
+        self.__dict__["_call"] = node
         return out
 
     def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -54,7 +54,7 @@ class Layer(Module):
             outs.append(
                 self._run(function, *[a[i] if k in tuples else a for k, a in enumerate(args)])
             )
-            calls.append(self._call)
+            calls.append(way_back(self._call))
         self.__dict__["_call"] = Each(calls)
         return tuple(outs)
 
@@ -68,7 +68,7 @@ class Layer(Module):
     def _run_stacked(self, items: tuple[Any, ...], run: Callable[[Any], Any]) -> tuple[Any, ...]:
         """One call on the items as a batch."""
         out = run(record(Stack, (0, *items))[0])
-        self.__dict__["_call"] = Stacked(self._call, len(items))
+        self.__dict__["_call"] = Stacked(way_back(self._call), len(items))
         return tuple(record(Unbind, (out, 0))[0])
 
     def _run_several(
@@ -87,7 +87,7 @@ class Layer(Module):
             for items in zip(*inputs, *others, strict=True):
                 split = len(inputs)
                 outs.append(self._run_several(function, items[:split], items[split:]))
-                calls.append(self._call)
+                calls.append(way_back(self._call))
             self.__dict__["_call"] = Each(calls)
             return tuple(outs)
         if not is_grad_enabled() or is_seen_through():

@@ -29,9 +29,6 @@ def passed_on(gradient: Any) -> Any:
     return gradient
 
 
-_OWN = {"weight", "bias"}
-
-
 class Linear(Layer):
     """Y = X W^T + b, X of shape (..., in_features), Y of shape (..., out_features).
 
@@ -78,7 +75,7 @@ class Linear(Layer):
     @records_once
     def forward(self, input: Tensor) -> Tensor:
         own = self._parameters
-        if type(self) is Linear and own.keys() == _OWN:  # sooner than through __getattr__
+        if type(self) is Linear and "bias" in own and "weight" in own:  # sooner than __getattr__
             return self._run(F.Linear, own["bias"], input, own["weight"])
         return self._run(F.Linear, self.bias, input, self.weight)
 

@@ -23,7 +23,7 @@ from .. import tape
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
 from . import hooks
-from .explicit import Call, Traced
+from .explicit import Call, Traced, way_back
 from .hooks import (
     register_module_backward_hook,
     register_module_buffer_registration_hook,
@@ -281,7 +281,7 @@ class Module(_RefusedByTorchModules):
         input. A module with a `forward` of its own returns it for those inputs that
         require grad, and None for the others, whose uses it cannot see.
         """
-        call = self._call
+        call = way_back(self._call)
         if call is None or "forward" in self.__dict__:
             raise RuntimeError(
                 f"nnmirror: {type(self).__name__}.backward() needs a forward call before it, made"
@@ -291,7 +291,7 @@ class Module(_RefusedByTorchModules):
 
     def _call_for_chain(self) -> Call | None:
         """How a Sequential goes back over this module: its own `backward` if it has one."""
-        return self._call if type(self).backward is Module.backward else self.backward
+        return way_back(self._call) if type(self).backward is Module.backward else self.backward
 
     def param(self) -> list[tuple[Parameter, Tensor | None]]:
         """Each parameter with its gradient (None where there is none yet)."""

@@ -11,7 +11,7 @@ from .. import init
 from ..parameter import Parameter
 from ..rules.normalization import NativeLayerNorm
 from .layer import Layer
-from .module import keeps_call
+from .module import keeps_call, records_once
 
 _shape_t = int | list[int] | torch.Size
 
@@ -61,7 +61,7 @@ class LayerNorm(Layer):
             if self.bias is not None:
                 init.zeros_(self.bias)  # type: ignore[arg-type]
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         args: tuple[Any, ...] = (self.normalized_shape, self.weight, self.bias, self.eps)
         if not isinstance(input, (Tensor, tuple)):  # a union of the two takes several times as long

@@ -152,6 +152,7 @@ class Run:
             if (
                 _is_any_autocast_enabled()
                 or tape.in_transform() is not None
+                or torch._C._len_torch_dispatch_stack()  # a mode is shown each operation
                 or tape.forward_mode["_current_level"] >= 0
                 or x.layout is not torch.strided
             ):
@@ -207,7 +208,7 @@ class Run:
     def _meet(self, key: Any, x: torch.Tensor) -> Any:
         """Nothing is written for such an input: write it, if it comes again and again."""
         left = self.waits.get(key, fast.after - 1)
-        if left > 0 or x.is_inference() or torch._C._len_torch_dispatch_stack():
+        if left > 0 or x.is_inference():
             if len(self.waits) >= 4 * _MOST:
                 self.waits.clear()
             self.waits[key] = left - 1
@@ -360,8 +361,8 @@ class Call:
 
     def node(self) -> tape.Node:
         """What the call left on the tape."""
-        node = getattr(self.layer._call, "node", None)
-        if node is None or getattr(self.out, "_node", None) is not node:
+        node = self.layer._call
+        if type(node) is not tape.Node or getattr(self.out, "_node", None) is not node:
             raise Unwritable
         return node  # type: ignore[return-value]
 
@@ -404,7 +405,7 @@ class _Text:
                 if name not in layer.__dict__:
                     continue
                 value = self.constant(layer.__dict__[name], name)
-                self.guards.append(f'{own}["{name}"] is not {value}')
+                self.guards.append(f'{own}.get("{name}", ...) is not {value}')
 
     def param(self, param: Any) -> str:
         """The name of a parameter, which has to be as it was."""
