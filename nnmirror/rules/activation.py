@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._types import Number, TorchFunction
 from ..tape import record
 from .kernel import laid_out_as
 from .pointwise import (
@@ -37,10 +38,10 @@ class Elu(Rule):
     y = s x, else s a (exp(i x) - 1).  Saved: x.  Clevert et al., 2016 (arXiv:1511.07289).
     """
 
-    infer: Any = staticmethod(torch._C._nn.elu)
+    infer: TorchFunction = staticmethod(torch._C._nn.elu)
 
     @staticmethod
-    def forward(input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
+    def forward(input: T, alpha: Number = 1.0, scale: Number = 1, input_scale: Number = 1) -> T:
         return torch._C._nn.elu(input, alpha, scale, input_scale)
 
     @staticmethod
@@ -67,14 +68,14 @@ class EluInplace(Elu):
     """`Elu` into the memory of its input.  Saved: y;  dx = g where y > 0, else g (y + a)"""
 
     is_inplace = True
-    infer: Any = staticmethod(torch._C._nn.elu_)
+    infer = staticmethod(torch._C._nn.elu_)
 
     @classmethod
     def node_name(cls) -> str:
         return "EluBackward1"
 
     @staticmethod
-    def forward(input: T, alpha: Any = 1.0, scale: Any = 1, input_scale: Any = 1) -> T:
+    def forward(input: T, alpha: Number = 1.0, scale: Number = 1, input_scale: Number = 1) -> T:
         return torch._C._nn.elu_(input, alpha, scale, input_scale)  # type: ignore[call-arg]
 
     @staticmethod
@@ -111,10 +112,10 @@ class Selu(Elu):
     (arXiv:1706.02515).
     """
 
-    public: Any = staticmethod(torch.selu)
+    public = staticmethod(torch.selu)
 
     @staticmethod
-    def as_called(input: Any, alpha: float, scale: float) -> tuple[Any, ...]:
+    def as_called(input: T, alpha: float, scale: float) -> tuple[T, ...]:
         return (input,)
 
     @classmethod
@@ -143,10 +144,10 @@ class Celu(Rule):
     Saved: x.  Barron, 2017 (arXiv:1704.07483).
     """
 
-    infer: Any = staticmethod(torch.celu)
+    infer = staticmethod(torch.celu)
 
     @staticmethod
-    def forward(input: T, alpha: Any = 1.0) -> T:
+    def forward(input: T, alpha: Number = 1.0) -> T:
         return torch.celu(input, alpha)
 
     @staticmethod
@@ -159,14 +160,14 @@ class CeluInplace(Celu):
     """`Celu` into the memory of its input.  Saved: y;  dx = g where y > 0, else g (y + a) / a"""
 
     is_inplace = True
-    infer: Any = staticmethod(torch.celu_)
+    infer = staticmethod(torch.celu_)
 
     @classmethod
     def node_name(cls) -> str:
         return "CeluBackward1"
 
     @staticmethod
-    def forward(input: T, alpha: Any = 1.0) -> T:
+    def forward(input: T, alpha: Number = 1.0) -> T:
         return torch.celu_(input, alpha)
 
     @staticmethod
@@ -179,7 +180,7 @@ def celu_as_elu(alpha: float) -> tuple[float, float, float]:
     return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
 
 
-def _into(of: type[Rule], function: Any, number: int = 0) -> Any:
+def _into(of: type[Rule], function: TorchFunction, number: int = 0) -> type[Rule]:
     """`of` into the memory of its input.  Saved: a copy of x."""
     parameters: Any = of.formulas.parameters  # type: ignore[union-attr]
     defaults = [p.default for p in parameters[1:]]
@@ -194,7 +195,7 @@ def _into(of: type[Rule], function: Any, number: int = 0) -> Any:
         ctx.mark_dirty(y)
         return y
 
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: T) -> tuple[T | None, ...]:
         dx = ctx.function.d_input(g, ctx.saved(0), *ctx.parameters)
         return (dx, *[None] * (len(ctx.edges) - 1))
 
@@ -224,7 +225,7 @@ class Silu(Rule):
     Hendrycks and Gimpel, 2016 (arXiv:1606.08415), who call it so; Swish elsewhere.
     """
 
-    infer: Any = staticmethod(torch._C._nn.silu)
+    infer = staticmethod(torch._C._nn.silu)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -255,8 +256,8 @@ class Gelu(Rule):
     Saved: x.  Hendrycks and Gimpel, 2016 (arXiv:1606.08415).
     """
 
-    infer: Any = staticmethod(lambda x, how="none": torch._C._nn.gelu(x, approximate=how))
-    public: Any = staticmethod(torch._C._nn.gelu)
+    infer = staticmethod(lambda x, how="none": torch._C._nn.gelu(x, approximate=how))
+    public = staticmethod(torch._C._nn.gelu)
 
     @staticmethod
     def forward(input: T, approximate: str = "none") -> T:
@@ -296,10 +297,10 @@ def _gelu_slope_tanh(x: T) -> T:
 class Hardtanh(Rule):
     """y = x clipped to [a, b]:  dx = g where a < x < b, else 0.  Saved: x."""
 
-    infer: Any = staticmethod(torch._C._nn.hardtanh)
+    infer = staticmethod(torch._C._nn.hardtanh)
 
     @staticmethod
-    def forward(input: T, min_val: Any = -1, max_val: Any = 1) -> T:
+    def forward(input: T, min_val: Number = -1, max_val: Number = 1) -> T:
         return torch._C._nn.hardtanh(input, min_val, max_val)
 
     @staticmethod
@@ -318,7 +319,7 @@ HardtanhInplace = _into(Hardtanh, torch._C._nn.hardtanh_)
 class LogSigmoid(Rule):
     """y = -log(1 + exp(-x)):  dx = g sigmoid(-x).  Saved: x."""
 
-    infer: Any = staticmethod(torch._C._nn.log_sigmoid)
+    infer = staticmethod(torch._C._nn.log_sigmoid)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -339,7 +340,7 @@ def _log_sigmoid_slope(x: T) -> T:
 class Hardsigmoid(Rule):
     """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x."""
 
-    infer: Any = staticmethod(torch._C._nn.hardsigmoid)
+    infer = staticmethod(torch._C._nn.hardsigmoid)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -370,7 +371,7 @@ class Hardswish(Rule):
     Howard et al., 2019 (arXiv:1905.02244).
     """
 
-    infer: Any = staticmethod(torch._C._nn.hardswish)
+    infer = staticmethod(torch._C._nn.hardswish)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -397,7 +398,7 @@ class Mish(Rule):
     With r = 1 - s, t = s (1 + r) / (1 + r^2).  Misra, 2019 (arXiv:1908.08681).
     """
 
-    infer: Any = staticmethod(torch._C._nn.mish)
+    infer = staticmethod(torch._C._nn.mish)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -423,10 +424,10 @@ MishInplace = _into(Mish, torch._C._nn.mish_)
 class Threshold(Rule):
     """y = x where x > t, else v:  dx = g where x > t, or is no number, else 0.  Saved: x."""
 
-    infer: Any = staticmethod(torch.threshold)
+    infer = staticmethod(torch.threshold)
 
     @staticmethod
-    def forward(input: T, threshold: Any, value: Any) -> T:
+    def forward(input: T, threshold: Number, value: Number) -> T:
         return torch.threshold(input, threshold, value)
 
     @staticmethod
@@ -447,10 +448,10 @@ ThresholdInplace = _into(Threshold, torch.threshold_, 1)
 class Hardshrink(Rule):
     """y = x where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
 
-    infer: Any = staticmethod(torch.hardshrink)
+    infer: TorchFunction = staticmethod(torch.hardshrink)
 
     @staticmethod
-    def forward(input: T, lambd: Any = 0.5) -> T:
+    def forward(input: T, lambd: Number = 0.5) -> T:
         return torch.hardshrink(input, lambd)
 
     @staticmethod
@@ -468,10 +469,10 @@ def _kept_beyond(g: T, x: T, bound: float) -> T:
 class Softshrink(Hardshrink):
     """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
 
-    infer: Any = staticmethod(torch._C._nn.softshrink)
+    infer = staticmethod(torch._C._nn.softshrink)
 
     @staticmethod
-    def forward(input: T, lambd: Any = 0.5) -> T:
+    def forward(input: T, lambd: Number = 0.5) -> T:
         return torch._C._nn.softshrink(input, lambd)
 
 
@@ -482,7 +483,7 @@ class Glu(Rule):
     Saved: x.  Dauphin et al., 2017 (arXiv:1612.08083).
     """
 
-    infer: Any = staticmethod(torch._C._nn.glu)
+    infer = staticmethod(torch._C._nn.glu)
 
     @staticmethod
     def forward(input: T, dim: int = -1) -> T:

@@ -4,11 +4,10 @@
 gradient back to the operand's shape, so no rule here needs to.
 """
 
-from typing import Any
-
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import OTHER, constant, kind_of, number, record
 from .registry import (
@@ -32,7 +31,7 @@ _NUMBERS = (int, float, bool)
 _ONE = 1  # the default, which takes a while to say
 
 
-def scaled(g: T, factor: Any) -> T:
+def scaled(g: T, factor: T | Number) -> T:
     """g * factor, left alone for a factor of one as PyTorch leaves it."""
     return g if type(factor) in _NUMBERS and factor == 1 else g * factor
 
@@ -58,7 +57,7 @@ class Add(Rule):
     counted = (0, 1)
 
     @staticmethod
-    def forward(input: T, other: Any, alpha: Any = 1) -> T:
+    def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
         return torch.add(input, other) if alpha is _ONE else torch.add(input, other, alpha=alpha)
 
     @staticmethod
@@ -66,7 +65,7 @@ class Add(Rule):
         return g
 
     @staticmethod
-    def d_other(g: T, alpha: Any) -> T:
+    def d_other(g: T, alpha: Number) -> T:
         return scaled(g, alpha)
 
 
@@ -78,7 +77,7 @@ class Sub(Rule):
     counted = (0, 1)
 
     @staticmethod
-    def forward(input: T, other: Any, alpha: Any = 1) -> T:
+    def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
         return torch.sub(input, other) if alpha is _ONE else torch.sub(input, other, alpha=alpha)
 
     @staticmethod
@@ -86,7 +85,7 @@ class Sub(Rule):
         return g
 
     @staticmethod
-    def d_other(g: T, alpha: Any) -> T:
+    def d_other(g: T, alpha: Number) -> T:
         return scaled(-g, alpha)
 
 
@@ -94,15 +93,15 @@ class Rsub(Rule):
     """z = other - x:  dx = -g"""
 
     @staticmethod
-    def forward(input: T, other: Any, alpha: Any = 1) -> T:
+    def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
         return torch.rsub(input, other, alpha=alpha)
 
     @classmethod
-    def label_of(cls, input: T, other: Any, alpha: Any = 1) -> str:
+    def label_of(cls, input: T, other: T | Number, alpha: Number = 1) -> str:
         return "RsubBackward0" if isinstance(other, T) else "RsubBackward1"
 
     @staticmethod
-    def d_input(g: T, alpha: Any) -> T:
+    def d_input(g: T, alpha: Number) -> T:
         return scaled(-g, alpha)
 
     @staticmethod
@@ -122,11 +121,11 @@ class Mul(Rule):
     saves_number = True  # PyTorch saves a number as a tensor, and frees it
 
     @staticmethod
-    def forward(input: T, other: Any) -> T:
+    def forward(input: T, other: T | Number) -> T:
         return torch.mul(input, other if isinstance(other, T) else number(other, input))
 
     @staticmethod
-    def d_input(g: T, other: Any) -> T:
+    def d_input(g: T, other: T | Number) -> T:
         return torch.mul(g, other if isinstance(other, T) else number(other, g))
 
     @staticmethod
@@ -144,21 +143,21 @@ class Div(Rule):
     saves_number = True
 
     @staticmethod
-    def forward(input: T, other: Any, rounding_mode: str | None = None) -> T:
+    def forward(input: T, other: T | Number, rounding_mode: str | None = None) -> T:
         if rounding_mode is not None:
             return torch.div(input, other, rounding_mode=rounding_mode)
         return torch.div(input, other)
 
     @classmethod
-    def label_of(cls, input: T, other: Any, rounding_mode: str | None = None) -> str:
+    def label_of(cls, input: T, other: T | Number, rounding_mode: str | None = None) -> str:
         return "" if rounding_mode is None else "DivBackward2"
 
     @staticmethod
-    def d_input(g: T, other: Any, rounding_mode: str | None) -> T:
+    def d_input(g: T, other: T | Number, rounding_mode: str | None) -> T:
         return g / other if rounding_mode is None else torch.zeros_like(g)
 
     @staticmethod
-    def d_other(g: T, input: T, other: Any, rounding_mode: str | None) -> T:
+    def d_other(g: T, input: T, other: T | Number, rounding_mode: str | None) -> T:
         return -g * ((input / other) / other) if rounding_mode is None else torch.zeros_like(g)
 
 
@@ -177,7 +176,7 @@ class Reciprocal(Rule):
 
 
 @composite(T.__rdiv__, T.__rtruediv__)
-def rdiv(input: T, other: Any) -> T:
+def rdiv(input: T, other: T | Number) -> T:
     """other / x, which PyTorch computes as (1 / x) * other"""
     return record(Mul, (record(Reciprocal, (input,))[0], other))[0]
 
@@ -201,30 +200,33 @@ def positive(input: T) -> T:
     return input
 
 
+_pow: TorchFunction = torch.pow
+
+
 @inplace(T.pow_, T.__ipow__)
 @rule(torch.pow, T.pow, T.__pow__)
 class Pow(Rule):
     """z = x ** p:  dx = g (p x^(p-1)), 0 where p = 0;  dp = g (z log x), 0 where x = 0 <= p"""
 
     @staticmethod
-    def forward(input: Any, exponent: Any) -> T:
-        return torch.pow(input, exponent)
+    def forward(input: T | Number, exponent: T | Number) -> T:
+        return _pow(input, exponent)
 
     @classmethod
-    def label_of(cls, input: Any, exponent: Any) -> str:
+    def label_of(cls, input: T | Number, exponent: T | Number) -> str:
         if not isinstance(exponent, T):
             return "PowBackward0"
         return "PowBackward1" if isinstance(input, T) else "PowBackward2"
 
     @staticmethod
-    def d_input(g: T, input: T, exponent: Any) -> T:
+    def d_input(g: T, input: T, exponent: T | Number) -> T:
         x, p = input, exponent
         if isinstance(p, T):
             return torch.where(p == 0.0, zero(g), g * (p * x.pow(p - 1)))
         return torch.zeros_like(x) if p == 0 else g * (p * x.pow(p - 1))
 
     @staticmethod
-    def d_exponent(g: T, input: Any, exponent: T, result: T) -> T:
+    def d_exponent(g: T, input: T | Number, exponent: T, result: T) -> T:
         x, p, z = input, exponent, result
         if isinstance(x, T):
             still = torch.logical_and(x == 0, p >= 0)
@@ -234,11 +236,11 @@ class Pow(Rule):
 
 
 @composite(T.__rpow__)
-def rpow(input: T, other: Any) -> T:
+def rpow(input: T, other: T | Number) -> T:
     return record(Pow, (other, input))[0]
 
 
-def _in_double(x: Any) -> Any:
+def _in_double(x: T | Number | complex) -> T | Number | complex:
     """A tensor or a number in double precision."""
     if isinstance(x, T):
         return to(x, torch.complex128 if x.is_complex() else torch.float64)
@@ -246,17 +248,17 @@ def _in_double(x: Any) -> Any:
 
 
 @answered(torch.float_power, T.float_power)
-def float_power(input: Any, exponent: Any) -> T:
+def float_power(input: T | Number, exponent: T | Number) -> T:
     """x ** p in double precision; see `Pow`"""
     numbers = [x for x in (input, exponent) if not isinstance(x, T)]
     if not all(isinstance(x, bool | int | float | complex) for x in numbers):
         raise unplaced(torch.float_power, (input, exponent), {})
-    exponent = _in_double(exponent)  # first, as C++ has it
-    return record(Pow, (_in_double(input), exponent))[0]
+    power = _in_double(exponent)  # first, as C++ has it
+    return record(Pow, (_in_double(input), power))[0]
 
 
 @answered(T.float_power_)
-def float_power_(input: T, exponent: Any) -> T:
+def float_power_(input: T, exponent: T | Number) -> T:
     if input.dtype.itemsize < 8:
         raise unplaced(T.float_power_, (input, exponent), {})
     return T.pow_(input, _in_double(exponent))
@@ -278,18 +280,18 @@ class Clamp(Rule):
     From PyTorch 2.14 on x gets nothing where it is at a bound.
     """
 
-    public: Any = staticmethod(torch.clamp)
+    public = staticmethod(torch.clamp)
 
     @classmethod
     def node_name(cls) -> str:
         return "ClampBackward1"
 
     @staticmethod
-    def forward(input: T, min: Any, max: Any) -> T:
+    def forward(input: T, min: Number | None, max: Number | None) -> T:
         return torch.clamp(input, min, max)
 
     @staticmethod
-    def d_input(g: T, input: T, min: Any, max: Any) -> T:
+    def d_input(g: T, input: T, min: Number | None, max: Number | None) -> T:
         if SINCE_2_14:
             return torch.where(_within(input, min, max), g, zero(g))
         return torch.where(_inside(input, min, max), g, zero(g))
@@ -302,7 +304,7 @@ class ClampTensor(Rule):
     where it is at a bound, which gets the other half: `_shared_at_ties`.
     """
 
-    public: Any = staticmethod(torch.clamp)
+    public = staticmethod(torch.clamp)
 
     @classmethod
     def node_name(cls) -> str:
@@ -316,35 +318,38 @@ class ClampTensor(Rule):
     def gradients(needs: Needs, g: T, input: T, min: T | None, max: T | None) -> Gradients:
         if SINCE_2_14:
             return _shared_at_ties(needs, g, input, min, max)
-        x: T = input
-        lo: Any = min
-        hi: Any = max
+        x, lo, hi = input, min, max
         dx = dlo = dhi = None
         if needs[0]:
             dx = torch.where(_inside(x, lo, hi), g, zero(g))
-        if needs[1]:
+        if needs[1] and lo is not None:
             below = x < lo
             dlo = torch.where(below if hi is None else below.logical_and_(lo < hi), g, zero(g))
-        if needs[2]:
+        if needs[2] and hi is not None:
             above = x > hi
             dhi = torch.where(above if lo is None else above.logical_or_(hi < lo), g, zero(g))
         return dx, dlo, dhi
 
 
 @answered(torch.clamp, T.clamp, torch.clip, T.clip)
-def clamp(input: T, min: Any = None, max: Any = None) -> T:
+def clamp(input: T, min: T | Number | None = None, max: T | Number | None = None) -> T:
     """`Clamp`, or `ClampTensor` where a bound is a tensor"""
     function, bounds = _bounded(input, min, max)
     return record(function, (input, *bounds))[0]
 
 
+_clamp_: TorchFunction = T.clamp_
+
+
 @answered(T.clamp_, T.clip_)
-def clamp_(input: T, min: Any = None, max: Any = None) -> T:
+def clamp_(input: T, min: T | Number | None = None, max: T | Number | None = None) -> T:
     function, bounds = _bounded(input, min, max)
-    return record(function, (input, *bounds), lambda: T.clamp_(input, min, max))[0]
+    return record(function, (input, *bounds), lambda: _clamp_(input, min, max))[0]
 
 
-def _bounded(input: T, min: Any, max: Any) -> tuple[type[Rule], tuple[Any, Any]]:
+def _bounded(
+    input: T, min: T | Number | None, max: T | Number | None
+) -> tuple[type[Rule], tuple[T | Number | None, T | Number | None]]:
     if kind_of(type(min)) is OTHER and kind_of(type(max)) is OTHER:
         return Clamp, (min, max)
     if isinstance(min, T | None) and isinstance(max, T | None):
@@ -357,7 +362,7 @@ def _bounded(input: T, min: Any, max: Any) -> tuple[type[Rule], tuple[Any, Any]]
         return Clamp, (_number(min), _number(max))
 
 
-def _number(bound: Any) -> Any:
+def _number(bound: T | Number | None) -> Number | None:
     return bound.item() if isinstance(bound, T) else bound
 
 
@@ -370,15 +375,15 @@ class ClampMin(Rule):
     """
 
     @staticmethod
-    def forward(input: T, min: Any) -> T:
+    def forward(input: T, min: T | Number) -> T:
         return torch.clamp_min(input, min)
 
     @classmethod
-    def label_of(cls, input: T, min: Any) -> str:
+    def label_of(cls, input: T, min: T | Number) -> str:
         return "ClampMinBackward1" if isinstance(min, T) else ""
 
     @staticmethod
-    def gradients(needs: Needs, g: T, input: T, min: Any) -> Gradients:
+    def gradients(needs: Needs, g: T, input: T, min: T | Number) -> Gradients:
         x, bound = input, min
         if SINCE_2_14 and isinstance(bound, T):
             return shared(needs, g, x == bound, x < bound, x > bound)
@@ -397,15 +402,15 @@ class ClampMax(Rule):
     """
 
     @staticmethod
-    def forward(input: T, max: Any) -> T:
+    def forward(input: T, max: T | Number) -> T:
         return torch.clamp_max(input, max)
 
     @classmethod
-    def label_of(cls, input: T, max: Any) -> str:
+    def label_of(cls, input: T, max: T | Number) -> str:
         return "ClampMaxBackward1" if isinstance(max, T) else ""
 
     @staticmethod
-    def gradients(needs: Needs, g: T, input: T, max: Any) -> Gradients:
+    def gradients(needs: Needs, g: T, input: T, max: T | Number) -> Gradients:
         x, bound = input, max
         if SINCE_2_14 and isinstance(bound, T):
             return shared(needs, g, x == bound, x > bound, x < bound)
@@ -415,23 +420,26 @@ class ClampMax(Rule):
         )
 
 
-def _inside(x: T, lo: Any, hi: Any) -> T:
+def _inside(x: T, lo: T | Number | None, hi: T | Number | None) -> T:
     """Where x is between the bounds, or at one."""
     if lo is None:
+        assert hi is not None
         return x <= hi
     return x >= lo if hi is None else (x >= lo).logical_and_(x <= hi)
 
 
-def _within(x: T, lo: Any, hi: Any) -> T:
+def _within(x: T, lo: T | Number | None, hi: T | Number | None) -> T:
     """Where x is between the bounds, and at neither."""
     if lo is None:
+        assert hi is not None
         return x < hi
     return x > lo if hi is None else (x > lo).logical_and_(x < hi)
 
 
-def _shared_at_ties(needs: Needs, g: T, x: T, lo: Any, hi: Any) -> Gradients:
+def _shared_at_ties(needs: Needs, g: T, x: T, lo: T | None, hi: T | None) -> Gradients:
     """dx, dlo and dhi of a clamp between tensors, half each where x is at a bound."""
     if hi is None:
+        assert lo is not None
         return shared(needs, g, x == lo, x < lo, x > lo)
     if lo is None:
         dx, dhi = shared(needs[::2], g, x == hi, x > hi, x < hi)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import IndexLike, Number, TorchFunction
 from ..tape import record, records_plainly
 from ..tensor import Tensor
 from ..views import assigned, change_of
@@ -52,7 +53,7 @@ class _Overwritten(Rule):
         return torch.zeros_like(g)
 
 
-def _overwritten(method: Any, name: str) -> None:
+def _overwritten(method: TorchFunction, name: str) -> None:
     made = type(name, (_Overwritten,), {"__doc__": _Overwritten.__doc__})
 
     def call(input: T, *args: Any, **kwargs: Any) -> T:
@@ -73,11 +74,11 @@ class Fill(Rule):
     in_place = {"FillBackward0": "FillBackward2", "FillBackward1": "FillBackward3"}
 
     @staticmethod
-    def forward(input: T, value: Any) -> T:
+    def forward(input: T, value: T | Number) -> T:
         return torch.fill(input, value)
 
     @classmethod
-    def label_of(cls, input: T, value: Any) -> str:
+    def label_of(cls, input: T, value: T | Number) -> str:
         return f"FillBackward{int(isinstance(value, T))}"
 
     @staticmethod
@@ -97,11 +98,11 @@ class MaskedFill(Rule):
     uncounted = (1,)
 
     @staticmethod
-    def forward(input: T, mask: T, value: Any) -> T:
+    def forward(input: T, mask: T, value: T | Number) -> T:
         return torch.masked_fill(input, mask, value)
 
     @classmethod
-    def label_of(cls, input: T, mask: T, value: Any) -> str:
+    def label_of(cls, input: T, mask: T, value: T | Number) -> str:
         return f"MaskedFillBackward{int(isinstance(value, T))}"
 
     @staticmethod
@@ -143,7 +144,7 @@ class IndexPut(Rule):
     public = staticmethod(torch.index_put)
 
     @staticmethod
-    def as_called(input: T, values: T, accumulate: bool, *indices: T | None) -> tuple[Any, ...]:
+    def as_called(input: T, values: T, accumulate: bool, *indices: T | None) -> tuple[object, ...]:
         return input, indices, values, accumulate
 
     @staticmethod
@@ -168,14 +169,14 @@ class IndexPut(Rule):
 
 
 @answered(torch.index_put, T.index_put)
-def index_put(input: T, indices: Any, values: T, accumulate: bool = False) -> T:
+def index_put(input: T, indices: Sequence[T | None], values: T, accumulate: bool = False) -> T:
     if not isinstance(indices, list | tuple):
         raise unplaced(torch.index_put, (input, indices, values, accumulate), {})
     return record(IndexPut, (input, values, accumulate, *indices))[0]
 
 
 @answered(T.index_put_, torch.index_put_)
-def index_put_(input: T, indices: Any, values: T, accumulate: bool = False) -> T:
+def index_put_(input: T, indices: Sequence[T | None], values: T, accumulate: bool = False) -> T:
     if not isinstance(indices, list | tuple):
         raise unplaced(T.index_put_, (input, indices, values, accumulate), {})
     return record(
@@ -185,13 +186,13 @@ def index_put_(input: T, indices: Any, values: T, accumulate: bool = False) -> T
     )[0]
 
 
-def _all_of(indices: Any) -> tuple[Any, ...]:
+def _all_of(indices: Sequence[T | None]) -> tuple[T | slice, ...]:
     return tuple(slice(None) if i is None else i for i in indices)
 
 
-def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _split(index: IndexLike, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """x[index] as x[basic][advanced]: first what makes a view, then masks and index tensors."""
-    parts = []
+    parts: list[Any] = []
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, range):
             part = list(part)
@@ -202,7 +203,7 @@ def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             part = part.bool()
         parts.append(part)
 
-    def used(part: Any) -> int:
+    def used(part: object) -> int:
         """How many dimensions of x this part of the index is for."""
         if part is None or part is Ellipsis:
             return 0
@@ -228,12 +229,12 @@ def _split(index: Any, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(basic), tuple(advanced)
 
 
-def _changes_nothing(basic: tuple[Any, ...]) -> bool:
+def _changes_nothing(basic: tuple[object, ...]) -> bool:
     return all(isinstance(p, slice) and p == slice(None) for p in basic)
 
 
 @composite(T.__setitem__)
-def setitem(input: T, index: Any, value: Any) -> None:
+def setitem(input: T, index: IndexLike, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
     if index is False:
         return  # as PyTorch: nothing is meant
@@ -300,11 +301,11 @@ class IndexFill(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(input: T, dim: int, index: T, value: Any) -> T:
+    def forward(input: T, dim: int, index: T, value: T | Number) -> T:
         return torch.index_fill(input, dim, index, value)
 
     @classmethod
-    def label_of(cls, input: T, dim: int, index: T, value: Any) -> str:
+    def label_of(cls, input: T, dim: int, index: T, value: T | Number) -> str:
         return f"IndexFillBackward{int(isinstance(value, T))}"
 
     @staticmethod
@@ -344,7 +345,7 @@ class IndexAdd(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(input: T, dim: int, index: T, source: T, alpha: Any = 1) -> T:
+    def forward(input: T, dim: int, index: T, source: T, alpha: Number = 1) -> T:
         return torch.index_add(input, dim, index, source, alpha=alpha)
 
     @staticmethod
@@ -352,7 +353,7 @@ class IndexAdd(Rule):
         return g
 
     @staticmethod
-    def d_source(g: T, dim: int, index: T, source: T, alpha: Any) -> T:
+    def d_source(g: T, dim: int, index: T, source: T, alpha: Number) -> T:
         return g.index_select(dim, index).expand(source.shape) * alpha
 
 
@@ -382,11 +383,11 @@ class Scatter(Rule):
     uncounted = (2,)
 
     @staticmethod
-    def forward(input: T, dim: int, index: T, src: Any) -> T:
+    def forward(input: T, dim: int, index: T, src: T | Number) -> T:
         return torch.scatter(input, dim, index, src)
 
     @classmethod
-    def label_of(cls, input: T, dim: int, index: T, src: Any) -> str:
+    def label_of(cls, input: T, dim: int, index: T, src: T | Number) -> str:
         return f"ScatterBackward{int(not isinstance(src, T))}"
 
     @staticmethod
@@ -399,19 +400,24 @@ class Scatter(Rule):
 
 
 @composite(torch.scatter, T.scatter)
-def scatter(input: T, dim: int, index: T, src: Any = None, **kwargs: Any) -> T:
+def scatter(input: T, dim: int, index: T, src: T | None = None, **kwargs: Any) -> T:
     return record(Scatter, (input, dim, index, _source(torch.scatter, src, kwargs)))[0]
 
 
+_scatter_: TorchFunction = T.scatter_
+
+
 @composite(T.scatter_)
-def scatter_(input: T, dim: int, index: T, src: Any = None, **kwargs: Any) -> T:
-    src = _source(T.scatter_, src, kwargs)
+def scatter_(input: T, dim: int, index: T, src: T | None = None, **kwargs: Any) -> T:
+    source = _source(T.scatter_, src, kwargs)
     return record(
-        Scatter, (input, dim, index, src), inplace=lambda: T.scatter_(input, dim, index, src)
+        Scatter,
+        (input, dim, index, source),
+        inplace=lambda: _scatter_(input, dim, index, source),
     )[0]
 
 
-def _source(func: Any, src: Any, kwargs: dict[str, Any]) -> Any:
+def _source(func: TorchFunction, src: T | None, kwargs: dict[str, Any]) -> T | Number:
     if src is None and set(kwargs) == {"value"}:
         return kwargs["value"]
     if kwargs or src is None:

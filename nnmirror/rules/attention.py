@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import TorchFunction
 from ..tape import record
 from . import shape
 from .arithmetic import Add, Mul
@@ -20,13 +21,13 @@ from .softmax import Softmax
 T = torch.Tensor
 
 
-_choice: Any = torch._fused_sdp_choice
+_choice: TorchFunction = torch._fused_sdp_choice
 
 
 class SafeSoftmax(Softmax):
     """y = softmax(x) along dim, 0 where all of x is minus infinity:  dx = (g - sum of g y) y"""
 
-    public: Any = staticmethod(torch._safe_softmax)
+    public = staticmethod(torch._safe_softmax)
 
     @staticmethod
     def forward(input: T, dim: int) -> T:
@@ -182,7 +183,7 @@ def scaled_dot_product_attention(
             plain = plain_values((query, key, value, attn_mask))
             flash = _choice(*plain, dropout_p, is_causal, **more) != 0
     if flash:
-        function: Any = ScaledDotProductFlashAttentionForCpu
+        function: type[Rule] = ScaledDotProductFlashAttentionForCpu
         return record(function, (query, key, value, attn_mask, is_causal, scale))[0]
     if (is_causal and attn_mask is not None) or dropout_p > 1:
         raise _unplaced(args, more)
@@ -220,5 +221,5 @@ def _added(seen: T, like: T) -> T:
         return torch.where(seen, zero.detach(), never.detach())
 
 
-def _unplaced(args: tuple[Any, ...], more: dict[str, Any]) -> Exception:
+def _unplaced(args: tuple[object, ...], more: dict[str, Any]) -> Exception:
     return unplaced(torch._C._nn.scaled_dot_product_attention, args, more)

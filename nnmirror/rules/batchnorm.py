@@ -36,7 +36,7 @@ class NativeBatchNorm(Rule):
     Saved: x, w, the running mean and variance, and mean and r of the batch.
     """
 
-    infer: Any = staticmethod(_infer)
+    infer = staticmethod(_infer)
     keeps = derived = ("mean", "r")
     counted = (0, 1, 2)  # PyTorch's node has a place for a weight that is not there
 
@@ -50,7 +50,7 @@ class NativeBatchNorm(Rule):
         training: bool,
         momentum: float,
         eps: float,
-    ) -> Any:
+    ) -> tuple[T, T, T]:
         args = input, weight, bias, running_mean, running_var, training, momentum, eps
         cudnn = torch.backends.cudnn.enabled
         try:

@@ -7,12 +7,12 @@ C++ has it there: the order in which a tensor's gradients are added is that of t
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import TorchFunction
 from ..tape import Function, record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
 from .elementwise import Exp, Log, Rsqrt, Where, Xlogy
@@ -25,7 +25,7 @@ T = torch.Tensor
 _EPSILON = torch.tensor(1e-12).item()  # a float32 in PyTorch
 
 
-def recorded(function: type[Function]) -> Callable[..., Any]:
+def recorded(function: type[Function]) -> TorchFunction:
     """The function as a rule records it: an argument may be a tensor in torch's own graph."""
     return lambda *args: record(function, args)[0]
 
@@ -46,7 +46,7 @@ def _number(value: float, like: T) -> T:
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
-def _are_tensors(func: Any, args: tuple[Any, ...], count: int) -> None:
+def _are_tensors(func: TorchFunction, args: tuple[object, ...], count: int) -> None:
     """PyTorch's error unless the first `count` of the arguments are tensors."""
     if not all(isinstance(a, T) for a in args[:count]):
         raise unplaced(func, args, {})
@@ -202,7 +202,7 @@ def poisson_nll_loss(
 
 @composed(torch.rms_norm)
 def rms_norm(
-    input: T, normalized_shape: Any, weight: T | None = None, eps: float | None = None
+    input: T, normalized_shape: Sequence[int], weight: T | None = None, eps: float | None = None
 ) -> T:
     """y = x r w, r = 1 / sqrt(mean of x^2 + eps) over the last dimensions
 

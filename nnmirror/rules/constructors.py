@@ -7,22 +7,25 @@ otherwise calls PyTorch's own.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.types import Device
 
+from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
 from .registry import refusal
 from .shape import to
 
+T = torch.Tensor
 
-def _is_tracked(value: Any) -> bool:
+
+def _is_tracked(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad and is_grad_enabled()
 
 
-def _answered(function: Any, answer: Callable[..., Any]) -> None:
+def _answered(function: TorchFunction, answer: TorchFunction) -> None:
     """Have `answer` called in the place of torch's `function`, if an argument is tracked."""
 
     @functools.wraps(function)
@@ -49,20 +52,25 @@ def _theirs(value: Any) -> Any:
     return value.detach().clone().as_subclass(named).requires_grad_()
 
 
-def _call_theirs(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _call_theirs(function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """PyTorch's error for these arguments, if it has one."""
     with torch._C.DisableTorchFunctionSubclass():
         function(*map(_theirs, args), **{name: _theirs(v) for name, v in kwargs.items()})
 
 
-def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+def as_tensor(data: T, dtype: torch.dtype | None = None, device: Device = None) -> T:
     """Itself, or converted: a recorded call."""
     return to(data, device=device or data.device, dtype=dtype or data.dtype)
 
 
 def asarray(
-    obj: Any, *, dtype: Any = None, device: Any = None, copy: Any = None, requires_grad: Any = None
-) -> Any:
+    obj: T,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Device = None,
+    copy: bool | None = None,
+    requires_grad: bool | None = None,
+) -> T:
     """Itself, converted or copied."""
     made = to(obj, device=device or obj.device, dtype=dtype or obj.dtype)
     if copy and made is obj:
@@ -72,18 +80,18 @@ def asarray(
     return made
 
 
-def _checked(function: Any, answer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _checked(function: TorchFunction, answer: TorchFunction, *args: Any, **kwargs: Any) -> Any:
     """`answer`, after PyTorch's errors and warnings."""
     _call_theirs(function, args, kwargs)
     return answer(*args, **kwargs)
 
 
-def _refuse(function: Any, *args: Any, **kwargs: Any) -> Any:
+def _refuse(function: TorchFunction, *args: Any, **kwargs: Any) -> Any:
     _call_theirs(function, args, kwargs)
     raise refusal(function, "(dense, torch.zeros(size).index_put(indices, values) trains)")
 
 
-def _take_number(function: Any, *args: Any, **kwargs: Any) -> Any:
+def _take_number(function: TorchFunction, *args: Any, **kwargs: Any) -> Any:
     _call_theirs(function, args, kwargs)
     return function(*args, **kwargs)
 

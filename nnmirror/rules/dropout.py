@@ -4,11 +4,10 @@ PyTorch draws in two ways: on the CPU (and in place) it multiplies with a noise 
 elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
 """
 
-from typing import Any
-
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import TorchFunction
 from ..tape import record
 from .registry import Rule, check_numbers, composite, unplaced
 
@@ -18,7 +17,7 @@ T = torch.Tensor
 class Dropout(Rule):
     """y = x m:  dx = g m.  Saved: m, which `noise` draws."""
 
-    infer: Any = staticmethod(torch.mul)
+    infer: TorchFunction = staticmethod(torch.mul)
 
     @staticmethod
     def forward(input: T, m: T) -> T:
@@ -37,7 +36,7 @@ class DropoutInplace(Dropout):
     """`Dropout` into the memory of its input."""
 
     is_inplace = True
-    infer: Any = staticmethod(T.mul_)
+    infer = staticmethod(T.mul_)
 
     @staticmethod
     def forward(input: T, m: T) -> T:
@@ -97,7 +96,7 @@ def dropout(input: T, p: float, training: bool, inplace: bool) -> T:
     return input if m is None else record(DropoutInplace if inplace else Dropout, (input, m))[0]
 
 
-def _by_name(func: Any, inplace: bool) -> None:
+def _by_name(func: TorchFunction, inplace: bool) -> None:
     """torch.dropout and torch.dropout_, which have errors of their own."""
 
     def call(input: T, p: float, train: bool) -> T:

@@ -4,10 +4,10 @@
 """
 
 import math
-from typing import Any
 
 import torch
 
+from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import record
 from .arithmetic import shared, zero
@@ -175,7 +175,7 @@ for _name in ("sign", "floor", "ceil", "trunc", "round"):
 class Sigmoid(Rule):
     """z = 1 / (1 + exp(-x)):  dx = g (1 - z) z"""
 
-    infer: Any = staticmethod(torch.sigmoid)
+    infer = staticmethod(torch.sigmoid)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -223,7 +223,7 @@ class Where(Rule):
     counted = (1, 2)
 
     @staticmethod
-    def forward(condition: T, input: Any, other: Any) -> T:
+    def forward(condition: T, input: T | Number, other: T | Number) -> T:
         return torch.where(condition, input, other)
 
     @staticmethod
@@ -236,7 +236,7 @@ class Where(Rule):
 
 
 def _pointwise(
-    name: str, slope: Any, doc: str, of_result: bool = False, also: tuple[str, ...] = ()
+    name: str, slope: TorchFunction, doc: str, of_result: bool = False, also: tuple[str, ...] = ()
 ) -> None:
     """Make the Rule of a function of one number from its slope: `slope(g, x or z)` is dx.
 
@@ -384,7 +384,12 @@ class NanToNum(Rule):
     """z = x, and a number where x is none:  dx = g where x is finite, else g times 0"""
 
     @staticmethod
-    def forward(input: T, nan: float | None = None, posinf: Any = None, neginf: Any = None) -> T:
+    def forward(
+        input: T,
+        nan: float | None = None,
+        posinf: Number | None = None,
+        neginf: Number | None = None,
+    ) -> T:
         return torch.nan_to_num(input, nan, posinf, neginf)
 
     @staticmethod
@@ -519,7 +524,7 @@ class StandardGamma(Rule):
     """
 
     @staticmethod
-    def forward(input: T, generator: Any = None) -> T:
+    def forward(input: T, generator: torch.Generator | None = None) -> T:
         return torch._standard_gamma(input, generator=generator)
 
     @staticmethod
@@ -554,7 +559,7 @@ class _Rest(Rule):
     """z = x - y q, with q = x / y rounded:  dx = g,  dy = -g q"""
 
     @classmethod
-    def label_of(cls, input: Any, other: Any) -> str:
+    def label_of(cls, input: T | Number, other: T | Number) -> str:
         return f"{cls.__name__}Backward{int(isinstance(other, T))}"
 
     @staticmethod
@@ -568,7 +573,7 @@ class Remainder(_Rest):
     """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
 
     @staticmethod
-    def forward(input: T, other: Any) -> T:
+    def forward(input: T, other: T | Number) -> T:
         if not isinstance(input, T):
             raise refusal(torch.remainder, "for a number divided by a tensor")
         return torch.remainder(input, other)
@@ -584,7 +589,7 @@ class Fmod(_Rest):
     """z = x - y trunc(x / y):  dx = g,  dy = -g trunc(x / y)"""
 
     @staticmethod
-    def forward(input: T, other: Any) -> T:
+    def forward(input: T, other: T | Number) -> T:
         return torch.fmod(input, other)
 
     @staticmethod
@@ -598,19 +603,19 @@ class Lerp(Rule):
     """z = x + w (y - x):  dx = g (1 - w),  dy = g w,  dw = g (y - x)"""
 
     @staticmethod
-    def forward(input: T, end: T, weight: Any) -> T:
+    def forward(input: T, end: T, weight: Number) -> T:
         return torch.lerp(input, end, weight)
 
     @classmethod
-    def label_of(cls, input: T, end: T, weight: Any) -> str:
+    def label_of(cls, input: T, end: T, weight: Number) -> str:
         return f"LerpBackward{int(isinstance(weight, T))}"
 
     @staticmethod
-    def d_input(g: T, weight: Any) -> T:
+    def d_input(g: T, weight: Number) -> T:
         return g * (1 - weight)
 
     @staticmethod
-    def d_end(g: T, weight: Any) -> T:
+    def d_end(g: T, weight: Number) -> T:
         return g * weight
 
     @staticmethod
@@ -624,7 +629,7 @@ class Addcmul(Rule):
     """z = x + v a b:  dx = g,  da = g (b v),  db = g (a v)"""
 
     @staticmethod
-    def forward(input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
+    def forward(input: T, tensor1: T, tensor2: T, value: Number = 1) -> T:
         return torch.addcmul(input, tensor1, tensor2, value=value)
 
     @staticmethod
@@ -632,11 +637,11 @@ class Addcmul(Rule):
         return g
 
     @staticmethod
-    def d_tensor1(g: T, tensor2: T, value: Any) -> T:
+    def d_tensor1(g: T, tensor2: T, value: Number) -> T:
         return g * (tensor2 * value)
 
     @staticmethod
-    def d_tensor2(g: T, tensor1: T, value: Any) -> T:
+    def d_tensor2(g: T, tensor1: T, value: Number) -> T:
         return g * (tensor1 * value)
 
 
@@ -646,7 +651,7 @@ class Addcdiv(Rule):
     """z = x + v a / b:  dx = g,  da = g (v / b),  db = -g (v a / b^2)"""
 
     @staticmethod
-    def forward(input: T, tensor1: T, tensor2: T, value: Any = 1) -> T:
+    def forward(input: T, tensor1: T, tensor2: T, value: Number = 1) -> T:
         return torch.addcdiv(input, tensor1, tensor2, value=value)
 
     @staticmethod
@@ -654,13 +659,16 @@ class Addcdiv(Rule):
         return g
 
     @staticmethod
-    def d_tensor1(g: T, tensor2: T, value: Any) -> T:
+    def d_tensor1(g: T, tensor2: T, value: Number) -> T:
         b = tensor2
         return g * (torch.tensor(value, dtype=b.dtype, device=b.device) / b)
 
     @staticmethod
-    def d_tensor2(g: T, tensor1: T, tensor2: T, value: Any) -> T:
+    def d_tensor2(g: T, tensor1: T, tensor2: T, value: Number) -> T:
         return -g * ((value * tensor1) / (tensor2 * tensor2))
+
+
+_xlogy: TorchFunction = torch.xlogy
 
 
 @inplace(T.xlogy_, torch.xlogy_)
@@ -669,28 +677,28 @@ class Xlogy(Rule):
     """z = x log y, 0 where x = 0:  dx = g log y, 0 where x = 0 >= y;  dy = g x / y"""
 
     @staticmethod
-    def forward(input: Any, other: Any) -> T:
-        return torch.xlogy(input, other)
+    def forward(input: T | Number, other: T | Number) -> T:
+        return _xlogy(input, other)
 
     @classmethod
-    def label_of(cls, input: Any, other: Any) -> str:
+    def label_of(cls, input: T | Number, other: T | Number) -> str:
         if not isinstance(other, T):
             return "XlogyBackward2"
         return "XlogyBackward0" if isinstance(input, T) else "XlogyBackward1"
 
     @staticmethod
-    def d_input(g: T, input: T, other: Any) -> T:
+    def d_input(g: T, input: T, other: T | Number) -> T:
         dx = torch.xlogy(g, other)
         if isinstance(other, T):
             return dx.masked_fill((input == 0.0) & (other <= 0.0), 0.0)
         return dx.masked_fill(input == 0.0, 0.0) if other <= 0 else dx
 
     @staticmethod
-    def d_other(g: T, input: Any, other: T) -> T:
+    def d_other(g: T, input: T | Number, other: T) -> T:
         return g * input / other
 
 
 @composite(T.where)
-def where(input: T, condition: T, other: Any) -> T:
+def where(input: T, condition: T, other: T | Number) -> T:
     """x.where(condition, y), which PyTorch also computes as torch.where(condition, x, y)"""
     return record(Where, (condition, input, other))[0]

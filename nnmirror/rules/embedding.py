@@ -1,7 +1,6 @@
 """Rows of a table, by number."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ class Embedding(Rule):
     uncounted = (1,)
     input_place = 1
     tuple_places = (1,)
-    infer: Any = staticmethod(torch.embedding)
+    infer = staticmethod(torch.embedding)
 
     @staticmethod
     def forward(

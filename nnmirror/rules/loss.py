@@ -4,8 +4,6 @@
 kernel of PyTorch rounds after each operation, so does the formula here, in its order.
 """
 
-from typing import Any
-
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
@@ -118,7 +116,7 @@ class NllLoss(Rule):
     uncounted = (1, 2)
 
     aten_name = "nll_loss_forward"
-    loss: Any = staticmethod(torch.ops.aten.nll_loss_forward.default)
+    loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
     keeps = derived = ("total",)  # the sum of the weights, which have no gradient
 
     @classmethod
@@ -152,7 +150,7 @@ class NllLoss2D(NllLoss):
     """`NllLoss` of images: x is (N, C, H, W), t is (N, H, W)."""
 
     aten_name = "nll_loss2d_forward"
-    loss: Any = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
+    loss = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
 
 
 @composite(torch._C._nn.nll_loss_nd)

@@ -1,10 +1,11 @@
 """Matrix products. `torch.matmul` is taken apart into them as PyTorch takes it apart."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import Number
 from ..tape import record
 from . import shape
 from .arithmetic import Mul, scaled
@@ -107,23 +108,23 @@ class Addmm(Rule):
     """Z = b X + a A B:  dX = b G,  dA = a G B^T,  dB = a A^T G"""
 
     @staticmethod
-    def forward(input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> T:
+    def forward(input: T, mat1: T, mat2: T, beta: Number = 1, alpha: Number = 1) -> T:
         return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
 
     @staticmethod
-    def how(input: T, mat1: T, mat2: T, beta: Any = 1, alpha: Any = 1) -> tuple[bool, bool]:
+    def how(input: T, mat1: T, mat2: T, beta: Number = 1, alpha: Number = 1) -> tuple[bool, bool]:
         return column_major(mat1), column_major(mat2)
 
     @staticmethod
-    def d_input(g: T, beta: Any) -> T:
+    def d_input(g: T, beta: Number) -> T:
         return scaled(g, beta)
 
     @staticmethod
-    def d_mat1(g: T, mat2: T, alpha: Any, how: tuple[bool, bool]) -> T:
+    def d_mat1(g: T, mat2: T, alpha: Number, how: tuple[bool, bool]) -> T:
         return scaled(_from_left(g, mat2, how[0]), alpha)
 
     @staticmethod
-    def d_mat2(g: T, mat1: T, alpha: Any, how: tuple[bool, bool]) -> T:
+    def d_mat2(g: T, mat1: T, alpha: Number, how: tuple[bool, bool]) -> T:
         return scaled(_from_right(g, mat1, how[1]), alpha)
 
 
@@ -133,19 +134,19 @@ class Baddbmm(Rule):
     """Z_i = b X_i + a A_i B_i:  dX = b G,  dA_i = a G_i B_i^T,  dB_i = a A_i^T G_i"""
 
     @staticmethod
-    def forward(input: T, batch1: T, batch2: T, beta: Any = 1, alpha: Any = 1) -> T:
+    def forward(input: T, batch1: T, batch2: T, beta: Number = 1, alpha: Number = 1) -> T:
         return torch.baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
 
     @staticmethod
-    def d_input(g: T, beta: Any) -> T:
+    def d_input(g: T, beta: Number) -> T:
         return scaled(g, beta)
 
     @staticmethod
-    def d_batch1(g: T, batch2: T, alpha: Any) -> T:
+    def d_batch1(g: T, batch2: T, alpha: Number) -> T:
         return scaled(g.bmm(batch2.transpose(1, 2)), alpha)
 
     @staticmethod
-    def d_batch2(g: T, batch1: T, alpha: Any) -> T:
+    def d_batch2(g: T, batch1: T, alpha: Number) -> T:
         return scaled(batch1.transpose(1, 2).bmm(g), alpha)
 
 
@@ -200,7 +201,7 @@ def _names(term: str, dims: int) -> list[int]:
     return [*map(ord, head), *hidden, *map(ord, tail)]
 
 
-def _path(equation: str, operands: Any) -> list[Any] | None:
+def _path(equation: str, operands: Sequence[T]) -> list[tuple[int, ...]] | None:
     """In which order to contract more than two: that of opt_einsum, None for from the left."""
     known = torch.backends.opt_einsum
     if len(operands) < 3 or not known.enabled or not known.is_available():
@@ -336,7 +337,7 @@ def rmatmul(input: T, other: T) -> T:
     return matmul(other, input)
 
 
-def _prod(sizes: Any) -> int:
+def _prod(sizes: Iterable[int]) -> int:
     n = 1
     for s in sizes:
         n *= s
@@ -356,7 +357,7 @@ def inner(input: T, other: T) -> T:
 
 
 @composite(torch.tensordot)
-def tensordot(a: T, b: T, dims: Any = 2, out: Any = None) -> T:
+def tensordot(a: T, b: T, dims: int | Sequence[Sequence[int]] | T = 2, out: T | None = None) -> T:
     """The product of two tensors, summed over pairs of dimensions: one matrix product."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         size = torch.tensordot(a, b, dims).shape  # PyTorch's errors

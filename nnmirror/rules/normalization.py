@@ -10,7 +10,6 @@ mode the sums are added up in its order, too (see `nnmirror.exact.normalization`
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -51,13 +50,13 @@ class NativeLayerNorm(Rule):
     Saved: x, w, b, and mean and r of each row.
     """
 
-    infer: Any = staticmethod(torch.layer_norm)
+    infer = staticmethod(torch.layer_norm)
     keeps = derived = ("mean", "r")
     counted = (0, 2, 3)  # PyTorch's node has a place for a weight that is not there
 
     @staticmethod
     def forward(
-        input: T, normalized_shape: Any, weight: T | None, bias: T | None, eps: float
+        input: T, normalized_shape: Sequence[int], weight: T | None, bias: T | None, eps: float
     ) -> tuple[T, T, T]:
         args = input, normalized_shape, weight, bias, eps
         try:
@@ -128,7 +127,7 @@ def _of_rows(
 @composite(torch.layer_norm)
 def layer_norm(
     input: T,
-    normalized_shape: Any,
+    normalized_shape: Sequence[int],
     weight: T | None = None,
     bias: T | None = None,
     eps: float = 1e-05,

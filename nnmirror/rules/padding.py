@@ -4,10 +4,11 @@ A gradient goes to the element that a place of the result was copied from; of se
 another in the order of the places, as PyTorch's kernels go over them.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
+from .._types import Number
 from ..tape import record
 from .registry import Rule, composite, rule, unplaced
 
@@ -22,13 +23,13 @@ class ConstantPadNd(Rule):
     """
 
     @staticmethod
-    def forward(input: T, pad: Any, value: Any = 0) -> T:
+    def forward(input: T, pad: Sequence[int], value: Number = 0) -> T:
         if isinstance(value, complex):  # which the other takes none of
             return torch.constant_pad_nd(input, pad, value)
         return torch._C._nn.pad(input, pad, "constant", value)
 
     @staticmethod
-    def d_input(g: T, pad: Any) -> T:
+    def d_input(g: T, pad: Sequence[int]) -> T:
         return torch.constant_pad_nd(g, [-n for n in pad], 0)
 
 
@@ -36,16 +37,16 @@ class _OfItself(Rule):
     """z = x between elements of its own:  dx = g, added to the elements it was copied from"""
 
     @staticmethod
-    def forward(input: T, pad: Any, mode: str) -> T:
+    def forward(input: T, pad: Sequence[int], mode: str) -> T:
         return torch._C._nn.pad(input, pad, mode)
 
     @classmethod
-    def label_of(cls, input: T, pad: Any, mode: str) -> str:
+    def label_of(cls, input: T, pad: Sequence[int], mode: str) -> str:
         kinds = {"reflect": "ReflectionPad", "replicate": "ReplicationPad"}
         return f"{kinds[mode]}{len(pad) // 2}DBackward0"
 
     @staticmethod
-    def d_input(g: T, input: T, pad: Any, mode: str) -> T:
+    def d_input(g: T, input: T, pad: Sequence[int], mode: str) -> T:
         # PyTorch saves x for its shape: it may not be changed.
         shape, count = input.shape, input.numel()
         places = torch.arange(count, dtype=torch.float64, device=g.device).view(shape)
@@ -62,11 +63,11 @@ class _Circular(Rule):
     """
 
     @staticmethod
-    def forward(input: T, pad: Any) -> T:
+    def forward(input: T, pad: Sequence[int]) -> T:
         return torch._C._nn.pad(input, pad, "circular")
 
     @staticmethod
-    def d_input(g: T, input_shape: torch.Size, pad: Any) -> T:
+    def d_input(g: T, input_shape: torch.Size, pad: Sequence[int]) -> T:
         last = len(input_shape) - 1
         sides = [(last - i, *pad[2 * i : 2 * i + 2]) for i in range(len(pad) // 2)]
         for dim, left, right in reversed(sides):
@@ -99,7 +100,7 @@ def _undone(g: T, dim: int, to: int, start: int, length: int) -> T:
 
 
 @composite(torch._C._nn.pad)
-def pad(input: T, pad: Any, mode: str = "constant", value: float | None = None) -> T:
+def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> T:
     """x padded along its last dimensions; `pad` has two numbers for each, the last first."""
     if mode == "constant" and isinstance(input, T):
         return record(ConstantPadNd, (input, pad, 0 if value is None else value))[0]

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
-T: Any = torch.Tensor
+from .._types import TorchFunction
 
-PASSIVE: set[Any] = {
+T = torch.Tensor
+_data: Any = T.data  # of the class, these are descriptors
+_base: Any = T._base
+
+PASSIVE: set[TorchFunction] = {
     T.detach,
     torch.detach,
-    T.data.__get__,
-    T._base.__get__,
+    _data.__get__,
+    _base.__get__,
     T.dim,
     T.size,
     T.item,
@@ -36,14 +40,14 @@ PASSIVE: set[Any] = {
 }
 
 # Attributes that may be set on a tensor that requires grad; PyTorch records none of them.
-UNRECORDED_SETTERS: set[Any] = {
-    T.data.__set__,
+UNRECORDED_SETTERS: set[TorchFunction] = {
+    _data.__set__,
     T.share_memory_,
 }
 
 # What gives a tensor another shape or other memory, and has no rule.
-RESHAPING: set[Any] = {
-    T.data.__set__,
+RESHAPING: set[TorchFunction] = {
+    _data.__set__,
     T.resize_,
     T.resize_as_,
     torch.resize_as_,

@@ -9,7 +9,6 @@ the numbers follow no pattern that takes ten times as long as to multiply by 0 o
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -79,7 +78,7 @@ def exp(x: T, rate: float = 1) -> T:
     return x.mul_(number(rate * math.log2(math.e), x)).exp2_()
 
 
-def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: Any) -> T:
+def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
     """dx(g, x, *parameters), which takes each number by itself and returns new memory."""
     if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
@@ -92,7 +91,7 @@ def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: Any) -> T:
     return result
 
 
-def times_slope(g: T, slope: Callable[..., T], x: T, *parameters: Any) -> T:
+def times_slope(g: T, slope: Callable[..., T], x: T, *parameters: object) -> T:
     """g slope(x, *parameters), for a slope that is new memory.
 
     float16 and bfloat16 are computed in float32, as PyTorch's kernels do.
@@ -100,7 +99,7 @@ def times_slope(g: T, slope: Callable[..., T], x: T, *parameters: Any) -> T:
     return laid_out_as(in_pieces(_times, g, x, slope, *parameters), g)
 
 
-def _times(g: T, x: T, slope: Callable[..., T], *parameters: Any) -> T:
+def _times(g: T, x: T, slope: Callable[..., T], *parameters: object) -> T:
     if g.dtype.itemsize == 2:
         return slope(x.float(), *parameters).mul_(g).to(g.dtype)
     return slope(x, *parameters).mul_(g)

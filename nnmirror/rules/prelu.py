@@ -1,7 +1,5 @@
 """PReLU: the slope below zero is a weight."""
 
-from typing import Any
-
 import torch
 
 from ..tape import record
@@ -19,7 +17,7 @@ class PreluKernel(Rule):
     w has the dimensions of x, and is broadcast.  Saved: x and w.
     """
 
-    infer: Any = staticmethod(torch._prelu_kernel)
+    infer = staticmethod(torch._prelu_kernel)
     always_saved = ("weight",)  # for the gradient of an input that does not require one
 
     @staticmethod

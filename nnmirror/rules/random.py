@@ -3,10 +3,11 @@
 PyTorch gives that gradient of zeros as well; who wants one through a draw calls `rsample`.
 """
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
+from .._types import Number, TorchFunction
 from ..tape import record
 from .registry import Rule, answered
 
@@ -21,11 +22,12 @@ class Normal(Rule):
     """z drawn from the normal law of this mean and spread:  dmean = 0,  dstd = 0"""
 
     @staticmethod
-    def forward(mean: Any, std: Any, generator: Any) -> T:
-        return torch.normal(mean, std, generator=generator)
+    def forward(mean: T | Number, std: T | Number, generator: torch.Generator | None) -> T:
+        normal: TorchFunction = torch.normal
+        return normal(mean, std, generator=generator)
 
     @classmethod
-    def label_of(cls, mean: Any, std: Any, generator: Any) -> str:
+    def label_of(cls, mean: T | Number, std: T | Number, generator: torch.Generator | None) -> str:
         return f"NormalBackward{isinstance(mean, T) + 2 * isinstance(std, T)}"
 
     @staticmethod
@@ -38,7 +40,9 @@ class Normal(Rule):
 
 
 @answered(torch.normal)
-def normal(mean: Any, std: Any = 1.0, *, generator: Any = None) -> T:
+def normal(
+    mean: T | Number, std: T | Number = 1.0, *, generator: torch.Generator | None = None
+) -> T:
     return record(Normal, (mean, std, generator))[0]
 
 
@@ -46,7 +50,7 @@ class Poisson(Rule):
     """z drawn from the Poisson law of this rate:  dx = 0"""
 
     @staticmethod
-    def forward(input: T, generator: Any) -> T:
+    def forward(input: T, generator: torch.Generator | None) -> T:
         return torch.poisson(input, generator)
 
     @staticmethod
@@ -55,7 +59,7 @@ class Poisson(Rule):
 
 
 @answered(torch.poisson)
-def poisson(input: T, generator: Any = None) -> T:
+def poisson(input: T, generator: torch.Generator | None = None) -> T:
     return record(Poisson, (input, generator))[0]
 
 
@@ -63,7 +67,7 @@ class Bernoulli(Rule):
     """z = 1 with probability x, else 0:  dx = 0"""
 
     @staticmethod
-    def forward(input: T, generator: Any) -> T:
+    def forward(input: T, generator: torch.Generator | None) -> T:
         return torch.bernoulli(input, generator=generator)
 
     @staticmethod
@@ -75,7 +79,7 @@ class BernoulliP(Rule):
     """z = 1 with probability p, in the shape of x; PyTorch has no gradient of it."""
 
     @staticmethod
-    def forward(input: T, p: float, generator: Any) -> T:
+    def forward(input: T, p: float, generator: torch.Generator | None) -> T:
         return torch.bernoulli(input, p, generator=generator)
 
     @staticmethod
@@ -88,7 +92,7 @@ class BernoulliP(Rule):
 
 
 @answered(torch.bernoulli, T.bernoulli)
-def bernoulli(input: T, p: float | None = None, *, generator: Any = None) -> T:
+def bernoulli(input: T, p: float | None = None, *, generator: torch.Generator | None = None) -> T:
     if p is None:
         return record(Bernoulli, (input, generator))[0]
     return record(BernoulliP, (input, p, generator))[0]
@@ -98,11 +102,11 @@ class BernoulliInplace(Rule):
     """x becomes 1 with probability p, else 0:  dx = 0,  dp = 0"""
 
     @staticmethod
-    def forward(input: T, p: Any) -> T:
+    def forward(input: T, p: Number) -> T:
         return input
 
     @classmethod
-    def label_of(cls, input: T, p: Any) -> str:
+    def label_of(cls, input: T, p: Number) -> str:
         return f"BernoulliBackward{1 if isinstance(p, T) else 2}"
 
     @staticmethod
@@ -115,7 +119,7 @@ class BernoulliInplace(Rule):
 
 
 @answered(T.bernoulli_)
-def bernoulli_(input: T, p: Any = 0.5, *, generator: Any = None) -> T:
+def bernoulli_(input: T, p: Number = 0.5, *, generator: torch.Generator | None = None) -> T:
     return record(
         BernoulliInplace, (input, p), inplace=lambda: T.bernoulli_(input, p, generator=generator)
     )[0]

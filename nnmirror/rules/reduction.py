@@ -1,22 +1,24 @@
 """Sums, means and what else reduces a tensor to fewer dimensions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from .._types import Dims, Number, TorchFunction
 from ..tape import record
 from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
 
-def _dims(dim: Any, ndim: int) -> list[int]:
+def _dims(dim: Dims, ndim: int) -> list[int]:
     """The reduced dimensions, counted from the front, in order; all of them for none given."""
     given = [dim] if isinstance(dim, int) else [] if dim is None else list(dim)
     return sorted(d % ndim for d in given) if given and ndim else list(range(ndim))
 
 
-def unsqueezed(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
+def unsqueezed(g: T, shape: Sequence[int], dim: Dims, keepdim: bool) -> T:
     """g with the dimensions that a reduction over `dim` took away."""
     if not keepdim and len(shape):
         for d in _dims(dim, len(shape)):
@@ -24,7 +26,7 @@ def unsqueezed(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
     return g
 
 
-def expand_back(g: T, shape: Any, dim: Any, keepdim: bool) -> T:
+def expand_back(g: T, shape: Sequence[int], dim: Dims, keepdim: bool) -> T:
     """The gradient of a sum over `dim`: g repeated along it, without copying."""
     return unsqueezed(g, shape, dim, keepdim).expand(shape)
 
@@ -34,17 +36,21 @@ class Sum(Rule):
     """z = sum of x, over `dim` or all:  dx = g, repeated"""
 
     @staticmethod
-    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+    def forward(
+        input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> T:
         if dim is None and not keepdim:
             return torch.sum(input, dtype=dtype)
         return torch.sum(input, dim, keepdim, dtype=dtype)
 
     @classmethod
-    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+    def label_of(
+        cls, input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> str:
         return "" if dim is None and not keepdim else "SumBackward1"
 
     @staticmethod
-    def d_input(g: T, input_shape: Any, dim: Any, keepdim: bool) -> T:
+    def d_input(g: T, input_shape: torch.Size, dim: Dims, keepdim: bool) -> T:
         return g.expand(input_shape) if dim is None else expand_back(g, input_shape, dim, keepdim)
 
 
@@ -53,23 +59,27 @@ class Mean(Rule):
     """z = sum of x / n, over `dim` or all:  dx = g / n, repeated"""
 
     @staticmethod
-    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+    def forward(
+        input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> T:
         if dim is None and not keepdim:
             return torch.mean(input, dtype=dtype)
         return torch.mean(input, dim, keepdim, dtype=dtype)
 
     @classmethod
-    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+    def label_of(
+        cls, input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> str:
         return "" if dim is None and not keepdim else "MeanBackward1"
 
     @staticmethod
-    def d_input(g: T, input_shape: Any, dim: Any, keepdim: bool) -> T:
+    def d_input(g: T, input_shape: torch.Size, dim: Dims, keepdim: bool) -> T:
         if dim is None:
             return g.expand(input_shape) / input_shape.numel()
         return expand_back(g, input_shape, dim, keepdim) / _count(input_shape, dim)
 
 
-def _count(shape: Any, dim: Any) -> int:
+def _count(shape: Sequence[int], dim: Dims) -> int:
     """How many elements are reduced to one."""
     n = 1
     for d in _dims(dim, len(shape)) if len(shape) else ():
@@ -77,13 +87,13 @@ def _count(shape: Any, dim: Any) -> int:
     return n
 
 
-def _of_one_dtype(func: Any, x: T, dtype: Any) -> None:
+def _of_one_dtype(func: TorchFunction, x: T, dtype: torch.dtype | None) -> None:
     """PyTorch rounds these gradients otherwise where the result has another dtype."""
     if dtype is not None and dtype is not x.dtype:
         raise refusal(func, "for another dtype")
 
 
-def var_grad(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
+def var_grad(g: T, x: T, dim: Dims, correction: float, keepdim: bool) -> T:
     if dim == ():  # PyTorch's gradient counts one element here, whatever is reduced
         freedom = 1 - correction
         return (2.0 / freedom if freedom else float("inf")) * g * (x - x.mean())
@@ -101,7 +111,7 @@ def var_grad(g: T, x: T, dim: Any, correction: float, keepdim: bool) -> T:
     return scale * g * (x - x.mean(dim, keepdim=True))
 
 
-def std_grad(g: T, x: T, z: T, dim: Any, correction: float, keepdim: bool) -> T:
+def std_grad(g: T, x: T, z: T, dim: Dims, correction: float, keepdim: bool) -> T:
     return var_grad((g / (z * 2)).masked_fill_(z == 0, 0), x, dim, correction, keepdim)
 
 
@@ -109,11 +119,11 @@ class Var(Rule):
     """z = sum of (x - mean)^2 / (n - c) over dim:  dx = 2 / (n - c) g (x - mean)"""
 
     @staticmethod
-    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+    def forward(input: T, dim: Dims, correction: Number, keepdim: bool) -> T:
         return torch.var(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
-    def d_input(g: T, input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+    def d_input(g: T, input: T, dim: Dims, correction: Number, keepdim: bool) -> T:
         return var_grad(g, input, dim, correction, keepdim)
 
 
@@ -121,15 +131,15 @@ class Std(Rule):
     """z = sqrt(var(x)):  dx = the gradient of var for g / (2 z), which is 0 where z is 0"""
 
     @staticmethod
-    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> T:
+    def forward(input: T, dim: Dims, correction: Number, keepdim: bool) -> T:
         return torch.std(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
-    def d_input(g: T, input: T, result: T, dim: Any, correction: Any, keepdim: bool) -> T:
+    def d_input(g: T, input: T, result: T, dim: Dims, correction: Number, keepdim: bool) -> T:
         return std_grad(g, input, result, dim, correction, keepdim)
 
 
-def _spread(function: type[Rule], *funcs: Any) -> None:
+def _spread(function: type[Rule], *funcs: TorchFunction) -> None:
     """The ways to call var and std: with `unbiased` or with `correction`."""
 
     def call(input: T, *args: Any, **kwargs: Any) -> T:
@@ -167,15 +177,15 @@ class LinalgVectorNorm(Rule):
     """z = (sum of |x|^p)^(1/p) over dim:  dx = g sign(x) (|x| / z)^(p - 1), and 0 where z is 0"""
 
     @staticmethod
-    def forward(input: T, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> T:
+    def forward(input: T, ord: Number, dim: Dims, keepdim: bool, dtype: torch.dtype | None) -> T:
         return torch.linalg.vector_norm(input, ord, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def d_input(g: T, input: T, result: T, ord: Any, dim: Any, keepdim: bool) -> T | None:
+    def d_input(g: T, input: T, result: T, ord: Number, dim: Dims, keepdim: bool) -> T | None:
         return norm_grad(g, input, result, float(ord), dim, keepdim)
 
 
-def norm_grad(g: T, x: T, z: T, p: float, dim: Any, keepdim: bool) -> T | None:
+def norm_grad(g: T, x: T, z: T, p: float, dim: Dims, keepdim: bool) -> T | None:
     """The gradient of z, the p-norm of x over dim."""
     g, z = (unsqueezed(t, x.shape, dim, keepdim) for t in (g, z))
     if p == 0:
@@ -203,7 +213,12 @@ def norm_grad(g: T, x: T, z: T, p: float, dim: Any, keepdim: bool) -> T | None:
 
 @composite(torch.linalg.vector_norm)
 def vector_norm(
-    x: T, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    x: T,
+    ord: Number = 2,
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     _of_one_dtype(torch.linalg.vector_norm, x, dtype)
     return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
@@ -212,18 +227,18 @@ def vector_norm(
 @composite(torch.norm, T.norm)
 def norm(
     input: T,
-    p: Any = "fro",
-    dim: Any = None,
+    p: Number | str | None = "fro",
+    dim: Dims = None,
     keepdim: bool = False,
-    out: Any = None,
-    dtype: Any = None,
+    out: T | None = None,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The vector norm, as torch.norm computes every p but "nuc"."""
     matrix = p == "fro" and dim is not None and not isinstance(dim, int) and len(dim) > 2
     if out is not None or matrix or (isinstance(p, str) and p != "fro"):
         raise unplaced(torch.norm, (input, p, dim, keepdim, out, dtype), {})
     dim = [dim] if isinstance(dim, int) else dim
-    ord = 2.0 if p is None or p == "fro" else p
+    ord = 2.0 if p is None or isinstance(p, str) else p
     return vector_norm(input, ord, dim, keepdim, dtype=dtype)
 
 
@@ -232,11 +247,11 @@ class Logsumexp(Rule):
     """z = log of the sum of exp(x) over dim:  dx = g exp(x - z)"""
 
     @staticmethod
-    def forward(input: T, dim: Any, keepdim: bool = False) -> T:
+    def forward(input: T, dim: int | tuple[int, ...], keepdim: bool = False) -> T:
         return torch.logsumexp(input, dim, keepdim)
 
     @staticmethod
-    def d_input(g: T, input: T, result: T, dim: Any, keepdim: bool) -> T:
+    def d_input(g: T, input: T, result: T, dim: Dims, keepdim: bool) -> T:
         g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, result))
         return g * (input - z).exp()
 
@@ -246,18 +261,26 @@ class Prod(Rule):
     """z = product of x over dim or all:  dx = g times the product of the others"""
 
     @staticmethod
-    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+    def forward(
+        input: T, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> T:
         _of_one_dtype(torch.prod, input, dtype)
         if dim is None:
             return torch.prod(input, dtype=dtype)
         return torch.prod(input, dim, keepdim, dtype=dtype)
 
     @classmethod
-    def label_of(cls, input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> str:
+    def label_of(
+        cls,
+        input: T,
+        dim: int | None = None,
+        keepdim: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> str:
         return "" if dim is None else "ProdBackward1"
 
     @staticmethod
-    def d_input(g: T, input: T, result: T, dim: Any, keepdim: bool) -> T:
+    def d_input(g: T, input: T, result: T, dim: int | None, keepdim: bool) -> T:
         x, z = input, result
         if x.dim() == 0:
             return g
@@ -289,7 +312,7 @@ class Cumsum(Rule):
     """z_i = x_1 + ... + x_i along dim:  dx_i = g_i + ... + g_n"""
 
     @staticmethod
-    def forward(input: T, dim: int, dtype: Any = None) -> T:
+    def forward(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
         _of_one_dtype(torch.cumsum, input, dtype)
         return torch.cumsum(input, dim, dtype=dtype)
 
@@ -308,7 +331,7 @@ class Cumprod(Rule):
     """
 
     @staticmethod
-    def forward(input: T, dim: int, dtype: Any = None) -> T:
+    def forward(input: T, dim: int, dtype: torch.dtype | None = None) -> T:
         _of_one_dtype(torch.cumprod, input, dtype)
         return torch.cumprod(input, dim, dtype=dtype)
 
@@ -372,12 +395,12 @@ class VarMean(Rule):
     materialize_grads = False
 
     @staticmethod
-    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
+    def forward(input: T, dim: Dims, correction: Number, keepdim: bool) -> tuple[T, T]:
         return torch.var_mean(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
     def d_input(
-        g0: T | None, g1: T | None, input: T, dim: Any, correction: Any, keepdim: bool
+        g0: T | None, g1: T | None, input: T, dim: Dims, correction: Number, keepdim: bool
     ) -> T | None:
         dx = None if g0 is None else var_grad(g0, input, dim, correction, keepdim)
         return _with_mean(dx, g1, input, dim, keepdim)
@@ -389,7 +412,7 @@ class StdMean(Rule):
     materialize_grads = False
 
     @staticmethod
-    def forward(input: T, dim: Any, correction: Any, keepdim: bool) -> tuple[T, T]:
+    def forward(input: T, dim: Dims, correction: Number, keepdim: bool) -> tuple[T, T]:
         return torch.std_mean(input, dim, correction=correction, keepdim=keepdim)
 
     @staticmethod
@@ -398,15 +421,15 @@ class StdMean(Rule):
         g1: T | None,
         input: T,
         result0: T,
-        dim: Any,
-        correction: Any,
+        dim: Dims,
+        correction: Number,
         keepdim: bool,
     ) -> T | None:
         dx = None if g0 is None else std_grad(g0, input, result0, dim, correction, keepdim)
         return _with_mean(dx, g1, input, dim, keepdim)
 
 
-def _with_mean(dx: T | None, g: T | None, x: T, dim: Any, keepdim: bool) -> T | None:
+def _with_mean(dx: T | None, g: T | None, x: T, dim: Dims, keepdim: bool) -> T | None:
     """dx, and the gradient of the mean for g."""
     if g is None:
         return dx
@@ -424,17 +447,21 @@ class Nansum(Rule):
     """z = sum of x without its NaNs, over dim or all:  dx = g, 0 at a NaN"""
 
     @staticmethod
-    def forward(input: T, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> T:
+    def forward(
+        input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> T:
         _of_one_dtype(torch.nansum, input, dtype)
         return torch.nansum(input, dim, keepdim, dtype=dtype)
 
     @staticmethod
-    def d_input(g: T, input: T, dim: Any, keepdim: bool) -> T:
+    def d_input(g: T, input: T, dim: Dims, keepdim: bool) -> T:
         return expand_back(g, input.shape, dim, keepdim) * input.isnan().logical_not()
 
 
 @composite(torch.nanmean, T.nanmean)
-def nanmean(input: T, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> T:
+def nanmean(
+    input: T, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> T:
     total = record(Nansum, (input, dim, keepdim, dtype))[0]
     return total / input.detach().isnan().logical_not().sum(() if dim is None else dim, keepdim)
 
@@ -444,18 +471,23 @@ class Dist(Rule):
     """z = |x - y| in the p-norm:  dx = g sign(d) (|d| / z)^(p - 1), d = x - y,  dy = -dx"""
 
     @staticmethod
-    def forward(input: T, other: T, p: Any = 2) -> T:
+    def forward(input: T, other: T, p: Number = 2) -> T:
         return torch.dist(input, other, p)
 
     @staticmethod
-    def gradients(needs: Needs, g: T, input: T, other: T, p: Any, result: T) -> Gradients:
+    def gradients(needs: Needs, g: T, input: T, other: T, p: Number, result: T) -> Gradients:
         dx = norm_grad(g, input - other, result, p, None, False)
         return dx, None if dx is None else -dx
 
 
 @composite(torch.linalg.matrix_norm)
 def matrix_norm(
-    A: T, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+    A: T,
+    ord: Number | str = "fro",
+    dim: tuple[int, ...] | list[int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """Those norms of matrices that need no singular values."""
     if A.dim() < 2 or len(dim) != 2 or ord in (2, -2, "nuc") or dtype is not None:
@@ -478,12 +510,12 @@ def matrix_norm(
 @composite(torch.linalg.norm)
 def linalg_norm(
     A: T,
-    ord: Any = None,
-    dim: Any = None,
+    ord: Number | str | None = None,
+    dim: Dims = None,
     keepdim: bool = False,
     *,
-    out: Any = None,
-    dtype: Any = None,
+    out: T | None = None,
+    dtype: torch.dtype | None = None,
 ) -> T:
     """The norm of vectors, or of matrices where there are two dimensions and an `ord`."""
     args, more = (A, ord, dim, keepdim), {"out": out, "dtype": dtype}

@@ -14,12 +14,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from .. import tensor as _tensor
+from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..tape import (
     OTHER,
@@ -34,7 +36,7 @@ from ..tape import (
 from ..walk import backward, grad
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
-C = TypeVar("C", bound=Callable[..., Any])
+C = TypeVar("C", bound=TorchFunction)
 F = TypeVar("F", bound=type[Function])
 # Of the formulas that a rule gives together: which gradients are needed, and the gradients.
 Needs: TypeAlias = tuple[bool, ...]
@@ -44,7 +46,7 @@ Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
 RULES = _tensor.RULES
 # The same, by module and name, for what torch.nn.functional and torch.autograd define in
 # Python: so nothing of theirs is imported for it.
-NAMED: dict[tuple[str, str], Callable[..., Any]] = {
+NAMED: dict[tuple[str, str], TorchFunction] = {
     ("torch.autograd", "backward"): backward,
     ("torch.autograd", "grad"): grad,
 }
@@ -55,7 +57,7 @@ class Rule(Function):
 
     is_rule = True
     aten_name: str = ""  # PyTorch's name for it in its errors, where that is not `public`'s
-    func: Any = None  # PyTorch's operation, which takes what `forward` takes
+    func: TorchFunction | None = None  # PyTorch's operation, which takes what `forward` takes
     rest: tuple[Any, ...] = ()  # and this besides
     numbers: tuple[int, ...] = ()  # which arguments of it are numbers
 
@@ -68,6 +70,7 @@ class Rule(Function):
         """PyTorch's error where a tensor that requires grad is given as a number."""
         for i in cls.numbers:
             if i < len(args) and has_gradient(args[i]):
+                assert cls.func is not None
                 raise unplaced(cls.func, args + cls.rest, {})
 
 
@@ -76,7 +79,9 @@ def has_gradient(value: Any) -> bool:
 
 
 @functools.cache
-def numbers_of(func: Any, integers: bool = False) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def numbers_of(
+    func: TorchFunction, integers: bool = False
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Where `func` takes a number and never a tensor: the places, and the names.
 
     From PyTorch's own declarations. There it takes a tensor without a gradient too, as the number
@@ -107,7 +112,7 @@ _REALS = {"number", "float", "Optional[number]", "Optional[float]"}
 _INTEGERS = {"int", "Optional[int]"}
 
 
-def check_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """PyTorch's error where a tensor that requires grad is given to `func` as a number."""
     places, names = numbers_of(func, integers=True)
     given = [args[i] for i in places if i < len(args)]
@@ -127,7 +132,7 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 class Recorded:
     """Calls a Rule with the arguments of a torch call, keywords put in their places."""
 
-    def __init__(self, function: type[Function], func: Any) -> None:
+    def __init__(self, function: type[Function], func: TorchFunction) -> None:
         self.function = function
         self.func = func
         if function.formulas is None:
@@ -163,7 +168,7 @@ class Recorded:
 _tensor.recorded[0] = Recorded
 
 
-def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
+def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
     """These arguments fit no rule: PyTorch's own error if it has one, else a refusal."""
     if kwargs.get("out") is not None:
         return RuntimeError(
@@ -174,7 +179,7 @@ def unplaced(func: Any, args: Any, kwargs: Any) -> Exception:
     return refusal(func, "with these arguments")
 
 
-def _as_pytorch(func: Any, args: Any, kwargs: Any) -> None:
+def _as_pytorch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call `func` as PyTorch would be called, for its errors: with copies that require grad."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         func(*_copied(args), **_copied(kwargs))
@@ -192,7 +197,7 @@ def _copied(value: Any) -> Any:
     return _mapped(value, copy)
 
 
-def rule(*funcs: Any) -> Callable[[F], F]:
+def rule(*funcs: TorchFunction) -> Callable[[F], F]:
     """Record each of the torch functions `funcs` as a call of the decorated Rule."""
 
     def register(function: F) -> F:
@@ -206,7 +211,7 @@ def rule(*funcs: Any) -> Callable[[F], F]:
     return register
 
 
-def stands_for(func: Any, *rest: Any) -> Callable[[F], F]:
+def stands_for(func: TorchFunction, *rest: Any) -> Callable[[F], F]:
     """The decorated Rule takes the arguments of `func`, and is recorded for it by a `composite`."""
 
     def register(function: F) -> F:
@@ -217,7 +222,7 @@ def stands_for(func: Any, *rest: Any) -> Callable[[F], F]:
     return register
 
 
-def composite(*funcs: Any) -> Callable[[C], C]:
+def composite(*funcs: TorchFunction) -> Callable[[C], C]:
     """Answer each of `funcs` with the decorated function, made of recorded operations."""
 
     def register(function: C) -> C:
@@ -236,7 +241,7 @@ def composite(*funcs: Any) -> Callable[[C], C]:
     return register
 
 
-def composed(func: Any) -> Callable[[C], C]:
+def composed(func: TorchFunction) -> Callable[[C], C]:
     """`composite(func)` for a loss or a distance: left to PyTorch where that sees through it."""
 
     def register(function: C) -> C:
@@ -253,7 +258,7 @@ def composed(func: Any) -> Callable[[C], C]:
     return register
 
 
-def answered(*funcs: Any) -> Callable[[C], C]:
+def answered(*funcs: TorchFunction) -> Callable[[C], C]:
     """As `composed`, for functions with the signature of the decorated one: a call that does not
     fit it gets PyTorch's own error.
     """
@@ -261,7 +266,7 @@ def answered(*funcs: Any) -> Callable[[C], C]:
     def register(function: C) -> C:
         names = inspect.signature(function).parameters
 
-        def called(func: Any) -> Callable[..., Any]:
+        def called(func: TorchFunction) -> TorchFunction:
             takes_numbers = bool(numbers_of(func)[1])
 
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -295,14 +300,19 @@ def answered(*funcs: Any) -> Callable[[C], C]:
     return register
 
 
-def inplace(*funcs: Any) -> Callable[[F], F]:
+def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
     """Record each of the in-place `funcs`: the decorated Rule saves, then torch changes."""
 
     def register(function: F) -> F:
         for func in funcs:
             placed = Recorded(function, func)
 
-            def call(*args: Any, _func: Any = func, _placed: Any = placed, **kwargs: Any) -> Any:
+            def call(
+                *args: Any,
+                _func: TorchFunction = func,
+                _placed: Recorded = placed,
+                **kwargs: Any,
+            ) -> Any:
                 places = _placed._placed(args, kwargs) if kwargs else args
                 return record(function, places, inplace=lambda: _func(*args, **kwargs))[0]
 
@@ -345,7 +355,7 @@ def name_of(func: Any) -> str:
     return str(torch.overrides.resolve_name(func) or getattr(func, "__name__", func))
 
 
-def refusal(func: Any, why: str = "") -> NotImplementedError:
+def refusal(func: TorchFunction, why: str = "") -> NotImplementedError:
     name = name_of(func)
     return NotImplementedError(
         f"nnmirror: {name} has no backward rule{' ' + why if why else ''}, and a tensor given"
@@ -356,7 +366,7 @@ def refusal(func: Any, why: str = "") -> NotImplementedError:
     )
 
 
-def _changes_argument(func: Any, kwargs: dict[str, Any]) -> bool:
+def _changes_argument(func: TorchFunction, kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     if kwargs.get("out") is not None or name in ("__set__", "__delete__", "__setitem__"):
         return True
@@ -390,13 +400,13 @@ _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 def _vmap_asks() -> bool:
     """Was what is being dispatched called by torch.vmap, through modes or not?"""
-    frame: Any = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "dispatch"):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
 
 
-def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     if kwargs or len(args) > 1:
         check_numbers(func, args, kwargs)
@@ -405,7 +415,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _dispatch(func, args, kwargs)
 
 
-def _bare_name(func: Any) -> str:
+def _bare_name(func: TorchFunction) -> str:
     """set_ of torch.Tensor.set_ and of torch.ops.aten.set_.source_Tensor."""
     return getattr(func, "__name__", "").partition(".")[0]
 
@@ -415,14 +425,14 @@ _RESHAPING_NAMES = {"as_strided_", "resize_", "resize_as_", "set_", "set_data"}
 
 # The attributes that the mirror keeps in a place of its own, read past the tensor's class.
 _GRAD: Any = torch.Tensor.grad
-_KEPT: dict[Any, Callable[..., Any]] = {
+_KEPT: dict[TorchFunction, TorchFunction] = {
     _GRAD.__get__: lambda t, *_: t.grad,
     _GRAD.__set__: lambda t, value: setattr(t, "grad", value),
     _GRAD.__delete__: lambda t: delattr(t, "grad"),
 }
 
 
-def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _KEPT:
         return _KEPT[func](*args)
     if func in PASSIVE:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._types import Dims, TorchFunction
 from ..tape import record
 from . import shape
 from .elementwise import Maximum, Minimum
@@ -46,7 +47,7 @@ class _Extreme(Rule):
         return torch.zeros_like(input).masked_fill_(mask, g / mask.sum())
 
 
-def _along(name: str, function: Any) -> type[Rule]:
+def _along(name: str, function: TorchFunction) -> type[Rule]:
     """The Rule of a function that returns (values, indices) along a dimension."""
 
     def forward(input: T, dim: int = -1, keepdim: bool = False) -> tuple[T, T]:
@@ -55,7 +56,7 @@ def _along(name: str, function: Any) -> type[Rule]:
     return type(name, (_Picked,), {"__doc__": _Picked.__doc__, "forward": staticmethod(forward)})
 
 
-def _over_all(name: str, function: Any) -> type[Rule]:
+def _over_all(name: str, function: TorchFunction) -> type[Rule]:
     def forward(input: T) -> T:
         return function(input)  # type: ignore[no-any-return]
 
@@ -104,8 +105,13 @@ class Sort(_Ordered):
 
 @composite(torch.sort, T.sort)
 def sort(
-    input: T, dim: Any = -1, descending: bool = False, *, stable: bool = False, axis: Any = None
-) -> Any:
+    input: T,
+    dim: Dims = -1,
+    descending: bool = False,
+    *,
+    stable: bool = False,
+    axis: int | None = None,
+) -> torch.return_types.sort:
     dim = dim if axis is None else axis
     return torch.return_types.sort(record(Sort, (input, dim, descending, stable))[0])
 
@@ -119,7 +125,9 @@ class Topk(_Ordered):
 
 
 @composite(torch.topk, T.topk)
-def topk(input: T, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+def topk(
+    input: T, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> torch.return_types.topk:
     return torch.return_types.topk(record(Topk, (input, k, dim, largest, sorted))[0])
 
 
@@ -127,7 +135,7 @@ class _Amount(Rule):
     """z = the extreme of x over dim:  dx = g, shared evenly between those equal to it"""
 
     @staticmethod
-    def d_input(g: T, input: T, dim: Any, keepdim: bool, result: T) -> T:
+    def d_input(g: T, input: T, dim: Dims, keepdim: bool, result: T) -> T:
         g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, result))
         mask = input == z
         return g * mask / mask.sum(dim, keepdim=True)
@@ -136,14 +144,14 @@ class _Amount(Rule):
 @rule(torch.amax, T.amax)
 class Amax(_Amount):
     @staticmethod
-    def forward(input: T, dim: Any = (), keepdim: bool = False) -> T:
+    def forward(input: T, dim: int | tuple[int, ...] = (), keepdim: bool = False) -> T:
         return torch.amax(input, dim, keepdim)
 
 
 @rule(torch.amin, T.amin)
 class Amin(_Amount):
     @staticmethod
-    def forward(input: T, dim: Any = (), keepdim: bool = False) -> T:
+    def forward(input: T, dim: int | tuple[int, ...] = (), keepdim: bool = False) -> T:
         return torch.amin(input, dim, keepdim)
 
 
@@ -181,7 +189,9 @@ class Aminmax(Rule):
 
 
 @answered(torch.aminmax, T.aminmax)
-def aminmax(input: T, *, dim: int | None = None, keepdim: bool = False) -> Any:
+def aminmax(
+    input: T, *, dim: int | None = None, keepdim: bool = False
+) -> torch.return_types.aminmax:
     return torch.return_types.aminmax(record(Aminmax, (input, dim, keepdim))[0])
 
 
@@ -301,12 +311,12 @@ class Cummin(_Cumulative):
 
 
 @composite(torch.cummax, T.cummax)
-def cummax(input: T, dim: int) -> Any:
+def cummax(input: T, dim: int) -> torch.return_types.cummax:
     return torch.return_types.cummax(record(Cummax, (input, dim))[0])
 
 
 @composite(torch.cummin, T.cummin)
-def cummin(input: T, dim: int) -> Any:
+def cummin(input: T, dim: int) -> torch.return_types.cummin:
     return torch.return_types.cummin(record(Cummin, (input, dim))[0])
 
 
@@ -319,5 +329,5 @@ class Kthvalue(_Picked):
 
 
 @composite(torch.kthvalue, T.kthvalue)
-def kthvalue(input: T, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+def kthvalue(input: T, k: int, dim: int = -1, keepdim: bool = False) -> torch.return_types.kthvalue:
     return torch.return_types.kthvalue(record(Kthvalue, (input, k, dim, keepdim))[0])

@@ -4,12 +4,13 @@ A view shares memory with its input (`is_view`); its gradient is the view undone
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import IndexLike, Size, TorchFunction
 from ..tape import Node, record, tracked, usual_edge
 from ..tensor import reshaping
 from ..views import AsStrided, ViewOf
@@ -18,7 +19,7 @@ from .registry import Rule, answered, composite, inplace, plain_values, refusal,
 T = torch.Tensor
 
 
-def _sizes(size: tuple[Any, ...]) -> Any:
+def _sizes(size: tuple[Any, ...]) -> Sequence[int]:
     """x.view(2, 3) and x.view((2, 3)) are the same."""
     return size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
 
@@ -38,7 +39,7 @@ class View(Rule):
 
 
 @composite(T.view)
-def view(input: T, *size: Any, **kwargs: Any) -> T:
+def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T:
     if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
         dtype = kwargs.get("dtype", size[0] if size else None)
         if dtype is not input.dtype:
@@ -82,7 +83,7 @@ class UnsafeView(Rule):
         return g.reshape(input_shape)
 
 
-def unsafe_view(input: T, size: Any) -> T:
+def unsafe_view(input: T, size: Sequence[int]) -> T:
     return record(UnsafeView, (input, size))[0]
 
 
@@ -90,7 +91,7 @@ class Clone(Rule):
     """z = a copy of x:  dx = g"""
 
     @staticmethod
-    def forward(input: T, memory_format: Any = torch.preserve_format) -> T:
+    def forward(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
         return torch.clone(input, memory_format=memory_format)
 
     @staticmethod
@@ -102,13 +103,13 @@ rule(torch.clone, T.clone)(Clone)
 
 
 @composite(T.contiguous)
-def contiguous(input: T, memory_format: Any = torch.contiguous_format) -> T:
+def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_format) -> T:
     if input.is_contiguous(memory_format=memory_format):
         return input
     return record(Clone, (input, memory_format))[0]
 
 
-def viewable(input: T, shape: Any) -> bool:
+def viewable(input: T, shape: Sequence[int]) -> bool:
     """Can `input` be seen with this shape without a copy? Torch answers by trying."""
     try:
         input.detach().view(shape)
@@ -118,7 +119,7 @@ def viewable(input: T, shape: Any) -> bool:
 
 
 @composite(torch.reshape, T.reshape)
-def reshape(input: T, *shape: Any, **kwargs: Any) -> T:
+def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
     target = input.detach().reshape(size).shape  # PyTorch's errors; -1 worked out
     if viewable(input, target):
@@ -145,7 +146,7 @@ def ravel(input: T) -> T:
 
 
 @composite(torch.unflatten, T.unflatten)
-def unflatten(input: T, dim: int, sizes: Any) -> T:
+def unflatten(input: T, dim: int, sizes: Sequence[int]) -> T:
     return record(View, (input, tuple(input.detach().unflatten(dim, sizes).shape)))[0]
 
 
@@ -257,11 +258,11 @@ def t(input: T) -> T:
     return record(TRule, (input,))[0]
 
 
-def _seen_otherwise(function: type[Rule], *methods: Any) -> None:
+def _seen_otherwise(function: type[Rule], *methods: TorchFunction) -> None:
     """The in-place form: the tensor itself gets the other shape."""
     for method in methods:
 
-        def call(input: T, *args: Any, _method: Any = method) -> T:
+        def call(input: T, *args: Any, _method: TorchFunction = method) -> T:
             if input._is_view():
                 raise refusal(_method, "for a view")
             return record(function, (input, *args), inplace=lambda: _method(input, *args))[0]
@@ -291,7 +292,7 @@ class Permute(Rule):
 
 
 @composite(torch.permute, T.permute)
-def permute(input: T, *dims: Any, **kwargs: Any) -> T:
+def permute(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
@@ -315,12 +316,12 @@ class Expand(Rule):
         return g.sum_to_size(input_shape)
 
 
-def expand(input: T, size: Any) -> T:
+def expand(input: T, size: Sequence[int]) -> T:
     return record(Expand, (input, tuple(size)))[0]
 
 
 @composite(T.expand)
-def expand_method(input: T, *size: Any, **kwargs: Any) -> T:
+def expand_method(input: T, *size: int | Sequence[int], **kwargs: Any) -> T:
     return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
 
 
@@ -330,12 +331,12 @@ def expand_as(input: T, other: T) -> T:
 
 
 @composite(torch.broadcast_to, T.broadcast_to)
-def broadcast_to(input: T, size: Any) -> T:
+def broadcast_to(input: T, size: Sequence[int]) -> T:
     return expand(input, size)
 
 
 @composite(torch.broadcast_tensors)
-def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
+def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
     with DisableTorchFunctionSubclass():
@@ -350,11 +351,11 @@ def broadcast_tensors(*tensors: Any) -> tuple[T, ...]:
     )
 
 
-_meshgrid_of_list: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
+_meshgrid_of_list: TorchFunction = torch._VF.meshgrid  # type: ignore[attr-defined]
 
 
 @answered(torch.meshgrid, _meshgrid_of_list)
-def meshgrid(*tensors: Any, indexing: str | None = None) -> Any:
+def meshgrid(*tensors: T, indexing: str | None = None) -> Sequence[T]:
     """Each tensor along a dimension of its own, repeated along those of the others"""
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
@@ -364,7 +365,7 @@ def meshgrid(*tensors: Any, indexing: str | None = None) -> Any:
     swap = indexing == "xy" and len(tensors) > 1
     order = [1, 0, *range(2, len(tensors))] if swap else list(range(len(tensors)))
     size = [tensors[i].numel() for i in order]
-    grids: list[Any] = list(shown)
+    grids: list[T] = list(shown)
     for at, i in enumerate(order):
         along = [1] * len(tensors)
         along[at] = -1
@@ -386,7 +387,7 @@ class Basic(Rule):
     is_view = True
 
     @staticmethod
-    def usual(input: T, index: Any) -> Any:
+    def usual(input: T, index: IndexLike) -> Any:
         edge = usual_edge(input)
         if edge is None:
             return None
@@ -400,16 +401,16 @@ class Basic(Rule):
         return tracked(node, z)
 
     @staticmethod
-    def forward(input: T, index: Any) -> T:
+    def forward(input: T, index: IndexLike) -> T:
         return T.__getitem__(input, index)
 
     @classmethod
-    def label_of(cls, input: T, index: Any) -> str:
+    def label_of(cls, input: T, index: IndexLike) -> str:
         last = index[-1] if isinstance(index, tuple) and index else index
         return _BY_INDEX.get(type(last), "AliasBackward0")
 
     @staticmethod
-    def d_input(g: T, input_shape: torch.Size, index: Any) -> T:
+    def d_input(g: T, input_shape: torch.Size, index: IndexLike) -> T:
         dx = g.new_zeros(input_shape)
         dx[index] = g
         return dx
@@ -425,7 +426,7 @@ class Index(Rule):
     keeps = ("places",)
 
     @staticmethod
-    def forward(input: T, index: Any) -> tuple[T, T]:
+    def forward(input: T, index: IndexLike) -> tuple[T, T]:
         places = torch.arange(input.numel(), device=input.device).view(input.shape)
         return input[index], places[index]
 
@@ -436,7 +437,7 @@ class Index(Rule):
         return dx
 
 
-def is_basic(index: Any) -> bool:
+def is_basic(index: IndexLike) -> bool:
     if isinstance(index, T):
         kind = index.dtype
         return index.dim() == 0 and not (
@@ -450,7 +451,7 @@ def is_basic(index: Any) -> bool:
 
 
 @composite(T.__getitem__)
-def getitem(input: T, index: Any) -> T:
+def getitem(input: T, index: IndexLike) -> T:
     kind = type(index)
     if kind is slice or kind is int:
         return record(Basic, (input, index))[0]
@@ -487,14 +488,14 @@ class Cat(Rule):
         return grads
 
 
-def _sequence(tensors: Any, func: Any) -> list[Any]:
+def _sequence(tensors: Sequence[T], func: TorchFunction) -> list[T]:
     if isinstance(tensors, T):
         func(tensors.detach())  # raises PyTorch's error
     return list(tensors)
 
 
 @composite(torch.cat, torch.concat, torch.concatenate)
-def cat(tensors: Any, dim: int = 0, **kwargs: Any) -> T:
+def cat(tensors: Sequence[T], dim: int = 0, **kwargs: Any) -> T:
     dim = kwargs.pop("axis", dim)
     _no_out(torch.cat, kwargs)
     return record(Cat, (dim, *_sequence(tensors, torch.cat)))[0]
@@ -513,13 +514,13 @@ class Stack(Rule):
 
 
 @composite(torch.stack)
-def stack(tensors: Any, dim: int = 0, **kwargs: Any) -> T:
+def stack(tensors: Sequence[T], dim: int = 0, **kwargs: Any) -> T:
     dim = kwargs.pop("axis", dim)
     _no_out(torch.stack, kwargs)
     return record(Stack, (dim, *_sequence(tensors, torch.stack)))[0]
 
 
-def _no_out(func: Any, kwargs: dict[str, Any]) -> None:
+def _no_out(func: TorchFunction, kwargs: dict[str, Any]) -> None:
     if kwargs.get("out") is not None:
         raise unplaced(func, (), kwargs)
     if set(kwargs) - {"out"}:
@@ -542,7 +543,7 @@ class Unbind(Rule):
 
 
 @composite(T.__iter__)
-def iterate(input: T) -> Any:
+def iterate(input: T) -> Iterator[T]:
     if input.dim() == 0:
         raise TypeError("iteration over a 0-d tensor")
     return iter(record(Unbind, (input, 0))[0])
@@ -566,12 +567,14 @@ class Split(_Parts):
 
 class SplitWithSizes(_Parts):
     @staticmethod
-    def forward(input: T, sizes: Any, dim: int) -> tuple[T, ...]:
+    def forward(input: T, sizes: Sequence[int], dim: int) -> tuple[T, ...]:
         return torch.split_with_sizes(input, sizes, dim)
 
 
 @composite(torch.split, T.split)
-def split(input: T, split_size_or_sections: Any, dim: int = 0, **kwargs: Any) -> tuple[T, ...]:
+def split(
+    input: T, split_size_or_sections: int | Sequence[int], dim: int = 0, **kwargs: Any
+) -> tuple[T, ...]:
     if isinstance(split_size_or_sections, T):
         with contextlib.suppress(ValueError):
             split_size_or_sections = int(split_size_or_sections)
@@ -580,7 +583,7 @@ def split(input: T, split_size_or_sections: Any, dim: int = 0, **kwargs: Any) ->
 
 
 @composite(torch.split_with_sizes, T.split_with_sizes)
-def split_with_sizes(input: T, split_sizes: Any, dim: int = 0) -> tuple[T, ...]:
+def split_with_sizes(input: T, split_sizes: Sequence[int], dim: int = 0) -> tuple[T, ...]:
     return record(SplitWithSizes, (input, split_sizes, dim))[0]
 
 
@@ -594,7 +597,7 @@ def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
 
 
 @composite(torch.narrow, T.narrow)
-def narrow(input: T, dim: int, start: Any, length: int) -> T:
+def narrow(input: T, dim: int, start: int | T, length: int) -> T:
     torch.narrow(input.detach(), dim, plain_values(start), length)  # PyTorch's errors
     at, first = dim % input.dim(), int(start)
     if first < 0:
@@ -637,12 +640,12 @@ class Repeat(Rule):
 
 
 @composite(T.repeat)
-def repeat(input: T, *repeats: Any, **kwargs: Any) -> T:
+def repeat(input: T, *repeats: int | Sequence[int], **kwargs: Any) -> T:
     return record(Repeat, (input, kwargs["repeats"] if "repeats" in kwargs else _sizes(repeats)))[0]
 
 
 @composite(torch.tile, T.tile)
-def tile(input: T, *dims: Any, **kwargs: Any) -> T:
+def tile(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     sizes = tuple(kwargs["dims"] if "dims" in kwargs else _sizes(dims))
     return record(Repeat, (input, (1,) * (input.dim() - len(sizes)) + sizes))[0]
 
@@ -652,11 +655,11 @@ class Roll(Rule):
     """z = x moved round along dims:  dx = g moved back"""
 
     @staticmethod
-    def forward(input: T, shifts: Any, dims: Any = ()) -> T:
+    def forward(input: T, shifts: Size, dims: Size = ()) -> T:
         return torch.roll(input, shifts, dims)
 
     @staticmethod
-    def d_input(g: T, shifts: Any, dims: Any) -> T:
+    def d_input(g: T, shifts: Size, dims: Size) -> T:
         return g.roll(-shifts if isinstance(shifts, int) else [-s for s in shifts], dims)
 
 
@@ -664,16 +667,16 @@ class Flip(Rule):
     """z = x reversed along dims:  dx = g reversed"""
 
     @staticmethod
-    def forward(input: T, dims: Any) -> T:
+    def forward(input: T, dims: tuple[int, ...]) -> T:
         return torch.flip(input, dims)
 
     @staticmethod
-    def d_input(g: T, dims: Any) -> T:
+    def d_input(g: T, dims: tuple[int, ...]) -> T:
         return g.flip(dims)
 
 
 @composite(torch.flip, T.flip)
-def flip(input: T, *dims: Any, **kwargs: Any) -> T:
+def flip(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
@@ -734,9 +737,12 @@ class Diagonal(Rule):
         return dx
 
 
+_movedim: TorchFunction = torch.movedim
+
+
 @composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis)
-def movedim(input: T, source: Any, destination: Any) -> T:
-    torch.movedim(input.detach(), source, destination)  # PyTorch's errors
+def movedim(input: T, source: Size, destination: Size) -> T:
+    _movedim(input.detach(), source, destination)  # PyTorch's errors
     n = input.dim()
     if n == 0:
         return getitem(input, ...)
@@ -750,7 +756,7 @@ def movedim(input: T, source: Any, destination: Any) -> T:
 
 
 def _at_least(n: int) -> None:
-    def one(x: Any) -> Any:
+    def one(x: T) -> T:
         if x.dim() == 0:
             return reshape(x, (1,) * n)
         if n > 1 and x.dim() == 1:
@@ -760,7 +766,7 @@ def _at_least(n: int) -> None:
     @composite(
         getattr(torch, f"atleast_{n}d"), getattr(torch._C._VariableFunctions, f"atleast_{n}d")
     )
-    def at_least(*tensors: Any) -> Any:
+    def at_least(*tensors: T) -> T | tuple[T, ...]:
         if len(tensors) == 1 and isinstance(tensors[0], T):
             return one(tensors[0])
         if len(tensors) == 1:
@@ -770,32 +776,32 @@ def _at_least(n: int) -> None:
     _AT_LEAST[n] = one
 
 
-_AT_LEAST: dict[int, Any] = {}
+_AT_LEAST: dict[int, TorchFunction] = {}
 for _n in (1, 2, 3):
     _at_least(_n)
 
 
 @composite(torch.hstack)
-def hstack(tensors: Any, **kwargs: Any) -> T:
+def hstack(tensors: Sequence[T], **kwargs: Any) -> T:
     _no_out(torch.hstack, kwargs)
     parts = [_AT_LEAST[1](x) for x in _sequence(tensors, torch.hstack)]
     return record(Cat, (0 if parts[0].dim() == 1 else 1, *parts))[0]
 
 
 @composite(torch.vstack, torch.row_stack)
-def vstack(tensors: Any, **kwargs: Any) -> T:
+def vstack(tensors: Sequence[T], **kwargs: Any) -> T:
     _no_out(torch.vstack, kwargs)
     return record(Cat, (0, *[_AT_LEAST[2](x) for x in _sequence(tensors, torch.vstack)]))[0]
 
 
 @composite(torch.dstack)
-def dstack(tensors: Any, **kwargs: Any) -> T:
+def dstack(tensors: Sequence[T], **kwargs: Any) -> T:
     _no_out(torch.dstack, kwargs)
     return record(Cat, (2, *[_AT_LEAST[3](x) for x in _sequence(tensors, torch.dstack)]))[0]
 
 
 @composite(torch.column_stack)
-def column_stack(tensors: Any, **kwargs: Any) -> T:
+def column_stack(tensors: Sequence[T], **kwargs: Any) -> T:
     _no_out(torch.column_stack, kwargs)
     parts = _sequence(tensors, torch.column_stack)
     parts = [reshape(x, (x.numel(), 1)) if x.dim() <= 1 else x for x in parts]
@@ -810,7 +816,7 @@ class ToCopy(Rule):
         return input.to(*args, **dict(kwargs))
 
     @staticmethod
-    def how(input: T, *_: Any) -> tuple[torch.dtype, torch.device]:
+    def how(input: T, *_: object) -> tuple[torch.dtype, torch.device]:
         return input.dtype, input.device
 
     @staticmethod
@@ -831,9 +837,9 @@ def to(input: T, *args: Any, **kwargs: Any) -> T:
     return record(ToCopy, (input, args, tuple(kwargs.items())))[0]
 
 
-def _caster(method: Any, dtype: torch.dtype) -> None:
+def _caster(method: TorchFunction, dtype: torch.dtype) -> None:
     @composite(method)
-    def cast(input: T, memory_format: Any = torch.preserve_format) -> T:
+    def cast(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
         return to(input, dtype, memory_format=memory_format)
 
 
@@ -852,7 +858,7 @@ def type_as(input: T, other: T) -> T:
 
 
 @composite(T.cpu)
-def cpu(input: T, memory_format: Any = torch.preserve_format) -> T:
+def cpu(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
     return to(input, "cpu", memory_format=memory_format)
 
 
@@ -947,7 +953,7 @@ def kron(input: T, other: T) -> T:
 
 @composite(torch.repeat_interleave, T.repeat_interleave)
 def repeat_interleave(
-    input: T, repeats: Any, dim: int | None = None, *, output_size: int | None = None
+    input: T, repeats: int | T, dim: int | None = None, *, output_size: int | None = None
 ) -> T:
     torch.repeat_interleave(  # PyTorch's errors
         input.detach(), plain_values(repeats), dim, output_size=output_size
@@ -968,7 +974,9 @@ def repeat_interleave(
 
 
 @composite(torch.diff, T.diff)
-def diff(input: T, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> T:
+def diff(
+    input: T, n: int = 1, dim: int = -1, prepend: T | None = None, append: T | None = None
+) -> T:
     """x_(i+1) - x_i along dim, n times over."""
     torch.diff(  # PyTorch's errors
         input.detach(), n, dim, prepend=plain_values(prepend), append=plain_values(append)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .._types import Dims, TorchFunction
 from ..tape import record
 from . import shape
 from .pointwise import above, number, selected, times_slope
@@ -23,7 +24,7 @@ T = torch.Tensor
 class Softmax(Rule):
     """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y.  Saved: y."""
 
-    public: Any = staticmethod(T.softmax)
+    public: TorchFunction = staticmethod(T.softmax)
 
     @staticmethod
     def forward(input: T, dim: int) -> T:
@@ -40,7 +41,7 @@ class Softmax(Rule):
 class LogSoftmax(Rule):
     """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g.  Saved: l."""
 
-    public: Any = staticmethod(T.log_softmax)
+    public = staticmethod(T.log_softmax)
 
     @staticmethod
     def forward(input: T, dim: int) -> T:
@@ -55,18 +56,22 @@ class LogSoftmax(Rule):
 
 
 @composite(T.softmax)
-def softmax(input: T, dim: Any = None, dtype: torch.dtype | None = None, axis: Any = None) -> T:
+def softmax(
+    input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
+) -> T:
     dim = axis if dim is None else dim
     return record(Softmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
 @composite(T.log_softmax)
-def log_softmax(input: T, dim: Any = None, dtype: torch.dtype | None = None, axis: Any = None) -> T:
+def log_softmax(
+    input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
+) -> T:
     dim = axis if dim is None else dim
     return record(LogSoftmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
-def _as_function(func: Any, method: Any) -> None:
+def _as_function(func: TorchFunction, method: TorchFunction) -> None:
     """torch.softmax(x, dim): as the method, but its errors count the arguments otherwise."""
 
     def call(input: T, *args: Any, **kwargs: Any) -> T:

@@ -40,7 +40,7 @@ class Undefined(Rule):
 class UndefinedGrad:
     """`torch._C._functions.UndefinedGrad`, which knows the mirror's tensors."""
 
-    def __call__(self, *tensors: Any) -> Any:
+    def __call__(self, *tensors: T) -> T | tuple[T, ...]:
         if len(tensors) == 1 and isinstance(tensors[0], Tensor) and tensors[0].requires_grad:
             return record(Undefined, tensors)[0]
         return _PyTorchs()(*tensors)

@@ -1,0 +1,20 @@
+"""Types of arguments that many of the package's functions take."""
+
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.types import Number
+
+__all__ = ["Dims", "IndexLike", "Number", "Size", "TorchFunction"]
+
+# An argument `dim`; None for all dimensions.
+Dims: TypeAlias = int | list[int] | tuple[int, ...] | None
+# What stands between the brackets of `x[...]`: one of these, or a tuple of them.
+_Part: TypeAlias = int | bool | slice | EllipsisType | Tensor | Sequence[Any] | None
+IndexLike: TypeAlias = _Part | tuple[_Part, ...]
+# One number, or one for each dimension.
+Size: TypeAlias = int | tuple[int, ...] | list[int]
+# One of PyTorch's functions, or what is called in its place.
+TorchFunction: TypeAlias = Callable[..., Any]
