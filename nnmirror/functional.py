@@ -13,6 +13,7 @@ import torch
 from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
+from ._types import TorchFunction
 from .overrides import overridable
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
@@ -128,10 +129,10 @@ class Linear(Rule):
 
     input_place = 1
     tuple_places = (1,)
-    public: Any = staticmethod(torch._C._nn.linear)
+    public = staticmethod(torch._C._nn.linear)
 
     @staticmethod
-    def as_called(bias: Any, input: Any, weight: Any) -> tuple[Any, ...]:
+    def as_called(bias: T | None, input: T, weight: T) -> tuple[T | None, ...]:
         return input, weight, bias
 
     saved_via = {"weight": "AsStrided"}
@@ -149,7 +150,7 @@ class Linear(Rule):
         return _linear(bias, input, weight)
 
     @classmethod
-    def choose(cls, bias: T | None, input: T, weight: T) -> Any:
+    def choose(cls, bias: T | None, input: T, weight: T) -> TorchFunction | None:
         usual = (
             type(weight) is Parameter
             and type(bias) is Parameter
@@ -221,7 +222,7 @@ def _linear(bias: T | None, input: T, weight: T) -> T:
     return y if bias is None else y.add_(bias)
 
 
-def _trains(weight: Any) -> bool:
+def _trains(weight: T) -> bool:
     return bool(weight.requires_grad)
 
 
@@ -229,7 +230,7 @@ class _Rows(NamedTuple):
     """How a Linear goes back: what follows from the layout of its arguments."""
 
     label: str
-    bias_shape: Any
+    bias_shape: torch.Size | None
     input_shape: torch.Size
     batched: bool  # multiplied batch by batch, as torch.matmul does with some strides
     by_columns: bool
@@ -336,7 +337,7 @@ RULES[torch._C._nn.linear] = linear
 class Tanh(Rule):
     """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
 
-    infer: Any = staticmethod(torch.tanh)
+    infer: TorchFunction = staticmethod(torch.tanh)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -362,7 +363,7 @@ class TanhInplace(Tanh):
     """`Tanh` into the memory of its input."""
 
     is_inplace = True
-    infer: Any = staticmethod(torch.tanh_)
+    infer = staticmethod(torch.tanh_)
 
     @classmethod
     def node_name(cls) -> str:
@@ -384,7 +385,7 @@ def tanh(input: T) -> T:
 class Relu(Rule):
     """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
 
-    infer: Any = staticmethod(torch.relu)
+    infer = staticmethod(torch.relu)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -404,7 +405,7 @@ class ReluInplace(Relu):
     """`Relu` into the memory of its input."""
 
     is_inplace = True
-    infer: Any = staticmethod(torch.relu_)
+    infer = staticmethod(torch.relu_)
 
     @staticmethod
     def forward(input: T) -> T:
@@ -425,7 +426,7 @@ def relu_(input: T) -> T:
 class LeakyRelu(Rule):
     """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
 
-    infer: Any = staticmethod(torch._C._nn.leaky_relu)
+    infer: TorchFunction = staticmethod(torch._C._nn.leaky_relu)
 
     @staticmethod
     def forward(input: T, negative_slope: float = 0.01) -> T:
@@ -445,7 +446,7 @@ class LeakyReluInplace(LeakyRelu):
     """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
 
     is_inplace = True
-    infer: Any = staticmethod(torch._C._nn.leaky_relu_)
+    infer = staticmethod(torch._C._nn.leaky_relu_)
 
     @classmethod
     def node_name(cls) -> str:
@@ -854,10 +855,10 @@ class MseLoss(Rule):
     """
 
     tuple_places = (0, 1)
-    public: Any = staticmethod(torch._C._nn.mse_loss)
+    public = staticmethod(torch._C._nn.mse_loss)
 
     @staticmethod
-    def as_called(input: Any, target: Any, reduction: str = "mean") -> tuple[Any, ...]:
+    def as_called(input: T, target: T, reduction: str = "mean") -> tuple[T, T, int]:
         return input, target, _REDUCTIONS.index(reduction)
 
     @staticmethod
@@ -878,7 +879,7 @@ class MseLoss(Rule):
         return loss.mean() if reduction == "mean" else loss.sum()
 
     @classmethod
-    def choose(cls, input: T, target: T, reduction: str = "mean") -> Any:
+    def choose(cls, input: T, target: T, reduction: str = "mean") -> TorchFunction | None:
         alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
         if not alike or reduction != "mean" or not input.numel() or not input.is_cpu:
             return None

@@ -88,7 +88,9 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def _with_a_gradient(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _with_a_gradient(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """One of the numbers is a tensor that requires grad: the operations have errors for it."""
     tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())
     with DisableTorchFunctionSubclass():
@@ -257,7 +259,7 @@ def xavier_normal_(
     return normal_(tensor, 0.0, _xavier_std(tensor, gain), generator)
 
 
-def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float | None:
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: _Nonlinearity) -> float | None:
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
         return None

@@ -6,10 +6,10 @@ formula is used.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from .._types import IndexLike
 from ..rules import batchnorm
 from .attach import exact_of
 from .normalization import row_sum, rows_added, rows_fused, rows_in_turn
@@ -93,7 +93,7 @@ class NativeBatchNorm(batchnorm.NativeBatchNorm):
 
 def _sums(
     g: T, centred: T, layout: torch.memory_format | None, n: int, dtype: torch.dtype
-) -> tuple[T, T, Any]:
+) -> tuple[T, T, IndexLike]:
     """sum of g and sum of g (x - mean), per channel.
 
     And for which elements of dx the kernel takes (x - mean) k from the rest without rounding it.

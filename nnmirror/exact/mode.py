@@ -6,7 +6,7 @@ gradients are off by a few units in the last place. In exact mode they have PyTo
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils._contextlib import _NoParamDecoratorContextManager
 
@@ -47,7 +47,7 @@ class exact(_NoParamDecoratorContextManager):
         self._before = _override.mode
         _override.mode = True
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         _override.mode = self._before
 
 

@@ -14,6 +14,7 @@ from ..rules import activation as rules
 from ..rules import elementwise
 from ..rules import softmax as softmax_rules
 from ..rules.prelu import PreluKernel, weight_for
+from ..tape import Function
 from .layer import Layer
 from .module import keeps_call, records_once
 
@@ -256,7 +257,7 @@ class _AlongDim(Layer):
 
     __constants__ = ["dim"]
     dim: int | None
-    _function: Any
+    _function: type[Function]
     _name: str
 
     def __init__(self, dim: int | None = None) -> None:
@@ -280,14 +281,14 @@ class _AlongDim(Layer):
 class Softmax(_AlongDim):
     """y = exp(x) / s, s the sum of exp(x) along `dim`.  dx = (g - sum of g y) y.  Saved: y."""
 
-    _function: Any = softmax_rules.Softmax
+    _function = softmax_rules.Softmax
     _name = "softmax"
 
 
 class LogSoftmax(_AlongDim):
     """y = x - log s, s the sum of exp(x) along `dim`.  dx = g - exp(y) sum of g.  Saved: y."""
 
-    _function: Any = softmax_rules.LogSoftmax
+    _function = softmax_rules.LogSoftmax
     _name = "log_softmax"
 
 
@@ -478,7 +479,7 @@ class _Shrink(Layer):
 
     __constants__ = ["lambd"]
     lambd: float
-    _function: Any
+    _function: type[Function]
 
     def __init__(self, lambd: float = 0.5) -> None:
         super().__init__()
@@ -495,13 +496,13 @@ class _Shrink(Layer):
 class Hardshrink(_Shrink):
     """y = x where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
 
-    _function: Any = rules.Hardshrink
+    _function = rules.Hardshrink
 
 
 class Softshrink(_Shrink):
     """y = x - l sign(x) where |x| > l, else 0.  dx = g there, else 0.  l is `lambd`.  Saved: x."""
 
-    _function: Any = rules.Softshrink
+    _function = rules.Softshrink
 
 
 class PReLU(Layer):
@@ -531,7 +532,7 @@ class PReLU(Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(PreluKernel, input)
 
-    def _run(self, function: Any, *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: Any) -> Any:
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

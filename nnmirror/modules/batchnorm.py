@@ -11,6 +11,7 @@ from .. import init
 from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.batchnorm import NativeBatchNorm
+from ..tape import Function
 from .layer import Layer
 from .module import keeps_call
 
@@ -76,7 +77,7 @@ class _NormBase(Layer):
             if self.bias is not None:
                 init.zeros_(self.bias)  # type: ignore[arg-type]
 
-    def _check_input_dim(self, input: Any) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         raise NotImplementedError
 
     def extra_repr(self):  # type: () -> str
@@ -87,9 +88,9 @@ class _NormBase(Layer):
         )
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *more: Any
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
-        version = local_metadata.get("version", None)
+        version = local_metadata.get("version")
         if (version is None or version < 2) and self.track_running_stats:
             # State saved before there was a count.
             count: Any = self.num_batches_tracked
@@ -104,7 +105,7 @@ class _BatchNorm(_NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(NativeBatchNorm, input)
 
-    def _run(self, function: Any, *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: Any) -> Any:
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)
@@ -114,11 +115,11 @@ class _BatchNorm(_NormBase):
             self.num_batches_tracked.add_(1)  # type: ignore[operator]
             if self.momentum is None:  # the average of all batches so far
                 momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-        running: Any = (self.running_mean, self.running_var)
+        running: tuple[Any, Any] = (self.running_mean, self.running_var)
         training = self.training or (running[0] is None and running[1] is None)
         if self.training and not self.track_running_stats:
             running = (None, None)
-        weights: Any = (self.weight, self.bias)
+        weights: tuple[Any, Any] = (self.weight, self.bias)
         whole = is_subclass(input)
         if not whole:
             with DisableTorchFunctionSubclass():
@@ -126,7 +127,7 @@ class _BatchNorm(_NormBase):
                 if not whole:
                     F.check_batch(input, training, self.eps)
         if whole:
-            how: Any = (*running, *weights, training, momentum, self.eps)
+            how = (*running, *weights, training, momentum, self.eps)
             return self._run_whole(lambda x: F.batch_norm(x, *how), input)
         return super()._run(function, input, *weights, *running, training, momentum, self.eps)
 
@@ -143,7 +144,7 @@ class BatchNorm1d(_BatchNorm):
     (Ioffe and Szegedy, 2015).
     """
 
-    def _check_input_dim(self, input: Any) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         if is_subclass(input):
             dim = input.dim()
         else:

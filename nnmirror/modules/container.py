@@ -6,7 +6,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from itertools import chain, islice
-from typing import Any, Self, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar
 
 import torch
 
@@ -50,12 +50,12 @@ class _Numbered(Module):
         self._modules[str(index)] = module
 
 
-def absolute_index(idx: Any, size: int) -> int:
+def absolute_index(idx: SupportsIndex, size: int) -> int:
     """`idx` counted from the front, or IndexError."""
-    idx = operator.index(idx)
-    if not -size <= idx < size:
-        raise IndexError(f"index {idx} is out of range")
-    return idx % size
+    index = operator.index(idx)
+    if not -size <= index < size:
+        raise IndexError(f"index {index} is out of range")
+    return index % size
 
 
 class Sequential(_Numbered):
@@ -119,10 +119,10 @@ class Sequential(_Numbered):
             return self.__class__(OrderedDict(list(self._modules.items())[idx]))
         return self._modules[self._key(idx)]
 
-    def __add__(self, other: Any) -> Sequential:
+    def __add__(self, other: Iterable[Module]) -> Sequential:
         return Sequential(*self, *_sequential(other))
 
-    def __iadd__(self, other: Any) -> Self:
+    def __iadd__(self, other: Iterable[Module]) -> Self:
         return self.extend(list(_sequential(other)))
 
     def __mul__(self, other: int) -> Sequential:
@@ -134,7 +134,7 @@ class Sequential(_Numbered):
     def __imul__(self, other: int) -> Self:
         return self.extend(list(self) * (self._factor(other) - 1))
 
-    def _factor(self, other: Any) -> int:
+    def _factor(self, other: object) -> int:
         if not isinstance(other, int):
             raise TypeError(f"unsupported operand type(s) for *: {type(self)} and {type(other)}")
         if other <= 0:
@@ -169,7 +169,7 @@ class Sequential(_Numbered):
         return self
 
 
-def _sequential(other: Any) -> Sequential:
+def _sequential(other: object) -> Sequential:
     if not isinstance(other, Sequential):
         raise ValueError(
             f"add operator supports only objects of Sequential class, but {type(other)!s} is given."
@@ -228,12 +228,12 @@ class ModuleList(_Numbered):
 
     def __repr__(self) -> str:
         """Runs of modules that print alike are written once, with their count."""
-        runs: list[list[Any]] = []  # first, last, text
+        runs: list[tuple[int, int, str]] = []  # first, last, text
         for i, text in enumerate(repr(module) for module in self):
             if runs and runs[-1][2] == text:
-                runs[-1][1] = i
+                runs[-1] = runs[-1][0], i, text
             else:
-                runs.append([i, i, text])
+                runs.append((i, i, text))
         if not runs:
             return self._get_name() + "()"
         lines = [
@@ -333,7 +333,7 @@ def _as_parameter(value: Any) -> Any:
     return value
 
 
-def _describe(key: Any, value: Any, dtype: str) -> str:
+def _describe(key: int | str, value: object, dtype: str) -> str:
     """A line of the representation of a ParameterList or ParameterDict."""
     if not isinstance(value, torch.Tensor):
         return f"  ({key}): Object of type: {type(value).__name__}"
@@ -417,7 +417,7 @@ class ParameterDict(Module):
         del self._keys[key]
         delattr(self, self._checked(key))
 
-    def _checked(self, key: Any) -> str:
+    def _checked(self, key: object) -> str:
         if not isinstance(key, str):
             raise TypeError(
                 "Index given to ParameterDict cannot be used as a key as it is not a string (type"
@@ -441,7 +441,7 @@ class ParameterDict(Module):
         """A new dict of the same parameters."""
         return ParameterDict(OrderedDict(self.items()))
 
-    def setdefault(self, key: str, default: Any | None = None) -> Any:
+    def setdefault(self, key: str, default: Any = None) -> Any:
         """The value under `key`, put there if it is missing."""
         if key not in self:
             self[key] = default
@@ -465,11 +465,11 @@ class ParameterDict(Module):
         key = next(reversed(self._keys))
         return key, self.pop(key)
 
-    def get(self, key: str, default: Any | None = None) -> Any:
+    def get(self, key: str, default: Any = None) -> Any:
         """The value under `key`, or `default`."""
         return self[key] if key in self else default  # noqa: SIM401
 
-    def fromkeys(self, keys: Iterable[str], default: Any | None = None) -> ParameterDict:
+    def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
         """A new dict with `default` under each key."""
         return ParameterDict((key, default) for key in keys)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import functional as F
 from ..overrides import is_subclass
 from ..rules import dropout as rules
+from ..tape import Function
 from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call
@@ -39,7 +40,7 @@ class Dropout(_DropoutNd):
         F.check_probability(self.p)
         return self._run(rules.DropoutInplace if self.inplace else rules.Dropout, input)
 
-    def _run(self, function: Any, *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: Any) -> Any:
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

@@ -15,7 +15,9 @@ from torch._C import DisableTorchFunctionSubclass
 
 from .. import tape, walk
 
-Call: TypeAlias = Callable[[Any], Any]
+# Of a module's output or input: a tensor, or a tuple where that is one; None where there is none.
+Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None
+Call: TypeAlias = Callable[[Gradient], Gradient]
 
 
 class Recorded:
@@ -24,7 +26,7 @@ class Recorded:
     def __init__(self, node: tape.Node) -> None:
         self.node = node
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         node = self.node
         if node._saved is None:
             raise RuntimeError(tape._FREED)
@@ -61,7 +63,7 @@ class OfComplex:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         raise tape.no_complex(self.name)
 
 
@@ -71,7 +73,7 @@ class Each:
     def __init__(self, calls: Sequence[Call | None]) -> None:
         self.calls = calls
 
-    def __call__(self, gradients: Any = None) -> tuple[Any, ...]:
+    def __call__(self, gradients: Gradient = None) -> tuple[Gradient, ...]:
         gradients = _as_many(gradients, len(self.calls))
         return tuple(_made(call)(g) for call, g in zip(self.calls, gradients, strict=True))
 
@@ -83,11 +85,12 @@ class Stacked:
         self.call = call
         self.items = items
 
-    def __call__(self, gradients: Any = None) -> tuple[Any, ...]:
+    def __call__(self, gradients: Gradient = None) -> tuple[Gradient, ...]:
         gradients = _as_many(gradients, self.items)
         with DisableTorchFunctionSubclass():
             batch = torch.stack(gradients)
-        return tuple(_made(self.call)(batch).unbind(0))
+        grads: Any = _made(self.call)(batch)
+        return tuple(grads.unbind(0))
 
 
 class Chain:
@@ -96,7 +99,7 @@ class Chain:
     def __init__(self, calls: Sequence[Call | None]) -> None:
         self.calls = calls
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         for call in reversed(self.calls):
             gradient = _made(call)(gradient)
         return gradient
@@ -128,7 +131,7 @@ class Traced:
         target, index = tape.edge_of(value)
         return (weakref.ref(target) if self.weakly else target), index
 
-    def _edge(self, held: Any) -> Any:
+    def _edge(self, held: Any) -> tape.Edge | None:
         if held is None:
             return None
         target = held[0]() if self.weakly else held[0]
@@ -139,7 +142,7 @@ class Traced:
             )
         return target, held[1]
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         gradients = (gradient,) if self.single else _as_many(gradient, len(self.starts))
         starts = [(self._edge(held), g) for held, g in zip(self.starts, gradients, strict=True)]
         ends = [self._edge(held) for held in self.ends]
@@ -162,7 +165,7 @@ def _made(call: Call | None) -> Call:
     return call
 
 
-def _as_many(gradients: Any, count: int) -> tuple[Any, ...]:
+def _as_many(gradients: Gradient, count: int) -> tuple[Any, ...]:
     if gradients is None:
         return (None,) * count
     if not isinstance(gradients, tuple) or len(gradients) != count:

@@ -1,7 +1,5 @@
 """Flatten and Unflatten."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from .module import keeps_call
 class _Reshaping(Layer):
     """dx = g with the shape of x."""
 
-    def _target(self, input: Tensor) -> Any:
+    def _target(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
     @keeps_call
@@ -44,7 +42,7 @@ class Flatten(_Reshaping):
         self.start_dim = start_dim
         self.end_dim = end_dim
 
-    def _target(self, input: Tensor) -> Any:
+    def _target(self, input: Tensor) -> Tensor:
         return input.flatten(self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
@@ -56,7 +54,7 @@ class Unflatten(_Reshaping):
 
     __constants__ = ["dim", "unflattened_size"]
     dim: int
-    unflattened_size: Any
+    unflattened_size: torch.Size | list[int] | tuple[int, ...]
 
     def __init__(
         self, dim: int, unflattened_size: torch.Size | list[int] | tuple[int, ...]
@@ -76,7 +74,7 @@ class Unflatten(_Reshaping):
         self.dim = dim
         self.unflattened_size = unflattened_size
 
-    def _target(self, input: Tensor) -> Any:
+    def _target(self, input: Tensor) -> Tensor:
         return input.unflatten(self.dim, self.unflattened_size)
 
     def extra_repr(self) -> str:

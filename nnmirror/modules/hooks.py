@@ -9,7 +9,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -20,7 +20,9 @@ from ..tape import Function, Node, record
 from . import module as _module
 from .explicit import Traced
 
-Registry = dict[int, Callable[..., Any]]
+Grads: TypeAlias = tuple[torch.Tensor | None, ...]
+Hook: TypeAlias = Callable[..., Any]
+Registry: TypeAlias = dict[int, Hook]
 
 MIXED = (
     "Cannot use both regular backward hooks and full backward hooks {}. Please use only one of"
@@ -30,7 +32,7 @@ MIXED = (
 
 def add(
     registry: Registry,
-    hook: Callable[..., Any],
+    hook: Hook,
     prepend: bool = False,
     flags: dict[str, tuple[dict[int, bool], bool]] | None = None,
 ) -> RemovableHandle:
@@ -46,7 +48,7 @@ def add(
     return handle
 
 
-def registered(registry: Registry, module: Any, name: str, value: Any) -> Any:
+def registered(registry: Registry, module: "_module.Module", name: str, value: Any) -> Any:
     """`value` as the registration hooks leave it."""
     for hook in registry.values():
         result = hook(module, name, value)
@@ -89,24 +91,24 @@ def register_module_forward_hook(
     )
 
 
-def _add_global_backward(hook: Callable[..., Any], full: bool) -> RemovableHandle:
+def _add_global_backward(hook: Hook, full: bool) -> RemovableHandle:
     if _module._global_is_full_backward_hook is (not full):
         raise RuntimeError(MIXED.format("as a global Module hook"))
     _module._global_is_full_backward_hook = full
     return add(_module._global_backward_hooks, hook)
 
 
-def register_module_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
+def register_module_backward_hook(hook: Hook) -> RemovableHandle:
     """Deprecated: a legacy backward hook for all modules."""
     return _add_global_backward(hook, False)
 
 
-def register_module_full_backward_pre_hook(hook: Callable[..., Any]) -> RemovableHandle:
+def register_module_full_backward_pre_hook(hook: Hook) -> RemovableHandle:
     """A full backward pre-hook for all modules."""
     return add(_module._global_backward_pre_hooks, hook)
 
 
-def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHandle:
+def register_module_full_backward_hook(hook: Hook) -> RemovableHandle:
     """A full backward hook for all modules."""
     return _add_global_backward(hook, True)
 
@@ -114,7 +116,7 @@ def register_module_full_backward_hook(hook: Callable[..., Any]) -> RemovableHan
 class BoundHook:
     """A hook with the module it belongs to as its first argument, held weakly."""
 
-    def __init__(self, hook: Callable[..., Any], module: Any = None) -> None:
+    def __init__(self, hook: Hook, module: "_module.Module | None" = None) -> None:
         self.hook = hook
         functools.update_wrapper(self, hook)
         self.with_module = module is not None
@@ -147,7 +149,7 @@ class BoundHook:
 # -- the call --------------------------------------------------------------------------
 
 
-def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_with_hooks(module: "_module.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`module.forward(*args, **kwargs)` with every hook around it."""
     state = _Call(module, args, kwargs)
     try:
@@ -158,7 +160,9 @@ def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 class _Call:
-    def __init__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, module: "_module.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self.module = module
         self.args = args
         self.kwargs = kwargs
@@ -221,7 +225,7 @@ class _Call:
                 )
             self.args, self.kwargs = result
 
-    def _run_forward_hook(self, hook_id: int, hook: Callable[..., Any]) -> None:
+    def _run_forward_hook(self, hook_id: int, hook: Hook) -> None:
         module = self.module
         with_kwargs = (
             hook_id in module._forward_hooks_with_kwargs
@@ -255,7 +259,7 @@ class _Call:
                         stacklevel=4,
                     )
 
-    def _add_legacy_hooks(self, legacy: list[Callable[..., Any]]) -> None:
+    def _add_legacy_hooks(self, legacy: list[Hook]) -> None:
         found = self.result
         while not isinstance(found, torch.Tensor):
             if isinstance(found, dict):
@@ -270,10 +274,10 @@ class _Call:
         _warn_of_legacy_hook(self.args, self.result, node)
 
 
-def _backward_hooks(module: Any) -> tuple[list[Any], list[Any]]:
+def _backward_hooks(module: "_module.Module") -> tuple[list[Hook], list[Hook]]:
     """The full and the legacy backward hooks for `module`."""
-    full: list[Any] = []
-    legacy: list[Any] = []
+    full: list[Hook] = []
+    legacy: list[Hook] = []
     if _module._global_is_full_backward_hook is not None:
         kind = full if _module._global_is_full_backward_hook else legacy
         kind.extend(_module._global_backward_hooks.values())
@@ -294,7 +298,7 @@ class _BoundaryFunction(Function):
         return passed
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         return grads
 
     @classmethod
@@ -305,11 +309,11 @@ class _BoundaryFunction(Function):
 class _Boundary:
     """The full backward hooks of one call of a module."""
 
-    def __init__(self, module: Any, hooks: list[Any], pre_hooks: list[Any]) -> None:
+    def __init__(self, module: "_module.Module", hooks: list[Hook], pre_hooks: list[Hook]) -> None:
         self.module = module
         self.hooks = hooks
         self.pre_hooks = pre_hooks
-        self.grad_outputs: Any = None
+        self.grad_outputs: Grads | None = None
         self.inputs = self.outputs = 0  # how many
         self.input_places: list[int] | None = None
         self.output_places: list[int] | None = None
@@ -331,7 +335,7 @@ class _Boundary:
         self.outputs = len(outputs)
         return outputs[0] if single else outputs
 
-    def _on_grad_input(self, grads: tuple[Any, ...], _: Any) -> Any:
+    def _on_grad_input(self, grads: Grads, _: Grads) -> Grads | None:
         if self.grad_outputs is None:
             # A gradient came to the input past the module's output: nothing to report.
             return None
@@ -349,7 +353,7 @@ class _Boundary:
         self.grad_outputs = None
         return tuple(grad_input[i] for i in self.input_places or ())
 
-    def _on_grad_output(self, _: Any, grads: tuple[Any, ...]) -> Any:
+    def _on_grad_output(self, _: Grads, grads: Grads) -> Grads:
         self.grad_outputs = _spread(self.output_places, grads, self.outputs)
         for hook in self.pre_hooks:
             result = hook(self.module, self.grad_outputs)
@@ -387,8 +391,8 @@ class _Boundary:
         self.grad_outputs = None
 
 
-def _spread(places: list[int] | None, values: Any, count: int) -> tuple[Any, ...]:
-    spread = [None] * count
+def _spread(places: list[int] | None, values: Grads, count: int) -> Grads:
+    spread: list[torch.Tensor | None] = [None] * count
     for place, value in zip(places or (), values, strict=False):
         spread[place] = value
     return tuple(spread)
@@ -409,7 +413,7 @@ def _pass_through(
     return tuple(new) if type(args) is tuple else type(args)(*new), places
 
 
-def _warn_of_legacy_hook(inputs: Any, result: Any, node: Node) -> None:
+def _warn_of_legacy_hook(inputs: object, result: object, node: Node) -> None:
     """Say what a legacy hook will miss; PyTorch's four warnings."""
     start = "Using a non-full backward hook when "
     end = " is deprecated and will be removed in future versions. This hook will be missing some "

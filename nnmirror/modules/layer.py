@@ -1,11 +1,12 @@
 """Layer: a module that is one `Function`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
@@ -58,7 +59,7 @@ class Layer(Module):
         self.__dict__["_call"] = Each(calls)
         return tuple(outs)
 
-    def _run_whole(self, function: Callable[..., Any], *inputs: Any) -> Any:
+    def _run_whole(self, function: TorchFunction, *inputs: Any) -> Any:
         """function(*inputs), for a tensor subclass: it is asked about that, not about its parts."""
         out = function(*inputs)
         with DisableTorchFunctionSubclass():
@@ -72,7 +73,7 @@ class Layer(Module):
         return tuple(record(Unbind, (out, 0))[0])
 
     def _run_several(
-        self, function: Callable[..., Any], inputs: tuple[Any, ...], others: tuple[Any, ...] = ()
+        self, function: TorchFunction, inputs: tuple[Any, ...], others: tuple[Any, ...] = ()
     ) -> Any:
         """function(*inputs, *others), several recorded calls maybe, kept for `backward`.
 
@@ -114,9 +115,9 @@ class Layer(Module):
             return out.detach()  # for the caller nothing requires grad
         return out
 
-    def _weights(self) -> list[Any]:
+    def _weights(self) -> list[torch.Tensor | None]:
         """Its parameters, but for one given as a number, such as an `eps`."""
-        numbers: Any = getattr(type(self), "__constants__", ())
+        numbers: Sequence[str] = getattr(type(self), "__constants__", ())
         return [p for name, p in self._parameters.items() if name not in numbers]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import functional as F
 from .. import init
 from ..parameter import Parameter
+from .explicit import Gradient
 from .layer import Layer
 from .module import keeps_call, records_once
 
@@ -25,7 +26,7 @@ class Identity(Layer):
         return input
 
 
-def passed_on(gradient: Any) -> Any:
+def passed_on(gradient: Gradient) -> Gradient:
     return gradient
 
 

@@ -1,7 +1,6 @@
 """The losses: the functions of `nnmirror.functional` as modules."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +19,9 @@ class _Loss(Layer):
         else:
             self.reduction = reduction
 
-    def _compare(self, function: Callable[[Any, Any], Any], input: Any, target: Any) -> Any:
+    def _compare(
+        self, function: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: Tensor
+    ) -> Tensor:
         return self._run_several(function, (input,), (target,))
 
 
@@ -305,7 +306,7 @@ class GaussianNLLLoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
-        def loss(x: Tensor, t: Tensor, v: Any) -> Tensor:
+        def loss(x: Tensor, t: Tensor, v: Tensor | float) -> Tensor:
             return F.gaussian_nll_loss(
                 x, t, v, full=self.full, eps=self.eps, reduction=self.reduction
             )

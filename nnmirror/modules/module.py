@@ -13,17 +13,18 @@ import sys
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Optional, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, Self, TypeVar, Union
 
 import torch
 from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
 from .. import tape
+from .._types import TorchFunction
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
 from . import hooks
-from .explicit import Call, Traced, way_back
+from .explicit import Call, Gradient, Traced, way_back
 from .hooks import (
     register_module_backward_hook,
     register_module_buffer_registration_hook,
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Module")
+F = TypeVar("F", bound=TorchFunction)
 _grad_t = tuple[Tensor, ...] | Tensor
 _EXTRA_STATE = "_extra_state"
 
@@ -87,14 +89,14 @@ class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpec
     __str__ = __repr__
 
 
-def is_parameter(value: Any) -> bool:
+def is_parameter(value: object) -> bool:
     # A torch.nn.Parameter in a mirrored module is one as well: it gets its gradient.
     return isinstance(value, Parameter) or (
         type(value).__module__ == "torch.nn.parameter" and (type(value).__name__ == "Parameter")
     )
 
 
-def _is_torch_module(value: Any) -> bool:
+def _is_torch_module(value: object) -> bool:
     return any(
         c.__name__ == "Module" and c.__module__ == "torch.nn.modules.module"
         for c in type(value).__mro__
@@ -214,7 +216,7 @@ class Module(_RefusedByTorchModules):
     _version: int = 1
     call_super_init: bool = False
     # What `backward` goes back over: set by each forward, no part of the module's state.
-    _call: Any = None
+    _call: Call | None = None
     _torchdynamo_orig_callable: Any = _Untraceable()
     _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
 
@@ -271,7 +273,7 @@ class Module(_RefusedByTorchModules):
 
     # -- the mirror's own: driving a module by hand --------------------------------------
 
-    def backward(self, gradient: Any = None) -> Any:
+    def backward(self, gradient: Gradient = None) -> Any:
         """Go back over the last `forward`: returns the gradient for the module's input.
 
         `gradient` is that of the output (a tensor, or a tuple for a tuple of outputs); it
@@ -299,7 +301,7 @@ class Module(_RefusedByTorchModules):
 
     # -- registration ----------------------------------------------------------------------
 
-    def _check_name(self, kind: str, registry: str, name: Any) -> None:
+    def _check_name(self, kind: str, registry: str, name: object) -> None:
         if registry not in self.__dict__:
             raise AttributeError(f"cannot assign {kind} before Module.__init__() call")
         if not isinstance(name, str):
@@ -429,7 +431,7 @@ class Module(_RefusedByTorchModules):
             registry.pop(name, None)
         self._non_persistent_buffers_set.discard(name)
 
-    def _set_buffer(self, name: str, value: Any) -> None:
+    def _set_buffer(self, name: str, value: object) -> None:
         if value is not None and not isinstance(value, torch.Tensor):
             raise TypeError(
                 f"cannot assign '{torch.typename(value)}' as buffer '{name}' (torch.nn.Buffer,"
@@ -622,7 +624,7 @@ class Module(_RefusedByTorchModules):
                 continue
             with torch.no_grad(), no_grad():
                 moved = fn(param)
-                grad: Any = param.grad
+                grad = param.grad
                 moved_grad: Any = None if grad is None else fn(grad)
             if swap:
                 param.grad = None
@@ -642,7 +644,7 @@ class Module(_RefusedByTorchModules):
             else:
                 new = type(param)(moved, param.requires_grad)
                 self._parameters[key] = new
-                if moved_grad is not None:
+                if grad is not None:
                     new.grad = moved_grad.requires_grad_(grad.requires_grad)
         for key, buffer in self._buffers.items():
             if buffer is not None:
@@ -774,7 +776,7 @@ class Module(_RefusedByTorchModules):
 
     __call__: Callable[..., Any] = _call_impl
 
-    def __prepare_scriptable__(self) -> Any:
+    def __prepare_scriptable__(self) -> NoReturn:
         """Refused: what torch.jit.script asks for first."""
         raise NotImplementedError(
             f"nnmirror: torch.jit cannot script a mirrored module; script {_TO_TORCH}"
@@ -863,7 +865,7 @@ class Module(_RefusedByTorchModules):
         """Take back what `get_extra_state` gave."""
         raise RuntimeError(_NEVER_CALLED.format("set"))
 
-    def _register_state_dict_hook(self, hook: Any) -> RemovableHandle:
+    def _register_state_dict_hook(self, hook: hooks.Hook) -> RemovableHandle:
         if getattr(hook, "_from_public_api", False):
             raise RuntimeError(
                 "Cannot register the same function as the state dict post hook that was"
@@ -881,7 +883,7 @@ class Module(_RefusedByTorchModules):
         return hooks.add(self._state_dict_pre_hooks, hook)
 
     def _register_load_state_dict_pre_hook(
-        self, hook: Any, with_module: bool = False
+        self, hook: hooks.Hook, with_module: bool = False
     ) -> RemovableHandle:
         bound = hooks.BoundHook(hook, self if with_module else None)
         return hooks.add(self._load_state_dict_pre_hooks, bound)
@@ -1155,7 +1157,7 @@ def clear_grad(param: Tensor, set_to_none: bool) -> None:
         grad.zero_()
 
 
-def _noting_its_call(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _noting_its_call(forward: TorchFunction) -> TorchFunction:
     """A user's forward, noting what it was given and what it returned for `backward`."""
 
     @functools.wraps(forward)
@@ -1167,13 +1169,13 @@ def _noting_its_call(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def keeps_call(forward: Callable[..., Any]) -> Callable[..., Any]:
+def keeps_call(forward: F) -> F:
     """Marks a forward that sets `_call` itself."""
     forward._keeps_call = True  # type: ignore[attr-defined]
     return forward
 
 
-def records_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+def records_once(forward: F) -> F:
     """Marks a forward that is one `_run`, and nothing besides."""
     forward._records_once = True  # type: ignore[attr-defined]
     return keeps_call(forward)

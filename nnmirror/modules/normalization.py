@@ -1,7 +1,6 @@
 """LayerNorm and RMSNorm."""
 
 import numbers
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +62,7 @@ class LayerNorm(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        args: tuple[Any, ...] = (self.normalized_shape, self.weight, self.bias, self.eps)
+        args = (self.normalized_shape, self.weight, self.bias, self.eps)
         if not isinstance(input, (Tensor, tuple)):  # a union of the two takes several times as long
             return F.layer_norm(input, *args)
         return self._run(NativeLayerNorm, input, *args)

@@ -10,6 +10,7 @@ from .. import init
 from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.embedding import Embedding as EmbeddingRule
+from ..tape import Function
 from .layer import Layer
 from .module import keeps_call
 
@@ -91,7 +92,7 @@ class Embedding(Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(EmbeddingRule, None, input)
 
-    def _run(self, function: Any, *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: Any) -> Any:
         input = args[1]
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
-from .flat import sqrt
+from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -110,7 +110,7 @@ class Adagrad(StepwiseOptimizer):
         full = torch.full_like(param, start, memory_format=torch.preserve_format)
         return {"step": counter(param, group), "sum": full}
 
-    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+    def _check(self, group: Group, lists: Lists) -> None:
         if not group["fused"]:
             return
         params, grads = lists["params"], lists["grads"]
@@ -120,7 +120,7 @@ class Adagrad(StepwiseOptimizer):
         if any(p.is_complex() for p in params) or any(g.is_sparse for g in grads):
             raise RuntimeError("`fused` does not support sparse grad or complex param")
 
-    def _one(self, group: Group, param: Any, grad: Any, step: Any, sum: Any) -> None:
+    def _one(self, group: Group, param: Tensor, grad: Tensor, step: Tensor, sum: Tensor) -> None:
         step += 1
         if group["maximize"]:
             grad = -grad
@@ -141,7 +141,14 @@ class Adagrad(StepwiseOptimizer):
         sum.addcmul_(grad, grad, value=1)
         param.addcdiv_(grad, sqrt(sum).add_(group["eps"]), value=-size)
 
-    def _many(self, group: Group, params: Any, grads: Any, step: Any, sum: Any) -> None:
+    def _many(
+        self,
+        group: Group,
+        params: Tensors,
+        grads: Tensors,
+        step: Tensors,
+        sum: Tensors,
+    ) -> None:
         if any(grad.is_sparse for grad in grads):
             for one in zip(params, grads, step, sum, strict=True):
                 self._one(group, *one)
@@ -163,7 +170,13 @@ class Adagrad(StepwiseOptimizer):
         torch._foreach_addcdiv_(params, grads, denom)
 
     def _fused(
-        self, group: Group, params: Any, grads: Any, step: Any, sum: Any, **scaling: Any
+        self,
+        group: Group,
+        params: Tensors,
+        grads: Tensors,
+        step: Tensors,
+        sum: Tensors,
+        **scaling: Tensor | None,
     ) -> None:
         torch._fused_adagrad_(
             params,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._versions import SINCE_2_14
-from .flat import sqrt
+from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -121,7 +121,7 @@ class Adam(StepwiseOptimizer):
             return False  # nobody asked for it, and it would be refused
         return super()._by_foreach(group, params)
 
-    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+    def _check(self, group: Group, lists: Lists) -> None:
         if group["fused"]:
             return
         foreach, capturable = self._by_foreach(group, lists["params"]), group["capturable"]
@@ -138,12 +138,12 @@ class Adam(StepwiseOptimizer):
     def _one(
         self,
         group: Group,
-        param: Any,
-        grad: Any,
-        step: Any,
-        exp_avg: Any,
-        exp_avg_sq: Any,
-        max_exp_avg_sq: Any = None,
+        param: Tensor,
+        grad: Tensor,
+        step: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        max_exp_avg_sq: Tensor | None = None,
     ) -> None:
         lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
         beta1, beta2 = map(to_scalar, group["betas"])
@@ -165,7 +165,7 @@ class Adam(StepwiseOptimizer):
             weight = 1 - beta1
         exp_avg.lerp_(grad, weight)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if group["amsgrad"]:
+        if max_exp_avg_sq is not None:
             exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
         denom = sqrt(exp_avg_sq)
         if group["capturable"]:
@@ -180,12 +180,12 @@ class Adam(StepwiseOptimizer):
     def _many(
         self,
         group: Group,
-        params: Any,
-        grads: Any,
-        step: Any,
-        exp_avg: Any,
-        exp_avg_sq: Any,
-        max_exp_avg_sq: Any = None,
+        params: Tensors,
+        grads: Tensors,
+        step: Tensors,
+        exp_avg: Tensors,
+        exp_avg_sq: Tensors,
+        max_exp_avg_sq: Tensors | None = None,
     ) -> None:
         lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
         beta1, beta2 = map(to_scalar, group["betas"])
@@ -207,7 +207,7 @@ class Adam(StepwiseOptimizer):
             torch._foreach_addcmul_(exp_avg_sq, scaled, grads, 1.0)
         else:
             torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
-        if group["amsgrad"]:
+        if max_exp_avg_sq is not None:
             torch._foreach_maximum_(max_exp_avg_sq, exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
         denom = torch._foreach_sqrt(exp_avg_sq)
@@ -234,13 +234,13 @@ class Adam(StepwiseOptimizer):
     def _fused(
         self,
         group: Group,
-        params: Any,
-        grads: Any,
-        step: Any,
-        exp_avg: Any,
-        exp_avg_sq: Any,
-        max_exp_avg_sq: Any = (),
-        **scaling: Any,
+        params: Tensors,
+        grads: Tensors,
+        step: Tensors,
+        exp_avg: Tensors,
+        exp_avg_sq: Tensors,
+        max_exp_avg_sq: Tensors = (),
+        **scaling: Tensor | None,
     ) -> None:
         beta1, beta2 = map(to_scalar, group["betas"])
         decoupled = group["decoupled_weight_decay"]

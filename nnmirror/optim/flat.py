@@ -9,15 +9,17 @@ and state, stays where it is.
 import itertools
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
+from .optimizer import Optimizer
 
-Lists = dict[str, list[Any]]
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Lists: TypeAlias = dict[str, list[Tensor]]  # by the names of what a step takes
 
 _SMALL = 2**18  # elements of all parameters: beyond, copying them costs more than it saves
 _MOST_MADE = 16
@@ -138,7 +140,7 @@ def _can_be_flat(lists: Lists) -> bool:
     return _apart([*params, *kept])
 
 
-def step_as_one(optimizer: Any, place: int, lists: Lists, one: Callable[..., None]) -> bool:
+def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..., None]) -> bool:
     """Step the group at `place` as one parameter, by `one`.
 
     False if its parameters are to be stepped one after the other.

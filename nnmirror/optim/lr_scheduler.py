@@ -56,7 +56,7 @@ _HOW_TO = (
 )
 
 
-def _checked(optimizer: Any) -> Any:
+def _checked(optimizer: Optimizer) -> Optimizer:
     """An optimiser of the mirror or of PyTorch."""
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer)
@@ -70,11 +70,11 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _values(optimizer: Any, key: str) -> list[Any]:
+def _values(optimizer: Optimizer, key: str) -> list[Any]:
     return [_copied(group[key]) for group in optimizer.param_groups]
 
 
-def _set(group: dict[str, Any], key: str, value: Any) -> None:
+def _set(group: dict[str, Any], key: str, value: float | Tensor) -> None:
     """A rate that is a tensor is changed in place."""
     if isinstance(group[key], Tensor):
         group[key].fill_(value.squeeze() if isinstance(value, Tensor) else value)
@@ -82,7 +82,7 @@ def _set(group: dict[str, Any], key: str, value: Any) -> None:
         group[key] = value
 
 
-def _per_group(name: str, optimizer: Any, value: Any) -> list[Any]:
+def _per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
     groups = len(optimizer.param_groups)
     if not isinstance(value, list | tuple):
         value = [value] * groups
@@ -191,7 +191,7 @@ class LRScheduler:
                 rates = getattr(self, "_get_closed_form_lr", self.get_lr)()
         self._give(rates)
 
-    def _give(self, rates: list[Any]) -> None:
+    def _give(self, rates: list[float | Tensor]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             _set(group, "lr", rate)
         self._last_lr: list[float | Tensor] = _values(self.optimizer, "lr")
@@ -208,10 +208,10 @@ class LRScheduler:
                 stacklevel=3,
             )
 
-    def _unchanged(self) -> list[Any]:
+    def _unchanged(self) -> list[float | Tensor]:
         return _values(self.optimizer, "lr")
 
-    def _times(self, factor: float) -> list[Any]:
+    def _times(self, factor: float) -> list[float | Tensor]:
         return [group["lr"] * factor for group in self.optimizer.param_groups]
 
 
@@ -567,7 +567,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
             rates = self.get_lr()
         self._give(rates)
 
-    def _jump(self, epoch: Any) -> None:
+    def _jump(self, epoch: float) -> None:
         if epoch < 0:
             raise ValueError(f"Expected non-negative epoch, but got {epoch}")
         first, times = self.T_0, self.T_mult
@@ -581,7 +581,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
             self.T_i = first * times**n
 
 
-def _one_optimizer(name: str, schedulers: Sequence[Any], optimizer: Any) -> None:
+def _one_optimizer(name: str, schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> None:
     """All of `schedulers` can be stepped without more, and belong to `optimizer`."""
     for i, scheduler in enumerate(schedulers):
         if not hasattr(scheduler, "optimizer"):
@@ -601,7 +601,7 @@ def _one_optimizer(name: str, schedulers: Sequence[Any], optimizer: Any) -> None
 
 
 class _OfSeveral(LRScheduler):
-    _schedulers: Any
+    _schedulers: Sequence[LRScheduler]
 
     def state_dict(self) -> dict[str, Any]:
         """As of any scheduler, and those of its schedulers."""
@@ -811,7 +811,7 @@ class _Cycling(LRScheduler):
 
     use_beta1: bool
 
-    def _find_momentum(self, optimizer: Any) -> None:
+    def _find_momentum(self, optimizer: Optimizer) -> None:
         defaults = optimizer.defaults
         if "momentum" not in defaults and "betas" not in defaults:
             raise ValueError(
@@ -1019,7 +1019,7 @@ class OneCycleLR(_Cycling):
         return rates
 
 
-def _total(total_steps: Any, epochs: Any, steps_per_epoch: Any) -> int:
+def _total(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> int:
     """The steps of OneCycleLR's cycle, given either way."""
     if total_steps is not None:
         if total_steps <= 0 or not isinstance(total_steps, int):

@@ -21,10 +21,9 @@ _P = ParamSpec("_P")
 R = TypeVar("R")
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any]
+Options: TypeAlias = dict[str, Any]  # of a group
 StateDict: TypeAlias = dict[str, Any]
-ParamsT: TypeAlias = (
-    Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
-)
+ParamsT: TypeAlias = Iterable[torch.Tensor] | Iterable[Options] | Iterable[tuple[str, torch.Tensor]]
 
 _HOOK_REGISTRIES = (
     "_optimizer_step_pre_hooks",
@@ -49,7 +48,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
     OptimizerPostHook: TypeAlias = Callable[[Self, Args, Kwargs], None]  # type: ignore[misc]
 
     @classmethod
-    def __subclasshook__(cls, other: type) -> Any:
+    def __subclasshook__(cls, other: type) -> bool:
         # Known by name, as nothing is imported of torch.optim.
         theirs = cls is Optimizer and any(
             (base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer")
@@ -57,7 +56,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         )
         return True if theirs else NotImplemented
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: Options) -> None:
         self.defaults = defaults
         for name in _HOOK_REGISTRIES:
             setattr(self, name, OrderedDict())
@@ -68,7 +67,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
                 f" but got {torch.typename(params)}"
             )
         self.state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
-        self.param_groups: list[dict[str, Any]] = []
+        self.param_groups: list[Options] = []
         groups: list[Any] = list(params)
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
@@ -79,7 +78,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
 
     # -- groups ------------------------------------------------------------------------------
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Options) -> None:
         """Add a group: {"params": ..., and options that differ from the defaults}."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -264,7 +263,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
                 " optimizer's group"
             )
         params: dict[Any, torch.Tensor] = {}
-        options: dict[Any, dict[str, Any]] = {}
+        options: dict[Any, Options] = {}
         for group, new in zip(groups, saved, strict=True):
             for number, param in zip(new["params"], group["params"], strict=True):
                 params[number] = param
@@ -283,14 +282,14 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
             post_hook(self)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Options:
         return {
             "defaults": self.defaults,
             "state": self.state,
             "param_groups": self.param_groups,
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Options) -> None:
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:
             self.__dict__.setdefault(name, OrderedDict())
@@ -307,7 +306,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         return text + ")"
 
 
-def _cast(value: Any, param: torch.Tensor, options: dict[str, Any], key: Any = None) -> Any:
+def _cast(value: Any, param: torch.Tensor, options: Options, key: Any = None) -> Any:
     """A copy of a saved state value, its tensors on the parameter's device and dtype."""
     if isinstance(value, torch.Tensor):
         if key == "step":  # a counter: float32 where a kernel reads it, else as it is

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flat import sqrt
+from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -97,19 +97,19 @@ class RMSprop(StepwiseOptimizer):
             names += ("grad_avg",)
         return names
 
-    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+    def _check(self, group: Group, lists: Lists) -> None:
         if group["capturable"]:
             check_capturable(lists)
 
     def _one(
         self,
         group: Group,
-        param: Any,
-        grad: Any,
-        step: Any,
-        square_avg: Any,
-        momentum_buffer: Any = None,
-        grad_avg: Any = None,
+        param: Tensor,
+        grad: Tensor,
+        step: Tensor,
+        square_avg: Tensor,
+        momentum_buffer: Tensor | None = None,
+        grad_avg: Tensor | None = None,
     ) -> None:
         lr, alpha = to_scalar(group["lr"]), group["alpha"]
         if group["maximize"]:
@@ -122,13 +122,13 @@ class RMSprop(StepwiseOptimizer):
                 param, grad, square_avg, momentum_buffer, grad_avg
             )
         square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
-        if group["centered"]:
+        if grad_avg is not None:
             grad_avg.lerp_(grad, 1 - alpha)
             denom = sqrt(square_avg.addcmul(grad_avg, grad_avg, value=-1))
         else:
             denom = sqrt(square_avg)
         denom.add_(group["eps"])
-        if group["momentum"] > 0:
+        if momentum_buffer is not None:
             momentum_buffer.mul_(group["momentum"]).addcdiv_(grad, denom)
             param.add_(momentum_buffer, alpha=-lr)
         else:
@@ -137,12 +137,12 @@ class RMSprop(StepwiseOptimizer):
     def _many(
         self,
         group: Group,
-        params: Any,
-        grads: Any,
-        step: Any,
-        square_avg: Any,
-        momentum_buffer: Any = None,
-        grad_avg: Any = None,
+        params: Tensors,
+        grads: Tensors,
+        step: Tensors,
+        square_avg: Tensors,
+        momentum_buffer: Tensors | None = None,
+        grad_avg: Tensors | None = None,
     ) -> None:
         lr, alpha = to_scalar(group["lr"]), group["alpha"]
         lr_of_graph = group["capturable"] and isinstance(lr, Tensor)  # not to be read as a number
@@ -153,14 +153,14 @@ class RMSprop(StepwiseOptimizer):
             grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
         torch._foreach_mul_(square_avg, alpha)
         torch._foreach_addcmul_(square_avg, grads, grads, value=1 - alpha)
-        if group["centered"]:
+        if grad_avg is not None:
             torch._foreach_lerp_(grad_avg, grads, 1 - alpha)
             denom = torch._foreach_addcmul(square_avg, grad_avg, grad_avg, value=-1)
             torch._foreach_sqrt_(denom)
         else:
             denom = torch._foreach_sqrt(square_avg)
         torch._foreach_add_(denom, group["eps"])
-        if group["momentum"] > 0:
+        if momentum_buffer is not None:
             torch._foreach_mul_(momentum_buffer, group["momentum"])
             torch._foreach_addcdiv_(momentum_buffer, grads, denom)
             if lr_of_graph:

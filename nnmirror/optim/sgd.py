@@ -119,16 +119,17 @@ class SGD(Optimizer):
 
     def _step_as_one(
         self,
-        params: list[Any],
-        grads: list[Any],
-        buffers: list[Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
         group: dict[str, Any],
         place: int,
     ) -> bool:
         """Step small parameters as one; False if they are to be stepped one after the other."""
 
         def one(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None = None) -> None:
-            _one_by_one([param], [grad], [momentum_buffer], group)
+            buffers = [] if momentum_buffer is None else [momentum_buffer]
+            _one_by_one([param], [grad], buffers, group)
 
         lists = {"params": params, "grads": grads}
         if buffers:
@@ -173,7 +174,7 @@ _gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plai
 
 
 def _one_by_one(
-    params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
 ) -> None:
     lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -191,7 +192,7 @@ def _one_by_one(
 
 
 def _foreach(
-    params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
 ) -> None:
     lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     if group["maximize"]:
@@ -214,13 +215,15 @@ def _foreach(
     torch._foreach_add_(params, grads, alpha=-lr)
 
 
-def _fused(params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any]) -> None:
+def _fused(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+) -> None:
     for param in params:
         check_fused(param)
     first = bool(buffers) and all(b is None for b in buffers)
     if first:
         buffers[:] = [torch.empty_like(g) for g in grads]
-    by_kind: dict[Any, list[int]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, param in enumerate(params):
         by_kind.setdefault((param.device, param.dtype), []).append(i)
     for places in by_kind.values():

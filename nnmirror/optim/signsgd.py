@@ -1,10 +1,9 @@
 """The sign of the gradient: signSGD, and Signum."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from .flat import Lists, Tensors
 from .optimizer import ParamsT
 from .stepwise import Group, StepwiseOptimizer, refuse_negative, to_scalar
 
@@ -57,25 +56,33 @@ class SignSGD(StepwiseOptimizer):
     def _kept(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
-    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+    def _check(self, group: Group, lists: Lists) -> None:
         if any(param.is_complex() for param in lists["params"]):
             raise RuntimeError("SignSGD does not support complex parameters")
 
-    def _one(self, group: Group, param: Any, grad: Any, momentum_buffer: Any = None) -> None:
+    def _one(
+        self, group: Group, param: Tensor, grad: Tensor, momentum_buffer: Tensor | None = None
+    ) -> None:
         lr, momentum = to_scalar(group["lr"]), group["momentum"]
         if group["maximize"]:
             grad = -grad
-        if momentum != 0:
+        if momentum_buffer is not None:
             grad = momentum_buffer.mul_(momentum).add_(grad, alpha=1 - momentum)
         if group["weight_decay"] != 0:
             param.mul_(1 - lr * group["weight_decay"])
         param.add_(grad.sign(), alpha=-lr)
 
-    def _many(self, group: Group, params: Any, grads: Any, momentum_buffer: Any = None) -> None:
+    def _many(
+        self,
+        group: Group,
+        params: Tensors,
+        grads: Tensors,
+        momentum_buffer: Tensors | None = None,
+    ) -> None:
         lr, momentum = to_scalar(group["lr"]), group["momentum"]
         if group["maximize"]:
             grads = torch._foreach_neg(grads)
-        if momentum != 0:
+        if momentum_buffer is not None:
             torch._foreach_mul_(momentum_buffer, momentum)
             torch._foreach_add_(momentum_buffer, grads, alpha=1 - momentum)
             grads = momentum_buffer

@@ -7,18 +7,20 @@ parameters on the CPU are laid side by side, and stepped as one (`flat.py`).
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass
 
+from .._types import TorchFunction
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
-from .flat import is_usual, step_as_one
+from .flat import Lists, Tensors, is_usual, step_as_one
 from .optimizer import Optimizer, evaluate
 
 Group = dict[str, Any]
+N = TypeVar("N", float, Tensor, float | Tensor)
 
 
 def _with_private(*devices: str) -> list[str]:
@@ -67,7 +69,7 @@ class StepwiseOptimizer(Optimizer):
             for name in self._kept(group)
         }
 
-    def _check(self, group: Group, lists: dict[str, list[Any]]) -> None:
+    def _check(self, group: Group, lists: Lists) -> None:
         """Refuse what the options of the group cannot do with its parameters."""
 
     def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
@@ -83,7 +85,7 @@ class StepwiseOptimizer(Optimizer):
 
     def _step_group(self, group: Group, place: int) -> None:
         names = self._kept(group)
-        lists: dict[str, list[Any]] = {name: [] for name in ("params", "grads", *names)}
+        lists: Lists = {name: [] for name in ("params", "grads", *names)}
         for param in group["params"]:
             grad = grad_of(param)
             if grad is None:
@@ -117,7 +119,9 @@ class StepwiseOptimizer(Optimizer):
             for one in zip(*lists.values(), strict=True):
                 self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
 
-    def _step_fused(self, group: Group, lists: Any, grad_scale: Any, found_inf: Any) -> None:
+    def _step_fused(
+        self, group: Group, lists: Lists, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
         # What a GradScaler leaves for the kernel: it unscales, and skips where inf was found.
         for part in by_kind(lists):
             device = part["params"][0].device
@@ -152,17 +156,17 @@ def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None 
     )
 
 
-def count(steps: list[Tensor]) -> None:
+def count(steps: Tensors) -> None:
     """One more step, for many parameters."""
     torch._foreach_add_(steps, torch.tensor(1.0, device="cpu") if steps[0].is_cpu else 1)
 
 
-def to_scalar(x: Any) -> Any:
+def to_scalar(x: N) -> N:
     """An option of one element as a tensor without dimensions; a number as it is."""
     return x.squeeze() if isinstance(x, Tensor) and x.dim() != 0 else x
 
 
-def refuse_negative(*options: tuple[str, Any]) -> None:
+def refuse_negative(*options: tuple[str, float | Tensor]) -> None:
     """Refuse an option below zero: pairs of what the message calls it and its value."""
     for name, value in options:
         if not 0.0 <= value:  # noqa: SIM300  # in PyTorch's order: a TypeError quotes it
@@ -185,7 +189,7 @@ def check_fused(param: Tensor) -> None:
         )
 
 
-def check_capturable(lists: dict[str, list[Any]], xla: bool = True) -> None:
+def check_capturable(lists: Lists, xla: bool = True) -> None:
     """Refuse parameters whose step no graph of a device can hold."""
     devices = [*_capturable_devices(), *(["xla"] if xla else [])]
     for param, step in zip(lists["params"], lists["step"], strict=True):
@@ -206,19 +210,20 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
     return all(p.device.type in devices and is_usual(p) for p in params)
 
 
-def by_kind(lists: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
+def by_kind(lists: Lists) -> Iterator[Lists]:
     """The lists, split by device and dtype of the parameters."""
-    kinds = torch._C._group_tensors_by_device_and_dtype(list(lists.values()), False)
+    grouped: TorchFunction = torch._C._group_tensors_by_device_and_dtype
+    kinds = grouped(list(lists.values()), False)
     for parts, _ in kinds.values():
         yield dict(zip(lists, parts, strict=True))
 
 
-def as_real(*tensors: Any) -> tuple[Any, ...]:
+def as_real(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Views of complex tensors as their real and imaginary parts; None stays None."""
     return tuple(None if t is None else torch.view_as_real(t) for t in tensors)
 
 
-def _all_real(lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _all_real(lists: Lists) -> Lists:
     if not lists["params"][0].is_complex():
         return lists
     return {name: ts if name == "step" else list(as_real(*ts)) for name, ts in lists.items()}

@@ -5,7 +5,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
     """The tensors by device and dtype, as torch's foreach kernels want them."""
-    groups: dict[Any, list[Tensor]] = {}
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     return list(groups.values())
@@ -49,7 +49,7 @@ def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
 
 
 def _grads(parameters: list[Tensor]) -> list[Tensor]:
-    with DisableTorchFunctionSubclass():  # lent ones too: they are changed, and not kept
+    with DisableTorchFunctionSubclass():
         grads = [grad_of(p) if isinstance(p, Tensor) else p.grad for p in parameters]
     return [g for g in grads if g is not None]
 
