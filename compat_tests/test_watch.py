@@ -17,7 +17,7 @@ import nnmirror
 from nnmirror import nn
 from nnmirror.watch import Record
 
-from . import test_fused
+from . import test_sequential
 from .parity import parity, same, trained
 
 EVERY_HOOK = (
@@ -191,10 +191,10 @@ def test_watched_training_has_the_same_bits(nn, optim, make, momentum):
 
 
 @pytest.mark.parametrize("input_grad", [False, True])
-@pytest.mark.parametrize("name", test_fused.NETS)
+@pytest.mark.parametrize("name", test_sequential.NETS)
 @parity
 def test_watched_gradients_have_the_same_bits(nn, optim, name, input_grad):
-    net, dtype = test_fused.made(nn, name)
+    net, dtype = test_sequential.made(nn, name)
     x = torch.randn(4, 3).to(dtype)
     leaf = nn.Parameter(x) if input_grad else x
     seen = []

@@ -1,4 +1,4 @@
-"""What the modules call, as `torch.nn.functional`: forward and backward side by side.
+"""What the modules call, as `torch.nn.functional`: forward and backward together.
 
 Every formula is written in ordinary tensor operations in the order in which PyTorch's
 kernels compute, so that it rounds as they do. `g` is the gradient of the result.
@@ -151,7 +151,7 @@ class Linear(Rule):
 
     @classmethod
     def choose(cls, bias: T | None, input: T, weight: T) -> TorchFunction | None:
-        usual = (
+        is_plain = (
             type(weight) is Parameter
             and type(bias) is Parameter
             and weight._transposed is not None
@@ -160,7 +160,7 @@ class Linear(Rule):
             and bias.shape == weight.shape[:1]
             and input.dtype is weight.dtype is bias.dtype
         )
-        return _addmm if usual else None
+        return _addmm if is_plain else None
 
     @staticmethod
     def how(bias: T | None, input: T, weight: T) -> "_Rows":
@@ -227,7 +227,7 @@ def _trains(weight: T) -> bool:
 
 
 class _Rows(NamedTuple):
-    """How a Linear goes back: what follows from the layout of its arguments."""
+    """What Linear's gradients depend on in the layout of its arguments."""
 
     label: str
     bias_shape: torch.Size | None
@@ -266,7 +266,7 @@ class _Rows(NamedTuple):
 def _with_transpose(node: Node) -> None:
     """Show W^T as the last input of a product of matrices, and what makes it of W.
 
-    PyTorch records the two apart. Nobody who does not look at the node can tell.
+    PyTorch records the two separately, which only `grad_fn` shows.
     """
     if node.label not in ("AddmmBackward0", "MmBackward0"):
         return
@@ -289,7 +289,7 @@ def _with_transpose(node: Node) -> None:
     node.edges = (bias, input, (made, 0))
 
 
-_JUST_BEFORE = 2.0**-16  # nodes that were one in a fast path lie further apart
+_JUST_BEFORE = 2.0**-16  # the numbers of nodes expanded from one call lie further apart
 
 
 class _LinearOfTransposed(Linear):
@@ -916,7 +916,7 @@ def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
         scale = _number(2.0 / count if count else float("inf"), d)
     else:
         d = torch.sub(x, t)
-    d.mul_(scale)  # nobody else has it
+    d.mul_(scale)  # a new tensor
     if g is not _number(1.0, g):  # the one that backward() starts
         d = d * g
     return d if d.shape == shape else d.sum_to_size(shape)
@@ -937,7 +937,7 @@ def _squared(input: T, target: T) -> tuple[T, T]:
 
 
 def _mean_square(x: T, t: T) -> T:
-    """The mean as torch.mean computes it, without the time that takes to say."""
+    """The mean with the bits of torch.mean, in fewer calls from Python."""
     if x.is_cpu:
         return _mean_of(_number(float(x.numel()), x), x, t)
     loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
@@ -998,15 +998,15 @@ def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> None:
             warn_if_sizes_differ(*pair, stacklevel)
         return
     if type(input) is Tensor and type(target) is T:
-        node = input._node  # which says it sooner
+        node = input._node  # which has the shape, faster than `size`
         if node is not None and node.outputs[input._output_nr][0] == target.shape:
             return
-    with DisableTorchFunctionSubclass():  # a tracked tensor is slow to ask
+    with DisableTorchFunctionSubclass():  # a method of a tracked tensor is slow
         sizes = target.size(), input.size()
     if sizes[0] != sizes[1]:
         warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
         with DisableTorchFunctionSubclass():
-            torch.broadcast_tensors(input, target)  # raises before anything else is looked at
+            torch.broadcast_tensors(input, target)  # raises first
 
 
 def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:

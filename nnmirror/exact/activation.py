@@ -14,15 +14,15 @@ from ..rules import activation as rules
 from ..rules import softmax
 from ..rules.kernel import (
     alone,
-    by_itself,
+    by_path,
     by_sign,
-    each_way,
     laid_out_as,
     scalar_exp,
+    scalar_path,
     vector_exp,
+    vectorized_path,
     widened,
 )
-from ..rules.kernel import by_registers as in_registers
 from ..rules.pointwise import number
 from ..rules.prelu import PreluKernel as Prelu
 from .attach import exact_of
@@ -40,10 +40,10 @@ class Elu(rules.Elu):
         wide = widened(g, input)
         below, s = _below((alpha, scale, input_scale), wide[1])
 
-        def by_registers(g: T, x: T) -> T:
+        def vectorized(g: T, x: T) -> T:
             z = x if input_scale == 1 else x * number(input_scale, x)
-            # The kernel's own exp of numbers above 0, which come of a scale below 0 alone, is
-            # none that a tensor operation computes.
+            # No tensor operation computes the kernel's exp of numbers above 0, which occur only
+            # with a negative input_scale.
             e = (
                 vector_exp(z)
                 if input_scale > 0
@@ -51,11 +51,11 @@ class Elu(rules.Elu):
             )
             return by_sign(x, s(g), below(g) * e)  # below for a NaN too
 
-        def by_one(g: T, x: T) -> T:
+        def scalar(g: T, x: T) -> T:
             z = (x * number(input_scale, x)).masked_fill(x > 0, 0)
             return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
 
-        dx = each_way(by_registers, by_one, wide, (g, input))
+        dx = by_path(vectorized, scalar, wide, (g, input))
         return laid_out_as(dx.to(dtype).view(shape), g)
 
 
@@ -104,13 +104,13 @@ class EluInplace(rules.EluInplace):
         wide = widened(g, result)
         a, s, i = (number(v, wide[1]) for v in (alpha, scale, input_scale))
 
-        def by_registers(g: T, y: T) -> T:
+        def vectorized(g: T, y: T) -> T:
             return torch.where(y > 0, g * s, g * i * (y + a * s))
 
-        def by_one(g: T, y: T) -> T:
+        def scalar(g: T, y: T) -> T:
             return torch.where(y <= 0, g * i * (y + a * s), g * s)
 
-        dx = each_way(by_registers, by_one, wide, (g, result))
+        dx = by_path(vectorized, scalar, wide, (g, result))
         return laid_out_as(dx.to(dtype).view(shape), g)
 
 
@@ -132,9 +132,9 @@ class Silu(rules.Silu):
         dtype, shape = g.dtype, g.shape
         operands = g, input
         g, x = widened(g, input)
-        z = each_way(
-            lambda x: in_registers(torch.sigmoid, x),
-            lambda x: by_itself(torch.sigmoid, x),
+        z = by_path(
+            lambda x: vectorized_path(torch.sigmoid, x),
+            lambda x: scalar_path(torch.sigmoid, x),
             (x,),
             operands,
         )
@@ -174,13 +174,13 @@ def _gelu_slope_tanh(x: T) -> T:
 
 @exact_of(rules.Hardtanh, "Hardtanh", "ReLU6", units=0)
 class Hardtanh(rules.Hardtanh):
-    """A NaN is on neither side: by registers it keeps g back, one by one it lets it through."""
+    """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
 
     @staticmethod
     def d_input(g: T, input: T, min_val: float, max_val: float) -> T:
         (x,) = widened(input)
         low, high = number(min_val, x), number(max_val, x)
-        lost = each_way(
+        lost = by_path(
             lambda x: ~((x > low) & (x < high)),
             lambda x: (x <= low) | (x >= high),
             (x,),
@@ -215,14 +215,14 @@ class LogSigmoid(rules.LogSigmoid):
 
 @exact_of(rules.Hardswish, "Hardswish", units=1)
 class Hardswish(rules.Hardswish):
-    """g (x / 3 + 1/2) in this order. A NaN taken one by one counts as above 3."""
+    """g (x / 3 + 1/2) in this order. On the scalar path a NaN counts as above 3."""
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
         wide, x = widened(g, input)
         middle = wide * (x / 3 + 0.5)
         dx = torch.where(x >= 3, wide, middle).masked_fill(x <= -3, 0).to(g.dtype).view(g.shape)
-        dx = each_way(
+        dx = by_path(
             lambda dx, g, x: dx,
             lambda dx, g, x: torch.where(x.isnan(), g, dx),
             (dx, g, input),
@@ -239,7 +239,7 @@ class Mish(rules.Mish):
     @staticmethod
     def d_input(g: T, input: T) -> T:
         wide, x = widened(g, input)
-        s = in_registers(torch.sigmoid, x)
+        s = vectorized_path(torch.sigmoid, x)
         e = torch.where(x <= 0, vector_exp(x), alone(torch.exp, x))
         t = alone(torch.tanh, alone(torch.log1p, e))
         dx = wide * torch.addcmul(t, x * s, torch.addcmul(number(1, x), t, t, value=-1))
@@ -248,7 +248,7 @@ class Mish(rules.Mish):
 
 @exact_of(softmax.Softplus, "Softplus", units=4)
 class Softplus(softmax.Softplus):
-    """g e / (e + 1). Nearly: where b x > 0 the kernel rounds exp otherwise than any tensor
+    """g e / (e + 1). Nearly: where b x > 0 the kernel rounds exp differently from any tensor
     operation, and about one gradient in thirty is off in its last place."""
 
     @staticmethod
@@ -262,12 +262,12 @@ class Softplus(softmax.Softplus):
 
 @exact_of(rules.Hardshrink, "Hardshrink", units=0)
 class Hardshrink(rules.Hardshrink):
-    """A NaN is on neither side: by registers it keeps g back, one by one it lets it through."""
+    """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
 
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
         bound = number(lambd, input)
-        lost = each_way(
+        lost = by_path(
             lambda x: ~((x < -bound) | (x > bound)),
             lambda x: (x >= -bound) & (x <= bound),
             (input,),

@@ -30,7 +30,7 @@ def exact_of(rule: type[Function], *layers: str, units: float) -> Callable[[F], 
         if not issubclass(variant, rule):
             raise TypeError(f"{variant.__name__} is no {rule.__name__}")
         variant.__name__ = rule.__name__  # its node bears the same name
-        if "public" in vars(rule):  # and tensor subclasses are asked about the same function
+        if "public" in vars(rule):  # what tensor subclasses are dispatched with
             variant.public = staticmethod(rule.public)
         rule.exact = variant
         ATTACHED.append(Attached(rule, layers, units))

@@ -57,7 +57,7 @@ class NativeBatchNorm(batchnorm.NativeBatchNorm):
         layout, values = _memory_format(x, g), x
         if layout is torch.contiguous_format and x.dim() > 3:
             g, values = g.flatten(2), x.flatten(2)
-        # 16 bits are widened but where the kernel goes element by element, which rounds each step.
+        # 16 bits are widened except where the kernel's scalar path rounds each step.
         dtype = x.dtype
         wide = torch.float32 if dtype.itemsize == 2 and layout is not None else dtype
         by = (-1, *[1] * (values.dim() - 2))

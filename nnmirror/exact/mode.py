@@ -1,4 +1,4 @@
-"""Exact mode: whether PyTorch's bits are asked for where they cost time.
+"""Exact mode: PyTorch's bits also where they cost time.
 
 By default a layer whose kernel rounds in an order of its own computes the plain formula, and its
 gradients are off by a few units in the last place. In exact mode they have PyTorch's bits.
@@ -39,8 +39,8 @@ def set_exact(mode: bool) -> None:
 class exact(_NoParamDecoratorContextManager):
     """PyTorch's bits for all that is recorded within, in this thread.
 
-    A context manager and a decorator. It is the forward that counts: a backward goes as its
-    forward was recorded, wherever it is called.
+    A context manager and a decorator. The forward decides: a backward follows the mode in
+    which its forward was recorded, wherever it is called.
     """
 
     def __enter__(self) -> None:

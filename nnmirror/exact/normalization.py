@@ -25,8 +25,8 @@ def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
     """The sum of each row of x, or of x times another.
 
     `narrow` where the kernel converts from 16 bits, `mixed` where the weight has 32 bits then.
-    By lanes of 32 bytes, whatever the machine has; what does not fill them is added last. There
-    a product is not rounded by itself, and in numbers that were narrow it is nowhere.
+    By lanes of 32 bytes on every machine; the remainder is added last, with fused multiply-adds.
+    Converted from 16 bits, all multiply-adds are fused.
     """
     terms = x if times is None else x * times
     if not x.is_cpu:
@@ -73,7 +73,7 @@ def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
 
 
 def _over_threads(m: int) -> list[slice]:
-    """The rows that each of PyTorch's threads goes over."""
+    """The rows of each of PyTorch's threads."""
     each = -(-m // min(torch.get_num_threads(), m))
     return [slice(start, start + each) for start in range(0, m, each)]
 
@@ -121,8 +121,8 @@ def _by_products(rows: T, times: T, width: int) -> T:
     """The sum of the rows times those of another, from the diagonals of products of matrices.
 
     The columns are taken `width` at a time, which fills the registers of a matrix product: it then
-    adds up each of its numbers term by term, as fused multiply-adds, if the terms are not too
-    many. So the rows go block by block, and the total so far is a first row, times 1.
+    sums each element term by term, as fused multiply-adds, if there are not too many terms. So
+    the rows are taken in blocks, and the total so far is the first row of the next, times 1.
     """
     n = rows.shape[1]
     groups, count = -(-n // width), -(-len(rows) // _BLOCK)

@@ -64,7 +64,7 @@ def log_softmax_grad(g: T, result: T, dim: int) -> T:
         s, e = lane_sum(wide, narrow), vector_exp(y)
     else:
         s = in_turn(wide.movedim(dim, -1), wide.shape[dim])
-        # Whole registers of what lies behind dim go through the vectorised exp.
+        # The vectorized exp for whole registers of the dimensions behind dim.
         inner = y.flatten(dim + 1)
         whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))
         e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)

@@ -1,7 +1,7 @@
-"""Driving a net by hand: what `Module.backward` goes back over.
+"""Driving a net by hand: the calls that `Module.backward` differentiates.
 
-Each forward leaves a `Call` with its module: called with the gradient of the output, it
-adds to the parameters' `.grad` and returns the gradient for the input. A layer's is its
+Each forward stores a `Call` in its module. Called with the gradient of the output, it
+accumulates the parameters' `.grad` and returns the gradient for the input. A layer's is its
 one recorded call, a Sequential's the chain of its children's, and any other module's the
 piece of tape between its inputs and its output.
 """
@@ -52,9 +52,9 @@ class Recorded:
         return wanted
 
 
-def way_back(call: Any) -> Call | None:
-    """What a forward left with its module, as a call: of a layer it is the node alone."""
-    return Recorded(call) if type(call) is tape.Node else call  # type: ignore[no-any-return]
+def way_back(call: tape.Node | Call | None) -> Call | None:
+    """What a forward stored in its module, as a call: a layer stores its node alone."""
+    return Recorded(call) if type(call) is tape.Node else call  # type: ignore[return-value]
 
 
 class OfComplex:
@@ -120,7 +120,7 @@ class Traced:
         self.ends = [self._held(x) for x in inputs]
 
     def _held(self, value: Any) -> Any:
-        # The most usual first, with the least to ask.
+        # The common cases first.
         if type(value) is torch.Tensor and not value.requires_grad:
             return None
         edge = tape.usual_edge(value)

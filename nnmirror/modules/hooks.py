@@ -36,7 +36,7 @@ def add(
     prepend: bool = False,
     flags: dict[str, tuple[dict[int, bool], bool]] | None = None,
 ) -> RemovableHandle:
-    """Register `hook`, noting its id in the registry of each flag that is set."""
+    """Register `hook`, and its id in the registry of each flag that is set."""
     registries = [flag for flag, _ in flags.values()] if flags else None
     handle = RemovableHandle(registry, extra_dict=registries)
     registry[handle.id] = hook
@@ -237,7 +237,7 @@ class _Call:
             self.result = result
 
     def run_always_called(self) -> None:
-        """After an exception: the hooks that asked to run all the same and have not."""
+        """After an exception: the hooks with `always_call` that have not run."""
         module = self.module
         always = {
             **_module._global_forward_hooks_always_called,

@@ -60,7 +60,7 @@ class Layer(Module):
         return tuple(outs)
 
     def _run_whole(self, function: TorchFunction, *inputs: Any) -> Any:
-        """function(*inputs), for a tensor subclass: it is asked about that, not about its parts."""
+        """function(*inputs) for a tensor subclass: dispatched as a whole, not by its parts."""
         out = function(*inputs)
         with DisableTorchFunctionSubclass():
             self.__dict__["_call"] = Traced(inputs, out) if is_grad_enabled() else None

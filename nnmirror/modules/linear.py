@@ -76,7 +76,7 @@ class Linear(Layer):
     @records_once
     def forward(self, input: Tensor) -> Tensor:
         own = self._parameters
-        if type(self) is Linear and "bias" in own and "weight" in own:  # sooner than __getattr__
+        if type(self) is Linear and "bias" in own and "weight" in own:  # faster than __getattr__
             return self._run(F.Linear, own["bias"], input, own["weight"])
         return self._run(F.Linear, self.bias, input, self.weight)
 

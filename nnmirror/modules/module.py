@@ -118,9 +118,9 @@ _unimplemented.__name__ = "_forward_unimplemented"
 
 
 class _Untraceable:
-    """What a module has in place of torch.compile's mark: raises when that is compared.
+    """In place of torch.compile's mark on its own wrappers: raises when it is compared.
 
-    Of anything it is given, torch.compile asks first whether it is its own wrapper of something.
+    torch.compile first looks for that mark on whatever it is given.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -137,8 +137,7 @@ _LEFT_OUT = (
     "a mirrored module inside one of torch.nn would be left out of parameters() and state_dict()."
     f" Take the outer one from nnmirror too, or give it {_TO_TORCH}"
 )
-# What asks of anything it is given whether it is a torch.nn.Module: by the name of the function,
-# its file, and what is said there.
+# Functions that check whether their argument is a torch.nn.Module: name, file, and the error.
 _ASKERS = {
     name: (os.path.join("torch", *file.split("/")), said)
     for name, file, said in (
@@ -165,9 +164,9 @@ _ASKERS = {
 class _RefusedByTorchModules:
     """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
 
-    PyTorch's modules keep what is no module of theirs as a plain attribute: its parameters are
-    in nobody's `parameters()`. All they ask of it is isinstance, and that reads `__class__`. So
-    does what takes a `torch.nn.Module` alone, and would give an error that says less.
+    PyTorch's modules keep what is not a `torch.nn.Module` as a plain attribute, so its parameters
+    would be missing in `parameters()`. Their check is isinstance, which reads `__class__`; so do
+    functions that take only a `torch.nn.Module`, whose own error would say less.
     """
 
     def _class(self) -> type:
@@ -195,7 +194,7 @@ _PARAMETRIZE = os.path.join("torch", "nn", "utils", "parametrize.py")
 
 
 def _is_asked_by(name: str, file: str) -> bool:
-    """Does this function of PyTorch's stand behind the one that asked who calls this?"""
+    """Is the caller of the calling function this function of PyTorch's?"""
     frame = sys._getframe(2).f_back
     code = None if frame is None else frame.f_code
     return code is not None and code.co_name == name and code.co_filename.endswith(file)
@@ -215,8 +214,8 @@ class Module(_RefusedByTorchModules):
     dump_patches: bool = False
     _version: int = 1
     call_super_init: bool = False
-    # What `backward` goes back over: set by each forward, no part of the module's state.
-    _call: Call | None = None
+    # The last call, which `backward` differentiates: set by each forward, not part of the state.
+    _call: tape.Node | Call | None = None
     _torchdynamo_orig_callable: Any = _Untraceable()
     _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
 
@@ -267,17 +266,17 @@ class Module(_RefusedByTorchModules):
         super().__init_subclass__(**kwargs)
         forward = cls.__dict__.get("forward")
         if inspect.isfunction(forward) and not getattr(forward, "_keeps_call", False):
-            cls.forward = _noting_its_call(forward)  # type: ignore[method-assign]
+            cls.forward = _keeping_call(forward)  # type: ignore[method-assign]
 
     forward: Callable[..., Any] = _unimplemented
 
     # -- the mirror's own: driving a module by hand --------------------------------------
 
     def backward(self, gradient: Gradient = None) -> Any:
-        """Go back over the last `forward`: returns the gradient for the module's input.
+        """The backward of the last `forward`: returns the gradient for the module's input.
 
         `gradient` is that of the output (a tensor, or a tuple for a tuple of outputs); it
-        may be left out for a scalar. The parameters' `.grad` are added to on the way.
+        may be left out for a scalar. The parameters' `.grad` are accumulated.
 
         A mirrored layer, and a Sequential of them, always returns the gradient for its
         input. A module with a `forward` of its own returns it for those inputs that
@@ -292,7 +291,7 @@ class Module(_RefusedByTorchModules):
         return call(gradient)
 
     def _call_for_chain(self) -> Call | None:
-        """How a Sequential goes back over this module: its own `backward` if it has one."""
+        """What a Sequential calls for this module's backward: its own `backward` if it has one."""
         return way_back(self._call) if type(self).backward is Module.backward else self.backward
 
     def param(self) -> list[tuple[Parameter, Tensor | None]]:
@@ -777,7 +776,7 @@ class Module(_RefusedByTorchModules):
     __call__: Callable[..., Any] = _call_impl
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Refused: what torch.jit.script asks for first."""
+        """Refused: torch.jit.script calls this first."""
         raise NotImplementedError(
             f"nnmirror: torch.jit cannot script a mirrored module; script {_TO_TORCH}"
         )
@@ -1157,8 +1156,8 @@ def clear_grad(param: Tensor, set_to_none: bool) -> None:
         grad.zero_()
 
 
-def _noting_its_call(forward: TorchFunction) -> TorchFunction:
-    """A user's forward, noting what it was given and what it returned for `backward`."""
+def _keeping_call(forward: TorchFunction) -> TorchFunction:
+    """A user's forward that keeps its arguments and result for `backward`."""
 
     @functools.wraps(forward)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:

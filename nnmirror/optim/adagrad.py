@@ -164,7 +164,7 @@ class Adagrad(StepwiseOptimizer):
         denom = torch._foreach_sqrt(sum)
         torch._foreach_add_(denom, group["eps"])
         if group["maximize"] or group["weight_decay"] != 0:
-            torch._foreach_mul_(grads, minus_sizes)  # which in halves rounds otherwise
+            torch._foreach_mul_(grads, minus_sizes)  # which in halves rounds differently
         else:
             grads = torch._foreach_mul(grads, minus_sizes)
         torch._foreach_addcdiv_(params, grads, denom)

@@ -118,7 +118,7 @@ class Adam(StepwiseOptimizer):
 
     def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
         if group["foreach"] is None and not group["capturable"] and isinstance(group["lr"], Tensor):
-            return False  # nobody asked for it, and it would be refused
+            return False  # it was not chosen, and would be refused
         return super()._by_foreach(group, params)
 
     def _check(self, group: Group, lists: Lists) -> None:

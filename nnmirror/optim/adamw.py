@@ -50,5 +50,5 @@ class AdamW(Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # whatever a state saved by Adam says
+        for group in self.param_groups:  # also after loading a state saved by Adam
             group["decoupled_weight_decay"] = True

@@ -220,7 +220,7 @@ class _LRScheduler(LRScheduler):
 
 
 def _note_steps(optimizer: Any) -> None:
-    """Let `optimizer.step` note that it was called, for the warning about the order."""
+    """Wrap `optimizer.step` to record that it was called, for the warning about the order."""
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         return
     weakly = weakref.ref(optimizer)  # the optimiser is not to hold itself

@@ -54,7 +54,7 @@ class StepwiseOptimizer(Optimizer):
                 self._step_group(group, place)
         return loss
 
-    # -- what an optimiser says --------------------------------------------------------------
+    # -- what a subclass defines -------------------------------------------------------------
 
     def _kept(self, group: Group) -> tuple[str, ...]:
         """Names of the tensors kept for each parameter of the group."""
@@ -204,7 +204,7 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
     """Whether to step with foreach kernels: as asked, else on the devices they are made for."""
     if group["foreach"] is not None or group.get("fused") is not None:
         return bool(group["foreach"])
-    if params[0].is_cpu:  # the usual, and not one of them
+    if params[0].is_cpu:  # nearly always, and not among these devices
         return False
     devices = foreach_devices()
     return all(p.device.type in devices and is_usual(p) for p in params)

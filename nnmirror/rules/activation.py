@@ -1,6 +1,6 @@
 """The activations that are smooth or bounded: ELU, SiLU, GELU, Hardtanh.
 
-`g` is the gradient of the result. Where PyTorch's kernels round otherwise, or differ from each
+`g` is the gradient of the result. Where PyTorch's kernels round differently, or differ from each
 other, `nnmirror/exact/activation.py` follows them.
 """
 
@@ -53,7 +53,7 @@ def _elu_slope(x: T, below: float, over: float, rate: float) -> T:
     """`over` where x > 0, else `below` exp(rate x)"""
     e = x.clamp(max=0)
     e = exp(e, rate) if rate > 0 else e.mul_(number(rate, e)).exp_()
-    if _alike(below, over, x):  # then it is so from both sides
+    if _alike(below, over, x):  # at 0 too, from either side
         return e if over == 1 else e.mul_(number(over, e))
     return selected(above(x, 0), over, e.mul_(number(below, e)))
 
@@ -422,7 +422,7 @@ MishInplace = _into(Mish, torch._C._nn.mish_)
 
 @rule(torch.threshold)
 class Threshold(Rule):
-    """y = x where x > t, else v:  dx = g where x > t, or is no number, else 0.  Saved: x."""
+    """y = x where x > t, else v:  dx = g where x > t, or is NaN, else 0.  Saved: x."""
 
     infer = staticmethod(torch.threshold)
 

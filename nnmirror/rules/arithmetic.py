@@ -28,7 +28,7 @@ T = torch.Tensor
 
 
 _NUMBERS = (int, float, bool)
-_ONE = 1  # the default, which takes a while to say
+_ONE = 1  # the default of alpha: passing a number takes time
 
 
 def scaled(g: T, factor: T | Number) -> T:

@@ -237,7 +237,7 @@ def _changes_nothing(basic: tuple[object, ...]) -> bool:
 def setitem(input: T, index: IndexLike, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
     if index is False:
-        return  # as PyTorch: nothing is meant
+        return  # as PyTorch: an empty selection
     if not isinstance(value, T):
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
@@ -252,7 +252,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
             change_of(input)  # PyTorch looks at this first
         with DisableTorchFunctionSubclass(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it has been said
+            warnings.simplefilter("ignore")  # it was given above
             copy = input.detach().clone()
             copy[index] = copy if value is input else value.detach()  # PyTorch's own error
         raise
@@ -459,7 +459,7 @@ class _Reduced(Rule):
 
     uncounted = (2,)
 
-    # How many-to-one placing goes: by elements of `index`, or by slices.
+    # How several values are reduced to one: by elements of `index`, or by slices.
     place: Callable[..., T]
     taken: Callable[[T, int, T], T]
     added: Callable[[T, int, T, T], T]

@@ -105,15 +105,15 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
 
 
 def _heads_last(x: T) -> T:
-    """Laid out in memory as (batch, length, heads, size), which the kernel goes over."""
+    """Laid out in memory as (batch, length, heads, size), in which order the kernel iterates."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
     """factor a b for each matrix, added to `to` if there is one.
 
-    Of matrices as small as these torch.bmm has a loop of its own, which rounds otherwise. What a
-    product with a single row, or column, rounds to hangs on how the matrices lie in memory.
+    Of matrices as small as these torch.bmm has a loop of its own, which rounds differently. What a
+    product with a single row, or column, rounds to depends on the memory layout of the matrices.
     """
     batch, heads, m, n = *a.shape[:-1], b.shape[-1]
     total: T = a.new_empty(batch, heads, m, n) if to is None else to
@@ -154,8 +154,8 @@ def scaled_dot_product_attention(
 
     Shapes: q (..., l, e), k (..., s, e), v (..., s, n), the mask (..., l, s); y is (..., l, n). The
     mask is added, or says True where q sees k; `is_causal` masks what comes after. With
-    `enable_gqa` several heads of q share one of k and v. Which formula is taken (see
-    `ScaledDotProductFlashAttentionForCpu`) PyTorch is asked.
+    `enable_gqa` several heads of q share one of k and v. Whether the formula is that of
+    `ScaledDotProductFlashAttentionForCpu` is PyTorch's choice.
 
     Vaswani et al., 2017 (arXiv:1706.03762).
     """

@@ -1,9 +1,8 @@
-"""What makes a tensor of another and never asks it, as `torch.as_tensor`.
+"""Functions that make a tensor from any data without `__torch_function__`, as `torch.as_tensor`.
 
-They take any data, or a number, so PyTorch does not ask a tensor subclass about the call, and the
-gradient of a tracked tensor would be lost in silence. Importing nnmirror therefore puts a function
-of the same name in their place in `torch`, which looks for a tracked tensor among its arguments and
-otherwise calls PyTorch's own.
+PyTorch does not dispatch them to a tensor subclass, so the gradient of a tracked tensor would be
+lost in silence. Importing nnmirror therefore replaces them in `torch` by functions of the same name
+that look for a tracked tensor among their arguments and otherwise call PyTorch's own.
 """
 
 import functools
@@ -26,7 +25,7 @@ def _is_tracked(value: object) -> bool:
 
 
 def _answered(function: TorchFunction, answer: TorchFunction) -> None:
-    """Have `answer` called in the place of torch's `function`, if an argument is tracked."""
+    """Call `answer` in place of torch's `function` where an argument is tracked."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 
 from ..tape import record
 from . import shape
-from .kernel import by_registers
+from .kernel import vectorized_path
 from .registry import Rule, answered, unplaced
 
 T = torch.Tensor
@@ -63,8 +63,8 @@ def _slope(u: T, g: T, d: T, p: float) -> T:
 
 
 def _power(x: T, p: float) -> T:
-    """x^p as the kernel has it: by registers, and with a tensor for p, or some p go another way."""
-    return by_registers(lambda part: torch.pow(part, torch.full_like(part, p)), x)
+    """x^p as in the kernel: vectorized, and with p as a tensor, as torch.pow has special cases."""
+    return vectorized_path(lambda part: torch.pow(part, torch.full_like(part, p)), x)
 
 
 class EuclideanDist(Rule):
@@ -95,7 +95,7 @@ _MODES = (_USE_MM, _NO_MM, _USE_MM_IF_MANY)
 
 @answered(torch.cdist)
 def cdist(x1: T, x2: T, p: float = 2.0, compute_mode: str = _USE_MM_IF_MANY) -> T:
-    """The distances; of more than 25 rows, or if told to, by a product of matrices for p = 2."""
+    """The distances; of more than 25 rows, or if asked for, by a product of matrices for p = 2."""
     args = x1, x2, p, compute_mode
     if compute_mode not in _MODES or not all(isinstance(x, T) and x.dim() > 1 for x in (x1, x2)):
         raise unplaced(torch.cdist, args, {})

@@ -11,7 +11,7 @@ from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import record
 from .arithmetic import shared, zero
-from .kernel import laid_out_as, one_by_one
+from .kernel import laid_out_as, on_scalar_path
 from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule
 
 T = torch.Tensor
@@ -413,8 +413,8 @@ class Logit(Rule):
         if eps is not None:
             rounded = torch.tensor(eps, dtype=x.dtype, device="cpu")
             low, high, outside = rounded.item(), (1 - rounded).item(), 0.0
-        # Taken one by one, -0 counts as 0, and a NaN stays one.
-        alone = one_by_one(g, x)
+        # On the kernel's scalar path -0 counts as 0, and a NaN stays one.
+        alone = on_scalar_path(g, x)
         dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))
         dx = dx.masked_fill((x < low) | (x > high), outside)
         return dx if eps is None else dx.masked_fill(x.isnan() & ~alone, 0)

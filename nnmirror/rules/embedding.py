@@ -51,7 +51,7 @@ class Embedding(Rule):
         rows = g.reshape(len(indices), weight_shape[1])
         if not scale_grad_by_freq:
             add_rows(dw, indices, rows)
-        else:  # PyTorch adds a multiple of each g, without rounding the product by itself
+        else:  # PyTorch adds a multiple of each g by a fused multiply-add
             counts = torch.bincount(indices, minlength=weight_shape[0])[indices]
             for count in counts.unique().tolist():
                 these = (counts == count).nonzero().view(-1)

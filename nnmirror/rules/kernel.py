@@ -1,11 +1,11 @@
-"""How PyTorch's CPU kernels go over the numbers of a tensor.
+"""How PyTorch's CPU kernels iterate over the elements of a tensor.
 
-A kernel takes as many numbers as fill two vector registers at a time, and what is left at the
-end of a row one by one. Where the two ways round otherwise (they have their own `exp`, and
-fuse other multiplications with additions), a rule gives a formula for each to `each_way`.
+A kernel has a vectorized path, for as many elements as fill two vector registers, and a scalar
+path, for what is left at the end of a row. Where the two round differently (each has its own
+`exp`, and fuses other multiplications with additions), a rule gives `by_path` a formula for each.
 
-None of this is so on another device, where every number is taken by itself, by the device's own
-`exp`: there the second formula is used throughout.
+On other devices there is only the scalar path, with the device's own `exp`: the second formula is
+used for all elements.
 """
 
 import functools
@@ -20,7 +20,7 @@ from ..walk import is_dense
 
 T = torch.Tensor
 
-GRAIN = 32768  # fewer numbers than this go to one thread
+GRAIN = 32768  # kernels use one thread for fewer elements than this
 
 
 def register_bytes() -> int:
@@ -39,7 +39,7 @@ def in_turn(x: T, n: int) -> T:
         for i in range(1, n):
             total = total + x[..., i]
         return total
-    # One call, which adds one slice after the other: for few numbers sooner than two for each.
+    # A single call that adds one slice after the other: faster for few elements.
     rest = x[..., 1:n].movedim(-1, 0)
     every = torch.zeros(n - 1, dtype=torch.int64, device=x.device)
     return add_rows(total.clone().unsqueeze(0), every, rest)[0]
@@ -49,8 +49,8 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
     """The sum of x (or of x times another) along its last dimension, added up lane by lane.
 
     What does not fill a register is added last, to the first lanes. In float32 the product is
-    then not rounded by itself where the kernel has one thread, or one row, to run over: the
-    compiler makes another loop of that case.
+    then not rounded on its own where the kernel runs in one thread, or over one row: the compiler
+    makes a separate loop for that case.
     """
     n, width = x.shape[-1], lanes(x)
     if narrow:
@@ -87,9 +87,9 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
 def add_rows(to: T, places: T, rows: T) -> T:
     """Add each of the rows to the one of `to` at its place, one after another.
 
-    `index_add_` has several threads sort the rows, be they ever so few, and waking them takes
-    longer than the sum does; `index_put_` has one thread add, but from 32,768 numbers on, where
-    several do, in any order.
+    `index_add_` sorts the rows in several threads, however few they are, and starting the threads
+    takes longer than the sum. `index_put_` adds in one thread up to 32,768 elements; beyond, in
+    several, in no fixed order.
     """
     if rows.numel() < GRAIN or not rows.is_cpu:
         return to.index_put_((places,), rows, accumulate=True)
@@ -98,14 +98,14 @@ def add_rows(to: T, places: T, rows: T) -> T:
     return to.index_add_(0, places, rows)
 
 
-# masked_fill and where take number by number, and the processor guesses which way: for many
-# numbers it is many times sooner to choose by bits, those of an integer where a number is.
+# masked_fill and where branch for each element, which the processor has to predict. For many
+# elements a choice by the bits of integers is many times faster.
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _FEW = 4096
 
 
 def chosen_by_bits(*tensors: T) -> bool:
-    """Are there so many numbers, side by side?"""
+    """Are there enough elements for a choice by bits, and are all tensors contiguous?"""
     first = tensors[0]
     return (
         first.numel() >= _FEW
@@ -122,15 +122,10 @@ def bits(x: T) -> T:
     return x.view(_BITS[x.dtype])
 
 
-def all_bits(dtype: torch.dtype) -> T:
-    """Minus one, an integer with all bits set."""
-    return constant(-1, dtype, torch.device("cpu"))
-
-
 def laid_out_as(dx: T, g: T) -> T:
-    """dx laid out as g, or as x, by whichever the kernel goes.
+    """dx in the memory layout of g, as the kernel returns it.
 
-    Who adds it up further back goes in the order of its memory.
+    A sum over dx further back is taken in the order of its memory.
     """
     if (g.is_contiguous() and dx.is_contiguous()) or dx.stride() == g.stride() or not is_dense(g):
         return dx
@@ -138,9 +133,9 @@ def laid_out_as(dx: T, g: T) -> T:
 
 
 def where_positive(g: T, y: T, ours: bool = False) -> T:
-    """g where y > 0 or is no number, else 0; y is not below 0.
+    """g where y > 0 or is NaN, else 0; y is not below 0.
 
-    In the memory of g if that is `ours`. Of many numbers, the bits of g times 1, or times 0 where
+    In the memory of g if that is `ours`. For many elements, the bits of g times 1, or times 0 where
     y is 0 or -0.
     """
     if y.numel() < SOME or not y.is_cpu:
@@ -148,7 +143,7 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
     if not ours and y.numel() >= MANY and y.is_contiguous() and is_flat(g):
-        with torch._C.DisableTorchFunction():  # whoever notes the calls takes it for one
+        with torch._C.DisableTorchFunction():  # for a recorder this is one call
             result = torch.empty_like(y)
             size = GRAIN * torch.get_num_threads()
             for part, found, to in zip(
@@ -177,12 +172,12 @@ def integers(x: T) -> T:
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-SOME = 1024  # numbers, of which a choice one by one costs less than more calls
-MANY = 1 << 18  # numbers that are taken in pieces, so that they stay in the cache
+SOME = 1024  # elements: for fewer, a choice for each costs less than more calls
+MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
 
 
 def is_flat(g: T) -> bool:
-    """Can it be viewed as a row? So can one number expanded, as the gradient of a sum is."""
+    """Can it be viewed as one dimension? So can an expanded scalar, as the gradient of a sum is."""
     return g.is_contiguous() or not any(g.stride())
 
 
@@ -202,12 +197,12 @@ _log_sigmoid = torch.ops.aten.log_sigmoid_forward.default
 
 
 def vector_exp(x: T) -> T:
-    """exp(-|x|) as vectorised kernels round it; torch.exp rounds otherwise."""
+    """exp(-|x|) as vectorized kernels round it; torch.exp rounds differently."""
     if not x.is_cpu:
         return torch.exp(-x.abs())
     if _goes_to_one_thread(x, above=1) and x.dtype in _SLEEF and _sleef_is_known(x.dtype):
         return _sleef_exp(x)
-    return _log_sigmoid(x)[1]  # which has every thread take a share, were it of two numbers
+    return _log_sigmoid(x)[1]  # which uses every thread, even for two elements
 
 
 class _Sleef(NamedTuple):
@@ -257,7 +252,7 @@ _SLEEF = {
 
 
 def _sleef_exp(x: T) -> T:
-    """exp(-|x|), in operations that are one thread's where the numbers are few."""
+    """exp(-|x|), by operations that use one thread for few elements."""
     how = _SLEEF[x.dtype]
 
     def number(value: float) -> T:
@@ -271,7 +266,7 @@ def _sleef_exp(x: T) -> T:
     torch.addcmul(s, q, number(-how.log[1]), out=s)
     z = (_horner if x.dtype is torch.float32 else _estrin)(s, [*map(number, how.polynomial)])
     bits(z).add_(bits(shifted) << how.mantissa)
-    return torch.addcmul(d - d, z, number(2.0**-how.spare))  # d - d: no number where x is none
+    return torch.addcmul(d - d, z, number(2.0**-how.spare))  # d - d: NaN where x is NaN
 
 
 def _horner(s: T, polynomial: list[T]) -> T:
@@ -305,18 +300,18 @@ def _sleef_is_known(dtype: torch.dtype) -> bool:
         return torch.equal(_sleef_exp(every), _log_sigmoid(every)[1])
 
 
-_ALONE = 2048  # of as many numbers one thread takes a function of the vector library
+_ALONE = 2048  # elements: up to here one thread computes a function of the vector library
 
 
 def _goes_to_one_thread(x: T, above: int) -> bool:
-    """Are these so few that kernels leave them to one thread, but those for more than `above`?"""
+    """Does an addition of these use one thread, where other kernels use several?"""
     return above < x.numel() < GRAIN and x.is_cpu and torch.get_num_threads() > 1
 
 
 def alone(function: Callable[..., T], x: T) -> T:
-    """function(x), a root, exp, log or tanh, by one thread as an addition of such numbers is.
+    """function(x), a root, exp, log or tanh, in one thread where an addition would use one.
 
-    torch shares them among threads from 2,049 numbers on, for which others are waked.
+    torch uses several threads for them from 2,049 elements on, and starting those takes time.
     """
     if not _goes_to_one_thread(x, above=_ALONE) or not x.is_contiguous():
         return function(x)
@@ -334,13 +329,13 @@ def scalar_exp(x: T) -> T:
 
 
 def widened(*tensors: T) -> tuple[T, ...]:
-    """In float32 at least, and with a dimension at least."""
+    """In float32 at least, and with at least one dimension."""
     wide = [t.float() if t.dtype.itemsize == 2 else t for t in tensors]
     return tuple([t if t.dim() else t.reshape(1) for t in wide])
 
 
-def by_registers(function: Callable[[T], T], x: T) -> T:
-    """function(x), an elementwise kernel, made to take all of x by registers."""
+def vectorized_path(function: Callable[[T], T], x: T) -> T:
+    """function(x), an elementwise kernel, with all of x on its vectorized path."""
     if not x.is_cpu:
         return function(x)
     flat = x.reshape(-1)
@@ -354,62 +349,62 @@ def by_registers(function: Callable[[T], T], x: T) -> T:
     return torch.cat(parts)[: len(flat)].view(x.shape)
 
 
-def by_itself(function: Callable[[T], T], x: T) -> T:
-    """function(x), an elementwise kernel, made to take each number of x by itself."""
+def scalar_path(function: Callable[[T], T], x: T) -> T:
+    """function(x), an elementwise kernel, with all of x on its scalar path."""
     if not x.is_cpu:
         return function(x)
     spaced = torch.stack([x, x], -1)[..., 0]
     return function(spaced).contiguous()
 
 
-def each_way(
-    by_registers: Callable[..., T],
-    by_one: Callable[..., T],
+def by_path(
+    vectorized: Callable[..., T],
+    scalar: Callable[..., T],
     tensors: Sequence[T],
     operands: Sequence[T],
     short: bool = False,
 ) -> T:
-    """An elementwise function of `tensors`, by one formula or the other.
+    """An elementwise function of `tensors`, by the formula of the vectorized or the scalar path.
 
-    `operands` are what PyTorch's kernel goes over, its result included if that is not laid out
-    as one of them; all are of one shape.
+    `operands` are those of PyTorch's kernel, with its result if no operand has the same layout; all
+    have one shape.
     """
     first = tensors[0]
     n = first.numel()
     if not first.is_cpu:
-        return by_one(*tensors)
+        return scalar(*tensors)
     constants = 0
     for operand in operands:
         if not operand.is_contiguous():
             constants += 1 if n > 1 and not any(operand.stride()) else 2
-    if constants < 2 and n < GRAIN:  # the usual: one loop, what is left is at its end
+    if constants < 2 and n < GRAIN:  # nearly always: one loop, with the scalar path at its end
         left = n % _block(operands[0], short)
         if not left:
-            return by_registers(*tensors)
+            return vectorized(*tensors)
         if left == n:
-            return by_one(*tensors)
+            return scalar(*tensors)
         flat = [t.reshape(-1) for t in tensors]
         start = n - left
         head, rest = [t[:start] for t in flat], [t[start:] for t in flat]
-        return torch.cat([by_registers(*head), by_one(*rest)]).view(first.shape)
-    alone = one_by_one(*operands, short=short).view(first.shape)
-    return torch.where(alone, by_one(*tensors), by_registers(*tensors))
+        return torch.cat([vectorized(*head), scalar(*rest)]).view(first.shape)
+    alone = on_scalar_path(*operands, short=short).view(first.shape)
+    return torch.where(alone, scalar(*tensors), vectorized(*tensors))
 
 
 def _block(x: T, short: bool) -> int:
-    """How many numbers fill the two registers that a kernel takes at a time."""
+    """How many elements fill the two registers that the vectorized path takes at a time."""
     return 2 * (32 if short else register_bytes()) // x.dtype.itemsize
 
 
-def one_by_one(*operands: T, short: bool = False) -> T:
-    """Which numbers an elementwise kernel over `operands`, of one shape, takes one by one.
+def on_scalar_path(*operands: T, short: bool = False) -> T:
+    """A mask of the elements on the scalar path of an elementwise kernel over `operands`.
 
-    `short` for a kernel that is not built for the registers of 64 bytes, where there are any.
+    `short` for a kernel that is not built for registers of 64 bytes, where there are any.
 
     The kernel's loops are PyTorch's TensorIterator's: dimensions ordered by stride and merged
-    where they can be, the innermost gone over by registers if each operand is contiguous
-    along it, one of them constant at most. Of several rows shared among threads the ends of
-    the threads' shares are not looked for.
+    where possible, the innermost vectorized if each operand is contiguous along it and at most one
+    is constant. Where several rows are shared among threads, the ends of the threads' shares are
+    not taken into account.
     """
     shape = operands[0].shape
     if not operands[0].is_cpu:

@@ -13,7 +13,7 @@ from ..tape import (
     record,
 )
 from .arithmetic import Add, Div, Mul
-from .kernel import each_way
+from .kernel import by_path
 from .registry import Rule, check_numbers, composite, rule, unplaced
 from .shape import contiguous, view
 from .softmax import log_softmax
@@ -301,8 +301,8 @@ class SoftMarginLoss(Rule):
 class _OfDifference(Rule):
     """A loss of d = x - t whose slope is bounded:  dx = slope(d) g / n,  dt = -dx.
 
-    PyTorch's kernels compute the two by other formulas register by register than number by
-    number; the one by one have their parameters in double precision.
+    PyTorch's kernels have different formulas on their vectorized and their scalar path; the scalar
+    path has its parameters in double precision.
     """
 
     tuple_places = (0, 1)
@@ -314,7 +314,7 @@ class _OfDifference(Rule):
         raise NotImplementedError
 
     @staticmethod
-    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+    def scalar(d: T, g: T, n: T, threshold: float) -> T:
         raise NotImplementedError
 
     @classmethod
@@ -335,18 +335,18 @@ class _OfDifference(Rule):
         share = 1.0 / x.numel() if reduction == MEAN and x.numel() else 1.0
         n = constant(share, wide, x.device)
 
-        def by_registers(d: T, g: T) -> T:
+        def vectorized(d: T, g: T) -> T:
             slope = cls.bounded(d, threshold).mul_(n)
             return slope if is_one else slope.mul_(g)
 
-        def by_one(d: T, g: T) -> T:
-            return cls.by_one(d, g, n, threshold)
+        def scalar(d: T, g: T) -> T:
+            return cls.scalar(d, g, n, threshold)
 
         if wide is dtype and d.is_cpu:
             made = d if d.is_contiguous() else d.contiguous()  # as the kernel lays dx out
-            dx = each_way(by_registers, by_one, (d, g), (made, x, t, g), short=True)
+            dx = by_path(vectorized, scalar, (d, g), (made, x, t, g), short=True)
         else:
-            dx = by_registers(d, g)
+            dx = vectorized(d, g)
         return dx.contiguous().to(result)
 
 
@@ -394,7 +394,7 @@ class SmoothL1Loss(_OfDifference):
         return torch.where(d.abs() >= at, sign, d / at)
 
     @staticmethod
-    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+    def scalar(d: T, g: T, n: T, threshold: float) -> T:
         wide = d.double()
         inside = (n * d * g).double().div(threshold).to(d.dtype)
         outside = torch.where(wide >= threshold, n * g, inside)
@@ -429,7 +429,7 @@ class HuberLoss(_OfDifference):
         return torch.where(d <= -at, -at, torch.where(d >= at, at, d))
 
     @staticmethod
-    def by_one(d: T, g: T, n: T, threshold: float) -> T:
+    def scalar(d: T, g: T, n: T, threshold: float) -> T:
         wide = d.double()
         outside = (n * g).double().mul(threshold).to(d.dtype)
         return torch.where(

@@ -313,7 +313,7 @@ def matmul(input: T, other: T) -> T:
             return shape.unsafe_view(record(Mv, (folded, small))[0], rows)
         out = shape.unsafe_view(_mm(folded, small), [*rows, small.shape[1]])
         return out if n >= m else shape.contiguous(shape.mT(out))
-    # Batches of matrices: broadcast the batch dimensions, multiply them one by one.
+    # Batches of matrices: broadcast the batch dimensions, then one product for each.
     rows_a = a.shape[-2] if n > 1 else 1
     cols_b = b.shape[-1] if m > 1 else 1
     try:

@@ -18,13 +18,13 @@ from .registry import Rule, composite, stands_for, unplaced
 
 T = torch.Tensor
 
-# Of more numbers than this one operation finds nothing in the cache that the one before it wrote.
+# Elements: of a larger piece an operation finds in the cache nothing that the one before it wrote.
 _PIECE = 1 << 18
 _MOST_PIECES = 32
 
 
 def rows_at_once(x: T) -> int:
-    """So many rows of x that what is computed of them stays in the cache."""
+    """How many rows of x to process at a time, so that intermediates stay in the cache."""
     numbers = max(_PIECE * torch.get_num_threads(), x.numel() // _MOST_PIECES)
     return max(1, numbers * len(x) // x.numel())
 

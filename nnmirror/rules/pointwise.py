@@ -1,9 +1,9 @@
 """What the gradients of pointwise operations are made of.
 
-Each operation on many numbers is a pass over memory, and new memory costs as much again: so what
-nobody else sees is written over, and many numbers are taken in pieces that stay in the cache.
-`torch.where` and `masked_fill` take number by number, and the processor guesses which way: where
-the numbers follow no pattern that takes ten times as long as to multiply by 0 or 1.
+Each operation on a large tensor is a pass over memory, and new memory costs as much again. So
+intermediates are overwritten, and large tensors are processed in pieces that stay in the cache.
+`torch.where` and `masked_fill` branch for each element; where the processor cannot predict the
+branch, that takes ten times as long as to multiply by 0 or 1.
 """
 
 import functools
@@ -29,12 +29,12 @@ def widened(x: T) -> T:
 
 
 def above(x: T, bound: float) -> T:
-    """1 where x > bound, else 0, as numbers of the same dtype."""
+    """1 where x > bound, else 0, in the dtype of x."""
     return torch.gt(x, number(bound, x), out=torch.empty_like(x))
 
 
 def between(x: T, low: float, high: float) -> T:
-    """1 where low < x < high, else 0, as numbers of the same dtype."""
+    """1 where low < x < high, else 0, in the dtype of x."""
     low, high = _next(low, x.dtype, 1), _next(high, x.dtype, -1)
     if not low <= high:
         return torch.zeros_like(x)
@@ -50,7 +50,7 @@ def _next(value: float, dtype: torch.dtype, by: int) -> float:
 
 
 def differs(x: T, other: T) -> T:
-    """1 where x is not `other`, or no number, else 0; in the memory of `other`."""
+    """1 where x is not `other`, or is NaN, else 0; in the memory of `other`."""
     return torch.ne(x, other, out=other)
 
 
@@ -79,10 +79,10 @@ def exp(x: T, rate: float = 1) -> T:
 
 
 def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
-    """dx(g, x, *parameters), which takes each number by itself and returns new memory."""
+    """dx(g, x, *parameters), an elementwise function that returns new memory."""
     if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
-    with torch._C.DisableTorchFunction():  # whoever notes the calls takes it for one
+    with torch._C.DisableTorchFunction():  # for a recorder this is one call
         result = torch.empty_like(x)
         size = GRAIN * torch.get_num_threads()
         pieces = [t.view(-1).split(size) for t in (g, x, result)]
@@ -106,9 +106,9 @@ def _times(g: T, x: T, slope: Callable[..., T], *parameters: object) -> T:
 
 
 def leaky(g: T, x: T, slope: float) -> T:
-    """g where x > 0, else g times the slope: the same bits whichever way."""
-    usual = x.numel() >= SOME and x.is_cpu and g.dtype.itemsize > 2 and 0 <= slope <= 1
-    if usual and is_flat(g) and x.is_contiguous():
+    """g where x > 0, else g times the slope: the same bits either way."""
+    large = x.numel() >= SOME and x.is_cpu and g.dtype.itemsize > 2 and 0 <= slope <= 1
+    if large and is_flat(g) and x.is_contiguous():
         return in_pieces(_times, g, x, _leaky_slope, slope)
     return by_sign(x, g, g * slope)
 

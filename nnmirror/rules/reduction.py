@@ -88,7 +88,7 @@ def _count(shape: Sequence[int], dim: Dims) -> int:
 
 
 def _of_one_dtype(func: TorchFunction, x: T, dtype: torch.dtype | None) -> None:
-    """PyTorch rounds these gradients otherwise where the result has another dtype."""
+    """PyTorch rounds these gradients differently where the result has another dtype."""
     if dtype is not None and dtype is not x.dtype:
         raise refusal(func, "for another dtype")
 

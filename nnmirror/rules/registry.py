@@ -1,6 +1,6 @@
 """What becomes of a torch operation on a tracked tensor.
 
-An operation that `Tensor.__torch_function__` is asked about is one of
+An operation that reaches `Tensor.__torch_function__` is one of
 
 - recorded: there is a rule for it, a `Function` (`@rule`) or a plain function composed of
   recorded operations (`@composite`), as PyTorch itself composes it;
@@ -242,7 +242,7 @@ def composite(*funcs: TorchFunction) -> Callable[[C], C]:
 
 
 def composed(func: TorchFunction) -> Callable[[C], C]:
-    """`composite(func)` for a loss or a distance: left to PyTorch where that sees through it."""
+    """`composite(func)` for a loss or a distance, left to PyTorch inside its transforms."""
 
     def register(function: C) -> C:
         @composite(func)
@@ -324,7 +324,7 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
 
 
 def _declare_numbers(function: Any, recorded: Recorded) -> None:
-    """Have the calls of a Rule looked at for tensors in the places of numbers."""
+    """Set the places where calls of a Rule are checked for tensors given as numbers."""
     places, names = numbers_of(recorded.func)
     if not recorded.variadic:
         places = tuple({*places, *(recorded.places[n] for n in names if n in recorded.places)})
@@ -436,7 +436,7 @@ def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     if func in _KEPT:
         return _KEPT[func](*args)
     if func in PASSIVE:
-        # torch.vmap asks a tensor for its dimensions, and then never again.
+        # The one call by torch.vmap that reaches the tensor.
         if func is torch.Tensor.dim and args[0].requires_grad and _vmap_asks():
             raise refusal(torch.vmap)
         with DisableTorchFunctionSubclass():

@@ -72,7 +72,7 @@ class Reshape(Rule):
 
 
 class UnsafeView(Rule):
-    """A view of a tensor that nobody else holds: it counts as a new one."""
+    """A view of a tensor that is not used elsewhere: it counts as a new tensor."""
 
     @staticmethod
     def forward(input: T, size: Sequence[int]) -> T:
@@ -201,7 +201,7 @@ def squeeze_product(input: T, dim: int) -> T:
     out, node = record(Squeeze, (input, dim))
     if out.requires_grad:
         node.label = "SqueezeBackward4"  # type: ignore[union-attr]
-        out._view_of = None  # nobody else can see the product change
+        out._view_of = None  # no other tensor shares the product's memory
     return out
 
 
@@ -982,7 +982,7 @@ def diff(
         input.detach(), n, dim, prepend=plain_values(prepend), append=plain_values(append)
     )
     if n == 0:
-        return record(AsItIs, (input,))[0]  # without what was to go before and after
+        return record(AsItIs, (input,))[0]  # nothing to put before or after it
     if prepend is not None or append is not None:
         input = cat([t for t in (prepend, input, append) if t is not None], dim)
     for _ in range(min(n, input.shape[dim])):

@@ -72,7 +72,7 @@ def log_softmax(
 
 
 def _as_function(func: TorchFunction, method: TorchFunction) -> None:
-    """torch.softmax(x, dim): as the method, but its errors count the arguments otherwise."""
+    """torch.softmax(x, dim): as the method, but the errors count the arguments differently."""
 
     def call(input: T, *args: Any, **kwargs: Any) -> T:
         try:

@@ -1,10 +1,10 @@
-"""A gradient that is lost on the way back, as `torch.autograd.gradcheck` asks for one.
+"""A gradient that is lost on the way back, as `torch.autograd.gradcheck` uses it.
 
 To see what a backward does without a gradient, gradcheck calls
 `torch._C._functions.UndefinedGrad()(y)`, which is y again, and whose backward returns nothing.
-That is written in C++ and asks no tensor subclass: for a tensor of the mirror the result would
-have lost what made it, and every right backward would be called wrong. So in its place stands
-one that knows such tensors, and leaves all others to PyTorch's.
+That is written in C++ and does not dispatch to tensor subclasses: the result of a mirrored tensor
+would have no `grad_fn`, and gradcheck would report every correct backward as wrong. So it is
+replaced by one that handles mirrored tensors, and passes all others to PyTorch's.
 """
 
 from typing import Any

@@ -38,7 +38,7 @@ def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
-    """Use the foreach kernels? As PyTorch: if asked for, or on devices where they are faster."""
+    """Use the foreach kernels? As PyTorch: if chosen, or on devices where they are faster."""
     device = group[0].device.type
     supported = device in ("cpu", *foreach_devices())
     if foreach and not supported:

@@ -6,7 +6,7 @@ import torch
 
 
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """All elements in a row; the gradient of the vector goes on into the parameters."""
+    """All elements in a row; the gradient of the vector flows into the parameters."""
     parameters = list(parameters)
     _on_one_device(parameters)
     return torch.cat([param.view(-1) for param in parameters])

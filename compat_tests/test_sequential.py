@@ -1,4 +1,4 @@
-"""A Sequential run at one go: nobody can tell it from its layers called one by one.
+"""A Sequential whose layers run as one, which no user can tell from calling each layer.
 
 Each test runs with `fast.enabled` on and off, on PyTorch and on the mirror.
 """
@@ -18,7 +18,7 @@ import nnmirror
 from .parity import cpu_only, exact_only, parity, same
 
 
-@pytest.fixture(params=[True, False], ids=["at one go", "one by one"], autouse=True)
+@pytest.fixture(params=[True, False], ids=["as one", "each layer"], autouse=True)
 def mode(request, monkeypatch):
     monkeypatch.setattr(nnmirror.fast, "enabled", request.param)
     monkeypatch.setattr(nnmirror.fast, "after", 1)
@@ -510,7 +510,7 @@ def test_a_weight_of_another_shape_between_forward_and_backward(nn, optim, times
 
 @parity
 def test_what_is_changed_behind_the_versions_before_backward(nn, optim):
-    """Through an array, PyTorch is not told either: its backward reads what is there then."""
+    """PyTorch does not see changes through an array either: its backward reads the new numbers."""
     net, _ = made(nn, "relu")
     seen = []
     for change in ("target", "output", "input") * 3:
