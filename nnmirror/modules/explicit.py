@@ -54,7 +54,7 @@ class Recorded:
 
 def way_back(call: tape.Node | Call | None) -> Call | None:
     """What a forward stored in its module, as a call: a layer stores its node alone."""
-    return Recorded(call) if type(call) is tape.Node else call  # type: ignore[return-value]
+    return Recorded(call) if isinstance(call, tape.Node) else call
 
 
 class OfComplex:
