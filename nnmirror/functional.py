@@ -10,9 +10,9 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
 from ._missing import missing
+from ._torch import DisableTorchFunctionSubclass
 from ._types import TorchFunction
 from .overrides import overridable
 from .parameter import Parameter

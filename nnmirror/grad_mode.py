@@ -10,10 +10,8 @@ import threading
 from typing import Any
 
 import torch
-from torch.utils._contextlib import (
-    _DecoratorContextManager,
-    _NoParamDecoratorContextManager,
-)
+
+from ._torch import DecoratorContextManager, NoParamDecoratorContextManager
 
 
 class _Override(threading.local):
@@ -32,7 +30,7 @@ def is_grad_enabled() -> bool:
     return (torch.is_grad_enabled() if mode is None else mode) and not in_inference_mode()
 
 
-class no_grad(_NoParamDecoratorContextManager):
+class no_grad(NoParamDecoratorContextManager):
     """As `torch.no_grad`, for the mirror alone: a context manager and a decorator."""
 
     _mode: bool | None = False
@@ -51,7 +49,7 @@ class enable_grad(no_grad):
     _mode = True
 
 
-class set_grad_enabled(_DecoratorContextManager):
+class set_grad_enabled(DecoratorContextManager):
     """As `torch.set_grad_enabled`, for the mirror alone.
 
     Takes effect when called; used in a `with` statement or as a decorator it also ends

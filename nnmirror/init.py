@@ -11,8 +11,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
+from ._torch import DisableTorchFunctionSubclass
 from .grad_mode import no_grad
 from .rules.registry import has_gradient
 from .tensor import Tensor as Tracked

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.overrides
-from torch._C import DisableTorchFunctionSubclass, _EnableTorchFunction
 
-from . import tape
+from . import _torch, tape
 from . import tensor as _tensor
+from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from .grad_mode import is_grad_enabled
 from .tape import ORDINARY, SUBCLASS, TORCH, Function, Node, kind_of, record, tensors_in
 from .tensor import RULES, Tensor
@@ -39,7 +39,7 @@ _asked = _Asked()
 
 
 def _is_asked() -> bool:
-    return not _asked.already and torch._C._is_torch_function_enabled()
+    return not _asked.already and _torch.is_torch_function_enabled()
 
 
 def is_subclass(value: Any) -> bool:
@@ -73,7 +73,7 @@ class Called:
                 tensors = tensors_in((args, kwargs)) if is_grad_enabled() else ()
                 if not any(t.requires_grad for t in tensors):
                     return self.run(*args, **kwargs)
-            with _EnableTorchFunction():  # the parts of which it is made are recorded by it
+            with EnableTorchFunction():  # the parts of which it is made are recorded by it
                 return self.run(*args, **kwargs)
         finally:
             _asked.already = before
@@ -104,7 +104,7 @@ def answered(
 
 def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As `torch.overrides.handle_torch_function`; modes see the parts, with or without it."""
-    asked = torch.overrides._get_overloaded_args(tensors)  # the most derived first
+    asked = _torch.get_overloaded_args(tensors)  # the most derived first
     types = tuple(map(type, asked))
     for tensor in asked:
         result = tensor.__torch_function__(called, types, args, kwargs)
@@ -138,7 +138,7 @@ def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _unasked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call it; torch would ask a subclass about the parts of which it is made."""
-    if not torch._C._is_torch_function_enabled():
+    if not _torch.is_torch_function_enabled():
         return function(*args, **kwargs)
     with DisableTorchFunctionSubclass():
         args = tuple(map(_plain, args))

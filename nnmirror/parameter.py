@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from . import _torch
+from ._torch import DisableTorchFunctionSubclass
 from .tape import ORDINARY
 from .tensor import Tensor, rebuild
 
@@ -47,7 +48,7 @@ class Parameter(Tensor):
         return result
 
 
-class _BufferMeta(torch._C._TensorMeta):
+class _BufferMeta(_torch.TensorMeta):
     def __instancecheck__(self, instance: Any) -> bool:
         return isinstance(instance, torch.Tensor) and getattr(instance, "_is_buffer", False)
 

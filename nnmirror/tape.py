@@ -20,15 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch._C import (
-    DisableTorchFunctionSubclass,
-    _EnableTorchFunction,
-    _is_any_autocast_enabled,
-    _set_grad_enabled,
-)
 
-from . import formula
+from . import _torch, formula
 from . import tensor as _tensor
+from ._torch import (
+    DisableTorchFunctionSubclass,
+    EnableTorchFunction,
+    is_any_autocast_enabled,
+)
 from .exact import mode as _exact
 from .fast.signature import Signature, Unsigned, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
@@ -38,14 +37,9 @@ Edge: TypeAlias = tuple[Any, int]
 
 _sequence = itertools.count()
 _torch_grad_mode = torch.is_grad_enabled
-in_transform = torch._C._functorch.peek_interpreter_stack  # None outside torch.func's transforms
-_is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
-# Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch tells
-# this nowhere else; it is only read, and without that module there is no forward mode.
-forward_mode: dict[str, Any] = {"_current_level": -1}
-if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
-    forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
-
+in_transform = _torch.peek_interpreter_stack  # None outside torch.func's transforms
+_is_wrapped: Any = _torch.is_functorch_wrapped_tensor
+forward_mode = _torch.forward_mode
 _MANY = (tuple, list)  # isinstance is several times slower with tuple | list
 
 _FREED = (
@@ -437,15 +431,15 @@ class users_code:
     __slots__ = ("asking", "own_mode", "torchs_mode")
 
     def __enter__(self) -> None:
-        self.asking = _EnableTorchFunction()
+        self.asking = EnableTorchFunction()
         self.asking.__enter__()
         self.torchs_mode, self.own_mode = torch.is_grad_enabled(), _override.mode
-        _set_grad_enabled(False)
+        _torch.set_grad_enabled(False)
         _override.mode = None
 
     def __exit__(self, *exc: Any) -> None:
         _override.mode = self.own_mode
-        _set_grad_enabled(self.torchs_mode)
+        _torch.set_grad_enabled(self.torchs_mode)
         self.asking.__exit__(*exc)
 
 
@@ -687,7 +681,7 @@ def record(
         return _unrecorded(function, args, inplace, asks), None
     disabled = DisableTorchFunctionSubclass()
     with disabled:
-        if _is_any_autocast_enabled():
+        if is_any_autocast_enabled():
             raise RuntimeError(_AUTOCAST)
         if in_transform() is not None:
             _refuse_transform(function, args)
@@ -893,7 +887,7 @@ def records_plainly() -> bool:
     return (
         torch.is_grad_enabled()
         and _override.mode is not False
-        and not _is_any_autocast_enabled()
+        and not is_any_autocast_enabled()
         and in_transform() is None
     )
 
@@ -1062,7 +1056,7 @@ def _kind_of(cls: type) -> str:
         return OTHER
     if issubclass(cls, _tensor.Tensor):
         return SUBCLASS if hasattr(cls, "_of") else MIRRORED
-    asked = cls.__torch_function__ is not torch._C._disabled_torch_function_impl
+    asked = cls.__torch_function__ is not _torch.disabled_torch_function_impl
     return SUBCLASS if asked and cls is not torch.Tensor else TORCH
 
 
@@ -1114,7 +1108,7 @@ def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, 
     if kwargs:
         args = _placed(function, args, kwargs)
     recording = is_grad_enabled()
-    if recording and _is_any_autocast_enabled():
+    if recording and is_any_autocast_enabled():
         raise RuntimeError(_AUTOCAST)
     with DisableTorchFunctionSubclass():
         if recording and in_transform() is not None:
@@ -1330,7 +1324,7 @@ def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
 
 def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
     """As PyTorch: a backward by hand says nothing of the forward mode."""
-    if function.is_rule or all(torch._unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
+    if function.is_rule or all(_torch.unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
         return
     raise NotImplementedError(
         "You must implement the jvp function for custom autograd.Function to use it with forward"

@@ -20,10 +20,11 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from . import _torch
 from . import tape as _tape
 from . import walk as _walk
+from ._torch import DisableTorchFunctionSubclass
 from .fast.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _suffixed(text: str, suffix: str) -> str:
     """`tensor(...)` with one more `, name=value`, wrapped where PyTorch wraps it."""
     text = text[:-1]
     last_line = len(text) - text.rfind("\n") + 1
-    if last_line + len(suffix) + 2 > torch._tensor_str.PRINT_OPTS.linewidth:
+    if last_line + len(suffix) + 2 > _torch.PRINT_OPTS.linewidth:
         return f"{text},\n       {suffix})"
     return f"{text}, {suffix})"
 
@@ -44,7 +45,7 @@ leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need no
 
 
 _USUAL = (torch.float32, torch.float64)
-_C_data: Any = torch._C.TensorBase.data
+_C_data: Any = _torch.TensorBase.data
 
 
 def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +74,7 @@ def _refuse_torch_function_objects() -> None:
     have lost its gradient. What tells it from no_grad() is that forward-mode gradients are off
     too, as only inference mode has them besides.
     """
-    if torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
+    if _torch.is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
         return
     raise NotImplementedError(
         "nnmirror: a torch.autograd.Function was given a tensor that the mirror tracks; its"
@@ -103,8 +104,8 @@ def _is_asked() -> bool:
     """Would torch come to `Tensor.__torch_function__`, and that have nothing more to ask?"""
     return (
         torch.is_grad_enabled()
-        and torch._C._is_torch_function_enabled()
-        and not torch._C._is_torch_function_mode_enabled()
+        and _torch.is_torch_function_enabled()
+        and not _torch.is_torch_function_mode_enabled()
     )
 
 

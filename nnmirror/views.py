@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import _torch
 from . import tape as _tape
 from . import tensor as _tensor
 
@@ -98,7 +99,7 @@ def change_of(tensor: torch.Tensor) -> Change:
         return Change(base, ())
     # Memory that carried no gradient is about to carry one: whoever else sees it has to know.
     # (`_storage_Use_Count` counts its own argument.)
-    tensors = torch._C._storage_Use_Count(root.untyped_storage()._cdata) - 1
+    tensors = _torch.storage_Use_Count(root.untyped_storage()._cdata) - 1
     if tensors == (1 if base is None else 2):
         return Change(base, ())
     return Change(base, tuple(_plain_views(root, tensor, tensors)))
@@ -148,7 +149,7 @@ def _memory_of(tensor: torch.Tensor) -> int | None:
 
 def _kind_of(view: torch.Tensor) -> str:
     """How torch's own tensor became a view."""
-    kind = _KINDS[torch._C._autograd._get_creation_meta(view).name]  # type: ignore[attr-defined]
+    kind = _KINDS[_torch.get_creation_meta(view).name]
     if kind == "no_grad" and not torch.is_grad_enabled():
         return "plain"  # torch's mode is off for good, and the mirror's own on
     return kind

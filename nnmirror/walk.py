@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
-from . import fast
+from . import _torch, fast
 from . import tape as _tape
 from . import tensor as _tensor
+from ._torch import DisableTorchFunctionSubclass
 
 _R = TypeVar("_R")
 
 # Where torch keeps a gradient. A mirrored tensor has it in `_gradient`, which is read and
 # written several times sooner; to be called behind DisableTorchFunctionSubclass.
-C_grad: Any = torch._C.TensorBase.grad
+C_grad: Any = _torch.TensorBase.grad
 _NOT_OURS = object()
-_is_seen: Any = torch._C._len_torch_dispatch_stack  # by a mode that is shown each operation
-_BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
+_is_seen: Any = _torch.len_torch_dispatch_stack  # by a mode that is shown each operation
+_BelowAutograd: Any = _torch.AutoDispatchBelowAutograd
 
 
 def grad_of(leaf: Any) -> torch.Tensor | None:
@@ -108,7 +108,7 @@ def _will_execute(node: Any) -> bool:
 _in_a_walk = _TorchInAWalk(
     torch,
     _C=_TorchInAWalk(
-        torch._C,
+        _torch.C,
         _current_graph_task_id=lambda: _walks.number,
         _will_engine_execute_node=_will_execute,
     ),
@@ -137,11 +137,11 @@ def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> _R:
         mode = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        _torch.set_grad_enabled(False)
         try:
             return function(*args, **kwargs)
         finally:
-            torch._C._set_grad_enabled(mode)
+            _torch.set_grad_enabled(mode)
 
     return call
 
@@ -1058,7 +1058,7 @@ _BATCHED = (
     " batched, consider using vmap."
 )
 _One: TypeAlias = Callable[[Sequence[Any], bool], Sequence[Any]]
-_is_vmapped: Any = torch._C._functorch.is_legacy_batchedtensor
+_is_vmapped: Any = _torch.is_legacy_batchedtensor
 
 
 def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
@@ -1079,15 +1079,15 @@ def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequen
 
 def _under_vmap(one: _One, starts: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
     """The same where the batch is hidden by the vmap that `torch.autograd.gradcheck` calls."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = _torch.vmapmode_increment_nesting() - 1
+    _torch.vmapmode_decrement_nesting()
     if level != 1:
         raise NotImplementedError("nnmirror: a gradient inside of nested vmaps is not mirrored")
     size = next(len(_unwrapped(g, 1)) for g in starts if g is not None and _is_vmapped(g))
     batches = [None if g is None else _unwrapped(g, size) for g in starts]
     results = _one_by_one(one, batches, retain_graph)
-    return [None if g is None else torch._add_batch_dim(g, 0, 1) for g in results]
+    return [None if g is None else _torch.add_batch_dim(g, 0, 1) for g in results]
 
 
 def _unwrapped(grad: torch.Tensor, size: int) -> torch.Tensor:
-    return torch._remove_batch_dim(grad, 1, size, 0)
+    return _torch.remove_batch_dim(grad, 1, size, 0)

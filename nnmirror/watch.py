@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
 from . import functional as F
 from . import tape, tensor
+from ._torch import DisableTorchFunctionSubclass
 from .grad_mode import is_grad_enabled
 from .modules.explicit import Each, Recorded, Stacked, Traced, way_back
 from .modules.layer import Layer

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from torch.utils._contextlib import _NoParamDecoratorContextManager
+from .._torch import NoParamDecoratorContextManager
 
 if TYPE_CHECKING:
     from ..tape import Function
@@ -36,7 +36,7 @@ def set_exact(mode: bool) -> None:
     _process[0] = bool(mode)
 
 
-class exact(_NoParamDecoratorContextManager):
+class exact(NoParamDecoratorContextManager):
     """PyTorch's bits for all that is recorded within, in this thread.
 
     A context manager and a decorator. The forward decides: a backward follows the mode in

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .. import _torch
 from ..rules import normalization
 from ..rules.kernel import add_rows, in_turn
 from .attach import exact_of
@@ -108,7 +109,7 @@ def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
 def _one_by_one(rows: T, times: T) -> T:
     total = rows.new_zeros(rows.shape[1])
     # Into one, each after the other.
-    torch._foreach_addcmul_([total] * len(rows), rows.unbind(), times.unbind())
+    _torch.foreach_addcmul_([total] * len(rows), rows.unbind(), times.unbind())
     return total
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
 from .. import functional as F
 from .. import init
+from .._torch import DisableTorchFunctionSubclass
 from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.batchnorm import NativeBatchNorm

@@ -10,7 +10,7 @@ from typing import Any, Self, SupportsIndex, TypeVar
 
 import torch
 
-from .. import fast
+from .. import _torch, fast
 from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
 from .explicit import Call, Chain
@@ -339,7 +339,7 @@ def _describe(key: int | str, value: object, dtype: str) -> str:
         return f"  ({key}): Object of type: {type(value).__name__}"
     kind = "Parameter" if is_parameter(value) else "Tensor"
     sizes = "x".join(str(size) for size in value.size())
-    named = value.device.type in ("cuda", torch._C._get_privateuse1_backend_name())
+    named = value.device.type in ("cuda", _torch.get_privateuse1_backend_name())
     where = f" ({value.device})" if named else ""
     return f"  ({key}): {kind} containing: [{dtype} of size {sizes}{where}]"
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
 from .. import tape, walk
+from .._torch import DisableTorchFunctionSubclass
 
 # Of a module's output or input: a tensor, or a tuple where that is one; None where there is none.
 Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass

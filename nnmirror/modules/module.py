@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
-from .. import tape
+from .. import _torch, tape
 from .._types import TorchFunction
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
@@ -636,7 +636,7 @@ class Module(_RefusedByTorchModules):
                 if isinstance(param, Parameter):
                     param._is_swapped()
                 param.grad = moved_grad
-            elif keep_identity and torch._has_compatible_shallow_copy_type(param, moved):
+            elif keep_identity and _torch.has_compatible_shallow_copy_type(param, moved):
                 param.data = moved
                 if grad is not None:
                     grad.data = moved_grad
@@ -696,7 +696,7 @@ class Module(_RefusedByTorchModules):
 
     def to(self, *args, **kwargs):  # type: (*Any, **Any) -> Self
         """Move and cast: `to(device, dtype, non_blocking)`, `to(dtype)`, `to(tensor)`, ..."""
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, memory_format = _torch.parse_to(*args, **kwargs)
         if dtype is not None:
             if not (dtype.is_floating_point or dtype.is_complex):
                 raise TypeError(

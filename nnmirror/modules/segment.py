@@ -15,9 +15,9 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass, _is_any_autocast_enabled
 
-from .. import fast, formula, tape
+from .. import _torch, fast, formula, tape
+from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.signature import Signature, of_tensor
@@ -150,9 +150,9 @@ class Run:
             return NotImplemented
         with DisableTorchFunctionSubclass():
             if (
-                _is_any_autocast_enabled()
+                is_any_autocast_enabled()
                 or tape.in_transform() is not None
-                or torch._C._len_torch_dispatch_stack()  # a mode is shown each operation
+                or _torch.len_torch_dispatch_stack()  # a mode is shown each operation
                 or tape.forward_mode["_current_level"] >= 0
                 or x.layout is not torch.strided
             ):
@@ -216,7 +216,7 @@ class Run:
         # Each time it has to be done again, after more calls: what changes all the time
         # is better called layer by layer.
         self.waits[key] = self.patience[key] = 2 * self.patience.get(key, 8)
-        with torch._C._EnableTorchFunction():
+        with _torch.EnableTorchFunction():
             out, noted = self._watched(x)
         try:
             calls = [Call(*call) for call in noted]

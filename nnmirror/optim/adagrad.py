@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
@@ -155,19 +156,19 @@ class Adagrad(StepwiseOptimizer):
             return
         lr, lr_decay = to_scalar(group["lr"]), group["lr_decay"]
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = _torch.foreach_neg(grads)
         count(step)
         if group["weight_decay"] != 0:
-            grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+            grads = _torch.foreach_add(grads, params, alpha=group["weight_decay"])
         minus_sizes = [-lr / (1 + (t.item() - 1) * lr_decay) for t in step]
-        torch._foreach_addcmul_(sum, grads, grads, value=1)
-        denom = torch._foreach_sqrt(sum)
-        torch._foreach_add_(denom, group["eps"])
+        _torch.foreach_addcmul_(sum, grads, grads, value=1)
+        denom = _torch.foreach_sqrt(sum)
+        _torch.foreach_add_(denom, group["eps"])
         if group["maximize"] or group["weight_decay"] != 0:
-            torch._foreach_mul_(grads, minus_sizes)  # which in halves rounds differently
+            _torch.foreach_mul_(grads, minus_sizes)  # which in halves rounds differently
         else:
-            grads = torch._foreach_mul(grads, minus_sizes)
-        torch._foreach_addcdiv_(params, grads, denom)
+            grads = _torch.foreach_mul(grads, minus_sizes)
+        _torch.foreach_addcdiv_(params, grads, denom)
 
     def _fused(
         self,
@@ -178,7 +179,7 @@ class Adagrad(StepwiseOptimizer):
         sum: Tensors,
         **scaling: Tensor | None,
     ) -> None:
-        torch._fused_adagrad_(
+        _torch.fused_adagrad_(
             params,
             grads,
             sum,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _torch
 from .._versions import SINCE_2_14
 from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
@@ -190,46 +191,46 @@ class Adam(StepwiseOptimizer):
         lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
         beta1, beta2 = map(to_scalar, group["betas"])
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = _torch.foreach_neg(grads)
         count(step)
         if decay != 0:
             if group["decoupled_weight_decay"]:
-                torch._foreach_mul_(params, 1 - lr * decay)
+                _torch.foreach_mul_(params, 1 - lr * decay)
             else:
-                grads = torch._foreach_add(grads, params, alpha=decay)
+                grads = _torch.foreach_add(grads, params, alpha=decay)
         on_device = isinstance(beta1, Tensor) and not beta1.is_cpu
-        torch._foreach_lerp_(
+        _torch.foreach_lerp_(
             exp_avg, grads, 1 - (beta1.to(params[0].device) if on_device else beta1)
         )
-        torch._foreach_mul_(exp_avg_sq, beta2)
+        _torch.foreach_mul_(exp_avg_sq, beta2)
         if isinstance(beta2, Tensor):  # addcmul's value is a number
-            scaled = torch._foreach_mul(grads, 1 - beta2)
-            torch._foreach_addcmul_(exp_avg_sq, scaled, grads, 1.0)
+            scaled = _torch.foreach_mul(grads, 1 - beta2)
+            _torch.foreach_addcmul_(exp_avg_sq, scaled, grads, 1.0)
         else:
-            torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
+            _torch.foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
         if max_exp_avg_sq is not None:
-            torch._foreach_maximum_(max_exp_avg_sq, exp_avg_sq)
+            _torch.foreach_maximum_(max_exp_avg_sq, exp_avg_sq)
             exp_avg_sq = max_exp_avg_sq
-        denom = torch._foreach_sqrt(exp_avg_sq)
+        denom = _torch.foreach_sqrt(exp_avg_sq)
         if group["capturable"]:
-            minus_size = torch._foreach_pow(beta1, step)  # becomes 1 / ((beta1^t - 1) / lr)
-            torch._foreach_sub_(minus_size, 1)
-            torch._foreach_div_(minus_size, lr)
-            torch._foreach_reciprocal_(minus_size)
-            root = torch._foreach_pow(beta2, step)  # becomes sqrt(1 - beta2^t)
-            torch._foreach_sub_(root, 1)
-            torch._foreach_neg_(root)
-            torch._foreach_sqrt_(root)
-            torch._foreach_div_(denom, root)
-            torch._foreach_add_(denom, eps)
-            torch._foreach_div_(denom, minus_size)
-            torch._foreach_addcdiv_(params, exp_avg, denom)
+            minus_size = _torch.foreach_pow(beta1, step)  # becomes 1 / ((beta1^t - 1) / lr)
+            _torch.foreach_sub_(minus_size, 1)
+            _torch.foreach_div_(minus_size, lr)
+            _torch.foreach_reciprocal_(minus_size)
+            root = _torch.foreach_pow(beta2, step)  # becomes sqrt(1 - beta2^t)
+            _torch.foreach_sub_(root, 1)
+            _torch.foreach_neg_(root)
+            _torch.foreach_sqrt_(root)
+            _torch.foreach_div_(denom, root)
+            _torch.foreach_add_(denom, eps)
+            _torch.foreach_div_(denom, minus_size)
+            _torch.foreach_addcdiv_(params, exp_avg, denom)
         else:
             ts = [t.item() for t in step]
-            torch._foreach_div_(denom, [(1 - beta2**t) ** 0.5 for t in ts])
-            torch._foreach_add_(denom, eps)
+            _torch.foreach_div_(denom, [(1 - beta2**t) ** 0.5 for t in ts])
+            _torch.foreach_add_(denom, eps)
             sizes = [-(lr / (1 - beta1**t)) for t in ts]
-            torch._foreach_addcdiv_(params, exp_avg, denom, sizes)
+            _torch.foreach_addcdiv_(params, exp_avg, denom, sizes)
 
     def _fused(
         self,
@@ -244,7 +245,7 @@ class Adam(StepwiseOptimizer):
     ) -> None:
         beta1, beta2 = map(to_scalar, group["betas"])
         decoupled = group["decoupled_weight_decay"]
-        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+        (_torch.fused_adamw_ if decoupled else _torch.fused_adam_)(
             params,
             grads,
             exp_avg,

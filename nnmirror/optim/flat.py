@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .. import _torch
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
 from .optimizer import Optimizer
@@ -97,18 +98,18 @@ class Flat:
 
         False if the counters are not the same.
         """
-        torch._foreach_copy_(self.all_parts, [*self.homes, *grads])
+        _torch.foreach_copy_(self.all_parts, [*self.homes, *grads])
         if self.steps is not None and len({*self.steps.tolist()}) > 1:
             return False
         before = self.param._version
         one(param=self.param, grad=self.grad, **self.kept)
         if self.steps is not None:
             self.steps.fill_(self.kept["step"])
-        torch._foreach_copy_(self.homes, self.parts)
+        _torch.foreach_copy_(self.homes, self.parts)
         # Who saved a parameter for a backward is told of as many changes as there were.
         params = self.homes[: len(self.shapes)]
         for _ in range(self.param._version - before - 1):
-            torch._C._increment_version(params)
+            _torch.increment_version(params)
         return True
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .. import _torch
 from .flat import Lists, Tensors, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
@@ -147,28 +147,28 @@ class RMSprop(StepwiseOptimizer):
         lr, alpha = to_scalar(group["lr"]), group["alpha"]
         lr_of_graph = group["capturable"] and isinstance(lr, Tensor)  # not to be read as a number
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = _torch.foreach_neg(grads)
         count(step)
         if group["weight_decay"] != 0:
-            grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
-        torch._foreach_mul_(square_avg, alpha)
-        torch._foreach_addcmul_(square_avg, grads, grads, value=1 - alpha)
+            grads = _torch.foreach_add(grads, params, alpha=group["weight_decay"])
+        _torch.foreach_mul_(square_avg, alpha)
+        _torch.foreach_addcmul_(square_avg, grads, grads, value=1 - alpha)
         if grad_avg is not None:
-            torch._foreach_lerp_(grad_avg, grads, 1 - alpha)
-            denom = torch._foreach_addcmul(square_avg, grad_avg, grad_avg, value=-1)
-            torch._foreach_sqrt_(denom)
+            _torch.foreach_lerp_(grad_avg, grads, 1 - alpha)
+            denom = _torch.foreach_addcmul(square_avg, grad_avg, grad_avg, value=-1)
+            _torch.foreach_sqrt_(denom)
         else:
-            denom = torch._foreach_sqrt(square_avg)
-        torch._foreach_add_(denom, group["eps"])
+            denom = _torch.foreach_sqrt(square_avg)
+        _torch.foreach_add_(denom, group["eps"])
         if momentum_buffer is not None:
-            torch._foreach_mul_(momentum_buffer, group["momentum"])
-            torch._foreach_addcdiv_(momentum_buffer, grads, denom)
+            _torch.foreach_mul_(momentum_buffer, group["momentum"])
+            _torch.foreach_addcdiv_(momentum_buffer, grads, denom)
             if lr_of_graph:
-                torch._foreach_add_(params, torch._foreach_mul(momentum_buffer, -lr))
+                _torch.foreach_add_(params, _torch.foreach_mul(momentum_buffer, -lr))
             else:
-                torch._foreach_add_(params, momentum_buffer, alpha=-lr)
+                _torch.foreach_add_(params, momentum_buffer, alpha=-lr)
         elif lr_of_graph:
-            torch._foreach_div_(denom, -lr)
-            torch._foreach_addcdiv_(params, grads, denom)
+            _torch.foreach_div_(denom, -lr)
+            _torch.foreach_addcdiv_(params, grads, denom)
         else:
-            torch._foreach_addcdiv_(params, grads, denom, value=-lr)
+            _torch.foreach_addcdiv_(params, grads, denom, value=-lr)

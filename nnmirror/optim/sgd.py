@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from ..parameter import Parameter
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
@@ -163,12 +164,12 @@ def _step_plainly(group: dict[str, Any]) -> bool:
             break
     if params:
         with _BelowAutograd():  # a gradient may require grad for torch
-            torch._foreach_add_([*map(_plain, params)], grads, alpha=-lr)
+            _torch.foreach_add_([*map(_plain, params)], grads, alpha=-lr)
     return True
 
 
 _OURS = {Parameter}
-_BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
+_BelowAutograd: Any = _torch.AutoDispatchBelowAutograd
 
 _gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plain")
 
@@ -196,23 +197,23 @@ def _foreach(
 ) -> None:
     lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
+        grads = list(_torch.foreach_neg(grads))
     if weight_decay != 0:
-        grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
+        grads = list(_torch.foreach_add(grads, params, alpha=weight_decay))
     if momentum != 0:
         known = [(b, g) for b, g in zip(buffers, grads, strict=True) if b is not None]
         if known:
             bufs = [b for b, _ in known]
-            torch._foreach_mul_(bufs, momentum)
-            torch._foreach_add_(bufs, [g for _, g in known], alpha=1 - group["dampening"])
+            _torch.foreach_mul_(bufs, momentum)
+            _torch.foreach_add_(bufs, [g for _, g in known], alpha=1 - group["dampening"])
         for i, grad in enumerate(grads):
             if buffers[i] is None:
                 buffers[i] = grad.clone()
         if group["nesterov"]:
-            torch._foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as PyTorch's
+            _torch.foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as PyTorch's
         else:
             grads = buffers
-    torch._foreach_add_(params, grads, alpha=-lr)
+    _torch.foreach_add_(params, grads, alpha=-lr)
 
 
 def _fused(
@@ -227,7 +228,7 @@ def _fused(
     for i, param in enumerate(params):
         by_kind.setdefault((param.device, param.dtype), []).append(i)
     for places in by_kind.values():
-        torch._fused_sgd_(
+        _torch.fused_sgd_(
             [params[i] for i in places],
             [grads[i] for i in places],
             [buffers[i] for i in places] if buffers else [],

@@ -1,8 +1,8 @@
 """The sign of the gradient: signSGD, and Signum."""
 
-import torch
 from torch import Tensor
 
+from .. import _torch
 from .flat import Lists, Tensors
 from .optimizer import ParamsT
 from .stepwise import Group, StepwiseOptimizer, refuse_negative, to_scalar
@@ -81,11 +81,11 @@ class SignSGD(StepwiseOptimizer):
     ) -> None:
         lr, momentum = to_scalar(group["lr"]), group["momentum"]
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = _torch.foreach_neg(grads)
         if momentum_buffer is not None:
-            torch._foreach_mul_(momentum_buffer, momentum)
-            torch._foreach_add_(momentum_buffer, grads, alpha=1 - momentum)
+            _torch.foreach_mul_(momentum_buffer, momentum)
+            _torch.foreach_add_(momentum_buffer, grads, alpha=1 - momentum)
             grads = momentum_buffer
         if group["weight_decay"] != 0:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(params, torch._foreach_sign(grads), alpha=-lr)
+            _torch.foreach_mul_(params, 1 - lr * group["weight_decay"])
+        _torch.foreach_add_(params, _torch.foreach_sign(grads), alpha=-lr)

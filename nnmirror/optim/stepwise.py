@@ -11,8 +11,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
@@ -24,7 +25,7 @@ N = TypeVar("N", float, Tensor, float | Tensor)
 
 
 def _with_private(*devices: str) -> list[str]:
-    return [*devices, torch._C._get_privateuse1_backend_name()]  # which may be renamed any time
+    return [*devices, _torch.get_privateuse1_backend_name()]  # which may be renamed any time
 
 
 def foreach_devices() -> list[str]:
@@ -129,10 +130,10 @@ class StepwiseOptimizer(Optimizer):
                 "grad_scale": None if grad_scale is None else grad_scale.to(device),
                 "found_inf": None if found_inf is None else found_inf.to(device),
             }
-            torch._foreach_add_(part["step"], 1)
+            _torch.foreach_add_(part["step"], 1)
             self._fused(group, **part, **scaling)
             if found_inf is not None:
-                torch._foreach_sub_(part["step"], [found_inf.to(device)] * len(part["step"]))
+                _torch.foreach_sub_(part["step"], [found_inf.to(device)] * len(part["step"]))
 
     def _steps_to_tensors(self, group: Group) -> None:
         """The counters of a state saved by an old PyTorch, which were numbers."""
@@ -158,7 +159,7 @@ def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None 
 
 def count(steps: Tensors) -> None:
     """One more step, for many parameters."""
-    torch._foreach_add_(steps, torch.tensor(1.0, device="cpu") if steps[0].is_cpu else 1)
+    _torch.foreach_add_(steps, torch.tensor(1.0, device="cpu") if steps[0].is_cpu else 1)
 
 
 def to_scalar(x: N) -> N:
@@ -212,7 +213,7 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
 
 def by_kind(lists: Lists) -> Iterator[Lists]:
     """The lists, split by device and dtype of the parameters."""
-    grouped: TorchFunction = torch._C._group_tensors_by_device_and_dtype
+    grouped: TorchFunction = _torch.group_tensors_by_device_and_dtype
     kinds = grouped(list(lists.values()), False)
     for parts, _ in kinds.values():
         yield dict(zip(lists, parts, strict=True))

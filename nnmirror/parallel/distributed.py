@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C import DisableTorchFunctionSubclass
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .. import tape, walk
+from .._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
 from ..grad_mode import is_grad_enabled
 from ..modules.module import Module
 from .reducer import Reducer

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C import DisableTorchFunctionSubclass
 
 from .. import tape, walk
+from .._torch import DisableTorchFunctionSubclass
 from ..tensor import Tensor
 
 

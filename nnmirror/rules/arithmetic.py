@@ -5,8 +5,8 @@ gradient back to the operand's shape, so no rule here needs to.
 """
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import OTHER, constant, kind_of, number, record

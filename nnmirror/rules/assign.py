@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Number, TorchFunction
 from ..tape import record, records_plainly
 from ..tensor import Tensor

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..tape import record
 from . import shape
@@ -21,17 +22,17 @@ from .softmax import Softmax
 T = torch.Tensor
 
 
-_choice: TorchFunction = torch._fused_sdp_choice
+_choice: TorchFunction = _torch.fused_sdp_choice
 
 
 class SafeSoftmax(Softmax):
     """y = softmax(x) along dim, 0 where all of x is minus infinity:  dx = (g - sum of g y) y"""
 
-    public = staticmethod(torch._safe_softmax)
+    public = staticmethod(_torch.safe_softmax)
 
     @staticmethod
     def forward(input: T, dim: int) -> T:
-        return torch._safe_softmax(input, dim)
+        return _torch.safe_softmax(input, dim)
 
 
 class ScaledDotProductFlashAttentionForCpu(Rule):
@@ -50,7 +51,7 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
     def forward(
         query: T, key: T, value: T, attn_mask: T | None, is_causal: bool, scale: float | None
     ) -> tuple[T, T]:
-        return torch._scaled_dot_product_flash_attention_for_cpu(
+        return _torch.scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
         )
 
@@ -188,7 +189,7 @@ def scaled_dot_product_attention(
     if (is_causal and attn_mask is not None) or dropout_p > 1:
         raise _unplaced(args, more)
     dtype = query.dtype
-    if dtype.itemsize == 2 and not torch._C._get_math_sdp_allow_fp16_bf16_reduction():
+    if dtype.itemsize == 2 and not _torch.get_math_sdp_allow_fp16_bf16_reduction():
         query, key, value = (shape.to(t, torch.float32) for t in tensors)
     c = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     root = math.sqrt(abs(c))

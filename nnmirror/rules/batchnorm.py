@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from ..tape import record
 from .arithmetic import Add, Mul
 from .normalization import rows_at_once
@@ -54,7 +55,7 @@ class NativeBatchNorm(Rule):
         args = input, weight, bias, running_mean, running_var, training, momentum, eps
         cudnn = torch.backends.cudnn.enabled
         try:
-            return torch._batch_norm_impl_index(*args, cudnn)[:3]
+            return _torch.batch_norm_impl_index(*args, cudnn)[:3]
         except TypeError:
             raise unplaced(torch.batch_norm, (*args, cudnn), {}) from None
 

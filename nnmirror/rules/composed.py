@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..tape import Function, record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.types import Device
 
+from .. import _torch
 from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
@@ -53,7 +54,7 @@ def _theirs(value: Any) -> Any:
 
 def _call_theirs(function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """PyTorch's error for these arguments, if it has one."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with _torch.DisableTorchFunctionSubclass():
         function(*map(_theirs, args), **{name: _theirs(v) for name, v in kwargs.items()})
 
 

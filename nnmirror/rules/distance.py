@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .. import _torch
 from ..tape import record
 from . import shape
 from .kernel import vectorized_path
@@ -75,7 +76,7 @@ class EuclideanDist(Rule):
 
     @staticmethod
     def forward(x1: T, x2: T) -> T:
-        return torch._euclidean_dist(x1, x2)
+        return _torch.euclidean_dist(x1, x2)
 
     @staticmethod
     def gradients(

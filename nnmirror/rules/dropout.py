@@ -5,8 +5,9 @@ elsewhere one kernel draws and multiplies, and gives other numbers for the same 
 """
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..tape import record
 from .registry import Rule, check_numbers, composite, unplaced
@@ -85,7 +86,7 @@ def draws_at_once(input: T, p: float) -> bool:
         return input.device.type in _AT_ONCE and 0 < p < 1 and input.numel() > 0
 
 
-_AT_ONCE = {"cuda", "xpu", torch._C._get_privateuse1_backend_name()}
+_AT_ONCE = {"cuda", "xpu", _torch.get_privateuse1_backend_name()}
 
 
 def dropout(input: T, p: float, training: bool, inplace: bool) -> T:

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from .. import _torch
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import record
@@ -525,14 +526,14 @@ class StandardGamma(Rule):
 
     @staticmethod
     def forward(input: T, generator: torch.Generator | None = None) -> T:
-        return torch._standard_gamma(input, generator=generator)
+        return _torch.standard_gamma(input, generator=generator)
 
     @staticmethod
     def d_input(g: T, input: T, result: T) -> T:
-        return g * torch._standard_gamma_grad(input, result)
+        return g * _torch.standard_gamma_grad(input, result)
 
 
-rule(torch._standard_gamma)(StandardGamma)
+rule(_torch.standard_gamma)(StandardGamma)
 
 
 @inplace(T.atan2_, T.arctan2_)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from .. import _torch
 from ..tape import constant
 from ..walk import is_dense
 
@@ -143,7 +144,7 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
     if not ours and y.numel() >= MANY and y.is_contiguous() and is_flat(g):
-        with torch._C.DisableTorchFunction():  # for a recorder this is one call
+        with _torch.DisableTorchFunction():  # for a recorder this is one call
             result = torch.empty_like(y)
             size = GRAIN * torch.get_num_threads()
             for part, found, to in zip(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import _torch
 from ..tape import record
 from . import shape
 from .elementwise import Where
@@ -18,7 +19,7 @@ _named: Any = torch.return_types
 
 def _checked(info: T, name: str, A: T) -> None:
     """PyTorch's error where LAPACK said that it could not."""
-    torch._linalg_check_errors(info, name, is_matrix=A.dim() == 2)
+    _torch.linalg_check_errors(info, name, is_matrix=A.dim() == 2)
 
 
 # -- triangular systems ----------------------------------------------------------------------
@@ -195,7 +196,7 @@ class LinalgSolveEx(Rule):
 
     @staticmethod
     def forward(A: T, B: T, left: bool) -> tuple[T, ...]:
-        x, lu, pivots, info = torch._linalg_solve_ex(A, B, left=left)
+        x, lu, pivots, info = _torch.linalg_solve_ex(A, B, left=left)
         return x, info, lu, pivots
 
     @staticmethod
@@ -294,7 +295,7 @@ class LinalgDet(Rule):
 
     @staticmethod
     def forward(A: T) -> tuple[T, T, T]:
-        return torch._linalg_det(A)
+        return _torch.linalg_det(A)
 
     @staticmethod
     def how(A: T) -> bool:
@@ -331,7 +332,7 @@ class LinalgSlogdet(Rule):
 
     @staticmethod
     def forward(A: T) -> tuple[T, T, T, T]:
-        return torch._linalg_slogdet(A)
+        return _torch.linalg_slogdet(A)
 
     @staticmethod
     def how(A: T) -> bool:

@@ -5,8 +5,8 @@ kernel of PyTorch rounds after each operation, so does the formula here, in its 
 """
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from ..tape import (
     constant,
     is_left_to_torch,

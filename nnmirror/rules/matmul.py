@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import Number
 from ..tape import record
 from . import shape

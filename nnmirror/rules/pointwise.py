@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from .. import _torch
 from ..tape import constant
 from .kernel import GRAIN, MANY, SOME, by_sign, integers, is_flat, laid_out_as
 
@@ -82,7 +83,7 @@ def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
     """dx(g, x, *parameters), an elementwise function that returns new memory."""
     if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
-    with torch._C.DisableTorchFunction():  # for a recorder this is one call
+    with _torch.DisableTorchFunction():  # for a recorder this is one call
         result = torch.empty_like(x)
         size = GRAIN * torch.get_num_threads()
         pieces = [t.view(-1).split(size) for t in (g, x, result)]

@@ -2,6 +2,7 @@
 
 import torch
 
+from .. import _torch
 from ..tape import record
 from .kernel import SOME
 from .pointwise import above
@@ -17,12 +18,12 @@ class PreluKernel(Rule):
     w has the dimensions of x, and is broadcast.  Saved: x and w.
     """
 
-    infer = staticmethod(torch._prelu_kernel)
+    infer = staticmethod(_torch.prelu_kernel)
     always_saved = ("weight",)  # for the gradient of an input that does not require one
 
     @staticmethod
     def forward(input: T, weight: T) -> T:
-        return torch._prelu_kernel(input, weight)
+        return _torch.prelu_kernel(input, weight)
 
     @staticmethod
     def d_input(g: T, input: T, weight: T) -> T:

@@ -18,9 +18,10 @@ from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
 from .. import tensor as _tensor
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..tape import (
@@ -91,7 +92,7 @@ def numbers_of(
     kinds = _REALS | _INTEGERS if integers else _REALS
     numbers: set[int | str] = set()
     tensors: set[int | str] = set()
-    for schema in torch._C._jit_get_schemas_for_operator(f"aten::{getattr(func, '__name__', '')}"):
+    for schema in _torch.jit_get_schemas_for_operator(f"aten::{getattr(func, '__name__', '')}"):
         types = [str(a.type) for a in schema.arguments]
         if not any("Tensor" in t for t in (*types, *(str(r.type) for r in schema.returns))):
             continue  # TorchScript's, for numbers alone

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Size, TorchFunction
 from ..tape import Node, record, tracked, usual_edge
 from ..tensor import reshaping
@@ -351,7 +352,7 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
     )
 
 
-_meshgrid_of_list: TorchFunction = torch._VF.meshgrid  # type: ignore[attr-defined]
+_meshgrid_of_list: TorchFunction = _torch.meshgrid
 
 
 @answered(torch.meshgrid, _meshgrid_of_list)
@@ -763,9 +764,7 @@ def _at_least(n: int) -> None:
             x = unsqueeze(x, 0)
         return unsqueeze(x, -1) if n > 2 and x.dim() == 2 else x
 
-    @composite(
-        getattr(torch, f"atleast_{n}d"), getattr(torch._C._VariableFunctions, f"atleast_{n}d")
-    )
+    @composite(getattr(torch, f"atleast_{n}d"), getattr(_torch.VariableFunctions, f"atleast_{n}d"))
     def at_least(*tensors: T) -> T | tuple[T, ...]:
         if len(tensors) == 1 and isinstance(tensors[0], T):
             return one(tensors[0])

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from .. import _torch
 from ..tape import record
 from ..tensor import Tensor
 from .registry import Rule
 
 T = torch.Tensor
 
-_functions: Any = torch._C._functions
-_PyTorchs: Any = _functions.UndefinedGrad
+_PyTorchs: Any = _torch.functions.UndefinedGrad
 
 
 class Undefined(Rule):
@@ -46,4 +46,4 @@ class UndefinedGrad:
         return _PyTorchs()(*tensors)
 
 
-_functions.UndefinedGrad = UndefinedGrad
+_torch.functions.UndefinedGrad = UndefinedGrad

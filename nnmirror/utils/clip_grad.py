@@ -9,8 +9,9 @@ from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass
 
+from .. import _torch
+from .._torch import DisableTorchFunctionSubclass
 from ..grad_mode import no_grad
 from ..optim.stepwise import foreach_devices
 from ..walk import grad_of
@@ -73,7 +74,7 @@ def get_total_norm(
     norms: list[Tensor] = []
     for group in _groups(tensors):
         if _foreach(group, foreach):
-            norms.extend(torch._foreach_norm(group, norm_type))
+            norms.extend(_torch.foreach_norm(group, norm_type))
         else:
             norms.extend(torch.linalg.vector_norm(g, norm_type) for g in group)
     first = tensors[0].device
@@ -103,7 +104,7 @@ def clip_grads_with_norm_(
     for group in _groups(grads):
         on_device = scale.to(group[0].device)
         if _foreach(group, foreach):
-            torch._foreach_mul_(group, on_device)
+            _torch.foreach_mul_(group, on_device)
         else:
             for grad in group:
                 grad.mul_(on_device)
@@ -153,11 +154,11 @@ def clip_grad_value_(
     clip_value = float(clip_value)
     grads = _grads(_listed(parameters))
     if not grads:
-        torch._C._group_tensors_by_device_and_dtype([[]], False)  # PyTorch's error
+        _torch.group_tensors_by_device_and_dtype([[]], False)  # PyTorch's error
     for group in _groups(grads):
         if _foreach(group, foreach):
-            torch._foreach_clamp_min_(group, -clip_value)
-            torch._foreach_clamp_max_(group, clip_value)
+            _torch.foreach_clamp_min_(group, -clip_value)
+            _torch.foreach_clamp_max_(group, clip_value)
         else:
             for grad in group:
                 grad.clamp_(min=-clip_value, max=clip_value)

@@ -1,0 +1,170 @@
+"""The private names of torch that the package uses, each with what for.
+
+Nothing else in the package names what torch keeps private, with two exceptions:
+
+- `torch._C._nn.linear`, `.elu`, `.mse_loss` and so on are the functions that `torch.nn.functional`
+  calls, or names itself. They are what a rule stands for, and are named there.
+- Of a tensor: `_version`, which tells what was changed in place; `_base` and `_is_view()`;
+  `_make_subclass`, which makes a Parameter of it; `_backward_hooks` of one of torch's own;
+  `_cdata` of its storage. Without one of these the tape cannot be what it is.
+
+All are looked up when the package is imported: where one is gone, that fails, and says which.
+What would be done then stands with each, unless it is: fails at import, and the operation needs
+another kernel, or the plain formula.
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+try:
+    # -- whether a tensor subclass is asked ----------------------------------------------
+
+    # Tracked tensors are plain ones inside a forward, a backward and the walk. Without it, all of
+    # these would be given plain aliases, and cost more. (It is in PyTorch's notes on extending.)
+    DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+    # The same, for modes as well: the bits are compared where no mode may see it.
+    DisableTorchFunction = torch._C.DisableTorchFunction
+    # The opposite, for a user's code inside: without it, hooks could not compute with what is
+    # tracked.
+    EnableTorchFunction = torch._C._EnableTorchFunction
+    # Would torch ask? Without these the two usual ways past `__torch_function__` go.
+    is_torch_function_enabled = torch._C._is_torch_function_enabled
+    is_torch_function_mode_enabled = torch._C._is_torch_function_mode_enabled
+    # What a subclass that is not to be asked has for `__torch_function__`.
+    disabled_torch_function_impl = torch._C._disabled_torch_function_impl
+    # In which order subclasses are asked; it could be written here.
+    get_overloaded_args = torch.overrides._get_overloaded_args  # type: ignore[attr-defined]
+    # Is each operation counted or changed by a TorchDispatchMode? Then none is left out for a
+    # comparison; without it, a walk could not be bound.
+    len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+
+    # -- PyTorch's modes -----------------------------------------------------------------
+
+    # Torch's grad mode; its public form is a class, which costs more at each hook and walk.
+    set_grad_enabled = torch._C._set_grad_enabled
+    # A context manager around what is to pass torch's autograd by. Without it, a bound walk and
+    # SGD's step take longer, and are right.
+    AutoDispatchBelowAutograd: Any = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
+    # Autocast, which the tape refuses. The public question is for one device.
+    is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+    # It is off inside the forward of a torch.autograd.Function, and that alone: without it a
+    # gradient would be lost there in silence, so something else has to tell.
+    is_fwd_grad_enabled = torch._C._is_fwd_grad_enabled
+    # What `no_grad` and `set_grad_enabled` are made of, for a mode of the mirror's own.
+    DecoratorContextManager = torch.utils._contextlib._DecoratorContextManager
+    NoParamDecoratorContextManager = torch.utils._contextlib._NoParamDecoratorContextManager
+
+    # -- transforms of torch.func, forward mode ------------------------------------------
+
+    # None outside the transforms of torch.func, inside which PyTorch's own call is made.
+    peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
+    # Is it one of their tensors?
+    is_functorch_wrapped_tensor: Any = torch._C._functorch.is_functorch_wrapped_tensor
+    # The older vmap, by which torch.autograd.gradcheck asks for a batch of gradients; they are
+    # taken out of it. Without these four that check is refused.
+    is_legacy_batchedtensor: Any = torch._C._functorch.is_legacy_batchedtensor
+    vmapmode_increment_nesting = torch._C._vmapmode_increment_nesting
+    vmapmode_decrement_nesting = torch._C._vmapmode_decrement_nesting
+    add_batch_dim = torch._add_batch_dim
+    remove_batch_dim = torch._remove_batch_dim
+    # The tangent of a tensor in forward mode, in which a user's Function is refused.
+    unpack_dual = torch._unpack_dual
+
+    # -- tensors -------------------------------------------------------------------------
+
+    # Where torch itself keeps `.grad` and `.data`: the properties of a tracked tensor's base.
+    TensorBase: Any = torch._C.TensorBase
+    # The metaclass of Buffer and Parameter.
+    TensorMeta = torch._C._TensorMeta
+    # How many tensors share a storage, and how a view was made: for an in-place operation that
+    # brings a gradient into memory which others see. Without them it is refused there.
+    storage_Use_Count = torch._C._storage_Use_Count
+    get_creation_meta: Any = torch._C._autograd._get_creation_meta  # type: ignore[attr-defined]
+    # Says that a tensor was changed, where it was by way of an alias.
+    increment_version = torch._C._increment_version
+    # May `p.data = moved` be, for `Module.to`?
+    has_compatible_shallow_copy_type = torch._has_compatible_shallow_copy_type
+    # The widest line of a printed tensor, for the `grad_fn=` behind it.
+    PRINT_OPTS: Any = torch._tensor_str.PRINT_OPTS
+
+    # -- what is asked of torch ----------------------------------------------------------
+
+    # Handed on to a hook of torch.autograd.graph as its `torch._C`, but for two questions.
+    C: Any = torch._C
+    # The arguments of `Module.to`, with PyTorch's errors.
+    parse_to = torch._C._nn._parse_to  # type: ignore[attr-defined]
+    # Which arguments of an operation are numbers.
+    jit_get_schemas_for_operator: Any = torch._C._jit_get_schemas_for_operator
+    # The name of a device that somebody added to PyTorch.
+    get_privateuse1_backend_name = torch._C._get_privateuse1_backend_name
+    # How optimisers and clip_grad_norm_ sort what one kernel takes.
+    group_tensors_by_device_and_dtype = torch._C._group_tensors_by_device_and_dtype
+    # Of attention: the kernel that PyTorch would take, and whether it may round in half precision.
+    fused_sdp_choice: Any = torch._fused_sdp_choice
+    get_math_sdp_allow_fp16_bf16_reduction: Any = torch._C._get_math_sdp_allow_fp16_bf16_reduction
+    # Where `UndefinedGrad` is, which torch.utils.data and others call.
+    functions: Any = torch._C._functions
+    # Functions that torch hands to `__torch_function__` beside those of the same name in `torch`.
+    VariableFunctions: Any = torch._C._VariableFunctions
+    meshgrid: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
+    # The tensors in what DistributedDataParallel is given and returns.
+    tree_flatten = torch.utils._pytree.tree_flatten
+    tree_unflatten = torch.utils._pytree.tree_unflatten
+
+    # -- kernels whose public operation is made of them ----------------------------------
+
+    batch_norm_impl_index = torch._batch_norm_impl_index
+    euclidean_dist = torch._euclidean_dist
+    linalg_check_errors = torch._linalg_check_errors
+    linalg_det = torch._linalg_det
+    linalg_slogdet = torch._linalg_slogdet
+    linalg_solve_ex = torch._linalg_solve_ex
+    prelu_kernel = torch._prelu_kernel
+    safe_softmax = torch._safe_softmax
+    scaled_dot_product_flash_attention_for_cpu = torch._scaled_dot_product_flash_attention_for_cpu
+    standard_gamma = torch._standard_gamma
+    standard_gamma_grad = torch._standard_gamma_grad
+
+    # -- operations on lists of tensors, as torch.optim has them -------------------------
+    # Without them, optimisers go by loops.
+
+    foreach_add = torch._foreach_add
+    foreach_add_ = torch._foreach_add_
+    foreach_addcdiv_ = torch._foreach_addcdiv_
+    foreach_addcmul = torch._foreach_addcmul
+    foreach_addcmul_ = torch._foreach_addcmul_
+    foreach_clamp_max_ = torch._foreach_clamp_max_
+    foreach_clamp_min_ = torch._foreach_clamp_min_
+    foreach_copy_ = torch._foreach_copy_
+    foreach_div_ = torch._foreach_div_
+    foreach_lerp_ = torch._foreach_lerp_
+    foreach_maximum_ = torch._foreach_maximum_
+    foreach_mul = torch._foreach_mul
+    foreach_mul_ = torch._foreach_mul_
+    foreach_neg = torch._foreach_neg
+    foreach_neg_ = torch._foreach_neg_
+    foreach_norm = torch._foreach_norm
+    foreach_pow = torch._foreach_pow
+    foreach_reciprocal_ = torch._foreach_reciprocal_
+    foreach_sign = torch._foreach_sign
+    foreach_sqrt = torch._foreach_sqrt
+    foreach_sqrt_ = torch._foreach_sqrt_
+    foreach_sub_ = torch._foreach_sub_
+    # With `fused=True`; without one of them that would be refused.
+    fused_adagrad_ = torch._fused_adagrad_
+    fused_adam_ = torch._fused_adam_
+    fused_adamw_ = torch._fused_adamw_
+    fused_sgd_ = torch._fused_sgd_
+except (AttributeError, ImportError) as error:
+    raise ImportError(
+        f"nnmirror: PyTorch {torch.__version__} lacks what nnmirror takes from it ({error}); see"
+        " setup.cfg of nnmirror for the versions that they go together in"
+    ) from error
+
+# Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch tells
+# this nowhere else; it is only read, and without that module or name there is no forward mode.
+forward_mode: dict[str, Any] = {"_current_level": -1}
+if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
+    forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
