@@ -1,6 +1,7 @@
 """How the package hangs together: what it takes of torch's private names, and who imports whom."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,65 @@ def test_each_of_them_is_used():
             elif isinstance(node, ast.ImportFrom) and node.module == "_torch":
                 used.update(alias.name for alias in node.names)
     assert used == listed
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All of a file, in functions too; but for what is there for a type checker."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and full_name(child.test) == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from imports(other)
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        else:
+            yield from imports(child)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Of the package's modules: which others each names in its imports."""
+    modules = {name_of(path): path for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = graph[module] = set()
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for statement in imports(SOURCES[path]):
+            if isinstance(statement, ast.Import):
+                found.update(alias.name for alias in statement.names if alias.name in modules)
+                continue
+            home = statement.module or ""
+            if statement.level:
+                above = package.split(".")[: len(package.split(".")) - statement.level + 1]
+                home = ".".join([*above, home] if home else above)
+            for alias in statement.names:
+                names = [f"{home}.{alias.name}", home]
+                found.update([name for name in names if name in modules][:1])
+    return graph
+
+
+def test_no_circle_of_imports():
+    left = import_graph()
+    while free := [module for module, below in left.items() if not below & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, "these import one another, or what does"
+
+
+def test_what_a_module_calls_of_a_higher_one_is_there():
+    """See _upcalls.py: what a lower module declares, the one that it names has put there."""
+    declared = 0
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            for decorator in getattr(node, "decorator_list", ()):
+                if isinstance(decorator, ast.Call) and full_name(decorator.func) == "upcall":
+                    declared += 1
+                    lower, home = name_of(path), ast.literal_eval(decorator.args[0])
+                    found, expected = (
+                        getattr(sys.modules[module], node.name) for module in (lower, home)
+                    )
+                    assert found is expected, f"{lower} calls {node.name} of {home}"
+    assert declared

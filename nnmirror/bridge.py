@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import functional, twins
+from . import functional, modules, parameter, twins
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -210,9 +210,7 @@ class _Bridge:
         return made
 
     def _namesake(self, cls: type) -> type | None:
-        import nnmirror
-
-        ours, theirs = vars(nnmirror), vars(self.torch_nn)
+        ours, theirs = {**vars(modules), **vars(parameter)}, vars(self.torch_nn)
         source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
         return target.get(cls.__name__) if source.get(cls.__name__) is cls else None
 

@@ -24,6 +24,7 @@ import torch.overrides
 from . import _torch, tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
+from ._upcalls import implements
 from .grad_mode import is_grad_enabled
 from .tape import ORDINARY, SUBCLASS, TORCH, Function, Node, kind_of, record, tensors_in
 from .tensor import RULES, Tensor
@@ -79,6 +80,7 @@ class Called:
             _asked.already = before
 
 
+@implements(tape)
 def answered(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
@@ -180,6 +182,7 @@ class _OfSubclass(Tensor):
         return result
 
 
+@implements(tape)
 @functools.lru_cache(maxsize=256)
 def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
     """The class of tracked tensors that are of the subclass `cls`."""
@@ -222,6 +225,7 @@ class _Alias(Function):
         return "AliasBackward0"
 
 
+@implements(_tensor)
 def as_subclass(tensor: Tensor, cls: type[torch.Tensor]) -> Any:
     """`tensor.as_subclass(cls)` of a tensor that requires grad."""
     made = tracked_class(cls)
@@ -230,6 +234,3 @@ def as_subclass(tensor: Tensor, cls: type[torch.Tensor]) -> Any:
     out = record(_Alias, (tensor,), asks=False)[0]
     out.__class__ = made
     return out
-
-
-tape.answered, tape.tracked_class = answered, tracked_class

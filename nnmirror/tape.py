@@ -11,13 +11,12 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 
 import functools
 import inspect
-import itertools
 import re
 import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -28,14 +27,19 @@ from ._torch import (
     EnableTorchFunction,
     is_any_autocast_enabled,
 )
+from ._upcalls import implements, upcall
 from .exact import mode as _exact
 from .fast.signature import Signature, Unsigned, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
+from .tensor import add_hook, bare, no_complex
+from .tensor import sequence as _sequence
+
+if TYPE_CHECKING:
+    from . import views as _views
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
 
-_sequence = itertools.count()
 _torch_grad_mode = torch.is_grad_enabled
 in_transform = _torch.peek_interpreter_stack  # None outside torch.func's transforms
 _is_wrapped: Any = _torch.is_functorch_wrapped_tensor
@@ -314,21 +318,6 @@ class _OfComplex(Node):
         raise no_complex(self.function.__name__)
 
 
-def no_complex(name: str) -> NotImplementedError:
-    """For an operation on complex numbers through which a gradient should go.
-
-    The gradient of a complex number is by its conjugate, which the rules do not take.
-    """
-    return NotImplementedError(
-        f"nnmirror: gradients of complex numbers are not mirrored, and {name} takes or makes a"
-        " complex tensor where a gradient is asked for. Four ways on: call it under"
-        " torch.no_grad(), or on .detach(), if no gradient should flow; compute with the real"
-        " and the imaginary part as two real tensors; write an nnmirror.Function with real"
-        " arguments and results and complex numbers inside; or train"
-        " nnmirror.to_torch(model), as PyTorch does"
-    )
-
-
 class FunctionCtx:
     """The `ctx` of a user's Function, as PyTorch's: what is set on it is there in backward.
 
@@ -461,11 +450,6 @@ def _users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
 def _short(name: str) -> str:
     """A node's name as PyTorch's messages give it: Exp for ExpBackward0, Sum1 for SumBackward1."""
     return re.sub(r"Backward0?(\d*)$", r"\1", name)
-
-
-def bare(name: str) -> str:
-    """A node's name without the C++ namespace that a few of PyTorch's bear."""
-    return name.removeprefix("torch::autograd::")
 
 
 class AccumulateGrad:
@@ -656,6 +640,7 @@ class Function:
         return cls.__name__ + "Backward"
 
 
+@implements(_tensor)
 def record(
     function: type[Function],
     args: tuple[Any, ...],
@@ -744,7 +729,7 @@ def _record(
             plain = Node(function)
             plain.needs_input_grad = (False,) * len(args)
             return (inplace() if inplace else function.forward(plain, *args)), None
-        change = _views.change_of(args[0])
+        change = change_of(args[0])
     edges: list[Edge | None] = []
     key: list[Any] = []
     first: Signature | None = None
@@ -763,7 +748,7 @@ def _record(
             if made is not None:
                 view = arg._view_of
                 if view is not None and view[1] != arg._version:
-                    _views.renew(arg)
+                    renew(arg)
                     made = arg._node
                 index = arg._output_nr
                 edge = (made, index)
@@ -999,7 +984,7 @@ def _once_more(
     out.__class__ = _tensor.Tensor
     out._node = node
     if function.is_view:
-        out._view_of = _views.view_of(node, out, args[0], False)
+        out._view_of = view_of(node, out, args[0], False)
     return out, node
 
 
@@ -1063,16 +1048,51 @@ def _kind_of(cls: type) -> str:
 kind_of: Callable[[Any], str] = functools.lru_cache(maxsize=256)(_kind_of)
 
 
+@upcall("nnmirror.overrides")
 def answered(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
-    """What `record` calls for a tensor subclass: nnmirror.overrides puts its own in this place."""
-    raise RuntimeError("nnmirror.overrides is not loaded")
+    """What `record` calls where a tensor subclass is among the arguments."""
+    raise NotImplementedError
 
 
+@upcall("nnmirror.overrides")
 def tracked_class(cls: type[torch.Tensor]) -> "type[_tensor.Tensor]":
-    """The class of tracked tensors that were of `cls`: this one, too, is that of overrides."""
-    return _tensor.Tensor
+    """The class of tracked tensors that were of `cls`."""
+    raise NotImplementedError
+
+
+# Views are changed by operations of their own, so this is further up.
+
+
+@upcall("nnmirror.views")
+def view_of(node: Node, out: torch.Tensor, base: Any, several: bool) -> "_views.ViewOf | None":
+    """What to remember of `out`, output of `node`, if it is a view of `base` or its base."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def change_of(tensor: torch.Tensor) -> "_views.Change":
+    """What a recorded in-place operation on `tensor` is about to change."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def renew(view: "_tensor.Tensor") -> None:
+    """Give a view whose memory has changed a grad_fn that starts from its base as it is now."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def rebase(node: Node, view: "_tensor.Tensor", base: torch.Tensor) -> None:
+    """Record `node`, an in-place operation on `view`, as one on its base."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
+    """Make tracked tensors of plain views whose base has got a gradient."""
+    raise NotImplementedError
 
 
 def is_plain_update(changed: Any, others: Any) -> bool:
@@ -1214,11 +1234,12 @@ def meta_of(out: Any) -> Any:
     return (out.shape, out.dtype, out.device) if isinstance(out, torch.Tensor) else None
 
 
+@implements(_tensor)
 def edge_of(tensor: torch.Tensor) -> Edge:
     if isinstance(tensor, _tensor.Tensor):
         view = tensor._view_of
         if view is not None and view[1] != tensor._version:
-            _views.renew(tensor)
+            renew(tensor)
         if tensor._node is not None:
             return tensor._node, tensor._output_nr
     return tensor, 0
@@ -1254,7 +1275,7 @@ def _track(
     dirty = bool(node.dirty) and _among(out, node.dirty)
     if dirty:
         if change is None:
-            change = _views.change_of(out)
+            change = change_of(out)
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
     if node._saved:
@@ -1266,13 +1287,13 @@ def _track(
         if base is None:
             made_by(out, node, index)
         else:
-            _views.rebase(node, out, base)
+            rebase(node, out, base)
         if views:
-            _views.tell(out if base is None else base, views)
+            tell(out if base is None else base, views)
         return out
     made_by(out, node, index)
     if node.function.is_view or not node.function.is_rule:
-        out._view_of = _views.view_of(node, out, args[0] if args else None, several)
+        out._view_of = view_of(node, out, args[0] if args else None, several)
     return out
 
 
@@ -1421,14 +1442,3 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Te
         made = torch.tensor(value, dtype=dtype, device=device)
     made._is_constant = True  # type: ignore[attr-defined]
     return made
-
-
-def add_hook(
-    hooks: "OrderedDict[int, Callable[..., Any]]", fn: Callable[..., Any]
-) -> torch.utils.hooks.RemovableHandle:
-    handle = torch.utils.hooks.RemovableHandle(hooks)
-    hooks[handle.id] = fn
-    return handle
-
-
-from . import views as _views  # noqa: E402  it is made of Functions

@@ -11,6 +11,7 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 
 import copy
 import functools
+import itertools
 import os
 import warnings
 import weakref
@@ -22,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _torch
-from . import tape as _tape
-from . import walk as _walk
 from ._torch import DisableTorchFunctionSubclass
+from ._upcalls import upcall
 from .fast.signature import Signature
 
 if TYPE_CHECKING:
+    from . import tape as _tape
     from . import views as _views
 
 
@@ -41,11 +42,43 @@ def _suffixed(text: str, suffix: str) -> str:
 
 
 _to_warn_of_numbers = [True]
+sequence = itertools.count()  # numbers what is recorded, in the order of the calls
 leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need not ask each
 
 
 _USUAL = (torch.float32, torch.float64)
+# Where torch keeps a gradient, and the memory. A tracked tensor has its gradient in `_gradient`,
+# which is read and written several times sooner; to be called behind DisableTorchFunctionSubclass.
+C_grad: Any = _torch.TensorBase.grad
 _C_data: Any = _torch.TensorBase.data
+
+
+def no_complex(name: str) -> NotImplementedError:
+    """For an operation on complex numbers through which a gradient should go.
+
+    The gradient of a complex number is by its conjugate, which the rules do not take.
+    """
+    return NotImplementedError(
+        f"nnmirror: gradients of complex numbers are not mirrored, and {name} takes or makes a"
+        " complex tensor where a gradient is asked for. Four ways on: call it under"
+        " torch.no_grad(), or on .detach(), if no gradient should flow; compute with the real"
+        " and the imaginary part as two real tensors; write an nnmirror.Function with real"
+        " arguments and results and complex numbers inside; or train"
+        " nnmirror.to_torch(model), as PyTorch does"
+    )
+
+
+def bare(name: str) -> str:
+    """A node's name without the C++ namespace that a few of PyTorch's bear."""
+    return name.removeprefix("torch::autograd::")
+
+
+def add_hook(
+    hooks: "OrderedDict[int, Callable[..., Any]]", fn: Callable[..., Any]
+) -> torch.utils.hooks.RemovableHandle:
+    handle = torch.utils.hooks.RemovableHandle(hooks)
+    hooks[handle.id] = fn
+    return handle
 
 
 def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,10 +126,6 @@ def _is_multi_grad_hook(hook: Any) -> bool:
 
 _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
-# The class of what most of RULES are, put here by nnmirror.rules.
-recorded: list[Any] = [object]
-
-
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 
 
@@ -109,14 +138,61 @@ def _is_asked() -> bool:
     )
 
 
+@upcall("nnmirror.rules.registry")
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
-    """What `__torch_function__` calls: nnmirror.rules puts its own in this place."""
-    raise RuntimeError("nnmirror.rules is not loaded")
+    """What becomes of a call of the torch function `func` that RULES does not have."""
+    raise NotImplementedError
 
 
+@upcall("nnmirror.rules.registry")
 def check_numbers(func: Any, args: Any, kwargs: Any) -> None:
-    """PyTorch's error where a gradient is given as a number: as `dispatch`, put in this place."""
-    raise RuntimeError("nnmirror.rules is not loaded")
+    """PyTorch's error where a tensor that requires grad is given as a number."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.rules.registry")
+class Recorded:
+    """What most of RULES are: a call is recorded as one of `function`."""
+
+    function: "type[_tape.Function]"
+    most: int  # arguments that it takes by position
+
+
+@upcall("nnmirror.tape")
+def record(function: "type[_tape.Function]", args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Run the forward of `function`; its output, and the node."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.tape")
+def edge_of(tensor: torch.Tensor) -> "_tape.Edge":
+    """Where the gradient of `tensor` goes."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.walk")
+def backward(
+    tensors: torch.Tensor,
+    grad_tensors: torch.Tensor | None,
+    retain_graph: bool | None,
+    create_graph: bool,
+    *,
+    inputs: torch.Tensor | Sequence[torch.Tensor] | None,
+) -> None:
+    """Walk back from `tensors`."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.walk")
+def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
+    """A hook of torch.autograd.graph.register_multi_grad_hook, asking the mirror's walk."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.overrides")
+def as_subclass(tensor: "Tensor", cls: Any) -> Any:
+    """`tensor.as_subclass(cls)` of a tensor that requires grad."""
+    raise NotImplementedError
 
 
 class Tensor(torch.Tensor):
@@ -146,8 +222,8 @@ class Tensor(torch.Tensor):
             if found is None:
                 return dispatch(func, args, kwargs or {})
         try:
-            if not kwargs and type(found) is recorded[0] and len(args) <= found.most:
-                return _tape.record(found.function, args)[0]  # what it would call
+            if not kwargs and type(found) is Recorded and len(args) <= found.most:
+                return record(found.function, args)[0]  # what it would call
             return found(*args, **kwargs) if kwargs else found(*args)
         except TypeError:
             check_numbers(func, args, kwargs or {})  # it names the call as it was made
@@ -202,7 +278,7 @@ class Tensor(torch.Tensor):
         """The recorded call that made it; None for a leaf."""
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
-                _tape.edge_of(self)  # a view whose memory was changed since gets a new one
+                edge_of(self)  # a view whose memory was changed since gets a new one
         return None if self._node is None else self._node.as_seen()
 
     @property
@@ -235,8 +311,8 @@ class Tensor(torch.Tensor):
     def grad(self, value: torch.Tensor | None) -> None:
         if value is not None:
             with DisableTorchFunctionSubclass():  # torch's own attribute says if it fits
-                _walk.C_grad.__set__(self, value)
-                _walk.C_grad.__set__(self, None)
+                C_grad.__set__(self, value)
+                C_grad.__set__(self, None)
         self._gradient = value
 
     @grad.deleter
@@ -271,12 +347,12 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
-        _walk.backward(self, gradient, retain_graph, create_graph, inputs=inputs)
+        backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _is_swapped(self) -> None:
         """`torch.utils.swap_tensors` has given it what was another's."""
         leaf_hooks_exist[0] = True  # so that no walk goes past asking
-        self._swapped = next(_tape._sequence)
+        self._swapped = next(sequence)
 
     def detach_(self) -> "Tensor":
         """Forget what made this tensor, in place."""
@@ -323,7 +399,7 @@ class Tensor(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
             if self._node is not None and value.is_complex():
-                raise _tape.no_complex("Tensor.data")
+                raise no_complex("Tensor.data")
             plain = vars(self).get("_plain")
             if (  # as after p.data -= ...
                 plain is not None
@@ -341,17 +417,17 @@ class Tensor(torch.Tensor):
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         node = self.grad_fn
         if _is_multi_grad_hook(hook):
-            hook = _walk.in_this_walk(hook)
+            hook = in_this_walk(hook)
         if node is None:
             leaf_hooks_exist[0] = True
             self._signature = None
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
-            return _tape.add_hook(self._leaf_hooks, hook)
+            return add_hook(self._leaf_hooks, hook)
         node.is_watched = True
         if node.tensor_hooks is None:
             node.tensor_hooks = {}
-        return _tape.add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
+        return add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
         """`hook(leaf)` runs after this leaf's `.grad` has been added to."""
@@ -365,7 +441,7 @@ class Tensor(torch.Tensor):
         self._signature = None
         if self._post_accumulate_hooks is None:
             self._post_accumulate_hooks = OrderedDict()
-        return _tape.add_hook(self._post_accumulate_hooks, hook)
+        return add_hook(self._post_accumulate_hooks, hook)
 
     def _register_reached_hook(self, hook: Callable[[], None]) -> Any:
         """`hook()` runs in every walk that leads to this leaf, once it has arrived here.
@@ -377,7 +453,7 @@ class Tensor(torch.Tensor):
         self._signature = None
         if self._reached_hooks is None:
             self._reached_hooks = OrderedDict()
-        return _tape.add_hook(self._reached_hooks, hook)
+        return add_hook(self._reached_hooks, hook)
 
     # -- without the way through __torch_function__ ----------------------------------------
 
@@ -413,9 +489,7 @@ class Tensor(torch.Tensor):
     def as_subclass(self, cls: Any) -> Any:
         """The same memory as a `cls`; refused where the gradient would be lost."""
         if self.requires_grad:  # torch does not ask __torch_function__ about this one
-            from . import overrides  # it imports this file
-
-            return overrides.as_subclass(self, cls)
+            return as_subclass(self, cls)
         return torch.Tensor.as_subclass(self, cls)
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
@@ -449,7 +523,7 @@ class Tensor(torch.Tensor):
         text = repr(self.detach())
         if self._node is not None:
             try:
-                name = _tape.bare(self.grad_fn.name())  # type: ignore[union-attr]
+                name = bare(self.grad_fn.name())  # type: ignore[union-attr]
             except RuntimeError:  # of a view that may no longer be used
                 name = "Invalid"
             return _suffixed(text, f"grad_fn=<{name}>")

@@ -23,6 +23,7 @@ import torch
 from . import _torch
 from . import tape as _tape
 from . import tensor as _tensor
+from ._upcalls import implements
 
 T = torch.Tensor
 
@@ -45,6 +46,7 @@ class Change(NamedTuple):
     views: Sequence[tuple[torch.Tensor, str]]  # plain ones, to be tracked from now on; their kinds
 
 
+@implements(_tape)
 def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> ViewOf | None:
     """What to remember of `out`, output of `node`, if it is a view of `base` or its base."""
     kind = "several" if several else "plain"
@@ -61,6 +63,7 @@ def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> 
     return ViewOf(base, out._version, kind)
 
 
+@implements(_tape)
 def change_of(tensor: torch.Tensor) -> Change:
     """What a recorded in-place operation on `tensor` is about to change.
 
@@ -164,6 +167,7 @@ _KINDS = {
 }
 
 
+@implements(_tape)
 def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     """Make tracked tensors of plain views whose base has got a gradient."""
     for view, kind in views:
@@ -172,6 +176,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
         _cut_out(view, base)  # type: ignore[arg-type]
 
 
+@implements(_tape)
 def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
     edge = _tape.edge_of(base) if base.requires_grad else None
@@ -192,6 +197,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
     renew(view)
 
 
+@implements(_tape)
 def renew(view: "_tensor.Tensor") -> None:
     """Give a view whose memory has changed a grad_fn that starts from its base as it is now."""
     base, _, kind = view._view_of  # type: ignore[misc]

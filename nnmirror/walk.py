@@ -20,15 +20,13 @@ from . import _torch, fast
 from . import tape as _tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass
+from ._upcalls import implements, upcall
+from .tensor import C_grad
 
 _R = TypeVar("_R")
 
-# Where torch keeps a gradient. A mirrored tensor has it in `_gradient`, which is read and
-# written several times sooner; to be called behind DisableTorchFunctionSubclass.
-C_grad: Any = _torch.TensorBase.grad
 _NOT_OURS = object()
 _is_seen: Any = _torch.len_torch_dispatch_stack  # by a mode that is shown each operation
-_BelowAutograd: Any = _torch.AutoDispatchBelowAutograd
 
 
 def grad_of(leaf: Any) -> torch.Tensor | None:
@@ -115,6 +113,7 @@ _in_a_walk = _TorchInAWalk(
 )
 
 
+@implements(_tensor)
 def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
     """A hook of `torch.autograd.graph.register_multi_grad_hook`, asking this walk.
 
@@ -227,7 +226,7 @@ def walk(
             slots = buffers.pop(id(node))
             if binding and len(slots) == 1 and slots[0] is not None and not node.is_watched:
                 floor = -ready[0][0] if ready else -1
-                part = _bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
+                part = bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
                 if part is not None:
                     slots = []
                     targets, given = part
@@ -448,7 +447,7 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
 
 
 # Two threads may walk to one leaf at the same time; each reads its .grad and then adds to it.
-_accumulating = threading.RLock()
+accumulating = threading.RLock()
 
 
 def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
@@ -457,11 +456,11 @@ def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
     layout is the leaf's; otherwise it is copied. Later ones are added in place.
     """
-    with _accumulating:
-        _accumulate(leaf, grad, may_keep)
+    with accumulating:
+        add_to_grad(leaf, grad, may_keep)
 
 
-def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
+def add_to_grad(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     held = grad_of(leaf)
     if held is None:
         if (  # nearly always: what follows says the same
@@ -721,6 +720,7 @@ _NO_CREATE_GRAPH = (
 )
 
 
+@implements(_tensor)
 def backward(
     tensors: torch.Tensor | Sequence[torch.Tensor],
     grad_tensors: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
@@ -758,7 +758,7 @@ def backward(
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
     if inputs is None and grad_tensors is None and len(outputs) == 1:
         retain = retain_graph is not None and _flag(retain_graph)
-        if fast.enabled and _walk_bound(outputs[0], retain):
+        if fast.enabled and walk_bound(outputs[0], retain):
             return
     started = make_grads(outputs, grads)
     roots = _roots(outputs)
@@ -819,134 +819,16 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
     return found
 
 
-@unrecorded
-def _walk_bound(loss: Any, retain_graph: bool) -> bool:
+@upcall("nnmirror.fast.binding")
+def walk_bound(loss: Any, retain_graph: bool) -> bool:
     """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
-    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
-    sign = None if node is None else node.signature
-    if node is None or sign is None or sign.bound is False:
-        return False
-    if torch.is_anomaly_enabled() or _is_seen():
-        return False
-    with DisableTorchFunctionSubclass():
-        _, dtype, device = node.outputs[0]
-        bound = sign.bound
-        if bound is None:
-            sign.walks += 1
-            if sign.walks < fast.after:
-                return False
-            bound = sign.bound = _bound(node)
-            if not bound or fast.after > 1:
-                return False
-        start = _tape.constant(1.0, dtype, device)
-        if not bound.trusted and not _is_right(bound, node, start):
-            return False
-        if bound.is_ours:
-            with _BelowAutograd():  # torch's autograd need not be asked at each call
-                found = bound.run(node, start, retain_graph, _give_one)
-        else:
-            found = bound.run(node, start, retain_graph, _give_one)
-        if found is None:
-            return False
-        with _accumulating:
-            for leaf, grad, own in found:
-                if own and leaf._gradient is None:
-                    leaf._gradient = grad
-                else:
-                    _accumulate(leaf, grad, own)
-    return True
+    raise NotImplementedError
 
 
-def _bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
-    """The walk behind `node`, as far as it is bound: see `BoundPart`; None if it is not."""
-    sign = node.signature
-    if sign is None or sign.parts is False:
-        return None
-    key = grad.stride() if grad.dim() else ()
-    part = None if sign.parts is None else sign.parts.get(key)
-    if part is None:
-        sign.visits += 1
-        if sign.visits < fast.after:
-            return None
-        from .fast import bound  # it goes over what is defined here
-
-        try:
-            part = bound.bind_part(node, grad, bound.State(*state))
-        except bound.ChangedSince:
-            sign.visits = 0
-            return None
-        if part is None:
-            sign.parts = False
-            return None
-        if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
-            sign.parts = {}
-        sign.parts[key] = part
-        if fast.after > 1:
-            return None
-    if not part.trusted:
-        found = part.run(node, grad, True, state)
-        if found is None:
-            return None
-        from .fast import bound
-
-        expected = bound.by_steps(node, grad, bound.State(*state))
-        part.trusted = all(map(_same, found[1][::-1], expected))
-        if not part.trusted:
-            sign.parts = False
-            if fast.after == 1:
-                raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
-            return None
-    return part.run(node, grad, retain_graph, state)
-
-
-_MOST_PARTS = 4  # for gradients of different strides
-
-
-def _give_one(leaf: Any, grad: torch.Tensor, own: bool) -> None:
-    with _accumulating:
-        _accumulate(leaf, grad, own)
-
-
-def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
-    """Has the bound walk the bits of the generic one? Else it is never used."""
-    found: list[Any] = []
-    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
-    if rest is None:
-        return False
-    found += rest
-    leaves = [(leaf, 0) for leaf, _, _ in found]
-    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
-    bound.trusted = all(_same(f[1], e) for f, e in zip(found, expected, strict=True))
-    if not bound.trusted:
-        node.signature.bound = False  # type: ignore[union-attr]
-        if fast.after == 1:
-            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
-    return bound.trusted  # type: ignore[no-any-return]
-
-
-def _bound(node: _tape.Node) -> Any:
-    """The walk from a loss, bound; False if it cannot be."""
-    from .fast import bound  # it goes over what is defined here
-
-    shape, dtype, device = node.outputs[0]
-    if len(shape) or not dtype.is_floating_point:
-        return False
-    try:
-        return bound.bind(node, _tape.constant(1.0, dtype, device)) or False
-    except bound.ChangedSince:
-        return None
-
-
-def _same(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """Of the same bits, but for what a NaN holds."""
-    if grad.is_meta:
-        return True
-    return (
-        other is not None
-        and grad.stride() == other.stride()
-        and torch.equal(grad.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
-        and torch.equal(grad.isnan(), other.isnan())
-    )
+@upcall("nnmirror.fast.binding")
+def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
+    """The walk behind `node`, as far as it is bound; None if it is not."""
+    raise NotImplementedError
 
 
 def _flag(value: Any) -> bool:

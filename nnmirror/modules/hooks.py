@@ -8,8 +8,9 @@ whose gradients are the module's grad_input, and one after it, for grad_output.
 import functools
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -17,12 +18,27 @@ from torch.utils.hooks import RemovableHandle
 from .._versions import SINCE_2_14
 from ..grad_mode import is_grad_enabled
 from ..tape import Function, Node, record
-from . import module as _module
 from .explicit import Traced
+
+if TYPE_CHECKING:
+    from . import module as _module
 
 Grads: TypeAlias = tuple[torch.Tensor | None, ...]
 Hook: TypeAlias = Callable[..., Any]
 Registry: TypeAlias = dict[int, Hook]
+
+# Hooks common to all modules.
+_global_buffer_registration_hooks: Registry = OrderedDict()
+_global_module_registration_hooks: Registry = OrderedDict()
+_global_parameter_registration_hooks: Registry = OrderedDict()
+_global_backward_pre_hooks: Registry = OrderedDict()
+_global_backward_hooks: Registry = OrderedDict()
+_global_is_full_backward_hook: bool | None = None  # None until the first is registered
+_global_forward_pre_hooks: Registry = OrderedDict()
+_global_forward_hooks: Registry = OrderedDict()
+_global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
+_global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
+
 
 MIXED = (
     "Cannot use both regular backward hooks and full backward hooks {}. Please use only one of"
@@ -59,22 +75,22 @@ def registered(registry: Registry, module: "_module.Module", name: str, value: A
 
 def register_module_buffer_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, buffer)` runs when any module registers a buffer."""
-    return add(_module._global_buffer_registration_hooks, hook)
+    return add(_global_buffer_registration_hooks, hook)
 
 
 def register_module_module_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, submodule)` runs when any module registers a child."""
-    return add(_module._global_module_registration_hooks, hook)
+    return add(_global_module_registration_hooks, hook)
 
 
 def register_module_parameter_registration_hook(hook: Callable[..., None]) -> RemovableHandle:
     """`hook(module, name, param)` runs when any module registers a parameter."""
-    return add(_module._global_parameter_registration_hooks, hook)
+    return add(_global_parameter_registration_hooks, hook)
 
 
 def register_module_forward_pre_hook(hook: Callable[..., None]) -> RemovableHandle:
     """A forward pre-hook for all modules."""
-    return add(_module._global_forward_pre_hooks, hook)
+    return add(_global_forward_pre_hooks, hook)
 
 
 def register_module_forward_hook(
@@ -82,20 +98,21 @@ def register_module_forward_hook(
 ) -> RemovableHandle:
     """A forward hook for all modules."""
     return add(
-        _module._global_forward_hooks,
+        _global_forward_hooks,
         hook,
         flags={
-            "with_kwargs": (_module._global_forward_hooks_with_kwargs, with_kwargs),
-            "always_call": (_module._global_forward_hooks_always_called, always_call),
+            "with_kwargs": (_global_forward_hooks_with_kwargs, with_kwargs),
+            "always_call": (_global_forward_hooks_always_called, always_call),
         },
     )
 
 
 def _add_global_backward(hook: Hook, full: bool) -> RemovableHandle:
-    if _module._global_is_full_backward_hook is (not full):
+    global _global_is_full_backward_hook
+    if _global_is_full_backward_hook is (not full):
         raise RuntimeError(MIXED.format("as a global Module hook"))
-    _module._global_is_full_backward_hook = full
-    return add(_module._global_backward_hooks, hook)
+    _global_is_full_backward_hook = full
+    return add(_global_backward_hooks, hook)
 
 
 def register_module_backward_hook(hook: Hook) -> RemovableHandle:
@@ -105,7 +122,7 @@ def register_module_backward_hook(hook: Hook) -> RemovableHandle:
 
 def register_module_full_backward_pre_hook(hook: Hook) -> RemovableHandle:
     """A full backward pre-hook for all modules."""
-    return add(_module._global_backward_pre_hooks, hook)
+    return add(_global_backward_pre_hooks, hook)
 
 
 def register_module_full_backward_hook(hook: Hook) -> RemovableHandle:
@@ -173,14 +190,14 @@ class _Call:
         module = self.module
         self._run_pre_hooks()
         full, legacy = _backward_hooks(module)
-        pre = [*_module._global_backward_pre_hooks.values(), *module._backward_pre_hooks.values()]
+        pre = [*_global_backward_pre_hooks.values(), *module._backward_pre_hooks.values()]
         boundary, given = None, self.args
         if full or pre:
             boundary = _Boundary(module, full, pre)
             self.args = boundary.before(self.args)
         made = self.result = module.forward(*self.args, **self.kwargs)
         for hook_id, hook in (
-            *_module._global_forward_hooks.items(),
+            *_global_forward_hooks.items(),
             *module._forward_hooks.items(),
         ):
             self.called.add(hook_id)
@@ -207,7 +224,7 @@ class _Call:
     def _run_pre_hooks(self) -> None:
         module = self.module
         for hook_id, hook in (
-            *_module._global_forward_pre_hooks.items(),
+            *_global_forward_pre_hooks.items(),
             *module._forward_pre_hooks.items(),
         ):
             if hook_id not in module._forward_pre_hooks_with_kwargs:
@@ -229,7 +246,7 @@ class _Call:
         module = self.module
         with_kwargs = (
             hook_id in module._forward_hooks_with_kwargs
-            or hook_id in _module._global_forward_hooks_with_kwargs
+            or hook_id in _global_forward_hooks_with_kwargs
         )
         args = (self.args, self.kwargs) if with_kwargs else (self.args,)
         result = hook(module, *args, self.result)
@@ -240,11 +257,11 @@ class _Call:
         """After an exception: the hooks with `always_call` that have not run."""
         module = self.module
         always = {
-            **_module._global_forward_hooks_always_called,
+            **_global_forward_hooks_always_called,
             **module._forward_hooks_always_called,
         }
         for kind, registry in (
-            ("global module", _module._global_forward_hooks),
+            ("global module", _global_forward_hooks),
             ("module", module._forward_hooks),
         ):
             for hook_id, hook in registry.items():
@@ -278,9 +295,9 @@ def _backward_hooks(module: "_module.Module") -> tuple[list[Hook], list[Hook]]:
     """The full and the legacy backward hooks for `module`."""
     full: list[Hook] = []
     legacy: list[Hook] = []
-    if _module._global_is_full_backward_hook is not None:
-        kind = full if _module._global_is_full_backward_hook else legacy
-        kind.extend(_module._global_backward_hooks.values())
+    if _global_is_full_backward_hook is not None:
+        kind = full if _global_is_full_backward_hook else legacy
+        kind.extend(_global_backward_hooks.values())
     if module._is_full_backward_hook is not None:
         kind = full if module._is_full_backward_hook else legacy
         kind.extend(module._backward_hooks.values())

@@ -26,6 +26,13 @@ from ..parameter import Buffer, Parameter
 from . import hooks
 from .explicit import Call, Gradient, Traced, way_back
 from .hooks import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_buffer_registration_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+    _global_module_registration_hooks,
+    _global_parameter_registration_hooks,
     register_module_backward_hook,
     register_module_buffer_registration_hook,
     register_module_forward_hook,
@@ -52,18 +59,6 @@ T = TypeVar("T", bound="Module")
 F = TypeVar("F", bound=TorchFunction)
 _grad_t = tuple[Tensor, ...] | Tensor
 _EXTRA_STATE = "_extra_state"
-
-# Hooks common to all modules.
-_global_buffer_registration_hooks: dict[int, Callable] = OrderedDict()
-_global_module_registration_hooks: dict[int, Callable] = OrderedDict()
-_global_parameter_registration_hooks: dict[int, Callable] = OrderedDict()
-_global_backward_pre_hooks: dict[int, Callable] = OrderedDict()
-_global_backward_hooks: dict[int, Callable] = OrderedDict()
-_global_is_full_backward_hook: bool | None = None  # None until the first is registered
-_global_forward_pre_hooks: dict[int, Callable] = OrderedDict()
-_global_forward_hooks: dict[int, Callable] = OrderedDict()
-_global_forward_hooks_always_called: dict[int, bool] = OrderedDict()
-_global_forward_hooks_with_kwargs: dict[int, bool] = OrderedDict()
 
 
 # Every hook that sees all calls, and the names of a module's own for its calls.

@@ -23,6 +23,7 @@ from .. import _torch
 from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from .._upcalls import implements
 from ..grad_mode import is_grad_enabled
 from ..tape import (
     OTHER,
@@ -113,6 +114,7 @@ _REALS = {"number", "float", "Optional[number]", "Optional[float]"}
 _INTEGERS = {"int", "Optional[int]"}
 
 
+@implements(_tensor)
 def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """PyTorch's error where a tensor that requires grad is given to `func` as a number."""
     places, names = numbers_of(func, integers=True)
@@ -130,6 +132,7 @@ def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, 
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
+@implements(_tensor)
 class Recorded:
     """Calls a Rule with the arguments of a torch call, keywords put in their places."""
 
@@ -164,9 +167,6 @@ class Recorded:
         if len(values) > self.most or any(v is inspect.Parameter.empty for v in values):
             raise unplaced(self.func, args, kwargs)
         return tuple(values)
-
-
-_tensor.recorded[0] = Recorded
 
 
 def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
@@ -407,6 +407,7 @@ def _vmap_asks() -> bool:
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
 
 
+@implements(_tensor)
 def dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     if kwargs or len(args) > 1:
@@ -475,7 +476,3 @@ def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
             is_complex = any(t.is_complex() for t in given)
             raise no_complex(name_of(func)) if is_complex else refusal(func)
     return result
-
-
-_tensor.dispatch = dispatch
-_tensor.check_numbers = check_numbers

@@ -1,0 +1,57 @@
+"""Calls from a lower module to a higher one, without a circle of imports.
+
+Modules import only modules below them:
+
+    grad_mode, fast.signature, exact.mode < tensor < formula < tape < views < walk < fast.binding
+    < overrides, rules < functional < modules < optim, parallel, utils, bridge
+
+A lower module sometimes has to call a higher one: `Tensor.backward` is the walk's. It then declares
+the function, under `upcall`, which names the module that has it:
+
+    @upcall("nnmirror.walk")
+    def backward(...) -> None:
+        raise NotImplementedError
+
+and that module, which imports the lower one anyway, puts its own in the place:
+
+    @implements(tensor)
+    def backward(...) -> None: ...
+
+From then on that is the function which the lower module finds under the name, as any other of its
+globals: a call costs nothing more. So it is called by this name in the module that declares it, and
+is not to be imported from there. A class is declared in the same way.
+
+After `import nnmirror` all are in place.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_homes: dict[tuple[str, str], str] = {}  # of (the module that declares it, its name): who has it
+
+
+def upcall(home: str) -> Callable[[F], F]:
+    """Declare what the module `home` has, further up."""
+
+    def declare(function: F) -> F:
+        _homes[function.__module__, function.__name__] = home
+        return function
+
+    return declare
+
+
+def implements(lower: ModuleType) -> Callable[[F], F]:
+    """Put the decorated function in the place where `lower` declares it."""
+
+    def put(function: F) -> F:
+        if _homes.get((lower.__name__, function.__name__)) != function.__module__:
+            raise RuntimeError(
+                f"{lower.__name__} declares no {function.__name__} of {function.__module__}"
+            )
+        setattr(lower, function.__name__, function)
+        return function
+
+    return put

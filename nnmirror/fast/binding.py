@@ -1,0 +1,140 @@
+"""When a walk is bound, and when it is trusted.
+
+A walk that came a few times is bound (`bound.py`), run once beside the generic one, and used from
+then on if it gave the same bits. It is offered from a loss as a whole, and from any node that the
+generic walk comes to.
+"""
+
+from typing import Any
+
+import torch
+
+from .. import _torch, fast
+from .. import tape as _tape
+from .. import tensor as _tensor
+from .. import walk as _walk
+from .._torch import DisableTorchFunctionSubclass
+from .._upcalls import implements
+from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
+from . import bound as _bound
+
+
+@implements(_walk)
+@unrecorded
+def walk_bound(loss: Any, retain_graph: bool) -> bool:
+    """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
+    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
+    sign = None if node is None else node.signature
+    if node is None or sign is None or sign.bound is False:
+        return False
+    if torch.is_anomaly_enabled() or _torch.len_torch_dispatch_stack():
+        return False  # a mode is shown each operation of the generic walk
+    with DisableTorchFunctionSubclass():
+        _, dtype, device = node.outputs[0]
+        bound = sign.bound
+        if bound is None:
+            sign.walks += 1
+            if sign.walks < fast.after:
+                return False
+            bound = sign.bound = _bind(node)
+            if not bound or fast.after > 1:
+                return False
+        start = _tape.constant(1.0, dtype, device)
+        if not bound.trusted and not _is_right(bound, node, start):
+            return False
+        if bound.is_ours:
+            with _torch.AutoDispatchBelowAutograd():  # torch need not ask its own at each call
+                found = bound.run(node, start, retain_graph, accumulate)
+        else:
+            found = bound.run(node, start, retain_graph, accumulate)
+        if found is None:
+            return False
+        with accumulating:
+            for leaf, grad, own in found:
+                if own and leaf._gradient is None:
+                    leaf._gradient = grad
+                else:
+                    add_to_grad(leaf, grad, own)
+    return True
+
+
+@implements(_walk)
+def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
+    """The walk behind `node`, as far as it is bound: see `BoundPart`; None if it is not."""
+    sign = node.signature
+    if sign is None or sign.parts is False:
+        return None
+    key = grad.stride() if grad.dim() else ()
+    part = None if sign.parts is None else sign.parts.get(key)
+    if part is None:
+        sign.visits += 1
+        if sign.visits < fast.after:
+            return None
+        try:
+            part = _bound.bind_part(node, grad, _bound.State(*state))
+        except _bound.ChangedSince:
+            sign.visits = 0
+            return None
+        if part is None:
+            sign.parts = False
+            return None
+        if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
+            sign.parts = {}
+        sign.parts[key] = part
+        if fast.after > 1:
+            return None
+    if not part.trusted:
+        found = part.run(node, grad, True, state)
+        if found is None:
+            return None
+        expected = _bound.by_steps(node, grad, _bound.State(*state))
+        part.trusted = all(map(_same, found[1][::-1], expected))
+        if not part.trusted:
+            sign.parts = False
+            if fast.after == 1:
+                raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
+            return None
+    return part.run(node, grad, retain_graph, state)
+
+
+_MOST_PARTS = 4  # for gradients of different strides
+
+
+def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
+    """Has the bound walk the bits of the generic one? Else it is never used."""
+    found: list[Any] = []
+    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
+    if rest is None:
+        return False
+    found += rest
+    leaves = [(leaf, 0) for leaf, _, _ in found]
+    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
+    bound.trusted = all(_same(f[1], e) for f, e in zip(found, expected, strict=True))
+    if not bound.trusted:
+        node.signature.bound = False  # type: ignore[union-attr]
+        if fast.after == 1:
+            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
+    return bound.trusted  # type: ignore[no-any-return]
+
+
+def _bind(node: _tape.Node) -> Any:
+    """The walk from a loss, bound; False if it cannot be."""
+    shape, dtype, device = node.outputs[0]
+    if len(shape) or not dtype.is_floating_point:
+        return False
+    try:
+        return _bound.bind(node, _tape.constant(1.0, dtype, device)) or False
+    except _bound.ChangedSince:
+        return None
+
+
+def _same(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Of the same bits, but for what a NaN holds."""
+    if grad.is_meta:
+        return True
+    return (
+        other is not None
+        and grad.stride() == other.stride()
+        and torch.equal(grad.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
+        and torch.equal(grad.isnan(), other.isnan())
+    )
