@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from . import _torch, formula
+from . import _state, _torch, formula
 from . import tensor as _tensor
+from ._state import sequence as _sequence
 from ._torch import (
     DisableTorchFunctionSubclass,
     EnableTorchFunction,
@@ -32,7 +33,6 @@ from .exact import mode as _exact
 from .fast.signature import Signature, Unsigned, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .tensor import add_hook, bare, no_complex
-from .tensor import sequence as _sequence
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -475,7 +475,7 @@ class AccumulateGrad:
                 "nnmirror: a hook on the AccumulateGrad of a tensor of torch's own is not mirrored;"
                 " use the tensor's register_hook or register_post_accumulate_grad_hook"
             )
-        _tensor.leaf_hooks_exist[0] = True
+        _state.leaf_hooks_exist = True
         if leaf._accumulate_hooks is None:
             leaf._accumulate_hooks = OrderedDict(), OrderedDict()
         return leaf._accumulate_hooks
@@ -1411,7 +1411,7 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
     tensor._output_nr = index
 
 
-_numbers: dict[Any, torch.Tensor | None] = {}
+_tensors_of_numbers: dict[Any, torch.Tensor | None] = {}
 
 
 def number(value: float, like: torch.Tensor) -> Any:
@@ -1422,12 +1422,12 @@ def number(value: float, like: torch.Tensor) -> Any:
     if type(value) is not float or value == 0.0 or like.dtype not in _WIDE:
         return value
     key = value, like.dtype, like.device
-    found = _numbers.get(key)
+    found = _tensors_of_numbers.get(key)
     if found is None:
-        if len(_numbers) >= 1024:
-            _numbers.clear()
+        if len(_tensors_of_numbers) >= 1024:
+            _tensors_of_numbers.clear()
         # A number that comes once, as that of a schedule, is not worth a tensor.
-        _numbers[key] = constant(*key) if key in _numbers else None
+        _tensors_of_numbers[key] = constant(*key) if key in _tensors_of_numbers else None
         return value
     return found
 

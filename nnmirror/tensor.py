@@ -11,7 +11,6 @@ among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
 
 import copy
 import functools
-import itertools
 import os
 import warnings
 import weakref
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _torch
+from . import _state, _torch
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
 from .fast.signature import Signature
@@ -39,11 +38,6 @@ def _suffixed(text: str, suffix: str) -> str:
     if last_line + len(suffix) + 2 > _torch.PRINT_OPTS.linewidth:
         return f"{text},\n       {suffix})"
     return f"{text}, {suffix})"
-
-
-_to_warn_of_numbers = [True]
-sequence = itertools.count()  # numbers what is recorded, in the order of the calls
-leaf_hooks_exist = [False]  # on any leaf: while there is none, the walk need not ask each
 
 
 _USUAL = (torch.float32, torch.float64)
@@ -351,8 +345,8 @@ class Tensor(torch.Tensor):
 
     def _is_swapped(self) -> None:
         """`torch.utils.swap_tensors` has given it what was another's."""
-        leaf_hooks_exist[0] = True  # so that no walk goes past asking
-        self._swapped = next(sequence)
+        _state.leaf_hooks_exist = True  # so that no walk goes past asking
+        self._swapped = next(_state.sequence)
 
     def detach_(self) -> "Tensor":
         """Forget what made this tensor, in place."""
@@ -419,7 +413,7 @@ class Tensor(torch.Tensor):
         if _is_multi_grad_hook(hook):
             hook = in_this_walk(hook)
         if node is None:
-            leaf_hooks_exist[0] = True
+            _state.leaf_hooks_exist = True
             self._signature = None
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
@@ -437,7 +431,7 @@ class Tensor(torch.Tensor):
             raise RuntimeError(
                 "post accumulate grad hooks cannot be registered on non-leaf tensors"
             )
-        leaf_hooks_exist[0] = True
+        _state.leaf_hooks_exist = True
         self._signature = None
         if self._post_accumulate_hooks is None:
             self._post_accumulate_hooks = OrderedDict()
@@ -449,7 +443,7 @@ class Tensor(torch.Tensor):
         After all other hooks, and also where no gradient came: what PyTorch's data-parallel
         reducer hangs on the leaf's AccumulateGrad.
         """
-        leaf_hooks_exist[0] = True
+        _state.leaf_hooks_exist = True
         self._signature = None
         if self._reached_hooks is None:
             self._reached_hooks = OrderedDict()
@@ -498,9 +492,9 @@ class Tensor(torch.Tensor):
         return self.detach().__dlpack__(*args, **kwargs)
 
     def _to_number(self, kind: Any) -> Any:
-        warn = _to_warn_of_numbers or torch.is_warn_always_enabled()
+        warn = not _state.warned_of_numbers or torch.is_warn_always_enabled()
         if kind is not int and warn and self.requires_grad and torch.is_grad_enabled():
-            _to_warn_of_numbers.clear()  # once, as PyTorch
+            _state.warned_of_numbers = True  # once, as PyTorch
             warnings.warn(
                 "Converting a tensor with requires_grad=True to a scalar may lead to unexpected"
                 " behavior.\nConsider using tensor.detach() first.",

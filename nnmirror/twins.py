@@ -6,6 +6,7 @@ without a hook on every mirrored parameter, which would cost each backward; so a
 finds no gradient where the twins have some says so.
 """
 
+import functools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -74,14 +75,12 @@ def _are_one(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-_watched: list[Any] = []
-
-
+@functools.cache
 def _watch_torchs_optimisers() -> None:
-    if not _watched:
-        from torch.optim.optimizer import register_optimizer_step_pre_hook
+    """Have each warn before a step (once in the process)."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-        _watched.append(register_optimizer_step_pre_hook(_before_a_step))
+    register_optimizer_step_pre_hook(_before_a_step)
 
 
 def _before_a_step(optimizer: Any, args: Any, kwargs: Any) -> None:

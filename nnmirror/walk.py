@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 
-from . import _torch, fast
+from . import _state, _torch, fast
 from . import tape as _tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass
@@ -51,9 +51,7 @@ class _Walks(threading.local):
     leads_to: Callable[[Any], bool | None] | None = None
 
 
-_numbers = itertools.count()
-
-
+_walk_numbers = itertools.count()
 _walks = _Walks()
 
 
@@ -72,7 +70,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 def _one_walk(leads_to: Callable[[Any], bool | None]) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to
-    _walks.callbacks, _walks.number, _walks.leads_to = [], next(_numbers), leads_to
+    _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
     try:
         yield
         for callback in _walks.callbacks:  # which may queue more
@@ -177,7 +175,7 @@ def walk(
         for node in sorted(order, key=lambda n: n.sequence):
             if any(e is not None and id(e[0]) in reaches for e in node.edges):
                 reaches.add(id(node))
-    hooked = _tensor.leaf_hooks_exist[0]
+    hooked = _state.leaf_hooks_exist
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []

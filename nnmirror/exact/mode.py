@@ -4,10 +4,10 @@ By default a layer whose kernel rounds in an order of its own computes the plain
 gradients are off by a few units in the last place. In exact mode they have PyTorch's bits.
 """
 
-import os
 import threading
 from typing import TYPE_CHECKING
 
+from .. import _state
 from .._torch import NoParamDecoratorContextManager
 
 if TYPE_CHECKING:
@@ -19,13 +19,12 @@ class _Override(threading.local):
 
 
 _override = _Override()
-_process = [os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")]
 
 
 def is_exact() -> bool:
     """True if what is recorded now in this thread is to have PyTorch's bits."""
     mode = _override.mode
-    return _process[0] if mode is None else mode
+    return _state.exact_mode if mode is None else mode
 
 
 def set_exact(mode: bool) -> None:
@@ -33,7 +32,7 @@ def set_exact(mode: bool) -> None:
 
     NNMIRROR_EXACT=1 in the environment turns it on from the start.
     """
-    _process[0] = bool(mode)
+    _state.exact_mode = bool(mode)
 
 
 class exact(NoParamDecoratorContextManager):

@@ -6,7 +6,7 @@ import linecache
 from collections.abc import Callable, Collection
 from typing import Any
 
-_numbers = itertools.count()
+_source_numbers = itertools.count()
 
 
 class Compiled:
@@ -14,7 +14,7 @@ class Compiled:
 
     def __init__(self, source: str, name: str, kind: str, environment: dict[str, Any]) -> None:
         self.source = source
-        self.filename = f"<nnmirror {kind} {next(_numbers)}>"
+        self.filename = f"<nnmirror {kind} {next(_source_numbers)}>"
         lines = source.splitlines(keepends=True)
         linecache.cache[self.filename] = len(source), None, lines, self.filename
         exec(compile(source, self.filename, "exec"), environment)

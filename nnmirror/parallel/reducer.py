@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .. import tape, walk
+from .. import _state, tape, walk
 from .._torch import DisableTorchFunctionSubclass
 from ..tensor import Tensor
 
@@ -208,8 +208,8 @@ class Reducer:
                 f" but was {view.dtype} on {view.device} when DistributedDataParallel was made;"
                 " convert and move the module before"
             )
-        if grad.stride() != view.stride() and not _warned_of_strides:
-            _warned_of_strides.append(True)
+        if grad.stride() != view.stride() and not _state.warned_of_strides:
+            _state.warned_of_strides = True
             warnings.warn(_STRIDES.format(*map(_layout, (grad, view))), stacklevel=2)
         if _same_memory(grad, view):
             view.div_(self.world)
@@ -315,7 +315,6 @@ def _layout(t: torch.Tensor) -> str:
     return f"sizes() = {list(t.shape)}, strides() = {list(t.stride())}"
 
 
-_warned_of_strides: list[bool] = []
 _STRIDES = (
     "Grad strides do not match bucket view strides. This may indicate grad was not created"
     " according to the gradient layout contract, or that the param's strides changed since DDP"
