@@ -36,8 +36,8 @@ try:
     disabled_torch_function_impl = torch._C._disabled_torch_function_impl
     # In which order subclasses are asked; it could be written here.
     get_overloaded_args = torch.overrides._get_overloaded_args  # type: ignore[attr-defined]
-    # Is each operation counted or changed by a TorchDispatchMode? Then none is left out for a
-    # comparison; without it, a walk could not be bound.
+    # Is a TorchDispatchMode shown each operation? Then it is shown those of the layers and of the
+    # generic walk; without it, that could not be told, and no walk could be bound.
     len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 
     # -- PyTorch's modes -----------------------------------------------------------------
