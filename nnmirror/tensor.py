@@ -621,6 +621,16 @@ for _name in (
     "stride",
 ):
     _ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
+# Whose results are never floating point: no gradient goes through them.
+for _name in (
+    *("all", "any", "argmax", "argmin", "argsort", "count_nonzero", "eq", "equal", "ge", "gt"),
+    *("isclose", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or"),
+    *("lt", "ne", "nonzero", "not_equal", "__eq__", "__ge__", "__gt__", "__le__", "__lt__"),
+    "__ne__",
+):
+    for _home in (torch, torch.Tensor):
+        if (_func := getattr(_home, _name, None)) is not None:
+            _ASKED.setdefault(_func, _asked_plainly(_func))
 
 
 def _between_processes(tensor: Tensor) -> Any:

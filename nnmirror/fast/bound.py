@@ -28,7 +28,7 @@ from .. import walk as _walk
 from . import source
 
 _MOST_NODES = 128  # of a walk that is bound
-_FEWEST = 3  # of a part
+_FEWEST, _MOST = 3, 32  # of a part: short ones come again in graphs of any length
 _LARGE = 1 << 16  # bytes: from here on memory is given back as soon as it may be
 _TAKEN = {
     "backward",
@@ -237,7 +237,7 @@ class _Writer:
             ):
                 break
             size += 1 if node.segment is None else len(node.segment.inner)
-            if size > _MOST_NODES:
+            if size > _MOST and found:
                 break
             found.append(node)
             for edge in node.edges:

@@ -122,8 +122,11 @@ def viewable(input: T, shape: Sequence[int]) -> bool:
 @composite(torch.reshape, T.reshape)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
-    target = input.detach().reshape(size).shape  # PyTorch's errors; -1 worked out
-    if viewable(input, target):
+    with DisableTorchFunctionSubclass():
+        shown = input.detach().reshape(size)  # PyTorch's errors; -1 worked out
+        target = shown.shape
+        is_view = shown._is_view()
+    if is_view:
         return record(View, (input, tuple(target)))[0]
     return record(Reshape, (input, target))[0]
 
@@ -345,7 +348,7 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         if all(isinstance(t, T) and t.shape == shape for t in tensors):
             return tensors  # as they are
         plain = [t.detach() if isinstance(t, T) else t for t in tensors]
-        shape = torch.broadcast_tensors(*plain)[0].shape
+        shape = torch._VF.broadcast_tensors(plain)[0].shape  # type: ignore[attr-defined]
         there = [t.shape == shape for t in tensors]
     return tuple(
         t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)
