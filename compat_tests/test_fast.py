@@ -391,3 +391,145 @@ def test_several_threads_train_at_once():
     for thread in threads:
         thread.join()
     same(expected, dict(sorted(found.items())), "gradients")
+
+
+# -- walks bound in parts -------------------------------------------------------------------
+
+
+class Heads:
+    """Two heads on one trunk, as an actor and a critic are."""
+
+    @staticmethod
+    def of(nn, sequential):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = nn.Linear(3, 8)
+                self.trunk = nn.Sequential(nn.Tanh(), nn.Linear(8, 8), nn.ReLU())
+                self.actor, self.critic = nn.Linear(8, 4), nn.Linear(8, 1)
+
+            def forward(self, x):
+                h = self.first(x)
+                if sequential:
+                    h = self.trunk(h)
+                else:
+                    h = nn.functional.relu(self.trunk[1](torch.tanh(h)))
+                return self.actor(h), self.critic(h)
+
+        return Net()
+
+
+def episode(nn, optim, net, length, how):
+    """The loss of an episode of single steps."""
+    terms, values = [], []
+    for k in range(length):
+        scores, value = net(torch.randn(1, 3))
+        terms.append(-torch.log_softmax(scores, 1)[0, k % 4] * (0.5 + k % 3))
+        values.append(nn.functional.smooth_l1_loss(value, torch.full((1, 1), 0.3)))
+    if how == "one after the other":
+        loss = 0.0
+        for term, value in zip(terms, values, strict=True):
+            loss = loss + term + value
+        return loss
+    if how == "stacked":
+        return torch.stack(terms).sum() + torch.stack(values).sum()
+    return sum(terms) / length + sum(values)
+
+
+@pytest.mark.parametrize("how", ["one after the other", "stacked", "summed"])
+@pytest.mark.parametrize("sequential", [True, False])
+@parity
+def test_episodes_of_any_length(nn, optim, sequential, how):
+    """The same steps again and again, in graphs that never come twice as a whole."""
+    net = Heads.of(nn, sequential)
+    optimizer = optim.Adam(net.parameters(), lr=1e-2)
+    losses = []
+    for i in range(14):
+        loss = episode(nn, optim, net, 2 + (5 * i) % 7, how)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses, [(p.detach(), p.grad) for p in net.parameters()]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@parity
+def test_two_heads_over_one_trunk(nn, optim, sequential):
+    """Part of the graph has got a gradient from elsewhere already, or is walked twice."""
+    net = Heads.of(nn, sequential)
+    found = []
+    for i in range(12):
+        scores, value = net(torch.randn(5, 3))
+        kept = torch.tanh(scores) * value
+        if i % 3 == 0:
+            kept.sum().backward(retain_graph=True)
+            value.mean().backward()
+        elif i % 3 == 1:
+            (kept.mean() + (scores * scores).sum() + value.exp().sum()).backward()
+        else:
+            handle = net.first.weight.register_hook(lambda g: g * 2)
+            again = torch.tanh(net(torch.randn(5, 3))[0])
+            (again.sum() + kept.sum()).backward()
+            handle.remove()
+        found.append([p.grad.clone() for p in net.parameters()])
+        net.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@parity
+def test_from_a_given_gradient(nn, optim, sequential):
+    net = Heads.of(nn, sequential)
+    given = [torch.randn(5, 4), torch.ones(1, 1).expand(5, 4), torch.randn(4, 5).t()]
+    found = []
+    for i in range(15):
+        scores, value = net(torch.randn(5, 3))
+        g = given[i % 3]
+        before = g.clone()
+        if i % 2:
+            scores.backward(g)
+        else:
+            torch.autograd.backward([scores, value], [g, torch.ones(5, 1)])
+        found.append(
+            (
+                torch.equal(g, before),
+                [p.grad.clone() for p in net.parameters() if p.grad is not None],
+            )
+        )
+        net.zero_grad()
+    return found
+
+
+@parity
+def test_what_a_bound_walk_used_cannot_be_walked_again(nn, optim):
+    net = Heads.of(nn, True)
+    for _ in range(6):
+        scores, _ = net(torch.randn(2, 3))
+        scores.backward(torch.ones(2, 4))
+    return attempt(lambda: scores.backward(torch.ones(2, 4)))
+
+
+@parity
+def test_what_was_changed_since_is_reported(nn, optim):
+    net, said = Heads.of(nn, True), []
+    for i in range(8):
+        x = torch.randn(2, 3)
+        scores, _ = net(x)
+        if i == 5:
+            with torch.no_grad():
+                net.trunk[1].weight.mul_(2)
+        elif i == 6:
+            x.mul_(2)
+        elif i == 7:
+            with torch.no_grad():
+                scores.mul_(2)  # which nobody saved
+        said.append(attempt(lambda scores=scores: scores.backward(torch.ones(2, 4))))
+    return said, [p.grad for p in net.parameters()]
+
+
+def attempt(action):
+    try:
+        return action()
+    except RuntimeError as error:
+        return str(error)

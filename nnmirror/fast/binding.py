@@ -72,7 +72,7 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
             return None
         try:
             part = _bound.bind_part(node, grad, _bound.State(*state))
-        except _bound.ChangedSince:
+        except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             sign.visits = 0
             return None
         if part is None:
@@ -124,7 +124,7 @@ def _bind(node: _tape.Node) -> Any:
         return False
     try:
         return _bound.bind(node, _tape.constant(1.0, dtype, device)) or False
-    except _bound.ChangedSince:
+    except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
 
 
