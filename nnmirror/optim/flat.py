@@ -1,9 +1,12 @@
-"""Many small parameters stepped as one.
+"""The step of many small parameters as that of one flat tensor.
 
-Each operation of an optimiser is elementwise, and on a small net takes longer to say than to
-do. So the parameters of a group, their gradients and what is kept for them are copied side by
-side, stepped as one tensor, and copied back, with the same bits. What a user sees, parameters
-and state, stays where it is.
+The operations of a step are elementwise, and on a small net take longer to call than to compute.
+So the parameters of a group, their gradients and their state are copied into flat tensors, stepped
+as one parameter, and copied back, with the same bits. The parameters and the state that a user sees
+keep their memory.
+
+Measured for Adam on a net of six parameters: 123 us, 177 us for each parameter in turn, 148 us with
+a foreach call for each operation. SGD has too few operations to gain.
 """
 
 import itertools
@@ -30,7 +33,7 @@ _is_set_to = Tensor.is_set_to
 
 
 def _apart(tensors: list[Tensor]) -> bool:
-    """Does each have memory of its own?"""
+    """Do no two of them overlap in memory?"""
     places = sorted((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors)
     return all(a[1] <= b[0] for a, b in itertools.pairwise(places))
 
@@ -40,9 +43,9 @@ def _storages(tensors: list[Tensor]) -> set[int]:
 
 
 class Flat:
-    """Memory in which the parameters of a group, and what is kept for them, lie side by side.
+    """Flat tensors for the parameters of a group, their gradients and their state.
 
-    `step`, a counter for each parameter, is taken for one, as long as all are equal.
+    `step`, a counter for each parameter, counts for all of them as long as all are equal.
     """
 
     def __init__(self, lists: Lists) -> None:
@@ -56,8 +59,8 @@ class Flat:
             self.grad, grad_parts = _laid_out(params)
             self.kept: dict[str, Tensor] = {}
             self.parts = param_parts  # of what a step changes
-            # The same memory as the parameters and what is kept: where these are no longer
-            # set to it, all is to be looked at again.
+            # Aliases of the parameters and the state. Where these no longer have the same memory,
+            # the flat tensors are made anew.
             self.homes = [p.detach() for p in params]
             for name in lists.keys() - {"params", "grads"}:
                 self.kept[name], parts = _laid_out(lists[name])
@@ -71,7 +74,7 @@ class Flat:
             self.kept["step"] = self.steps[0]
 
     def is_of(self, lists: Lists) -> bool:
-        """Are these in the memory that it was made for?"""
+        """Do these have the memory that it was made for?"""
         if [*lists] != self.names:
             return False
         tensors = [*lists["params"], *itertools.chain(*map(lists.__getitem__, self.kept))]
@@ -85,7 +88,7 @@ class Flat:
             return False
 
     def takes(self, grads: list[Tensor]) -> bool:
-        """Are these plain gradients, with memory apart from all that a step changes?"""
+        """Are these dense gradients that share no memory with what a step changes?"""
         return (
             {*map(_dtype, grads)} == {self.dtype}
             and [*map(_shape, grads)] == self.shapes
@@ -106,7 +109,7 @@ class Flat:
         if self.steps is not None:
             self.steps.fill_(self.kept["step"])
         _torch.foreach_copy_(self.homes, self.parts)
-        # Who saved a parameter for a backward is told of as many changes as there were.
+        # The versions of the parameters, which a backward checks, count every change.
         params = self.homes[: len(self.shapes)]
         for _ in range(self.param._version - before - 1):
             _torch.increment_version(params)
@@ -114,14 +117,14 @@ class Flat:
 
 
 def _laid_out(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Memory for these in one piece, and its parts, no views of anything."""
+    """A flat copy of these, and its parts, each with a version of its own."""
     flat = torch.cat([t.detach().reshape(-1) for t in tensors])
     parts = flat.split([t.numel() for t in tensors])
     return flat, [p.view(t.shape).detach() for p, t in zip(parts, tensors, strict=True)]
 
 
 def _can_be_flat(lists: Lists) -> bool:
-    """Whether stepping these parameters as one is stepping one after the other, and quicker."""
+    """Does stepping these parameters as one give the same as in turn, and faster?"""
     params, dtype = lists["params"], lists["params"][0].dtype
     if len(params) < 2 or dtype not in _FLOATS or sum(p.numel() for p in params) > _SMALL:
         return False
@@ -144,25 +147,25 @@ def _can_be_flat(lists: Lists) -> bool:
 def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..., None]) -> bool:
     """Step the group at `place` as one parameter, by `one`.
 
-    False if its parameters are to be stepped one after the other.
+    False if its parameters are to be stepped in turn.
     """
     if not _has_numbers(optimizer.param_groups[place]):
         return False
     flats: dict[int, tuple[Flat, int]] = optimizer.__dict__.setdefault("_flats", {})
     flat, made = flats.get(place, (None, 0))
     if flat is None or not flat.is_of(lists):
-        # Where other parameters have a gradient at each step, it does not pay.
+        # Where other parameters have a gradient at each step, copying costs more than it saves.
         if made == _MOST_MADE or not _can_be_flat(lists):
             return False
         flat = Flat(lists)
         flats[place] = flat, made + 1
     if flat.size >= GRAIN and torch.get_num_threads() > 1:
-        return False  # torch would wake all threads, where each parameter may be one thread's
+        return False  # torch would use several threads, where one may do for each parameter
     return flat.takes(lists["grads"]) and flat.step(lists["grads"], one)
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """The root of what is kept for a parameter, or for several that lie side by side."""
+    """The square root of the state of a parameter, or of the flat tensor of several."""
     return alone(torch.sqrt, x) if x.dim() == 1 else x.sqrt()
 
 

@@ -11,7 +11,6 @@ from .._torch import DisableTorchFunctionSubclass
 from ..parameter import Parameter
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
-from .flat import step_as_one
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
 
@@ -86,13 +85,13 @@ class SGD(Optimizer):
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = None if closure is None else evaluate(closure)
         with DisableTorchFunctionSubclass():
-            for place, group in enumerate(self.param_groups):
+            for group in self.param_groups:
                 if not _step_plainly(group):
                     with torch.no_grad():
-                        self._step_group(group, place)
+                        self._step_group(group)
         return loss
 
-    def _step_group(self, group: dict[str, Any], place: int) -> None:
+    def _step_group(self, group: dict[str, Any]) -> None:
         params, grads, buffers = [], [], []
         momentum = group["momentum"]
         for param in group["params"]:
@@ -110,32 +109,11 @@ class SGD(Optimizer):
             _fused(params, grads, buffers, group)
         elif foreach_is_chosen(group, params):
             _foreach(params, grads, buffers, group)
-        elif any(b is None for b in buffers) or not self._step_as_one(
-            params, grads, buffers, group, place
-        ):
+        else:
             _one_by_one(params, grads, buffers, group)
         if momentum != 0:
             for param, buffer in zip(params, buffers, strict=True):
                 self.state[param]["momentum_buffer"] = buffer
-
-    def _step_as_one(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        buffers: list[Tensor],
-        group: dict[str, Any],
-        place: int,
-    ) -> bool:
-        """Step small parameters as one; False if they are to be stepped one after the other."""
-
-        def one(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None = None) -> None:
-            buffers = [] if momentum_buffer is None else [momentum_buffer]
-            _one_by_one([param], [grad], buffers, group)
-
-        lists = {"params": params, "grads": grads}
-        if buffers:
-            lists["momentum_buffer"] = buffers
-        return step_as_one(self, place, lists, one)
 
 
 def _step_plainly(group: dict[str, Any]) -> bool:

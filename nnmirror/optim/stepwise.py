@@ -2,7 +2,7 @@
 
 An optimiser says which tensors it keeps for a parameter, and how a step changes them: one
 parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused kernels. Small
-parameters on the CPU are laid side by side, and stepped as one (`flat.py`).
+parameters on the CPU are stepped as one flat tensor (`flat.py`).
 """
 
 import functools
