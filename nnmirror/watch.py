@@ -27,7 +27,7 @@ from . import functional as F
 from . import tape, tensor
 from ._torch import DisableTorchFunctionSubclass
 from .grad_mode import is_grad_enabled
-from .modules.explicit import Each, Recorded, Stacked, Traced, way_back
+from .modules.explicit import Each, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
 from .rules import Rule
@@ -426,7 +426,7 @@ def _innermost(call: Any) -> Any:
 def _node_of(call: Any) -> Any:
     """The node of the one recorded call that a layer is; None for other modules."""
     call = _innermost(call)
-    if isinstance(call, Recorded):
+    if isinstance(call, NodeCall):
         return call.node
     if isinstance(call, Stacked):
         return _node_of(call.call)

@@ -20,7 +20,7 @@ Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None
 Call: TypeAlias = Callable[[Gradient], Gradient]
 
 
-class Recorded:
+class NodeCall:
     """The call of one layer: its node, whether or not anything required grad."""
 
     def __init__(self, node: tape.Node) -> None:
@@ -54,7 +54,7 @@ class Recorded:
 
 def way_back(call: tape.Node | Call | None) -> Call | None:
     """What a forward stored in its module, as a call: a layer stores its node alone."""
-    return Recorded(call) if isinstance(call, tape.Node) else call
+    return NodeCall(call) if isinstance(call, tape.Node) else call
 
 
 class OfComplex:

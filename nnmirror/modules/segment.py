@@ -23,7 +23,7 @@ from ..fast import source
 from ..fast.signature import Signature, of_tensor
 from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
-from .explicit import Chain, Recorded
+from .explicit import Chain, NodeCall
 from .layer import Layer
 from .module import CALL_HOOKS
 from .module import GLOBAL_HOOKS as global_hooks
@@ -476,7 +476,7 @@ class PartCall:
         self.last, self.place = last, place
 
     def __call__(self, gradient: Any = None) -> Any:
-        return Recorded(nodes(self.last[0])[self.place])(gradient)
+        return NodeCall(nodes(self.last[0])[self.place])(gradient)
 
 
 NOT_RECORDED = Chain([None])
@@ -489,7 +489,7 @@ class WholeCall:
         self.node = node
 
     def __call__(self, gradient: Any = None) -> Any:
-        return Chain([Recorded(node) for node in nodes(self.node)])(gradient)
+        return Chain([NodeCall(node) for node in nodes(self.node)])(gradient)
 
 
 def records_once(layer: Any) -> bool:

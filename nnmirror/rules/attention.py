@@ -163,8 +163,8 @@ def scaled_dot_product_attention(
     args = query, key, value, attn_mask, dropout_p, is_causal
     more = {"scale": scale, "enable_gqa": enable_gqa}
     tensors = [query, key, value]
-    fits = all(isinstance(t, T) and t.dim() > 1 and t.is_floating_point() for t in tensors)
-    if not fits or len({(t.dtype, t.device) for t in tensors}) > 1:
+    is_valid = all(isinstance(t, T) and t.dim() > 1 and t.is_floating_point() for t in tensors)
+    if not is_valid or len({(t.dtype, t.device) for t in tensors}) > 1:
         raise _unplaced(args, more)
     if attn_mask is not None:
         kind = attn_mask.dtype if isinstance(attn_mask, T) else None

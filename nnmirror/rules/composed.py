@@ -25,14 +25,14 @@ T = torch.Tensor
 _EPSILON = torch.tensor(1e-12).item()  # a float32 in PyTorch
 
 
-def recorded(function: type[Function]) -> TorchFunction:
+def as_function(function: type[Function]) -> TorchFunction:
     """The function as a rule records it: an argument may be a tensor in torch's own graph."""
     return lambda *args: record(function, args)[0]
 
 
-add, sub, mul, div = (recorded(r) for r in (Add, Sub, Mul, Div))
-neg, power, exp, log = (recorded(r) for r in (Neg, Pow, Exp, Log))
-rsqrt, where, xlogy = (recorded(r) for r in (Rsqrt, Where, Xlogy))
+add, sub, mul, div = (as_function(r) for r in (Add, Sub, Mul, Div))
+neg, power, exp, log = (as_function(r) for r in (Neg, Pow, Exp, Log))
+rsqrt, where, xlogy = (as_function(r) for r in (Rsqrt, Where, Xlogy))
 
 
 def reduced(loss: T, reduction: int) -> T:
@@ -212,11 +212,11 @@ def rms_norm(
     shape = tuple(normalized_shape)
     with DisableTorchFunctionSubclass():
         dtype, dim = input.dtype, input.dim()
-        fits = len(shape) > 0 and tuple(input.shape[-len(shape) :]) == shape
-        fits = fits and dtype.is_floating_point
+        is_valid = len(shape) > 0 and tuple(input.shape[-len(shape) :]) == shape
+        is_valid = is_valid and dtype.is_floating_point
         if weight is not None:
-            fits = fits and tuple(weight.shape) == shape and weight.dtype is dtype
-        if not fits:
+            is_valid = is_valid and tuple(weight.shape) == shape and weight.dtype is dtype
+        if not is_valid:
             with torch.no_grad():
                 torch.rms_norm(input, normalized_shape, weight, eps)  # PyTorch's errors, warnings
     wide = torch.float32 if dtype.itemsize == 2 else dtype

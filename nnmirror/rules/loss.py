@@ -167,8 +167,8 @@ def nll_loss_nd(
     with DisableTorchFunctionSubclass():
         tensors = isinstance(input, T) and isinstance(target, T)
         shape = input.shape if tensors else ()
-        fits = len(shape) == 1 or (len(shape) > 1 and shape[:1] + shape[2:] == target.shape)
-    if not fits:
+        is_valid = len(shape) == 1 or (len(shape) > 1 and shape[:1] + shape[2:] == target.shape)
+    if not is_valid:
         raise unplaced(torch._C._nn.nll_loss_nd, (input, target, *rest), {})
     if len(shape) <= 2:
         return record(NllLoss, (input, target, *rest))[0]
@@ -202,15 +202,15 @@ def cross_entropy_loss(
         with DisableTorchFunctionSubclass():
             return torch._C._nn.cross_entropy_loss(*given)  # type: ignore[arg-type]
     with DisableTorchFunctionSubclass():
-        fits = isinstance(input, T) and isinstance(target, T) and input.dim() > 0
-        if fits and weight is not None:
+        is_valid = isinstance(input, T) and isinstance(target, T) and input.dim() > 0
+        if is_valid and weight is not None:
             along = 0 if input.dim() == 1 else 1
-            fits = isinstance(weight, T) and weight.shape == input.shape[along : along + 1]
-        probabilities = fits and input.shape == target.shape
+            is_valid = isinstance(weight, T) and weight.shape == input.shape[along : along + 1]
+        probabilities = is_valid and input.shape == target.shape
         if probabilities:
-            fits = target.is_floating_point() and ignore_index < 0
-        fits = fits and label_smoothing <= 1
-    if not fits:
+            is_valid = target.is_floating_point() and ignore_index < 0
+        is_valid = is_valid and label_smoothing <= 1
+    if not is_valid:
         raise unplaced(torch._C._nn.cross_entropy_loss, given, {})
     if probabilities:
         return _of_probabilities(*given)

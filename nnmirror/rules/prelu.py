@@ -43,8 +43,8 @@ def weight_for(input: T, weight: T) -> T:
         raise unplaced(torch.prelu, (input, weight), {})
     shape = input.shape
     channels = shape[1] if len(shape) > 1 else 1
-    fits = weight.numel() == 1 or (len(shape) > 0 and weight.numel() == channels)
-    if not fits or weight.dim() > 1 or input.dtype is not weight.dtype:
+    is_valid = weight.numel() == 1 or (len(shape) > 0 and weight.numel() == channels)
+    if not is_valid or weight.dim() > 1 or input.dtype is not weight.dtype:
         raise unplaced(torch.prelu, (input, weight), {})
     if len(shape) == weight.dim():
         return weight
