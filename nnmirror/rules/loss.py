@@ -10,13 +10,15 @@ from .._torch import DisableTorchFunctionSubclass
 from ..tape import (
     constant,
     is_left_to_torch,
+    is_seen_through,
     record,
 )
+from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul
 from .kernel import by_path
 from .registry import Rule, check_numbers, composite, rule, unplaced
 from .shape import contiguous, view
-from .softmax import log_softmax
+from .softmax import LogSoftmax, log_softmax
 
 T = torch.Tensor
 
@@ -197,6 +199,12 @@ def cross_entropy_loss(
     e, a share e of the probability is spread over all classes: Szegedy et al., 2016
     (arXiv:1512.00567).
     """
+    if type(input) is Tensor and weight is None and label_smoothing == 0 and not is_seen_through():
+        with DisableTorchFunctionSubclass():
+            rows = type(target) is T and input.dim() == 2 and target.shape == input.shape[:1]
+        if rows and not target.is_floating_point():  # the most usual, with nothing more to ask
+            likelihood = record(LogSoftmax, (input, 1))[0]
+            return record(NllLoss, (likelihood, target, None, reduction, ignore_index))[0]
     given = input, target, weight, reduction, ignore_index, label_smoothing
     if is_left_to_torch(given):
         with DisableTorchFunctionSubclass():
