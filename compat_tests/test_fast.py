@@ -533,3 +533,44 @@ def attempt(action):
         return action()
     except RuntimeError as error:
         return str(error)
+
+
+@parity
+@pytest.mark.parametrize("shared", ["by a view", "by several views"])
+def test_a_gradient_that_two_branches_share(nn, optim, shared):
+    """The mask is empty at first, so that nothing is seen of it when the walk is bound."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 6)
+    found = []
+    for i in range(8):
+        layer.zero_grad()
+        h = layer(torch.randn(3, 4))
+        mask = torch.rand(3, 6) > 0.5 if i > 5 else torch.zeros(3, 6, dtype=torch.bool)
+        if shared == "by a view":
+            a = torch.tanh(h)
+            b = h.sin().reshape(6, 3).masked_fill(mask.reshape(6, 3), 0.0).view(3, 6)
+        else:
+            b = h.cos().masked_fill(mask, 0.0)
+            a = torch.stack([row.tanh() for row in h.unbind(0)])
+        torch.sigmoid(a + b).sum().backward()
+        found.append(layer.weight.grad.clone())
+    return found
+
+
+@parity
+@pytest.mark.parametrize("function", ["clamp", "lerp", "weighted loss"])
+def test_one_tensor_in_two_places_and_later_two(nn, optim, function):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    call = {
+        "clamp": lambda y, a, b: torch.clamp(y, a, b),
+        "lerp": lambda y, a, b: torch.lerp(a, b, y),
+        "weighted loss": nn.functional.binary_cross_entropy_with_logits,
+    }[function]
+    found = []
+    for i in range(8):
+        layer.zero_grad()
+        a = torch.rand(3, 4)
+        call(layer(torch.randn(3, 4)), a, a if i < 5 else torch.rand(3, 4)).sum().backward()
+        found.append(layer.weight.grad.clone())
+    return found

@@ -214,6 +214,7 @@ class _Writer:
         self.freed: set[int] = set()  # nodes that are freed on the way
         # Of a part: each gradient that leaves it, and where it goes.
         self.results: list[tuple[Any, int, torch.Tensor]] = []
+        self.twice: list[str] = []  # conditions: what one node has in two places
         self.temporaries = itertools.count()
 
     def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
@@ -310,10 +311,10 @@ class _Writer:
         mine: dict[int, str] = {}
         for i, tensor in enumerate(node._saved or ()):
             if tensor is not None:
-                mine[id(tensor)] = f"{self.saved_as[id(node)]}[{i}]"
+                self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
         for attribute, value in vars(node).items() if id(node) in self.names else ():
             if isinstance(value, torch.Tensor):
-                mine[id(value)] = f"{self.names[id(node)]}.{attribute}"
+                self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
         with _Notes() as notes:
             results = _walk.validated(node, node.run(slots))
         if notes.reads_data:
@@ -338,6 +339,12 @@ class _Writer:
             self.known = before[1]
             raise
         return results
+
+    def found(self, tensor: torch.Tensor, place: str, mine: dict[int, str]) -> None:
+        """A node keeps `tensor` in `place`, and perhaps in another: that may differ next time."""
+        known = mine.setdefault(id(tensor), place)
+        if known != place:
+            self.twice.append(f"{known} is not {place}")
 
     def step(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Take the step of `node`, and write it as one call."""
@@ -388,7 +395,7 @@ class _Writer:
     def word(self, value: Any, mine: dict[int, str]) -> str:
         """The source for an argument of a noted call."""
         if isinstance(value, torch.Tensor):
-            name = self.known.get(id(value)) or mine.get(id(value))
+            name = mine.get(id(value)) or self.known.get(id(value))
             if name is None:
                 if not hasattr(value, "_is_constant"):
                     raise Unbindable  # where it came from is not known
@@ -500,6 +507,7 @@ class _Writer:
             alike.setdefault(node.signature, []).append(self.names[id(node)])
         for names in alike.values():
             conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
+        conditions += self.twice
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
         lines.append("): return None")
@@ -555,6 +563,10 @@ class _Writer:
         taken |= {_memory(g) for _, g in self.arrivals.values()}
         taken |= {_memory(g) for _, _, g in self.results}
         taken |= {_memory(t) for node in self.order for t in node._saved or () if t is not None}
+        sharing: dict[int, set[int]] = {}  # by the memory, which tensors are in it
+        for line in self.lines:
+            for out in _tape.tensors_in(line.out) if isinstance(line, _Called) else ():
+                sharing.setdefault(_memory(out), set()).add(id(out))
         memory = _Memory()
         last: dict[str, int] = {}  # where a name is used last
         for i, line in enumerate(self.lines):
@@ -567,7 +579,11 @@ class _Writer:
                 continue
             out = line.out
             if isinstance(out, torch.Tensor) and 0 < _bytes(out) < _LARGE and not out.is_meta:
-                memory.add(line, is_last=bool(line.words) and last.get(line.words[0]) == i)
+                is_last = bool(line.words) and last.get(line.words[0]) == i
+                first = line.args[0] if is_last else None
+                if isinstance(first, torch.Tensor):  # else a view of it is used later
+                    is_last = len(sharing.get(_memory(first), ())) == 1
+                memory.add(line, is_last)
         if not memory.names:
             return None
         self.environment["take"], self.environment["spare"] = memory.take, memory.spare.append
@@ -630,7 +646,6 @@ class _Memory:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.views: set[str] = set()
-        self.viewed: set[int] = set()  # the places of what they are views of
         self.writers: set[str] = set()  # computed into `out=`
         self.in_place: dict[
             str, Any
@@ -642,7 +657,8 @@ class _Memory:
     def add(self, call: _Called, is_last: bool) -> None:
         """Have the result of `call` in this memory, if it can be.
 
-        If its first argument is used there for the last time, that may be its memory.
+        If its first argument is used there for the last time, and has its memory for itself, that
+        may be its memory.
         """
         out = call.out
         changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
@@ -653,7 +669,7 @@ class _Memory:
             place = self.places.get(id(first))
             alike = (first.shape, first.dtype) == (out.shape, out.dtype)
             alike = alike and first.is_contiguous() and out.is_contiguous()
-            if place is not None and alike and place not in self.viewed:
+            if place is not None and alike:
                 self.in_place[call.name] = changing
                 self.places[id(out)] = place
             return
@@ -671,7 +687,6 @@ class _Memory:
             # The recorded tensors go; their places stay.
             given = [(None if isinstance(a, torch.Tensor) else a, at) for a, at in given]
             self.views.add(call.name)
-            self.viewed.update(at for _, at in given if at is not None)
             self.makers.append(view)
         else:
             if writer is None:
