@@ -108,6 +108,7 @@ try:
     functions: Any = torch._C._functions
     # Functions that torch hands to `__torch_function__` beside those of the same name in `torch`.
     VariableFunctions: Any = torch._C._VariableFunctions
+    broadcast_tensors: Any = torch._VF.broadcast_tensors  # type: ignore[attr-defined]
     meshgrid: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
     # The tensors in what DistributedDataParallel is given and returns.
     tree_flatten = torch.utils._pytree.tree_flatten

@@ -348,7 +348,7 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         if all(isinstance(t, T) and t.shape == shape for t in tensors):
             return tensors  # as they are
         plain = [t.detach() if isinstance(t, T) else t for t in tensors]
-        shape = torch._VF.broadcast_tensors(plain)[0].shape  # type: ignore[attr-defined]
+        shape = _torch.broadcast_tensors(plain)[0].shape
         there = [t.shape == shape for t in tensors]
     return tuple(
         t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)
