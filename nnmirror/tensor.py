@@ -24,7 +24,7 @@ import torch
 from . import _state, _torch
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
-from .fast.signature import Signature
+from .fast.signature import Signature, of_tensor
 
 if TYPE_CHECKING:
     from . import tape as _tape
@@ -371,8 +371,11 @@ class Tensor(torch.Tensor):
     @functools.cached_property
     def _plain(self) -> torch.Tensor:
         """The same memory as a plain tensor, which torch takes sooner."""
-        with DisableTorchFunctionSubclass(), torch.inference_mode(False):
-            return self.detach()
+        with DisableTorchFunctionSubclass():
+            if not torch.is_inference_mode_enabled():
+                return self.detach()
+            with torch.inference_mode(False):
+                return self.detach()
 
     @functools.cached_property
     def _transposed(self) -> torch.Tensor | None:
@@ -380,8 +383,12 @@ class Tensor(torch.Tensor):
         plain = self._plain
         usual = plain.dim() == 2 and plain.dtype in _USUAL and plain.is_contiguous()
         usual = usual and not plain.is_inference()
+        if not (usual and plain.is_cpu):
+            return None
+        if not torch.is_inference_mode_enabled():
+            return plain.t()
         with torch.inference_mode(False):
-            return plain.t() if usual and plain.is_cpu else None
+            return plain.t()
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
@@ -402,8 +409,13 @@ class Tensor(torch.Tensor):
                 and value.dtype is plain.dtype
             ):
                 _C_data.__set__(self, value)
-            else:
-                _set_data(self, value)
+                return
+            sign = self._signature
+            _set_data(self, value)
+            held = self._signature_by_layout
+            strided = value.layout is torch.strided
+            if sign is not None and held is not None and strided and held[0] == of_tensor(self):
+                self._signature = sign  # other memory, and no more
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import torch
 
+from .._torch import DisableTorchFunctionSubclass
+
 
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """All elements in a row; the gradient of the vector flows into the parameters."""
@@ -17,12 +19,13 @@ def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) 
     if not isinstance(vec, torch.Tensor):
         raise TypeError(f"expected torch.Tensor, but got: {torch.typename(vec)}")
     parameters = list(parameters)
-    _on_one_device(parameters)
     start = 0
-    for param in parameters:
-        count = param.numel()
-        param.data = vec[start : start + count].view_as(param).data
-        start += count
+    with DisableTorchFunctionSubclass():  # nothing of it is recorded
+        _on_one_device(parameters)
+        for param in parameters:
+            count = param.numel()
+            param.data = vec[start : start + count].view(param.shape).data
+            start += count
 
 
 def _on_one_device(parameters: list[torch.Tensor]) -> None:
