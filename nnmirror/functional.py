@@ -7,7 +7,7 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 import functools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -143,6 +143,9 @@ class Linear(Rule):
 
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:
+        usual = type(weight) is Parameter and type(bias) is Parameter and type(input) is T
+        if usual and input.dim() == 2 and cast(Parameter, weight)._transposed is not None:
+            return _addmm(bias, input, weight)  # what torch does, sooner
         return torch._C._nn.linear(input, weight, bias)
 
     @staticmethod
