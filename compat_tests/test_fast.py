@@ -4,6 +4,7 @@ Each parity test runs on PyTorch, on the mirror with every walk bound as soon as
 compared with the generic one), on the mirror as it is by default, and with `fast.enabled` off.
 """
 
+import contextlib
 import gc
 import linecache
 import threading
@@ -574,3 +575,32 @@ def test_one_tensor_in_two_places_and_later_two(nn, optim, function):
         call(layer(torch.randn(3, 4)), a, a if i < 5 else torch.rand(3, 4)).sum().backward()
         found.append(layer.weight.grad.clone())
     return found
+
+
+@parity
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_a_mode_of_the_script_keeps_of_a_net(nn, optim, grad):
+    """As a TorchFunctionMode that collects activations: none is computed into afterwards."""
+
+    class Collect(torch.overrides.TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.kept = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            # Of one name in the mirror and in PyTorch are the activations.
+            if getattr(func, "__name__", "") in ("tanh", "relu", "sigmoid"):
+                self.kept += [args[0], out]
+            return out
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid()
+    )
+    kept = []
+    for i in range(10):
+        with Collect() if i > 5 else contextlib.nullcontext() as mode, torch.set_grad_enabled(grad):
+            net(torch.randn(2, 3))
+        kept += [t.detach() for t in mode.kept] if mode is not None else []
+    return kept

@@ -39,6 +39,8 @@ try:
     # Is a TorchDispatchMode shown each operation? Then it is shown those of the layers and of the
     # generic walk; without it, that could not be told, and no walk could be bound.
     len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+    # Likewise of a TorchFunctionMode. Without these, what such a mode keeps could be computed into.
+    function_mode_stack = torch.overrides._get_current_function_mode_stack  # type: ignore[attr-defined]
 
     # -- PyTorch's modes -----------------------------------------------------------------
 
@@ -169,3 +171,13 @@ except (AttributeError, ImportError) as error:
 forward_mode: dict[str, Any] = {"_current_level": -1}
 if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
     forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
+
+
+def is_shown() -> bool:
+    """Is a mode shown each operation? Not if that only says on which device a tensor is made."""
+    if len_torch_dispatch_stack():
+        return True
+    if not is_torch_function_mode_enabled():
+        return False
+    kinds = {type(mode).__module__ for mode in function_mode_stack()}
+    return kinds != {"torch.utils._device"}  # imported by torch when a device is first set

@@ -26,7 +26,6 @@ from .tensor import C_grad
 _R = TypeVar("_R")
 
 _NOT_OURS = object()
-_is_seen: Any = _torch.len_torch_dispatch_stack  # by a mode that is shown each operation
 
 
 def grad_of(leaf: Any) -> torch.Tensor | None:
@@ -164,7 +163,7 @@ def walk(
     sums of three or more terms have the same bits.
     """
     captured = only or stop or ()
-    binding = fast.enabled and not (captured or torch.is_anomaly_enabled() or _is_seen())
+    binding = fast.enabled and not (captured or torch.is_anomaly_enabled() or _torch.is_shown())
     counts, order = dependencies(edges, expanding=not binding)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}

@@ -27,8 +27,8 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
     sign = None if node is None else node.signature
     if node is None or sign is None or sign.bound is False:
         return False
-    if torch.is_anomaly_enabled() or _torch.len_torch_dispatch_stack():
-        return False  # a mode is shown each operation of the generic walk
+    if torch.is_anomaly_enabled() or _torch.is_shown():
+        return False
     with DisableTorchFunctionSubclass():
         _, dtype, device = node.outputs[0]
         bound = sign.bound

@@ -152,7 +152,7 @@ class Run:
             if (
                 is_any_autocast_enabled()
                 or tape.in_transform() is not None
-                or _torch.len_torch_dispatch_stack()  # a mode is shown each operation
+                or _torch.is_shown()
                 or tape.forward_mode["_current_level"] >= 0
                 or x.layout is not torch.strided
             ):
