@@ -231,3 +231,15 @@ ERRORS = {
 def test_bad_input(nn, optim, name):
     """A user reads PyTorch's exception and message, not ours."""
     return ERRORS[name](nn)
+
+
+@pytest.mark.parametrize("seen", ["expanded", "transposed"])
+@parity
+def test_linear_of_what_is_changed_afterwards(nn, optim, seen):
+    """Leading dimensions that are no rows are copied, so that their memory may change."""
+    layer, x = nn.Linear(3, 4), torch.randn(2, 3)
+    given = {"expanded": x.expand(5, 2, 3), "transposed": x.expand(5, 2, 3).transpose(0, 1)}
+    y = layer(given[seen])
+    x.mul_(2)
+    y.square().sum().backward()
+    return layer.weight.grad

@@ -70,6 +70,7 @@ class Plan:
         "arguments",
         "backs",
         "compute",
+        "copied",
         "given",
         "given_names",
         "label",
@@ -89,6 +90,7 @@ class Plan:
         self.given_names: tuple[str, ...] = ()
         self.arguments: dict[str, Any] | None = None  # these, where they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
+        self.copied: tuple[int, ...] = ()  # of the saved: as copies
         self.needs_memory = False  # a gradient does, and it is not only kept
         self.saves_number = False
         self.label = ""
@@ -112,6 +114,8 @@ class Plan:
         """Save with `node` what its backward needs of a call of forward; its result."""
         if self.saves:
             saved = [args[i] if i >= 0 else out for i in self.saves]
+            for i in self.copied:
+                saved[i] = saved[i].detach().contiguous()
             for i in self.memory:
                 if self.needs_memory and saved[i].is_inference():
                     node.refuse_inference()  # the alias would go unnoticed
@@ -128,6 +132,8 @@ class Plan:
             saved = []
             for i in saves:
                 saved.append(args[i] if i >= 0 else out.detach())
+            for i in self.copied:
+                saved[i] = saved[i].detach().contiguous()
             for i in self.memory:
                 plain = getattr(saved[i], "_plain", None)
                 saved[i] = saved[i].detach() if plain is None else plain
@@ -360,6 +366,9 @@ class Formulas:
         if given:
             plan.given_names = tuple(given)
             plan.given = self._compiled(f"def given(args): return ({', '.join(given.values())},)")
+        if function.copied is not None:
+            copied = function.copied(*args)
+            plan.copied = tuple([i for i, n in enumerate(saved_names) if n in copied])
         plan.memory = tuple([i for i, n in enumerate(saved_names) if n in function.saved_memory])
         plan.saves_number = function.saves_number and not saves
         plan.compute = self.compute

@@ -169,6 +169,16 @@ class Linear(Rule):
     def how(bias: T | None, input: T, weight: T) -> "_Rows":
         return _Rows.of(bias, input, weight)
 
+    @staticmethod
+    def copied(bias: T | None, input: T, weight: T) -> tuple[str, ...]:
+        """X, where its leading dimensions cannot be seen as rows."""
+        if input.dim() < 3 or not (_trains(weight) or rows_of_one_matrix(input)):
+            return ()
+        x = input.detach()
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        apart = rows.untyped_storage()._cdata != x.untyped_storage()._cdata
+        return ("input",) if apart else ()
+
     @classmethod
     def label_of(cls, bias: T | None, input: T, weight: T) -> str:
         return _Rows.of(bias, input, weight).label

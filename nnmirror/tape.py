@@ -541,6 +541,8 @@ class Function:
     derived: tuple[str, ...] = ()  # of it: computed from the arguments by what has a derivative
     materialize_grads: bool = True  # a result without a gradient has zeros for one, else None
     always_saved: tuple[str, ...] = ()  # whether or not a gradient asks for it
+    # copied(*args) names the arguments that are saved as copies, as by PyTorch's kernels that copy.
+    copied: "Callable[..., tuple[str, ...]] | None" = None
     saved_memory: tuple[str, ...] = ()  # kept in the memory that it has now
     saves_number: bool = False  # what it saves is a number, which is freed with the graph
     saved_via: dict[
