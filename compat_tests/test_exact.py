@@ -106,6 +106,24 @@ MADE_WITH = {
     "Linear": (6, 3), "Embedding": (9, 3), "BatchNorm1d": (6,), "LayerNorm": (6,), "RMSNorm": (6,),
     "Threshold": (0.1, 0.0), "Softmax": (1,), "LogSoftmax": (1,), "Softmin": (1,),
 }  # fmt: skip
+LOSSES = {
+    **dict.fromkeys(["CrossEntropyLoss", "NLLLoss"], torch.tensor([0, 5, 2, 1])),
+    **dict.fromkeys(["BCELoss", "BCEWithLogitsLoss", "KLDivLoss", "PoissonNLLLoss"], torch.rand(4, 6)),
+    **dict.fromkeys(["L1Loss", "MSELoss", "SmoothL1Loss", "HuberLoss"], torch.rand(4, 6)),
+    **dict.fromkeys(["SoftMarginLoss", "MultiLabelSoftMarginLoss"], torch.ones(4, 6)),
+    "HingeEmbeddingLoss": torch.ones(4, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_losses_in_the_table_are_those_with_an_exact_form(name):
+    x = nnmirror.Parameter(torch.rand(4, 6)) * 0.9
+    with noted_forms() as calls:
+        getattr(nnmirror, name)()(x, LOSSES[name])
+    named = {a.rule for a in ATTACHED if name in a.layers}
+    assert set(calls) == named
+
+
 LAYERS = [
     name
     for name in nnmirror.modules.__all__

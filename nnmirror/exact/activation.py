@@ -190,7 +190,7 @@ class Hardtanh(rules.Hardtanh):
         return laid_out_as(g.masked_fill(lost.view(g.shape), 0), g)
 
 
-@exact_of(rules.LogSigmoid, "LogSigmoid", units=2)
+@exact_of(rules.LogSigmoid, "LogSigmoid", "MultiLabelSoftMarginLoss", units=2)
 class LogSigmoid(rules.LogSigmoid):
     """With e = exp(-|x|) of the forward:  g (1 - e / (1 + e)) where x < 0, else g e / (1 + e)"""
 

@@ -45,7 +45,7 @@ class SafeSoftmax(attention.SafeSoftmax):
     d_input = Softmax.d_input
 
 
-@exact_of(softmax.LogSoftmax, "LogSoftmax", units=16)
+@exact_of(softmax.LogSoftmax, "LogSoftmax", "CrossEntropyLoss", units=16)
 class LogSoftmax(softmax.LogSoftmax):
     """dx = g - exp(l) sum of g"""
 
