@@ -1380,21 +1380,6 @@ def is_seen_through() -> bool:
     return in_transform() is not None or forward_mode["_current_level"] >= 0
 
 
-def recorded(
-    node: Any, out: Any, edges: Sequence[Edge | None], like: Edge | None = None
-) -> tuple[Any, Node]:
-    """The end of a recorded call that makes one new tensor: track it.
-
-    `like` is where a tensor of its shape, dtype and device came from, if there is one.
-    """
-    node.edges = edges
-    if like is None:
-        node.outputs = ((out.shape, out.dtype, out.device),)
-    else:
-        node.outputs = (like[0].outputs[like[1]],)
-    return tracked(node, out)
-
-
 def tracked(node: Any, out: Any) -> tuple[Any, Node]:
     """`out`, a new tensor, as the output of `node`, about which all is said."""
     node.sequence = next(_sequence)

@@ -117,7 +117,7 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        return BoundPart(writer.source(grad), writer.environment)
+        return BoundPart(writer.source(), writer.environment)
     except Unbindable:
         return None
 
@@ -137,7 +137,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
     try:
         writer = _Writer(root)
         writer.go_back(grad)
-        made = Bound(writer.source(grad), writer.environment)
+        made = Bound(writer.source(), writer.environment)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
         return made
     except Unbindable:
@@ -426,7 +426,7 @@ class _Writer:
 
     # -- the whole -----------------------------------------------------------------------
 
-    def source(self, grad: torch.Tensor) -> str:
+    def source(self) -> str:
         given = "state" if self.is_part else "give"
         lines = [f"def backward(n0, g, retain_graph, {given}):"]
         conditions: list[str] = []

@@ -25,8 +25,7 @@ from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
 from .explicit import Chain, NodeCall
 from .layer import Layer
-from .module import CALL_HOOKS
-from .module import GLOBAL_HOOKS as global_hooks
+from .module import CALL_HOOKS, GLOBAL_HOOKS
 
 _MOST = 8  # layouts of the input that one run keeps segments for
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
@@ -380,7 +379,7 @@ class _Text:
         self.params: dict[int, str] = {}
         self.owned: dict[int, str] = {}
         self.guards: list[str] = []
-        for hooks in global_hooks:
+        for hooks in GLOBAL_HOOKS:
             self.guards.append(self.constant(hooks, "hooks"))
         kinds: dict[type, str] = {type(call.layer): "" for call in calls}
         for kind in kinds:
