@@ -185,6 +185,85 @@ def test_losses_written_out(nn, optim, loss):
     return train(nn, optim, Wired.of(nn), steps=9, loss=LOSSES[loss])
 
 
+def _scaled(out, y, weight):
+    return weight * (out - y).pow(2).mean()
+
+
+def _powered(out, y, weight):
+    return ((out - y).abs() + 1).pow(1 + weight).mean()
+
+
+def _clamped_more(out, y, weight):
+    return (out.clamp(-weight, weight) / (weight + 0.5) - y).pow(2).mean()
+
+
+def _from_a_number(out, y, weight):
+    return (weight - out * (2 - weight)).sub(y, alpha=weight).square().mean()
+
+
+SCHEDULED = [_scaled, _powered, _clamped_more, _from_a_number]
+
+
+@pytest.mark.parametrize("loss", SCHEDULED)
+@parity
+def test_a_number_that_follows_a_schedule(nn, optim, loss):
+    numbers = [0.9**i for i in range(40)] + [0.5] * 4 + [0.0, -0.0, 1.0, 1.0, float("inf")]
+    steps = len(numbers)
+    return train(
+        nn, optim, Wired.of(nn), steps, loss=lambda nn, out, y, i: loss(out, y, numbers[i])
+    )
+
+
+def test_a_walk_with_a_number_that_varies_is_bound(mode):
+    if mode != "bound when hot":
+        pytest.skip("the number is to vary for a while first")
+    net, before = Wired.of(nnmirror), len(bound_walks())
+    for i in range(60):
+        loss = 1.5**-i * net(torch.ones(4, 3)).mean()
+        loss.backward()
+    assert loss.grad_fn.signature.bound.trusted
+    assert len(bound_walks()) < before + 40
+
+
+def _changed_in_place(out, y):
+    z = out * y
+    z -= torch.log(1 + out.pow(2))
+    return z.sum(1, keepdim=True).mul_(0.5).mean()
+
+
+def _of_a_result(out, y):
+    return torch.exp_(out * 0.5).add_(y).square_().mean()
+
+
+def _of_a_view(out, y):
+    z = out * 1
+    z[0].mul_(2)
+    return (z.view(-1).add_(1) + z.view(-1)).pow(2).mean()
+
+
+def _of_a_plain_tensor(out, y):
+    total = torch.zeros_like(y)
+    total += out
+    total += out * y
+    return total.square().mean()
+
+
+def _also_out_of_place(out, y):
+    z = out + y
+    both = z - y
+    z -= y
+    return (both * z).sum()
+
+
+CHANGED = [_changed_in_place, _of_a_result, _of_a_view, _of_a_plain_tensor, _also_out_of_place]
+
+
+@pytest.mark.parametrize("loss", CHANGED)
+@parity
+def test_changes_in_place(nn, optim, loss):
+    return train(nn, optim, Wired.of(nn), loss=lambda nn, out, y, i: loss(out, y))
+
+
 @parity
 def test_two_losses_over_one_trunk(nn, optim):
     net = Wired.of(nn)

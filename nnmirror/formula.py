@@ -73,6 +73,7 @@ class Plan:
         "copied",
         "given",
         "given_names",
+        "is_open",
         "label",
         "memory",
         "names",
@@ -88,6 +89,7 @@ class Plan:
         # What a gradient is given of the arguments besides: values and shapes.
         self.given: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
         self.given_names: tuple[str, ...] = ()
+        self.is_open = False  # these may differ from call to call
         self.arguments: dict[str, Any] | None = None  # these, where they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
         self.copied: tuple[int, ...] = ()  # of the saved: as copies
@@ -107,7 +109,15 @@ class Plan:
             return self
         plan = copy.copy(self)
         plan.arguments = dict(zip(self.given_names, given, strict=True))
-        plan.label, plan.backs = label, {}
+        plan.label, plan.backs, plan.is_open = label, {}, False
+        return plan
+
+    def labelled(self, label: str) -> "Plan":
+        """This plan for calls whose nodes have this name."""
+        if not label:
+            return self
+        plan = copy.copy(self)
+        plan.label = label
         return plan
 
     def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
@@ -212,6 +222,8 @@ class Formulas:
         self.by_layout = "how" in self.named or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
         self.refuse = getattr(function, "refuse", None)
+        # Whether calls that differ by their numbers alone can be of one signature.
+        self.takes_any_number = not self.by_layout and self.refuse is None
         self.plans: dict[Any, Plan] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
 
@@ -237,7 +249,7 @@ class Formulas:
         else:
             plan = node.plan = self._plan_by_kinds(args, node.needs_input_grad)
             if plan.given is not None:
-                node.given = plan.given(self._completed(args))
+                node.given = plan.given(self.completed(args))
             if self.labels:
                 node.label = self.function.label_of(*args)
         if self.has_more and not self.function.materialize_grads:
@@ -266,7 +278,7 @@ class Formulas:
         results = self.parts(out)[0]
         return results if self.several else results[0]
 
-    def _completed(self, args: tuple[Any, ...]) -> Sequence[Any]:
+    def completed(self, args: tuple[Any, ...]) -> Sequence[Any]:
         """The arguments with the defaults of those that were not given."""
         if len(args) >= len(self.names):
             return args
@@ -277,7 +289,7 @@ class Formulas:
         if self.by_layout:
             return self._plan_by_layout(args, needs)
         plan = self._plan_by_kinds(args, needs)
-        given = () if plan.given is None else plan.given(self._completed(args))
+        given = () if plan.given is None else plan.given(self.completed(args))
         return plan.fixed(given, self.function.label_of(*args))
 
     def _plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
@@ -332,7 +344,7 @@ class Formulas:
         saved_names: list[str] = []
         given: dict[str, str] = {}
         count = len(self.names)
-        all_args = self._completed(args)
+        all_args = self.completed(args)
         for place, name in enumerate(self.names):
             is_tensor = isinstance(all_args[place], torch.Tensor)
             if name in used and is_tensor:
@@ -373,6 +385,7 @@ class Formulas:
         plan.saves_number = function.saves_number and not saves
         plan.compute = self.compute
         if not self.by_layout:
+            plan.is_open = plan.given is not None
             return plan
         plan.compute = function.choose(*args) or self.compute
         plan.label = function.label_of(*args)

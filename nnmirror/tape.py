@@ -30,7 +30,7 @@ from ._torch import (
 )
 from ._upcalls import implements, upcall
 from .exact import mode as _exact
-from .fast.signature import Signature, Unsigned, of_tensor, of_value
+from .fast.signature import Signature, Unsigned, numbers_apart, of_tensor, of_value
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .tensor import add_hook, bare, no_complex
 
@@ -736,7 +736,10 @@ def _record(
     key: list[Any] = []
     first: Signature | None = None
     tracked = of_complex = False
-    signed = not changes_input
+    # What a change in place leads back to follows from its arguments, but where they share memory.
+    signed = not changes_input or (change is not None and change.base is None and not change.views)
+    if inplace is not None:
+        key.append(IN_PLACE)
     for i, arg in enumerate(args):
         edge: Edge | None = None
         kind = kind_of(type(arg))
@@ -795,8 +798,15 @@ def _record(
     node = _OfComplex(function) if of_complex else Node(function)
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
     node.needs_input_grad = tuple([edge is not None for edge in edges])
-    if first is None or function in first.varying:
+    numbers_vary = False
+    if first is None:
         signed = False
+    elif function in first.varying:
+        apart = numbers_apart(key) if first.varying[function] else None
+        if apart is None or not (function.formulas and function.formulas.takes_any_number):
+            signed = False
+        else:
+            key, numbers_vary = apart, True
     if of_complex and tracked:  # after PyTorch's own error, if it has one
         if inplace is None:
             function.forward(node, *args)
@@ -816,7 +826,7 @@ def _record(
             if tracked and dtype.is_floating_point:
                 node.sequence = next(_sequence)
                 if signed:
-                    _sign(node, key, first, args, makes_new=True)
+                    _sign(node, key, first, args, True, numbers_vary)
                 if node._saved:
                     _save_apart(node, out)
                 out.__class__ = _tensor.Tensor
@@ -850,13 +860,9 @@ def _record(
             out = _track(node, 0, out, args, False, change)
         node.outputs = (meta_of(out),)
     if signed and tracked:
-        _sign(
-            node,
-            key,
-            first,
-            args,
-            makes_new=function.is_rule and function.is_view and type(out) is _tensor.Tensor,
-        )
+        makes_new = function.is_rule and function.is_view and inplace is None
+        makes_new = makes_new and type(out) is _tensor.Tensor
+        _sign(node, key, first, args, makes_new, numbers_vary)
     if node.dirty or node.non_differentiable:
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
@@ -953,6 +959,9 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     if first is None:
         return None
     found = first.next.get((function, *key) if key else function)
+    if found is None and function in first.varying:
+        apart = numbers_apart(key)
+        found = None if apart is None else first.next.get((function, *apart))
     if found is None or not found.makes_new:
         return None
     return _once_more(function, args, found, edges)
@@ -974,6 +983,8 @@ def _once_more(
         node.plan = plan
         if plan.label:
             node.label = plan.label
+        if plan.is_open:
+            node.given = plan.given(function.formulas.completed(args))  # type: ignore[union-attr]
         out = plan.compute(*args)
         if plan.saves is formula.ONLY_RESULT:
             node._saved, node._versions = (out.detach(),), formula.NEW
@@ -992,6 +1003,7 @@ def _once_more(
 
 _new_node = object.__new__
 HERE = object()  # in a key, after what comes before the first argument that has a signature
+IN_PLACE = object()  # in a key: the first argument was changed
 
 
 def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
@@ -1009,7 +1021,14 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
     return held[1]
 
 
-def _sign(node: Node, key: list[Any], first: Any, args: tuple[Any, ...], makes_new: bool) -> None:
+def _sign(
+    node: Node,
+    key: list[Any],
+    first: Any,
+    args: tuple[Any, ...],
+    makes_new: bool,
+    numbers_vary: bool,
+) -> None:
     """Give `node` the signature of its call, new if need be.
 
     `key` stands for the arguments but for the first that has a signature, which keeps it.
@@ -1021,7 +1040,11 @@ def _sign(node: Node, key: list[Any], first: Any, args: tuple[Any, ...], makes_n
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         if node.plan is not None:
-            sign.plan = node.plan.fixed(node.given, node.label)
+            sign.plan = (
+                node.plan.labelled(node.label)
+                if numbers_vary
+                else node.plan.fixed(node.given, node.label)
+            )
         sign.checks_shape = node.function.reads_data or any(
             isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
         )

@@ -66,6 +66,24 @@ _WORDS = re.compile(r"\bt\d+\b")
 _LITERALS = (bool, int, float, str, type(None))
 
 
+class _Given(float):
+    """A number that a node was given, and may be another in the next walk.
+
+    It may be handed to torch calls. What is computed from it, or asked of it, would be noted as
+    if it were always the same.
+    """
+
+    place: str  # in the source
+
+
+def _unbindable(*args: Any) -> Any:
+    raise Unbindable
+
+
+for _name in vars(float).keys() - {"__new__", "__getattribute__", "__doc__"}:
+    setattr(_Given, _name, _unbindable)
+
+
 class Unbindable(Exception):
     """The notes cannot follow what was done."""
 
@@ -315,8 +333,15 @@ class _Writer:
         for attribute, value in vars(node).items() if id(node) in self.names else ():
             if isinstance(value, torch.Tensor):
                 self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
-        with _Notes() as notes:
-            results = _walk.validated(node, node.run(slots))
+        given = node.given
+        sign = node.signature
+        if sign is not None and sign.plan is not None and sign.plan.is_open:
+            node.given = tuple([self.open(node, i) for i in range(len(given))])
+        try:
+            with _Notes() as notes:
+                results = _walk.validated(node, node.run(slots))
+        finally:
+            node.given = given
         if notes.reads_data:
             raise Unbindable
         before = len(self.lines), dict(self.known)
@@ -339,6 +364,17 @@ class _Writer:
             self.known = before[1]
             raise
         return results
+
+    def open(self, node: _tape.Node, index: int) -> Any:
+        """What a node was given: a number as one that may differ."""
+        value = node.given[index]
+        if type(value) is not float:
+            return value
+        if id(node) not in self.names:
+            raise Unbindable
+        value = _Given(value)
+        value.place = f"{self.names[id(node)]}.given[{index}]"
+        return value
 
     def found(self, tensor: torch.Tensor, place: str, mine: dict[int, str]) -> None:
         """A node keeps `tensor` in `place`, and perhaps in another: that may differ next time."""
@@ -401,6 +437,8 @@ class _Writer:
                     raise Unbindable  # where it came from is not known
                 name = self.constant(value)
             return name
+        if type(value) is _Given:
+            return value.place
         if not any(True for _ in _tape.tensors_in(value)) and not isinstance(value, slice):
             return self.constant(value)
         if type(value) is tuple or type(value) is list:

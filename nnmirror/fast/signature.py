@@ -55,7 +55,9 @@ class Signature:
         # Of the calls on what this signature stands for, by function and other arguments.
         self.next: dict[Any, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
-        self.varying: set[Any] = set()  # functions whose calls from here are no longer signed
+        # Functions that are called otherwise each time: their numbers no longer count (True), or
+        # that was not all that differs, and their calls are no longer signed (False).
+        self.varying: dict[Any, bool] = {}
         self.walks = 0  # how often a walk began here
         self.visits = 0  # how often the generic walk came here
         # Parts of a walk from here, by the strides of the gradient; False if there can be none.
@@ -77,12 +79,13 @@ class Signature:
     def follow(self, function: Any, key: Any, made: "Signature") -> None:
         """Keep `made` as what comes of the call `key` of `function`.
 
-        A function that is called otherwise each time, as by a slice that grows or a number that
-        follows a schedule, makes no graph twice: its calls are not signed any more.
+        A function may be called otherwise each time. If that is by a number that follows a
+        schedule, the number is taken for an operand, which may differ (see `numbers_apart`). If
+        it is by a slice that grows, it makes no graph twice: its calls are not signed any more.
         """
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= _MOST_OF_ONE:
-            self.varying.add(function)
+            self.varying[function] = function not in self.varying
             for k in of_one:
                 del self.next[k]
             return
@@ -104,6 +107,15 @@ def of_tensor(tensor: torch.Tensor) -> Any:
         return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
     except RuntimeError:  # a sparse one
         raise Unsigned from None
+
+
+def numbers_apart(key: Sequence[Any]) -> list[Any] | None:
+    """A key of a call whose numbers are operands, from that of a call; None if it has no number."""
+    apart = [_NUMBER if type(part) is tuple and part[0] is float else part for part in key]
+    return apart if _NUMBER in apart else None
+
+
+_NUMBER = float, "any"
 
 
 def of_value(value: Any) -> Any:
