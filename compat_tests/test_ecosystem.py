@@ -879,8 +879,6 @@ TAKERS = {
     "func.grad": lambda m, x: torch.func.grad(lambda x: m(x).sum())(x),
     "jacrev": lambda m, x: torch.func.jacrev(m)(x[0]),
     "vmap": lambda m, x: torch.vmap(m)(x),
-    "hessian": lambda m, x: torch.autograd.functional.hessian(lambda x: m(x).sum(), x),
-    "create_graph": lambda m, x: m(x).sum().backward(create_graph=True),
 }  # fmt: skip
 
 

@@ -710,14 +710,6 @@ def test_parameters_inside_a_transform_are_refused(transform, net):
             assert torch.allclose(run(x), torch.stack([model(row) for row in x]))
 
 
-def test_create_graph_is_refused():
-    y = nnmirror.Tanh()(nnmirror.Parameter(torch.ones(3))).sum()
-    with pytest.raises(NotImplementedError, match="create_graph"):
-        y.backward(create_graph=True)
-    with pytest.raises(NotImplementedError, match="create_graph"):
-        nnmirror.grad(y, [nnmirror.Parameter(torch.ones(1))], create_graph=True)
-
-
 @parity
 def test_function_of_your_own(nn, optim):
     base = torch.autograd.Function if nn is torch.nn else nnmirror.Function

@@ -29,4 +29,5 @@ exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
 # Warnings that PyTorch gives once: were they given?
 warned_of_numbers = False  # that a tensor with a gradient was made a number
+warned_of_cycle = False  # between a leaf and a gradient that is recorded
 warned_of_strides = False  # that a gradient is laid out otherwise than its bucket

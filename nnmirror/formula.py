@@ -78,6 +78,7 @@ class Plan:
         "memory",
         "names",
         "needs_memory",
+        "of_plain",
         "saves",
         "saves_number",
     )
@@ -97,6 +98,7 @@ class Plan:
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
+        self.of_plain: Plan | None = None  # of an exact form: for the gradients of its rule
 
     def result_saved(self, index: int) -> int | None:
         """Which result it is that was saved at `index`; None if none is."""
@@ -327,12 +329,7 @@ class Formulas:
             needs = (*needs[:place], True, *needs[place + 1 :])
         elif self.joint is None:
             self._check_needs(needs)
-        used: set[str] = set()
-        if self.joint is not None:
-            used.update(self.joint_needs)
-        else:
-            for need, names in zip(needs, self.needed_by, strict=False):
-                used.update(names if need else ())
+        used = self.needed_for(needs)
         if self.has_more:
             kept = tuple([i for i, name in enumerate(function.keeps) if name in used])
             plan: Plan = PlanOfMore(self, kept)
@@ -394,6 +391,13 @@ class Formulas:
         if "how" in used:
             plan.arguments["how"] = function.how(*args)
         return plan
+
+    def needed_for(self, needs: tuple[bool, ...]) -> set[str]:
+        """What these gradients are given, by name."""
+        if self.joint is not None:
+            return set(self.joint_needs)
+        named = zip(needs, self.needed_by, strict=False)
+        return {name for need, names in named if need for name in names}
 
     def _gradient(self, place: int) -> Callable[..., Any] | None:
         """What gives the gradient of an argument."""

@@ -39,6 +39,7 @@ from .rules.activation import (
 from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
+from .rules.gradient import gradient
 from .rules.kernel import laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.pointwise import leaky
@@ -361,6 +362,7 @@ class Tanh(Rule):
         return _tanh_grad(g, result)
 
 
+@gradient("TanhBackward", second=lambda h, g, y: h * (-2 * y * g))
 def _tanh_grad(g: T, y: T) -> T:
     """g (1 - y y): one fused multiply-add, then the product, as PyTorch's kernel."""
     if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
@@ -406,11 +408,17 @@ class Relu(Rule):
 
     @staticmethod
     def d_input(g: T, result: T) -> T:
-        return laid_out_as(where_positive(g, result), result)
+        return _relu_grad(g, result)
 
     @classmethod
     def node_name(cls) -> str:
         return "ReluBackward0"
+
+
+@gradient("ThresholdBackward")
+def _relu_grad(g: T, y: T) -> T:
+    """g where y > 0, else 0, laid out as y."""
+    return laid_out_as(where_positive(g, y), y)
 
 
 @rule(T.relu_, torch.relu_)
@@ -447,7 +455,7 @@ class LeakyRelu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, negative_slope: float) -> T:
-        return leaky(g, input, negative_slope)
+        return _leaky_grad(g, input, negative_slope)
 
     @classmethod
     def node_name(cls) -> str:
@@ -479,7 +487,10 @@ class LeakyReluInplace(LeakyRelu):
                 " issue at https://github.com/pytorch/pytorch if you do require supporting"
                 " in-place leakRelu backward calculation with negative slope"
             )
-        return leaky(g, result, negative_slope)
+        return _leaky_grad(g, result, negative_slope)
+
+
+_leaky_grad = gradient("LeakyReluBackward")(leaky)
 
 
 def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:

@@ -96,12 +96,6 @@ class Source:
         """Arguments that are refused."""
         called = self._dotted(node.func) or ""
         given = {k.arg: k.value for k in node.keywords if k.arg}
-        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        place = {"torch.autograd.grad": 4, "torch.autograd.backward": 3}.get(called)
-        if place is None and method == "backward":
-            place = 2
-        if place is not None and len(node.args) > place:
-            given["create_graph"] = node.args[place]
         for name, value in given.items():
             if not (isinstance(value, ast.Constant) and value.value is True):
                 continue
@@ -222,7 +216,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
-_SECOND = f"gradients of gradients are not mirrored; {_TO_TORCH}"
+_SECOND = f"steps that are recorded are not mirrored; {_TO_TORCH}"
 _TRANSFORMS = f"of what uses parameters that require grad; {_TO_TORCH}"
 # What is refused when it is called, and what to do instead.
 _REFUSED_NAMES = {
@@ -254,14 +248,9 @@ _REFUSED_NAMES = {
         ],
         _TRANSFORMS,
     ),
-    "torch.autograd.functional.hessian": _SECOND,
-    "torch.autograd.functional.hvp": _SECOND,
-    "torch.autograd.functional.vhp": _SECOND,
-    "torch.autograd.functional.jvp": _SECOND,
 }
 # And by an argument that is True: of calls that begin so, the argument.
 _REFUSED_ARGUMENTS = (
-    ("", "create_graph", _SECOND),
     ("torch.optim", "differentiable", _SECOND),
     ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),

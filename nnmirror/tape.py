@@ -90,6 +90,7 @@ class Node:
     # What a user's Function keeps on its ctx; None for a rule.
     attributes: dict[str, Any] | None = None
     segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
+    creates_graph: bool = False  # while its backward is recorded itself
     _saved: Sequence[torch.Tensor | None] | None = ()
     _versions: Sequence[int] = ()
     records: bool = True
@@ -251,7 +252,7 @@ class Node:
             ]
         if self.attributes is None:
             return self.completed(self.function.backward(self, *grads))
-        with users_code():
+        with users_code(self.creates_graph):
             results = self.completed(_users_backward(self, grads))
         for i, (edge, grad) in enumerate(zip(self.edges, results, strict=True)):
             if grad is not None and i not in self.places:
@@ -412,18 +413,21 @@ _READ_ONCE = (
 
 class users_code:
     """Runs a user's code inside a walk or a forward: tracked tensors are that again, and grad
-    mode is off.
+    mode is off, or on where the walk is recorded itself.
 
     Off as torch's is, so that the code may switch it on with `torch.enable_grad()`.
     """
 
-    __slots__ = ("asking", "own_mode", "torchs_mode")
+    __slots__ = ("asking", "mode", "own_mode", "torchs_mode")
+
+    def __init__(self, mode: bool = False) -> None:
+        self.mode = mode
 
     def __enter__(self) -> None:
         self.asking = EnableTorchFunction()
         self.asking.__enter__()
         self.torchs_mode, self.own_mode = torch.is_grad_enabled(), _override.mode
-        _torch.set_grad_enabled(False)
+        _torch.set_grad_enabled(self.mode)
         _override.mode = None
 
     def __exit__(self, *exc: Any) -> None:
@@ -636,10 +640,33 @@ class Function:
         """Call `forward`, recording it if grad mode is on and an argument requires grad."""
         return _applied(cls, args, kwargs)
 
+    @staticmethod
+    def saves_of(node: Any) -> Sequence[int] | None:
+        """Of a rule that is not written as formulas: the arguments that it saves, by their places;
+        None where that is not said."""
+        return None
+
+    @staticmethod
+    def origin(node: Any, place: int) -> Edge | None:
+        """Where a gradient of the saved argument at `place` goes."""
+        return node.edges[place]  # type: ignore[no-any-return]
+
     @classmethod
     def node_name(cls) -> str:
         """What a tensor's `grad_fn` shows."""
         return cls.__name__ + "Backward"
+
+
+@upcall("nnmirror.double_backward")
+def run_recorded(node: Node, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+    """`node.run`, recorded."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.double_backward")
+def needing(node: Node, needs: tuple[bool, ...]) -> Node:
+    """The node as its backward sees it where only some of the gradients are asked for."""
+    raise NotImplementedError
 
 
 @implements(_tensor)
@@ -762,8 +789,12 @@ def _record(
                     sign = sign.output(index)
             else:  # no result is complex, so only here can a complex tensor come in
                 if arg._requires_grad:
-                    edge = (arg, 0)
-                    sign = arg._signature or _signature_of_leaf(arg)
+                    leaf = arg._stands_for
+                    if leaf is None:
+                        edge = (arg, 0)
+                        sign = arg._signature or _signature_of_leaf(arg)
+                    else:
+                        edge, sign = (leaf, 0), None
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
             if edge is not None:
@@ -1267,6 +1298,8 @@ def edge_of(tensor: torch.Tensor) -> Edge:
             renew(tensor)
         if tensor._node is not None:
             return tensor._node, tensor._output_nr
+        if tensor._stands_for is not None:
+            return tensor._stands_for, 0
     return tensor, 0
 
 
@@ -1304,7 +1337,7 @@ def _track(
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # the forward handed an input on: a tensor of its own
     if node._saved:
-        _save_apart(node, out)
+        _save_apart(node, out, index)
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = tracked_class(type(out))
     if dirty:
@@ -1322,12 +1355,12 @@ def _track(
     return out
 
 
-def _save_apart(node: Node, out: torch.Tensor) -> None:
+def _save_apart(node: Node, out: torch.Tensor, index: int = 0) -> None:
     """An output that is saved would keep itself alive: save an alias of it."""
     for kept in node._saved or ():
         if kept is out:
             alias = out.detach()
-            alias._alias_of_output = True  # type: ignore[attr-defined]
+            alias._alias_of_output = index  # type: ignore[attr-defined]
             node._saved = [alias if t is out else t for t in node._saved or ()]
 
 

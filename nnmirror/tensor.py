@@ -196,6 +196,7 @@ class Tensor(torch.Tensor):
     _output_nr: int = 0  # which of that call's outputs it is
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # what `grad` shows
+    _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if not itself
     _signature: "Signature | None" = None  # of a leaf, while its flags and layout stay (see fast)
     _signature_by_layout: "tuple[Any, Signature] | None" = None  # the latest, to be taken up again
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then

@@ -19,8 +19,10 @@ import torch
 from . import _state, _torch, fast
 from . import tape as _tape
 from . import tensor as _tensor
-from ._torch import DisableTorchFunctionSubclass
+from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements, upcall
+from .double_backward import led_to
+from .grad_mode import _override
 from .tensor import C_grad
 
 _R = TypeVar("_R")
@@ -48,6 +50,7 @@ class _Walks(threading.local):
     callbacks: list[Callable[[], None]] | None = None
     number: int = -1
     leads_to: Callable[[Any], bool | None] | None = None
+    creates_graph: bool = False  # it is recorded itself
 
 
 _walk_numbers = itertools.count()
@@ -66,16 +69,19 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _one_walk(leads_to: Callable[[Any], bool | None]) -> Iterator[None]:
+def _one_walk(
+    leads_to: Callable[[Any], bool | None], creates_graph: bool = False
+) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
-    outer = _walks.callbacks, _walks.number, _walks.leads_to
+    outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
     _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
+    _walks.creates_graph = creates_graph
     try:
         yield
         for callback in _walks.callbacks:  # which may queue more
             callback()
     finally:
-        _walks.callbacks, _walks.number, _walks.leads_to = outer
+        _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph = outer
 
 
 class _TorchInAWalk:
@@ -127,16 +133,20 @@ def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
 def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
     """`function`, a walk, with torch's grad mode off, as a backward has it.
 
-    Else torch would record what is computed from a tensor that requires grad by now.
+    Else torch would record what is computed from a tensor that requires grad by now. With
+    `create_graph=True` it is on, for the mirror: no tensor that torch tracks comes in.
     """
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> _R:
-        mode = torch.is_grad_enabled()
-        _torch.set_grad_enabled(False)
+    def call(*args: Any, create_graph: bool = False, **kwargs: Any) -> _R:
+        mode, own_mode = torch.is_grad_enabled(), _override.mode
+        _torch.set_grad_enabled(create_graph)
+        if create_graph:
+            _override.mode, kwargs["create_graph"] = None, True
         try:
             return function(*args, **kwargs)
         finally:
+            _override.mode = own_mode
             _torch.set_grad_enabled(mode)
 
     return call
@@ -150,6 +160,7 @@ def walk(
     only: Sequence[_tape.Edge] | None = None,
     stop: Sequence[_tape.Edge] | None = None,
     into: bool = False,
+    create_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """Send `grads` back from `edges`.
 
@@ -161,9 +172,14 @@ def walk(
     The order is PyTorch's: of the nodes whose gradients are complete the one recorded
     last runs first, and gradients are added up in the order in which they arrive. So
     sums of three or more terms have the same bits.
+
+    With `create_graph` the walk is recorded itself (see `double_backward`).
     """
     captured = only or stop or ()
-    binding = fast.enabled and not (captured or torch.is_anomaly_enabled() or _torch.is_shown())
+    binding = fast.enabled and not (
+        captured or create_graph or torch.is_anomaly_enabled() or _torch.is_shown()
+    )
+    add = _add_recorded if create_graph else operator.add
     counts, order = dependencies(edges, expanding=not binding)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
@@ -190,7 +206,7 @@ def walk(
             slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
         if grad is not None:
             held = slots[index]
-            slots[index] = grad if held is None else held + grad
+            slots[index] = grad if held is None else add(held, grad)
             grad = None  # from here on the slot alone holds it
         counts[key] -= 1
         if counts[key]:
@@ -215,7 +231,7 @@ def walk(
             return None
         return id(target) in (counts if reaches is None else reaches & counts.keys())
 
-    with DisableTorchFunctionSubclass(), _one_walk(leads_to):
+    with DisableTorchFunctionSubclass(), _one_walk(leads_to, create_graph):
         for (target, index), grad in zip(edges, grads, strict=True):
             arrive(target, index, grad)
         while ready:
@@ -240,10 +256,12 @@ def walk(
                     found[id(node), i] = slots[i]
                     if stop is not None:
                         slots[i] = None
-            if reaches is not None and not any(
-                e is not None and id(e[0]) in reaches for e in node.edges
-            ):
-                continue
+            asked = node  # for the gradients that are needed
+            if reaches is not None:
+                needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
+                if True not in needs:
+                    continue
+                asked = _tape.needing(node, needs)
             if node.prehooks:
                 slots = _run_prehooks(node.prehooks, slots)
             # A user's Function is asked even then: what it returns may be zeros.
@@ -251,7 +269,8 @@ def walk(
             if nothing:
                 results: Any = [None] * len(node.edges)
             else:
-                results = validated(node, node.run(slots))
+                run = _tape.run_recorded if create_graph else _tape.Node.run
+                results = validated(node, run(asked, slots))
                 if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
                     _refuse_nan(node, results)
             if node.posthooks:
@@ -388,10 +407,8 @@ def validated(
                 shape, dtype, _ = target.outputs[index]
             else:
                 shape, dtype = target.shape, target.dtype
-            if grad.shape != shape:
-                grad = grad.sum_to_size(shape)
-            if grad.dtype is not dtype:
-                grad = grad.to(dtype)
+            if grad.shape != shape or grad.dtype is not dtype:
+                grad = _fitted(grad, shape, dtype)
             checked.append(grad)
             continue
         if not isinstance(grad, torch.Tensor):
@@ -410,11 +427,11 @@ def validated(
                     f"Function {node.name()} returned an invalid gradient at index {i} - got"
                     f" {list(grad.shape)} but expected shape compatible with {list(shape)}"
                 )
-            grad = grad.sum_to_size(shape)
+            grad = _fitted(grad, shape, grad.dtype)
         if grad.dtype is not dtype:
             if grad.is_complex() != dtype.is_complex:
                 raise RuntimeError(_OF_NUMBERS)
-            grad = grad.to(dtype)
+            grad = _fitted(grad, shape, dtype)
         if grad.device != device:
             if grad.dim() == 0:
                 grad = grad.to(device)
@@ -423,10 +440,24 @@ def validated(
                     f"Function {node.name()} returned an invalid gradient at index {i} -"
                     f" expected device {device} but got {grad.device}"
                 )
-        if grad.requires_grad:
+        if grad.requires_grad and not _walks.creates_graph:
             grad = grad.detach()
         checked.append(grad)
     return checked
+
+
+def _fitted(grad: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    if _walks.creates_graph:
+        with EnableTorchFunction():
+            return grad.sum_to_size(shape).to(dtype)
+    if grad.shape != shape:
+        grad = grad.sum_to_size(shape)
+    return grad if grad.dtype is dtype else grad.to(dtype)
+
+
+def _add_recorded(held: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    with EnableTorchFunction():
+        return held + grad
 
 
 _OF_NUMBERS = (
@@ -447,18 +478,26 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
 accumulating = threading.RLock()
 
 
-def accumulate(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
+def accumulate(
+    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool, create_graph: bool = False
+) -> None:
     """Add `grad` to `leaf.grad`, as PyTorch's AccumulateGrad.
 
     The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
     layout is the leaf's; otherwise it is copied. Later ones are added in place.
     """
     with accumulating:
-        add_to_grad(leaf, grad, may_keep)
+        add_to_grad(leaf, grad, may_keep, create_graph)
 
 
-def add_to_grad(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
+def add_to_grad(
+    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool, create_graph: bool = False
+) -> None:
     held = grad_of(leaf)
+    if create_graph:
+        with EnableTorchFunction():
+            put_grad(leaf, _laid_out_as(leaf, grad) if held is None else held + grad)
+        return
     if held is None:
         if (  # nearly always: what follows says the same
             may_keep
@@ -472,10 +511,6 @@ def add_to_grad(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
             put_grad(leaf, grad)
             return
     else:
-        if held.requires_grad:
-            raise RuntimeError(
-                "nnmirror: .grad requires grad itself; gradients of gradients are not mirrored"
-            )
         if held.layout is not torch.strided and grad.layout is torch.strided:
             put_grad(leaf, grad + held)
         else:
@@ -486,11 +521,16 @@ def add_to_grad(leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool) -> None:
     else:
         fits = grad.stride() == leaf.stride()
     if not (may_keep and fits and grad.shape == leaf.shape) or grad._is_view():
-        layout = torch.preserve_format if is_dense(leaf) else torch.contiguous_format
-        grad = torch.empty_like(leaf, memory_format=layout).copy_(grad)
+        grad = _laid_out_as(leaf, grad)
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
     put_grad(leaf, grad)
+
+
+def _laid_out_as(leaf: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """A copy of `grad` in the layout of the leaf."""
+    layout = torch.preserve_format if is_dense(leaf) else torch.contiguous_format
+    return torch.empty_like(leaf.detach(), memory_format=layout).copy_(grad)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -523,11 +563,11 @@ def _finish_leaf(
     if before:
         grad = cast("torch.Tensor", _run_prehooks(before, [grad])[0])
     if leaf.requires_grad:  # else frozen since the forward
-        accumulate(leaf, grad, may_keep=unshared)
+        accumulate(leaf, grad, unshared, _walks.creates_graph)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
         for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with _tape.users_code():
+            with _tape.users_code(_walks.creates_graph):
                 result = hook(leaf)
             if result is not None:
                 returned = _replacement(hook, leaf, result)
@@ -565,7 +605,7 @@ def _run_tensor_hooks(
 ) -> torch.Tensor:
     """Call each hook with the gradient; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
-        with _tape.users_code():
+        with _tape.users_code(_walks.creates_graph):
             result = hook(grad)
         if result is not None:
             grad = _replacement(hook, grad, result)
@@ -590,7 +630,7 @@ def _replacement(hook: Any, grad: Any, result: Any) -> Any:
             )
         if result.shape != grad.shape:
             raise RuntimeError(f"hook '{_hook_name(hook)}' has changed the size of value")
-    return result.detach() if result.requires_grad else result
+    return result.detach() if result.requires_grad and not _walks.creates_graph else result
 
 
 def _replacements(hook: Any, grads: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
@@ -615,13 +655,17 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
             tensor = node.retained[index]()
             if tensor is not None:
                 held = tensor._gradient
-                tensor._gradient = grad.clone() if held is None else held + grad
+                if _walks.creates_graph:
+                    with EnableTorchFunction():
+                        tensor._gradient = grad.clone() if held is None else held + grad
+                else:
+                    tensor._gradient = grad.clone() if held is None else held + grad
 
 
 def _run_prehooks(
     hooks: Mapping[int, Callable[..., Any]], slots: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    with _tape.users_code():
+    with _tape.users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
             result = hook(tuple(slots))
             if result is not None:
@@ -635,7 +679,7 @@ def _run_posthooks(
     results: list[torch.Tensor | None],
     slots: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    with _tape.users_code():
+    with _tape.users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
             grads = tuple(results[i] for i in places)
             result = hook(grads, tuple(slots))
@@ -650,7 +694,9 @@ def _run_posthooks(
 
 
 def make_grads(
-    outputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None]
+    outputs: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor | None],
+    create_graph: bool = False,
 ) -> list[torch.Tensor]:
     """The gradients to start from: those given, checked, or one for each scalar output."""
     for given in grads:
@@ -665,11 +711,11 @@ def make_grads(
         for i, (out, grad) in enumerate(zip(outputs, grads, strict=True)):
             if grad is None and not out.requires_grad:
                 raise RuntimeError(_NO_GRAD_FN.format(i))
-            started.append(start_grad(_tape.meta_of(out), grad, i))
+            started.append(start_grad(_tape.meta_of(out), grad, i, create_graph))
     return started
 
 
-def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
+def start_grad(meta: Any, grad: Any, index: int, create_graph: bool = False) -> torch.Tensor:
     """The gradient to start from at an output of this shape, dtype and device."""
     shape, dtype, device = meta
     if grad is None:
@@ -695,8 +741,15 @@ def start_grad(meta: Any, grad: Any, index: int) -> torch.Tensor:
         raise RuntimeError(
             f"invalid gradient at index {index} - expected device {device} but got {grad.device}"
         )
-    grad = grad.detach()
+    grad = grad.detach() if not create_graph else _tracked(grad)
     return grad if grad.dtype is dtype else grad.to(dtype)
+
+
+def _tracked(grad: torch.Tensor) -> torch.Tensor:
+    """A gradient to start from, which may depend on something itself."""
+    if isinstance(grad, _tensor.Tensor) or not grad.requires_grad:
+        return grad
+    return led_to(grad, (grad, 0))
 
 
 def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
@@ -707,14 +760,6 @@ def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
 
 
 _NO_GRAD_FN = "element {} of tensors does not require grad and does not have a grad_fn"
-
-
-_NO_CREATE_GRAPH = (
-    "nnmirror: create_graph=True (a gradient of a gradient) is not mirrored; the backward"
-    " formulas are computed, not recorded. What to do: compute this loss with"
-    " nnmirror.to_torch(model), made once: it has the same weights, and what its backward adds to a"
-    " gradient is added to that of the model"
-)
 
 
 @implements(_tensor)
@@ -745,29 +790,47 @@ def backward(
                 " `backward()`. Please only use `grad_tensors`."
             )
         grad_tensors = grad_variables
-    if create_graph:
-        raise NotImplementedError(_NO_CREATE_GRAPH)
     outputs = _as_many(tensors)
     grads = (None,) * len(outputs) if grad_tensors is None else _as_many(grad_tensors)
     if inputs is not None:
         inputs = _inputs_of(inputs, "backward")
         if not all(t.requires_grad for t in inputs):
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-    if inputs is None and grad_tensors is None and len(outputs) == 1:
+    if retain_graph is None:
+        retain_graph = create_graph
+    if create_graph:
+        _warn_of_cycle()
+    elif inputs is None and grad_tensors is None and len(outputs) == 1:
         retain = retain_graph is not None and _flag(retain_graph)
         if fast.enabled and walk_bound(outputs[0], retain):
             return
-    started = make_grads(outputs, grads)
+    started = make_grads(outputs, grads, create_graph)
     roots = _roots(outputs)
     if inputs is None:
-        walk(roots, started, _flag(retain_graph))
+        walk(roots, started, _flag(retain_graph), create_graph=create_graph)
         return
     edges = _input_edges(inputs)
-    found = walk(roots, started, _flag(retain_graph), only=edges, into=True)
+    found = walk(
+        roots, started, _flag(retain_graph), only=edges, into=True, create_graph=create_graph
+    )
     with DisableTorchFunctionSubclass():
         for tensor, grad in zip(inputs, found, strict=True):
             if grad is not None:
-                accumulate(tensor, grad, may_keep=False)
+                accumulate(tensor, grad, False, create_graph)
+
+
+def _warn_of_cycle() -> None:
+    """As PyTorch, once."""
+    if not _state.warned_of_cycle or torch.is_warn_always_enabled():
+        _state.warned_of_cycle = True
+        warnings.warn(
+            "Using backward() with create_graph=True will create a reference cycle between the"
+            " parameter and its gradient which can cause a memory leak. We recommend using"
+            " autograd.grad when creating the graph to avoid this. If you have to use this"
+            " function, make sure to reset the .grad fields of your parameters to None after use"
+            " to break the cycle and avoid the leak.",
+            stacklevel=4,
+        )
 
 
 def _as_many(value: Any) -> tuple[Any, ...]:
@@ -880,8 +943,8 @@ def grad(
     A tuple, or a dict where `inputs` is one. With `is_grads_batched` the first dimension of each
     of `grad_outputs` is a batch, for whose items the walk is made one after the other.
     """
-    if create_graph:
-        raise NotImplementedError(_NO_CREATE_GRAPH)
+    if retain_graph is None:
+        retain_graph = create_graph
     if not only_inputs:
         warnings.warn(
             "only_inputs argument is deprecated and is ignored now (defaults to True). To"
@@ -900,8 +963,10 @@ def grad(
     vmapped = any(isinstance(g, torch.Tensor) and _is_vmapped(g) for g in starts)
 
     def one(given: Sequence[torch.Tensor | None], retain: bool) -> Sequence[torch.Tensor | None]:
-        started = make_grads(outs, given)
-        results = walk(_roots(outs), started, retain, only=_input_edges(ins))
+        started = make_grads(outs, given, create_graph)
+        results = walk(
+            _roots(outs), started, retain, only=_input_edges(ins), create_graph=create_graph
+        )
         if not (allow_unused or materialize_grads) and any(g is None for g in results):
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. Set"

@@ -12,6 +12,7 @@ from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import record
 from .arithmetic import shared, zero
+from .gradient import gradient
 from .kernel import laid_out_as, on_scalar_path
 from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule
 
@@ -167,8 +168,17 @@ def _flat(name: str) -> None:
     inplace(getattr(T, name + "_"))(made)
 
 
-for _name in ("sign", "floor", "ceil", "trunc", "round"):
+for _name in ("sign", "sgn", "floor", "ceil", "trunc", "round"):
     _flat(_name)
+
+
+@gradient("SigmoidBackward", second=lambda h, g, z: h * g * (-2 * z + 1))
+def _sigmoid_grad(g: T, z: T) -> T:
+    """g (1 - z) z"""
+    if z.dtype is torch.bfloat16:
+        wide = z.float()  # the kernel computes this one in float32 and rounds once
+        return laid_out_as((g.float() * (1 - wide) * wide).to(z.dtype), g)
+    return laid_out_as(g * (1 - z) * z, g)
 
 
 @inplace(T.sigmoid_, torch.sigmoid_)
@@ -184,11 +194,7 @@ class Sigmoid(Rule):
 
     @staticmethod
     def d_input(g: T, result: T) -> T:
-        z = result
-        if z.dtype is torch.bfloat16:
-            wide = z.float()  # the kernel computes this one in float32 and rounds once
-            return laid_out_as((g.float() * (1 - wide) * wide).to(z.dtype), g)
-        return laid_out_as(g * (1 - z) * z, g)
+        return _sigmoid_grad(g, result)
 
 
 @rule(torch.maximum, T.maximum)

@@ -54,6 +54,18 @@ class Sum(Rule):
         return g.expand(input_shape) if dim is None else expand_back(g, input_shape, dim, keepdim)
 
 
+@composite(T.sum_to_size)
+def sum_to_size(input: T, *size: Any) -> T:
+    """The sum over the dimensions that broadcasting from `size` would make or repeat."""
+    shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+    torch.Tensor.sum_to_size(input.detach(), shape)  # PyTorch's error
+    lead = input.dim() - len(shape)
+    over = [d for d in range(input.dim()) if d < lead or shape[d - lead] == 1 != input.shape[d]]
+    if over:
+        input = record(Sum, (input, over, True))[0]
+    return input.view(shape) if lead else input
+
+
 @rule(torch.mean, T.mean)
 class Mean(Rule):
     """z = sum of x / n, over `dim` or all:  dx = g / n, repeated"""

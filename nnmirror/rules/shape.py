@@ -232,7 +232,7 @@ def transpose(input: T, dim0: int, dim1: int) -> T:
     return record(Transpose, (input, dim0, dim1))[0]
 
 
-@composite(T.mT.__get__)  # type: ignore[attr-defined]
+@composite(T.mT.__get__, T.mH.__get__, torch.adjoint, T.adjoint)  # type: ignore[attr-defined]
 def mT(input: T) -> T:
     if input.dim() == 0:
         return input

@@ -1,0 +1,188 @@
+"""A backward that is recorded itself, for gradients of gradients (`create_graph=True`).
+
+A rule's gradients are made of operations that have rules. So the walk with `create_graph=True`
+calls them with tracked tensors in the place of what was saved, and the tape records what they
+compute. What was saved knows where it came from:
+
+- an argument of the call: by the edge of the node at its place;
+- a result: by the node itself;
+- what the forward keeps, a mask or indices: no gradient goes through it;
+- what it keeps and is `derived` from the arguments (a mean): the rule's `<name>_again` computes it
+  once more from the arguments, in operations that have rules.
+
+A gradient that is not made of such operations (one that is written for speed, or follows a
+kernel's rounding) is a rule of its own, with a forward and gradients: `TanhGrad`.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import tape as _tape
+from . import tensor as _tensor
+from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
+from ._upcalls import implements
+
+T = torch.Tensor
+
+_new_node = object.__new__
+
+
+@implements(_tape)
+def run_recorded(node: _tape.Node, grads: Sequence[T | None]) -> Sequence[T | None]:
+    """The gradients of a node's arguments, recorded; `node.run` for `create_graph=True`."""
+    again = _copy_of(node)
+    again.creates_graph = True
+    if node._saved:
+        with DisableTorchFunctionSubclass():
+            again._saved, again._versions = _restored(node)
+    plain = _plain_form(node.function)
+    if plain is None:
+        with EnableTorchFunction():
+            recorded = again.run(grads)
+        if node.attributes is None:
+            _refuse_lost(node, grads, recorded)
+        return recorded
+    again.function, again.plan = plain, _plan_of(node, plain)
+    with EnableTorchFunction():
+        recorded = again.run(grads)
+    _refuse_lost(node, grads, recorded)
+    with torch.no_grad():
+        exact = node.run([None if g is None else g.detach() for g in grads])
+    for to, value in zip(recorded, exact, strict=True):
+        if isinstance(to, _tensor.Tensor):
+            _tensor._C_data.__set__(to, value)
+    return recorded
+
+
+def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[T | None]) -> None:
+    """Raise if a gradient that is linear in what depends on something depends on nothing."""
+    if not any(g is not None and g.requires_grad for g in grads):
+        return
+    for result in results:
+        if result is not None and type(result) is T and bool(result.count_nonzero()):
+            raise _no_second(node.function)
+
+
+def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
+    """The rule of which `function` is the exact form: the same gradients, in operations that have
+    rules."""
+    base: Any = function.__mro__[1]
+    return base if getattr(base, "exact", None) is function else None
+
+
+def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
+    """The plan of a node for the gradients of another rule with the same forward."""
+    plan, formulas = node.plan, rule.formulas
+    if plan is None or formulas is None:
+        raise _no_second(rule)
+    if plan.of_plain is None:
+        plan.of_plain = copy.copy(plan)
+        plan.of_plain.backs = {}
+    needed = formulas.needed_for(node.needs_input_grad)
+    if not needed <= {*plan.names, *plan.given_names, *(plan.arguments or ()), "g", "gs"}:
+        raise _no_second(rule)
+    return plan.of_plain
+
+
+def _copy_of(node: _tape.Node) -> _tape.Node:
+    made = _new_node(_tape.Node)
+    made.__dict__.update(node.__dict__)
+    return made
+
+
+@implements(_tape)
+def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
+    """The node as its backward sees it where only some of the gradients are asked for."""
+    if needs == node.needs_input_grad:
+        return node
+    asked = _copy_of(node)
+    asked.needs_input_grad = needs
+    return asked
+
+
+def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
+    """What was saved, as tensors that lead to where it came from; and the versions then."""
+    saved, versions = list(node._saved or ()), list(node._versions)
+    if node.attributes is not None:
+        return [_of_user(node, tensor) for tensor in saved], versions
+    plan, function = node.plan, node.function
+    if plan is None:
+        places = function.saves_of(node)
+        if places is None:
+            if any(isinstance(t, T) and t.is_floating_point() for t in saved):
+                raise _no_second(function)
+            return saved, versions
+        names: Sequence[str] = ()
+    else:
+        places, names = plan.saves, plan.names
+    for i, tensor in enumerate(saved):
+        if tensor is None:
+            continue
+        if i < len(places):
+            place = places[i]
+            edge = function.origin(node, place) if place >= 0 else (node, ~place)
+            saved[i] = led_to(tensor, edge)
+    for i in range(len(places), len(saved)):
+        if saved[i] is not None and names[i] in function.derived:
+            value = node.saved(i)
+            again = saved[i] = _derived(node, names[i], saved)
+            if isinstance(again, _tensor.Tensor):
+                _tensor._C_data.__set__(again, value)  # the bits of the forward
+            versions[i] = again._version
+    return saved, versions
+
+
+def _of_user(node: _tape.Node, tensor: Any) -> Any:
+    """What a user's Function saved, with the history that it has."""
+    if not isinstance(tensor, T):
+        return tensor
+    index = getattr(tensor, "_alias_of_output", None)
+    if index is not None:
+        return led_to(tensor, (node, index))
+    if isinstance(tensor, _tensor.Tensor) or not tensor.requires_grad:
+        return tensor
+    return led_to(tensor, (tensor, 0))
+
+
+def led_to(tensor: T, edge: _tape.Edge | None) -> T:
+    """`tensor`, tracked: a gradient that reaches it goes to `edge`."""
+    if edge is None or not tensor.is_floating_point():
+        return tensor if type(tensor) is T and not tensor.requires_grad else tensor.detach()
+    target, index = edge
+    if type(target) is not _tape.Node:
+        own = isinstance(target, _tensor.Tensor)
+        if own and (target is tensor or vars(target).get("_plain") is tensor):
+            return target  # type: ignore[no-any-return]
+    alias: Any = tensor.detach()
+    alias.__class__ = _tensor.Tensor
+    if type(target) is _tape.Node:
+        alias._node, alias._output_nr = target, index
+    else:
+        alias._stands_for, alias._requires_grad = target, True
+    return alias  # type: ignore[no-any-return]
+
+
+def _derived(node: _tape.Node, name: str, saved: Sequence[Any]) -> T:
+    """What the forward computed from the arguments, computed from them once more."""
+    function, plan = node.function, node.plan
+    again = getattr(function, f"{name}_again", None)
+    if again is None or plan is None:
+        raise _no_second(function)
+    known = dict(zip(plan.names, saved, strict=True))
+    known.update(plan.arguments or dict(zip(plan.given_names, node.given, strict=True)))
+    names = again.__code__.co_varnames[: again.__code__.co_argcount]
+    if any(n not in known for n in names):
+        raise _no_second(function)
+    with EnableTorchFunction():
+        return again(*[known[n] for n in names])  # type: ignore[no-any-return]
+
+
+def _no_second(function: type[_tape.Function]) -> NotImplementedError:
+    return NotImplementedError(
+        f"nnmirror: a gradient of the gradient of {function.__name__} is not mirrored, and"
+        " create_graph=True asks for it. Compute this loss with nnmirror.to_torch(model): it has"
+        " the same weights, and what its backward adds to a gradient is added to the model's"
+    )

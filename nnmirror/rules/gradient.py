@@ -1,0 +1,74 @@
+"""A gradient that is a rule of its own, with a gradient.
+
+What a rule's `d_<argument>` computes is differentiated again where `create_graph=True` asks for it:
+by the rules of the operations that it is made of. A gradient written for speed, or in the order in
+which a kernel rounds, is no sequence of such operations; it is given its gradients here, as
+PyTorch's derivatives.yaml has them for tanh_backward and the others.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .._torch import is_torch_function_enabled
+from ..tape import record
+from .registry import Rule
+
+T = torch.Tensor
+Second = Callable[..., T]
+
+
+def gradient(name: str, second: Second | None = None) -> Callable[[Callable[..., T]], Any]:
+    """Let the decorated dx(g, x, *parameters), linear in g, be recorded where the walk is.
+
+    Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), and x gets
+    second(h, g, x, *parameters); without `second`, zeros: the slope is constant in pieces.
+    `name` is that of its node in PyTorch, without the last Backward0.
+    """
+
+    def make(compute: Callable[..., T]) -> Any:
+        def forward(grad: T, input: T, *parameters: Any) -> T:
+            return compute(grad, input, *parameters)
+
+        def d_grad(g: T, input: T, parameters: tuple[Any, ...]) -> Any:
+            return apply(g, input, *parameters)
+
+        def d_input(g: T, grad: T, input: T, parameters: tuple[Any, ...]) -> T:
+            assert second is not None
+            return second(g, grad, input, *parameters)
+
+        def zeros(g: T) -> T:
+            return torch.zeros_like(g)
+
+        made = type(
+            name,
+            (Rule,),
+            {
+                "__doc__": f"`{compute.__name__}`, with a gradient.",
+                "__module__": compute.__module__,
+                "forward": staticmethod(forward),
+                "d_grad": staticmethod(d_grad),
+                "d_input": staticmethod(zeros if second is None else d_input),
+            },
+        )
+        apply = _applied(made, compute)
+        return apply
+
+    return make
+
+
+def _applied(rule: type[Rule], compute: Callable[..., T]) -> Callable[..., T]:
+    def apply(*args: Any) -> T:
+        if is_torch_function_enabled():  # it never is in a walk that is not recorded
+            return record(rule, args)[0]  # type: ignore[no-any-return]
+        return compute(*args)
+
+    apply.__name__, apply.__doc__ = compute.__name__, compute.__doc__
+    apply.__module__ = compute.__module__
+    return apply
+
+
+def applied(rule: type[Rule]) -> Callable[..., T]:
+    """What computes the gradient that `rule` stands for: recorded if the walk is, else plainly."""
+    return _applied(rule, rule.formulas.forward)  # type: ignore[union-attr]
