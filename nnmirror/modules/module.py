@@ -20,9 +20,11 @@ from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
 from .. import _torch, tape
+from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
+from ..walk import unrecorded
 from . import hooks
 from .explicit import Call, Gradient, Traced, way_back
 from .hooks import (
@@ -991,6 +993,8 @@ class Module(_RefusedByTorchModules):
     def _load_one(
         self, name: str, param: Tensor, key: str, value: Any, assign: bool, errors: list[str]
     ) -> None:
+        if not assign and _copy_plainly(param, value):
+            return
         if not torch.overrides.is_tensor_like(value):
             errors.append(
                 f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like'
@@ -1133,6 +1137,24 @@ _NEVER_CALLED = (
     " issue at https://github.com/pytorch/pytorch/issues/new?template=bug-report.yml to report"
     " this bug."
 )
+
+
+@unrecorded
+def _copy_plainly(param: Tensor, value: Any) -> bool:
+    """`param.copy_(value)` for tensors of one shape that are no subclass to be asked.
+
+    False in any other case, and where that is an error.
+    """
+    if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
+        return False
+    with DisableTorchFunctionSubclass():
+        if not isinstance(value, Tensor) or value.shape != param.shape or param.is_meta:
+            return False
+        try:
+            param.copy_(value)
+        except RuntimeError:
+            return False
+    return True
 
 
 def clear_grad(param: Tensor, set_to_none: bool) -> None:
