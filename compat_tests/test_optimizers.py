@@ -228,6 +228,26 @@ def test_shapes_layouts_and_many_steps(nn, optim, name, shape, dtype, kernel):
     return params, optimizer.state_dict(), strides
 
 
+@pytest.mark.parametrize("shared", ["nothing", "a parameter", "a gradient"])
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_large_parameters_beside_small_ones(nn, optim, name, shared):
+    """Each sees what the one before it did, in whichever way they are stepped."""
+    memory = torch.randn(40000)
+    large = nn.Parameter(torch.randn(200, 200))
+    params = [nn.Parameter(torch.randn(4, 3)), large, nn.Parameter(torch.randn(7))]
+    if shared == "a parameter":
+        params = [nn.Parameter(memory), *params, nn.Parameter(memory[:5])]
+    optimizer = getattr(optim, name)(params, lr=0.02, weight_decay=0.3)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        if shared == "a gradient":
+            params[2].grad = large.detach()[0, :7]
+        optimizer.step()
+    return params, optimizer.state_dict()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
 @parity

@@ -16,7 +16,7 @@ from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..twins import warn_if_elsewhere
-from ..walk import grad_of
+from ..walk import grad_of, unrecorded
 from .flat import Lists, Tensors, is_usual, step_as_one
 from .optimizer import Optimizer, evaluate
 
@@ -50,10 +50,14 @@ class StepwiseOptimizer(Optimizer):
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
-        with DisableTorchFunctionSubclass(), torch.no_grad():
+        self._step_groups()
+        return loss
+
+    @unrecorded
+    def _step_groups(self) -> None:
+        with DisableTorchFunctionSubclass():
             for place, group in enumerate(self.param_groups):
                 self._step_group(group, place)
-        return loss
 
     # -- what a subclass defines -------------------------------------------------------------
 
@@ -86,7 +90,9 @@ class StepwiseOptimizer(Optimizer):
 
     def _step_group(self, group: Group, place: int) -> None:
         names = self._kept(group)
-        lists: Lists = {name: [] for name in ("params", "grads", *names)}
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        states: list[dict[str, Tensor]] = []
         for param in group["params"]:
             grad = grad_of(param)
             if grad is None:
@@ -95,30 +101,36 @@ class StepwiseOptimizer(Optimizer):
                 raise RuntimeError(self._no_sparse)
             if names:
                 state = self.state[param]
-                if len(state) == 0:
+                if not state:
                     if group.get("fused"):
                         check_fused(param)
                     state.update(self._begin(param, group))
-                for name in names:
-                    lists[name].append(state[name])
-            lists["params"].append(param)
-            lists["grads"].append(grad)
-        if not lists["params"]:
+                states.append(state)
+            params.append(param)
+            grads.append(grad)
+        if not params:
             warn_if_elsewhere(group["params"])
             return
-        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        lists: Lists = {"params": params, "grads": grads}
+        for name in names:
+            lists[name] = [state[name] for state in states]
         self._check(group, lists)
         if group.get("fused"):
-            self._step_fused(group, lists, **scaling)
+            self._step_fused(group, lists, **self._scaling())
             return
-        if "fused" in group and any(x is not None for x in scaling.values()):
+        if "fused" in group and any(x is not None for x in self._scaling().values()):
             raise AssertionError("Expected grad_scale and found_inf to be None")
         if self._by_foreach(group, lists["params"]):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
-        elif not step_as_one(self, place, lists, functools.partial(self._one, group)):
-            for one in zip(*lists.values(), strict=True):
-                self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
+            return
+        rest = step_as_one(self, place, lists, functools.partial(self._one, group))
+        for one in zip(*rest.values(), strict=True):
+            self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
+
+    def _scaling(self) -> dict[str, Tensor | None]:
+        """What a GradScaler leaves here."""
+        return {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
 
     def _step_fused(
         self, group: Group, lists: Lists, grad_scale: Tensor | None, found_inf: Tensor | None
