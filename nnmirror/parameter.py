@@ -6,7 +6,7 @@ import torch
 
 from . import _torch
 from ._torch import DisableTorchFunctionSubclass
-from .tape import ORDINARY
+from .tape import LEAVES, ORDINARY
 from .tensor import Tensor, rebuild
 
 
@@ -72,6 +72,7 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
 
 
 ORDINARY.add(Parameter)
+LEAVES.add(Parameter)
 
 # A file that holds parameters (a list of them; state_dicts hold plain tensors) loads with
 # torch.load's weights_only, as one of PyTorch's parameters does.

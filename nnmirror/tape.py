@@ -30,7 +30,15 @@ from ._torch import (
 )
 from ._upcalls import implements, upcall
 from .exact import mode as _exact
-from .fast.signature import Signature, Unsigned, numbers_apart, of_tensor, of_value
+from .fast import call
+from .fast.signature import (
+    NO_CALLS,
+    Signature,
+    Unsigned,
+    numbers_apart,
+    of_tensor,
+    of_value,
+)
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .tensor import add_hook, bare, no_complex
 
@@ -74,16 +82,36 @@ class Node:
     `register_prehook`, `metadata`, and what a user's Function keeps on its `ctx`.
     """
 
-    edges: Sequence[Edge | None] = ()  # one for each argument of forward
-    places: Sequence[int] = ()  # which arguments are tensors
-    needs_input_grad: tuple[bool, ...] = ()
-    label: str = ""  # set by a forward whose name depends on its inputs, as in PyTorch
-    sequence: int = -1
-    plan: "formula.Plan | None" = None  # of a rule written as formulas: what of it is needed here
-    given: tuple[Any, ...] = ()  # and what its gradients are given besides tensors
+    # Of each call its own. Slots, as every call sets them.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_saved",
+        "_versions",
+        "edges",
+        "function",
+        "like",
+        "sequence",
+        "signature",
+    )
+
+    function: "type[Function]"
+    edges: Sequence[Edge | None]  # one for each argument of forward
+    sequence: int
+    signature: Signature | None  # how it came about; None where that cannot be said
+    # The signature that `places`, `needs_input_grad`, `outputs`, `plan` and `label` are taken from;
+    # None where the node has its own.
+    like: Signature | None
+    _saved: Sequence[torch.Tensor | None] | None
+    _versions: Sequence[int]
+
+    _places: Sequence[int] = ()
+    _needs_input_grad: tuple[bool, ...] = ()
+    _outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
+    _plan: "formula.Plan | None" = None
+    _label: str = ""
+    given: tuple[Any, ...] = ()  # what the gradients of `plan` are given besides tensors
     _signature: None = None  # as a leaf's, for who takes this for one
-    signature: Signature | None = None  # how it came about; None where that cannot be said
-    outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
@@ -91,8 +119,6 @@ class Node:
     attributes: dict[str, Any] | None = None
     segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
     creates_graph: bool = False  # while its backward is recorded itself
-    _saved: Sequence[torch.Tensor | None] | None = ()
-    _versions: Sequence[int] = ()
     records: bool = True
     is_watched: bool = False  # it has, or had, one of these four
     # Hooks, absent until one is registered.
@@ -103,6 +129,72 @@ class Node:
 
     def __init__(self, function: "type[Function]") -> None:
         self.function = function
+        self.signature = self.like = None
+        self.edges = self._saved = self._versions = ()
+        self.sequence = -1
+
+    # -- what calls of one signature have alike ------------------------------------------
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Which arguments are tensors."""
+        like = self.like
+        return self._places if like is None else like.places
+
+    @places.setter
+    def places(self, value: Sequence[int]) -> None:
+        self._on_its_own()
+        self._places = value
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]:
+        like = self.like
+        return self._needs_input_grad if like is None else like.needs
+
+    @needs_input_grad.setter
+    def needs_input_grad(self, value: tuple[bool, ...]) -> None:
+        self._on_its_own()
+        self._needs_input_grad = value
+
+    @property
+    def outputs(self) -> Sequence[tuple[torch.Size, torch.dtype, torch.device]]:
+        like = self.like
+        return self._outputs if like is None else like.outputs
+
+    @outputs.setter
+    def outputs(self, value: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> None:
+        self._on_its_own()
+        self._outputs = value
+
+    @property
+    def plan(self) -> "formula.Plan | None":
+        """Of a rule written as formulas: what of it is needed here."""
+        like = self.like
+        return self._plan if like is None else like.plan
+
+    @plan.setter
+    def plan(self, value: "formula.Plan | None") -> None:
+        self._on_its_own()
+        self._plan = value
+
+    @property
+    def label(self) -> str:
+        """Set by a forward whose name depends on its inputs, as in PyTorch."""
+        like = self.like
+        return self._label if like is None else like.label
+
+    @label.setter
+    def label(self, value: str) -> None:
+        self._on_its_own()
+        self._label = value
+
+    def _on_its_own(self) -> None:
+        """Have fields of its own, with the values that they had."""
+        like = self.like
+        if like is not None:
+            self.like = None
+            self._places, self._needs_input_grad = like.places, like.needs
+            self._outputs, self._plan, self._label = like.outputs, like.plan, like.label
 
     # -- for the Function ------------------------------------------------------------
 
@@ -701,14 +793,26 @@ def record(
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
         if inplace is None and forward_mode["_current_level"] < 0:
-            if len(args) == 1 and type(arg := args[0]) is _tensor.Tensor:
-                made = arg._node  # what `_met_before` does, for the most usual
-                if made is not None:
-                    sign = made.signature
-                    if sign is not None and sign.is_plain:
-                        found = sign.next.get(function)
-                        if found is not None and found.makes_new:
-                            return _once_more(function, args, found, ((made, 0),))
+            for arg in args:
+                kind = type(arg)
+                if kind is _tensor.Tensor:
+                    made = arg._node
+                    sign = None if made is None else made.signature
+                    if sign is not None and not sign.is_plain:
+                        sign = sign.output(arg._output_nr)
+                elif kind in LEAVES:
+                    sign = arg._signature
+                    if sign is None:
+                        continue  # it is frozen, or is to get a signature
+                else:
+                    continue
+                if sign is not None:  # the first has the calls that were made with it
+                    written = sign.calls.get(function)
+                    if written is not None:
+                        met = written[0](written[1], arg, args)
+                        if met is not None:
+                            return met  # type: ignore[no-any-return]
+                break
             if function.usual is None or _is_signed(function, args):
                 met = _met_before(function, args)
             else:
@@ -995,6 +1099,13 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         found = None if apart is None else first.next.get((function, *apart))
     if found is None or not found.makes_new:
         return None
+    if found.written is None:
+        parts = {"Node": Node, "sequence": _sequence, "unlike": unlike, "view_of": view_of}
+        found.written = call.write(function, found, args, edges, parts)
+    if found.written:  # from now on the first that is tried
+        if first.calls is NO_CALLS:
+            first.calls = {}
+        first.calls[function] = found.written, found
     return _once_more(function, args, found, edges)
 
 
@@ -1002,34 +1113,34 @@ def _once_more(
     function: type[Function], args: tuple[Any, ...], found: Signature, edges: Sequence[Edge | None]
 ) -> tuple[Any, Node]:
     """`record` of a call with the signature `found`."""
-    node = _new_node(Node)
-    node.function, node.signature, node.edges = function, found, edges
-    node.places, node.needs_input_grad, node.outputs = found.places, found.needs, found.outputs
+    node = Node(function)
+    node.signature, node.edges = found, edges
     plan = found.plan
     if plan is None:
+        node.places, node.needs_input_grad = found.places, found.needs
+        node.outputs = found.outputs
         out = function.forward(node, *args)
         if node._saved:
             _save_apart(node, out)
     else:
-        node.plan = plan
-        if plan.label:
-            node.label = plan.label
+        node.like = found
         if plan.is_open:
             node.given = plan.given(function.formulas.completed(args))  # type: ignore[union-attr]
-        out = plan.compute(*args)
-        if plan.saves is formula.ONLY_RESULT:
-            node._saved, node._versions = (out.detach(),), formula.NEW
-        else:
-            out = plan.keep_apart(node, args, out)
+        out = plan.keep_apart(node, args, plan.compute(*args))
     if found.checks_shape and out.shape != found.outputs[0][0]:
-        node.outputs = (meta_of(out),)
-        node.signature = None
+        unlike(node, out)
     node.sequence = next(_sequence)
     out.__class__ = _tensor.Tensor
     out._node = node
     if function.is_view:
         out._view_of = view_of(node, out, args[0], False)
     return out, node
+
+
+def unlike(node: Node, out: torch.Tensor) -> None:
+    """The result has another shape than that of the other calls with the node's signature."""
+    node.outputs = (meta_of(out),)
+    node.signature = None
 
 
 _new_node = object.__new__
@@ -1070,6 +1181,7 @@ def _sign(
         sign = Signature()
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
+        sign.label = node.label
         if node.plan is not None:
             sign.plan = (
                 node.plan.labelled(node.label)
@@ -1090,6 +1202,7 @@ def _sign(
 MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
 # Types that most arguments have, and that are no subclass to be asked.
 ORDINARY = {torch.Tensor, _tensor.Tensor, bool, float, int, str, tuple, type(None)}
+LEAVES: set[type] = set()  # whose tensors may have a signature of their own
 
 
 def _kind_of(cls: type) -> str:

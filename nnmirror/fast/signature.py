@@ -20,14 +20,19 @@ _MOST = 64  # that one signature keeps of those that follow it
 _MOST_OF_ONE = 16  # of them by one function, before its calls are taken to differ each time
 
 
+NO_CALLS: dict[Any, Any] = {}
+
+
 class Signature:
     """Of a recorded call, or of a leaf."""
 
     __slots__ = (
         "__weakref__",
         "bound",
+        "calls",
         "checks_shape",
         "is_plain",
+        "label",
         "makes_new",
         "needs",
         "next",
@@ -40,9 +45,11 @@ class Signature:
         "varying",
         "visits",
         "walks",
+        "written",
     )
 
     # Of a call, what each node of it has alike:
+    label: str
     plan: Any
     places: Sequence[int]
     needs: tuple[bool, ...]
@@ -58,6 +65,10 @@ class Signature:
         # Functions that are called otherwise each time: their numbers no longer count (True), or
         # that was not all that differs, and their calls are no longer signed (False).
         self.varying: dict[Any, bool] = {}
+        # Of these the latest of each function, as it is tried first: written out (see call.py), and
+        # its signature.
+        self.calls: dict[Any, Any] = NO_CALLS
+        self.written: Any = None  # this call, written out; False if it cannot be
         self.walks = 0  # how often a walk began here
         self.visits = 0  # how often the generic walk came here
         # Parts of a walk from here, by the strides of the gradient; False if there can be none.
@@ -86,6 +97,7 @@ class Signature:
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= _MOST_OF_ONE:
             self.varying[function] = function not in self.varying
+            self.calls.pop(function, None)
             for k in of_one:
                 del self.next[k]
             return

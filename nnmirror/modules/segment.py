@@ -27,6 +27,7 @@ from .explicit import Chain, NodeCall
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
 
+_new_node = object.__new__
 _MOST = 8  # layouts of the input that one run keeps segments for
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
@@ -86,16 +87,15 @@ class Form:
         self.inner = inner
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
-        self.outputs = inner[-1].outputs
-        self.signature = Signature()
         # The edges that lead out, in the order of the walk: ... for that of the input.
         self.edges: list[Any] = []
         for made in reversed(inner):
             for edge in made.edges:
                 if edge is not None and (edge is not ... or made is inner[0]):
                     self.edges.append(edge)
-        self.needs = (True,) * len(self.edges)
-        self.places = range(len(self.edges))
+        sign = self.signature = Signature()
+        sign.needs, sign.places = (True,) * len(self.edges), range(len(self.edges))
+        sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
     def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
         """The layers' own nodes, from what was saved with `node`; the last made of `last`."""
@@ -173,7 +173,7 @@ class Run:
             else:
                 key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
             for written in self.kept.get(key, ()):
-                made = tape._new_node(tape.Node)
+                made = _new_node(tape.Node)
                 try:
                     out = written.function(x, made)
                 except RuntimeError:  # as of a tensor of inference mode: the layers say it
@@ -183,10 +183,8 @@ class Run:
                 form = written.form
                 if form is None:
                     return out
-                made.function, made.segment, made.signature = Segment, form, form.signature
-                made.outputs, made.places = form.outputs, form.places
-                made.needs_input_grad = form.needs
-                made.edges = form.edges
+                made.function, made.segment, made.edges = Segment, form, form.edges
+                made.signature = made.like = form.signature
                 if edge is not None:
                     made.edges = [edge if e is ... else e for e in form.edges]
                 made.sequence = next(tape._sequence)
