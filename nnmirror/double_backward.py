@@ -27,13 +27,11 @@ from ._upcalls import implements
 
 T = torch.Tensor
 
-_new_node = object.__new__
-
 
 @implements(_tape)
 def run_recorded(node: _tape.Node, grads: Sequence[T | None]) -> Sequence[T | None]:
     """The gradients of a node's arguments, recorded; `node.run` for `create_graph=True`."""
-    again = _copy_of(node)
+    again = node.copied()
     again.creates_graph = True
     if node._saved:
         with DisableTorchFunctionSubclass():
@@ -87,18 +85,12 @@ def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
     return plan.of_plain
 
 
-def _copy_of(node: _tape.Node) -> _tape.Node:
-    made = _new_node(_tape.Node)
-    made.__dict__.update(node.__dict__)
-    return made
-
-
 @implements(_tape)
 def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
     """The node as its backward sees it where only some of the gradients are asked for."""
     if needs == node.needs_input_grad:
         return node
-    asked = _copy_of(node)
+    asked = node.copied()
     asked.needs_input_grad = needs
     return asked
 

@@ -133,6 +133,15 @@ class Node:
         self.edges = self._saved = self._versions = ()
         self.sequence = -1
 
+    def copied(self) -> "Node":
+        """One more node of the same call."""
+        made = Node(self.function)
+        made.signature, made.like, made.edges = self.signature, self.like, self.edges
+        made._saved, made._versions = self._saved, self._versions
+        made.sequence = self.sequence
+        vars(made).update(vars(self))
+        return made
+
     # -- what calls of one signature have alike ------------------------------------------
 
     @property
@@ -1143,7 +1152,6 @@ def unlike(node: Node, out: torch.Tensor) -> None:
     node.signature = None
 
 
-_new_node = object.__new__
 HERE = object()  # in a key, after what comes before the first argument that has a signature
 IN_PLACE = object()  # in a key: the first argument was changed
 
