@@ -7,7 +7,8 @@
     dx = (g - sum(g) / n - (x - mean) d r^2 / n) r w in training, g r w in evaluation
 
 The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32. In exact mode the
-backward rounds as PyTorch's kernels do (see `nnmirror.exact.batchnorm`).
+backward rounds as PyTorch's kernels do (see `nnmirror.exact.batchnorm`). The backward is a rule
+with gradients of its own, in PyTorch's order: batchnorm_double_backward.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from ..tape import record
 from .arithmetic import Add, Mul
-from .normalization import rows_at_once
-from .registry import Rule, composite, stands_for, unplaced
+from .gradient import applied
+from .normalization import InverseStdOf, MeanOf, added_to, rows_at_once
+from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
 from .shape import Clone, select
 
 T = torch.Tensor
@@ -28,6 +30,153 @@ T = torch.Tensor
 
 def _infer(*args: Any) -> T:
     return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+
+
+class NativeBatchNormBackward(Rule):
+    """dx, dw and db, as above. In evaluation `mean` and `r` are the running mean and variance.
+
+    Its gradients for h, that of dx, hw and hb, with c = x - mean, sums over each channel:
+
+        g gets w r / n (n h - sum h - c r^2 sum(h c)) + hw c r + hb
+        w gets the sum of h r / n (n g - sum g - c r^2 sum(g c))
+        x gets w (c r^3 / n (sum h sum g / n - sum(g h) + 3 / n r^2 sum(g c) sum(h c))
+                  + r^3 / n (sum(h c) (sum g / n - g) + sum(g c) (sum h / n - h)))
+               + hw (g r - r / n sum g - c r^3 / n sum(g c))
+
+    and in evaluation  h r w + hw c r + hb,  the sum of h g r,  and  hw r g.
+    """
+
+    materialize_grads = False
+
+    @staticmethod
+    def forward(
+        grad: T,
+        input: T,
+        weight: T | None,
+        mean: T,
+        r: T,
+        training: bool,
+        eps: float,
+        needs: Needs,
+    ) -> tuple[T | None, ...]:
+        need_x, need_w, need_b = needs
+        g, x, w = grad, input, weight
+        if x.dtype.itemsize == 2:
+            g, x, mean, r = g.float(), x.float(), mean.float(), r.float()
+            w = None if w is None else w.float()
+        if not training:
+            r = torch.rsqrt(r + eps)
+        scale, dims = r if w is None else r * w, [0, *range(2, x.dim())]
+        if not training and not need_w:
+            dx = g * _by_channel(scale, x) if need_x else None
+            return dx, None, g.sum(dims) if need_b else None
+        mean, size = _by_channel(mean, x), rows_at_once(x)
+        in_one = len(x) <= size
+        if in_one:
+            centred = x - mean
+            dx = centred * g
+            sum_g, d = g.sum(dims), dx.sum(dims)
+        else:
+            centred, dx = torch.empty_like(x[:size]), torch.empty_like(x)
+            sum_g, d = torch.zeros_like(r), torch.zeros_like(r)
+            for part, g_part in zip(x.split(size), g.split(size), strict=True):
+                product = torch.sub(part, mean, out=centred[: len(part)]).mul_(g_part)
+                sum_g.add_(g_part.sum(dims))
+                d.add_(product.sum(dims))
+        dw = d * r
+        grads = dw if need_w else None, sum_g if need_b else None
+        if not need_x:
+            return None, *grads
+        scale = _by_channel(scale, x)
+        if not training:
+            return torch.mul(g, scale, out=dx), *grads
+        of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
+        per_number = -x.shape[1] / x.numel()
+
+        def to_x(g: T, centred: T, dx: T) -> T:
+            torch.addcmul(g, centred, slope, value=per_number, out=dx)
+            return dx.add_(of_g, alpha=per_number).mul_(scale)
+
+        if in_one:
+            return to_x(g, centred, dx), *grads
+        for part, g_part, to in zip(x.split(size), g.split(size), dx.split(size), strict=True):
+            to_x(g_part, torch.sub(part, mean, out=centred[: len(part)]), to)
+        return dx, *grads
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g0: T | None,
+        g1: T | None,
+        g2: T | None,
+        grad: T,
+        input: T,
+        weight: T | None,
+        mean: T,
+        r: T,
+        training: bool,
+        eps: float,
+    ) -> Gradients:
+        h, hw, hb = g0, g1, g2
+        g, x = grad, input
+        n = x.numel() // x.shape[1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        if training:
+            mean, r = mean.to(x.dtype), r.to(x.dtype)
+        else:
+            r = r.add(eps).pow(-0.5)
+        mean, r = mean.view(shape), r.view(shape)
+        w = x.new_ones(()) if weight is None else weight.view(shape)
+        c = x - mean
+        dg = dx = dw = None
+        if hw is not None:
+            hw = hw.view(shape)
+        if hb is not None:
+            hb = hb.view(shape)
+        if not training:
+            if h is not None:
+                dg = h * r * w
+                if weight is not None and needs[2]:
+                    dw = _channel_sum(h * g * r, False)
+            if hw is not None:
+                dg = added_to(dg, hw * c * r)
+                dx = hw * r * g
+        else:
+            r2, r3 = r.pow(2), r.pow(3)
+            cr3 = c * r3
+            sum_gc, sum_g = _channel_sum(g * c), _channel_sum(g)
+
+            def first(g: T, w: T) -> T:
+                inner = c * r2 * _channel_sum(g * c)
+                return w * r / n * (n * g - _channel_sum(g) - inner)
+
+            if h is not None:
+                sum_h, sum_hc = _channel_sum(h), _channel_sum(h * c)
+                if needs[1]:
+                    inner = sum_h * sum_g / n - _channel_sum(g * h)
+                    inner = inner + r2 * sum_gc * sum_hc * (3.0 / n)
+                    dx = cr3 * inner / n + sum_hc * r3 / n * (sum_g / n - g)
+                    dx = w * (dx + sum_gc * r3 / n * (sum_h / n - h))
+                if weight is not None and needs[2]:
+                    dw = _channel_sum(h * first(g, x.new_ones(())), False)
+                dg = first(h, w)
+            if hw is not None:
+                dx = added_to(dx, hw * (g * r + r * sum_g / -n + cr3 * sum_gc / -n))
+                dg = added_to(dg, hw * c * r)
+        if hb is not None:
+            dg = added_to(dg, hb)
+        return None if dg is None else dg.expand(x.shape), dx, dw
+
+
+def _channel_sum(x: T, keepdim: bool = True) -> T:
+    """The sum over all dimensions but that of the channels, one after another."""
+    x = x.sum(0, keepdim)
+    for dim in range(x.dim() - 1, int(keepdim), -1):
+        x = x.sum(dim, keepdim)
+    return x
+
+
+batch_norm_grad = applied(NativeBatchNormBackward)
 
 
 @stands_for(torch.batch_norm, True)
@@ -60,6 +209,18 @@ class NativeBatchNorm(Rule):
             raise unplaced(torch.batch_norm, (*args, cudnn), {}) from None
 
     @staticmethod
+    def mean_again(input: T, training: bool, mean: T) -> T:
+        if not training:
+            return mean
+        return record(MeanOf, (input, mean, _as_operand(mean, input)))[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def r_again(input: T, training: bool, mean: T, r: T) -> T:
+        if not training:
+            return r
+        return record(InverseStdOf, (input, mean, r, _as_operand(r, input)))[0]  # type: ignore[no-any-return]
+
+    @staticmethod
     def gradients(
         needs: Sequence[bool],
         g: T,
@@ -72,52 +233,16 @@ class NativeBatchNorm(Rule):
         mean: T,
         r: T,
     ) -> tuple[T | None, ...]:
-        need_x, need_w, need_b, *_ = needs
-        x, w = input, weight
         if not training:
             assert running_mean is not None
             assert running_var is not None
             mean, r = running_mean, running_var
-        if x.dtype.itemsize == 2:
-            g, x, mean, r = g.float(), x.float(), mean.float(), r.float()
-            w = None if w is None else w.float()
-        if not training:
-            r = torch.rsqrt(r + eps)
-        scale, dims = r if w is None else r * w, [0, *range(2, x.dim())]
-        if not training and not need_w:
-            dx = g * _by_channel(scale, x) if need_x else None
-            return dx, None, g.sum(dims) if need_b else None
-        mean, size = _by_channel(mean, x), rows_at_once(x)
-        in_one = len(x) <= size
-        if in_one:
-            centred = x - mean
-            dx = centred * g
-            sum_g, d = g.sum(dims), dx.sum(dims)
-        else:
-            centred, dx = torch.empty_like(x[:size]), torch.empty_like(x)
-            sum_g, d = torch.zeros_like(r), torch.zeros_like(r)
-            for part, g_part in zip(x.split(size), g.split(size), strict=True):
-                product = torch.sub(part, mean, out=centred[: len(part)]).mul_(g_part)
-                sum_g.add_(g_part.sum(dims))
-                d.add_(product.sum(dims))
-        dw = d * r
-        if not need_x:
-            return None, dw, sum_g
-        scale = _by_channel(scale, x)
-        if not training:
-            return torch.mul(g, scale, out=dx), dw, sum_g
-        of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
-        per_number = -x.shape[1] / x.numel()
+        return batch_norm_grad(g, input, weight, mean, r, training, eps, needs[:3])  # type: ignore[return-value]
 
-        def to_x(g: T, centred: T, dx: T) -> T:
-            torch.addcmul(g, centred, slope, value=per_number, out=dx)
-            return dx.add_(of_g, alpha=per_number).mul_(scale)
 
-        if in_one:
-            return to_x(g, centred, dx), dw, sum_g
-        for part, g_part, to in zip(x.split(size), g.split(size), dx.split(size), strict=True):
-            to_x(g_part, torch.sub(part, mean, out=centred[: len(part)]), to)
-        return dx, dw, sum_g
+def _as_operand(values: T, x: T) -> tuple[int, ...]:
+    """The shape in which one value for each channel is an operand for x."""
+    return 1, len(values), *[1] * (x.dim() - 2)
 
 
 def _by_channel(values: T, x: T) -> T:

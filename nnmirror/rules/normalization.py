@@ -6,7 +6,8 @@
     dx = r (g w - mean(g w) - z mean(g w z)), the means over each row
 
 The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32, as it does. In exact
-mode the sums are added up in its order, too (see `nnmirror.exact.normalization`).
+mode the sums are added up in its order, too (see `nnmirror.exact.normalization`). The backward is a
+rule with gradients of its own, in PyTorch's order: layer_norm_double_backward.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from ..tape import record
-from .registry import Rule, composite, stands_for, unplaced
+from .gradient import applied
+from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
 
 T = torch.Tensor
 
@@ -43,6 +45,149 @@ def added(total: T | None, part: T) -> T:
     return part if total is None else total.add_(part)
 
 
+class MeanOf(Rule):
+    """The mean of x, as a kernel has computed it:  dx = g / n
+
+    `shape` is its shape as an operand for x.
+    """
+
+    @staticmethod
+    def forward(input: T, mean: T, shape: Sequence[int]) -> T:
+        return mean
+
+    @staticmethod
+    def d_input(g: T, input_shape: torch.Size, shape: Sequence[int]) -> T:
+        share = g.numel() / input_shape.numel()
+        return (g * share).reshape(shape).expand(input_shape)
+
+
+class InverseStdOf(Rule):
+    """r = 1 / sqrt(var + eps) of x, as a kernel has computed it:  dx = -g r^3 (x - mean) / n"""
+
+    @staticmethod
+    def forward(input: T, mean: T, r: T, shape: Sequence[int]) -> T:
+        return r
+
+    @staticmethod
+    def gradients(
+        needs: Needs, g: T, input: T, mean: T, shape: Sequence[int], result: T
+    ) -> Gradients:
+        # The mean gets none: the sum of x - mean is zero.
+        slope = result * result * result * g * (-g.numel() / input.numel())
+        return (input - mean.reshape(shape)) * slope.reshape(shape), None
+
+
+class NativeLayerNormBackward(Rule):
+    """dx, dw and db, as above; mean and r depend on x.
+
+    Its gradients for h, that of dx, hw and hb, with c = x - mean, n elements in a row, sums over
+    rows and p = g w:
+
+        g gets w r / n (n h - sum h - c r^2 sum(h c)) + hw c r + hb
+        w gets the sum over the rows of g r / n (n h - sum h - c r^2 sum(h c))
+        x gets c r^3 / n (sum h sum p / n - sum(h p) + 3 / n r^2 sum(p c) sum(h c))
+               + r^3 / n (sum(h c) (sum p / n - p) + sum(p c) (sum h / n - h))
+               + g hw r - r / n sum(g hw) - c r^3 / n sum(g hw c)
+    """
+
+    materialize_grads = False
+
+    @staticmethod
+    def forward(
+        grad: T, input: T, weight: T | None, bias: T | None, mean: T, r: T, needs: Needs
+    ) -> tuple[T | None, ...]:
+        g = grad
+        if not input.numel():
+            dx, dw, db = (None if t is None else torch.zeros_like(t) for t in (input, weight, bias))
+            return dx, dw, db
+        rows: tuple[T, ...] = g, input, mean, r
+        if input.dim() != 2 or len(mean) != len(input):
+            rows = tuple([t.reshape(mean.numel(), -1) for t in rows])
+        if input.dtype.itemsize == 2:
+            rows = tuple([t.float() for t in rows])
+        g, x, mean, r = rows
+        g, x = g.contiguous(), x.contiguous()
+        w = weight if weight is None or weight.dim() == 1 else weight.reshape(-1)
+        size = rows_at_once(x)
+        if len(x) <= size:
+            dx, dw, db = _of_rows(needs, g, x, w, mean, r)
+        else:
+            dx, z, gz = torch.empty_like(x), torch.empty_like(x[:size]), torch.empty_like(x[:size])
+            dw = db = None
+            pieces = [t.split(size) for t in (g, x, mean, r, dx)]
+            for g, x, mean, r, to in zip(*pieces, strict=True):
+                n = len(x)
+                _, dw_part, db_part = _of_rows(needs, g, x, w, mean, r, to, z[:n], gz[:n])
+                dw = None if dw_part is None else added(dw, dw_part)
+                db = None if db_part is None else added(db, db_part)
+        return like(dx, input), like(dw, weight), like(db, bias)
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g0: T | None,
+        g1: T | None,
+        g2: T | None,
+        grad: T,
+        input: T,
+        weight: T | None,
+        mean: T,
+        r: T,
+    ) -> Gradients:
+        h, hw, hb = g0, g1, g2
+        if not input.numel():
+            dw = None if h is None or weight is None else torch.zeros_like(weight)
+            return torch.zeros_like(grad), torch.zeros_like(input), dw
+        m = mean.numel()
+        n = input.numel() // m
+        g, x = grad.reshape(m, n), input.reshape(m, n)
+        mean, r = (t.reshape(m, 1).to(x.dtype) for t in (mean, r))
+        w = x.new_ones(1) if weight is None else weight.reshape(1, n)
+        c, r2, r3 = x - mean, r.pow(2), r.pow(3)
+        cr3 = c * r3
+
+        def first(g: T, w: T) -> T:
+            inner = c * r2 * (g * c).sum(1, True)
+            return w * r / n * (n * g - g.sum(1, True) - inner)
+
+        dg = dx = dw = None
+        if h is not None:
+            h = h.reshape(m, n)
+            p = g * w
+            sum_pc, sum_p = (p * c).sum(1, True), p.sum(1, True)
+            sum_h, sum_hc = h.sum(1, True), (h * c).sum(1, True)
+            if needs[1]:
+                inner = sum_h * sum_p / n - (h * p).sum(1, True)
+                inner = inner + r2 * sum_pc * sum_hc * (3.0 / n)
+                dx = cr3 * inner / n + sum_hc * r3 / n * (sum_p / n - p)
+                dx = dx + sum_pc * r3 / n * (sum_h / n - h)
+            if weight is not None and needs[2]:
+                dw = (g * first(h, x.new_ones(()))).sum(0).reshape(weight.shape)
+            if needs[0]:
+                dg = first(h, w)
+        if hw is not None:
+            hw = hw.reshape(1, n)
+            if needs[1]:
+                t0 = g * hw * r
+                t1 = r * (g * hw).sum(1, True) / -n
+                t2 = cr3 * (g * hw * c).sum(1, True) / -n
+                dx = added_to(dx, t0 + t1 + t2)
+            dg = added_to(dg, hw * c * r)
+        if hb is not None:
+            dg = added_to(dg, hb.reshape(1, n))
+        if dg is not None:
+            dg = dg.expand(m, n).reshape(input.shape)
+        return dg, None if dx is None else dx.reshape(input.shape), dw
+
+
+def added_to(total: T | None, part: T) -> T:
+    """The sum of the terms so far."""
+    return part if total is None else total + part
+
+
+layer_norm_grad = applied(NativeLayerNormBackward)
+
+
 @stands_for(torch.layer_norm)
 class NativeLayerNorm(Rule):
     """y = (x - mean) r w + b over the last dimensions; the gradients are above.
@@ -65,33 +210,21 @@ class NativeLayerNorm(Rule):
             raise unplaced(torch.layer_norm, args, {}) from None
 
     @staticmethod
+    def mean_again(input: T, mean: T) -> T:
+        return record(MeanOf, (input, mean, mean.shape))[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def r_again(input: T, mean: T, r: T) -> T:
+        return record(InverseStdOf, (input, mean, r, mean.shape))[0]  # type: ignore[no-any-return]
+
+    @staticmethod
     def gradients(
         needs: Sequence[bool], g: T, input: T, weight: T | None, bias: T | None, mean: T, r: T
     ) -> tuple[T | None, ...]:
-        if not input.numel():
-            dx, dw, db = (None if t is None else torch.zeros_like(t) for t in (input, weight, bias))
-            return dx, None, dw, db
-        rows: tuple[T, ...] = g, input, mean, r
-        if input.dim() != 2 or len(mean) != len(input):
-            rows = tuple([t.reshape(mean.numel(), -1) for t in rows])
-        if input.dtype.itemsize == 2:
-            rows = tuple([t.float() for t in rows])
-        g, x, mean, r = rows
-        g, x = g.contiguous(), x.contiguous()
-        w = weight if weight is None or weight.dim() == 1 else weight.reshape(-1)
-        size = rows_at_once(x)
-        if len(x) <= size:
-            dx, dw, db = _of_rows(needs, g, x, w, mean, r)
-        else:
-            dx, z, gz = torch.empty_like(x), torch.empty_like(x[:size]), torch.empty_like(x[:size])
-            dw = db = None
-            pieces = [t.split(size) for t in (g, x, mean, r, dx)]
-            for g, x, mean, r, to in zip(*pieces, strict=True):
-                n = len(x)
-                _, dw_part, db_part = _of_rows(needs, g, x, w, mean, r, to, z[:n], gz[:n])
-                dw = None if dw_part is None else added(dw, dw_part)
-                db = None if db_part is None else added(db, db_part)
-        return like(dx, input), None, like(dw, weight), like(db, bias)
+        need_x, _, need_w, need_b, _ = needs
+        mask = need_x, need_w, need_b
+        dx, dw, db = layer_norm_grad(g, input, weight, bias, mean, r, mask)
+        return dx, None, dw, db
 
 
 def _of_rows(
@@ -106,7 +239,7 @@ def _of_rows(
     gz: T | None = None,
 ) -> tuple[T | None, T | None, T | None]:
     """dx, dw and db of some rows. The last three arguments are memory to compute in."""
-    need_x, _, need_w, need_b, _ = needs
+    need_x, need_w, need_b = needs
     db = g.sum(0) if need_b else None
     if not (need_x or need_w):
         return None, None, db
