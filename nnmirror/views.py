@@ -182,10 +182,9 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
     edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
         base.__class__ = _tensor.Tensor
-    node.edges = [edge, *node.edges[1:]]
     copy = _tape.Node(CopySlices)
     copy.places = node.places
-    copy.edges = node.edges
+    copy.edges = [edge, *node.edges[1:]]  # those of `node` still say where what it saved came from
     copy.needs_input_grad = (edge is not None, *node.needs_input_grad[1:])
     copy.sequence = next(_tape._sequence)
     copy.outputs = [_tape.meta_of(base)]
@@ -233,7 +232,8 @@ class CopySlices(_tape.Function):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         whole, part = CopySlices.cut(ctx, g)
-        grads = list(ctx._saved[0].run((part.clone(memory_format=torch.contiguous_format),)))
+        run = _tape.run_recorded if ctx.creates_graph else _tape.Node.run
+        grads = list(run(ctx._saved[0], (part.clone(memory_format=torch.contiguous_format),)))
         if grads[0] is not None:
             part.copy_(grads[0])
             grads[0] = whole
