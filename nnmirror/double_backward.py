@@ -29,26 +29,34 @@ T = torch.Tensor
 
 
 @implements(_tape)
-def run_recorded(node: _tape.Node, grads: Sequence[T | None]) -> Sequence[T | None]:
-    """The gradients of a node's arguments, recorded; `node.run` for `create_graph=True`."""
+def run_recorded(
+    node: _tape.Node, grads: Sequence[T | None], needs: tuple[bool, ...]
+) -> Sequence[T | None]:
+    """The gradients of a node's arguments that are needed, recorded; `node.run` for
+    `create_graph=True`."""
     again = node.copied()
     again.creates_graph = True
     if node._saved:
-        with DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():  # what was saved leads to the node itself
             again._saved, again._versions = _restored(node)
+    if node.attributes is not None:
+        recorded = again.run(grads)
+        if again._saved is None:  # it may be read only once
+            node.free()
+        return recorded
+    again.needs_input_grad = needs
     plain = _plain_form(node.function)
     if plain is None:
         with EnableTorchFunction():
             recorded = again.run(grads)
-        if node.attributes is None:
-            _refuse_lost(node, grads, recorded)
+        _refuse_lost(node, grads, recorded)
         return recorded
-    again.function, again.plan = plain, _plan_of(node, plain)
+    again.function, again.plan = plain, _plan_of(again, plain)
     with EnableTorchFunction():
         recorded = again.run(grads)
     _refuse_lost(node, grads, recorded)
     with torch.no_grad():
-        exact = node.run([None if g is None else g.detach() for g in grads])
+        exact = needing(node, needs).run([None if g is None else g.detach() for g in grads])
     for to, value in zip(recorded, exact, strict=True):
         if isinstance(to, _tensor.Tensor):
             _tensor._C_data.__set__(to, value)
@@ -88,8 +96,8 @@ def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
 @implements(_tape)
 def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
     """The node as its backward sees it where only some of the gradients are asked for."""
-    if needs == node.needs_input_grad:
-        return node
+    if needs == node.needs_input_grad or node.attributes is not None:
+        return node  # a user's Function is shown all that require grad, as by PyTorch
     asked = node.copied()
     asked.needs_input_grad = needs
     return asked

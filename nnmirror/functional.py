@@ -48,7 +48,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
-from .tape import Node, constant, record
+from .tape import Edge, Node, constant, record
 from .tensor import Tensor
 
 T = torch.Tensor
@@ -314,6 +314,12 @@ class _LinearOfTransposed(Linear):
     def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
         db, dx, dw = Linear.backward(ctx, g)
         return db, dx, None if dw is None else dw.t()
+
+    @staticmethod
+    def origin(node: Node, place: int) -> Edge | None:
+        """What is saved is W, from which the transpose was made."""
+        edge = node.edges[place]
+        return edge if place != 2 or edge is None else edge[0].edges[0]  # type: ignore[no-any-return]
 
     @classmethod
     def node_name(cls) -> str:

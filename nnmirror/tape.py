@@ -759,8 +759,10 @@ class Function:
 
 
 @upcall("nnmirror.double_backward")
-def run_recorded(node: Node, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
-    """`node.run`, recorded."""
+def run_recorded(
+    node: Node, grads: Sequence[torch.Tensor | None], needs: tuple[bool, ...]
+) -> Sequence[torch.Tensor | None]:
+    """`node.run` where these of the gradients are asked for, recorded."""
     raise NotImplementedError
 
 

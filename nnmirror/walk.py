@@ -256,12 +256,11 @@ def walk(
                     found[id(node), i] = slots[i]
                     if stop is not None:
                         slots[i] = None
-            asked = node  # for the gradients that are needed
+            needs = node.needs_input_grad
             if reaches is not None:
                 needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
                 if True not in needs:
                     continue
-                asked = _tape.needing(node, needs)
             if node.prehooks:
                 slots = _run_prehooks(node.prehooks, slots)
             # A user's Function is asked even then: what it returns may be zeros.
@@ -269,8 +268,11 @@ def walk(
             if nothing:
                 results: Any = [None] * len(node.edges)
             else:
-                run = _tape.run_recorded if create_graph else _tape.Node.run
-                results = validated(node, run(asked, slots))
+                if create_graph:
+                    results = _tape.run_recorded(node, slots, needs)
+                else:
+                    results = (node if reaches is None else _tape.needing(node, needs)).run(slots)
+                results = validated(node, results)
                 if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
                     _refuse_nan(node, results)
             if node.posthooks:
@@ -809,13 +811,15 @@ def backward(
     if inputs is None:
         walk(roots, started, _flag(retain_graph), create_graph=create_graph)
         return
+    for tensor in inputs:
+        tensor.retain_grad()
     edges = _input_edges(inputs)
     found = walk(
         roots, started, _flag(retain_graph), only=edges, into=True, create_graph=create_graph
     )
     with DisableTorchFunctionSubclass():
         for tensor, grad in zip(inputs, found, strict=True):
-            if grad is not None:
+            if grad is not None and not isinstance(tensor, _tensor.Tensor):
                 accumulate(tensor, grad, False, create_graph)
 
 
@@ -861,7 +865,12 @@ def _at(edge: Any) -> torch.Tensor:
         made: Any = torch.empty((), dtype=dtype, device=device).expand(shape)
     made.__class__ = _tensor.Tensor
     made._node, made._output_nr = node, edge.output_nr
+    made.retain_grad = _nothing  # where backward is given the edge
     return made  # type: ignore[no-any-return]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
@@ -967,11 +976,12 @@ def grad(
         results = walk(
             _roots(outs), started, retain, only=_input_edges(ins), create_graph=create_graph
         )
-        if not (allow_unused or materialize_grads) and any(g is None for g in results):
-            raise RuntimeError(
-                "One of the differentiated Tensors appears to not have been used in the graph. Set"
-                " allow_unused=True if this is the desired behavior."
-            )
+        for i, found in enumerate(() if allow_unused or materialize_grads else results):
+            if found is None:
+                raise RuntimeError(
+                    f"The differentiated Tensor at index {i} appears to not have been used in the"
+                    " graph. Set allow_unused=True if this is the desired behavior."
+                )
         return results
 
     if is_grads_batched:
@@ -986,12 +996,22 @@ def grad(
         results = one(starts, bool(retain_graph))
     if materialize_grads:
         results = [
-            torch.zeros_like(t.detach()) if g is None else g
+            _zeros_for(t, create_graph) if g is None else g
             for g, t in zip(results, ins, strict=True)
         ]
     if type(inputs) is dict:
         return dict(zip(inputs, results, strict=True))
     return tuple(results)
+
+
+def _zeros_for(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """The gradient of what was not used; a leaf, where the others may be differentiated."""
+    with DisableTorchFunctionSubclass():
+        made: Any = torch.zeros_like(tensor.detach())
+    if requires_grad:
+        made.__class__ = _tensor.Tensor
+        made._requires_grad = True
+    return made  # type: ignore[no-any-return]
 
 
 _BATCHED = (
