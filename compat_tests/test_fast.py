@@ -683,3 +683,14 @@ def test_what_a_mode_of_the_script_keeps_of_a_net(nn, optim, grad):
             net(torch.randn(2, 3))
         kept += [t.detach() for t in mode.kept] if mode is not None else []
     return kept
+
+
+@parity
+def test_operands_change_places(nn, optim):
+    """A call that came often does not stand for one with a plain tensor first."""
+    w, plain = nn.Parameter(torch.ones(3)), torch.arange(3.0)
+    y = w * 1
+    made = [y * plain for _ in range(5)]
+    made += [plain * y for _ in range(5)]
+    sum(made).sum().backward()
+    return made, w.grad

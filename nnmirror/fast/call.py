@@ -112,9 +112,9 @@ class _Text:
             ]
         self.edges.append(f"({n}, {index}),")
         sign = target.signature
+        conditions = []
         if is_first:
-            conditions = [f"{a} is not first"]
-            self.lines.append(f"{n} = {a}._node")
+            self.lines += [f"if {a} is not first: return None", f"{n} = {a}._node"]
         else:
             conditions = [
                 f"type({a}) is not Tensor",
