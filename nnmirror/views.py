@@ -232,8 +232,11 @@ class CopySlices(_tape.Function):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         whole, part = CopySlices.cut(ctx, g)
-        run = _tape.run_recorded if ctx.creates_graph else _tape.Node.run
-        grads = list(run(ctx._saved[0], (part.clone(memory_format=torch.contiguous_format),)))
+        node, g = ctx._saved[0], part.clone(memory_format=torch.contiguous_format)
+        if ctx.creates_graph:
+            grads = list(_tape.run_recorded(node, (g,), node.needs_input_grad))
+        else:
+            grads = list(node.run((g,)))
         if grads[0] is not None:
             part.copy_(grads[0])
             grads[0] = whole
