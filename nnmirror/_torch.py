@@ -93,6 +93,9 @@ try:
 
     # -- what is asked of torch ----------------------------------------------------------
 
+    # Torch's engine, which goes back over what torch itself recorded in front of mirrored layers.
+    # Without it, gradients for tensors that lie there are refused.
+    engine: Any = torch._C._ImperativeEngine()  # type: ignore[attr-defined]
     # Handed on to a hook of torch.autograd.graph as its `torch._C`, but for two questions.
     C: Any = torch._C
     # The arguments of `Module.to`, with PyTorch's errors.

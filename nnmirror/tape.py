@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
+# In place of n: to a tensor that torch made, whose own graph that gradient does not go on in.
+NO_FURTHER = -1
 
 _torch_grad_mode = torch.is_grad_enabled
 in_transform = _torch.peek_interpreter_stack  # None outside torch.func's transforms
@@ -884,6 +886,7 @@ def _record(
         key.append(IN_PLACE)
     for i, arg in enumerate(args):
         edge: Edge | None = None
+        theirs = False  # tracked by torch, whose engine goes on from there
         kind = kind_of(type(arg))
         if kind is SUBCLASS:
             if asks:
@@ -908,13 +911,16 @@ def _record(
                     if leaf is None:
                         edge = (arg, 0)
                         sign = arg._signature or _signature_of_leaf(arg)
-                    else:
+                    else:  # torch's own, as below, or one that had other memory then
                         edge, sign = (leaf, 0), None
+                        theirs = not isinstance(leaf, _tensor.Tensor)
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
             if edge is not None:
                 tracked = True
-                if sign is None:
+                if theirs:
+                    pass
+                elif sign is None:
                     signed = False
                 elif first is not None:
                     key.append(sign.serial)
@@ -925,14 +931,15 @@ def _record(
         elif kind is TORCH:
             if arg.requires_grad:
                 edge = (arg, 0)
-                tracked = True
-                signed = False  # what torch's engine does with its gradient is not ours to bind
+                tracked = theirs = True
                 # The tape computes on a detached alias: no torch graph is built.
                 args = (*args[:i], arg.detach(), *args[i + 1 :])
             if arg.is_complex():
                 of_complex = of_complex or edge is not None or function.is_rule
-        if edge is None and signed:
+        if signed and (edge is None or theirs):
             try:
+                if theirs:
+                    key.append(THEIRS)
                 key.append(of_value(arg) if kind is OTHER else of_tensor(arg))
             except Unsigned:
                 signed = False
@@ -1051,7 +1058,12 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         if kind is _Tensor:
             node = arg._node
             if node is None:
-                return None
+                leaf = arg._stands_for
+                if leaf is None or isinstance(leaf, _tensor.Tensor):
+                    return None
+                edges.append((leaf, 0))
+                key += (THEIRS, (arg.shape, arg.stride(), arg.dtype, arg.device))
+                continue
             sign = node.signature
             if sign is None:
                 return None
@@ -1086,9 +1098,15 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                 edges.append(None)
                 key.append(of_tensor(arg))
         elif kind is torch.Tensor:
-            if arg.requires_grad or arg.layout is not torch.strided:
+            if arg.layout is not torch.strided:
                 return None
-            edges.append(None)
+            if arg.requires_grad:
+                i = len(edges)
+                edges.append((arg, 0))
+                key.append(THEIRS)
+                args = (*args[:i], arg.detach(), *args[i + 1 :])
+            else:
+                edges.append(None)
             key.append((arg.shape, arg.stride(), arg.dtype, arg.device))
         elif arg is None or kind is str:
             edges.append(None)
@@ -1155,6 +1173,7 @@ def unlike(node: Node, out: torch.Tensor) -> None:
 
 
 HERE = object()  # in a key, after what comes before the first argument that has a signature
+THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
 IN_PLACE = object()  # in a key: the first argument was changed
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 
-from . import _state, _torch, fast
+from . import _state, _torch, beyond, fast
 from . import tape as _tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
@@ -184,9 +184,13 @@ def walk(
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
+    further: set[int] = set()  # torch's tensors whose own graph leads to it
     if only is not None:
-        _refuse_beyond_torch([*edges, *(e for n in order for e in n.edges if e is not None)], only)
         reaches = {id(t) for t, _ in only}
+        theirs = [t for t, _ in only if beyond.is_torchs(t)]
+        if theirs:
+            further = _leading_on(edges, order, theirs)
+            reaches |= further
         for node in sorted(order, key=lambda n: n.sequence):
             if any(e is not None and id(e[0]) in reaches for e in node.edges):
                 reaches.add(id(node))
@@ -194,11 +198,17 @@ def walk(
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
+    beside: dict[int, torch.Tensor] = {}  # gradients that go no further than to a wanted tensor
 
     def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
         """One gradient (or None) reaches `target`; act when it was the last expected."""
         key = id(target)
         if reaches is not None and key not in reaches:
+            return
+        if index == _tape.NO_FURTHER:
+            if (key, 0) in wanted and grad is not None:
+                held = beside.get(key)
+                beside[key] = grad if held is None else add(held, grad)
             return
         is_node = type(target) is _tape.Node
         slots = buffers.get(key)
@@ -216,7 +226,9 @@ def walk(
             return
         del buffers[key]
         chosen = (key, 0) in wanted
-        if chosen and not (into and isinstance(target, _tensor.Tensor)):
+        if key in further and slots[0] is not None:
+            to_torch.append((target, slots[0]))  # torch's engine says what arrives there, too
+        elif chosen and not (into and isinstance(target, _tensor.Tensor)):
             if slots[0] is not None:
                 found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None or chosen:
@@ -288,7 +300,20 @@ def walk(
                 if hooked and (reaches is None or id(edge[0]) in reaches):
                     _refuse_swapped(node, edge[0])
                 arrive(edge[0], edge[1], results.pop())
-        if len(to_torch) == 1:
+        if to_torch and (only is not None or create_graph):
+            tensors, starts = zip(*to_torch, strict=True)
+            if only is None:
+                theirs = beyond.behind(tensors)[0]
+            results = beyond.go_back(tensors, starts, theirs, retain_graph, create_graph)
+            for leaf, grad in zip(theirs, results, strict=True):
+                if grad is None:
+                    continue
+                if only is None:
+                    accumulate(leaf, grad, False, create_graph)
+                    continue
+                held = found.get((id(leaf), 0))
+                found[id(leaf), 0] = grad if held is None else add(held, grad)
+        elif len(to_torch) == 1:
             to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
         elif to_torch:
             # All in one pass of torch's engine, so that it adds up in its own order: the
@@ -298,7 +323,25 @@ def walk(
                 torch.stack([t.to(joined[0].dtype) for t in joined]).sum().backward(
                     retain_graph=retain_graph
                 )
+        for target, index in captured:
+            if id(target) in beside and index == 0:
+                grad, held = beside.pop(id(target)), found.get((id(target), 0))
+                found[id(target), 0] = grad if held is None else add(held, grad)
     return [found.get((id(t), n)) for t, n in captured]
+
+
+def _leading_on(
+    edges: Sequence[_tape.Edge], order: Sequence[_tape.Node], ends: Sequence[torch.Tensor]
+) -> set[int]:
+    """The ids of torch's tensors on the way, behind which its own graph leads to one of `ends`."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    for target, index in (*edges, *(e for n in order for e in n.edges if e is not None)):
+        if beyond.is_torchs(target) and index != _tape.NO_FURTHER and id(target) not in seen:
+            seen.add(id(target))
+            if target.grad_fn is not None and beyond.leads_to(target, ends):
+                found.add(id(target))
+    return found
 
 
 def _refuse_swapped(node: _tape.Node, target: Any) -> None:
@@ -316,38 +359,6 @@ _POISONED = (
     " backward. To resolve this, please only change the device/dtype before running forward (or"
     " after both forward and backward)."
 )
-
-
-def _refuse_beyond_torch(edges: Sequence[_tape.Edge], only: Sequence[_tape.Edge]) -> None:
-    """Raise if the way to a wanted tensor leads through a graph of torch's own.
-
-    What this walk finds would lack the part that comes that way.
-    """
-    wanted = {id(target) for target, _ in only}
-    theirs = [t for t, _ in only if _is_torchs(t)]
-    if not theirs:
-        return
-    ends = {t.grad_fn for t in theirs if t.grad_fn is not None}
-    leaves = {id(t) for t in theirs if t.grad_fn is None}
-    stack = [t.grad_fn for t, _ in edges if _is_torchs(t) and id(t) not in wanted]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in ends or id(getattr(node, "variable", None)) in leaves:
-            raise NotImplementedError(
-                "nnmirror: a gradient is asked for a tensor that lies behind operations which"
-                " torch's own autograd recorded (it requires grad for torch, and was used before"
-                " a mirrored module). Call backward() without inputs, and read its .grad; or make"
-                " it an nnmirror.Parameter"
-            )
-        stack += [n for n, _ in node.next_functions]
-
-
-def _is_torchs(target: Any) -> bool:
-    return isinstance(target, torch.Tensor) and not isinstance(target, _tensor.Tensor)
 
 
 def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
@@ -382,7 +393,7 @@ def dependencies(
         if target.segment is not None and expanding:
             target.segment.expand(target)
         for edge in target.edges:
-            if edge is not None:
+            if edge is not None and edge[1] != _tape.NO_FURTHER:
                 counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1
                 stack.append(edge[0])
     return counts, order

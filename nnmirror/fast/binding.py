@@ -51,7 +51,7 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
             return False
         with accumulating:
             for leaf, grad, own in found:
-                if own and leaf._gradient is None:
+                if own and getattr(leaf, "_gradient", 0) is None:
                     leaf._gradient = grad
                 else:
                     add_to_grad(leaf, grad, own)

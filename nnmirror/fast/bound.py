@@ -24,6 +24,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .. import tape as _tape
+from .. import tensor as _tensor
 from .. import walk as _walk
 from . import source
 
@@ -36,6 +37,7 @@ _TAKEN = {
     "g",
     "give",
     "give_back",
+    "goes_on",
     "memory",
     "of",
     "retain_graph",
@@ -507,6 +509,19 @@ class _Writer:
                     else:
                         fetched.add(id(target))
                         lines.append(f"{to} = e[{place}][0]")
+                elif not isinstance(target, _tensor.Tensor):
+                    if id(target) in leaves:
+                        lines.append(f"if e[{place}][0] is not {leaves[id(target)]}: return None")
+                        continue
+                    theirs = [to for to in leaves.values() if to.startswith("v")]
+                    to = leaves[id(target)] = f"v{len(leaves)}"
+                    lines.append(f"{to} = e[{place}][0]")
+                    conditions += [f"{to} is {other}" for other in theirs]
+                    if not self.is_part:
+                        if goes_on(target):
+                            raise Unbindable
+                        self.environment["goes_on"] = goes_on
+                        conditions.append(f"goes_on({to})")
                 elif id(target) not in leaves:
                     if target._signature is None:
                         raise ChangedSince
@@ -662,6 +677,16 @@ class _Writer:
             and grad.shape == leaf.shape
             and grad.dtype is leaf.dtype
         )
+
+
+def goes_on(leaf: torch.Tensor) -> bool:
+    """Has torch's engine more to do with the gradient of its own tensor than to keep it?"""
+    return bool(
+        not leaf.is_leaf
+        or leaf._backward_hooks
+        or leaf._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        or not leaf.requires_grad
+    )
 
 
 class _Called(NamedTuple):

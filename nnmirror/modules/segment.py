@@ -156,7 +156,8 @@ class Run:
                 or x.layout is not torch.strided
             ):
                 return NotImplemented
-            edge = None
+            edge: tape.Edge | None = None
+            plain = x
             if not is_grad_enabled():
                 if x.requires_grad and torch.is_grad_enabled():
                     return NotImplemented  # torch itself would record
@@ -168,14 +169,14 @@ class Run:
                     return NotImplemented
                 edge = node, 0
                 key = sign.serial, exact.is_exact()
-            elif x.requires_grad:
-                return NotImplemented
             else:
                 key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
+                if x.requires_grad:  # for torch
+                    key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
             for written in self.kept.get(key, ()):
                 made = _new_node(tape.Node)
                 try:
-                    out = written.function(x, made)
+                    out = written.function(plain, made)
                 except RuntimeError:  # as of a tensor of inference mode: the layers say it
                     return NotImplemented
                 if out is None:

@@ -78,7 +78,7 @@ class Mv(Rule):
 
     @staticmethod
     def d_input(g: T, vec: T) -> T:
-        return g.ger(vec)
+        return g.outer(vec)
 
     @staticmethod
     def d_vec(g: T, input: T) -> T:

@@ -1,0 +1,159 @@
+"""Beyond the mirror: the graph of torch's own in front of a mirrored layer.
+
+A script may compute with tensors that require grad for torch before it calls a mirrored module:
+`net(torch.cat([x, t], 1))`. What torch recorded there, torch's engine goes back over, from the
+gradient that the mirror's walk brings. With `create_graph=True` that is recorded as one call of
+`TorchGraph`, for whose gradient torch's engine goes back over what it did then.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from . import tape as _tape
+from . import tensor as _tensor
+from ._torch import engine
+from .double_backward import led_to
+
+T = torch.Tensor
+
+
+def is_torchs(target: Any) -> bool:
+    """Is it a tensor that torch tracks, and not the mirror?"""
+    return isinstance(target, T) and not isinstance(target, _tensor.Tensor)
+
+
+def behind(tensors: Iterable[T]) -> tuple[list[T], set[Any]]:
+    """The leaves in torch's graph behind `tensors`, and its nodes."""
+    leaves: dict[int, T] = {}
+    nodes: set[Any] = set()
+    stack: list[Any] = []
+    for tensor in tensors:
+        if tensor.grad_fn is None:
+            leaves[id(tensor)] = tensor
+        stack.append(tensor.grad_fn)
+    while stack:
+        node = stack.pop()
+        if node is None or node in nodes:
+            continue
+        nodes.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves[id(leaf)] = leaf
+        stack += [n for n, _ in node.next_functions]
+    return list(leaves.values()), nodes
+
+
+def leads_to(tensor: T, ends: Sequence[T]) -> bool:
+    """Does torch's graph behind `tensor`, a result, lead to one of `ends`?"""
+    leaves, nodes = behind([tensor])
+    within = {id(leaf) for leaf in leaves}
+    return any(
+        id(end) in within or (end is not tensor and end.grad_fn in nodes)
+        for end in ends
+        if end.grad_fn is not None or id(end) in within
+    )
+
+
+def go_back(
+    tensors: Sequence[T],
+    grads: Sequence[T],
+    inputs: Sequence[T],
+    retain_graph: bool,
+    create_graph: bool,
+    stands_for: "dict[int, T] | None" = None,
+) -> Sequence[T | None]:
+    """The gradients of torch's `tensors` for torch's `inputs`, from `grads`; None where there is
+    no way. Recorded with `create_graph`.
+
+    `stands_for` says which tracked tensors some of torch's leaves stand for.
+    """
+    if not create_graph:
+        return engine.run_backward(  # type: ignore[no-any-return]
+            tuple(tensors),
+            tuple(grads),
+            retain_graph,
+            False,
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+    stands_for = stands_for or {}
+    ends = behind(tensors)[0]
+    ends += [x for x in inputs if not x.is_leaf]
+    of = _Piece(tuple(tensors), tuple(inputs), tuple(ends))
+    args = of, *grads, *[stands_for.get(id(end), end) for end in ends]
+    results, node = _tape.record(TorchGraph, args)
+    # What torch made is an end, but no way on: the leaves behind it get all of theirs here.
+    edges = list(node.edges)  # type: ignore[union-attr]
+    for i, end in enumerate(ends, start=1 + len(grads)):
+        if not end.is_leaf:
+            edges[i] = end, _tape.NO_FURTHER
+    node.edges = edges  # type: ignore[union-attr]
+    return results  # type: ignore[no-any-return]
+
+
+class _Piece(NamedTuple):
+    """A piece of torch's graph: what it is entered by, asked for, and the leaves in it."""
+
+    tensors: tuple[T, ...]
+    inputs: tuple[T, ...]
+    ends: tuple[T, ...]
+
+
+class TorchGraph(_tape.Function):
+    """Z = J^T G, J the Jacobian of what torch's own autograd recorded
+
+    The gradients are those of what torch's engine did to compute it.  Saved: what it recorded.
+    """
+
+    is_rule = True
+    materialize_grads = False
+
+    @staticmethod
+    def forward(ctx: Any, of: _Piece, *args: T) -> tuple[T | None, ...]:
+        ctx.materialize_grads = False
+        given = [g.detach().requires_grad_() for g in args[: len(of.tensors)]]
+        with torch.enable_grad():
+            made = engine.run_backward(
+                of.tensors,
+                tuple(given),
+                True,
+                True,
+                of.inputs,
+                allow_unreachable=True,
+                accumulate_grad=False,
+            )
+        ctx.of, ctx.given, ctx.made = of, given, made
+        return tuple([None if z is None else z.detach() for z in made])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: T | None) -> tuple[T | None, ...]:
+        of, given = ctx.of, ctx.given
+        pairs = [
+            (z, h)
+            for z, h in zip(ctx.made, grads, strict=True)
+            if z is not None and h is not None and z.requires_grad
+        ]
+        inputs = (*given, *of.ends)
+        if not pairs:
+            return (None,) * (1 + len(inputs))
+        stands_for = {
+            id(t): led_to(t.detach(), edge)
+            for t, edge in zip(inputs, ctx.edges[1:], strict=True)
+            if edge is not None and edge[0] is not t
+        }
+        found = go_back(
+            [z for z, _ in pairs],
+            [h for _, h in pairs],
+            inputs,
+            True,
+            ctx.creates_graph,
+            stands_for,
+        )
+        return None, *found
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "TorchGraph"
