@@ -94,6 +94,14 @@ def go_back(
     return results  # type: ignore[no-any-return]
 
 
+def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
+    """Go on from torch's tensors with their gradients, and add what arrives to the leaves'."""
+    tensors, grads = zip(*arrived, strict=True)
+    engine.run_backward(
+        tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
 class _Piece(NamedTuple):
     """A piece of torch's graph: what it is entered by, asked for, and the leaves in it."""
 

@@ -234,7 +234,10 @@ def walk(
         elif reaches is None or chosen:
             if slots[0] is not None:
                 unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-                _finish_leaf(target, slots[0], unshared, to_torch)
+                if beyond.is_torchs(target) and _is_for_torch(target, order):
+                    to_torch.append((target, slots[0]))
+                else:
+                    _finish_leaf(target, slots[0], unshared)
             _run_reached_hooks(target)
 
     def leads_to(target: Any) -> bool | None:
@@ -313,16 +316,9 @@ def walk(
                     continue
                 held = found.get((id(leaf), 0))
                 found[id(leaf), 0] = grad if held is None else add(held, grad)
-        elif len(to_torch) == 1:
-            to_torch[0][0].backward(to_torch[0][1], retain_graph=retain_graph)
         elif to_torch:
-            # All in one pass of torch's engine, so that it adds up in its own order: the
-            # gradient of t in (t g).sum() is g.
-            with torch.enable_grad():
-                joined = [(tensor * grad).sum() for tensor, grad in to_torch]
-                torch.stack([t.to(joined[0].dtype) for t in joined]).sum().backward(
-                    retain_graph=retain_graph
-                )
+            # All in one pass of torch's engine, so that it adds up in its own order.
+            beyond.accumulate(to_torch, retain_graph)
         for target, index in captured:
             if id(target) in beside and index == 0:
                 grad, held = beside.pop(id(target)), found.get((id(target), 0))
@@ -557,14 +553,25 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _finish_leaf(
-    leaf: torch.Tensor, grad: torch.Tensor, unshared: bool, to_torch: list[Any]
-) -> None:
-    own = isinstance(leaf, _tensor.Tensor)
-    if not own and (not leaf.is_leaf or leaf._backward_hooks or leaf._post_accumulate_grad_hooks):
-        # A tensor of torch's own with a graph or a hook: torch's engine takes it from here.
-        to_torch.append((leaf, grad))
-        return
+def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
+    """Does torch's engine take it from here?
+
+    It is a tensor of torch's own with a graph or a hook; or a leaf to which more may come by way of
+    such a graph, as torch adds all up before it adds that to `.grad`.
+    """
+    return bool(
+        not target.is_leaf
+        or target._backward_hooks
+        or target._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        or any(
+            e is not None and beyond.is_torchs(e[0]) and not e[0].is_leaf
+            for node in order
+            for e in node.edges
+        )
+    )
+
+
+def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor, unshared: bool) -> None:
     hooks = _leaf_hooks(leaf)
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)

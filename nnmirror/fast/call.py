@@ -92,6 +92,8 @@ class _Text:
                 self.lines.append(f"if {' or '.join(conditions)}: return None")
             elif edge is None:
                 self.asked_at_length(i, arg)
+            if edge is not None and _is_torchs(edge[0]) and type(arg) is torch.Tensor:
+                self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
 
     def asked(self, i: int, arg: Any, edge: Any) -> list[str]:
         """What makes argument `i` another than that of the signature."""
@@ -100,6 +102,22 @@ class _Text:
             self.edges.append("None,")
             return self.asked_of_plain(a, i, arg)
         target, index = edge
+        if _is_torchs(target):
+            self.edges.append(f"(x{i}, 0),")
+            if isinstance(arg, Tensor):  # it stands for that
+                theirs = [
+                    f"type({a}) is not Tensor",
+                    f"{a}._node is not None",
+                    f"(x{i} := {a}._stands_for) is None",
+                    f"isinstance(x{i}, Tensor)",
+                ]
+            else:
+                theirs = [
+                    f"type({a}) is not {self.constant('kind', i, torch.Tensor)}",
+                    f"not {a}.requires_grad",
+                    f"{a}.layout is not strided",
+                ]
+            return [*theirs, *self.of_layout(a, i, arg)]
         is_first, self.has_first = not self.has_first, True
         if target is arg:
             self.edges.append(f"({a}, 0),")
@@ -133,25 +151,28 @@ class _Text:
         """The same of an argument without a gradient."""
         kind = type(arg)
         if isinstance(arg, torch.Tensor):
-            shape, stride, dtype, device = of_tensor(arg)
             conditions = [f"type({a}) is not {self.constant('kind', i, kind)}"]
             if issubclass(kind, Tensor):
                 conditions.append(f"{a}._signature is not None or {a}._requires_grad")
             else:
                 conditions.append(f"{a}.requires_grad or {a}.layout is not strided")
-            return [
-                *conditions,
-                f"{a}.shape != {self.constant('shape', i, shape)}",
-                f"{a}.stride() != {self.constant('stride', i, stride)}",
-                f"{a}.dtype is not {self.constant('dtype', i, dtype)}",
-                f"{a}.device != {self.constant('device', i, device)}",
-            ]
+            return [*conditions, *self.of_layout(a, i, arg)]
         if arg is None or kind is bool:
             return [f"{a} is not {arg}"]
         if kind is str or (kind in (int, float) and arg):
             value = self.constant("value", i, arg)
             return [f"type({a}) is not {kind.__name__} or {a} != {value}"]
         return []
+
+    def of_layout(self, a: str, i: int, arg: torch.Tensor) -> list[str]:
+        """What makes a tensor one of another layout."""
+        shape, stride, dtype, device = of_tensor(arg)
+        return [
+            f"{a}.shape != {self.constant('shape', i, shape)}",
+            f"{a}.stride() != {self.constant('stride', i, stride)}",
+            f"{a}.dtype is not {self.constant('dtype', i, dtype)}",
+            f"{a}.device != {self.constant('device', i, device)}",
+        ]
 
     def asked_at_length(self, i: int, arg: Any) -> None:
         """The same of one that is compared item by item."""
@@ -180,6 +201,10 @@ class _Text:
         lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
+
+
+def _is_torchs(target: Any) -> bool:
+    return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
 
 
 @functools.lru_cache(maxsize=512)
