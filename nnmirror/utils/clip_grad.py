@@ -5,6 +5,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from ..walk import grad_of
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_device, _dtype = attrgetter("device"), attrgetter("dtype")
 
 
 def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -32,6 +34,8 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
     """The tensors by device and dtype, as torch's foreach kernels want them."""
+    if len({*map(_device, tensors)}) == len({*map(_dtype, tensors)}) == 1:  # nearly always
+        return [tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
@@ -59,6 +63,54 @@ def _listed(parameters: _tensor_or_tensors) -> list[Tensor]:
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
+def _total_norm(
+    tensors: list[Tensor],
+    groups: list[list[Tensor]],
+    norm_type: float,
+    error_if_nonfinite: bool,
+    foreach: bool | None,
+) -> Tensor:
+    norm_type = float(norm_type)
+    if not tensors:
+        return torch.tensor(0.0)
+    norms: list[Tensor] = []
+    for group in groups:
+        if _foreach(group, foreach):
+            norms.extend(_torch.foreach_norm(group, norm_type))
+        else:
+            norms.extend(torch.linalg.vector_norm(g, norm_type) for g in group)
+    if len(groups) > 1:
+        norms = [n.to(tensors[0].device) for n in norms]
+    total = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    if error_if_nonfinite and torch.logical_or(total.isnan(), total.isinf()):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite,"
+            " so it cannot be clipped. To disable this error and scale the gradients by the"
+            " non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    return total
+
+
+def _scale(
+    groups: list[list[Tensor]], max_norm: float, total_norm: Tensor, foreach: bool | None
+) -> None:
+    max_norm = float(max_norm)
+    if not groups:
+        return
+    scale = total_norm + 1e-6
+    if isinstance(scale, Tensor):  # a number divided by a tensor is this
+        scale = scale.reciprocal_().mul_(max_norm).clamp_(max=1.0)
+    else:
+        scale = torch.clamp(max_norm / scale, max=1.0)  # PyTorch's error
+    for group in groups:
+        on_device = scale.to(group[0].device)
+        if _foreach(group, foreach):
+            _torch.foreach_mul_(group, on_device)
+        else:
+            for grad in group:
+                grad.mul_(on_device)
+
+
 @_unrecorded
 def get_total_norm(
     tensors: _tensor_or_tensors,
@@ -68,24 +120,7 @@ def get_total_norm(
 ) -> torch.Tensor:
     """The norm of all tensors as one vector: the norm of their norms."""
     tensors = _listed(tensors)
-    norm_type = float(norm_type)
-    if not tensors:
-        return torch.tensor(0.0)
-    norms: list[Tensor] = []
-    for group in _groups(tensors):
-        if _foreach(group, foreach):
-            norms.extend(_torch.foreach_norm(group, norm_type))
-        else:
-            norms.extend(torch.linalg.vector_norm(g, norm_type) for g in group)
-    first = tensors[0].device
-    total = torch.linalg.vector_norm(torch.stack([n.to(first) for n in norms]), norm_type)
-    if error_if_nonfinite and torch.logical_or(total.isnan(), total.isinf()):
-        raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite,"
-            " so it cannot be clipped. To disable this error and scale the gradients by the"
-            " non-finite norm anyway, set `error_if_nonfinite=False`"
-        )
-    return total
+    return _total_norm(tensors, _groups(tensors), norm_type, error_if_nonfinite, foreach)
 
 
 @_unrecorded
@@ -96,18 +131,7 @@ def clip_grads_with_norm_(
     foreach: bool | None = None,
 ) -> None:
     """Scale the gradients by max_norm / total_norm where that is less than one."""
-    grads = _grads(_listed(parameters))
-    max_norm = float(max_norm)
-    if not grads:
-        return
-    scale = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
-    for group in _groups(grads):
-        on_device = scale.to(group[0].device)
-        if _foreach(group, foreach):
-            _torch.foreach_mul_(group, on_device)
-        else:
-            for grad in group:
-                grad.mul_(on_device)
+    _scale(_groups(_grads(_listed(parameters))), max_norm, total_norm, foreach)
 
 
 @_unrecorded
@@ -124,8 +148,10 @@ def clip_grad_norm_(
         warnings.warn(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3
         )
-    total = get_total_norm(_grads(listed), norm_type, error_if_nonfinite, foreach)
-    clip_grads_with_norm_(listed, max_norm, total, foreach)
+    grads = _grads(listed)
+    groups = _groups(grads)
+    total = _total_norm(grads, groups, norm_type, error_if_nonfinite, foreach)
+    _scale(groups, max_norm, total, foreach)
     return total
 
 
