@@ -27,10 +27,10 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from . import source
+from .shorter import LARGE, WORDS, Called, Given, Unbindable, memory_of, shorter, size_of
 
 _MOST_NODES = 128  # of a walk that is bound
 _FEWEST, _MOST = 3, 32  # of a part: short ones come again in graphs of any length
-_LARGE = 1 << 16  # bytes: from here on memory is given back as soon as it may be
 _TAKEN = {
     "backward",
     "e",
@@ -64,30 +64,7 @@ _QUESTIONS = {
 }
 _ANSWERS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, type(None))
 _ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # the same as functions and as methods
-_WORDS = re.compile(r"\bt\d+\b")
 _LITERALS = (bool, int, float, str, type(None))
-
-
-class _Given(float):
-    """A number that a node was given, and may be another in the next walk.
-
-    It may be handed to torch calls. What is computed from it, or asked of it, would be noted as
-    if it were always the same.
-    """
-
-    place: str  # in the source
-
-
-def _unbindable(*args: Any) -> Any:
-    raise Unbindable
-
-
-for _name in vars(float).keys() - {"__new__", "__getattribute__", "__doc__"}:
-    setattr(_Given, _name, _unbindable)
-
-
-class Unbindable(Exception):
-    """The notes cannot follow what was done."""
 
 
 class ChangedSince(Exception):
@@ -224,7 +201,7 @@ class _Writer:
             raise Unbindable
         self.environment: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
-        self.lines: list[str | _Called | _Give] = []
+        self.lines: list[str | Called | _Give] = []
         self.known: dict[int, str] = {}  # of the tensors that the walk has made: their names
         self.alive: list[Any] = []  # so that no id is given twice
         self.shared: set[int] = set()  # memory that others may hold
@@ -275,9 +252,10 @@ class _Writer:
 
     def go_back(self, grad: torch.Tensor) -> None:
         """Go back from the root, as the generic walk does, and write what is called."""
+        self.start = grad
         self.known[id(grad)] = "g"
         self.alive.append(grad)
-        self.shared.add(_memory(grad))
+        self.shared.add(memory_of(grad))
         slots: dict[int, list[Any]] = {id(self.order[0]): [grad]}
         waiting: dict[int, int] = {}
         for node in self.order:
@@ -314,10 +292,10 @@ class _Writer:
                     total = self.added(held and held[1], result)
                     self.arrivals[id(target)] = target, total
                     waiting[id(target)] -= 1
-                    if not waiting[id(target)] and _bytes(total) >= _LARGE:
+                    if not waiting[id(target)] and size_of(total) >= LARGE:
                         self.given.add(id(target))
                         self.lines.append(_Give(target, total))  # type: ignore[arg-type]
-            if sum(_bytes(t) for t in node._saved or () if t is not None) >= _LARGE:
+            if sum(size_of(t) for t in node._saved or () if t is not None) >= LARGE:
                 saved = self.saved_as[id(node)]
                 self.freed.add(id(node))
                 if id(node) in self.names:
@@ -356,7 +334,7 @@ class _Writer:
                     kwargs = {key: value for key, value in kwargs.items() if key != "out"}
                 words = [self.word(a, mine) for a in args]
                 words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
-                self.assign(_Called("", func, args, kwargs, words, out), mine)
+                self.assign(Called("", func, args, kwargs, words, out), mine)
             for result in results:
                 if result is not None and id(result) not in self.known:
                     self.known[id(result)] = self.word(result, mine)
@@ -374,7 +352,7 @@ class _Writer:
             return value
         if id(node) not in self.names:
             raise Unbindable
-        value = _Given(value)
+        value = Given(value)
         value.place = f"{self.names[id(node)]}.given[{index}]"
         return value
 
@@ -397,7 +375,7 @@ class _Writer:
             if result is not None:
                 self.known[id(result)] = f"{name}[{i}]"
         self.alive += results
-        memories = {_memory(t) for t in [*slots, *results] if t is not None}
+        memories = {memory_of(t) for t in [*slots, *results] if t is not None}
         self.handed_on |= memories
         if not node.function.is_rule:  # its author may keep what it was given, or returned
             self.shared |= memories
@@ -409,12 +387,12 @@ class _Writer:
             return grad
         total = held + grad
         words = [self.known[id(held)], self.known[id(grad)]]
-        self.assign(_Called("", torch.add, (held, grad), {}, words, total), {})
+        self.assign(Called("", torch.add, (held, grad), {}, words, total), {})
         return total
 
     # -- words ---------------------------------------------------------------------------
 
-    def assign(self, call: "_Called", mine: dict[int, str]) -> None:
+    def assign(self, call: "Called", mine: dict[int, str]) -> None:
         """Write a call."""
         out = call.out
         self.alive.append(out)
@@ -439,7 +417,7 @@ class _Writer:
                     raise Unbindable  # where it came from is not known
                 name = self.constant(value)
             return name
-        if type(value) is _Given:
+        if type(value) is Given:
             return value.place
         if not any(True for _ in _tape.tensors_in(value)) and not isinstance(value, slice):
             return self.constant(value)
@@ -564,6 +542,7 @@ class _Writer:
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
         lines.append("): return None")
+        self.lines = self.shorter()
         memory = self.memory()
         if memory is not None:
             lines += ["memory = take()", f"{', '.join(memory.names)}, = memory"]
@@ -598,13 +577,37 @@ class _Writer:
         lines.append(f"return ({' '.join(found)})")
         return "\n    ".join(lines) + "\n"
 
-    def said(self, call: "_Called", memory: "_Memory | None") -> str:
+    def taken(self) -> set[int]:
+        """Memory that others hold, or will."""
+        taken = self.shared | self.handed_on
+        taken |= {memory_of(g) for _, g in self.arrivals.values()}
+        taken |= {memory_of(g) for _, _, g in self.results}
+        return taken | {memory_of(t) for n in self.order for t in n._saved or () if t is not None}
+
+    def shorter(self) -> "list[str | Called | _Give]":
+        """The lines, without what need not be done in each walk."""
+        start, taken = self.start, self.taken()
+        if not self.is_part:  # else the gradient to start from is another each time
+            taken -= {memory_of(start)} - {memory_of(g) for _, g in self.arrivals.values()}
+
+        def fixed(tensor: torch.Tensor) -> bool:
+            return hasattr(tensor, "_is_constant") and not (self.is_part and tensor is start)
+
+        needed = {
+            self.known[id(g)].partition("[")[0]
+            for g in [*(g for _, g in self.arrivals.values()), *(g for _, _, g in self.results)]
+        }
+        return shorter(self.lines, fixed, taken, needed, self.constant, self.environment)
+
+    def said(self, call: "Called", memory: "_Memory | None") -> str:
         """The source of a call."""
         name, func, words = call.name, call.func, call.words
         if func.__name__ in _ALIKE:
             func = _twin(func) or func
         if memory is not None and name in memory.in_place:
             func = memory.in_place[name]
+            if func is torch.Tensor.zero_:
+                words, name = [name], ""
         elif memory is not None and name in memory.writers:
             func, words, name = _twin(func) or func, [*words, f"out={name}"], ""
         text = f"{self.function(func)}({', '.join(words)})"
@@ -612,30 +615,27 @@ class _Writer:
 
     def memory(self) -> "_Memory | None":
         """Memory that is used again for what is small, and seen by nobody."""
-        taken = self.shared | self.handed_on
-        taken |= {_memory(g) for _, g in self.arrivals.values()}
-        taken |= {_memory(g) for _, _, g in self.results}
-        taken |= {_memory(t) for node in self.order for t in node._saved or () if t is not None}
+        taken = self.taken()
         sharing: dict[int, set[int]] = {}  # by the memory, which tensors are in it
         for line in self.lines:
-            for out in _tape.tensors_in(line.out) if isinstance(line, _Called) else ():
-                sharing.setdefault(_memory(out), set()).add(id(out))
+            for out in _tape.tensors_in(line.out) if isinstance(line, Called) else ():
+                sharing.setdefault(memory_of(out), set()).add(id(out))
         memory = _Memory()
         last: dict[str, int] = {}  # where a name is used last
         for i, line in enumerate(self.lines):
-            if isinstance(line, _Called):
-                last.update((word, i) for text in line.words for word in _WORDS.findall(text))
+            if isinstance(line, Called):
+                last.update((word, i) for text in line.words for word in WORDS.findall(text))
             elif isinstance(line, str):
-                last.update((word, i) for word in _WORDS.findall(line))
+                last.update((word, i) for word in WORDS.findall(line))
         for i, line in enumerate(self.lines):
-            if not isinstance(line, _Called) or not line.name or _memory_of(line.out) in taken:
+            if not isinstance(line, Called) or not line.name or memory_of(line.out) in taken:
                 continue
             out = line.out
-            if isinstance(out, torch.Tensor) and 0 < _bytes(out) < _LARGE and not out.is_meta:
+            if isinstance(out, torch.Tensor) and 0 < size_of(out) < LARGE and not out.is_meta:
                 is_last = bool(line.words) and last.get(line.words[0]) == i
                 first = line.args[0] if is_last else None
                 if isinstance(first, torch.Tensor):  # else a view of it is used later
-                    is_last = len(sharing.get(_memory(first), ())) == 1
+                    is_last = len(sharing.get(memory_of(first), ())) == 1
                 memory.add(line, is_last)
         if not memory.names:
             return None
@@ -647,7 +647,7 @@ class _Writer:
         large = {
             name.partition("[")[0]
             for t in self.alive
-            if isinstance(t, torch.Tensor) and _bytes(t) >= _LARGE
+            if isinstance(t, torch.Tensor) and size_of(t) >= LARGE
             if (name := self.known.get(id(t), "")).startswith("t")
         }
         at_end = {
@@ -665,9 +665,9 @@ class _Writer:
 
     def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> bool:
         """May `grad` become the leaf's `.grad` itself? It fits, and nobody else holds it."""
-        memory = _memory(grad)
-        saved = {_memory(t) for node in self.order for t in node._saved or () if t is not None}
-        holders = [g for _, g in self.arrivals.values() if _memory(g) == memory]
+        memory = memory_of(grad)
+        saved = {memory_of(t) for node in self.order for t in node._saved or () if t is not None}
+        holders = [g for _, g in self.arrivals.values() if memory_of(g) == memory]
         return (
             len(holders) == 1
             and memory not in saved
@@ -689,17 +689,6 @@ def goes_on(leaf: torch.Tensor) -> bool:
     )
 
 
-class _Called(NamedTuple):
-    """A torch call, of which the source makes a line."""
-
-    name: str  # of its result; empty if that has one
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    words: list[str]
-    out: Any
-
-
 class _Memory:
     """What a bound walk computes into, and takes anew only if it runs in several threads at once.
 
@@ -708,7 +697,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.views: set[str] = set()
+        self.views: set[str] = set()  # made with the memory, and not to be computed
         self.writers: set[str] = set()  # computed into `out=`
         self.in_place: dict[
             str, Any
@@ -717,7 +706,7 @@ class _Memory:
         self.places: dict[int, int] = {}  # of the tensors that were recorded
         self.spare: list[list[torch.Tensor]] = []
 
-    def add(self, call: _Called, is_last: bool) -> None:
+    def add(self, call: Called, is_last: bool) -> None:
         """Have the result of `call` in this memory, if it can be.
 
         If its first argument is used there for the last time, and has its memory for itself, that
@@ -725,7 +714,9 @@ class _Memory:
         """
         out = call.out
         changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
-        is_view = any(isinstance(a, torch.Tensor) and _memory(a) == _memory(out) for a in call.args)
+        is_view = any(
+            isinstance(a, torch.Tensor) and memory_of(a) == memory_of(out) for a in call.args
+        )
         writer = None if is_view else _writer(call)
         if writer is None and is_last and changing is not None and not is_view:
             first = call.args[0]
@@ -752,10 +743,16 @@ class _Memory:
             self.views.add(call.name)
             self.makers.append(view)
         else:
-            if writer is None:
+            name = getattr(call.func, "__name__", "")
+            if name in _EMPTY and out.is_contiguous():
+                self.views.add(call.name)  # nothing to compute
+            elif name in _ZEROS and out.is_contiguous():
+                self.in_place[call.name] = torch.Tensor.zero_
+            elif writer is None:
                 return
+            else:
+                self.writers.add(call.name)
             shape, dtype, device = out.shape, out.dtype, out.device
-            self.writers.add(call.name)
             self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
         self.places[id(out)] = len(self.names)
         self.names.append(call.name)
@@ -771,7 +768,11 @@ class _Memory:
             return made
 
 
-def _writer(call: _Called) -> Any:
+_EMPTY = {"empty", "empty_like", "new_empty"}
+_ZEROS = {"zeros", "zeros_like", "new_zeros"}
+
+
+def _writer(call: Called) -> Any:
     """The function that computes the call into its `out=`; None if there is none."""
     name = getattr(call.func, "__name__", "")
     writer = getattr(torch, name, None)
@@ -796,18 +797,6 @@ class _Give(NamedTuple):
 
     leaf: torch.Tensor
     grad: torch.Tensor
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _memory_of(out: Any) -> int:
-    return _memory(out) if isinstance(out, torch.Tensor) else 0
 
 
 def step(node: _tape.Node, slots: list[Any]) -> list[Any]:

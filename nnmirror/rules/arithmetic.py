@@ -223,7 +223,9 @@ class Pow(Rule):
         x, p = input, exponent
         if isinstance(p, T):
             return torch.where(p == 0.0, zero(g), g * (p * x.pow(p - 1)))
-        return torch.zeros_like(x) if p == 0 else g * (p * x.pow(p - 1))
+        if p == 0:
+            return torch.zeros_like(x)
+        return g * (p * (x if p == 2 else x.pow(p - 1)))
 
     @staticmethod
     def d_exponent(g: T, input: T | Number, exponent: T, result: T) -> T:
@@ -425,7 +427,11 @@ def _inside(x: T, lo: T | Number | None, hi: T | Number | None) -> T:
     if lo is None:
         assert hi is not None
         return x <= hi
-    return x >= lo if hi is None else (x >= lo).logical_and_(x <= hi)
+    if hi is None:
+        return x >= lo
+    if not (isinstance(lo, T) or isinstance(hi, T)) and lo <= hi:
+        return torch.eq(torch.clamp(x, lo, hi), x)
+    return (x >= lo).logical_and_(x <= hi)
 
 
 def _within(x: T, lo: T | Number | None, hi: T | Number | None) -> T:

@@ -102,14 +102,14 @@ def add_rows(to: T, places: T, rows: T) -> T:
 # masked_fill and where branch for each element, which the processor has to predict. For many
 # elements a choice by the bits of integers is many times faster.
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-_FEW = 4096
+FEW = 4096
 
 
 def chosen_by_bits(*tensors: T) -> bool:
     """Are there enough elements for a choice by bits, and are all tensors contiguous?"""
     first = tensors[0]
     return (
-        first.numel() >= _FEW
+        first.numel() >= FEW
         and first.is_cpu
         and first.dtype in _BITS
         and all(

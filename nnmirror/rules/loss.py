@@ -4,6 +4,8 @@
 kernel of PyTorch rounds after each operation, so does the formula here, in its order.
 """
 
+import functools
+
 import torch
 
 from .._torch import DisableTorchFunctionSubclass
@@ -15,7 +17,7 @@ from ..tape import (
 )
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul
-from .kernel import by_path
+from .kernel import FEW, by_path
 from .registry import Rule, check_numbers, composite, rule, unplaced
 from .shape import contiguous, view
 from .softmax import LogSoftmax, log_softmax
@@ -138,14 +140,36 @@ class NllLoss(Rule):
         total: T,
     ) -> T:
         along = 0 if input.dim() == 1 else 1
-        t = target.unsqueeze(along).long()  # it may have been of uint8
+        zero = constant(0.0, input.dtype, input.device)
         if reduction == MEAN:
-            g = g / total
-        g = -(g if g.dim() == 0 else g.unsqueeze(along))
+            share = torch.addcdiv(-zero, g, total, value=-1)  # -g / total in one call
+        else:
+            share = -g if g.dim() == 0 else -g.unsqueeze(along)
+        t = target.unsqueeze(along)
+        if input.numel() < FEW:
+            classes = _classes(input.shape[along], ignore_index, input.dim(), input.device)
+            if weight is not None:
+                share = share * weight.view(classes.shape)
+            return torch.where(torch.eq(classes, t), share, zero)
+        t = t.long()  # it may have been of uint8
         ignored = t == ignore_index
         t = t.masked_fill(ignored, 0)
-        share = (g if weight is None else g * weight[t]).expand(t.shape).masked_fill(ignored, 0)
+        if weight is not None:
+            share = share * weight[t]
+        share = share.expand(t.shape).masked_fill(ignored, 0)
         return torch.zeros_like(input).scatter_(along, t, share)
+
+
+@functools.lru_cache(maxsize=256)
+def _classes(count: int, ignore_index: int, dims: int, device: torch.device) -> T:
+    """The numbers of the classes, as an operand for the targets; none is ignore_index."""
+    with torch.inference_mode(False):
+        classes = torch.arange(count, device=device)
+        if 0 <= ignore_index < count:
+            classes[ignore_index] = -1  # no target is
+        made = classes.view(-1, *[1] * (dims - 2))
+    made._is_constant = True  # type: ignore[attr-defined]
+    return made
 
 
 class NllLoss2D(NllLoss):

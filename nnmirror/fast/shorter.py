@@ -1,0 +1,192 @@
+"""The notes of a walk, made shorter: the same numbers by fewer calls, and by cheaper ones.
+
+Each of these says the same for every walk of one signature. The comparison with the generic walk
+that a bound walk must pass (see `binding.py`) is made of what comes out here.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import tape as _tape
+
+LARGE = 1 << 18  # bytes: from here on memory is given back as soon as it may be
+WORDS = re.compile(r"\bt\d+\b")
+_WIDE = (torch.float32, torch.float64)
+# Functions of a tensor and a number, which they take sooner as a tensor without dimensions.
+_TAKE_NUMBERS = {"add", "div", "eq", "ge", "gt", "le", "lt", "mul", "ne", "sub"}
+_OPERATORS: dict[Any, Any] = {torch.Tensor.__eq__: torch.eq, torch.Tensor.__ne__: torch.ne}
+
+
+class Called(NamedTuple):
+    """A torch call, of which the source makes a line."""
+
+    name: str  # of its result; empty if that has one
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    words: list[str]
+    out: Any
+
+    def changes(self) -> bool:
+        """Does it change a tensor that there was?"""
+        name = getattr(self.func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        return in_place or name.startswith("__i") or "out" in self.kwargs
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    """In bytes."""
+    return tensor.numel() * tensor.element_size()
+
+
+def memory_of(tensor: Any) -> int:
+    """What stands for the memory that it is in; 0 for what is no tensor."""
+    return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else 0
+
+
+def shorter(
+    lines: Sequence[Any],
+    fixed: Callable[[torch.Tensor], bool],
+    kept: set[int],
+    needed: set[str],
+    word: Callable[[torch.Tensor], str],
+    environment: dict[str, Any],
+) -> list[Any]:
+    """`lines` without what need not be done, or not in each walk.
+
+    `fixed` tells a tensor that is the same in each walk, `kept` holds the memory that a walk must
+    have for itself, `needed` the names that are used besides, and `word` gives the source of a
+    constant.
+    """
+    calls = [_cheaper(line, word) if isinstance(line, Called) else line for line in lines]
+    return _without_unneeded(_without_fixed(calls, fixed, kept, environment), needed)
+
+
+def _without_fixed(
+    lines: Sequence[Any],
+    fixed: Callable[[torch.Tensor], bool],
+    kept: set[int],
+    environment: dict[str, Any],
+) -> list[Any]:
+    """Without the calls whose result is the same in each walk: it goes into `environment`."""
+    changed = set(kept)
+    for line in lines:
+        if isinstance(line, Called) and line.changes():
+            changed.add(memory_of(line.out))
+    known: set[int] = set()
+    left: list[Any] = []
+    for line in lines:
+        if isinstance(line, Called) and line.name and not line.changes():
+            given = list(_tape.tensors_in((line.args, line.kwargs)))
+            out = line.out
+            if (
+                given
+                and isinstance(out, torch.Tensor)
+                and all(id(t) in known or fixed(t) for t in given)
+                and not any(type(a) is Given for a in line.args)
+                and memory_of(out) not in changed
+                and size_of(out) < LARGE
+                and not (out.is_inference() or out.is_meta)
+            ):
+                known.add(id(out))
+                environment[line.name] = out
+                continue
+        left.append(line)
+    return left
+
+
+def _without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
+    """Without calls whose result nobody uses."""
+    needed = set(needed)
+    left: list[Any] = []
+    for line in reversed(lines):
+        if isinstance(line, Called):
+            if line.name not in needed and not line.changes():
+                continue  # it made what is not used, or handed on what there was
+            words: Sequence[str] = line.words
+        else:
+            words = [line] if isinstance(line, str) else []
+        needed.update(name for text in words for name in WORDS.findall(text))
+        left.append(line)
+    return left[::-1]
+
+
+def _cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
+    """A call that gives the same bits."""
+    func = _OPERATORS.get(call.func, call.func)
+    call = call._replace(func=func)
+    name, args = getattr(func, "__name__", ""), call.args
+    first = args[0] if args else None
+    usual = isinstance(first, torch.Tensor) and first.is_cpu and not call.kwargs
+    if not usual:
+        return call
+    assert isinstance(first, torch.Tensor)
+    if name in _TAKE_NUMBERS and len(args) == 2 and first.dtype in _WIDE:
+        return _with_tensor(call, 1, first, word)
+    if name == "masked_fill" and call.out.shape == first.shape and first.dtype in _WIDE:
+        filled = _with_tensor(call, 2, first, word)
+        if filled is not call:
+            x, mask, value = filled.args
+            of_x, of_mask, of_value = filled.words
+            return call._replace(
+                func=torch.where, args=(mask, value, x), words=[of_mask, of_value, of_x]
+            )
+    if name == "sum_to_size" and len(args) == 2:
+        return _as_sum(call)
+    return call
+
+
+def _with_tensor(
+    call: Called, place: int, like: torch.Tensor, word: Callable[[torch.Tensor], str]
+) -> Called:
+    """The call with the number at `place` as a tensor without dimensions."""
+    value = call.args[place]
+    is_comparison = call.out.dtype is torch.bool
+    if type(value) is int and abs(value) < 1 << 24:
+        value = float(value)
+    if type(value) is not float or (value == 0 and str(value) != "0.0" and not is_comparison):
+        return call
+    number = _tape.constant(value, like.dtype, like.device)
+    args, words = [*call.args], [*call.words]
+    args[place], words[place] = number, word(number)
+    return call._replace(args=tuple(args), words=words)
+
+
+def _as_sum(call: Called) -> Called:
+    """x.sum_to_size(shape), which is this sum."""
+    x, shape = call.args
+    if not isinstance(shape, tuple) or call.out.shape == x.shape:
+        return call
+    leading = x.dim() - len(shape)
+    dims = [*range(leading)]
+    inner = [i for i in range(leading, x.dim()) if x.shape[i] != shape[i - leading]]
+    if dims and inner:
+        return call
+    kwargs = {"keepdim": True} if inner else {}
+    words = [call.words[0], str(dims + inner), *(["keepdim=True"] if inner else [])]
+    return call._replace(func=torch.sum, args=(x, dims + inner), kwargs=kwargs, words=words)
+
+
+class Given(float):
+    """A number that a node was given, and may be another in the next walk.
+
+    It may be handed to torch calls. What is computed from it, or asked of it, would be noted as
+    if it were always the same.
+    """
+
+    place: str  # in the source
+
+
+class Unbindable(Exception):
+    """The notes cannot follow what was done."""
+
+
+def _unbindable(*args: Any) -> Any:
+    raise Unbindable
+
+
+for _name in vars(float).keys() - {"__new__", "__getattribute__", "__doc__"}:
+    setattr(Given, _name, _unbindable)
