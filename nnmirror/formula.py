@@ -399,6 +399,16 @@ class Formulas:
         named = zip(needs, self.needed_by, strict=False)
         return {name for need, names in named if need for name in names}
 
+    def _in_order(self, needs: tuple[bool, ...]) -> list[int]:
+        """The places of the arguments in the order in which PyTorch computes their gradients.
+
+        That is by their names there, as it generates its code. In a backward that is recorded the
+        order decides in which order later gradients are added up.
+        """
+        names = [*self.names, *[self.rest] * (len(needs) - len(self.names))]
+        places = range(len(needs))
+        return sorted(places, key=lambda i: "self" if names[i] == "input" else names[i])
+
     def _gradient(self, place: int) -> Callable[..., Any] | None:
         """What gives the gradient of an argument."""
         return self.single[place] if place < len(self.single) else None
@@ -472,16 +482,15 @@ class Formulas:
             pad = f", *[None] * ({len(needs)} - len(found))" if len(needs) > 1 else ""
             lines += [f"found = gradients({', '.join(words)})", f"return (*found{pad},)"]
         else:
-            grads = []
-            for i, need in enumerate(needs):
-                function = self._gradient(i) if need else None
+            grads = ["None"] * len(needs)
+            for i in self._in_order(needs):
+                function = self._gradient(i) if needs[i] else None
                 if function is None:
-                    grads.append("None")
                     continue
                 environment[f"d_{self.names[i]}"] = function
                 words = [word(n) for n in self.needed_by[i]]
                 lines.append(f"dx{i} = {'d_' + self.names[i]}({', '.join(words)})")
-                grads.append(f"dx{i}")
+                grads[i] = f"dx{i}"
             lines.append(f"return ({', '.join(grads)},)")
         given = "gs" if self.several else "g"
         source = "\n        ".join([f"    def back(node, {given}):", *lines])
