@@ -72,6 +72,7 @@ class Plan:
         "compute",
         "copied",
         "given",
+        "given_as",
         "given_names",
         "is_open",
         "label",
@@ -91,6 +92,7 @@ class Plan:
         self.given: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
         self.given_names: tuple[str, ...] = ()
         self.is_open = False  # these may differ from call to call
+        self.given_as: tuple[str, ...] = ()  # the same as source, which takes them of `args`
         self.arguments: dict[str, Any] | None = None  # these, where they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
         self.copied: tuple[int, ...] = ()  # of the saved: as copies
@@ -221,11 +223,12 @@ class Formulas:
         # Of what forward keeps, the places of what is not said to be derived from the arguments.
         self.underived = [i for i, n in enumerate(function.keeps) if n not in function.derived]
         # Whether the plan itself depends on how the tensors are laid out.
-        self.by_layout = "how" in self.named or _overrides(function, "choose")
+        self.by_layout = function.copied is not None or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
         self.refuse = getattr(function, "refuse", None)
         # Whether calls that differ by their numbers alone can be of one signature.
         self.takes_any_number = not self.by_layout and self.refuse is None
+        self.how = getattr(function, "how", None)
         self.plans: dict[Any, Plan] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
 
@@ -249,9 +252,9 @@ class Formulas:
             if plan.label:
                 node.label = plan.label
         else:
-            plan = node.plan = self._plan_by_kinds(args, node.needs_input_grad)
+            plan = node.plan = self.plan_by_kinds(args, node.needs_input_grad)
             if plan.given is not None:
-                node.given = plan.given(self.completed(args))
+                node.given = plan.given(args)
             if self.labels:
                 node.label = self.function.label_of(*args)
         if self.has_more and not self.function.materialize_grads:
@@ -280,21 +283,15 @@ class Formulas:
         results = self.parts(out)[0]
         return results if self.several else results[0]
 
-    def completed(self, args: tuple[Any, ...]) -> Sequence[Any]:
-        """The arguments with the defaults of those that were not given."""
-        if len(args) >= len(self.names):
-            return args
-        return [*args, *self.defaults[len(args) :]]
-
     def plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
         """The plan for calls with these arguments."""
         if self.by_layout:
             return self._plan_by_layout(args, needs)
-        plan = self._plan_by_kinds(args, needs)
-        given = () if plan.given is None else plan.given(self.completed(args))
+        plan = self.plan_by_kinds(args, needs)
+        given = () if plan.given is None else plan.given(args)
         return plan.fixed(given, self.function.label_of(*args))
 
-    def _plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
         """The plan for arguments of which the same are tensors."""
         key = needs, *[isinstance(a, torch.Tensor) for a in args]
         return self.plans.get(key) or self._new_plan(args, needs, key)
@@ -341,14 +338,13 @@ class Formulas:
         saved_names: list[str] = []
         given: dict[str, str] = {}
         count = len(self.names)
-        all_args = self.completed(args)
         for place, name in enumerate(self.names):
-            is_tensor = isinstance(all_args[place], torch.Tensor)
+            is_tensor = place < len(args) and isinstance(args[place], torch.Tensor)
             if name in used and is_tensor:
                 saves.append(place)
                 saved_names.append(name)
             elif name in used:
-                given[name] = f"args[{place}]"
+                given[name] = f"args[{place}]" if place < len(args) else f"defaults[{place}]"
             if f"{name}_shape" in used:
                 given[f"{name}_shape"] = f"args[{place}].shape" if is_tensor else "None"
         if self.rest in used:
@@ -372,9 +368,13 @@ class Formulas:
         if plan.saves == ONLY_RESULT and not isinstance(plan, PlanOfMore):
             plan.saves = ONLY_RESULT  # itself, which is looked for
         plan.names = tuple(saved_names)
+        if "how" in used:
+            given["how"] = "how(*args)"
         if given:
-            plan.given_names = tuple(given)
-            plan.given = self._compiled(f"def given(args): return ({', '.join(given.values())},)")
+            plan.given_names, plan.given_as = tuple(given), tuple(given.values())
+            source = f"    def given(args): return ({', '.join(given.values())},)"
+            make = self._compiled(f"def make(how, defaults):\n{source}\n    return given")
+            plan.given = make(self.how, self.defaults)
         if function.copied is not None:
             copied = function.copied(*args)
             plan.copied = tuple([i for i, n in enumerate(saved_names) if n in copied])
@@ -386,10 +386,8 @@ class Formulas:
             return plan
         plan.compute = function.choose(*args) or self.compute
         plan.label = function.label_of(*args)
-        values = () if plan.given is None else plan.given(all_args)
+        values = () if plan.given is None else plan.given(args)
         plan.arguments = dict(zip(plan.given_names, values, strict=True))
-        if "how" in used:
-            plan.arguments["how"] = function.how(*args)
         return plan
 
     def needed_for(self, needs: tuple[bool, ...]) -> set[str]:
@@ -545,6 +543,7 @@ def read(function: Any) -> None:
         function.formulas = None
         return
     formulas = function.formulas = Formulas(function, forward)
+    function.recorders = {}
     function.forward = staticmethod(formulas.call)
     function.backward = staticmethod(
         formulas.back_from_several if formulas.several else formulas.back

@@ -625,9 +625,9 @@ class Function:
     `vmap` and `generate_vmap_rule` may be defined, and are not asked.
     """
 
-    # Records a call that has no signature, given the most usual arguments, with less to ask; None
-    # given any others.
-    usual: Any = None
+    # Of a rule written as formulas: what records calls without a signature, by the types of the
+    # arguments and by which of them require grad (see fast/recorder.py).
+    recorders: "dict[Any, dict[tuple[bool, ...], Any]]" = {}
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
@@ -826,10 +826,7 @@ def record(
                         if met is not None:
                             return met  # type: ignore[no-any-return]
                 break
-            if function.usual is None or _is_signed(function, args):
-                met = _met_before(function, args)
-            else:
-                met = function.usual(*args)
+            met = _met_before(function, args)
             if met is not None:
                 return met  # type: ignore[no-any-return]
         return _record(function, args, inplace, asks, disabled)
@@ -980,6 +977,8 @@ def _record(
                 node.sequence = next(_sequence)
                 if signed:
                     _sign(node, key, first, args, True, numbers_vary)
+                elif function.formulas is not None:
+                    learn(function, args, node.needs_input_grad)
                 if node._saved:
                     _save_apart(node, out)
                 out.__class__ = _tensor.Tensor
@@ -1016,6 +1015,8 @@ def _record(
         makes_new = function.is_rule and function.is_view and inplace is None
         makes_new = makes_new and type(out) is _tensor.Tensor
         _sign(node, key, first, args, makes_new, numbers_vary)
+    elif tracked and function.formulas is not None and not changes_input:
+        learn(function, args, node.needs_input_grad)
     if node.dirty or node.non_differentiable:
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
@@ -1038,17 +1039,8 @@ def records_plainly() -> bool:
     )
 
 
-def _is_signed(function: type[Function], args: tuple[Any, ...]) -> bool:
-    """Is a call of `function` on `args` to have a signature?"""
-    for arg in args:
-        if type(arg) is _tensor.Tensor and arg._node is not None:
-            sign = arg._node.signature
-            return sign is not None and function not in sign.output(arg._output_nr).varying
-    return True
-
-
 def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
-    """`record` of a call whose signature is known; None for any other."""
+    """`record` of a call whose signature is known, or of one of its kind; None for any other."""
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
     key: list[Any] = []  # as `_sign` has it: what follows the first tracked tensor
@@ -1066,7 +1058,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                 continue
             sign = node.signature
             if sign is None:
-                return None
+                return _of_its_kind(function, args)
             index = 0
             if not sign.is_plain:
                 view = arg._view_of
@@ -1078,6 +1070,8 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
             edges.append((node, index))
             if first is not None:
                 key.append(sign.serial)
+            elif sign.varying.get(function) is False:
+                return _of_its_kind(function, args)
             else:
                 first = sign
                 if key:
@@ -1088,6 +1082,8 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                 edges.append((arg, 0))
                 if first is not None:
                     key.append(sign.serial)
+                elif sign.varying.get(function) is False:
+                    return _of_its_kind(function, args)
                 else:
                     first = sign
                     if key:
@@ -1138,6 +1134,31 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     return _once_more(function, args, found, edges)
 
 
+def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
+    """`record` of a call that has no signature, if calls of its kind came before; else None."""
+    known = function.recorders.get(tuple(map(type, args)))
+    if known is not None:
+        for recorder in known.values():
+            met = recorder(args)
+            if met is not None:
+                return met
+    return None
+
+
+@upcall("nnmirror.fast.recorder")
+def learn(function: type[Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
+    """Have calls of this kind, which has no signature, recorded by a function of their own."""
+    raise NotImplementedError
+
+
+def finished(node: Node, out: Any, args: tuple[Any, ...]) -> tuple[Any, Node]:
+    """`_record` from there on where `out` is computed, and said what is saved of it."""
+    node.sequence = next(_sequence)
+    out = _track(node, 0, out, args, False, None)
+    node.outputs = (meta_of(out),)
+    return out, node
+
+
 def _once_more(
     function: type[Function], args: tuple[Any, ...], found: Signature, edges: Sequence[Edge | None]
 ) -> tuple[Any, Node]:
@@ -1154,7 +1175,7 @@ def _once_more(
     else:
         node.like = found
         if plan.is_open:
-            node.given = plan.given(function.formulas.completed(args))  # type: ignore[union-attr]
+            node.given = plan.given(args)  # type: ignore[misc]
         out = plan.keep_apart(node, args, plan.compute(*args))
     if found.checks_shape and out.shape != found.outputs[0][0]:
         unlike(node, out)
@@ -1162,7 +1183,7 @@ def _once_more(
     out.__class__ = _tensor.Tensor
     out._node = node
     if function.is_view:
-        out._view_of = view_of(node, out, args[0], False)
+        out._view_of = view_from(args[0], out)
     return out, node
 
 
@@ -1266,6 +1287,12 @@ def tracked_class(cls: type[torch.Tensor]) -> "type[_tensor.Tensor]":
 @upcall("nnmirror.views")
 def view_of(node: Node, out: torch.Tensor, base: Any, several: bool) -> "_views.ViewOf | None":
     """What to remember of `out`, output of `node`, if it is a view of `base` or its base."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def view_from(base: Any, out: torch.Tensor) -> "_views.ViewOf":
+    """The same of the one view that an operation makes of `base`, a tracked tensor."""
     raise NotImplementedError
 
 
@@ -1576,14 +1603,6 @@ def is_left_to_torch(*args: Any) -> bool:
 def is_seen_through() -> bool:
     """Does PyTorch compute more than the value, in a transform of torch.func or in forward mode?"""
     return in_transform() is not None or forward_mode["_current_level"] >= 0
-
-
-def tracked(node: Any, out: Any) -> tuple[Any, Node]:
-    """`out`, a new tensor, as the output of `node`, about which all is said."""
-    node.sequence = next(_sequence)
-    out.__class__ = _tensor.Tensor
-    out._node = node
-    return out, node
 
 
 def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:

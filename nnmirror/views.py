@@ -16,7 +16,7 @@ objects, the youngest first.
 
 import gc
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -28,15 +28,13 @@ from ._upcalls import implements
 T = torch.Tensor
 
 
-class ViewOf(NamedTuple):
-    """What a tracked view remembers."""
-
-    base: torch.Tensor
-    version: int  # of the shared memory, when its grad_fn was made; -1 if not asked for it yet
-    # How it was made: by an operation ("plain"), by one that returns several ("several"), by
-    # a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
-    # made before its memory carried a gradient also "no_grad" and "inference", the mode.
-    kind: str
+# What a tracked view remembers, in a plain tuple, which is made soonest:
+# - its base;
+# - the version of the shared memory when its grad_fn was made; -1 if not asked for it yet;
+# - how it was made: by an operation ("plain"), by one that returns several ("several"), by
+#   a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
+#   made before its memory carried a gradient also "no_grad" and "inference", the mode.
+ViewOf: TypeAlias = tuple[torch.Tensor, int, str]
 
 
 class Change(NamedTuple):
@@ -57,10 +55,19 @@ def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> 
         kind = "foreign"
     if not isinstance(base, torch.Tensor):
         return None
-    held = base._view_of if isinstance(base, _tensor.Tensor) else None
-    if held is not None:
-        return ViewOf(held.base, out._version, held.kind if kind == "plain" else kind)
-    return ViewOf(base, out._version, kind)
+    if isinstance(base, _tensor.Tensor):
+        base, version, inherited = view_from(base, out)
+        return base, version, inherited if kind == "plain" else kind
+    return base, out._version, kind
+
+
+@implements(_tape)
+def view_from(base: Any, out: torch.Tensor) -> ViewOf:
+    """The same of the one view that an operation makes of `base`, a tracked tensor."""
+    held = base._view_of
+    if held is None:
+        return base, out._version, "plain"
+    return held[0], out._version, held[2]
 
 
 @implements(_tape)
@@ -172,7 +179,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     """Make tracked tensors of plain views whose base has got a gradient."""
     for view, kind in views:
         view.__class__ = _tensor.Tensor
-        view._view_of = ViewOf(base, -1, kind)  # type: ignore[attr-defined]
+        view._view_of = base, -1, kind  # type: ignore[attr-defined]
         _cut_out(view, base)  # type: ignore[arg-type]
 
 
@@ -192,7 +199,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
     offset = view.storage_offset() - base.storage_offset()
     copy.geometry = base.stride(), (view.shape, view.stride(), offset)  # type: ignore[attr-defined]
     _tape.made_by(base, copy, 0)  # type: ignore[arg-type]
-    view._view_of = ViewOf(base, -1, "plain")
+    view._view_of = base, -1, "plain"
     renew(view)
 
 
@@ -207,7 +214,7 @@ def renew(view: "_tensor.Tensor") -> None:
     if kind == "foreign":
         raise RuntimeError(_FOREIGN)
     _cut_out(view, base)
-    view._view_of = ViewOf(base, view._version, kind)
+    view._view_of = base, view._version, kind
 
 
 def _cut_out(view: "_tensor.Tensor", base: torch.Tensor) -> None:

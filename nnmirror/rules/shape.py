@@ -12,9 +12,9 @@ import torch
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Size, TorchFunction
-from ..tape import Node, record, tracked, usual_edge
+from ..tape import record
 from ..tensor import reshaping
-from ..views import AsStrided, ViewOf
+from ..views import AsStrided
 from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -380,7 +380,6 @@ def meshgrid(*tensors: T, indexing: str | None = None) -> Sequence[T]:
     return tuple(grids)
 
 
-_FIRST, _FIRST_NEEDS_IT = (0,), (True, False)
 _BY_INDEX: dict[type, str] = {
     int: "SelectBackward0",
     slice: "SliceBackward0",
@@ -392,20 +391,6 @@ class Basic(Rule):
     """z = x[index] of integers, slices, None and ...:  dx = zeros, with g put at index"""
 
     is_view = True
-
-    @staticmethod
-    def usual(input: T, index: IndexLike) -> Any:
-        edge = usual_edge(input)
-        if edge is None:
-            return None
-        node: Any = Node(Basic)
-        node.places, node.needs_input_grad = _FIRST, _FIRST_NEEDS_IT
-        z: Any = Basic.formulas.call(node, input, index)  # type: ignore[union-attr]
-        seen = input._view_of  # type: ignore[attr-defined]
-        base, kind = (input, "plain") if seen is None else (seen[0], seen[2])
-        z._view_of = ViewOf(base, z._version, kind)
-        node.edges, node.outputs = (edge, None), ((z.shape, z.dtype, z.device),)
-        return tracked(node, z)
 
     @staticmethod
     def forward(input: T, index: IndexLike) -> T:

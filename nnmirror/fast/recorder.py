@@ -1,0 +1,172 @@
+"""Recording calls that have no signature: one function for all calls with arguments of one kind.
+
+A call whose shapes differ each time, by a slice that grows or a sequence of another length, has no
+signature to be found by. What else its node needs follows from the rule, from the types of the
+arguments, and from which of them require grad. So for these a function is written, as real Python
+source: it asks whether the arguments are as it takes them, computes, and makes the node.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from .. import formula
+from .. import tape as _tape
+from .. import tensor as _tensor
+from .. import views as _views
+from .._upcalls import implements
+from . import source
+
+# `record` of a call with these arguments; None, before anything is computed, if it takes others.
+Recorder: TypeAlias = Callable[[tuple[Any, ...]], "tuple[Any, _tape.Node] | None"]
+
+_MOST = 64  # kept for one rule
+_HOMES = ("builtins", "torch")  # of the types of arguments: a user's own are not kept
+
+
+@implements(_tape)
+def learn(function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
+    """Write a recorder for calls such as this, if it came before."""
+    kinds = tuple(map(type, args))
+    known = function.recorders.get(kinds)
+    if known is None:
+        if len(function.recorders) >= _MOST:
+            function.recorders.clear()
+        if all(map(_is_kept, kinds)):
+            function.recorders[kinds] = {}
+    elif needs not in known:
+        made = _written(function, args, needs)
+        function.recorders[kinds] = {**known, needs: made or _takes_none}
+
+
+def _takes_none(args: tuple[Any, ...]) -> None:
+    return None
+
+
+def _is_kept(kind: type) -> bool:
+    """Not a tensor subclass, which is asked, nor a class of a user's."""
+    sort = _tape.kind_of(kind)
+    return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
+
+
+def _written(
+    function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...]
+) -> Recorder | None:
+    """The recorder for arguments of these types, of which those with `needs` require grad."""
+    formulas = function.formulas
+    first = args[0] if args else None
+    if formulas is None or formulas.several or function.is_inplace:
+        return None
+    if function.is_view and not isinstance(first, _tensor.Tensor):
+        return None
+    names = [f"a{i}" for i in range(len(args))]
+    environment: dict[str, Any] = {
+        "Node": _tape.Node,
+        "Tensor": _tensor.Tensor,
+        "finished": _tape.finished,
+        "needs": needs,
+        "new": object.__new__,
+        "places": tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]),
+        "plain": torch.Tensor,
+        "rule": function,
+        "sequence": _tape._sequence,
+        "view_from": _views.view_from,
+    }
+    taken = {*environment, *names, "alias", "args", "dtype", "node", "out", "plan", "record"}
+    lines: list[str] = []
+    edges: list[str] = []
+    for name, arg, need in zip(names, args, needs, strict=True):
+        edge = "None"
+        if isinstance(arg, _tensor.Tensor):
+            if need and arg._node is not None:
+                lines += [
+                    f"if ({name}_node := {name}._node) is None: return None",
+                    f"if ({name}_view := {name}._view_of) is not None"
+                    f" and {name}_view[1] != {name}._version: return None",
+                ]
+                edge = f"({name}_node, {name}._output_nr)"
+            else:
+                edge = f"({name}, 0)" if need else "None"
+                asked = "not " if need else ""
+                lines.append(
+                    f"if {name}._node is not None or {asked}{name}._requires_grad"
+                    f" or {name}._stands_for is not None or {name}.is_complex(): return None"
+                )
+        elif isinstance(arg, torch.Tensor):
+            if need:
+                return None
+            lines.append(f"if {name}.requires_grad or {name}.is_complex(): return None")
+        edges.append(edge)
+
+    def called(function: Any, *before: str) -> str:
+        word = source.name_of(function, environment, taken)
+        return f"{word}({', '.join([*before, *names])})"
+
+    lines.append(f"out = {called(formulas.compute)}")
+    if formulas.refuse is not None:
+        lines.append(called(formulas.refuse, "needs"))
+    lines += [
+        "node = new(Node)",
+        "node.function, node._places, node._needs_input_grad = rule, places, needs",
+        "node.signature = node.like = None",
+        f"node.edges = {_tuple(edges)}",
+    ]
+    if formulas.by_layout:
+        environment["plan_for"] = formulas.plan
+        lines += [
+            "node._plan = plan = plan_for(args, needs)",
+            "if plan.label: node._label = plan.label",
+        ]
+        plan = None
+    else:
+        plan = environment["plan"] = formulas.plan_by_kinds(args, needs)
+        lines.append("node._plan = plan")
+        if plan.given is not None:
+            environment["how"], environment["defaults"] = formulas.how, formulas.defaults
+            lines.append(f"node.given = {_tuple(plan.given_as)}")
+        if formulas.labels:
+            lines.append(f"node._label = {called(function.label_of)}")
+    if formulas.has_more and not function.materialize_grads:
+        lines.append("node.materialize_grads = False")
+    if plan is None or type(plan) is not formula.Plan or plan.copied or plan.memory:
+        lines.append("node._saved = node._versions = ()")
+        lines.append("out = plan.keep_apart(node, args, out)")
+    elif plan.saves:
+        if formula.RESULT in plan.saves:
+            lines.append("alias = out.detach()")
+        saved = ["alias" if i < 0 else names[i] for i in plan.saves]
+        lines += [
+            f"node._saved = {_tuple(saved)}",
+            "try:",
+            f"    node._versions = {_tuple([f'{name}._version' for name in saved])}",
+            "except RuntimeError:  # one of inference mode",
+            "    node.save_for_backward(*node._saved)",
+        ]
+    elif plan.saves_number:
+        lines.append("node._saved = node._versions = (None,)")
+    else:
+        lines.append("node._saved = node._versions = ()")
+    handed_on = [f"out is {n}" for n, a in zip(names, args, strict=True) if type(a) is torch.Tensor]
+    lines.append(f"if {' or '.join(['type(out) is not plain', *handed_on])}:")
+    lines += [
+        "    return finished(node, out, args)",
+        "dtype = out.dtype",
+        "if not dtype.is_floating_point: return finished(node, out, args)",
+        "node._outputs = ((out.shape, dtype, out.device),)",
+        "node.sequence = next(sequence)",
+        "out.__class__ = Tensor",
+        "out._node = node",
+    ]
+    if function.is_view:
+        lines.append("out._view_of = view_from(a0, out)")
+    lines.append("return out, node")
+    head = f"{_tuple(names)} = args" if names else "pass"
+    text = "\n    ".join(["def record(args):", head, *lines]) + "\n"
+    compiled = source.Compiled(text, "record", f"recorder of {function.__name__}", environment)
+    environment["compiled"] = compiled  # so that its source is there as long as the function
+    return compiled.function
+
+
+def _tuple(words: Sequence[str]) -> str:
+    return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
