@@ -130,14 +130,19 @@ class Plan:
             saved = [args[i] if i >= 0 else out for i in self.saves]
             for i in self.copied:
                 saved[i] = saved[i].detach().contiguous()
+            self.refuse_inference(node, args)
             for i in self.memory:
-                if self.needs_memory and saved[i].is_inference():
-                    node.refuse_inference()  # the alias would go unnoticed
                 saved[i] = saved[i].detach()
             node.save_for_backward(*saved)
         elif self.saves_number:
             node.save_for_backward(None)
         return out
+
+    def refuse_inference(self, node: Any, args: tuple[Any, ...]) -> None:
+        """Raise for memory of inference mode that is to be kept: its alias would go unnoticed."""
+        for i in self.memory if self.needs_memory else ():
+            if args[self.saves[i]].is_inference():
+                node.refuse_inference()
 
     def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
         """The same for a new result, saved as an alias: it would keep itself alive."""
@@ -533,6 +538,7 @@ def _forward_of(function: Any) -> Any:
 
 def read(function: Any) -> None:
     """Set `function.formulas`, if it is written as formulas, and what `record` calls."""
+    function.recorders = {}
     forward = _forward_of(function)
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))
     if (
@@ -543,7 +549,6 @@ def read(function: Any) -> None:
         function.formulas = None
         return
     formulas = function.formulas = Formulas(function, forward)
-    function.recorders = {}
     function.forward = staticmethod(formulas.call)
     function.backward = staticmethod(
         formulas.back_from_several if formulas.several else formulas.back

@@ -627,7 +627,7 @@ class Function:
 
     # Of a rule written as formulas: what records calls without a signature, by the types of the
     # arguments and by which of them require grad (see fast/recorder.py).
-    recorders: "dict[Any, dict[tuple[bool, ...], Any]]" = {}
+    recorders: "dict[Any, dict[tuple[bool, ...], Any]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off

@@ -129,6 +129,8 @@ def _written(
             lines.append(f"node._label = {called(function.label_of)}")
     if formulas.has_more and not function.materialize_grads:
         lines.append("node.materialize_grads = False")
+    if function.saved_memory:
+        lines.append("plan.refuse_inference(node, args)")
     if plan is None or type(plan) is not formula.Plan or plan.copied or plan.memory:
         lines.append("node._saved = node._versions = ()")
         lines.append("out = plan.keep_apart(node, args, out)")
