@@ -954,7 +954,7 @@ def _record(
     elif function in first.varying:
         apart = numbers_apart(key) if first.varying[function] else None
         if apart is None or not (function.formulas and function.formulas.takes_any_number):
-            signed = False
+            signed = first.varying[function] = False
         else:
             key, numbers_vary = apart, True
     if of_complex and tracked:  # after PyTorch's own error, if it has one
