@@ -76,7 +76,8 @@ def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
     """The rule of which `function` is the exact form: the same gradients, in operations that have
     rules."""
     base: Any = function.__mro__[1]
-    return base if getattr(base, "exact", None) is function else None
+    is_form = getattr(base, "exact", None) is function and not function.is_recordable
+    return base if is_form else None
 
 
 def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:

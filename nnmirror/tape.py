@@ -630,6 +630,8 @@ class Function:
     recorders: "dict[Any, dict[tuple[bool, ...], Any]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
+    # Of such a form: its gradients can be recorded, those of the other rule are not needed for it.
+    is_recordable: bool = False
     infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
     public: Any = None  # torch's function that it stands for, which tensor subclasses know
     has_context: bool = False  # it defines setup_context

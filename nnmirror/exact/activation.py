@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from .._torch import is_torch_function_enabled
 from ..rules import activation as rules
 from ..rules import softmax
+from ..rules.gradient import gradient
 from ..rules.kernel import (
     alone,
     by_path,
@@ -25,6 +27,7 @@ from ..rules.kernel import (
 )
 from ..rules.pointwise import number
 from ..rules.prelu import PreluKernel as Prelu
+from ..rules.registry import unplaced
 from .attach import exact_of
 
 T = torch.Tensor
@@ -34,29 +37,36 @@ T = torch.Tensor
 class Elu(rules.Elu):
     """The kernel's own exp."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T, alpha: float, scale: float, input_scale: float) -> T:
-        dtype, shape = g.dtype, g.shape
-        wide = widened(g, input)
-        below, s = _below((alpha, scale, input_scale), wide[1])
+        return _elu_grad(g, input, alpha, scale, input_scale)
 
-        def vectorized(g: T, x: T) -> T:
-            z = x if input_scale == 1 else x * number(input_scale, x)
-            # No tensor operation computes the kernel's exp of numbers above 0, which occur only
-            # with a negative input_scale.
-            e = (
-                vector_exp(z)
-                if input_scale > 0
-                else torch.where(z > 0, torch.exp(z), vector_exp(z))
-            )
-            return by_sign(x, s(g), below(g) * e)  # below for a NaN too
 
-        def scalar(g: T, x: T) -> T:
-            z = (x * number(input_scale, x)).masked_fill(x > 0, 0)
-            return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
+def _elu_second(h: T, g: T, x: T, *how: float) -> T:
+    return rules.elu_second(_elu_grad, h, g, x, *how)
 
-        dx = by_path(vectorized, scalar, wide, (g, input))
-        return laid_out_as(dx.to(dtype).view(shape), g)
+
+@gradient("EluBackward", second=_elu_second)
+def _elu_grad(g: T, input: T, alpha: float, scale: float, input_scale: float) -> T:
+    dtype, shape = g.dtype, g.shape
+    wide = widened(g, input)
+    below, s = _below((alpha, scale, input_scale), wide[1])
+
+    def vectorized(g: T, x: T) -> T:
+        z = x if input_scale == 1 else x * number(input_scale, x)
+        # No tensor operation computes the kernel's exp of numbers above 0, which occur only
+        # with a negative input_scale.
+        e = vector_exp(z) if input_scale > 0 else torch.where(z > 0, torch.exp(z), vector_exp(z))
+        return by_sign(x, s(g), below(g) * e)  # below for a NaN too
+
+    def scalar(g: T, x: T) -> T:
+        z = (x * number(input_scale, x)).masked_fill(x > 0, 0)
+        return torch.where(x <= 0, below(g) * scalar_exp(z), s(g))
+
+    dx = by_path(vectorized, scalar, wide, (g, input))
+    return laid_out_as(dx.to(dtype).view(shape), g)
 
 
 def _below(how: tuple[float, float, float], like: T) -> tuple[Any, Any]:
@@ -81,12 +91,15 @@ def _below(how: tuple[float, float, float], like: T) -> tuple[Any, Any]:
 class Selu(rules.Selu):
     """`Elu`"""
 
+    is_recordable = True
     d_input = staticmethod(Elu.d_input)
 
 
 @exact_of(rules.Celu, "CELU", units=2)
 class Celu(rules.Celu):
     """`Elu`"""
+
+    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T, alpha: float) -> T:
@@ -97,26 +110,35 @@ class Celu(rules.Celu):
 class EluInplace(rules.EluInplace):
     """The order of the products."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, result: T, alpha: float, scale: float, input_scale: float) -> T:  # type: ignore[override]
         rules.refuse_negative_slope(alpha)
-        dtype, shape = g.dtype, g.shape
-        wide = widened(g, result)
-        a, s, i = (number(v, wide[1]) for v in (alpha, scale, input_scale))
+        return _elu_grad_of_result(g, result, alpha, scale, input_scale)
 
-        def vectorized(g: T, y: T) -> T:
-            return torch.where(y > 0, g * s, g * i * (y + a * s))
 
-        def scalar(g: T, y: T) -> T:
-            return torch.where(y <= 0, g * i * (y + a * s), g * s)
+@gradient("EluBackward", second=rules.elu_second_of_result)
+def _elu_grad_of_result(g: T, result: T, alpha: float, scale: float, input_scale: float) -> T:
+    dtype, shape = g.dtype, g.shape
+    wide = widened(g, result)
+    a, s, i = (number(v, wide[1]) for v in (alpha, scale, input_scale))
 
-        dx = by_path(vectorized, scalar, wide, (g, result))
-        return laid_out_as(dx.to(dtype).view(shape), g)
+    def vectorized(g: T, y: T) -> T:
+        return torch.where(y > 0, g * s, g * i * (y + a * s))
+
+    def scalar(g: T, y: T) -> T:
+        return torch.where(y <= 0, g * i * (y + a * s), g * s)
+
+    dx = by_path(vectorized, scalar, wide, (g, result))
+    return laid_out_as(dx.to(dtype).view(shape), g)
 
 
 @exact_of(rules.CeluInplace, "CELU", units=2)
 class CeluInplace(rules.CeluInplace):
     """`EluInplace`"""
+
+    is_recordable = True
 
     @staticmethod
     def d_input(g: T, result: T, alpha: float) -> T:  # type: ignore[override]
@@ -127,8 +149,12 @@ class CeluInplace(rules.CeluInplace):
 class Silu(rules.Silu):
     """g z (1 + x (1 - z)), the last sum and product in one rounding."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T) -> T:
+        if is_torch_function_enabled():
+            return rules.Silu.d_input(g, input)
         dtype, shape = g.dtype, g.shape
         operands = g, input
         g, x = widened(g, input)
@@ -146,12 +172,19 @@ class Gelu(rules.Gelu):
     """Nearly: PyTorch's kernels have an erf and a tanh of their own, which no tensor operation
     computes. The gradient can be off by a few units in the last place."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T, approximate: str) -> T:
-        dtype, shape = g.dtype, g.shape
-        g, x = widened(g, input)
-        slope = (_gelu_slope_tanh if approximate == "tanh" else _gelu_slope)(x)
-        return (g * slope).to(dtype).view(shape)
+        return _gelu_grad(g, input, approximate)
+
+
+@gradient("GeluBackward", second=rules.gelu_second)
+def _gelu_grad(g: T, input: T, approximate: str) -> T:
+    dtype, shape = g.dtype, g.shape
+    g, x = widened(g, input)
+    slope = (_gelu_slope_tanh if approximate == "tanh" else _gelu_slope)(x)
+    return (g * slope).to(dtype).view(shape)
 
 
 def _gelu_slope(x: T) -> T:
@@ -176,59 +209,84 @@ def _gelu_slope_tanh(x: T) -> T:
 class Hardtanh(rules.Hardtanh):
     """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T, min_val: float, max_val: float) -> T:
-        (x,) = widened(input)
-        low, high = number(min_val, x), number(max_val, x)
-        lost = by_path(
-            lambda x: ~((x > low) & (x < high)),
-            lambda x: (x <= low) | (x >= high),
-            (x,),
-            (g, input),
-            short=True,
-        )
-        return laid_out_as(g.masked_fill(lost.view(g.shape), 0), g)
+        return _hardtanh_grad(g, input, min_val, max_val)
+
+
+@gradient("HardtanhBackward")
+def _hardtanh_grad(g: T, input: T, min_val: float, max_val: float) -> T:
+    (x,) = widened(input)
+    low, high = number(min_val, x), number(max_val, x)
+    lost = by_path(
+        lambda x: ~((x > low) & (x < high)),
+        lambda x: (x <= low) | (x >= high),
+        (x,),
+        (g, input),
+        short=True,
+    )
+    return laid_out_as(g.masked_fill(lost.view(g.shape), 0), g)
 
 
 @exact_of(rules.LogSigmoid, "LogSigmoid", "MultiLabelSoftMarginLoss", units=2)
 class LogSigmoid(rules.LogSigmoid):
     """With e = exp(-|x|) of the forward:  g (1 - e / (1 + e)) where x < 0, else g e / (1 + e)"""
 
-    @staticmethod
-    def forward(ctx: Any, input: T) -> T:  # type: ignore[override]
-        if not isinstance(input, T):
-            return rules.LogSigmoid.forward(ctx, input)
-        y, e = torch.ops.aten.log_sigmoid_forward(input)
-        ctx.save_for_backward(input, e)
-        return y
+    is_recordable = True
+    keeps = derived = ("e",)
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> T:
-        dtype, shape = g.dtype, g.shape
-        wide, x, e = widened(g, *ctx.saved_tensors)
-        if not x.is_cpu:
-            e = torch.exp(-x.abs())  # only the CPU's kernel keeps it
-        share = e / (1 + e)
-        dx = torch.where(x < 0, 1 - share, share) * wide
-        return laid_out_as(dx.to(dtype).view(shape), g)
+    def forward(input: T) -> tuple[T, T]:  # type: ignore[override]
+        if not isinstance(input, T):
+            raise unplaced(torch._C._nn.log_sigmoid, (input,), {})
+        return torch.ops.aten.log_sigmoid_forward(input)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def e_again(input: T) -> T:
+        """As it was: PyTorch takes no gradient by way of it."""
+        return torch.ops.aten.log_sigmoid_forward(input.detach())[1]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def d_input(g: T, input: T, e: T) -> T:  # type: ignore[override]
+        return _log_sigmoid_grad(g, input, e)
+
+
+@gradient("LogSigmoidBackward", second=rules.log_sigmoid_second)
+def _log_sigmoid_grad(g: T, input: T, e: T) -> T:
+    dtype, shape = g.dtype, g.shape
+    wide, x, e = widened(g, input, e)
+    if not x.is_cpu:
+        e = torch.exp(-x.abs())  # only the CPU's kernel keeps it
+    share = e / (1 + e)
+    dx = torch.where(x < 0, 1 - share, share) * wide
+    return laid_out_as(dx.to(dtype).view(shape), g)
 
 
 @exact_of(rules.Hardswish, "Hardswish", units=1)
 class Hardswish(rules.Hardswish):
     """g (x / 3 + 1/2) in this order. On the scalar path a NaN counts as above 3."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T) -> T:
-        wide, x = widened(g, input)
-        middle = wide * (x / 3 + 0.5)
-        dx = torch.where(x >= 3, wide, middle).masked_fill(x <= -3, 0).to(g.dtype).view(g.shape)
-        dx = by_path(
-            lambda dx, g, x: dx,
-            lambda dx, g, x: torch.where(x.isnan(), g, dx),
-            (dx, g, input),
-            (g, input),
-        )
-        return laid_out_as(dx, g)
+        return _hardswish_grad(g, input)
+
+
+@gradient("HardswishBackward", second=rules.hardswish_second)
+def _hardswish_grad(g: T, input: T) -> T:
+    wide, x = widened(g, input)
+    middle = wide * (x / 3 + 0.5)
+    dx = torch.where(x >= 3, wide, middle).masked_fill(x <= -3, 0).to(g.dtype).view(g.shape)
+    dx = by_path(
+        lambda dx, g, x: dx,
+        lambda dx, g, x: torch.where(x.isnan(), g, dx),
+        (dx, g, input),
+        (g, input),
+    )
+    return laid_out_as(dx, g)
 
 
 @exact_of(rules.Mish, "Mish", units=20)
@@ -236,8 +294,12 @@ class Mish(rules.Mish):
     """Nearly: PyTorch's kernel has an exp of positive numbers, a log1p and a tanh of its own, which
     no tensor operation computes. The gradient can be off by a few units in the last place."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T) -> T:
+        if is_torch_function_enabled():
+            return rules.Mish.d_input(g, input)
         wide, x = widened(g, input)
         s = vectorized_path(torch.sigmoid, x)
         e = torch.where(x <= 0, vector_exp(x), alone(torch.exp, x))
@@ -251,37 +313,58 @@ class Softplus(softmax.Softplus):
     """g e / (e + 1). Nearly: where b x > 0 the kernel rounds exp differently from any tensor
     operation, and about one gradient in thirty is off in its last place."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T, beta: float, threshold: float) -> T:
-        wide, x = widened(g, input)
-        x = x * beta
-        e = torch.where(x < 0, vector_exp(x), alone(torch.exp, x))
-        dx = torch.where(x > threshold, wide, wide * e / (e + 1.0))
-        return laid_out_as(dx.to(g.dtype).reshape(g.shape), g)
+        return _softplus_grad(g, input, beta, threshold)
+
+
+@gradient("SoftplusBackward", second=softmax.softplus_second)
+def _softplus_grad(g: T, input: T, beta: float, threshold: float) -> T:
+    wide, x = widened(g, input)
+    x = x * beta
+    e = torch.where(x < 0, vector_exp(x), alone(torch.exp, x))
+    dx = torch.where(x > threshold, wide, wide * e / (e + 1.0))
+    return laid_out_as(dx.to(g.dtype).reshape(g.shape), g)
 
 
 @exact_of(rules.Hardshrink, "Hardshrink", units=0)
 class Hardshrink(rules.Hardshrink):
     """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
-        bound = number(lambd, input)
-        lost = by_path(
-            lambda x: ~((x < -bound) | (x > bound)),
-            lambda x: (x >= -bound) & (x <= bound),
-            (input,),
-            (g, input),
-            short=True,
-        )
-        return laid_out_as(g.masked_fill(lost, 0), g)
+        return _hardshrink_grad(g, input, lambd)
+
+
+def _shrink_grad(g: T, input: T, lambd: float) -> T:
+    bound = number(lambd, input)
+    lost = by_path(
+        lambda x: ~((x < -bound) | (x > bound)),
+        lambda x: (x >= -bound) & (x <= bound),
+        (input,),
+        (g, input),
+        short=True,
+    )
+    return laid_out_as(g.masked_fill(lost, 0), g)
+
+
+_hardshrink_grad = gradient("HardshrinkBackward")(_shrink_grad)
+_softshrink_grad = gradient("SoftshrinkBackward")(_shrink_grad)
 
 
 @exact_of(rules.Softshrink, "Softshrink", units=0)
 class Softshrink(rules.Softshrink):
     """`Hardshrink`"""
 
-    d_input = staticmethod(Hardshrink.d_input)
+    is_recordable = True
+
+    @staticmethod
+    def d_input(g: T, input: T, lambd: float) -> T:
+        return _softshrink_grad(g, input, lambd)
 
 
 @exact_of(Prelu, "PReLU", units=2)
@@ -298,19 +381,23 @@ class PreluKernel(Prelu):
 
 @exact_of(rules.SiluInplace, "SiLU", units=2)
 class SiluInplace(rules.SiluInplace):  # type: ignore[misc, valid-type]
+    is_recordable = True
     d_input = staticmethod(Silu.d_input)
 
 
 @exact_of(rules.HardtanhInplace, "Hardtanh", "ReLU6", units=0)
 class HardtanhInplace(rules.HardtanhInplace):  # type: ignore[misc, valid-type]
+    is_recordable = True
     d_input = staticmethod(Hardtanh.d_input)
 
 
 @exact_of(rules.HardswishInplace, "Hardswish", units=1)
 class HardswishInplace(rules.HardswishInplace):  # type: ignore[misc, valid-type]
+    is_recordable = True
     d_input = staticmethod(Hardswish.d_input)
 
 
 @exact_of(rules.MishInplace, "Mish", units=20)
 class MishInplace(rules.MishInplace):  # type: ignore[misc, valid-type]
+    is_recordable = True
     d_input = staticmethod(Mish.d_input)

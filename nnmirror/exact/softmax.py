@@ -9,6 +9,7 @@ plain formula is used.
 import torch
 
 from ..rules import attention, softmax
+from ..rules.gradient import gradient
 from ..rules.kernel import in_turn, lane_sum, lanes, scalar_exp, vector_exp, widened
 from .attach import exact_of
 
@@ -19,14 +20,17 @@ T = torch.Tensor
 class Softmax(softmax.Softmax):
     """dx = (g - sum of g y) y"""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:
-        if not result.is_cpu or not result.numel():
-            return softmax.Softmax.d_input(g, result, dim)
         return softmax_grad(g, result, dim)
 
 
+@gradient("SoftmaxBackwardData", second=softmax.softmax_second)
 def softmax_grad(g: T, result: T, dim: int) -> T:
+    if not result.is_cpu or not result.numel():
+        return softmax.Softmax.d_input(g, result, dim)
     wide, y = widened(g.contiguous(), result)
     dim %= y.dim()
     if dim == y.dim() - 1:
@@ -49,14 +53,21 @@ class SafeSoftmax(attention.SafeSoftmax):
 class LogSoftmax(softmax.LogSoftmax):
     """dx = g - exp(l) sum of g"""
 
+    is_recordable = True
+
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:
-        if not result.is_cpu or not result.numel():
-            return softmax.LogSoftmax.d_input(g, result, dim)
         return log_softmax_grad(g, result, dim)
 
 
+@gradient(
+    "LogSoftmaxBackwardData",
+    second=softmax.log_softmax_second,
+    of_grad=softmax.log_softmax_of_grad,
+)
 def log_softmax_grad(g: T, result: T, dim: int) -> T:
+    if not result.is_cpu or not result.numel():
+        return softmax.LogSoftmax.d_input(g, result, dim)
     narrow = g.dtype.itemsize == 2
     wide, y = widened(g.contiguous(), result)
     dim %= y.dim()

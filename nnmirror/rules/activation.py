@@ -1,7 +1,8 @@
 """The activations that are smooth or bounded: ELU, SiLU, GELU, Hardtanh.
 
-`g` is the gradient of the result. Where PyTorch's kernels round differently, or differ from each
-other, `nnmirror/exact/activation.py` follows them.
+`g` is the gradient of the result, `h` that of the gradient dx, and ddx the gradient that x gets by
+it: the second derivative, in the order in which PyTorch multiplies. Where PyTorch's kernels round
+differently, or differ from each other, `nnmirror/exact/activation.py` follows them.
 """
 
 import inspect
@@ -10,8 +11,11 @@ from typing import Any
 
 import torch
 
+from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
 from ..tape import record
+from .arithmetic import zero
+from .gradient import gradient
 from .kernel import laid_out_as
 from .pointwise import (
     above,
@@ -35,7 +39,8 @@ class Elu(Rule):
     """y = x where x > 0, else a (exp(x) - 1):  dx = g where x > 0, else g a exp(x)
 
     With a scale s and an input_scale i, which only PyTorch's own SELU and CELU use:
-    y = s x, else s a (exp(i x) - 1).  Saved: x.  Clevert et al., 2016 (arXiv:1511.07289).
+    y = s x, else s a (exp(i x) - 1).  ddx = (h g i) dy/dx where x < 0, else 0.
+    Saved: x.  Clevert et al., 2016 (arXiv:1511.07289).
     """
 
     infer: TorchFunction = staticmethod(torch._C._nn.elu)
@@ -46,7 +51,22 @@ class Elu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, alpha: float, scale: float, input_scale: float) -> T:
-        return times_slope(g, _elu_slope, input, alpha * input_scale * scale, scale, input_scale)
+        return _elu_grad(g, input, alpha, scale, input_scale)
+
+
+def elu_second(grad: TorchFunction, h: T, g: T, x: T, *how: float) -> T:
+    """The second derivative of ELU, whose gradient is grad(g, x, *how)."""
+    input_scale = how[-1]
+    return grad(h * g * input_scale, x, *how) * (x < 0).to(h.dtype)
+
+
+def _elu_second(h: T, g: T, x: T, *how: float) -> T:
+    return elu_second(_elu_grad, h, g, x, *how)
+
+
+@gradient("EluBackward", second=_elu_second)
+def _elu_grad(g: T, x: T, alpha: float, scale: float, input_scale: float) -> T:
+    return times_slope(g, _elu_slope, x, alpha * input_scale * scale, scale, input_scale)
 
 
 def _elu_slope(x: T, below: float, over: float, rate: float) -> T:
@@ -65,7 +85,10 @@ def _alike(a: float, b: float, x: T) -> bool:
 
 @rule(torch._C._nn.elu_)
 class EluInplace(Elu):
-    """`Elu` into the memory of its input.  Saved: y;  dx = g where y > 0, else g (y + a)"""
+    """`Elu` into the memory of its input:  dx = g where y > 0, else g (y + a)
+
+    What y gets by h is h g i where y < 0, else 0.  Saved: y.
+    """
 
     is_inplace = True
     infer = staticmethod(torch._C._nn.elu_)
@@ -81,7 +104,16 @@ class EluInplace(Elu):
     @staticmethod
     def d_input(g: T, result: T, alpha: float, scale: float, input_scale: float) -> T:  # type: ignore[override]
         refuse_negative_slope(alpha)
-        return times_slope(g, _elu_slope_of_result, result, alpha * scale, scale, input_scale)
+        return _elu_grad_of_result(g, result, alpha, scale, input_scale)
+
+
+def elu_second_of_result(h: T, g: T, y: T, alpha: float, scale: float, input_scale: float) -> T:
+    return h * g * input_scale * (y < 0).to(h.dtype)
+
+
+@gradient("EluBackward", second=elu_second_of_result)
+def _elu_grad_of_result(g: T, y: T, alpha: float, scale: float, input_scale: float) -> T:
+    return times_slope(g, _elu_slope_of_result, y, alpha * scale, scale, input_scale)
 
 
 def _elu_slope_of_result(y: T, most: float, over: float, rate: float) -> T:
@@ -210,6 +242,7 @@ def _into(of: type[Rule], function: TorchFunction, number: int = 0) -> type[Rule
             "__module__": __name__,
             "is_inplace": True,
             "infer": staticmethod(function),
+            "saves_of": staticmethod(lambda node: (0,)),
             "forward": staticmethod(forward),
             "backward": staticmethod(backward),
             "node_name": classmethod(lambda cls: name),
@@ -222,6 +255,7 @@ def _into(of: type[Rule], function: TorchFunction, number: int = 0) -> type[Rule
 class Silu(Rule):
     """y = x z with z = sigmoid(x):  dx = g (z + y (1 - z)).  Saved: x.
 
+    Recorded, as PyTorch then has it, by its operations: g z (1 + x (1 - z)).
     Hendrycks and Gimpel, 2016 (arXiv:1606.08415), who call it so; Swish elsewhere.
     """
 
@@ -233,6 +267,9 @@ class Silu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
+        if is_torch_function_enabled():
+            z = torch.sigmoid(input)
+            return g * z * (1 + input * (1 - z))
         return times_slope(g, _silu_slope, input)
 
 
@@ -253,6 +290,8 @@ class Gelu(Rule):
                b = sqrt(2 / pi),  c = 0.044715
                dx = g (s + s (1 - s) x 2 b (1 + 3 c x^2))
 
+    ddx = (h g) (2 p - x^2 p);  tanh: with t = tanh u, f = x / 2, k = 1 - t^2, u' = du/dx,
+    (h g) (2 (k u' / 2) + f u' k' + f k u''),  k' = (2 / cosh u) (-t / cosh u) u'.
     Saved: x.  Hendrycks and Gimpel, 2016 (arXiv:1606.08415).
     """
 
@@ -265,7 +304,29 @@ class Gelu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, approximate: str) -> T:
-        return times_slope(g, _gelu_slope_tanh if approximate == "tanh" else _gelu_slope, input)
+        return _gelu_grad(g, input, approximate)
+
+
+def gelu_second(h: T, g: T, x: T, approximate: str) -> T:
+    if approximate != "tanh":
+        square = x * x
+        p = torch.exp(square * -0.5) * _ONE_OVER_ROOT_2_PI
+        return h * g * (p * 2 - square * p)
+    b, c = math.sqrt(2) * (2 / math.sqrt(math.pi)) * 0.5, 0.044715
+    u = (x + x.pow(3) * c) * b
+    t, sech = torch.tanh(u), 1 / torch.cosh(u)
+    f, k = x * 0.5, 1 - t * t
+    du = (x * (3 * c) * x + 1) * b
+    dk = sech * 2 * (-sech * t) * du
+    return h * g * (k * 0.5 * du * 2 + f * du * dk + f * k * (x * (6 * c) * b))
+
+
+_ONE_OVER_ROOT_2_PI = 2 / math.sqrt(math.pi) * math.sqrt(0.5) * 0.5
+
+
+@gradient("GeluBackward", second=gelu_second)
+def _gelu_grad(g: T, x: T, approximate: str) -> T:
+    return times_slope(g, _gelu_slope_tanh if approximate == "tanh" else _gelu_slope, x)
 
 
 @composite(torch._C._nn.gelu)
@@ -295,7 +356,7 @@ def _gelu_slope_tanh(x: T) -> T:
 
 @rule(torch._C._nn.hardtanh)
 class Hardtanh(Rule):
-    """y = x clipped to [a, b]:  dx = g where a < x < b, else 0.  Saved: x."""
+    """y = x clipped to [a, b]:  dx = g where a < x < b, else 0;  ddx = 0.  Saved: x."""
 
     infer = staticmethod(torch._C._nn.hardtanh)
 
@@ -305,7 +366,12 @@ class Hardtanh(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, min_val: float, max_val: float) -> T:
-        return laid_out_as(in_pieces(_kept_between, g, input, min_val, max_val), g)
+        return _hardtanh_grad(g, input, min_val, max_val)
+
+
+@gradient("HardtanhBackward")
+def _hardtanh_grad(g: T, x: T, low: float, high: float) -> T:
+    return laid_out_as(in_pieces(_kept_between, g, x, low, high), g)
 
 
 def _kept_between(g: T, x: T, low: float, high: float) -> T:
@@ -317,7 +383,10 @@ HardtanhInplace = _into(Hardtanh, torch._C._nn.hardtanh_)
 
 @rule(torch._C._nn.log_sigmoid)
 class LogSigmoid(Rule):
-    """y = -log(1 + exp(-x)):  dx = g sigmoid(-x).  Saved: x."""
+    """y = -log(1 + exp(-x)):  dx = g sigmoid(-x);  ddx = (h g) (z - 1) z, z = sigmoid(x)
+
+    Saved: x.
+    """
 
     infer = staticmethod(torch._C._nn.log_sigmoid)
 
@@ -329,7 +398,17 @@ class LogSigmoid(Rule):
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
-        return times_slope(g, _log_sigmoid_slope, input)
+        return _log_sigmoid_grad(g, input)
+
+
+def log_sigmoid_second(h: T, g: T, x: T, *rest: T) -> T:
+    z = torch.sigmoid(x)
+    return h * g * (z - 1) * z
+
+
+@gradient("LogSigmoidBackward", second=log_sigmoid_second)
+def _log_sigmoid_grad(g: T, x: T) -> T:
+    return times_slope(g, _log_sigmoid_slope, x)
 
 
 def _log_sigmoid_slope(x: T) -> T:
@@ -338,7 +417,10 @@ def _log_sigmoid_slope(x: T) -> T:
 
 @rule(torch._C._nn.hardsigmoid)
 class Hardsigmoid(Rule):
-    """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x."""
+    """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x.
+
+    PyTorch has no second derivative of it, not even the zeros that it is, but an error.
+    """
 
     infer = staticmethod(torch._C._nn.hardsigmoid)
 
@@ -348,10 +430,19 @@ class Hardsigmoid(Rule):
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
-        return laid_out_as(in_pieces(_hardsigmoid_grad, g, input), g)
+        return _hardsigmoid_grad(g, input)
 
 
+def _no_second(*args: T) -> T:
+    raise RuntimeError("derivative for aten::hardsigmoid_backward is not implemented")
+
+
+@gradient("HardsigmoidBackward", second=_no_second, of_grad=_no_second)
 def _hardsigmoid_grad(g: T, x: T) -> T:
+    return laid_out_as(in_pieces(_sixth_between, g, x), g)
+
+
+def _sixth_between(g: T, x: T) -> T:
     dx = widened(kept(g, between(x, -3, 3)))
     return dx.mul_(_SIXTH).to(g.dtype)
 
@@ -366,8 +457,9 @@ HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
 
 @rule(torch._C._nn.hardswish)
 class Hardswish(Rule):
-    """y = x hardsigmoid(x):  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below, g above.  Saved: x.
+    """y = x hardsigmoid(x):  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below, g above
 
+    ddx = h g / 3 where -3 < x < 3, else 0.  Saved: x.
     Howard et al., 2019 (arXiv:1905.02244).
     """
 
@@ -379,7 +471,16 @@ class Hardswish(Rule):
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
-        return times_slope(g, _hardswish_slope, input)
+        return _hardswish_grad(g, input)
+
+
+def hardswish_second(h: T, g: T, x: T) -> T:
+    return torch.where((x > -3) & (x < 3), h * g / 3, zero(h))
+
+
+@gradient("HardswishBackward", second=hardswish_second)
+def _hardswish_grad(g: T, x: T) -> T:
+    return times_slope(g, _hardswish_slope, x)
 
 
 def _hardswish_slope(x: T) -> T:
@@ -395,7 +496,8 @@ HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 class Mish(Rule):
     """y = x t, t = tanh(log(1 + exp(x))):  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
 
-    With r = 1 - s, t = s (1 + r) / (1 + r^2).  Misra, 2019 (arXiv:1908.08681).
+    With r = 1 - s, t = s (1 + r) / (1 + r^2). Recorded, as PyTorch then has it, by its operations.
+    Misra, 2019 (arXiv:1908.08681).
     """
 
     infer = staticmethod(torch._C._nn.mish)
@@ -406,6 +508,9 @@ class Mish(Rule):
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
+        if is_torch_function_enabled():
+            s, t = torch.sigmoid(input), input.exp().log1p().tanh()
+            return g * (t + input * s * (1 - t * t))
         return times_slope(g, _mish_slope, input)
 
 
@@ -422,7 +527,7 @@ MishInplace = _into(Mish, torch._C._nn.mish_)
 
 @rule(torch.threshold)
 class Threshold(Rule):
-    """y = x where x > t, else v:  dx = g where x > t, or is NaN, else 0.  Saved: x."""
+    """y = x where x > t, else v:  dx = g where x > t, or is NaN, else 0;  ddx = 0.  Saved: x."""
 
     infer = staticmethod(torch.threshold)
 
@@ -432,8 +537,13 @@ class Threshold(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, threshold: float) -> T:
-        # Laid out as x, as ReLU's.
-        return laid_out_as(in_pieces(_kept_above, g, input, threshold), input)
+        return _threshold_grad(g, input, threshold)
+
+
+@gradient("ThresholdBackward")
+def _threshold_grad(g: T, x: T, threshold: float) -> T:
+    # Laid out as x, as ReLU's.
+    return laid_out_as(in_pieces(_kept_above, g, x, threshold), x)
 
 
 def _kept_above(g: T, x: T, threshold: float) -> T:
@@ -446,7 +556,7 @@ ThresholdInplace = _into(Threshold, torch.threshold_, 1)
 
 @rule(torch.hardshrink, T.hardshrink)
 class Hardshrink(Rule):
-    """y = x where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
+    """y = x where |x| > l, else 0:  dx = g there, else 0;  ddx = 0.  Saved: x."""
 
     infer: TorchFunction = staticmethod(torch.hardshrink)
 
@@ -456,7 +566,15 @@ class Hardshrink(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
-        return laid_out_as(in_pieces(_kept_beyond, g, input, lambd), g)
+        return _hardshrink_grad(g, input, lambd)
+
+
+def _shrink_grad(g: T, x: T, bound: float) -> T:
+    return laid_out_as(in_pieces(_kept_beyond, g, x, bound), g)
+
+
+_hardshrink_grad = gradient("HardshrinkBackward")(_shrink_grad)
+_softshrink_grad = gradient("SoftshrinkBackward")(_shrink_grad)
 
 
 def _kept_beyond(g: T, x: T, bound: float) -> T:
@@ -467,7 +585,7 @@ def _kept_beyond(g: T, x: T, bound: float) -> T:
 
 @rule(torch._C._nn.softshrink)
 class Softshrink(Hardshrink):
-    """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0.  Saved: x."""
+    """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0;  ddx = 0.  Saved: x."""
 
     infer = staticmethod(torch._C._nn.softshrink)
 
@@ -475,11 +593,17 @@ class Softshrink(Hardshrink):
     def forward(input: T, lambd: Number = 0.5) -> T:
         return torch._C._nn.softshrink(input, lambd)
 
+    @staticmethod
+    def d_input(g: T, input: T, lambd: float) -> T:
+        return _softshrink_grad(g, input, lambd)
+
 
 @rule(torch._C._nn.glu)
 class Glu(Rule):
     """y = a s, s = sigmoid(b), a and b the halves of x along dim:  da = g s,  db = g a (1 - s) s
 
+    With s1 = s (1 - s), and h = (u, v) that of (da, db), by h g gets u s + v a s1, and
+    dda = v g s1,  ddb = v a g (s1 (1 - s) - s s1) + u g s1.
     Saved: x.  Dauphin et al., 2017 (arXiv:1612.08083).
     """
 
@@ -491,14 +615,34 @@ class Glu(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, dim: int) -> T:
-        a, b = input.chunk(2, dim)
-        dx = torch.empty_like(input, memory_format=torch.contiguous_format)
-        da, db = dx.chunk(2, dim)
-        s = torch.sigmoid(b, out=da)
-        if g.dtype.itemsize == 2:  # the kernel computes this one in float32 and rounds once
-            wide = s.float()
-            db.copy_((1 - wide) * wide * a.float() * g.float())
-        else:
-            torch.mul((1 - s).mul_(s).mul_(a), g, out=db)
-        s.mul_(g)
-        return dx
+        return _glu_grad(g, input, dim)
+
+
+def _glu_of_grad(h: T, x: T, dim: int) -> T:
+    one = torch.ones_like(x.detach().chunk(2, dim)[0])
+    u, v = (h * _glu_grad(one, x, dim)).chunk(2, dim)
+    return u + v
+
+
+def _glu_second(h: T, g: T, x: T, dim: int) -> T:
+    a, b = x.chunk(2, dim)
+    s = torch.sigmoid(b)
+    rest = 1 - s
+    s1 = s * rest
+    u, v = h.chunk(2, dim)
+    return torch.cat([v * g * s1, v * a * g * (s1 * rest - s * s1) + u * g * s1], dim)
+
+
+@gradient("GluBackward", second=_glu_second, of_grad=_glu_of_grad)
+def _glu_grad(g: T, x: T, dim: int) -> T:
+    a, b = x.chunk(2, dim)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    da, db = dx.chunk(2, dim)
+    s = torch.sigmoid(b, out=da)
+    if g.dtype.itemsize == 2:  # the kernel computes this one in float32 and rounds once
+        wide = s.float()
+        db.copy_((1 - wide) * wide * a.float() * g.float())
+    else:
+        torch.mul((1 - s).mul_(s).mul_(a), g, out=db)
+    s.mul_(g)
+    return dx

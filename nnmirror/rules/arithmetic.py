@@ -158,7 +158,10 @@ class Div(Rule):
 
     @staticmethod
     def d_other(g: T, input: T, other: T | Number, rounding_mode: str | None) -> T:
-        return -g * ((input / other) / other) if rounding_mode is None else torch.zeros_like(g)
+        if rounding_mode is not None:
+            return torch.zeros_like(g)
+        slope = (input / other) / other  # first, as C++ has it
+        return -g * slope
 
 
 @inplace(T.reciprocal_, torch.reciprocal_)

@@ -8,9 +8,10 @@ import math
 import torch
 
 from .. import _torch
+from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
-from ..tape import record
+from ..tape import constant, record
 from .arithmetic import shared, zero
 from .gradient import gradient
 from .kernel import laid_out_as, on_scalar_path
@@ -173,7 +174,7 @@ for _name in ("sign", "sgn", "floor", "ceil", "trunc", "round"):
 
 
 @gradient("SigmoidBackward", second=lambda h, g, z: h * g * (-2 * z + 1))
-def _sigmoid_grad(g: T, z: T) -> T:
+def sigmoid_grad(g: T, z: T) -> T:
     """g (1 - z) z"""
     if z.dtype is torch.bfloat16:
         wide = z.float()  # the kernel computes this one in float32 and rounds once
@@ -194,7 +195,7 @@ class Sigmoid(Rule):
 
     @staticmethod
     def d_input(g: T, result: T) -> T:
-        return _sigmoid_grad(g, result)
+        return sigmoid_grad(g, result)
 
 
 @rule(torch.maximum, T.maximum)
@@ -352,7 +353,8 @@ _pointwise("rad2deg", lambda g, x: g * (180 / math.pi), "z = x 180 / pi:  dx = g
 
 def _sinc_slope(g: T, x: T) -> T:
     turned, squared = x * math.pi, x * x * math.pi
-    slope = g * ((turned * turned.cos() - turned.sin()) / squared)
+    sine, cosine = turned.sin(), turned.cos()  # in the order of C++
+    slope = g * ((turned * cosine - sine) / squared)
     return torch.where(squared == 0.0, zero(g), slope)
 
 
@@ -407,7 +409,10 @@ class NanToNum(Rule):
 @inplace(T.logit_, torch.logit_)
 @rule(torch.logit, T.logit, torch.special.logit)
 class Logit(Rule):
-    """z = log(x / (1 - x)), x clipped to [e, 1 - e]:  dx = g / (x (1 - x)), 0 where clipped"""
+    """z = log(x / (1 - x)), x clipped to [e, 1 - e]:  dx = g / (x (1 - x)), 0 where clipped
+
+    Recorded, as PyTorch then has it, by its operations.
+    """
 
     @staticmethod
     def forward(input: T, eps: float | None = None) -> T:
@@ -416,7 +421,12 @@ class Logit(Rule):
     @staticmethod
     def d_input(g: T, input: T, eps: float | None) -> T:
         x = input
-        low, high, outside = 0.0, 1.0, float("nan")
+        low, high, outside = 0.0, 1.0, math.nan
+        if is_torch_function_enabled():
+            if eps is not None:
+                low, high, outside = eps, 1.0 - eps, 0.0
+            dx = g / (x * (1 - x))
+            return torch.where((x >= low) & (x <= high), dx, constant(outside, x.dtype, x.device))
         if eps is not None:
             rounded = torch.tensor(eps, dtype=x.dtype, device="cpu")
             low, high, outside = rounded.item(), (1 - rounded).item(), 0.0

@@ -19,11 +19,14 @@ T = torch.Tensor
 Second = Callable[..., T]
 
 
-def gradient(name: str, second: Second | None = None) -> Callable[[Callable[..., T]], Any]:
+def gradient(
+    name: str, second: Second | None = None, of_grad: Second | None = None
+) -> Callable[[Callable[..., T]], Any]:
     """Let the decorated dx(g, x, *parameters), linear in g, be recorded where the walk is.
 
-    Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), and x gets
-    second(h, g, x, *parameters); without `second`, zeros: the slope is constant in pieces.
+    Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), or, where that is no
+    product of each element, of_grad(h, x, *parameters); and x gets second(h, g, x, *parameters);
+    without `second`, zeros: the slope is constant in pieces.
     `name` is that of its node in PyTorch, without the last Backward0.
     """
 
@@ -32,7 +35,7 @@ def gradient(name: str, second: Second | None = None) -> Callable[[Callable[...,
             return compute(grad, input, *parameters)
 
         def d_grad(g: T, input: T, parameters: tuple[Any, ...]) -> Any:
-            return apply(g, input, *parameters)
+            return (of_grad or apply)(g, input, *parameters)
 
         def d_input(g: T, grad: T, input: T, parameters: tuple[Any, ...]) -> T:
             assert second is not None

@@ -15,6 +15,8 @@ import torch
 from .._types import Dims, TorchFunction
 from ..tape import record
 from . import shape
+from .elementwise import sigmoid_grad
+from .gradient import gradient
 from .pointwise import above, number, selected, times_slope
 from .registry import Rule, composite, rule, unplaced
 
@@ -22,7 +24,10 @@ T = torch.Tensor
 
 
 class Softmax(Rule):
-    """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y.  Saved: y."""
+    """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y.  Saved: y.
+
+    Of dx, for its gradient h, y gets g h - (sum of y g) h - g (sum of y h).
+    """
 
     public: TorchFunction = staticmethod(T.softmax)
 
@@ -32,14 +37,26 @@ class Softmax(Rule):
 
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:
-        if result.dtype.itemsize == 2:
-            return Softmax.d_input(g.float(), result.float(), dim).to(result.dtype)
-        dx = result * g
-        return torch.sub(g, dx.sum(dim, keepdim=True), out=dx).mul_(result)
+        return _softmax_grad(g, result, dim)
+
+
+def softmax_second(h: T, g: T, y: T, dim: int) -> T:
+    return g * h - (y * g).sum(dim, True) * h - g * (y * h).sum(dim, True)
+
+
+@gradient("SoftmaxBackwardData", second=softmax_second)
+def _softmax_grad(g: T, y: T, dim: int) -> T:
+    if y.dtype.itemsize == 2:
+        return _softmax_grad(g.float(), y.float(), dim).to(y.dtype)
+    dx = y * g
+    return torch.sub(g, dx.sum(dim, keepdim=True), out=dx).mul_(y)
 
 
 class LogSoftmax(Rule):
-    """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g.  Saved: l."""
+    """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g.  Saved: l.
+
+    Of dx, for its gradient h, g gets h - sum of h exp(l), and l gets -(sum of g) exp(l) h.
+    """
 
     public = staticmethod(T.log_softmax)
 
@@ -49,10 +66,23 @@ class LogSoftmax(Rule):
 
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:
-        if result.dtype.itemsize == 2:
-            return LogSoftmax.d_input(g.float(), result.float(), dim).to(result.dtype)
-        dx = result.exp()
-        return torch.addcmul(g, dx, g.sum(dim, keepdim=True), value=-1, out=dx)
+        return _log_softmax_grad(g, result, dim)
+
+
+def log_softmax_of_grad(h: T, y: T, dim: int) -> T:
+    return h - (h * y.exp()).sum(dim, True)
+
+
+def log_softmax_second(h: T, g: T, y: T, dim: int) -> T:
+    return -g.sum(dim, True) * y.exp() * h
+
+
+@gradient("LogSoftmaxBackwardData", second=log_softmax_second, of_grad=log_softmax_of_grad)
+def _log_softmax_grad(g: T, y: T, dim: int) -> T:
+    if y.dtype.itemsize == 2:
+        return _log_softmax_grad(g.float(), y.float(), dim).to(y.dtype)
+    dx = y.exp()
+    return torch.addcmul(g, dx, g.sum(dim, keepdim=True), value=-1, out=dx)
 
 
 @composite(T.softmax)
@@ -91,7 +121,10 @@ _as_function(torch.special.log_softmax, log_softmax)
 
 @rule(torch._C._nn.softplus)
 class Softplus(Rule):
-    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g sigmoid(b x), g there.  Saved: x."""
+    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g sigmoid(b x), g there.  Saved: x.
+
+    ddx = (h g) (1 - s) s b where b x < t, else 0;  s = sigmoid(b x).
+    """
 
     @staticmethod
     def forward(input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
@@ -99,7 +132,17 @@ class Softplus(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, beta: float, threshold: float) -> T:
-        return times_slope(g, _softplus_slope, input, beta, threshold)
+        return _softplus_grad(g, input, beta, threshold)
+
+
+def softplus_second(h: T, g: T, x: T, beta: float, threshold: float) -> T:
+    x = x * beta
+    return sigmoid_grad(h * g, torch.sigmoid(x)) * (x < threshold).to(h.dtype) * beta
+
+
+@gradient("SoftplusBackward", second=softplus_second)
+def _softplus_grad(g: T, x: T, beta: float, threshold: float) -> T:
+    return times_slope(g, _softplus_slope, x, beta, threshold)
 
 
 def _softplus_slope(x: T, beta: float, threshold: float) -> T:
