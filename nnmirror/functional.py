@@ -7,7 +7,7 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 import functools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -144,9 +144,17 @@ class Linear(Rule):
 
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:
-        usual = type(weight) is Parameter and type(bias) is Parameter and type(input) is T
-        if usual and input.dim() == 2 and cast(Parameter, weight)._transposed is not None:
-            return _addmm(bias, input, weight)  # what torch does, sooner
+        if (
+            type(weight) is Parameter
+            and type(bias) is Parameter
+            and type(input) is T
+            and input.dim() == 2
+            and not weight._has_moved
+            and weight._transposed is not None
+        ):
+            return torch.addmm(bias._plain, input, weight._transposed)  # what torch does, sooner
+        if type(weight) is Parameter:
+            weight._has_moved = False
         return torch._C._nn.linear(input, weight, bias)
 
     @staticmethod
@@ -210,6 +218,9 @@ class Linear(Rule):
 
 
 def _addmm(bias: Any, input: T, weight: Any) -> T:
+    if weight._has_moved:  # for one product it is not worth a transpose
+        weight._has_moved = False
+        return torch._C._nn.linear(input, weight, bias)
     return torch.addmm(bias._plain, input, weight._transposed)
 
 

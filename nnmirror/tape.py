@@ -799,6 +799,14 @@ def record(
         function = _exact.chosen(function)
     mode = _override.mode  # is_grad_enabled, without the call
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
+        infer = function.infer
+        if infer is not None and inplace is None and not _torch_grad_mode():
+            for arg in args:
+                if type(arg) not in ORDINARY:
+                    break  # it may have to be asked
+            else:
+                with DisableTorchFunctionSubclass():
+                    return infer(*args), None
         return _unrecorded(function, args, inplace, asks), None
     disabled = DisableTorchFunctionSubclass()
     with disabled:
@@ -844,11 +852,12 @@ def _unrecorded(
     for arg in args:
         if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
             return answered(function, args, inplace)[0]
+    infer = function.infer
     with DisableTorchFunctionSubclass():
         if inplace is not None:
             return inplace()
-        if function.infer is not None and not torch.is_grad_enabled():
-            return function.infer(*args)
+        if infer is not None and not _torch_grad_mode():
+            return infer(*args)
         if forward_mode["_current_level"] >= 0:
             _refuse_tangents(function, args)
         node = _Unrecorded(function)

@@ -24,7 +24,7 @@ import torch
 from . import _state, _torch
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
-from .fast.signature import Signature, of_tensor
+from .fast.signature import Signature
 
 if TYPE_CHECKING:
     from . import tape as _tape
@@ -45,6 +45,7 @@ _USUAL = (torch.float32, torch.float64)
 # which is read and written several times sooner; to be called behind DisableTorchFunctionSubclass.
 C_grad: Any = _torch.TensorBase.grad
 _C_data: Any = _torch.TensorBase.data
+_C_detach: Any = _torch.TensorBase.detach
 
 
 def no_complex(name: str) -> NotImplementedError:
@@ -89,6 +90,34 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _set_data = reshaping(_C_data.__set__)
+
+
+def _is_laid_out_as(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        tensor.shape == other.shape
+        and tensor.dtype is other.dtype
+        and tensor.layout is torch.strided is other.layout
+        and tensor.stride() == other.stride()
+        and tensor.device == other.device
+    )
+
+
+class _kept:
+    """As functools.cached_property, without its lock: made twice, it is the same."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, tensor: Any, owner: Any = None) -> Any:
+        if tensor is None:
+            return self
+        made = vars(tensor)[self.name] = self.make(tensor)
+        return made
+
 
 # What answers a torch function on a tracked tensor, filled by nnmirror.rules.
 RULES: dict[Any, Callable[..., Any]] = {}
@@ -205,6 +234,7 @@ class Tensor(torch.Tensor):
     # Of its AccumulateGrad: before it runs, and after.
     _accumulate_hooks: "tuple[OrderedDict[int, Any], OrderedDict[int, Any]] | None" = None
     _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
+    _has_moved: bool = False  # to other memory, which is yet to be used
     _swapped: int | None = None  # what was recorded before was of the tensor that it was then
 
     @classmethod
@@ -213,7 +243,7 @@ class Tensor(torch.Tensor):
             _refuse_torch_function_objects()
         found: Any = RULES.get(func)
         if found is None:
-            found = _ASKED.get(func)
+            found = ASKED.get(func)
             if found is None:
                 return dispatch(func, args, kwargs or {})
         try:
@@ -369,16 +399,16 @@ class Tensor(torch.Tensor):
         """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
         return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
 
-    @functools.cached_property
+    @_kept
     def _plain(self) -> torch.Tensor:
         """The same memory as a plain tensor, which torch takes sooner."""
         with DisableTorchFunctionSubclass():
             if not torch.is_inference_mode_enabled():
-                return self.detach()
+                return _C_detach(self)  # type: ignore[no-any-return]
             with torch.inference_mode(False):
-                return self.detach()
+                return _C_detach(self)  # type: ignore[no-any-return]
 
-    @functools.cached_property
+    @_kept
     def _transposed(self) -> torch.Tensor | None:
         """Of a plain matrix: its transpose, for multiplying by it."""
         plain = self._plain
@@ -402,21 +432,22 @@ class Tensor(torch.Tensor):
         with DisableTorchFunctionSubclass():
             if self._node is not None and value.is_complex():
                 raise no_complex("Tensor.data")
-            plain = vars(self).get("_plain")
-            if (  # as after p.data -= ...
-                plain is not None
-                and type(value) is torch.Tensor
-                and plain.is_set_to(value)
-                and value.dtype is plain.dtype
-            ):
+            own = vars(self)
+            plain = own.get("_plain")
+            if plain is None and self._signature is None:  # nothing is known of its layout
                 _C_data.__set__(self, value)
-                return
-            sign = self._signature
-            _set_data(self, value)
-            held = self._signature_by_layout
-            strided = value.layout is torch.strided
-            if sign is not None and held is not None and strided and held[0] == of_tensor(self):
-                self._signature = sign  # other memory, and no more
+                self._has_moved = True
+            elif type(value) is not torch.Tensor or not _is_laid_out_as(value, self):
+                _set_data(self, value)
+            else:  # other memory, and no more
+                moves = plain is None or not plain.is_set_to(value)  # else as after p.data -= ...
+                try:
+                    _C_data.__set__(self, value)
+                finally:
+                    if moves:
+                        own.pop("_plain", None)
+                        own.pop("_transposed", None)
+                        self._has_moved = True
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""
@@ -618,10 +649,10 @@ def _asked_directly(ask: Any) -> Any:
 for _name in ("__len__", "detach", "item", "size", "tolist"):
     setattr(Tensor, _name, _asked_directly(getattr(torch.Tensor, _name)))
 # And with no more to look at on that way.
-_ASKED: dict[Any, Callable[..., Any]] = {}
+ASKED: dict[Any, Callable[..., Any]] = {}
 for _name in ("device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"):
     _get: Any = getattr(torch.Tensor, _name).__get__
-    _ASKED[_get] = _asked_plainly(_get)
+    ASKED[_get] = _asked_plainly(_get)
 for _name in (
     "data_ptr",
     "element_size",
@@ -633,17 +664,17 @@ for _name in (
     "storage_offset",
     "stride",
 ):
-    _ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
+    ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
 # Whose results are never floating point: no gradient goes through them.
 for _name in (
     *("all", "any", "argmax", "argmin", "argsort", "count_nonzero", "eq", "equal", "ge", "gt"),
     *("isclose", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or"),
-    *("lt", "ne", "nonzero", "not_equal", "__eq__", "__ge__", "__gt__", "__le__", "__lt__"),
-    "__ne__",
+    *("lt", "multinomial", "ne", "nonzero", "not_equal", "__eq__", "__ge__", "__gt__", "__le__"),
+    *("__lt__", "__ne__"),
 ):
     for _home in (torch, torch.Tensor):
         if (_func := getattr(_home, _name, None)) is not None:
-            _ASKED.setdefault(_func, _asked_plainly(_func))
+            ASKED.setdefault(_func, _asked_plainly(_func))
 
 
 def _between_processes(tensor: Tensor) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
+from ..tensor import Tensor
 
 # Of a module's output or input: a tensor, or a tuple where that is one; None where there is none.
 Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None
@@ -114,10 +115,16 @@ class Traced:
 
     def __init__(self, inputs: tuple[Any, ...], output: Any, weakly: bool = False) -> None:
         self.weakly = weakly
-        self.single = not isinstance(output, tuple)
-        outputs = (output,) if self.single else output
-        self.starts = [self._held(y) for y in outputs]
-        self.ends = [self._held(x) for x in inputs]
+        self.single = True
+        if type(output) is Tensor and output._view_of is None and output._node and not weakly:
+            self.starts: Sequence[Any] = ((output._node, output._output_nr),)  # nearly always
+        else:
+            self.single = not isinstance(output, tuple)
+            self.starts = [self._held(y) for y in ((output,) if self.single else output)]
+        if len(inputs) == 1 and type(inputs[0]) is torch.Tensor and not inputs[0].requires_grad:
+            self.ends: Sequence[Any] = _NOWHERE
+        else:
+            self.ends = [self._held(x) for x in inputs]
 
     def _held(self, value: Any) -> Any:
         # The common cases first.
@@ -154,6 +161,9 @@ class Traced:
         )
         grads = tuple(None if edge is None else next(found) for edge in ends)
         return grads[0] if len(grads) == 1 else grads
+
+
+_NOWHERE = (None,)
 
 
 def _made(call: Call | None) -> Call:

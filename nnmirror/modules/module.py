@@ -370,12 +370,12 @@ class Module(_RefusedByTorchModules):
 
     def __getattr__(self, name: str) -> Union[Tensor, "Module"]:
         own = self.__dict__
-        params = own.get("_parameters")
-        if params is not None and name in params:
-            return params[name]
-        for registry in ("_buffers", "_modules"):
-            if registry in own and name in own[registry]:
-                return own[registry][name]
+        if "_parameters" in own and name in (params := own["_parameters"]):
+            return params[name]  # type: ignore[no-any-return]
+        if "_buffers" in own and name in (buffers := own["_buffers"]):
+            return buffers[name]  # type: ignore[no-any-return]
+        if "_modules" in own and name in (modules := own["_modules"]):
+            return modules[name]  # type: ignore[no-any-return]
         if name == "parametrizations" and _is_asked_by("register_parametrization", _PARAMETRIZE):
             raise TypeError(f"nnmirror: torch.nn.utils.parametrize takes {_TO_TORCH}")
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
@@ -768,7 +768,9 @@ class Module(_RefusedByTorchModules):
             or _global_backward_pre_hooks
         ):
             return hooks.call_with_hooks(self, args, kwargs)
-        return self.forward(*args, **kwargs)
+        if kwargs or len(args) != 1:
+            return self.forward(*args, **kwargs)
+        return self.forward(args[0])  # a call with one argument, which takes less time
 
     __call__: Callable[..., Any] = _call_impl
 
@@ -1178,7 +1180,10 @@ def _keeping_call(forward: TorchFunction) -> TorchFunction:
 
     @functools.wraps(forward)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
-        out = forward(self, *args, **kwargs)
+        if kwargs or len(args) != 1:
+            out = forward(self, *args, **kwargs)
+        else:
+            out = forward(self, args[0])  # as in _call_impl
         self.__dict__["_call"] = Traced(args, out) if tape.is_grad_enabled() else None
         return out
 

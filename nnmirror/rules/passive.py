@@ -19,7 +19,6 @@ PASSIVE: set[TorchFunction] = {
     torch.detach,
     _data.__get__,
     _base.__get__,
-    T.dim,
     T.size,
     T.item,
     T.tolist,

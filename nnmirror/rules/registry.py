@@ -407,6 +407,17 @@ def _vmap_asks() -> bool:
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
 
 
+def _dim(tensor: torch.Tensor) -> int:
+    # The one call by torch.vmap that reaches the tensor.
+    if tensor.requires_grad and _vmap_asks():
+        raise refusal(torch.vmap)
+    with DisableTorchFunctionSubclass():
+        return tensor.dim()
+
+
+_tensor.ASKED[torch.Tensor.dim] = _dim
+
+
 @implements(_tensor)
 def dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
@@ -438,9 +449,6 @@ def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     if func in _KEPT:
         return _KEPT[func](*args)
     if func in PASSIVE:
-        # The one call by torch.vmap that reaches the tensor.
-        if func is torch.Tensor.dim and args[0].requires_grad and _vmap_asks():
-            raise refusal(torch.vmap)
         with DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     module = getattr(func, "__module__", "") or ""

@@ -354,8 +354,14 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         shape = _torch.broadcast_tensors(plain)[0].shape
         there = [t.shape == shape for t in tensors]
     return tuple(
-        t if as_it_is else expand(t, shape) for t, as_it_is in zip(tensors, there, strict=True)
+        t if as_it_is else expand(t, shape) if _may_carry(t) else T.expand(t, shape)
+        for t, as_it_is in zip(tensors, there, strict=True)
     )
+
+
+def _may_carry(tensor: T) -> bool:
+    """May it lead a gradient on, or be asked itself?"""
+    return type(tensor) is not T or tensor.requires_grad
 
 
 _meshgrid_of_list: TorchFunction = _torch.meshgrid

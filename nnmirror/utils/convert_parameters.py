@@ -22,8 +22,13 @@ def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) 
     start = 0
     with DisableTorchFunctionSubclass():  # nothing of it is recorded
         _on_one_device(parameters)
-        for param in parameters:
-            count = param.numel()
+        sizes = [param.numel() for param in parameters]
+        if vec.dim() == 1 and vec.is_contiguous() and vec.numel() >= sum(sizes):
+            pieces = vec.data.split_with_sizes([*sizes, vec.numel() - sum(sizes)])
+            for param, piece in zip(parameters, pieces, strict=False):
+                param.data = piece.view(param.shape)
+            return
+        for param, count in zip(parameters, sizes, strict=True):  # with PyTorch's errors
             param.data = vec[start : start + count].view(param.shape).data
             start += count
 
