@@ -430,7 +430,11 @@ class Formulas:
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:
         """The gradients of all arguments."""
-        plan, needs = node.plan, node.needs_input_grad
+        like = node.like  # what the node's properties say, with one question
+        if like is None:
+            plan, needs = node._plan, node._needs_input_grad
+        else:
+            plan, needs = like.plan, like.needs
         back = plan.backs.get(needs)
         if back is None:
             back = plan.backs[needs] = self._written(plan, needs)

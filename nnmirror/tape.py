@@ -625,9 +625,9 @@ class Function:
     `vmap` and `generate_vmap_rule` may be defined, and are not asked.
     """
 
-    # Of a rule written as formulas: what records calls without a signature, by the types of the
-    # arguments and by which of them require grad (see fast/recorder.py).
-    recorders: "dict[Any, dict[tuple[bool, ...], Any]]"
+    # Of a rule written as formulas: by the types of the arguments what records calls without a
+    # signature, and for which of the arguments requiring grad (see fast/recorder.py).
+    recorders: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
     # Of such a form: its gradients can be recorded, those of the other rule are not needed for it.
@@ -835,6 +835,14 @@ def record(
                         met = written[0](written[1], arg, args)
                         if met is not None:
                             return met  # type: ignore[no-any-return]
+                    is_signed = sign.varying.get(function) is not False
+                else:
+                    is_signed = made is None
+                if not is_signed:
+                    met = _of_its_kind(function, args)
+                    if met is None:
+                        return _record(function, args, inplace, asks, disabled)
+                    return met  # type: ignore[no-any-return]
                 break
             met = _met_before(function, args)
             if met is not None:
@@ -1148,12 +1156,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
     """`record` of a call that has no signature, if calls of its kind came before; else None."""
     known = function.recorders.get(tuple(map(type, args)))
-    if known is not None:
-        for recorder in known.values():
-            met = recorder(args)
-            if met is not None:
-                return met
-    return None
+    return None if known is None else known[0](args)
 
 
 @upcall("nnmirror.fast.recorder")

@@ -275,22 +275,28 @@ class SetItem(_tape.Function):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
-        if ctx.strides is None:
-            whole = g.clone(memory_format=torch.contiguous_format)
+        index, fills, strides = ctx.given
+        if strides is None:
+            whole = _copy_of(g)
         else:
-            whole = torch.empty_strided(g.shape, ctx.strides, dtype=g.dtype, device=g.device).copy_(
-                g
-            )
-        part = whole[ctx.index]
+            whole = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
+        part = whole[index]
         dv = None
         if ctx.needs_input_grad[1]:
-            dv = part.sum() if ctx.fills else part.clone(memory_format=torch.contiguous_format)
+            dv = part.sum() if fills else _copy_of(part)
         part.zero_()
         return whole, dv
 
     @classmethod
     def node_name(cls) -> str:
         return CopySlices.node_name()
+
+
+def _copy_of(x: T) -> T:
+    """A copy by rows; what is by rows already is copied sooner without saying so."""
+    if x.is_contiguous() and 1 not in x.shape:  # a dimension of size one keeps any stride
+        return x.clone()
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
@@ -302,8 +308,51 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
     made_by: Any = x._node
     if made_by is None or x._view_of is not None:
         return False
-    shape, dtype, _ = meta = made_by.outputs[x._output_nr]
-    dims = len(shape)  # of the part
+    place = x._output_nr
+    meta = made_by.outputs[place]
+    shape, dtype, _ = meta
+    dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
+    if dims < 0 or value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
+        return False
+    edge = None
+    kind = type(value)
+    if kind is _tensor.Tensor or _tape.kind_of(kind) is _tape.MIRRORED:
+        if value._node is not None or value._requires_grad:  # type: ignore[attr-defined]
+            edge = _tape.edge_of(value)
+    elif kind is not torch.Tensor or value.requires_grad:
+        return False
+    fills = False
+    try:
+        if value.dim() == 0:
+            fills = dims > 0
+            if fills and not value.is_cpu:
+                return False
+            _set_item(x, index, value)
+        else:
+            part = _get_item(x, index)
+            if part.shape != value.shape:
+                return False
+            part.copy_(value)
+    except (IndexError, TypeError, ValueError, RuntimeError):
+        return False
+    node: Any = _new(_tape.Node)
+    node.function, node.signature, node.like = SetItem, None, None
+    node._places, node._outputs = _BOTH, (meta,)
+    node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
+    node.edges = (made_by, place), edge
+    node._saved = node._versions = _NOTHING
+    node.given = index, fills, None if x.is_contiguous() else x.stride()
+    node.sequence = next(_tape._sequence)
+    if made_by.retained is None:
+        x._node, x._output_nr = node, 0
+    else:
+        _tape.made_by(x, node, 0)
+    return True
+
+
+def _dims_left(index: Any, dims: int) -> int:
+    """How many of `dims` dimensions a part has; less than none if it is the whole, or cut out by
+    other than integers and slices."""
     cuts = False
     for i in index if type(index) is tuple else (index,):
         kind: Any = type(i)
@@ -313,45 +362,17 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
         elif kind is slice and {type(i.start), type(i.stop), type(i.step)} <= _BOUNDS:
             cuts = cuts or i != _ALL
         else:
-            return False
-    if not cuts:
-        return False
-    if value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
-        return False
-    edge = None
-    kind = type(value)
-    if _tape.kind_of(kind) is _tape.MIRRORED:
-        if value._node is not None or value._requires_grad:  # type: ignore[attr-defined]
-            edge = _tape.usual_edge(value) or _tape.edge_of(value)
-    elif kind is not torch.Tensor or value.requires_grad:
-        return False
-    is_number = value.dim() == 0
-    if is_number and dims and not value.is_cpu:
-        return False
-    try:
-        if is_number:
-            T.__setitem__(x, index, value)
-        else:
-            part = T.__getitem__(x, index)
-            if part.shape != value.shape:
-                return False
-            part.copy_(value)
-    except (IndexError, TypeError, ValueError, RuntimeError):
-        return False
-    node: Any = _tape.Node(SetItem)
-    node.index, node.fills = index, is_number and dims > 0
-    node.strides = None if x.is_contiguous() else x.stride()
-    node.places, node.edges = (0, 1), ((made_by, x._output_nr), edge)
-    node.needs_input_grad = True, edge is not None
-    node.sequence = next(_tape._sequence)
-    node.outputs = (meta,)
-    node._saved = (None,)  # nothing, but it can be freed
-    _tape.made_by(x, node, 0)
-    return True
+            return -1
+    return dims if cuts else -1
 
 
+_get_item, _set_item = T.__getitem__, T.__setitem__
+_new = object.__new__
 _BOUNDS = {int, type(None)}
 _ALL = slice(None)
+_BOTH = (0, 1)
+_NEEDS_X, _NEEDS_BOTH = (True, False), (True, True)
+_NOTHING = (None,)  # saved, so that it can be freed
 
 
 class AsStrided(_tape.Function):

@@ -176,9 +176,8 @@ def walk(
     With `create_graph` the walk is recorded itself (see `double_backward`).
     """
     captured = only or stop or ()
-    binding = fast.enabled and not (
-        captured or create_graph or torch.is_anomaly_enabled() or _torch.is_shown()
-    )
+    simple = not (captured or create_graph or torch.is_anomaly_enabled())
+    binding = simple and fast.enabled and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
     counts, order = dependencies(edges, expanding=not binding)
     wanted = {(id(t), n) for t, n in captured}
@@ -240,6 +239,47 @@ def walk(
                     _finish_leaf(target, slots[0], unshared)
             _run_reached_hooks(target)
 
+    def pass_on(node: _tape.Node, grad: Any) -> None:
+        """The step of a rule's node with one gradient, where there is nothing more to ask.
+
+        No gradient is held here when it arrives at a leaf, which may keep it then.
+        """
+        results = node.function.backward(node, grad)
+        if type(results) is not tuple or len(results) != len(node.edges):
+            results = node.completed(results)
+        if node._saved and not retain_graph:
+            node._saved = None
+        left = list(results)
+        left.reverse()
+        results = grad = None
+        for edge in node.edges:
+            if edge is None:
+                left.pop()
+                continue
+            target, index = edge
+            if hooked:
+                _refuse_swapped(node, target)
+            if type(target) is not _tape.Node:
+                if left[-1] is not None:
+                    left[-1] = _fitted(left[-1], target.shape, target.dtype)
+                arrive(target, index, left.pop())
+                continue
+            outputs = target.outputs
+            grad = left.pop()
+            if grad is not None:
+                shape, dtype, _ = outputs[index]
+                if grad.shape != shape or grad.dtype is not dtype:
+                    grad = _fitted(grad, shape, dtype)
+            key = id(target)
+            if counts[key] == 1 and key not in buffers:  # the first, and the last
+                counts[key] = 0
+                slots = buffers[key] = [None] * len(outputs)
+                slots[index] = grad
+                heapq.heappush(ready, (-target.sequence, target))
+            else:
+                arrive(target, index, grad)
+            grad = None
+
     def leads_to(target: Any) -> bool | None:
         is_leaf = type(target) is not _tape.Node
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
@@ -252,14 +292,18 @@ def walk(
         while ready:
             node = heapq.heappop(ready)[1]
             slots = buffers.pop(id(node))
-            if binding and len(slots) == 1 and slots[0] is not None and not node.is_watched:
-                floor = -ready[0][0] if ready else -1
-                part = bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
-                if part is not None:
-                    slots = []
-                    targets, given = part
-                    for target, index in targets:
-                        arrive(target, index, given.pop())
+            if simple and len(slots) == 1 and slots[0] is not None and not node.is_watched:
+                if binding and node.signature is not None:
+                    floor = -ready[0][0] if ready else -1
+                    part = bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
+                    if part is not None:
+                        slots = []
+                        targets, given = part
+                        for target, index in targets:
+                            arrive(target, index, given.pop())
+                        continue
+                if node.segment is None and node.function.is_rule:
+                    pass_on(node, slots.pop())
                     continue
             if node.segment is not None:
                 node.segment.expand(node)
@@ -375,23 +419,25 @@ def dependencies(
     """
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
-    seen: set[int] = set()
-    stack = []
     for target, _ in edges:
+        if id(target) not in counts and type(target) is _tape.Node:
+            order.append(target)
         counts[id(target)] = counts.get(id(target), 0) + 1
-        stack.append(target)
-    while stack:
-        target = stack.pop()
-        if type(target) is not _tape.Node or id(target) in seen:
-            continue
-        seen.add(id(target))
-        order.append(target)
-        if target.segment is not None and expanding:
-            target.segment.expand(target)
-        for edge in target.edges:
-            if edge is not None and edge[1] != _tape.NO_FURTHER:
-                counts[id(edge[0])] = counts.get(id(edge[0]), 0) + 1
-                stack.append(edge[0])
+    for node in order:  # which grows on the way
+        if expanding and node.segment is not None:
+            node.segment.expand(node)
+        for edge in node.edges:
+            if edge is None or edge[1] == _tape.NO_FURTHER:
+                continue
+            target = edge[0]
+            key = id(target)
+            known = counts.get(key)
+            if known is None:
+                counts[key] = 1
+                if type(target) is _tape.Node:
+                    order.append(target)
+            else:
+                counts[key] = known + 1
     return counts, order
 
 

@@ -34,10 +34,12 @@ def learn(function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bo
         if len(function.recorders) >= _MOST:
             function.recorders.clear()
         if all(map(_is_kept, kinds)):
-            function.recorders[kinds] = {}
-    elif needs not in known:
-        made = _written(function, args, needs)
-        function.recorders[kinds] = {**known, needs: made or _takes_none}
+            function.recorders[kinds] = _takes_none, ()
+        return
+    recorder, learned = known
+    if needs not in learned:
+        recorder = _written(function, args, needs, recorder) or recorder
+        function.recorders[kinds] = recorder, (*learned, needs)
 
 
 def _takes_none(args: tuple[Any, ...]) -> None:
@@ -51,9 +53,12 @@ def _is_kept(kind: type) -> bool:
 
 
 def _written(
-    function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...]
+    function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...], other: Recorder
 ) -> Recorder | None:
-    """The recorder for arguments of these types, of which those with `needs` require grad."""
+    """The recorder for arguments of these types, of which those with `needs` require grad.
+
+    Those of these types that it does not take it hands on to the `other`.
+    """
     formulas = function.formulas
     first = args[0] if args else None
     if formulas is None or formulas.several or function.is_inplace:
@@ -67,6 +72,7 @@ def _written(
         "finished": _tape.finished,
         "needs": needs,
         "new": object.__new__,
+        "other": other,
         "places": tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]),
         "plain": torch.Tensor,
         "rule": function,
@@ -81,9 +87,9 @@ def _written(
         if isinstance(arg, _tensor.Tensor):
             if need and arg._node is not None:
                 lines += [
-                    f"if ({name}_node := {name}._node) is None: return None",
+                    f"if ({name}_node := {name}._node) is None: return other(args)",
                     f"if ({name}_view := {name}._view_of) is not None"
-                    f" and {name}_view[1] != {name}._version: return None",
+                    f" and {name}_view[1] != {name}._version: return other(args)",
                 ]
                 edge = f"({name}_node, {name}._output_nr)"
             else:
@@ -91,12 +97,12 @@ def _written(
                 asked = "not " if need else ""
                 lines.append(
                     f"if {name}._node is not None or {asked}{name}._requires_grad"
-                    f" or {name}._stands_for is not None or {name}.is_complex(): return None"
+                    f" or {name}._stands_for is not None or {name}.is_complex(): return other(args)"
                 )
         elif isinstance(arg, torch.Tensor):
             if need:
                 return None
-            lines.append(f"if {name}.requires_grad or {name}.is_complex(): return None")
+            lines.append(f"if {name}.requires_grad or {name}.is_complex(): return other(args)")
         edges.append(edge)
 
     def called(function: Any, *before: str) -> str:
