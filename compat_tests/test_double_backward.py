@@ -27,16 +27,13 @@ EXACT = {"nn.functional.layer_norm", "nn.functional.batch_norm"}
 # Not right yet.
 TO_DO = {
     "cumprod",
-    "nn.functional.binary_cross_entropy_with_logits",
     "nn.functional.pad reflect",
     "nn.functional.pad replicate",
     "nn.functional.pad replicate_negative",
-    "nn.functional.soft_margin_loss",
     "dist",
     "nn.functional.linear",
     "nn.functional.prelu",
     "nn.functional.scaled_dot_product_attention",
-    "nn.functional.binary_cross_entropy",
     "nn.functional.pairwise_distance",
 }
 DTYPES = {torch.float64: 8, torch.float32: 8}

@@ -7,12 +7,13 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ._missing import missing
-from ._torch import DisableTorchFunctionSubclass
+from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
 from .overrides import overridable
 from .parameter import Parameter
@@ -39,7 +40,7 @@ from .rules.activation import (
 from .rules.activation import gelu as _gelu
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
-from .rules.gradient import gradient
+from .rules.gradient import applied, gradient
 from .rules.kernel import laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.pointwise import leaky
@@ -893,6 +894,7 @@ class MseLoss(Rule):
     """l = (x - t)^2, its mean or its sum:  dx = (x - t) (2 / n) g,  dt = (t - x) (2 / n) g
 
     n is the number of elements for the mean, else one.  Saved: x and t.
+    Of dx, for its gradient h, x gets 2 (h g) / n, and t the same negated.
     """
 
     tuple_places = (0, 1)
@@ -936,11 +938,42 @@ class MseLoss(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _squared_error_grad(g, input, target, reduction, how)
+        return _mse_grad(g, *_of_one_shape(input, target), reduction, how)
 
     @staticmethod
     def d_target(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _squared_error_grad(g, target, input, reduction, how)
+        return _mse_grad(g, *_of_one_shape(target, input), reduction, how)
+
+
+def _of_one_shape(x: T, t: T) -> Sequence[T]:
+    """Both as they are; of one shape, where the walk is recorded."""
+    if x.shape == t.shape or not is_torch_function_enabled():
+        return x, t
+    return broadcast_tensors(x, t)
+
+
+class MseLossBackward(Rule):
+    """The gradient of `MseLoss`, with a gradient."""
+
+    @staticmethod
+    def forward(grad: T, input: T, target: T, reduction: str, scale: T | None) -> T:
+        return _squared_error_grad(grad, input, target, reduction, scale)
+
+    @staticmethod
+    def d_grad(g: T, input: T, target: T, reduction: str, scale: T | None) -> T:
+        return _mse_grad(g, input, target, reduction, scale)
+
+    @staticmethod
+    def d_input(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
+        ddx = g * grad * 2
+        return ddx / input_shape.numel() if reduction == "mean" else ddx
+
+    @staticmethod
+    def d_target(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
+        return -MseLossBackward.d_input(g, grad, input_shape, reduction)
+
+
+_mse_grad = applied(MseLossBackward)
 
 
 def _number(value: float, like: T) -> T:

@@ -2,13 +2,16 @@
 
 `g` is the gradient of the loss, `n` the number of elements for the mean, else one. Where the
 kernel of PyTorch rounds after each operation, so does the formula here, in its order.
+`h` is the gradient of dx, where dx is a rule of its own: ddx is what x gets by it, ddt what t
+gets and ddg what g gets.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
-from .._torch import DisableTorchFunctionSubclass
+from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ..tape import (
     constant,
     is_left_to_torch,
@@ -17,9 +20,10 @@ from ..tape import (
 )
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul
+from .gradient import applied
 from .kernel import FEW, by_path
 from .registry import Rule, check_numbers, composite, rule, unplaced
-from .shape import contiguous, view
+from .shape import broadcast_tensors, contiguous, view
 from .softmax import LogSoftmax, log_softmax
 
 T = torch.Tensor
@@ -53,13 +57,57 @@ class BinaryCrossEntropy(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, weight: T | None, reduction: int) -> T:
-        x, t = input, target
-        dx = g * (x - t) / torch.clamp_min((1 - x) * x, _LEAST)
-        return _reduced(dx, weight, reduction, x.numel())
+        return _binary_cross_entropy_grad(g, input, target, weight, reduction)
 
     @staticmethod
     def d_target(g: T, input: T, weight: T | None, reduction: int) -> T:
         return _reduced(-input.logit() * g, weight, reduction, input.numel())
+
+
+class BinaryCrossEntropyBackward(Rule):
+    """dx = g (x - t) / (x (1 - x)) w / n:  with e = 1e-12,
+
+    ddg = (x - t) / ((x + e) (1 - x + e)) h w / n,
+    ddx = (x x - 2 x t + t) / ((x + e)^2 (1 - x + e)^2) (h g) w / n,
+    ddt = -h g w / (x (1 - x)) / n, the divisor at least e, where ddx sees it as it was.
+    """
+
+    @staticmethod
+    def forward(grad: T, input: T, target: T, weight: T | None, reduction: int) -> T:
+        x, t = input, target
+        dx = grad * (x - t) / torch.clamp_min((1 - x) * x, _LEAST)
+        return _reduced(dx, weight, reduction, x.numel())
+
+    @staticmethod
+    def d_grad(g: T, input: T, target: T, weight: T | None, reduction: int) -> T:
+        x, t = input, target
+        rest = 1 - x + _E
+        divisor = (x + _E) * rest
+        return _reduced((x - t) / divisor * g, weight, reduction, x.numel())
+
+    @staticmethod
+    def d_input(g: T, grad: T, input: T, target: T, weight: T | None, reduction: int) -> T:
+        x, t = input, target
+        more, rest = x + _E, 1 - x + _E
+        rest = rest.pow(2)
+        divisor = more.pow(2) * rest
+        twice = x * 2 * t
+        slope = (x * x - twice + t) / divisor
+        return _reduced(slope * (g * grad), weight, reduction, x.numel())
+
+    @staticmethod
+    def d_target(g: T, grad: T, input: T, weight: T | None, reduction: int) -> T:
+        dt = -g * grad
+        if weight is not None:
+            dt = dt * weight
+        divisor = (1 - input) * input
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            divisor.clamp_min_(_E)
+        return _reduced(dt / divisor, None, reduction, input.numel())
+
+
+_E = 1e-12
+_binary_cross_entropy_grad = applied(BinaryCrossEntropyBackward)
 
 
 @rule(torch.binary_cross_entropy_with_logits)
@@ -89,6 +137,13 @@ class BinaryCrossEntropyWithLogits(Rule):
     def d_input(
         g: T, input: T, target: T, weight: T | None, pos_weight: T | None, reduction: int
     ) -> T:
+        if is_torch_function_enabled():  # recorded, and not in place
+            if pos_weight is None:
+                dx = input.sigmoid() - target
+            else:
+                pt = pos_weight * target
+                dx = (pt + 1 - target) * input.sigmoid() - pt
+            return _reduced(dx * g, weight, reduction, input.numel())
         # In place, as PyTorch: where dtypes differ, each step rounds to that of the first.
         if pos_weight is None:
             dx = input.sigmoid().sub_(target)
@@ -103,10 +158,10 @@ class BinaryCrossEntropyWithLogits(Rule):
     @staticmethod
     def d_target(g: T, input: T, weight: T | None, pos_weight: T | None, reduction: int) -> T:
         if pos_weight is None:
-            dt = input * -g
+            dt = -input * g
         else:
             log_sigmoid = torch._C._nn.log_sigmoid
-            dt = (log_sigmoid(-input) - pos_weight * log_sigmoid(input)) * g
+            dt = (log_sigmoid(-input) - log_sigmoid(input) * pos_weight) * g
         return _reduced(dt, weight, reduction, input.numel())
 
 
@@ -115,6 +170,7 @@ class NllLoss(Rule):
 
     dx_c = -g w_c, for the mean over the sum of all w_c, and 0 for the other classes.
     Rows whose class is ignore_index count for nothing.  Saved: x, t and w.
+    Of dx, for its gradient h, g gets the loss of h in the place of x, and x zeros.
     """
 
     uncounted = (1, 2)
@@ -130,6 +186,10 @@ class NllLoss(Rule):
         return cls.loss(input, target, weight, reduction, ignore_index)  # type: ignore[no-any-return]
 
     @staticmethod
+    def total_again(total: T) -> T:
+        return total
+
+    @staticmethod
     def d_input(
         g: T,
         input: T,
@@ -139,6 +199,25 @@ class NllLoss(Rule):
         ignore_index: int,
         total: T,
     ) -> T:
+        return _nll_loss_grad(g, input, target, weight, reduction, ignore_index, total)
+
+
+class NllLossBackward(Rule):
+    """The gradient of `NllLoss`, whose gradient it has."""
+
+    of = NllLoss
+
+    @staticmethod
+    def forward(
+        grad: T,
+        input: T,
+        target: T,
+        weight: T | None,
+        reduction: int,
+        ignore_index: int,
+        total: T,
+    ) -> T:
+        g = grad
         along = 0 if input.dim() == 1 else 1
         zero = constant(0.0, input.dtype, input.device)
         if reduction == MEAN:
@@ -159,6 +238,17 @@ class NllLoss(Rule):
         share = share.expand(t.shape).masked_fill(ignored, 0)
         return torch.zeros_like(input).scatter_(along, t, share)
 
+    @classmethod
+    def d_grad(cls, g: T, target: T, weight: T | None, reduction: int, ignore_index: int) -> T:
+        return record(cls.of, (g, target, weight, reduction, ignore_index))[0]
+
+    @staticmethod
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
+
+
+_nll_loss_grad = applied(NllLossBackward)
+
 
 @functools.lru_cache(maxsize=256)
 def _classes(count: int, ignore_index: int, dims: int, device: torch.device) -> T:
@@ -177,6 +267,27 @@ class NllLoss2D(NllLoss):
 
     aten_name = "nll_loss2d_forward"
     loss = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
+
+    @staticmethod
+    def d_input(
+        g: T,
+        input: T,
+        target: T,
+        weight: T | None,
+        reduction: int,
+        ignore_index: int,
+        total: T,
+    ) -> T:
+        return _nll_loss_2d_grad(g, input, target, weight, reduction, ignore_index, total)
+
+
+class NllLoss2DBackward(NllLossBackward):
+    """The gradient of `NllLoss2D`, whose gradient it has."""
+
+    of = NllLoss2D
+
+
+_nll_loss_2d_grad = applied(NllLoss2DBackward)
 
 
 @composite(torch._C._nn.nll_loss_nd)
@@ -308,7 +419,7 @@ def _smoothed(
 class SoftMarginLoss(Rule):
     """l = log(1 + exp(-t x)), its mean or its sum:  dx = -g t z / (1 + z) / n, z = exp(-t x)
 
-    Saved: x and t.
+    ddx = (h g) t^2 z / (1 + z)^2 / n.  Saved: x and t.
     """
 
     uncounted = (1,)
@@ -321,13 +432,39 @@ class SoftMarginLoss(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, reduction: int) -> T:
+        return _soft_margin_grad(g, input, target, reduction)
+
+
+class SoftMarginLossBackward(Rule):
+    """The gradient of `SoftMarginLoss`, with a gradient."""
+
+    @staticmethod
+    def forward(grad: T, input: T, target: T, reduction: int) -> T:
         x, t = input, target
         z = torch.exp(-t * x)
         dx = t * z
         if dx.dtype is not x.dtype:
             dx = dx.to(x.dtype)
         share = 1.0 / x.numel() if reduction == MEAN and x.numel() else 1.0
-        return dx.mul_(constant(-share, x.dtype, x.device)).div_(z + 1).mul_(g)
+        return dx.mul_(constant(-share, x.dtype, x.device)).div_(z + 1).mul_(grad)
+
+    @staticmethod
+    def d_grad(g: T, grad: T, input: T, target: T, reduction: int) -> T:
+        if reduction == 0:
+            return _soft_margin_grad(g, input, target, reduction)
+        return (_soft_margin_grad(torch.ones_like(grad), input, target, reduction) * g).sum()
+
+    @staticmethod
+    def d_input(g: T, grad: T, input: T, target: T, reduction: int) -> T:
+        slope = g * grad
+        z = (input * -target).exp()
+        more = z + 1
+        square = more * more
+        ddx = slope * (target * target) * z / square
+        return _reduced(ddx, None, reduction, input.numel())
+
+
+_soft_margin_grad = applied(SoftMarginLossBackward)
 
 
 class _OfDifference(Rule):
@@ -351,9 +488,7 @@ class _OfDifference(Rule):
 
     @classmethod
     def slope(cls, g: T, x: T, t: T, reduction: int, threshold: float) -> T:
-        """slope(x - t) g / n"""
-        if x.shape != t.shape:
-            x, t = torch.broadcast_tensors(x, t)
+        """slope(x - t) g / n, for x and t of one shape"""
         dtype = wide = x.dtype if x.dtype is t.dtype else torch.result_type(x, t)
         if cls.widens:
             wide = torch.float32 if dtype.itemsize == 2 else dtype
@@ -382,6 +517,34 @@ class _OfDifference(Rule):
         return dx.contiguous().to(result)
 
 
+def _of_one_shape(x: T, t: T) -> Sequence[T]:
+    return (x, t) if x.shape == t.shape else broadcast_tensors(x, t)
+
+
+class _OfDifferenceBackward(Rule):
+    """The gradient of a loss of d, with a gradient."""
+
+    of: type[_OfDifference]
+
+    @classmethod
+    def forward(cls, grad: T, input: T, target: T, reduction: int, threshold: float) -> T:
+        return cls.of.slope(grad, input, target, reduction, threshold)
+
+    @staticmethod
+    def second(slope: T, x: T, t: T, threshold: float) -> T:
+        """slope times the derivative of slope(d)"""
+        raise NotImplementedError
+
+    @classmethod
+    def d_input(cls, g: T, grad: T, input: T, target: T, reduction: int, threshold: float) -> T:
+        ddx = cls.second(g * grad, input, target, threshold)
+        return _reduced(ddx, None, reduction, input.numel())
+
+    @classmethod
+    def d_target(cls, g: T, grad: T, input: T, target: T, reduction: int, threshold: float) -> T:
+        return -cls.d_input(g, grad, input, target, reduction, threshold)
+
+
 # Thresholds between these are neither zero nor infinite in any dtype.
 _SMALL, _LARGE = 1e-4, 1e4
 
@@ -398,6 +561,7 @@ class SmoothL1Loss(_OfDifference):
     """l = d^2 / (2 b) where |d| < b, else |d| - b / 2, its mean or its sum, with d = x - t
 
     dx = g d / (b n) where |d| < b, else g sign(d) / n;  dt = -dx.  Saved: x and t.
+    ddx = (h g) / b / n where |d| < b, else 0;  ddt = -ddx.
     Girshick, 2015 (arXiv:1504.08083).
     """
 
@@ -407,13 +571,13 @@ class SmoothL1Loss(_OfDifference):
     def forward(input: T, target: T, reduction: int = MEAN, beta: float = 1.0) -> T:
         return torch._C._nn.smooth_l1_loss(input, target, reduction, beta)  # type: ignore[arg-type]
 
-    @classmethod
-    def d_input(cls, g: T, input: T, target: T, reduction: int, beta: float) -> T:
-        return cls.slope(g, input, target, reduction, beta)
+    @staticmethod
+    def d_input(g: T, input: T, target: T, reduction: int, beta: float) -> T:
+        return _smooth_l1_grad(g, *_of_one_shape(input, target), reduction, beta)
 
-    @classmethod
-    def d_target(cls, g: T, input: T, target: T, reduction: int, beta: float) -> T:
-        return cls.slope(g, target, input, reduction, beta)
+    @staticmethod
+    def d_target(g: T, input: T, target: T, reduction: int, beta: float) -> T:
+        return _smooth_l1_grad(g, *_of_one_shape(target, input), reduction, beta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
@@ -433,11 +597,31 @@ class SmoothL1Loss(_OfDifference):
         return torch.where(wide <= -threshold, -n * g, outside)
 
 
+class SmoothL1LossBackward(_OfDifferenceBackward):
+    """The gradient of `SmoothL1Loss`, with a gradient."""
+
+    of = SmoothL1Loss
+
+    @staticmethod
+    def d_grad(g: T, input: T, target: T, reduction: int, threshold: float) -> T:
+        return _smooth_l1_grad(g, input, target, reduction, threshold)
+
+    @staticmethod
+    def second(slope: T, x: T, t: T, threshold: float) -> T:
+        if threshold == 0:
+            return torch.zeros_like(slope)
+        return slope * ((x - t).abs() < threshold).to(slope.dtype) / threshold
+
+
+_smooth_l1_grad = applied(SmoothL1LossBackward)
+
+
 @rule(torch._C._nn.huber_loss)
 class HuberLoss(_OfDifference):
     """l = d^2 / 2 where |d| < a, else a (|d| - a / 2), its mean or its sum, with d = x - t
 
     dx = g d / n where |d| < a, else g a sign(d) / n;  dt = -dx.  Saved: x and t.
+    ddx = (h g) / n where |d| < a, else 0;  ddt = -ddx.
     Huber, 1964 (doi:10.1214/aoms/1177703732).
     """
 
@@ -445,13 +629,13 @@ class HuberLoss(_OfDifference):
     def forward(input: T, target: T, reduction: int = MEAN, delta: float = 1.0) -> T:
         return torch._C._nn.huber_loss(input, target, reduction, delta)  # type: ignore[arg-type]
 
-    @classmethod
-    def d_input(cls, g: T, input: T, target: T, reduction: int, delta: float) -> T:
-        return cls.slope(g, input, target, reduction, delta)
+    @staticmethod
+    def d_input(g: T, input: T, target: T, reduction: int, delta: float) -> T:
+        return _huber_grad(g, *_of_one_shape(input, target), reduction, delta)
 
-    @classmethod
-    def d_target(cls, g: T, input: T, target: T, reduction: int, delta: float) -> T:
-        return cls.slope(g, target, input, reduction, delta)
+    @staticmethod
+    def d_target(g: T, input: T, target: T, reduction: int, delta: float) -> T:
+        return _huber_grad(g, *_of_one_shape(target, input), reduction, delta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
@@ -467,3 +651,22 @@ class HuberLoss(_OfDifference):
         return torch.where(
             wide <= -threshold, -outside, torch.where(wide >= threshold, outside, n * d * g)
         )
+
+
+class HuberLossBackward(_OfDifferenceBackward):
+    """The gradient of `HuberLoss`, with a gradient."""
+
+    of = HuberLoss
+
+    @staticmethod
+    def d_grad(g: T, grad: T, input: T, target: T, reduction: int, threshold: float) -> T:
+        if reduction == 0:
+            return _huber_grad(g, input, target, reduction, threshold)
+        return (_huber_grad(torch.ones_like(grad), input, target, reduction, threshold) * g).sum()
+
+    @staticmethod
+    def second(slope: T, x: T, t: T, threshold: float) -> T:
+        return slope * ((x - t).abs() < threshold)
+
+
+_huber_grad = applied(HuberLossBackward)
