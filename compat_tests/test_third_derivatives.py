@@ -44,6 +44,7 @@ def by_differences(function, values):
 
 
 MEAN, VAR = torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 1.5, 0.8])
+ZERO = torch.tensor([1.0, 0.0, 1.0, 1.0])
 CASES = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), (3, 4), (4,), (4,)),
     "layer_norm of a matrix": (lambda x: F.layer_norm(x, (3, 4)), (2, 3, 4)),
@@ -56,6 +57,13 @@ CASES = {
         (3,),
         (3,),
     ),
+    "prelu": (lambda x, w: F.prelu(x, w) ** 2, (2, 3), (3,)),
+    "pad": (lambda x: F.pad(x, (2, 1), "reflect") ** 3 + F.pad(x, (2, 1), "replicate"), (2, 4)),
+    "cumprod with a zero": (lambda x: torch.cumprod(x * ZERO.to(x.dtype), 0) * x, (4,)),
+    "dist": (lambda x, y: torch.dist(x, y, 3), (2, 3), (3,)),
+    "cosine_similarity": (lambda x, y: F.cosine_similarity(x, y, -1), (2, 3), (3,)),
+    "normalize": (lambda x: F.normalize(x, dim=0), (3, 2)),
+    "lerp": (lambda x, y, w: torch.lerp(x, y, w) ** 2, (2, 3), (3,), (2, 3)),
 }
 
 

@@ -409,8 +409,8 @@ class Formulas:
         order decides in which order later gradients are added up.
         """
         names = [*self.names, *[self.rest] * (len(needs) - len(self.names))]
-        places = range(len(needs))
-        return sorted(places, key=lambda i: "self" if names[i] == "input" else names[i])
+        known_as = {"input": "self", **self.function.known_as}
+        return sorted(range(len(needs)), key=lambda i: known_as.get(names[i], names[i]))
 
     def _gradient(self, place: int) -> Callable[..., Any] | None:
         """What gives the gradient of an argument."""

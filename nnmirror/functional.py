@@ -137,6 +137,7 @@ class Linear(Rule):
     def as_called(bias: T | None, input: T, weight: T) -> tuple[T | None, ...]:
         return input, weight, bias
 
+    known_as = {"input": "mat1", "weight": "mat2", "bias": "self"}  # those of addmm
     saved_via = {"weight": "AsStrided"}
     # W is kept whether or not X needs a gradient (it is there anyway), so that
     # Module.backward can give the gradient for an input that does not require one.

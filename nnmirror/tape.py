@@ -649,6 +649,8 @@ class Function:
     keeps: tuple[str, ...] = ()  # what forward returns behind its results, for the gradients
     derived: tuple[str, ...] = ()  # of it: computed from the arguments by what has a derivative
     materialize_grads: bool = True  # a result without a gradient has zeros for one, else None
+    # PyTorch's names for its arguments, by which it orders their gradients, where they are others.
+    known_as: dict[str, str] = {}
     always_saved: tuple[str, ...] = ()  # whether or not a gradient asks for it
     # copied(*args) names the arguments that are saved as copies, as by PyTorch's kernels that copy.
     copied: "Callable[..., tuple[str, ...]] | None" = None

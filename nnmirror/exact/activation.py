@@ -27,7 +27,7 @@ from ..rules.kernel import (
 )
 from ..rules.pointwise import number
 from ..rules.prelu import PreluKernel as Prelu
-from ..rules.registry import unplaced
+from ..rules.registry import Gradients, Needs, unplaced
 from .attach import exact_of
 
 T = torch.Tensor
@@ -372,8 +372,9 @@ class PreluKernel(Prelu):
     """dw is 0 where x > 0, be g negative or infinite."""
 
     @staticmethod
-    def d_weight(g: T, input: T) -> T:
-        return (input * g).masked_fill_(input > 0, 0)
+    def gradients(needs: Needs, g: T, input: T, weight: T) -> Gradients:
+        dx, _ = Prelu.gradients((needs[0], False), g, input, weight)
+        return dx, (input * g).masked_fill_(input > 0, 0) if needs[1] else None
 
 
 # Into the memory of the input: the same from a copy of it.

@@ -83,10 +83,15 @@ class EuclideanDist(Rule):
         needs: Sequence[bool], g: T, x1: T, x2: T, result: T
     ) -> tuple[T | None, T | None]:
         r = (g / result).masked_fill_(result == 0, 0)
-        return (
-            x1 * r.sum(-1, True) - r @ x2 if needs[0] else None,
-            x2 * r.sum(-2).unsqueeze(-1) - r.mT @ x1 if needs[1] else None,
-        )
+        dx1 = dx2 = None
+        # The products first, as C++ has it: recorded, the order counts.
+        if needs[0]:
+            product = r @ x2
+            dx1 = x1 * r.sum(-1, True) - product
+        if needs[1]:
+            product = r.mT @ x1
+            dx2 = x2 * r.sum(-2).unsqueeze(-1) - product
+        return dx1, dx2
 
 
 _USE_MM, _NO_MM = "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist"

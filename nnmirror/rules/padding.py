@@ -10,6 +10,7 @@ import torch
 
 from .._types import Number
 from ..tape import record
+from .gradient import applied
 from .registry import Rule, composite, rule, unplaced
 
 T = torch.Tensor
@@ -33,6 +34,38 @@ class ConstantPadNd(Rule):
         return torch.constant_pad_nd(g, [-n for n in pad], 0)
 
 
+def _label(pad: Sequence[int], mode: str) -> str:
+    kinds = {"reflect": "ReflectionPad", "replicate": "ReplicationPad"}
+    return f"{kinds[mode]}{len(pad) // 2}DBackward"
+
+
+class _OfItselfBackward(Rule):
+    """dx = g, added to the elements it was copied from:  g gets h, padded as x was"""
+
+    @staticmethod
+    def forward(grad: T, input: T, pad: Sequence[int], mode: str) -> T:
+        g, shape, count = grad, input.shape, input.numel()
+        places = torch.arange(count, dtype=torch.float64, device=g.device).view(shape)
+        places = torch._C._nn.pad(places, pad, mode).long().reshape(-1)
+        dx = torch.zeros(count, dtype=g.dtype, device=g.device)
+        return dx.index_add_(0, places, g.reshape(-1)).view(shape)
+
+    @classmethod
+    def label_of(cls, grad: T, input: T, pad: Sequence[int], mode: str) -> str:
+        return _label(pad, mode) + "Backward0"
+
+    @staticmethod
+    def d_grad(g: T, pad: Sequence[int], mode: str) -> T:
+        return torch._C._nn.pad(g, pad, mode)
+
+    @staticmethod
+    def d_input(g: T) -> T:
+        return torch.zeros_like(g)
+
+
+of_itself_grad = applied(_OfItselfBackward)
+
+
 class _OfItself(Rule):
     """z = x between elements of its own:  dx = g, added to the elements it was copied from"""
 
@@ -42,17 +75,12 @@ class _OfItself(Rule):
 
     @classmethod
     def label_of(cls, input: T, pad: Sequence[int], mode: str) -> str:
-        kinds = {"reflect": "ReflectionPad", "replicate": "ReplicationPad"}
-        return f"{kinds[mode]}{len(pad) // 2}DBackward0"
+        return _label(pad, mode) + "0"
 
     @staticmethod
     def d_input(g: T, input: T, pad: Sequence[int], mode: str) -> T:
         # PyTorch saves x for its shape: it may not be changed.
-        shape, count = input.shape, input.numel()
-        places = torch.arange(count, dtype=torch.float64, device=g.device).view(shape)
-        places = torch._C._nn.pad(places, pad, mode).long().reshape(-1)
-        dx = torch.zeros(count, dtype=g.dtype, device=g.device)
-        return dx.index_add_(0, places, g.reshape(-1)).view(shape)
+        return of_itself_grad(g, input, pad, mode)
 
 
 class _Circular(Rule):

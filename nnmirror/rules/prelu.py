@@ -4,12 +4,56 @@ import torch
 
 from .. import _torch
 from ..tape import record
+from .gradient import applied
 from .kernel import SOME
 from .pointwise import above
-from .registry import Rule, composite, unplaced
+from .registry import Gradients, Needs, Rule, composite, unplaced
 from .shape import reshape
 
 T = torch.Tensor
+
+
+class PreluKernelBackward(Rule):
+    """dx = g where x > 0, else w g;  dw = 0 there, else x g
+
+    For h and hw, the gradients of dx and dw: where x >= 0 g gets h, and elsewhere g gets
+    w h + x hw, x gets g hw and w gets g h.
+    """
+
+    materialize_grads = False
+
+    @staticmethod
+    def forward(grad: T, input: T, weight: T, needs: Needs) -> tuple[T | None, T | None]:
+        g, dx, dw = grad, None, None
+        if needs[0]:
+            if g.dtype.itemsize == 2 or not input.is_cpu or g.numel() < SOME:
+                dx = torch.where(input > 0, g, weight * g)
+            else:
+                positive = above(input, 0)
+                dx = positive.addcmul_(1 - positive, weight).mul_(g)
+        if needs[1]:
+            dw = input.clamp(max=0).mul_(g)
+        return dx, dw
+
+    @staticmethod
+    def gradients(
+        needs: Needs, g0: T | None, g1: T | None, grad: T, input: T, weight: T
+    ) -> Gradients:
+        h, hw = g0, g1
+        above, zero = input >= 0, grad.new_zeros(())
+        if h is not None:
+            below = h * weight if hw is None else h * weight + hw * input
+            dg = torch.where(above, h, below)
+        elif hw is not None:
+            dg = torch.where(above, zero, hw * input)
+        else:
+            return None, None, None
+        dx = torch.zeros_like(input) if hw is None else torch.where(above, zero, grad * hw)
+        dw = torch.zeros_like(input) if h is None else torch.where(above, zero, grad * h)
+        return dg, dx, dw
+
+
+prelu_grad = applied(PreluKernelBackward)
 
 
 class PreluKernel(Rule):
@@ -19,22 +63,14 @@ class PreluKernel(Rule):
     """
 
     infer = staticmethod(_torch.prelu_kernel)
-    always_saved = ("weight",)  # for the gradient of an input that does not require one
 
     @staticmethod
     def forward(input: T, weight: T) -> T:
         return _torch.prelu_kernel(input, weight)
 
     @staticmethod
-    def d_input(g: T, input: T, weight: T) -> T:
-        if g.dtype.itemsize == 2 or not input.is_cpu or g.numel() < SOME:
-            return torch.where(input > 0, g, weight * g)
-        positive = above(input, 0)
-        return positive.addcmul_(1 - positive, weight).mul_(g)
-
-    @staticmethod
-    def d_weight(g: T, input: T) -> T:
-        return input.clamp(max=0).mul_(g)
+    def gradients(needs: Needs, g: T, input: T, weight: T) -> Gradients:
+        return prelu_grad(g, input, weight, needs)  # type: ignore[return-value]
 
 
 def weight_for(input: T, weight: T) -> T:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from .._torch import is_torch_function_enabled
 from .._types import Dims, Number, TorchFunction
 from ..tape import record
-from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule, unplaced
+from .registry import Rule, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
 
@@ -355,6 +356,8 @@ class Cumprod(Rule):
         w, zero = z * g, x == 0
         if not bool(zero.any()):
             return _cumsum_back(w, dim).div(x)
+        if is_torch_function_enabled():  # recorded: what follows has no gradient where x is 0
+            return _term_by_term(g, x, dim)
         dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
         zeros = zero.cumsum(dim)
         before = zeros == 0
@@ -369,6 +372,20 @@ class Cumprod(Rule):
         total = products.sum(dim, keepdim=True).mul_(leading)
         dx.masked_scatter_(at_first, total.expand_as(x).masked_select(at_first))
         return dx
+
+
+def _term_by_term(g: T, x: T, dim: int) -> T:
+    """dx_k = the sum of g_i times the product of x_1 ... x_i without x_k, over i >= k"""
+    n, dx = x.shape[dim], []
+    for k in range(n):
+        others = torch.ones_like(x.narrow(dim, 0, 1))
+        if k:
+            others = x.narrow(dim, 0, k).prod(dim, True)
+        if k + 1 < n:
+            later = x.narrow(dim, k + 1, n - k - 1).cumprod(dim)
+            others = torch.cat([others, others * later if k else later], dim)
+        dx.append((g.narrow(dim, k, n - k) * others).sum(dim))
+    return torch.stack(dx, dim)
 
 
 def _cumsum_back(x: T, dim: int) -> T:
@@ -487,9 +504,13 @@ class Dist(Rule):
         return torch.dist(input, other, p)
 
     @staticmethod
-    def gradients(needs: Needs, g: T, input: T, other: T, p: Number, result: T) -> Gradients:
-        dx = norm_grad(g, input - other, result, p, None, False)
-        return dx, None if dx is None else -dx
+    def d_input(g: T, input: T, other: T, p: Number, result: T) -> T | None:
+        return norm_grad(g, input - other, result, float(p), None, True)
+
+    @staticmethod
+    def d_other(g: T, input: T, other: T, p: Number, result: T) -> T | None:
+        dx = norm_grad(g, input - other, result, float(p), None, True)
+        return None if dx is None else -dx
 
 
 @composite(torch.linalg.matrix_norm)
