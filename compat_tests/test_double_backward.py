@@ -6,6 +6,7 @@ train for something else, and nothing would say so.
 
 import contextlib
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import nnmirror
 from nnmirror.tape import tensors_in
 
-from .parity import same_bits
+from .parity import parity, same_bits
 from .test_every_op import OPS, mapped, refused
 
 # Second derivatives that PyTorch rounds otherwise, by how many units (eps times the largest number
@@ -116,3 +117,169 @@ def test_every_operation_of_pytorchs_table(name, request):
                     continue
                 with nnmirror.exact() if name in EXACT else contextlib.nullcontext():
                     compare(name, op.op, args, kwargs)
+
+
+def tanh_net(nn, *sizes):
+    layers = [[nn.Linear(a, b, dtype=torch.float64), nn.Tanh()] for a, b in pairwise(sizes)]
+    return nn.Sequential(*[m for pair in layers for m in pair][:-1])
+
+
+def derivative(y, x):
+    return torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)[0]
+
+
+@parity
+@pytest.mark.parametrize("points", [7, 1000])
+def test_physics_informed_net(nn, optim, points):
+    """Third derivatives for the weights, of which several come to each; and LBFGS, which takes the
+    last bit to the first digits."""
+    model, criterion = tanh_net(nn, 2, 20, 20, 1), nn.MSELoss()
+    x = torch.rand(points, 2, dtype=torch.float64, requires_grad=True)
+    given = torch.rand(points, 2, dtype=torch.float64)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        u = model(x)
+        du = derivative(u, x)
+        left = du[:, 1:] - 0.1 * derivative(du[:, :1], x)[:, :1] + u * du[:, :1]
+        loss = criterion(left, torch.zeros_like(left))
+        loss = loss + criterion(model(given), torch.sin(given[:, :1]))
+        loss.backward()
+        losses.append(loss.detach())
+        return loss
+
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.step(closure)
+    optimizer = optim.LBFGS(model.parameters(), max_iter=5, line_search_fn="strong_wolfe")
+    optimizer.step(closure)
+    return losses, list(model.parameters()), x.grad
+
+
+@parity
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_graph_that_was_looked_at(nn, optim, bias):
+    """torchviz and others follow next_functions: the gradient of a gradient is the same after."""
+    layer = nn.Linear(3, 3, bias, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    y.grad_fn.next_functions[0][0]
+    z = (layer(y.tanh()) ** 2).sum()
+    dx = derivative(z, x)
+    (dx**2).sum().backward()
+    return dx, x.grad, list(layer.parameters())
+
+
+def critic(nn):
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.LeakyReLU(0.2), nn.Linear(16, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)
+    )
+
+
+@parity
+def test_wgan_gradient_penalty(nn, optim):
+    """The critic's gradient between real and made samples is to have norm one."""
+    model, generator = critic(nn), nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6))
+    optimizer = optim.Adam(model.parameters(), lr=1e-2, betas=(0.0, 0.9))
+    generators = optim.Adam(generator.parameters(), lr=1e-2, betas=(0.0, 0.9))
+    seen = []
+    for _ in range(3):
+        real, noise, share = torch.randn(8, 6), torch.randn(8, 3), torch.rand(8, 1)
+        made = generator(noise).detach()
+        mixed = (share * real + (1 - share) * made).requires_grad_()
+        score = model(mixed)
+        (slope,) = torch.autograd.grad(
+            outputs=score,
+            inputs=mixed,
+            grad_outputs=torch.ones_like(score),
+            create_graph=True,
+            retain_graph=True,
+            only_inputs=True,
+        )
+        penalty = ((slope.norm(2, dim=1) - 1) ** 2).mean()
+        loss = model(made).mean() - model(real).mean() + 10 * penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        generators.zero_grad()
+        fooled = -model(generator(noise)).mean()
+        fooled.backward()
+        generators.step()
+        seen += [slope, penalty, loss, fooled]
+    return seen, list(model.parameters()), list(generator.parameters())
+
+
+@parity
+def test_r1_penalty(nn, optim):
+    """The square of the gradient at real samples, every other step as it is done lazily."""
+    model = critic(nn)
+    optimizer = optim.Adam(model.parameters(), lr=1e-2)
+    seen = []
+    for step in range(4):
+        real = torch.randn(8, 6, requires_grad=step % 2 == 0)
+        score = model(real)
+        loss = nn.BCEWithLogitsLoss()(score, torch.ones_like(score))
+        if step % 2 == 0:
+            (slope,) = torch.autograd.grad(score.sum(), real, create_graph=True)
+            loss = loss + 5 * slope.square().sum(1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        seen.append(loss)
+    return seen, list(model.parameters())
+
+
+@parity
+def test_newton_cg(nn, optim):
+    """Newton's step by conjugate gradients: nothing but products of the Hessian with a vector."""
+    model = tanh_net(nn, 3, 5, 1)
+    params = list(model.parameters())
+    x, target = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
+    losses, steps = [], []
+    for _ in range(2):
+        loss = (model(x) - target).square().mean()
+        grads = torch.autograd.grad(loss, params, create_graph=True)
+        flat = torch.cat([g.reshape(-1) for g in grads])
+
+        def product(v, flat=flat):
+            found = torch.autograd.grad(flat, params, v, retain_graph=True)
+            return torch.cat([g.reshape(-1) for g in found]) + 1e-1 * v
+
+        rest = -flat.detach()
+        step, way = torch.zeros_like(rest), rest.clone()
+        for _ in range(5):
+            along = product(way)
+            if way.dot(along) <= 0:
+                break
+            size = rest.dot(rest) / way.dot(along)
+            step = step + size * way
+            before, rest = rest, rest - size * along
+            way = rest + rest.dot(rest) / before.dot(before) * way
+        with torch.no_grad():
+            for p, s in zip(params, step.split([p.numel() for p in params]), strict=True):
+                p += s.view_as(p)
+        losses.append(loss)
+        steps.append(step)
+    return losses, steps, params
+
+
+@parity
+def test_sobolev_training(nn, optim):
+    """The net is to have the target's values, slopes and curvature."""
+    model, criterion = tanh_net(nn, 1, 10, 10, 1), nn.SmoothL1Loss()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(3):
+        x = torch.linspace(-1, 1, 30, dtype=torch.float64).unsqueeze(1).requires_grad_()
+        y = model(x)
+        dy = derivative(y, x)
+        ddy = derivative(dy, x)
+        with torch.no_grad():
+            values, slopes = torch.sin(3 * x), 3 * torch.cos(3 * x)
+        loss = criterion(y, values) + criterion(dy, slopes) + 0.1 * criterion(ddy, -9 * values)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+    return losses, list(model.parameters())

@@ -14,7 +14,6 @@ A gradient that is not made of such operations (one that is written for speed, o
 kernel's rounding) is a rule of its own, with a forward and gradients: `TanhGrad`.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,13 +84,10 @@ def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
     plan, formulas = node.plan, rule.formulas
     if plan is None or formulas is None:
         raise _no_second(rule)
-    if plan.of_plain is None:
-        plan.of_plain = copy.copy(plan)
-        plan.of_plain.backs = {}
     needed = formulas.needed_for(node.needs_input_grad)
     if not needed <= {*plan.names, *plan.given_names, *(plan.arguments or ()), "g", "gs"}:
         raise _no_second(rule)
-    return plan.of_plain
+    return plan.for_other()
 
 
 @implements(_tape)
@@ -124,8 +120,10 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
             continue
         if i < len(places):
             place = places[i]
-            edge = function.origin(node, place) if place >= 0 else (node, ~place)
-            saved[i] = led_to(tensor, edge)
+            if place >= 0:
+                saved[i] = led_to(function.leading(place, tensor), function.origin(node, place))
+            else:
+                saved[i] = led_to(tensor, (node, ~place))
     for i in range(len(places), len(saved)):
         if saved[i] is not None and names[i] in function.derived:
             value = node.saved(i)

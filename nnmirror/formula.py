@@ -79,7 +79,7 @@ class Plan:
         "memory",
         "names",
         "needs_memory",
-        "of_plain",
+        "of_other",
         "saves",
         "saves_number",
     )
@@ -100,7 +100,7 @@ class Plan:
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
-        self.of_plain: Plan | None = None  # of an exact form: for the gradients of its rule
+        self.of_other: Plan | None = None  # the same for the gradients of another rule
 
     def result_saved(self, index: int) -> int | None:
         """Which result it is that was saved at `index`; None if none is."""
@@ -115,6 +115,13 @@ class Plan:
         plan.arguments = dict(zip(self.given_names, given, strict=True))
         plan.label, plan.backs, plan.is_open = label, {}, False
         return plan
+
+    def for_other(self) -> "Plan":
+        """This plan for the gradients of another rule that saves the same."""
+        if self.of_other is None:
+            self.of_other = copy.copy(self)
+            self.of_other.backs = {}
+        return self.of_other
 
     def labelled(self, label: str) -> "Plan":
         """This plan for calls whose nodes have this name."""

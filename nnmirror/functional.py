@@ -8,13 +8,14 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
+from .formula import Plan
 from .overrides import overridable
 from .parameter import Parameter
 from .rules import RULES, Rule, rule
@@ -49,7 +50,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
-from .tape import Edge, Node, constant, record
+from .tape import Node, constant, record
 from .tensor import Tensor
 
 T = torch.Tensor
@@ -293,12 +294,14 @@ class _Rows(NamedTuple):
 def _with_transpose(node: Node) -> None:
     """Show W^T as the last input of a product of matrices, and what makes it of W.
 
-    PyTorch records the two separately, which only `grad_fn` shows.
+    PyTorch records the two separately, as `grad_fn` shows. Of gradients of gradients several come
+    to W^T, and their sum goes on to W.
     """
     if node.label not in ("AddmmBackward0", "MmBackward0"):
         return
     bias, input, weight = node.edges
     node.function = _LinearOfTransposed
+    node.plan = cast(Plan, node.plan).for_other()
     node.is_watched = True
     if weight is None:
         return
@@ -324,15 +327,19 @@ class _LinearOfTransposed(Linear):
     looked_at = None
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, T | None, T | None]:
-        db, dx, dw = Linear.backward(ctx, g)
-        return db, dx, None if dw is None else dw.t()
+    def leading(place: int, saved: T) -> T:
+        return saved.t() if place == 2 else saved
 
     @staticmethod
-    def origin(node: Node, place: int) -> Edge | None:
-        """What is saved is W, from which the transpose was made."""
-        edge = node.edges[place]
-        return edge if place != 2 or edge is None else edge[0].edges[0]  # type: ignore[no-any-return]
+    def d_input(g: T, weight: T, how: "_Rows") -> T:
+        if not is_torch_function_enabled():
+            return Linear.d_input(g, weight, how)
+        transposed = weight  # in a walk that is recorded
+        return transposed.mm(g.t()).t() if how.by_columns else g.mm(transposed.t())
+
+    @staticmethod
+    def d_weight(g: T, input: T, how: "_Rows") -> T:
+        return g.t().mm(input).t() if how.weight_by_rows else input.t().mm(g)
 
     @classmethod
     def node_name(cls) -> str:

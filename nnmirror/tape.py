@@ -643,7 +643,8 @@ class Function:
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     counted_too: str = ""  # of these, under this other name
-    # Called with a node that somebody looks at, to make it what PyTorch's would be.
+    # Called with a node that somebody looks at, to make it what PyTorch's would be. So is a walk
+    # that is recorded itself: where gradients of gradients are added up follows from it.
     looked_at: "Callable[[Node], None] | None" = None
     # Of a rule written as formulas (see formula.py).
     keeps: tuple[str, ...] = ()  # what forward returns behind its results, for the gradients
@@ -757,6 +758,11 @@ class Function:
     def origin(node: Any, place: int) -> Edge | None:
         """Where a gradient of the saved argument at `place` goes."""
         return node.edges[place]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def leading(place: int, saved: torch.Tensor) -> torch.Tensor:
+        """The saved argument at `place` as the tensor to whose node `origin` leads."""
+        return saved
 
     @classmethod
     def node_name(cls) -> str:

@@ -179,7 +179,7 @@ def walk(
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
     binding = simple and fast.enabled and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
-    counts, order = dependencies(edges, expanding=not binding)
+    counts, order = dependencies(edges, expanding=not binding, as_seen=create_graph)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
@@ -411,11 +411,12 @@ def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> Non
 
 
 def dependencies(
-    edges: Iterable[_tape.Edge], expanding: bool = True
+    edges: Iterable[_tape.Edge], expanding: bool = True, as_seen: bool = False
 ) -> tuple[dict[int, int], list[_tape.Node]]:
     """How many gradients each target will receive, and the nodes that will run.
 
-    Those that stand for several are made the several, unless not `expanding`.
+    Those that stand for several are made the several, unless not `expanding`; with `as_seen` each
+    is made what PyTorch's would be.
     """
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
@@ -424,7 +425,9 @@ def dependencies(
             order.append(target)
         counts[id(target)] = counts.get(id(target), 0) + 1
     for node in order:  # which grows on the way
-        if expanding and node.segment is not None:
+        if as_seen:
+            node.as_seen()
+        elif expanding and node.segment is not None:
             node.segment.expand(node)
         for edge in node.edges:
             if edge is None or edge[1] == _tape.NO_FURTHER:
@@ -575,8 +578,10 @@ def add_to_grad(
         fits = grad.is_contiguous()
     else:
         fits = grad.stride() == leaf.stride()
-    if not (may_keep and fits and grad.shape == leaf.shape) or grad._is_view():
+    if not (may_keep and fits and grad.shape == leaf.shape):
         grad = _laid_out_as(leaf, grad)
+    elif grad._is_view():  # of what may be held elsewhere
+        grad = grad.clone()
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
     put_grad(leaf, grad)
