@@ -680,6 +680,8 @@ UTILS = {
     "rnn.unpad_sequence": lambda m: [
         y.square().sum().backward()
         for y in U.rnn.unpad_sequence(m[0](torch.randn(2, 4, 3)), torch.tensor([4, 2]), True)],
+    "functional_call": lambda m: torch.func.functional_call(
+        m, {k: v * 2 for k, v in m.named_parameters()}, torch.randn(5, 3)).detach(),
     "init": lambda m: [
         torch.nn.init.kaiming_normal_(m[0].weight), torch.nn.init.zeros_(m[0].bias),
         torch.nn.init.orthogonal_(m[3].weight), torch.nn.init.trunc_normal_(m[3].bias)],
@@ -705,8 +707,6 @@ INTO_OTHER_PARTS = {
         U.fuse_linear_bn_eval(m[0].eval(), m[2].eval())),
     "fuse_linear_bn_weights": lambda m: U.fuse_linear_bn_weights(
         *m[0].parameters(), m[2].running_mean, m[2].running_var, 1e-5, *m[2].parameters()),
-    "functional_call": lambda m: torch.func.functional_call(
-        m, {k: v * 2 for k, v in m.named_parameters()}, torch.randn(5, 3)).detach(),
 }  # fmt: skip
 
 
@@ -871,7 +871,6 @@ TAKERS = {
     "script": lambda m, x: torch.jit.script(m)(x),
     "symbolic_trace": lambda m, x: torch.fx.symbolic_trace(m)(x),
     "export": lambda m, x: torch.export.export(m, (x,)).module()(x),
-    "functional_call": lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)),
     "parametrize": lambda m, x: torch.nn.utils.parametrize.register_parametrization(
         m[0], "weight", torch.nn.Identity())(x),
     "weight_norm": lambda m, x: torch.nn.utils.parametrizations.weight_norm(m[0])(x),

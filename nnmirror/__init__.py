@@ -9,7 +9,7 @@ for bit; no autograd runs.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import functional, init, modules, optim, parallel, parameter, utils
+from . import func, functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
 from .bridge import from_torch, to_torch
 from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules
@@ -156,6 +156,7 @@ __all__ = [
     "enable_grad",
     "exact",
     "from_torch",
+    "func",
     "functional",
     "grad",
     "init",

@@ -64,6 +64,8 @@ try:
     peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
     # Is it one of their tensors?
     is_functorch_wrapped_tensor: Any = torch._C._functorch.is_functorch_wrapped_tensor
+    # What it wraps: whether that is tracked. Without it, its gradient would be lost in silence.
+    get_unwrapped: Any = torch._C._functorch.get_unwrapped
     # The older vmap, by which torch.autograd.gradcheck asks for a batch of gradients; they are
     # taken out of it. Without these four that check is refused.
     is_legacy_batchedtensor: Any = torch._C._functorch.is_legacy_batchedtensor
@@ -115,9 +117,12 @@ try:
     VariableFunctions: Any = torch._C._VariableFunctions
     broadcast_tensors: Any = torch._VF.broadcast_tensors  # type: ignore[attr-defined]
     meshgrid: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
-    # The tensors in what DistributedDataParallel is given and returns.
+    # The tensors in what DistributedDataParallel, and the functions in func.py, are given and
+    # return.
     tree_flatten = torch.utils._pytree.tree_flatten
     tree_unflatten = torch.utils._pytree.tree_unflatten
+    # `in_dims` and `out_dims` of vmap, one for each tensor.
+    broadcast_to_and_flatten: Any = torch.utils._pytree._broadcast_to_and_flatten
 
     # -- kernels whose public operation is made of them ----------------------------------
 

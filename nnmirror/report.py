@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import runner
+from . import func, runner
 
 _PACKAGES = ("torch.nn.", "torch.optim.", "torch.autograd.")
 
@@ -217,7 +217,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
 _SECOND = f"steps that are recorded are not mirrored; {_TO_TORCH}"
-_TRANSFORMS = f"of what uses parameters that require grad; {_TO_TORCH}"
+_TRANSFORMS = "of what uses parameters that require grad; nnmirror.func.{} gives the same"
 # What is refused when it is called, and what to do instead.
 _REFUSED_NAMES = {
     "torch.autocast": "convert model and input with .to(dtype)",
@@ -230,24 +230,13 @@ _REFUSED_NAMES = {
     "torch.jit.script": f"of a mirrored model; {_TO_TORCH}",
     "torch.jit.trace": f"of a mirrored model; {_TO_TORCH}",
     "torch.fx.symbolic_trace": f"of a mirrored model; {_TO_TORCH}",
-    "torch.vmap": _TRANSFORMS,
-    "torch.func.functional_call": f"of a mirrored model; {_TO_TORCH}",
-    **dict.fromkeys(
-        [
-            f"torch.func.{name}"
-            for name in (
-                "grad",
-                "grad_and_value",
-                "vjp",
-                "jvp",
-                "jacrev",
-                "jacfwd",
-                "hessian",
-                "vmap",
-            )
-        ],
-        _TRANSFORMS,
-    ),
+    "torch.vmap": _TRANSFORMS.format("vmap"),
+    **{
+        f"torch.func.{name}": _TRANSFORMS.format(name)
+        for name in func.__all__
+        if name not in ("functional_call", "stack_module_state")
+    },
+    "torch.func.linearize": f"of what uses parameters that require grad; {_TO_TORCH}",
 }
 # And by an argument that is True: of calls that begin so, the argument.
 _REFUSED_ARGUMENTS = (

@@ -13,6 +13,7 @@ import functools
 import inspect
 import re
 import sys
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,15 @@ Edge: TypeAlias = tuple[Any, int]
 # In place of n: to a tensor that torch made, whose own graph that gradient does not go on in.
 NO_FURTHER = -1
 
+
+class _Mapping(threading.local):
+    # Of the calls of `nnmirror.func.vmap` that go on in this thread: how many, and what the latest
+    # has given the function of the batch.
+    depth: int = 0
+    items: "Sequence[Any]" = ()
+
+
+mapping = _Mapping()
 _torch_grad_mode = torch.is_grad_enabled
 in_transform = _torch.peek_interpreter_stack  # None outside torch.func's transforms
 _is_wrapped: Any = _torch.is_functorch_wrapped_tensor
@@ -1575,21 +1585,24 @@ def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
     """
     wrapped = False
     for t in tensors_in(args):
-        if _is_wrapped(t):
-            wrapped = wrapped or t.requires_grad
-        elif t.requires_grad:
-            raise NotImplementedError(
-                "nnmirror: torch.vmap and the other transforms of torch.func are not mirrored,"
-                " and a tensor used inside one requires grad; the result would lose the gradient."
-                " Give the module a batch instead of vmap; or let nothing of it require grad"
-                " (module.requires_grad_(False)); or transform nnmirror.to_torch(module), which has"
-                " the same weights"
-            )
+        wrapped = wrapped or (_is_wrapped(t) and t.requires_grad)
+        if _is_tracked(t):
+            raise no_transform()
     if wrapped and not function.is_rule:
         raise NotImplementedError(
             f"nnmirror: torch.func would differentiate the forward of {function.__name__}, and"
             " not call its backward; derive it from torch.autograd.Function for this"
         )
+
+
+def no_transform() -> NotImplementedError:
+    return NotImplementedError(
+        "nnmirror: torch.vmap and the other transforms of torch.func do not see the mirror's tape,"
+        " and a tensor used inside one requires grad; the result would lose the gradient. Take the"
+        " transform of the same name from nnmirror.func; or let nothing of the module require grad"
+        " (module.requires_grad_(False)); or transform nnmirror.to_torch(module), which has the"
+        " same weights"
+    )
 
 
 def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
@@ -1617,9 +1630,16 @@ def _by_torch(
 
 def is_left_to_torch(*args: Any) -> bool:
     """Is it so here, and none of `args` tracked? Then PyTorch's own function is to be called."""
-    return is_seen_through() and not (
-        is_grad_enabled() and any(t.requires_grad and not _is_wrapped(t) for t in tensors_in(args))
-    )
+    return is_seen_through() and not (is_grad_enabled() and any(map(_is_tracked, tensors_in(args))))
+
+
+def _is_tracked(t: torch.Tensor) -> bool:
+    """Does it require grad outside of the transforms that have wrapped it?"""
+    if not _is_wrapped(t):
+        return t.requires_grad
+    while _is_wrapped(t):
+        t = _torch.get_unwrapped(t)
+    return isinstance(t, _tensor.Tensor) and t.requires_grad
 
 
 def is_seen_through() -> bool:

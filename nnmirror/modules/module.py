@@ -145,11 +145,6 @@ _ASKERS = {
         ("trace", "fx/_symbolic_trace.py", f"torch.fx takes {_TO_TORCH}"),
         ("export", "export/__init__.py", f"torch.export.export takes {_TO_TORCH}"),
         (
-            "get_submodule",
-            "nn/utils/_named_member_accessor.py",
-            f"torch.func.functional_call takes {_TO_TORCH}",
-        ),
-        (
             "update_bn",
             "optim/swa_utils.py",
             f"torch.optim.swa_utils.update_bn would update nothing; give it {_TO_TORCH}",
@@ -174,6 +169,8 @@ class _RefusedByTorchModules:
                 f"nnmirror: cannot assign '{torch.typename(self)}' as '{frame.f_locals['name']}':"
                 f" {_LEFT_OUT}"
             )
+        if code.co_filename.endswith(_FUNCTIONAL_CALL):
+            return sys.modules["torch.nn"].Module  # type: ignore[attr-defined,no-any-return]
         asker = _ASKERS.get(code.co_name)
         if asker is not None and code.co_filename.endswith(asker[0]):
             raise TypeError(f"nnmirror: {asker[1]}")
@@ -197,6 +194,9 @@ def _is_asked_by(name: str, file: str) -> bool:
     return code is not None and code.co_name == name and code.co_filename.endswith(file)
 
 
+# Of torch.func.functional_call: what exchanges the tensors of a module. It asks for a Module, and
+# goes by what the mirror's has under the same names.
+_FUNCTIONAL_CALL = os.path.join("torch", "nn", "utils", "_named_member_accessor.py")
 _TORCH_MODULE_FILE = os.path.join("torch", "nn", "modules", "module.py")
 
 

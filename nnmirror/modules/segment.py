@@ -411,7 +411,7 @@ class _Text:
         if name is None:
             name = self.params[id(param)] = f"w{len(self.params)}"
             self.environment[name] = param
-            if param._node is not None or tape.kind_of(type(param)) is not tape.MIRRORED:
+            if tape.kind_of(type(param)) is not tape.MIRRORED or param._node is not None:
                 raise Unwritable
             if param._requires_grad:
                 sign = param._signature or tape._signature_of_leaf(param)

@@ -18,7 +18,7 @@ import torch
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
-from ..tape import record
+from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
 from .normalization import InverseStdOf, MeanOf, added_to, rows_at_once
@@ -29,6 +29,8 @@ T = torch.Tensor
 
 
 def _infer(*args: Any) -> T:
+    if mapping.depth:
+        _refuse_shared_statistics(args[3], args[5])
     return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
 
 
@@ -202,6 +204,8 @@ class NativeBatchNorm(Rule):
         eps: float,
     ) -> tuple[T, T, T]:
         args = input, weight, bias, running_mean, running_var, training, momentum, eps
+        if mapping.depth:
+            _refuse_shared_statistics(running_mean, training)
         cudnn = torch.backends.cudnn.enabled
         try:
             return _torch.batch_norm_impl_index(*args, cudnn)[:3]
@@ -266,6 +270,18 @@ def batch_norm(
     if isinstance(input, T) and input.numel() == 0:
         return _of_nothing(*args)
     return record(NativeBatchNorm, args)[0]
+
+
+def _refuse_shared_statistics(running_mean: T | None, training: bool) -> None:
+    """PyTorch's error where each item of a vmap would change the statistics of all."""
+    if training and not any(running_mean is t for t in (None, *mapping.items)):
+        raise RuntimeError(
+            "Batch norm got a batched tensor as input while the running_mean or running_var, which"
+            " will be updated in place, were not batched.\nIf you are using a module and do not"
+            " need eval mode, please set `track_running_stats` to be False.If you are using a"
+            " prebuilt module and do not need eval mode, please see the functorch website for"
+            " resources on how to patch your module to work with vmap"
+        )
 
 
 def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:

@@ -32,6 +32,7 @@ from ..tape import (
     is_plain_update,
     kind_of,
     no_complex,
+    no_transform,
     record,
     tensors_in,
 )
@@ -410,7 +411,7 @@ def _vmap_asks() -> bool:
 def _dim(tensor: torch.Tensor) -> int:
     # The one call by torch.vmap that reaches the tensor.
     if tensor.requires_grad and _vmap_asks():
-        raise refusal(torch.vmap)
+        raise no_transform()
     with DisableTorchFunctionSubclass():
         return tensor.dim()
 
