@@ -6,7 +6,7 @@ gradient back to the operand's shape, so no rule here needs to.
 
 import torch
 
-from .._torch import DisableTorchFunctionSubclass
+from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..tape import OTHER, constant, kind_of, number, record
@@ -228,7 +228,9 @@ class Pow(Rule):
             return torch.where(p == 0.0, zero(g), g * (p * x.pow(p - 1)))
         if p == 0:
             return torch.zeros_like(x)
-        return g * (p * (x if p == 2 else x.pow(p - 1)))
+        if p == 2 and not is_torch_function_enabled():  # recorded, it has a gradient of zeros
+            return g * (p * x)
+        return g * (p * x.pow(p - 1))
 
     @staticmethod
     def d_exponent(g: T, input: T | Number, exponent: T, result: T) -> T:
