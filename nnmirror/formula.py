@@ -29,8 +29,8 @@ names it:
 
 That is a tensor or None: a mask or indices, through which no gradient goes. A float one that was
 computed from the arguments (a mean) is named in `derived` too: for gradients of gradients it has to
-be known what it depends on. What follows from the arguments' layout alone is no case of this, but
-of `how`.
+be known what it depends on; random numbers are named in `drawn`. What follows from the arguments'
+layout alone is no case of this, but of `how`.
 
 The last argument of `forward` may be `*<argument>`: its name then stands for the tuple of all of
 them, and `<argument>_shape` for that of their shapes.
@@ -233,7 +233,8 @@ class Formulas:
         self.several = any(n == "gs" or _G.fullmatch(n) for n in self.named)
         self.has_more = self.several or bool(function.keeps)
         # Of what forward keeps, the places of what is not said to be derived from the arguments.
-        self.underived = [i for i, n in enumerate(function.keeps) if n not in function.derived]
+        known = (*function.derived, *function.drawn)
+        self.underived = [i for i, n in enumerate(function.keeps) if n not in known]
         # Whether the plan itself depends on how the tensors are laid out.
         self.by_layout = function.copied is not None or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")

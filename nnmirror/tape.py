@@ -659,6 +659,7 @@ class Function:
     # Of a rule written as formulas (see formula.py).
     keeps: tuple[str, ...] = ()  # what forward returns behind its results, for the gradients
     derived: tuple[str, ...] = ()  # of it: computed from the arguments by what has a derivative
+    drawn: tuple[str, ...] = ()  # of it: random numbers
     materialize_grads: bool = True  # a result without a gradient has zeros for one, else None
     # PyTorch's names for its arguments, by which it orders their gradients, where they are others.
     known_as: dict[str, str] = {}

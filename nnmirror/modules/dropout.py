@@ -10,7 +10,7 @@ from ..rules import dropout as rules
 from ..tape import Function
 from .layer import Layer
 from .linear import passed_on
-from .module import keeps_call
+from .module import records_once
 
 
 class _DropoutNd(Layer):
@@ -35,24 +35,31 @@ class Dropout(_DropoutNd):
     takes the memory of x.
     """
 
-    @keeps_call
+    @records_once
     def forward(self, input: Tensor) -> Tensor:
         F.check_probability(self.p)
-        return self._run(rules.DropoutInplace if self.inplace else rules.Dropout, input)
+        function: type[Function] = rules.DropoutInplace if self.inplace else rules.Dropout
+        may_be_native = self.training and not self.inplace and isinstance(input, Tensor)
+        if may_be_native and rules.draws_at_once(input, self.p):
+            function = rules.NativeDropout
+        return self._run(function, input, self.p)
 
+    @records_once
     def _run(self, function: type[Function], *args: Any) -> Any:
-        (input,) = args
+        input, p = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
-        rules.check_number(input, self.p, self.training, self.inplace)
+        rules.check_number(input, p, self.training, self.inplace)
         if is_subclass(input):
             return self._run_whole(F.dropout, input, self.p, self.training, self.inplace)
-        if self.training and not self.inplace and rules.draws_at_once(input, self.p):
-            return super()._run(rules.NativeDropout, input, self.p)
-        m = rules.noise(input, self.p, self.training)
-        if m is None:
+        if not rules.drops(input, p, self.training):
             self.__dict__["_call"] = passed_on
             return input
-        return super()._run(function, input, m)
+        if self.inplace:
+            with rules.drawn_anyway(input, p):
+                return super()._run(function, input, p)
+        if rules.draws_at_once(input, p):  # a batch made of a tuple's items
+            function = rules.NativeDropout
+        return super()._run(function, input, p)

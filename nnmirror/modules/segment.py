@@ -258,6 +258,12 @@ class Written:
 
     def __init__(self, calls: "list[Call]", parts: "list[PartCall]", recording: bool) -> None:
         self.text = _Text(calls)
+        for call in calls:
+            if call.passes_on:
+                self.text.left_by(call, call.layer._call)
+        calls = [call for call in calls if not call.passes_on]
+        if not calls:
+            raise Unwritable
         if not recording:
             self.form: Form | None = None
             self._infer(calls)
@@ -328,7 +334,7 @@ class Written:
                 text.lines.append(f"s{k} {'+' if before else ''}= {kept}")
         text.lines.append(f"node._saved = [{', '.join(f's{k}' for k in range(len(calls)))}]")
         text.lines.append(f"node._versions = ({' '.join(f'{v},' for v in versions)})")
-        for call, part in zip(calls, parts, strict=True):
+        for call, part in zip(calls, parts, strict=False):
             text.left_by(call, part)
         return visible
 
@@ -350,6 +356,7 @@ class Call:
             raise Unwritable
         self.layer, self.given, self.out = layer, given, out
         self.function, self.args = calls[0]
+        self.passes_on = out is given and not self.function.is_inplace
         if self.function.exact is not None:
             self.function = exact.chosen(self.function)
         formulas = self.function.formulas
@@ -492,7 +499,9 @@ class WholeCall:
 
 def records_once(layer: Any) -> bool:
     """Is the forward of this layer one recorded call, and nothing else?"""
-    return getattr(type(layer).forward, "_records_once", False) and type(layer)._run is Layer._run
+    run = type(layer)._run
+    by_run = run is Layer._run or getattr(run, "_records_once", False)
+    return by_run and getattr(type(layer).forward, "_records_once", False)
 
 
 def is_part(layer: Any) -> bool:

@@ -4,6 +4,9 @@ PyTorch draws in two ways: on the CPU (and in place) it multiplies with a noise 
 elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from .. import _torch
@@ -18,11 +21,18 @@ T = torch.Tensor
 class Dropout(Rule):
     """y = x m:  dx = g m.  Saved: m, which `noise` draws."""
 
-    infer: TorchFunction = staticmethod(torch.mul)
+    keeps = drawn = ("m",)
+    counted = (0, 1)  # PyTorch's node has a place for the noise
+    public = None  # a subclass is asked about what is called, and not about this part of it
 
     @staticmethod
-    def forward(input: T, m: T) -> T:
-        return input * m
+    def infer(input: T, p: float) -> T:  # type: ignore[override]
+        return input * noise(input, p)
+
+    @staticmethod
+    def forward(input: T, p: float) -> tuple[T, T]:
+        m = noise(input, p)
+        return input * m, m
 
     @staticmethod
     def d_input(g: T, m: T) -> T:
@@ -37,11 +47,16 @@ class DropoutInplace(Dropout):
     """`Dropout` into the memory of its input."""
 
     is_inplace = True
-    infer = staticmethod(T.mul_)
+    public = None
 
     @staticmethod
-    def forward(input: T, m: T) -> T:
-        return input.mul_(m)
+    def infer(input: T, p: float) -> T:
+        return input.mul_(noise(input, p))
+
+    @staticmethod
+    def forward(input: T, p: float) -> tuple[T, T]:
+        m = noise(input, p)
+        return input.mul_(m), m
 
 
 class NativeDropout(Rule):
@@ -64,18 +79,33 @@ def check_number(input: T, p: float, training: bool, inplace: bool) -> None:
         check_numbers(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
 
 
-def noise(input: T, p: float, training: bool) -> T | None:
-    """m: 0 with probability p, else 1 / (1 - p); None where y = x and nothing is drawn.
+def noise(input: T, p: float) -> T:
+    """m: 0 with probability p, else 1 / (1 - p).
 
     Drawn as PyTorch draws it, in the order in which the input lies in memory.
     """
+    if p == 1:
+        return torch.zeros((), dtype=input.dtype, device=input.device)
+    return torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+
+
+def drops(input: T, p: float, training: bool) -> bool:
+    """Is anything drawn? Else y = x."""
+    if not training or p == 0:
+        return False
     with DisableTorchFunctionSubclass():
-        if not training or p == 0 or input.numel() == 0:
-            return None
-        if p == 1:
-            return torch.zeros((), dtype=input.dtype, device=input.device)
-        with torch.no_grad():
-            return torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+        return input.numel() > 0
+
+
+@contextlib.contextmanager
+def drawn_anyway(input: T, p: float) -> Iterator[None]:
+    """For dropout in place: where that is refused, as of a leaf, PyTorch has drawn by then."""
+    try:
+        yield
+    except RuntimeError:
+        with DisableTorchFunctionSubclass(), torch.no_grad():
+            noise(input, p)
+        raise
 
 
 def draws_at_once(input: T, p: float) -> bool:
@@ -93,8 +123,12 @@ def dropout(input: T, p: float, training: bool, inplace: bool) -> T:
     """y = x m, or x itself where nothing is to be dropped."""
     if training and not inplace and draws_at_once(input, p):
         return record(NativeDropout, (input, p))[0]
-    m = noise(input, p, training)
-    return input if m is None else record(DropoutInplace if inplace else Dropout, (input, m))[0]
+    if not drops(input, p, training):
+        return input
+    if inplace:
+        with drawn_anyway(input, p):
+            return record(DropoutInplace, (input, p))[0]
+    return record(Dropout, (input, p))[0]
 
 
 def _by_name(func: TorchFunction, inplace: bool) -> None:
