@@ -2,7 +2,8 @@
 
 `g` is the gradient of the result, `h` that of the gradient dx, and ddx the gradient that x gets by
 it: the second derivative, in the order in which PyTorch multiplies. Where PyTorch's kernels round
-differently, or differ from each other, `nnmirror/exact/activation.py` follows them.
+differently, or differ from each other, `nnmirror/exact/activation.py` follows them. Of two operands
+the second is computed first, as C++ has it there: third derivatives are added up in that order.
 """
 
 import inspect
@@ -269,7 +270,8 @@ class Silu(Rule):
     def d_input(g: T, input: T) -> T:
         if is_torch_function_enabled():
             z = torch.sigmoid(input)
-            return g * z * (1 + input * (1 - z))
+            slope = 1 + input * (1 - z)
+            return g * z * slope
         return times_slope(g, _silu_slope, input)
 
 
@@ -314,11 +316,17 @@ def gelu_second(h: T, g: T, x: T, approximate: str) -> T:
         return h * g * (p * 2 - square * p)
     b, c = math.sqrt(2) * (2 / math.sqrt(math.pi)) * 0.5, 0.044715
     u = (x + x.pow(3) * c) * b
-    t, sech = torch.tanh(u), 1 / torch.cosh(u)
+    t, cosh = torch.tanh(u), torch.cosh(u)
+    sech = torch.ones_like(cosh.detach()) / cosh
     f, k = x * 0.5, 1 - t * t
     du = (x * (3 * c) * x + 1) * b
-    dk = sech * 2 * (-sech * t) * du
-    return h * g * (k * 0.5 * du * 2 + f * du * dk + f * k * (x * (6 * c) * b))
+    first = k * 0.5 * du
+    dk = -sech * t
+    dk = sech * 2 * dk * du
+    of_k, ddu = f * du * dk, x * (6 * c) * b
+    of_u = f * k * ddu
+    slope = first * 2 + of_k + of_u
+    return h * g * slope
 
 
 _ONE_OVER_ROOT_2_PI = 2 / math.sqrt(math.pi) * math.sqrt(0.5) * 0.5
@@ -630,7 +638,12 @@ def _glu_second(h: T, g: T, x: T, dim: int) -> T:
     rest = 1 - s
     s1 = s * rest
     u, v = h.chunk(2, dim)
-    return torch.cat([v * g * s1, v * a * g * (s1 * rest - s * s1) + u * g * s1], dim)
+    va = v * a
+    dda = v * g * s1
+    second = s * s1
+    second = s1 * rest - second
+    of_u = u * g * s1
+    return torch.cat([dda, va * g * second + of_u], dim)
 
 
 @gradient("GluBackward", second=_glu_second, of_grad=_glu_of_grad)

@@ -41,7 +41,11 @@ class Softmax(Rule):
 
 
 def softmax_second(h: T, g: T, y: T, dim: int) -> T:
-    return g * h - (y * g).sum(dim, True) * h - g * (y * h).sum(dim, True)
+    of_h = g * (y * h).sum(
+        dim, True
+    )  # first, as C++ has it: third derivatives add up in this order
+    of_g = (y * g).sum(dim, True) * h
+    return g * h - of_g - of_h
 
 
 @gradient("SoftmaxBackwardData", second=softmax_second)
