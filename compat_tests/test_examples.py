@@ -114,6 +114,22 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("to the last bit: NO\n")
 
 
+def test_a_physics_informed_net_is_trained_alike_on_both(tmp_path):
+    """Else the digits that the README shows would be of one library alone."""
+    pytest.importorskip("matplotlib")
+    said = {}
+    for name in ("torch", "nnmirror"):
+        command = [sys.executable, str(EXAMPLES / "pinn.py"), "--backend", name, "--quick"]
+        command += ["--quiet", "--points", "100", "--plot", f"{name}.png"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        said[name] = ran.stdout.splitlines()
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert said["torch"] == said["nnmirror"]
+    assert len(said["torch"]) == 5 + 2 + 1
+    first, last = (float(said["torch"][i].split()[3]) for i in (0, -2))
+    assert last < first
+
+
 with pytest.MonkeyPatch.context() as _patched:
     _patched.syspath_prepend(str(EXAMPLES))
     benchmark = importlib.import_module("benchmark")
