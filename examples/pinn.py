@@ -9,8 +9,6 @@ is solved by u(x, t) = exp(-k pi^2 t) sin(pi x). The net 2-20-20-20-1 is never s
 solution. Its loss is what is left of the equation at random points inside, plus the squared
 error at the start and at both ends; so the loss is made of second derivatives of the net, and its
 gradient of third ones. It is trained by Adam, then by LBFGS.
-
-Place and time go in as one tensor, the rows (x, t): one gradient holds the derivatives for both.
 """
 
 import argparse
@@ -47,22 +45,26 @@ def exact(points: T, k: float) -> T:
     return torch.exp(-k * math.pi**2 * t) * torch.sin(math.pi * x)
 
 
-def domain(points: int, generator: torch.Generator) -> dict[str, T]:
-    """Rows of (x, t): inside, and where the solution is given: at the start and at both ends."""
+def domain(points: int, generator: torch.Generator) -> tuple[T, T]:
+    """Rows of (x, t): inside, and where the solution is given, at the start and at both ends."""
     inside = torch.rand(points, 2, generator=generator)
     edge = torch.rand(points // 10, generator=generator)
     start = torch.stack([edge, torch.zeros_like(edge)], 1)
     ends = torch.stack([torch.arange(len(edge)) % 2, edge], 1)  # x is 0 or 1
-    return {"inside": inside, "given": torch.cat([start, ends])}
+    return inside, torch.cat([start, ends])
 
 
-def residual(model: Any, points: T, k: float) -> T:
-    """u_t - k u_xx at rows of (x, t), which require grad."""
-    u = model(points)
-    (du,) = torch.autograd.grad(u, points, torch.ones_like(u), create_graph=True)
-    u_x, u_t = du[:, :1], du[:, 1:]
-    (du_x,) = torch.autograd.grad(u_x, points, torch.ones_like(u_x), create_graph=True)
-    return u_t - k * du_x[:, :1]
+def derivative(y: T, x: T) -> T:
+    """dy/dx for each row of y, which depends on the same row of x alone; with a graph."""
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+    return dx
+
+
+def residual(model: Any, x: T, t: T, k: float) -> T:
+    """u_t - k u_xx at places x and times t, columns that require grad."""
+    u = model(torch.cat([x, t], 1))
+    u_x, u_t = derivative(u, x), derivative(u, t)
+    return u_t - k * derivative(u_x, x)
 
 
 def relative_error(model: Any, k: float, side: int = 101) -> float:
@@ -77,8 +79,8 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
     """The trained net, and the loss at each evaluation and the relative error now and then."""
     nn, optim = backend(args.backend)
     torch.manual_seed(args.seed)
-    data = domain(args.points, torch.Generator().manual_seed(args.seed))
-    inside, given = data["inside"].requires_grad_(), data["given"]
+    inside, given = domain(args.points, torch.Generator().manual_seed(args.seed))
+    x, t = (column.clone().requires_grad_() for column in inside.split(1, 1))
     target = exact(given, args.k)
     model, criterion = build(nn, args.width), nn.MSELoss()
     zero = torch.zeros(args.points, 1)
@@ -87,7 +89,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
 
     def closure() -> T:
         optimizer.zero_grad()
-        equation = criterion(residual(model, inside, args.k), zero)
+        equation = criterion(residual(model, x, t, args.k), zero)
         loss = equation + criterion(model(given), target)
         loss.backward()
         losses.append(loss.item())
