@@ -694,3 +694,191 @@ def test_operands_change_places(nn, optim):
     made += [plain * y for _ in range(5)]
     sum(made).sum().backward()
     return made, w.grad
+
+
+# -- calls of varying shape ------------------------------------------------------------------
+
+LENGTHS = [*range(1, 25), 3, 24, 7]  # more than are given a signature
+
+
+@parity
+def test_a_loop_that_writes_into_slices(nn, optim):
+    """A fractional derivative: each step is a longer sum than the last."""
+    u = nn.Parameter(torch.randn(24))
+    weights = torch.rand(24)
+    optimizer = optim.SGD([u], lr=0.1)
+    for _ in range(3):
+        d = torch.zeros(24)
+        v = torch.tanh(u)
+        for k in range(24):
+            d[k] = weights[: k + 1] @ v[: k + 1].flip(0)
+        d[3:7] = v[:4]
+        d[::5] = v.sum()
+        optimizer.zero_grad()
+        (d * d).sum().backward()
+        optimizer.step()
+    return d, d.grad_fn.name(), u, u.grad
+
+
+@parity
+def test_a_matrix_filled_by_rows_and_columns(nn, optim):
+    """Its gradient is by rows however the part was cut out, as a hook sees it."""
+    p = nn.Parameter(torch.randn(5, 6))
+    seen = []
+    for _ in range(3):
+        full, q = torch.zeros(5, 6), p * 2
+        for k in range(5):
+            row = q[k] * k
+            row.register_hook(lambda g: seen.append((g.clone(), g.stride())))
+            full[k] = row
+        for k in range(6):
+            column = q[:, k : k + 1].exp()
+            column.register_hook(lambda g: seen.append((g.clone(), g.stride())))
+            full[:, k : k + 1] = column
+        (full * torch.arange(30.0).view(5, 6)).sum().backward()
+    return seen, p.grad
+
+
+OPERATIONS = {
+    "slices": lambda nn, x, n: x[1:] * 2 - x[:-1],
+    "tuples": lambda nn, x, n: x[..., 1] + x[:, None, 2].sum(1),
+    "integers": lambda nn, x, n: x[n - 1] * x[-1],
+    "matrices": lambda nn, x, n: x @ x.t() @ x,
+    "matrices by columns": lambda nn, x, n: torch.mm(x.t(), x.t().contiguous().t()),
+    "vectors": lambda nn, x, n: x.t() @ torch.arange(float(n)) + x[0] @ x.t()[:, :3].mean(1),
+    "softmax": lambda nn, x, n: torch.log(torch.softmax(x, 0)) + nn.functional.log_softmax(x, 1),
+    "reductions": lambda nn, x, n: (
+        x.sum() + x.mean(0, keepdim=True) + x.sum(1).pow(2).mean() + x.amax()
+    ),
+    "numbers": lambda nn, x, n: (2 - x) / n + x * n + x**2 + 2.0**x,
+    "none": lambda nn, x, n: torch.clamp(x, min=None, max=0.5).squeeze().flip(0),
+    "several": lambda nn, x, n: torch.cat([*x.unbind(1), x.max(1)[0]]),
+    "cat": lambda nn, x, n: torch.cat([x, x.detach(), -x]).view(-1).tanh(),
+    "masks": lambda nn, x, n: torch.where(x > 0, x, x.exp()) + x.masked_fill(x < 0, 1.0),
+    "indices": lambda nn, x, n: x[torch.arange(n) // 2] * x.gather(1, torch.zeros(n, 1).long()),
+    "in place": lambda nn, x, n: (x * 1).mul_(2).add_(x),
+    "loss": lambda nn, x, n: nn.functional.mse_loss(x, x.detach() + 1, reduction="none"),
+    "classes": lambda nn, x, n: nn.functional.cross_entropy(x, torch.arange(n) % 4),
+    "linear": lambda nn, x, n: nn.functional.linear(x, x[:1], x[0, :1]),
+    "batches": lambda nn, x, n: nn.functional.linear(x[None].expand(2, n, 4), x[:2].detach(), None),
+    "silu": lambda nn, x, n: nn.functional.silu(x),
+    "layer norm": lambda nn, x, n: nn.functional.layer_norm(x, (4,)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@parity
+def test_operations_on_sequences_of_varying_length(nn, optim, name):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(24, 4))
+    labels = []
+    for n in LENGTHS:
+        y = OPERATIONS[name](nn, torch.sigmoid(w[:n]), n)
+        labels.append(y.grad_fn.name())
+        (y * torch.arange(float(y.numel())).view(y.shape)).sum().backward()
+    return labels, w.grad
+
+
+@parity
+def test_layers_on_sequences_of_varying_length(nn, optim):
+    torch.manual_seed(0)
+    layer, norm = nn.Linear(4, 4), nn.LayerNorm(4)
+    weight, frozen = nn.Parameter(torch.randn(24, 4)), nn.Parameter(torch.randn(4, 4))
+    results = []
+    for i, n in enumerate(LENGTHS):
+        frozen.requires_grad_(i % 3 == 0)  # the same kinds of arguments, of which others train
+        layer.bias.requires_grad_(i % 2 == 0)
+        h = torch.relu(layer(weight[:n])) @ frozen
+        h = norm(h) * layer.weight[0] + (torch.randn(n, 4) if i % 4 else h.detach())
+        h.sum().backward()
+        results.append(h.detach())
+    return results, [p.grad for p in (*layer.parameters(), weight, frozen)]
+
+
+def _changed(nn, v):
+    y = torch.exp(v)
+    y.mul_(2)
+    return y
+
+
+def _base_changed(nn, v):
+    base = v * 1
+    piece = base[1:]
+    base[0] = 5.0
+    base.mul_(2)
+    return piece * piece
+
+
+def _view_changed(nn, v):
+    base = v * 1
+    kept = base * base
+    base[1:].add_(1)
+    return kept
+
+
+def _of_inference(nn, v):
+    with torch.inference_mode():
+        other = torch.ones(len(v))
+    return v * other
+
+
+def _twice(nn, v):
+    y = v * v
+    y.sum().backward()
+    return y
+
+
+REFUSED = {
+    "result changed": _changed,
+    "base changed": _base_changed,
+    "view changed": _view_changed,
+    "inference": _of_inference,
+    "twice": _twice,
+    "shapes": lambda nn, v: v + torch.ones(len(v) + 1),
+    "types": lambda nn, v: torch.dot(v, v.double()),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@parity
+def test_errors_on_sequences_of_varying_length(nn, optim, name):
+    w = nn.Parameter(torch.rand(24))
+    said = []
+    for n in LENGTHS[1:]:
+        torch.exp(w[:n]).mul(2).sum().backward()  # the same calls, with nothing wrong about them
+        (w[:n] * torch.ones(n)).sum().backward()
+        try:
+            REFUSED[name](nn, w[:n] * 2).sum().backward()
+        except RuntimeError as error:
+            said.append(str(error))
+    return said, w.grad
+
+
+@parity
+def test_a_frozen_parameter_that_was_given_a_gradient(nn, optim):
+    """Its own values do not count any more: it leads to what it was overwritten by."""
+    w = nn.Parameter(torch.randn(4))
+    results = []
+    for n in LENGTHS[:20]:
+        frozen = nn.Parameter(torch.zeros(4), requires_grad=False)
+        if n % 2:
+            frozen.copy_(w * 3)
+        (w.exp()[: n % 4 + 1].sum() * frozen).sum().backward()
+        results.append(frozen.requires_grad)
+    return results, w.grad
+
+
+@parity
+def test_hooks_on_calls_of_varying_shape(nn, optim):
+    w = nn.Parameter(torch.randn(24))
+    seen = []
+    for n in LENGTHS:
+        y = torch.tanh(w[:n])
+        z = y.flip(0) * y
+        y.retain_grad()
+        z.register_hook(lambda g: seen.append(g.clone()) or g * 2)
+        z.grad_fn.register_hook(lambda gx, gy: seen.append([g.clone() for g in (*gx, *gy)]))
+        z.sum().backward(retain_graph=True)
+        z.sum().backward()
+        seen.append(y.grad)
+    return seen, w.grad

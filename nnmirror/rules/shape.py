@@ -20,9 +20,12 @@ from .registry import Rule, answered, composite, inplace, plain_values, refusal,
 T = torch.Tensor
 
 
+_MANY = (tuple, list)  # isinstance is several times slower with tuple | list
+
+
 def _sizes(size: tuple[Any, ...]) -> Sequence[int]:
     """x.view(2, 3) and x.view((2, 3)) are the same."""
-    return size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
+    return size[0] if len(size) == 1 and isinstance(size[0], _MANY) else size
 
 
 class View(Rule):
@@ -404,8 +407,8 @@ class Basic(Rule):
 
     @classmethod
     def label_of(cls, input: T, index: IndexLike) -> str:
-        last = index[-1] if isinstance(index, tuple) and index else index
-        return _BY_INDEX.get(type(last), "AliasBackward0")
+        last = index[-1] if type(index) is tuple and index else index
+        return _BY_INDEX.get(type(last)) or "AliasBackward0"
 
     @staticmethod
     def d_input(g: T, input_shape: torch.Size, index: IndexLike) -> T:
