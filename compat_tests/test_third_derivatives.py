@@ -63,6 +63,12 @@ CASES = {
     "dist": (lambda x, y: torch.dist(x, y, 3), (2, 3), (3,)),
     "cosine_similarity": (lambda x, y: F.cosine_similarity(x, y, -1), (2, 3), (3,)),
     "normalize": (lambda x: F.normalize(x, dim=0), (3, 2)),
+    "det": (torch.linalg.det, (3, 3)),
+    "slogdet": (lambda a: torch.linalg.slogdet(a)[1], (2, 3, 3)),
+    "solve": (torch.linalg.solve, (3, 3), (3, 2)),
+    "solve from the right": (lambda a, b: torch.linalg.solve(a, b, left=False), (3, 3), (2, 3)),
+    "inv": (torch.linalg.inv, (3, 3)),
+    "cholesky": (lambda a: torch.linalg.cholesky(a @ a.mT + torch.eye(3)), (3, 3)),
     "lerp": (lambda x, y, w: torch.lerp(x, y, w) ** 2, (2, 3), (3,), (2, 3)),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import _torch
+from .._torch import is_torch_function_enabled
 from ..tape import record
 from . import shape
 from .elementwise import Where
@@ -20,6 +21,11 @@ _named: Any = torch.return_types
 def _checked(info: T, name: str, A: T) -> None:
     """PyTorch's error where LAPACK said that it could not."""
     _torch.linalg_check_errors(info, name, is_matrix=A.dim() == 2)
+
+
+def _unused(lu: T) -> T:
+    """What a recorded gradient does without: it computes from A."""
+    return lu
 
 
 # -- triangular systems ----------------------------------------------------------------------
@@ -188,11 +194,13 @@ def cholesky_inverse_method(self: T, upper: bool = False) -> T:
 class LinalgSolveEx(Rule):
     """X with A X = B:  dB = Y with A^T Y = G,  dA = -Y X^T
 
-    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. Saved: A = P L U as computed, and X.
+    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. Saved: A = P L U as computed, A, and X. In
+    a backward that is recorded Y is the solution of another system, as in PyTorch.
     """
 
     keeps = ("lu", "pivots")
     derived = ("lu",)
+    lu_again = staticmethod(_unused)
 
     @staticmethod
     def forward(A: T, B: T, left: bool) -> tuple[T, ...]:
@@ -203,7 +211,7 @@ class LinalgSolveEx(Rule):
     def gradients(
         needs: Needs,
         g0: T,
-        A_shape: torch.Size,
+        A: T,
         B_shape: torch.Size,
         left: bool,
         result0: T,
@@ -213,10 +221,13 @@ class LinalgSolveEx(Rule):
         x, da = result0, None
         # PyTorch's own question: is B a batch of vectors, not of matrices?
         n = len(B_shape)
-        vectors = n == 1 or (len(A_shape) - 1 == n and B_shape == A_shape[:-1])
+        vectors = n == 1 or (A.dim() - 1 == n and B_shape == A.shape[:-1])
         if vectors:
             g0, x = g0.unsqueeze(-1), x.unsqueeze(-1)
-        db = torch.linalg.lu_solve(lu, pivots, g0, left=left, adjoint=True)
+        if is_torch_function_enabled():
+            db = torch.linalg.solve(A.mH, g0, left=left)
+        else:
+            db = torch.linalg.lu_solve(lu, pivots, g0, left=left, adjoint=True)
         if needs[0]:
             da = -(db @ x.mH) if left else -(x.mH @ db)
         if not needs[1]:
@@ -278,9 +289,11 @@ def inv_ex(A: T, *, check_errors: bool = False) -> Any:
 # -- determinants ----------------------------------------------------------------------------
 
 
-def _diagonal_solved(numbers: T, lu: T, pivots: T, transposed: bool) -> T:
+def _diagonal_solved(numbers: T, A: T, lu: T, pivots: T, transposed: bool) -> T:
     """For each matrix, Z with A^T Z = n I, from A = P L U (or from that of A^T)."""
     right = torch.diag_embed(numbers.unsqueeze(-1).expand(pivots.shape)).mT
+    if is_torch_function_enabled():  # recorded: the factors have no gradient
+        return torch.linalg.solve(A.mH, right)
     return torch.linalg.lu_solve(lu, pivots, right, adjoint=not transposed)
 
 
@@ -292,6 +305,7 @@ class LinalgDet(Rule):
 
     keeps = ("lu", "pivots")
     derived = ("lu",)
+    lu_again = staticmethod(_unused)
 
     @staticmethod
     def forward(A: T) -> tuple[T, T, T]:
@@ -303,14 +317,27 @@ class LinalgDet(Rule):
         return A.is_contiguous()
 
     @staticmethod
-    def d_A(g: T, result: T, lu: T, pivots: T, how: bool) -> T:
+    def d_A(g: T, A: T, result: T, lu: T, pivots: T, how: bool) -> T:
         if lu.numel() == 0:
             return lu.new_zeros(lu.shape)
         if lu.shape[-1] == 1:
             return g[..., None, None].expand(lu.shape)
-        epsilon = torch.where(lu.diagonal(0, -2, -1) == 0, torch.finfo(lu.dtype).eps, 0.0)
-        lu = lu + torch.diag_embed(epsilon.to(lu.dtype))
-        return _diagonal_solved(g * result, lu, pivots, how)
+        if is_torch_function_enabled():
+            size = lu.diagonal(0, -2, -1).abs()
+            if bool((size.amin(-1) <= 100 * torch.finfo(lu.dtype).eps * size.amax(-1)).any()):
+                raise NotImplementedError(_SINGULAR)
+        else:
+            epsilon = torch.where(lu.diagonal(0, -2, -1) == 0, torch.finfo(lu.dtype).eps, 0.0)
+            lu = lu + torch.diag_embed(epsilon.to(lu.dtype))
+        return _diagonal_solved(g * result, A, lu, pivots, how)
+
+
+_SINGULAR = (
+    "nnmirror: a gradient of the gradient of the determinant of a matrix that is singular, or"
+    " nearly, is not mirrored, and create_graph=True asks for it. Compute this loss with"
+    " nnmirror.to_torch(model): it has the same weights, and what its backward adds to a gradient is"
+    " added to the model's"
+)
 
 
 @answered(torch.linalg.det)
@@ -328,6 +355,7 @@ class LinalgSlogdet(Rule):
 
     keeps = ("lu", "pivots")
     derived = ("lu",)
+    lu_again = staticmethod(_unused)
     materialize_grads = False
 
     @staticmethod
@@ -340,12 +368,12 @@ class LinalgSlogdet(Rule):
         return A.is_contiguous()
 
     @staticmethod
-    def d_A(g1: T | None, lu: T, pivots: T, how: bool) -> T | None:
+    def d_A(g1: T | None, A: T, lu: T, pivots: T, how: bool) -> T | None:
         if g1 is None:
             return None
-        if lu.numel() == 0:
+        if lu.numel() == 0 and not is_torch_function_enabled():
             return lu.new_zeros(lu.shape)
-        return _diagonal_solved(g1, lu, pivots, how)
+        return _diagonal_solved(g1, A, lu, pivots, how)
 
 
 @answered(torch.linalg.slogdet)
