@@ -240,11 +240,6 @@ def test_errors(nn, optim, name):
     ERRORS[name](optim, list(nn.Linear(2, 3).parameters()))
 
 
-def test_differentiable_is_refused():
-    with pytest.raises(NotImplementedError, match="differentiable"):
-        nnmirror.optim.SGD(nnmirror.Linear(1, 1).parameters(), differentiable=True)
-
-
 @parity
 def test_an_optimiser_of_your_own(nn, optim):
     class Sign(optim.Optimizer):

@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import nnmirror
 
@@ -853,10 +854,88 @@ def test_a_tensor_set_later_that_foreach_refuses(nn, optim, option):
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_differentiable_is_refused(name):
-    with pytest.raises(NotImplementedError, match="differentiable"):
+RECORDED = {
+    "SGD": ("SGD", {"lr": 0.01}),
+    "SGD, momentum": ("SGD", {"lr": 0.01, "momentum": 0.9}),
+    "SGD, nesterov": (
+        "SGD",
+        {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True},
+    ),
+    "SGD, lr": ("SGD", {"lr": [0.01]}),
+    "SGD, decay": ("SGD", {"lr": [0.01], "weight_decay": [0.1], "momentum": 0.9}),
+    "Adam": ("Adam", {"lr": 0.01}),
+    "Adam, amsgrad": ("Adam", {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}),
+    "Adam, lr": ("Adam", {"lr": [0.01], "weight_decay": [0.1], "maximize": True}),
+    "Adam, betas": ("Adam", {"lr": 0.01, "betas": (0.9, 0.99)}),
+    "AdamW": ("AdamW", {"lr": 0.01}),
+    "AdamW, lr": ("AdamW", {"lr": [0.01], "weight_decay": 0.1}),
+    "RMSprop": ("RMSprop", {"lr": 0.01}),
+    "Adagrad": ("Adagrad", {"lr": 0.01, "lr_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("home", ["torch.optim", "the mirror's"])
+@pytest.mark.parametrize("case", RECORDED)
+@parity
+def test_a_step_that_is_recorded(nn, optim, case, home):
+    """What was learned by three steps, differentiated for where they began and how they went."""
+    name, options = RECORDED[case]
+    if home == "torch.optim" or name in ("RMSprop", "Adagrad"):  # as their refusal says
+        optim = torch.optim
+
+    def learned(value):
+        return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+    start, scale, given = learned([0.1, 0.5, 1.0]), learned(0.3), {}
+    for option, value in options.items():
+        if isinstance(value, list):
+            value = learned(value[0])
+        elif isinstance(value, tuple):
+            value = tuple(map(learned, value))
+        given[option] = value
+    p = start.clone()
+    optimizer = getattr(optim, name)([p], differentiable=True, **given)
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # p is no leaf
+        for _ in range(3):
+            loss = ((x @ p) ** 2 * scale).sum()
+            (p.grad,) = torch.autograd.grad(loss, p, create_graph=True)
+            optimizer.step()
+            seen.append(p.detach().clone())
+    state = [
+        {key: value.requires_grad for key, value in kept.items() if isinstance(value, torch.Tensor)}
+        for kept in optimizer.state.values()
+    ]
+    asked = [start, scale, *[t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]]
+    return seen, state, torch.autograd.grad((p**2).sum(), asked, allow_unused=True)
+
+
+NOT_RECORDED = {
+    "a leaf": ("SGD", {}),
+    "fused SGD": ("SGD", {"fused": True}),
+    "fused Adam": ("Adam", {"fused": True}),
+    "foreach": ("Adam", {"foreach": True}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_RECORDED)
+@parity
+def test_a_step_that_cannot_be_recorded(nn, optim, case):
+    name, options = NOT_RECORDED[case]
+    layer = nn.Linear(1, 1)
+    optimizer = getattr(optim, name)(layer.parameters(), differentiable=True, **options)
+    layer(torch.ones(1)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad"])
+def test_steps_that_the_mirror_does_not_record(name):
+    with pytest.raises(NotImplementedError, match=rf"differentiable.*torch\.optim\.{name}"):
         getattr(nnmirror.optim, name)(nnmirror.Linear(1, 1).parameters(), differentiable=True)
+    with pytest.raises(NotImplementedError, match="leave foreach out"):
+        nnmirror.optim.SGD([torch.ones(1)], differentiable=True, foreach=True)
 
 
 # -- SignSGD ---------------------------------------------------------------------------------

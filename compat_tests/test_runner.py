@@ -278,7 +278,7 @@ REFUSED = """
     net = nn.Sequential(nn.Linear(2, 1))
     def not_reached(loss, x):
         torch.func.grad(net)(x)
-        torch.optim.SGD(net.parameters(), differentiable=True)
+        torch.optim.RMSprop(net.parameters(), differentiable=True)
         checkpoint(net, x, use_reentrant=True)
         checkpoint(net, x, use_reentrant=False)
         big = library.model()

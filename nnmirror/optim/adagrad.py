@@ -64,7 +64,7 @@ class Adagrad(StepwiseOptimizer):
             ("initial_accumulator_value value", initial_accumulator_value),
             ("epsilon value", eps),
         )
-        refuse_differentiable(differentiable)
+        refuse_differentiable("Adagrad", differentiable)
         defaults = {
             "lr": lr,
             "lr_decay": lr_decay,

@@ -14,8 +14,8 @@ from .stepwise import (
     StepwiseOptimizer,
     as_real,
     check_capturable,
+    check_not_differentiable,
     count,
-    refuse_differentiable,
     refuse_negative,
     to_scalar,
 )
@@ -38,7 +38,9 @@ class Adam(StepwiseOptimizer):
 
     Saved in `state`: step, t; exp_avg, m; exp_avg_sq, v; max_exp_avg_sq, w with amsgrad.
     `foreach` and `fused` choose torch's kernels of the same names, as in PyTorch, and with
-    them their rounding. Sparse gradients are refused.
+    them their rounding. With `differentiable` the step is recorded: the parameters, which may be no
+    leaves, then depend on their gradients, and on options that are tensors that require grad.
+    Sparse gradients are refused.
     """
 
     _no_sparse = "Adam does not support sparse gradients, please consider SparseAdam instead"
@@ -80,7 +82,6 @@ class Adam(StepwiseOptimizer):
                     raise ValueError(_NO_TENSOR.format(f"betas[{i}]"))
                 if beta.numel() != 1:
                     raise ValueError(f"Tensor betas[{i}] must be 1-element")
-        refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
             # A third one is an error at the first step, and since PyTorch 2.14 as if not there.
@@ -97,6 +98,7 @@ class Adam(StepwiseOptimizer):
         }
         super().__init__(params, defaults)
         if fused:
+            check_not_differentiable(differentiable)
             self._step_supports_amp_scaling = True
             if foreach:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
@@ -177,6 +179,53 @@ class Adam(StepwiseOptimizer):
             t = step.item()
             denom.div_((1 - beta2**t) ** 0.5).add_(eps)
             param.addcdiv_(exp_avg, denom, value=-(lr / (1 - beta1**t)))
+
+    def _recorded(
+        self,
+        group: Group,
+        param: Tensor,
+        grad: Tensor,
+        step: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        max_exp_avg_sq: Tensor | None = None,
+    ) -> None:
+        """`_one`, with `differentiable`: what is saved is not changed later."""
+        if step.requires_grad:
+            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
+        beta1, beta2 = map(to_scalar, group["betas"])
+        if group["maximize"]:
+            grad = -grad
+        step += 1
+        if decay != 0:
+            if group["decoupled_weight_decay"]:
+                param.mul_(1 - lr * decay)
+            elif isinstance(decay, Tensor) and decay.requires_grad:
+                grad = grad.addcmul_(param.clone(), decay)  # into .grad, as PyTorch's
+            else:
+                grad = grad.add(param, alpha=decay)
+        weight: Any = beta1
+        if isinstance(beta1, Tensor):
+            weight = beta1.to(device=param.device, dtype=param.dtype)
+        exp_avg.lerp_(grad, 1 - weight)
+        if isinstance(beta2, Tensor) and beta2.requires_grad:
+            exp_avg_sq.lerp_(torch.square(grad), weight=1 - beta2)
+        else:
+            exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+
+        def correction(beta: float | Tensor) -> Tensor:
+            t = step.clone() if isinstance(beta, Tensor) and beta.requires_grad else step
+            return 1 - beta**t
+
+        correction1, correction2 = correction(beta1), correction(beta2)
+        minus_size = (lr / correction1).neg()
+        root = correction2.sqrt()
+        if max_exp_avg_sq is not None:
+            max_exp_avg_sq.copy_(torch.maximum(max_exp_avg_sq.clone(), exp_avg_sq))
+            exp_avg_sq = max_exp_avg_sq
+        denom = (exp_avg_sq.sqrt() / (root * minus_size)).add_(eps / minus_size)
+        param.addcdiv_(exp_avg.clone(), denom)
 
     def _many(
         self,

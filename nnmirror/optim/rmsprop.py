@@ -63,7 +63,7 @@ class RMSprop(StepwiseOptimizer):
             ("weight_decay value", weight_decay),
             ("alpha value", alpha),
         )
-        refuse_differentiable(differentiable)
+        refuse_differentiable("RMSprop", differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,

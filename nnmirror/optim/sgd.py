@@ -9,10 +9,11 @@ from torch import Tensor
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from ..parameter import Parameter
+from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
 from .optimizer import Optimizer, ParamsT, evaluate
-from .stepwise import check_fused, foreach_is_chosen, refuse_differentiable, to_scalar
+from .stepwise import check_fused, check_not_differentiable, foreach_is_chosen, to_scalar
 
 __all__ = ["SGD"]
 
@@ -29,7 +30,9 @@ class SGD(Optimizer):
         p = p - lr g
 
     Saved in `state`: momentum_buffer, b. `foreach` and `fused` choose torch's kernels of
-    the same names, as in PyTorch, and with them their rounding.
+    the same names, as in PyTorch, and with them their rounding. With `differentiable` the step is
+    recorded: the parameters, which may be no leaves, then depend on their gradients, and on `lr`
+    and `weight_decay` if these are tensors that require grad.
     """
 
     def __init__(
@@ -56,7 +59,6 @@ class SGD(Optimizer):
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -69,8 +71,15 @@ class SGD(Optimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
-        if fused and foreach:
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if fused:
+            check_not_differentiable(differentiable)
+            if foreach:
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if foreach and differentiable:
+            raise NotImplementedError(
+                "nnmirror: SGD with differentiable=True and foreach=True is not mirrored; leave"
+                " foreach out, the numbers are the same"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -84,6 +93,11 @@ class SGD(Optimizer):
     def step(self, closure=None):  # type: (Any) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = None if closure is None else evaluate(closure)
+        if self.defaults["differentiable"]:
+            with users_code(True):
+                for group in self.param_groups:
+                    self._step_group(group)
+            return loss
         with DisableTorchFunctionSubclass():
             for group in self.param_groups:
                 if not _step_plainly(group):
@@ -160,14 +174,20 @@ def _one_by_one(
         if group["maximize"]:
             grad = -grad
         if weight_decay != 0:
-            grad = grad.add(param, alpha=weight_decay)
+            if isinstance(weight_decay, Tensor) and weight_decay.requires_grad:
+                grad = grad.addcmul_(param.clone(), weight_decay)  # into .grad, as PyTorch's
+            else:
+                grad = grad.add(param, alpha=weight_decay)
         if momentum != 0:
             if buffers[i] is None:
-                buffers[i] = grad.clone()
+                buffers[i] = grad.detach().clone()
             else:
                 buffers[i].mul_(momentum).add_(grad, alpha=1 - group["dampening"])
             grad = grad.add(buffers[i], alpha=momentum) if group["nesterov"] else buffers[i]
-        param.add_(grad, alpha=-lr)
+        if isinstance(lr, Tensor) and lr.requires_grad:
+            param.addcmul_(grad, lr, value=-1)
+        else:
+            param.add_(grad, alpha=-lr)
 
 
 def _foreach(

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of, unrecorded
 from .flat import Lists, Tensors, is_usual, step_as_one
@@ -50,7 +51,12 @@ class StepwiseOptimizer(Optimizer):
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
-        self._step_groups()
+        if self.defaults.get("differentiable"):
+            with users_code(True):
+                for place, group in enumerate(self.param_groups):
+                    self._step_group(group, place)
+        else:
+            self._step_groups()
         return loss
 
     @unrecorded
@@ -85,6 +91,7 @@ class StepwiseOptimizer(Optimizer):
     _one: ClassVar[Callable[..., None]]  # of one parameter
     _many: ClassVar[Callable[..., None]]  # of several of one kind, with foreach kernels
     _fused: ClassVar[Callable[..., None]]  # of several of one kind, with a fused kernel
+    _recorded: ClassVar[Callable[..., None]]  # of one, in operations that are recorded
 
     # -- how it is done ----------------------------------------------------------------------
 
@@ -120,6 +127,12 @@ class StepwiseOptimizer(Optimizer):
             return
         if "fused" in group and any(x is not None for x in self._scaling().values()):
             raise AssertionError("Expected grad_scale and found_inf to be None")
+        if group.get("differentiable"):
+            if group["foreach"]:
+                raise AssertionError("_foreach ops don't support autograd")
+            for one in zip(*lists.values(), strict=True):
+                self._recorded(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
+            return
         if self._by_foreach(group, lists["params"]):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
@@ -186,11 +199,19 @@ def refuse_negative(*options: tuple[str, float | Tensor]) -> None:
             raise ValueError(f"Invalid {name}: {value}")
 
 
-def refuse_differentiable(differentiable: bool) -> None:
+def refuse_differentiable(name: str, differentiable: bool) -> None:
     if differentiable:
         raise NotImplementedError(
-            "nnmirror: differentiable=True (a gradient through the step) is not mirrored"
+            f"nnmirror: {name} with differentiable=True (a gradient through the step) is not"
+            f" mirrored; torch.optim.{name} takes the mirror's tensors, and records it by the"
+            " mirror's rules"
         )
+
+
+def check_not_differentiable(differentiable: bool) -> None:
+    """PyTorch's error for a fused step that is to be recorded."""
+    if differentiable:
+        raise RuntimeError("`fused` does not support `differentiable`")
 
 
 def check_fused(param: Tensor) -> None:
