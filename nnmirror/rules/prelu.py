@@ -6,7 +6,7 @@ from .. import _torch
 from ..tape import record
 from .gradient import applied
 from .kernel import SOME
-from .pointwise import above
+from .pointwise import above, selected
 from .registry import Gradients, Needs, Rule, composite, unplaced
 from .shape import reshape
 
@@ -29,8 +29,7 @@ class PreluKernelBackward(Rule):
             if g.dtype.itemsize == 2 or not input.is_cpu or g.numel() < SOME:
                 dx = torch.where(input > 0, g, weight * g)
             else:
-                positive = above(input, 0)
-                dx = positive.addcmul_(1 - positive, weight).mul_(g)
+                dx = selected(above(input, 0), 1, weight).mul_(g)
         if needs[1]:
             dw = input.clamp(max=0).mul_(g)
         return dx, dw

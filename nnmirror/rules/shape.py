@@ -353,18 +353,19 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         shape = tensors[0].shape if isinstance(tensors[0], T) else None
         if all(isinstance(t, T) and t.shape == shape for t in tensors):
             return tensors  # as they are
-        plain = [t.detach() if isinstance(t, T) else t for t in tensors]
-        shape = _torch.broadcast_tensors(plain)[0].shape
+        plain = [t.detach() if _may_carry(t) else t for t in tensors]
+        made = _torch.broadcast_tensors(plain)
+        shape = made[0].shape
         there = [t.shape == shape for t in tensors]
     return tuple(
-        t if as_it_is else expand(t, shape) if _may_carry(t) else T.expand(t, shape)
-        for t, as_it_is in zip(tensors, there, strict=True)
+        t if as_it_is else expand(t, shape) if _may_carry(t) else view
+        for t, as_it_is, view in zip(tensors, there, made, strict=True)
     )
 
 
 def _may_carry(tensor: T) -> bool:
     """May it lead a gradient on, or be asked itself?"""
-    return type(tensor) is not T or tensor.requires_grad
+    return isinstance(tensor, T) and (type(tensor) is not T or tensor.requires_grad)
 
 
 _meshgrid_of_list: TorchFunction = _torch.meshgrid
