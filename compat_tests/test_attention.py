@@ -242,3 +242,36 @@ def test_of_nothing(nn, optim, shapes):
     out = torch.nn.functional.scaled_dot_product_attention(*[p * 1 for p in given])
     out.sum().backward()
     return out.detach(), [p.grad for p in given]
+
+
+@pytest.mark.parametrize("how", ["plain", "causal", "masked", "shared heads"])
+def test_gradients_of_gradients_where_pytorch_has_none(how):
+    """Its kernel for the CPU has no second derivative; the formula has."""
+    torch.manual_seed(0)
+    kwargs = {"is_causal": how == "causal"}
+    heads = 2 if how == "shared heads" else 4
+    kwargs["enable_gqa"] = heads == 2
+    if how == "masked":
+        kwargs["attn_mask"] = torch.tensor([[True, False, True]]).expand(5, 3)
+    shapes = (2, 4, 5, 3), (2, heads, 5 if how == "causal" else 3, 3)
+    q, k, v = (torch.randn(shapes[i > 0], dtype=torch.float64) for i in range(3))
+
+    def formula(q, k, v):
+        k, v = (t.repeat_interleave(4 // heads, 1) for t in (k, v))
+        s = q @ k.mT / 3**0.5
+        seen = kwargs.get("attn_mask")
+        if how == "causal":
+            seen = torch.ones(5, 5, dtype=torch.bool).tril()
+        return torch.softmax(s if seen is None else s.masked_fill(~seen, -float("inf")), -1) @ v
+
+    def second(function, leaves):
+        first = torch.autograd.grad(function(*leaves).sin().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum((g * g).sum() for g in first), leaves)
+
+    expected = second(formula, [t.clone().requires_grad_() for t in (q, k, v)])
+    actual = second(
+        lambda *x: nnmirror.functional.scaled_dot_product_attention(*x, **kwargs),
+        [nnmirror.Parameter(t) for t in (q, k, v)],
+    )
+    for e, a in zip(expected, actual, strict=True):
+        assert (e - a).abs().max() <= 1e-12 * e.abs().max()

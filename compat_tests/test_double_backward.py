@@ -25,11 +25,13 @@ CLOSE: dict[str, tuple[float, str]] = {
     "nn.functional.pairwise_distance": (0, "the sign of a zero: the gradient of sgn is none there"),
 }
 # The first derivative has PyTorch's bits in exact mode alone; the second follows from the arguments.
-EXACT = {"nn.functional.layer_norm", "nn.functional.batch_norm"}
-# Not right yet.
-TO_DO = {
+EXACT = {
+    "nn.functional.layer_norm",
+    "nn.functional.batch_norm",
     "nn.functional.scaled_dot_product_attention",
 }
+# Not right yet.
+TO_DO: set[str] = set()
 DTYPES = {torch.float64: 8, torch.float32: 8}
 
 

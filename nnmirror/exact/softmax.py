@@ -46,6 +46,7 @@ def softmax_grad(g: T, result: T, dim: int) -> T:
 class SafeSoftmax(attention.SafeSoftmax):
     """dx = (g - sum of g y) y"""
 
+    is_recordable = True
     d_input = Softmax.d_input
 
 

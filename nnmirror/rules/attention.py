@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _torch
-from .._torch import DisableTorchFunctionSubclass
+from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
 from ..tape import record
 from . import shape
@@ -40,7 +40,8 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
 
     with s = p (g v^T - r), r = the sum of g y along the last dimension. Saved: q, k, v, the mask,
     y, and l, the logarithm of the sum that each row of p was divided by. p is computed again, as
-    exp(c q k^T + mask - l), in blocks of rows and columns, and never whole.
+    exp(c q k^T + mask - l), in blocks of rows and columns, and never whole; but whole, and without
+    l, in a backward that is recorded (PyTorch has no gradient of this gradient).
 
     Dao et al., 2022 (arXiv:2205.14135), algorithm 4.
     """
@@ -54,6 +55,10 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
         return _torch.scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
         )
+
+    @staticmethod
+    def logsum_again(logsum: T) -> T:
+        return logsum  # which a recorded gradient does without
 
     @staticmethod
     def gradients(
@@ -70,6 +75,8 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
     ) -> Gradients:
         q, k, v, mask, y = query, key, value, attn_mask, result
         c = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        if is_torch_function_enabled():
+            return _with_whole(g, q, k, v, mask, is_causal, c, y)
         dtype, narrow = q.dtype, q.dtype.itemsize == 2
         q, k, v, y, g = widened(q, k, v, y, _heads_last(g))
         length, keys = q.shape[2], k.shape[2]
@@ -103,6 +110,29 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
                     _products(dq[:, *at], s, kn, c)
                     _products(dk[:, :, to], s.mT, qm, c)
         return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+def _with_whole(
+    g: T, q: T, k: T, v: T, mask: T | None, is_causal: bool, c: float, y: T
+) -> Gradients:
+    """dq, dk and dv in operations that have rules."""
+    dtype = q.dtype
+    q, k, v, y, g = widened(q, k, v, y, g)
+    heads, shared = k.shape[:2], q.shape[1] // k.shape[1]
+    if shared > 1:
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    scores = q @ k.mT * c
+    if mask is not None:
+        scores = scores + mask
+    if is_causal:
+        unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(unseen, -math.inf)
+    p = record(SafeSoftmax, (scores, -1))[0]
+    s = p * (g @ v.mT - (g * y).sum(-1, True)) * c
+    dq, dk, dv = s @ k, s.mT @ q, p.mT @ g
+    if shared > 1:
+        dk, dv = (t.view(*heads, shared, *t.shape[2:]).sum(2) for t in (dk, dv))
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
 def _heads_last(x: T) -> T:

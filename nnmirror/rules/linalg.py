@@ -335,8 +335,8 @@ class LinalgDet(Rule):
 _SINGULAR = (
     "nnmirror: a gradient of the gradient of the determinant of a matrix that is singular, or"
     " nearly, is not mirrored, and create_graph=True asks for it. Compute this loss with"
-    " nnmirror.to_torch(model): it has the same weights, and what its backward adds to a gradient is"
-    " added to the model's"
+    " nnmirror.to_torch(model): it has the same weights, and what its backward adds to a gradient"
+    " is added to the model's"
 )
 
 
