@@ -7,7 +7,6 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 import functools
 import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -946,18 +945,11 @@ class MseLoss(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _mse_grad(g, *_of_one_shape(input, target), reduction, how)
+        return _mse_grad(g, *_loss.of_one_shape(input, target), reduction, how)
 
     @staticmethod
     def d_target(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _mse_grad(g, *_of_one_shape(target, input), reduction, how)
-
-
-def _of_one_shape(x: T, t: T) -> Sequence[T]:
-    """Both as they are; of one shape, where the walk is recorded."""
-    if x.shape == t.shape or not is_torch_function_enabled():
-        return x, t
-    return broadcast_tensors(x, t)
+        return _mse_grad(g, *_loss.of_one_shape(target, input), reduction, how)
 
 
 class MseLossBackward(Rule):
@@ -990,7 +982,6 @@ def _number(value: float, like: T) -> T:
 
 def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
     """(x - t) (2 / n) g, multiplied in that order as PyTorch's kernel does."""
-    shape = x.shape
     if scale is None:
         x, t = _squared(x, t)
         d = (x - t).contiguous()  # however x is laid out
@@ -999,9 +990,7 @@ def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
     else:
         d = torch.sub(x, t)
     d.mul_(scale)  # a new tensor
-    if g is not _number(1.0, g):  # the one that backward() starts
-        d = d * g
-    return d if d.shape == shape else d.sum_to_size(shape)
+    return d if g is _number(1.0, g) else d * g  # the one that backward() starts
 
 
 def _squared(input: T, target: T) -> tuple[T, T]:

@@ -517,7 +517,7 @@ class _OfDifference(Rule):
         return dx.contiguous().to(result)
 
 
-def _of_one_shape(x: T, t: T) -> Sequence[T]:
+def of_one_shape(x: T, t: T) -> Sequence[T]:
     return (x, t) if x.shape == t.shape else broadcast_tensors(x, t)
 
 
@@ -573,11 +573,11 @@ class SmoothL1Loss(_OfDifference):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, reduction: int, beta: float) -> T:
-        return _smooth_l1_grad(g, *_of_one_shape(input, target), reduction, beta)
+        return _smooth_l1_grad(g, *of_one_shape(input, target), reduction, beta)
 
     @staticmethod
     def d_target(g: T, input: T, target: T, reduction: int, beta: float) -> T:
-        return _smooth_l1_grad(g, *_of_one_shape(target, input), reduction, beta)
+        return _smooth_l1_grad(g, *of_one_shape(target, input), reduction, beta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
@@ -631,11 +631,11 @@ class HuberLoss(_OfDifference):
 
     @staticmethod
     def d_input(g: T, input: T, target: T, reduction: int, delta: float) -> T:
-        return _huber_grad(g, *_of_one_shape(input, target), reduction, delta)
+        return _huber_grad(g, *of_one_shape(input, target), reduction, delta)
 
     @staticmethod
     def d_target(g: T, input: T, target: T, reduction: int, delta: float) -> T:
-        return _huber_grad(g, *_of_one_shape(target, input), reduction, delta)
+        return _huber_grad(g, *of_one_shape(target, input), reduction, delta)
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
