@@ -7,7 +7,7 @@ import torch
 from . import _torch
 from ._torch import DisableTorchFunctionSubclass
 from .tape import LEAVES, ORDINARY
-from .tensor import Tensor, rebuild
+from .tensor import UNASKED, Tensor, rebuild
 
 
 class Parameter(Tensor):
@@ -73,6 +73,7 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
 
 ORDINARY.add(Parameter)
 LEAVES.add(Parameter)
+UNASKED.add(Parameter)
 
 # A file that holds parameters (a list of them; state_dicts hold plain tensors) loads with
 # torch.load's weights_only, as one of PyTorch's parameters does.

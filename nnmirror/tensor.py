@@ -161,6 +161,47 @@ def _is_asked() -> bool:
     )
 
 
+# Types of arguments of which no other than a tracked tensor is asked. None is left to torch, which
+# says where it may be.
+UNASKED: set[type] = {torch.Tensor, bool, float, int}
+
+
+def answer_directly(func: Any, found: Any) -> None:
+    """Have a call of this method of a tracked tensor recorded without torch asking the tensor.
+
+    `found` is the `Recorded` that would answer.
+    Where torch would ask somebody else, or nobody, it is called as ever.
+    """
+    names = [n for n in (func.__name__, *_OPERATORS) if getattr(torch.Tensor, n, None) is func]
+    names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
+    if not names:
+        return
+    function, most = found.function, found.most
+
+    @functools.wraps(func)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self) in UNASKED and _is_asked():
+            for arg in args:
+                if type(arg) not in UNASKED:
+                    break
+            else:
+                try:
+                    if not kwargs and len(args) < most:
+                        return record(function, (self, *args))[0]
+                    if all([type(arg) in UNASKED for arg in kwargs.values()]):
+                        return found(self, *args, **kwargs)
+                except TypeError:
+                    pass  # as torch says it
+        return func(self, *args, **kwargs)
+
+    method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
+    for name in names:
+        setattr(Tensor, name, method)
+
+
+_OPERATORS = ("__add__", "__mul__", "__neg__", "__sub__", "__truediv__")
+
+
 @upcall("nnmirror.rules.registry")
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """What becomes of a call of the torch function `func` that RULES does not have."""
@@ -602,6 +643,9 @@ class Tensor(torch.Tensor):
 
     def _rebuilt(self, data: torch.Tensor) -> Any:
         return rebuild(type(self), data, self._requires_grad)
+
+
+UNASKED.add(Tensor)
 
 
 def rebuild(

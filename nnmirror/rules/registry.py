@@ -206,7 +206,8 @@ def rule(*funcs: TorchFunction) -> Callable[[F], F]:
         if "public" not in vars(function):
             function.public = staticmethod(funcs[0])
         for func in funcs:
-            RULES[func] = Recorded(function, func)
+            recorded = RULES[func] = Recorded(function, func)
+            _tensor.answer_directly(func, recorded)
         _declare_numbers(function, Recorded(function, funcs[0]))
         return function
 
