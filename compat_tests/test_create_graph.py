@@ -424,7 +424,56 @@ def test_hessian_times_a_vector(nn, optim):
     return torch.autograd.grad(first, parameters, v)
 
 
+NORMS = {
+    "layer_norm": lambda h: (1, lambda F: F.layer_norm(h, (5,))),
+    "batch_norm": lambda h: (0, lambda F: F.batch_norm(h, None, None, training=True)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_third_derivatives_of_norms(name):
+    """Those of the formula written out. PyTorch's own take mean and variance for constants."""
+
+    def orders(of):
+        x = nnmirror.Parameter(torch.randn(3, 5, dtype=torch.float64))
+        h = torch.sin(x)
+        dim, kernel = NORMS[name](h)
+        if of == "formula":
+            c = h - h.mean(dim, keepdim=True)
+            y = c / (c.square().mean(dim, keepdim=True) + 1e-5).sqrt()
+        else:
+            y = kernel(nnmirror.functional)
+        s, found = (y**3).sum(), []
+        for _ in range(4):
+            (g,) = torch.autograd.grad(s, x, create_graph=True)
+            found.append(g.detach())
+            s = (g * g).sum()
+        return found
+
+    torch.manual_seed(0)
+    expected = orders("formula")
+    torch.manual_seed(0)
+    for e, a in zip(expected, orders("kernel"), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12 * e.abs().max().item())
+
+
 # -- hooks ---------------------------------------------------------------------------------
+
+
+@parity
+def test_hooks_run_in_the_second_walk_too(nn, optim):
+    model, x, seen = net(nn), leaf(), []
+    model[0].weight.register_hook(lambda g: g * 2)
+    model[1].register_full_backward_hook(lambda m, gi, go: seen.append((gi[0].detach(), go[0])))
+    h = model[0](x)
+    h.retain_grad()
+    (g,) = torch.autograd.grad(model[2](model[1](h)).square().sum(), x, create_graph=True)
+    seen.append(h.grad)
+    g.retain_grad()
+    g.register_hook(lambda g: g * 3)
+    g.square().sum().backward()
+    seen = [[t.detach() for t in s] if isinstance(s, tuple) else s for s in seen]
+    return seen, h.grad, g.grad, grads(model), x.grad
 
 
 @near(4)
@@ -591,17 +640,17 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("create_graph", [True, False])
-@pytest.mark.parametrize("name", ["jacobian", "vjp", "jvp", "hvp", "vhp"])
+@pytest.mark.parametrize("name", ["jacobian", "hessian", "vjp", "jvp", "hvp", "vhp"])
 @parity
 def test_functional(nn, optim, name, create_graph, strict, kind):
     model, x = net(nn, out=2), KINDS[kind](nn)
     function, v = model, [torch.ones(2, 2 if name == "vjp" else 3)]
-    if name in ("hvp", "vhp"):
+    if name in ("hessian", "hvp", "vhp"):
 
         def function(x):
             return model(x).square().sum()
 
-    given = [x] if name == "jacobian" else [x, *v]
+    given = [x] if name in ("jacobian", "hessian") else [x, *v]
     return getattr(AF, name)(function, *given, create_graph=create_graph, strict=strict)
 
 
@@ -612,6 +661,38 @@ def test_functional_and_on(nn, optim, vectorize):
     jacobian = AF.jacobian(model, x, create_graph=True, vectorize=vectorize)
     _, product = AF.hvp(lambda x: model(x).square().sum(), x, torch.ones(2, 3), create_graph=True)
     return jacobian.detach(), further([jacobian], model, x), further([product], model, x)
+
+
+@pytest.mark.parametrize("name", ["jacobian", "hessian", "vjp", "jvp", "hvp", "vhp"])
+@near(4)
+def test_functional_of_two(nn, optim, name):
+    """What torch computes of its own tensors before the net sees them."""
+    model = net(nn, out=2)
+
+    def function(a, b):
+        return model(a * 2) * model(a + b)
+
+    def scalar(a, b):
+        return function(a, b).sum()
+
+    given, v = (X[:2], X[:2] + 1), (torch.ones(2, 3), X[2:])
+    if name == "jacobian":
+        return AF.jacobian(function, given)
+    if name == "hessian":
+        return AF.hessian(scalar, given), AF.hessian(scalar, given, vectorize=True)
+    if name == "vjp":
+        return AF.vjp(function, given, torch.ones(2, 2))
+    return getattr(AF, name)(function if name == "jvp" else scalar, given, v)
+
+
+def test_forward_mode_is_refused_by_name():
+    model = net(nnmirror)
+    with pytest.raises(NotImplementedError, match=r"forward mode .*nnmirror\.func\.jvp or jacfwd"):
+        AF.jacobian(model, X, vectorize=True, strategy="forward-mode")
+    found = nnmirror.func.jacfwd(model)(X)
+    assert torch.equal(found, AF.jacobian(model, X))
+    model.requires_grad_(False)
+    AF.jacobian(model, X, vectorize=True, strategy="forward-mode")
 
 
 @parity

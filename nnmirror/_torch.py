@@ -75,6 +75,8 @@ try:
     remove_batch_dim = torch._remove_batch_dim
     # The tangent of a tensor in forward mode, in which a user's Function is refused.
     unpack_dual = torch._unpack_dual
+    # What is said of these where they are refused.
+    of_forward_mode: Any = (torch._make_dual, torch._unpack_dual)
 
     # -- tensors -------------------------------------------------------------------------
 

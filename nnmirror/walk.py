@@ -846,6 +846,8 @@ def backward(
 
     One walk back from all of them: dx = sum_i g_i dy_i/dx, with g_i from `grad_tensors` (None
     stands for 1, where y_i is a single number). With `inputs`, only these get a gradient.
+    With `create_graph` the walk is recorded itself: each `.grad` has a `grad_fn`, and may be
+    differentiated, to any order (see `double_backward`).
     RuntimeError if a tensor requires no grad. `torch.autograd.backward` itself comes here with a
     tensor that the mirror tracks; beside those, tensors of torch's own graph may be given.
     """
@@ -1018,8 +1020,10 @@ def grad(
 ) -> Any:
     """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates.
 
-    A tuple, or a dict where `inputs` is one. With `is_grads_batched` the first dimension of each
-    of `grad_outputs` is a batch, for whose items the walk is made one after the other.
+    A tuple, or a dict where `inputs` is one. With `create_graph` they may be differentiated, to any
+    order: they lead to what was saved for them, and to `grad_outputs`. NotImplementedError where a
+    rule on the way has no second derivative. With `is_grads_batched` the first dimension of each of
+    `grad_outputs` is a batch, for whose items the walk is made one after the other.
     """
     if retain_graph is None:
         retain_graph = create_graph

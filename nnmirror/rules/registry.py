@@ -359,6 +359,13 @@ def name_of(func: Any) -> str:
 
 
 def refusal(func: TorchFunction, why: str = "") -> NotImplementedError:
+    if func in _torch.of_forward_mode:
+        return NotImplementedError(
+            "nnmirror: torch's forward mode does not see the mirror's tape, and a tensor in it"
+            " requires grad; its tangent would lose the gradient. Take nnmirror.func.jvp or jacfwd,"
+            " or torch.autograd.functional.jvp (or strategy='reverse-mode'); or let nothing of the"
+            " module require grad (module.requires_grad_(False))"
+        )
     name = name_of(func)
     return NotImplementedError(
         f"nnmirror: {name} has no backward rule{' ' + why if why else ''}, and a tensor given"
