@@ -5,6 +5,7 @@ train for something else, and nothing would say so.
 """
 
 import contextlib
+import itertools
 import warnings
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror.tape import tensors_in
+from nnmirror.tape import Node, tensors_in
 
 from .parity import parity, same_bits
 from .test_every_op import OPS, mapped, refused
@@ -285,3 +286,55 @@ def test_sobolev_training(nn, optim):
         optimizer.step()
         losses.append(loss)
     return losses, list(model.parameters())
+
+
+def nodes_behind(results):
+    """All nodes of the graph that these results end."""
+    found, stack = {}, [t._node for t in tensors_in(results) if getattr(t, "_node", None)]
+    while stack:
+        node = stack.pop()
+        if type(node) is Node and id(node) not in found:
+            found[id(node)] = node.as_seen()
+            stack += [edge[0] for edge in node.edges if edge is not None]
+    return found.values()
+
+
+def has_origin(node, index):
+    """Is it known where the tensor saved at `index` came from? Else it must be no float one."""
+    tensor = node._saved[index]
+    if not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+        return True
+    rule, plan = node.function, node.plan
+    if plan is None:
+        return rule.saves_of(node) is not None and index < len(rule.saves_of(node))
+    if index < len(plan.saves):
+        return True
+    name = plan.names[index]
+    return name in rule.derived and hasattr(rule, f"{name}_again")
+
+
+def test_what_a_rule_saves_has_an_origin():
+    """A float tensor that comes from nowhere would be a constant in a second derivative."""
+    seen, unknown = set(), set()
+    for op in [op for op in OPS.values() if op.supports_gradgrad]:
+        dtype = torch.float64 if torch.float64 in op.supported_dtypes("cpu") else torch.float32
+        for sample in itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=True), 2):
+            args, kwargs = (sample.input, *sample.args), sample.kwargs
+            if any(t.layout is not torch.strided for t in tensors_in([args, kwargs])):
+                continue
+
+            def leaf(t):
+                return nnmirror.Parameter(t.detach().clone()) if t.requires_grad else t.clone()
+
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    made = op.op(*mapped(list(args), leaf), **mapped(kwargs, leaf))
+            except Exception:  # what is refused, here or by PyTorch, is tested elsewhere
+                continue
+            for node in nodes_behind(made):
+                saved = range(len(node._saved or ()))
+                seen.add(node.function.__name__)
+                unknown |= {node.function.__name__ for i in saved if not has_origin(node, i)}
+    assert len(seen) > 150
+    assert not unknown
