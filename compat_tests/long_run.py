@@ -1,9 +1,11 @@
 """A long training run with the garbage collector off: memory must stay as it is.
 
     python -m compat_tests.long_run --steps 100000
+    python -m compat_tests.long_run --steps 20000 --pinn
 
 A net with hooks, in-place layers, views changed in place, a forward under no_grad and the
-explicit backward; what it prints should be flat, and no cycle should be left at the end.
+explicit backward; or, with --pinn, the second derivatives of a physics-informed net. What it prints
+should be flat, and no cycle should be left at the end.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import torch
 
 from nnmirror import nn, optim
 
-from .test_memory import Net
+from .test_memory import Net, residual_loss
 
 
 def resident() -> float:
@@ -27,16 +29,24 @@ def resident() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
-    steps = parser.parse_args().steps
+    parser.add_argument("--pinn", action="store_true", help="gradients of gradients")
+    args = parser.parse_args()
+    steps = args.steps
     torch.set_num_threads(1)
     gc.collect()
     gc.disable()
     model, criterion = Net(), nn.MSELoss()
+    if args.pinn:
+        model = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh())
+        model.append(nn.Linear(20, 1))
     optimizer = optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     for step in range(steps + 1):
-        x, t = torch.randn(4, 3), torch.randn(4, 1)
+        x, t = torch.randn(4, 1 if args.pinn else 3), torch.randn(4, 1)
         optimizer.zero_grad()
-        loss = criterion(model(x), t)
+        if args.pinn:
+            loss = residual_loss(model, criterion, x.requires_grad_())
+        else:
+            loss = criterion(model(x), t)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -44,7 +54,7 @@ def main() -> None:
             with torch.no_grad():
                 model(x)
             print(f"step {step:7d}  {resident():7.1f} MB", flush=True)
-    alive = weakref.ref(model.first)
+    alive = weakref.ref(next(iter(model.children())))
     del model, optimizer, loss, criterion
     print("model freed without the collector:", alive() is None)
     print("objects left in cycles:", gc.collect())

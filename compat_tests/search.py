@@ -3,9 +3,9 @@
     python -m compat_tests.search --examples 20000 --jobs 2
 
 Hypothesis makes up whole programs: a net of shared and branching modules, tensor operations
-between them, views and in-place changes, frozen parameters, hooks, several losses, a few
-steps of an optimiser under a schedule, with walks bound at once or not at all. Each runs on both
-backends; every value, gradient and weight is
+between them, views and in-place changes, frozen parameters, hooks, several losses, gradients that
+go on in the program, a few steps of an optimiser under a schedule, with walks bound at once or not
+at all. Each runs on both backends; every value, gradient and weight is
 compared bit by bit, and so is every error. What the mirror refuses (it says so) is left out
 of the program on both sides. What has been tried is noted in a file, from which a run that was
 stopped goes on.
@@ -265,6 +265,62 @@ BINARY = {
     "prelu": lambda a, b: F.prelu(a, b.flatten()[:1]),
     "cross entropy by hand": lambda a, b: -(a.log_softmax(-1) * b.softmax(-1).detach()).sum(-1),
 }
+
+
+def slope(y: Any, x: Any, start: Any = None) -> Any:
+    """dy/dx, recorded; None if y does not depend on x."""
+    start = torch.ones_like(y) if start is None else start
+    return torch.autograd.grad(y, x, start, create_graph=True, allow_unused=True)[0]
+
+
+def again(y: Any, x: Any) -> Any:
+    """The slope of the slope, as far as there is one."""
+    dy = slope(y, x)
+    if dy is None or not dy.requires_grad:
+        return dy
+    ddy = slope(dy, x)
+    return dy if ddy is None else ddy
+
+
+def slopes(y: Any, params: Any) -> list[Any]:
+    """The slopes for those of the parameters that y depends on."""
+    asked = [p for p in params if p.requires_grad]
+    found = torch.autograd.grad(y.sum(), asked, create_graph=True, allow_unused=True)
+    return [(p, g) for p, g in zip(asked, found, strict=True) if g is not None]
+
+
+def penalty(y: Any, params: Any) -> Any:
+    """The squares of the slopes for all weights."""
+    squares = [(g * g).sum() for _, g in slopes(y, params)]
+    return sum(squares[1:], squares[0]) if squares else None
+
+
+def curved(y: Any, params: Any) -> Any:
+    """The Hessian times the gradient, added up."""
+    found = [(p, g) for p, g in slopes(y, params) if g.requires_grad]
+    if not found:
+        return None
+    weights, grads = zip(*found, strict=True)
+    starts = [g.detach() for g in grads]
+    products = torch.autograd.grad(grads, weights, starts, create_graph=True, allow_unused=True)
+    numbers = [h.sum() for h in products if h is not None]
+    return sum(numbers[1:], numbers[0]) if numbers else None
+
+
+# Gradients that are recorded, and go on in the program.
+GRADIENTS: dict[str, Any] = {
+    "slope": lambda a, b, params: slope(a, b),
+    "slope of a sum": lambda a, b, params: slope(a.sum(), b),
+    "slope from what depends on it": lambda a, b, params: slope(a, b, a * 0.5),
+    "slope by itself": lambda a, b, params: slope(a, a * 1 if a is b else b),
+    "slope added": lambda a, b, params: b + slope(a, b) * 0.5,
+    "slope of the slope": lambda a, b, params: again(a, b),
+    "slope of norm one": lambda a, b, params: (slope(a, b).norm() - 1) ** 2,
+    "slope of a square": lambda a, b, params: slope((a * a).sum(), b),
+    "slopes of the weights": lambda a, b, params: penalty(a, params),
+    "slopes of the weights of a square": lambda a, b, params: penalty(a * a, params),
+    "curvature": lambda a, b, params: curved(a * a, params),
+}
 MODULES = [
     "linear",
     "linear no bias",
@@ -291,6 +347,11 @@ INSTRUCTIONS = st.one_of(
     st.tuples(st.sampled_from(sorted(BINARY)), st.integers(0, 30), st.integers(0, 30)),
     st.tuples(st.sampled_from(MODULES), st.integers(0, 30), st.integers(0, 30)),
 )
+WITH_GRADIENTS = st.one_of(
+    INSTRUCTIONS,
+    INSTRUCTIONS,
+    st.tuples(st.sampled_from(sorted(GRADIENTS)), st.integers(0, 30), st.integers(0, 30)),
+)
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),
     ("SGD", {"momentum": 0.9}),
@@ -310,9 +371,13 @@ PROGRAMS = st.fixed_dictionaries(
         "dtype": st.sampled_from([torch.float32, torch.float32, torch.float64]),
         "leaf": st.booleans(),
         "frozen": st.sets(st.integers(0, 13), max_size=3),
-        "body": st.lists(INSTRUCTIONS, min_size=1, max_size=12),
+        "body": st.one_of(
+            st.lists(INSTRUCTIONS, min_size=1, max_size=12),
+            st.lists(WITH_GRADIENTS, min_size=1, max_size=12),
+        ),
         "losses": st.lists(st.integers(0, 30), min_size=1, max_size=3),
         "retain": st.booleans(),
+        "twice": st.integers(0, 3).map(lambda n: n == 3),  # through the gradients themselves
         "hooks": st.booleans(),
         "retain_grad": st.booleans(),
         "steps": st.integers(1, 2),
@@ -434,6 +499,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             return None
 
     dtype = program["dtype"]
+    again_back = program["twice"] or any(name in GRADIENTS for name, _, _ in program["body"])
     modules = modules_of(nn, dtype)
     params = [p for m in modules.values() for p in m.parameters()]
     for i in program["frozen"]:
@@ -461,6 +527,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     return UNARY[name](a)
                 if name in BINARY:
                     return BINARY[name](a, b)
+                if name in GRADIENTS:
+                    return GRADIENTS[name](a, b, params)
                 if a.dim() == 0 and name != "mse":
                     a = a * 1  # wrong in two ways, a stale view of a number: which is said first?
                 if (
@@ -471,6 +539,12 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     # views of something unseen; a gradient retained at one is lost when a
                     # piece of it is changed in place.
                     return modules[name](a) * 1
+                if again_back and a.dim() > 2 and ("linear" in name or "net" in name):
+                    # The view as rows and the product are two nodes in PyTorch, at which gradients
+                    # of gradients are added up, and one in the mirror: the last bit may differ.
+                    a = a.flatten(0, -2)
+                if again_back and name == "embedding" and not a.numel():
+                    return None  # PyTorch's second derivative fails at a reshape
                 return modules[name](a, b) if name == "mse" else modules[name](a)
 
             result = attempt(place, act)
@@ -494,7 +568,9 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
 
             def back(target: Any = target) -> None:
                 loss = target if target.numel() == 1 else target.sum()
-                if program["bound"] and loss.dim() == 0:
+                if program["twice"]:
+                    loss.backward(torch.ones_like(loss), create_graph=True)
+                elif program["bound"] and loss.dim() == 0:
                     loss.backward(retain_graph=program["retain"])
                 else:
                     loss.backward(torch.ones_like(loss), retain_graph=program["retain"])
@@ -504,6 +580,18 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             if len(log) > before:
                 # A backward that fails half-way has filled some .grad: which, depends on
                 # how many nodes an operation is recorded as.
+                return log
+        if program["twice"]:
+            given = [p.grad for p in params if p.grad is not None and p.grad.requires_grad]
+            log.append(len(given))
+
+            def back_again(given: Any = given) -> None:
+                sum((g * g).sum() for g in given).backward()
+
+            before = len(log)
+            if given:
+                attempt(("twice", step), back_again)
+            if len(log) > before:
                 return log
         grads = [p.grad for p in params]
         if program["retain_grad"]:

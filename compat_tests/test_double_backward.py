@@ -174,6 +174,20 @@ def test_a_graph_that_was_looked_at(nn, optim, bias):
     return dx, x.grad, list(layer.parameters())
 
 
+@parity
+def test_a_penalty_for_one_layer_after_another(nn, optim):
+    """What was kept of the first layer's calls is not taken for the second's."""
+    x, seen = torch.randn(5, 3, requires_grad=True), []
+    for size in (1e-5, 1e-3):
+        norm = nn.BatchNorm1d(3, eps=size)
+        for _ in range(3):
+            y = (norm(nn.functional.leaky_relu(x, 1.0)) ** 3).sum()
+            (slope,) = torch.autograd.grad(y, norm.weight, create_graph=True)
+            (slope**2).sum().backward()
+            seen.append(norm.weight.grad.clone())
+    return seen
+
+
 def critic(nn):
     return nn.Sequential(
         nn.Linear(6, 16), nn.LeakyReLU(0.2), nn.Linear(16, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)

@@ -63,3 +63,55 @@ def test_a_walked_graph_holds_no_activations():
     del hidden
     out.backward()
     assert alias() is None
+
+
+def residual_loss(model, criterion, x):
+    """What a physics-informed net is trained by: u' + u'' = 0."""
+    u = model(x)
+    (du,) = torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True)
+    (ddu,) = torch.autograd.grad(du, x, torch.ones_like(du), create_graph=True)
+    return criterion(du + ddu, torch.zeros_like(u))
+
+
+def test_gradients_of_gradients_leave_nothing_behind():
+    """Of a walk that is recorded: no cycle, and after many steps no more objects than after few."""
+    gc.collect()
+    gc.disable()
+    try:
+        layers = [nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)]
+        model, criterion = nn.Sequential(*layers), nn.MSELoss()
+        del layers
+        optimizer = optim.Adam(model.parameters())
+        x = torch.linspace(0, 1, 5).unsqueeze(1).requires_grad_()
+        counts = []
+        for step in range(120):
+            optimizer.zero_grad()
+            loss = residual_loss(model, criterion, x)
+            loss.backward()
+            optimizer.step()
+            if step % 40 == 39:  # the first of them write what they use again
+                counts.append(len(gc.get_objects()))
+        assert counts[1] == counts[2]
+        node, weight = weakref.ref(loss.grad_fn), weakref.ref(model[0])
+        del loss, model, criterion, optimizer
+        assert node() is None
+        assert weight() is None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_a_gradient_of_a_gradient_that_is_not_asked_for_is_freed():
+    """create_graph=True, and then no step: what was recorded goes with the last reference."""
+    x = torch.linspace(0, 1, 5).unsqueeze(1).requires_grad_()
+    layer = nn.Linear(1, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        (dx,) = torch.autograd.grad(layer(x).tanh().sum(), x, create_graph=True)
+        node = weakref.ref(dx.grad_fn)
+        del dx
+        assert node() is None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -114,6 +114,7 @@ class Plan:
         plan = copy.copy(self)
         plan.arguments = dict(zip(self.given_names, given, strict=True))
         plan.label, plan.backs, plan.is_open = label, {}, False
+        plan.of_other = None  # which knows nothing of these arguments
         return plan
 
     def for_other(self) -> "Plan":
