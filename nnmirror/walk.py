@@ -264,7 +264,8 @@ def walk(
                     left[-1] = _fitted(left[-1], target.shape, target.dtype)
                 arrive(target, index, left.pop())
                 continue
-            outputs = target.outputs
+            like = target.like
+            outputs = target._outputs if like is None else like.outputs  # as the property says
             grad = left.pop()
             if grad is not None:
                 shape, dtype, _ = outputs[index]
