@@ -150,6 +150,7 @@ def _is_multi_grad_hook(hook: Any) -> bool:
 _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
+_MATMUL: Any = torch.Tensor.__matmul__
 
 
 def _is_asked() -> bool:
@@ -167,16 +168,17 @@ UNASKED: set[type] = {torch.Tensor, bool, float, int}
 
 
 def answer_directly(func: Any, found: Any) -> None:
-    """Have a call of this method of a tracked tensor recorded without torch asking the tensor.
+    """Have a call of this method of a tracked tensor answered without torch asking the tensor.
 
-    `found` is the `Recorded` that would answer.
+    `found` is what would answer: a `Recorded`, or what is composed of recorded operations.
     Where torch would ask somebody else, or nobody, it is called as ever.
     """
     names = [n for n in (func.__name__, *_OPERATORS) if getattr(torch.Tensor, n, None) is func]
     names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
     if not names:
         return
-    function, most = found.function, found.most
+    is_recorded = type(found) is Recorded
+    function, most = (found.function, found.most) if is_recorded else (None, -1)
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -186,8 +188,10 @@ def answer_directly(func: Any, found: Any) -> None:
                     break
             else:
                 try:
-                    if not kwargs and len(args) < most:
-                        return record(function, (self, *args))[0]
+                    if not kwargs:
+                        if len(args) < most:
+                            return record(function, (self, *args))[0]  # type: ignore[arg-type]
+                        return found(self, *args)
                     if all([type(arg) in UNASKED for arg in kwargs.values()]):
                         return found(self, *args, **kwargs)
                 except TypeError:
@@ -199,7 +203,7 @@ def answer_directly(func: Any, found: Any) -> None:
         setattr(Tensor, name, method)
 
 
-_OPERATORS = ("__add__", "__mul__", "__neg__", "__sub__", "__truediv__")
+_OPERATORS = ("__add__", "__matmul__", "__mul__", "__neg__", "__sub__", "__truediv__")
 
 
 @upcall("nnmirror.rules.registry")
@@ -548,6 +552,13 @@ class Tensor(torch.Tensor):
             RULES[_SET](self, index, value)
         else:
             _SET(self, index, value)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if type(other) is not torch.Tensor:
+            return torch.Tensor.__rmatmul__(self, other)
+        # Python asks the subclass first; torch would be asked by the operand on the left.
+        asked = type(self) in UNASKED and _is_asked()
+        return (RULES[_MATMUL] if asked else _MATMUL)(other, self)
 
     # -- leaving the tape ------------------------------------------------------------------
 

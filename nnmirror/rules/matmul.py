@@ -280,12 +280,15 @@ def rows_of_one_matrix(x: T) -> bool:
     )
 
 
-@composite(torch.matmul, T.matmul, T.__matmul__)
+@composite(torch.matmul, T.matmul, T.__matmul__, directly=True)
 def matmul(input: T, other: T) -> T:
     """`input @ other` for any numbers of dimensions, as a product of matrices."""
     a, b = input, other
     with DisableTorchFunctionSubclass():
-        n, m = a.dim(), b.dim()
+        try:
+            n, m = a.dim(), b.dim()
+        except AttributeError:  # PyTorch's own words come when it is called as ever
+            raise TypeError("matmul of what is no tensor") from None
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})
     if n == 1 and m == 1:

@@ -225,8 +225,11 @@ def stands_for(func: TorchFunction, *rest: Any) -> Callable[[F], F]:
     return register
 
 
-def composite(*funcs: TorchFunction) -> Callable[[C], C]:
-    """Answer each of `funcs` with the decorated function, made of recorded operations."""
+def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]:
+    """Answer each of `funcs` with the decorated function, made of recorded operations.
+
+    `directly`: methods among them without torch asking the tensor, as it does for a rule's.
+    """
 
     def register(function: C) -> C:
         called: Any = function
@@ -239,6 +242,8 @@ def composite(*funcs: TorchFunction) -> Callable[[C], C]:
 
         for func in funcs:
             RULES[func] = called
+            if directly:
+                _tensor.answer_directly(func, called)
         return called  # type: ignore[no-any-return]
 
     return register

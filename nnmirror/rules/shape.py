@@ -677,7 +677,7 @@ class Flip(Rule):
         return g.flip(dims)
 
 
-@composite(torch.flip, T.flip)
+@composite(torch.flip, T.flip, directly=True)
 def flip(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
