@@ -248,6 +248,39 @@ def test_jvp(nn, optim):
     return found, gradients(model)
 
 
+OUTSIDE = {
+    "grad": lambda f, w, t: f.grad(lambda x, w: (x * w).pow(2).sum())(torch.ones(3), w),
+    "grad of torch's": lambda f, w, t: f.grad(lambda x: (x * w).pow(3).sum())(leaf(w) * 2),
+    "vjp": lambda f, w, t: f.vjp(lambda x: x * w * w, torch.ones(3))[1](torch.ones(3))[0],
+    "vjp's value": lambda f, w, t: f.vjp(lambda x: x * w * w, torch.ones(3))[0],
+    "cotangent": lambda f, w, t: f.vjp(torch.sin, torch.ones(3))[1](t)[0],
+    "jvp": lambda f, w, t: f.jvp(lambda x: (x * w).sin(), (torch.ones(3),), (t,))[1],
+    "jvp, linear": lambda f, w, t: f.jvp(lambda x: x * w, (torch.ones(3),), (torch.ones(3),))[1],
+    "jacrev": lambda f, w, t: f.jacrev(lambda x: (x * w).sin())(torch.ones(3)),
+    "hessian": lambda f, w, t: f.hessian(lambda x: (x * w).sin().sum())(torch.ones(3)),
+    "vmap": lambda f, w, t: f.vmap(lambda x, w: (x * w).sum(), (0, None))(torch.ones(4, 3), w),
+    "vmap of torch's": lambda f, w, t: f.vmap(lambda r: (r * w[0]).sum())(leaf(X) * 2),
+    "grad of grad": lambda f, w, t: f.grad(
+        lambda x: f.grad(lambda y: (x * y * w).pow(2).sum())(x).pow(2).sum()
+    )(torch.ones(3)),
+    "grad of a walk": lambda f, w, t: f.grad(
+        lambda x: torch.autograd.grad((x * w).pow(3).sum(), x, create_graph=True)[0].pow(2).sum()
+    )(torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+@near(4)
+def test_results_lead_outside(nn, optim, case):
+    w = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    t = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = OUTSIDE[case](func_of(nn), w, t)
+    found.square().sum().backward()
+    return found.detach(), w.grad, t.grad
+
+
 @near(4)
 def test_jacobians(nn, optim):
     model, func, x = net(nn, D), func_of(nn), X.to(D)

@@ -628,7 +628,10 @@ class Function:
 
     `backward` receives one gradient per output and returns one per input of `forward`
     (None for what is no tensor). Inside both, grad mode is off; what is computed there under
-    `torch.enable_grad()` is a graph of its own, for `torch.autograd.grad`.
+    `torch.enable_grad()` is a graph of its own, for `torch.autograd.grad`. In a walk with
+    `create_graph=True` it is on in `backward`, and what is computed there from the gradients and
+    from saved inputs and outputs is recorded; a saved tensor that is neither is a constant, as in
+    PyTorch. `torch.autograd.function.once_differentiable` means what it means there.
 
     Attributes as PyTorch's: `vjp` is another name for `backward`; `setup_context`,
     `clear_saved_tensors_on_access` and `boxed_grads_call` mean what they mean there. `jvp`,
