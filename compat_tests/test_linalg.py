@@ -252,3 +252,10 @@ WRONG = {
 @parity
 def test_wrong_arguments(nn, optim, name):
     return WRONG[name](nn.Parameter(E(3)))
+
+
+def test_a_second_derivative_of_the_determinant_of_a_singular_matrix_is_refused_by_name():
+    """PyTorch computes it from the singular values; the factors that there are would give none."""
+    a = nnmirror.Parameter(torch.ones(3, 3, dtype=torch.float64))
+    with pytest.raises(NotImplementedError, match="determinant of a matrix that is singular"):
+        torch.autograd.grad(torch.linalg.det(a), a, create_graph=True)

@@ -45,7 +45,18 @@ def by_differences(function, values):
 
 MEAN, VAR = torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 1.5, 0.8])
 ZERO = torch.tensor([1.0, 0.0, 1.0, 1.0])
+
+
+def changed_in_place(x, w):
+    y = x * w
+    y[0].mul_(w[1])
+    y = y * y
+    y[:, 1].tanh_()
+    return y
+
+
 CASES = {
+    "changed in place": (changed_in_place, (2, 3), (2, 3)),
     "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), (3, 4), (4,), (4,)),
     "layer_norm of a matrix": (lambda x: F.layer_norm(x, (3, 4)), (2, 3, 4)),
     "rms_norm": (lambda x, w: F.rms_norm(x, (4,), w), (3, 4), (4,)),
