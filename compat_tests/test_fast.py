@@ -882,3 +882,78 @@ def test_hooks_on_calls_of_varying_shape(nn, optim):
         z.sum().backward()
         seen.append(y.grad)
     return seen, w.grad
+
+
+@parity
+def test_calls_whose_arguments_are_others_in_turn(nn, optim):
+    """A call is looked for first as the latest of its kind: the others are found all the same."""
+    torch.manual_seed(0)
+    v, w = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 4))
+    frozen = nn.Parameter(torch.randn(3, 4), requires_grad=False)
+    h = torch.tanh(v)
+    others = [h, v, w, frozen, torch.randn(3, 4), torch.randn(3, 1), torch.randn(3, 4).double()]
+    others += [2, 2.0, -0.0, w[:, :1], h.t().exp().t(), torch.randn(4, 3).t()]
+    results = []
+    for _ in range(4):
+        for other in others:
+            y = h * other
+            results.append(
+                (y, y.grad_fn.name(), [n and n.name() for n, _ in y.grad_fn.next_functions])
+            )
+            (y.sum() + (other * h).sum() + (h / w - other).sum()).backward(retain_graph=True)
+    return results, v.grad, w.grad
+
+
+@parity
+def test_an_operand_that_comes_to_carry_a_gradient(nn, optim):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(4))
+    results = []
+    frozen = [nn.Parameter(torch.ones(4), requires_grad=False), torch.ones(4)]
+    for other in frozen:
+        for i in range(8):
+            if i == 6:
+                other.copy_(w * 3)
+            y = torch.exp(w) * other
+            y.sum().backward()
+            results.append((y, other.requires_grad, w.grad.clone()))
+            if i == 4:
+                other.add_(1)
+    return results
+
+
+@parity
+def test_saved_by_a_call_that_came_before_and_changed_since(nn, optim):
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(4))
+    said = []
+    for i in range(6):
+        x, other = w * 2, torch.ones(4)
+        y = torch.exp(x * other)
+        (y if i == 3 else other if i == 4 else x).add_(1)
+        try:
+            y.sum().backward()
+        except RuntimeError as error:
+            said.append(str(error))
+    return said, w.grad
+
+
+@parity
+def test_products_with_weights_in_other_memory(nn, optim):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    x = torch.randn(5, 3)
+    results = []
+    for i in range(12):
+        if i % 3:
+            net.weight.data = torch.randn(2, 3) if i % 2 else torch.randn(3, 2).t()
+            net.bias.data = net.bias.data - 1
+        y = net(x)
+        with torch.no_grad():
+            results.append(net(x))
+        if i % 4 == 1:
+            net.weight.data = torch.randn(2, 3)  # the graph keeps what was there
+        y.square().sum().backward()
+        results.append((y, net.weight.grad, net.bias.grad))
+        net.zero_grad()
+    return results

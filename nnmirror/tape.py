@@ -1129,7 +1129,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                     first = sign
                     if key:
                         key.append(HERE)
-            elif arg._requires_grad:
+            elif arg._requires_grad or arg._node is not None:
                 return None
             else:
                 edges.append(None)

@@ -39,6 +39,9 @@ def write(
     plan = found.plan
     if type(plan) is not formula.Plan or plan.copied or plan.is_open:
         return False
+    for arg, edge in zip(args, edges, strict=True):
+        if edge is not None and edge[0] is not arg and type(edge[0]) is not parts["Node"]:
+            return False  # a gradient goes on in a graph of torch's own
     text = _Text(args, edges)
     saved = [text.saved(place, i in plan.memory) for i, place in enumerate(plan.saves)]
     new = {"compute": plan.compute, "function": function, **parts}
@@ -153,7 +156,7 @@ class _Text:
         if isinstance(arg, torch.Tensor):
             conditions = [f"type({a}) is not {self.constant('kind', i, kind)}"]
             if issubclass(kind, Tensor):
-                conditions.append(f"{a}._signature is not None or {a}._requires_grad")
+                conditions.append(f"{a}._node is not None or {a}._requires_grad")
             else:
                 conditions.append(f"{a}.requires_grad or {a}.layout is not strided")
             return [*conditions, *self.of_layout(a, i, arg)]
