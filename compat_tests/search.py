@@ -388,6 +388,7 @@ PROGRAMS = st.fixed_dictionaries(
 )
 
 REFUSED = "nnmirror"
+NORMS = ("norm net", "batch norm", "layer norm", "layer_norm")
 UNKNOWN = "is not implemented"  # said by PyTorch of a second derivative
 ran: collections.Counter[str] = collections.Counter()
 distinct: set[str] = set()
@@ -500,7 +501,11 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             return None
 
     dtype = program["dtype"]
-    again_back = program["twice"] or any(name in GRADIENTS for name, _, _ in program["body"])
+    recorded = [name for name, _, _ in program["body"] if name in GRADIENTS]
+    # How many gradients may follow one another, before the last.
+    further = program["twice"] + len(recorded) + recorded.count("slope of the slope")
+    further += recorded.count("curvature")
+    again_back = further > 0
     modules = modules_of(nn, dtype)
     params = [p for m in modules.values() for p in m.parameters()]
     for i in program["frozen"]:
@@ -524,6 +529,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             a, b = pool[i % len(pool)], pool[j % len(pool)]
 
             def act(name: str = name, a: Any = a, b: Any = b) -> Any:
+                if further > 1 and name in NORMS:
+                    return None  # PyTorch's third derivative takes mean and deviation for constants
                 if name in UNARY:
                     return UNARY[name](a)
                 if name in BINARY:
