@@ -210,7 +210,7 @@ class Linear(Rule):
         rows = how.rows(g)
         # Stored by columns if X is.
         dx = weight.t().mm(rows.t()).t() if how.by_columns else rows.mm(weight)
-        return dx if g.dim() == 2 else dx.view(how.input_shape)
+        return dx if len(how.input_shape) == 2 else dx.view(how.input_shape)
 
     @staticmethod
     def d_weight(g: T, input: T, how: "_Rows") -> T:
@@ -287,7 +287,9 @@ class _Rows(NamedTuple):
 
     def rows(self, x: T) -> T:
         """x, or its leading dimensions laid out as rows."""
-        return x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        if len(self.input_shape) == 2:
+            return x
+        return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _with_transpose(node: Node) -> None:

@@ -705,7 +705,9 @@ for _name in ("__len__", "detach", "item", "size", "tolist"):
     setattr(Tensor, _name, _asked_directly(getattr(torch.Tensor, _name)))
 # And with no more to look at on that way.
 ASKED: dict[Any, Callable[..., Any]] = {}
-for _name in ("device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"):
+for _name in (
+    *("_version", "device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"),
+):
     _get: Any = getattr(torch.Tensor, _name).__get__
     ASKED[_get] = _asked_plainly(_get)
 for _name in (

@@ -190,9 +190,11 @@ def walk(
         if theirs:
             further = _leading_on(edges, order, theirs)
             reaches |= further
-        for node in sorted(order, key=lambda n: n.sequence):
-            if any(e is not None and id(e[0]) in reaches for e in node.edges):
-                reaches.add(id(node))
+        for node in sorted(order, key=_sequence_of):
+            for edge in node.edges:
+                if edge is not None and id(edge[0]) in reaches:
+                    reaches.add(id(node))
+                    break
     hooked = _state.leaf_hooks_exist
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
@@ -369,6 +371,9 @@ def walk(
                 grad, held = beside.pop(id(target)), found.get((id(target), 0))
                 found[id(target), 0] = grad if held is None else add(held, grad)
     return [found.get((id(t), n)) for t, n in captured]
+
+
+_sequence_of = operator.attrgetter("sequence")
 
 
 def _leading_on(

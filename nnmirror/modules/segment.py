@@ -49,7 +49,7 @@ class Inner:
         plan = node.plan
         if type(node) is not tape.Node or plan is None or node.dirty or len(node.outputs) != 1:
             raise Unwritable
-        self.function, self.label = node.function, node.label
+        self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
         # Where the gradients go: to a parameter, None for nowhere, or ... to what came before.
@@ -70,6 +70,7 @@ class Inner:
     ) -> None:
         """Make `node` that of the layer; `before` is where the gradient of its input goes."""
         node.function, node.plan, node.label = self.function, self.plan, self.label
+        node.signature = self.signature
         node.given = self.given
         node.places, node.needs_input_grad, node.outputs = self.places, self.needs, self.outputs
         node.edges = [before if edge is ... else edge for edge in self.edges]
