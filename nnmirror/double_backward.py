@@ -64,14 +64,13 @@ def run_recorded(
 
 def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[T | None]) -> None:
     """Raise if a gradient that is linear in what depends on something depends on nothing."""
+    if not any(g is not None and g.requires_grad for g in grads):
+        return
     for result in results:
         if result is not None and type(result) is T and bool(result.count_nonzero()):
-            if any(g is not None and g.requires_grad for g in grads):
-                raise _no_second(node.function)
-            return
+            raise _no_second(node.function)
 
 
-@functools.lru_cache(maxsize=1024)
 def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
     """The rule of which `function` is the exact form: the same gradients, in operations that have
     rules."""

@@ -459,8 +459,53 @@ class _Writer:
                 count = self.counts[id(node)]
                 conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
                 conditions.append("key in arrived")
+        leaves = self.fetch(lines, conditions, ends)
+        free = self.fetch_saved(lines, conditions)
+        lines.append("if (")
+        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
+        lines.append("): return None")
+        self.lines = self.shorter()
+        memory = self.memory()
+        if memory is not None:
+            lines += ["memory = take()", f"{', '.join(memory.names)}, = memory"]
+        text: list[str] = []
+        for line in self.lines:
+            if isinstance(line, _Give):
+                leaf, grad_name = leaves[id(line.leaf)], self.known[id(line.grad)]
+                text.append(f"give({leaf}, {grad_name}, {self.is_own(line.leaf, line.grad)})")
+            elif isinstance(line, str):
+                text.append(line)
+            elif memory is None or line.name not in memory.views:
+                text.append(self.said(line, memory))
+        lines += self.dropped(text)
+        if memory is not None:
+            lines.append("spare(memory)")
+        if free:
+            lines.append("if not retain_graph:")
+            lines += [f"    {line}" for line in free]
+        if self.is_part:
+            targets = [
+                f"({leaves.get(id(target)) or ends[id(target)]}, {index})"
+                for target, index, _ in self.results
+            ]
+            grads = [self.known[id(g)] for _, _, g in reversed(self.results)]
+            lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
+            return "\n    ".join(lines) + "\n"
+        found = [
+            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
+            for leaf, g in self.arrivals.values()
+            if id(leaf) not in self.given
+        ]
+        lines.append(f"return ({' '.join(found)})")
+        return "\n    ".join(lines) + "\n"
+
+    def fetch(
+        self, lines: list[str], conditions: list[str], ends: dict[int, str]
+    ) -> dict[int, str]:
+        """Write how the nodes are found, and what makes the graph another; the leaves' names."""
         leaves: dict[int, str] = {}
         fetched = {id(self.whole[0])}
+        last_name = self.names[id(self.whole[-1])]
         for i, node in enumerate(self.whole):  # each has a name by then
             name = self.names[id(node)]
             # One that somebody has looked at may lead elsewhere since.
@@ -511,6 +556,16 @@ class _Writer:
             if i + 1 < len(self.whole) and not follows:
                 before = self.names[id(self.whole[i + 1])]
                 conditions.append(f"{name}.sequence < {before}.sequence")
+        # Two calls of one signature may have been one.
+        alike: dict[Any, list[str]] = {}
+        for node in self.whole:
+            alike.setdefault(node.signature, []).append(self.names[id(node)])
+        for names in alike.values():
+            conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
+        return leaves
+
+    def fetch_saved(self, lines: list[str], conditions: list[str]) -> list[str]:
+        """The same for what they saved; returns what frees it."""
         free: list[str] = []
         for node in self.whole:
             name = self.names[id(node)]
@@ -532,50 +587,8 @@ class _Writer:
                     f"{saved}[{k}][{i}]._version != {name}._versions[{place}]"
                     for place, (k, i) in enumerate(node.segment.visible)
                 ]
-        # Two calls of one signature may have been one.
-        alike: dict[Any, list[str]] = {}
-        for node in self.whole:
-            alike.setdefault(node.signature, []).append(self.names[id(node)])
-        for names in alike.values():
-            conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
         conditions += self.twice
-        lines.append("if (")
-        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
-        lines.append("): return None")
-        self.lines = self.shorter()
-        memory = self.memory()
-        if memory is not None:
-            lines += ["memory = take()", f"{', '.join(memory.names)}, = memory"]
-        text: list[str] = []
-        for line in self.lines:
-            if isinstance(line, _Give):
-                leaf, grad_name = leaves[id(line.leaf)], self.known[id(line.grad)]
-                text.append(f"give({leaf}, {grad_name}, {self.is_own(line.leaf, line.grad)})")
-            elif isinstance(line, str):
-                text.append(line)
-            elif memory is None or line.name not in memory.views:
-                text.append(self.said(line, memory))
-        lines += self.dropped(text)
-        if memory is not None:
-            lines.append("spare(memory)")
-        if free:
-            lines.append("if not retain_graph:")
-            lines += [f"    {line}" for line in free]
-        if self.is_part:
-            targets = [
-                f"({leaves.get(id(target)) or ends[id(target)]}, {index})"
-                for target, index, _ in self.results
-            ]
-            grads = [self.known[id(g)] for _, _, g in reversed(self.results)]
-            lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
-            return "\n    ".join(lines) + "\n"
-        found = [
-            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
-            for leaf, g in self.arrivals.values()
-            if id(leaf) not in self.given
-        ]
-        lines.append(f"return ({' '.join(found)})")
-        return "\n    ".join(lines) + "\n"
+        return free
 
     def taken(self) -> set[int]:
         """Memory that others hold, or will."""
