@@ -161,6 +161,7 @@ def walk(
     stop: Sequence[_tape.Edge] | None = None,
     into: bool = False,
     create_graph: bool = False,
+    replaying: bool = False,
 ) -> list[torch.Tensor | None]:
     """Send `grads` back from `edges`.
 
@@ -176,6 +177,14 @@ def walk(
     With `create_graph` the walk is recorded itself (see `double_backward`).
     """
     captured = only or stop or ()
+    if create_graph and only is not None and not into and fast.enabled and not replaying:
+        with DisableTorchFunctionSubclass():
+            again = functools.partial(
+                walk, edges, grads, True, only, create_graph=True, replaying=True
+            )
+            replay = replayed(edges, grads, only, retain_graph, again)
+        if replay is not None:
+            return replay
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
     binding = simple and fast.enabled and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
@@ -974,6 +983,18 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
 @upcall("nnmirror.fast.binding")
 def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
     """The walk behind `node`, as far as it is bound; None if it is not."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.fast.replay")
+def replayed(
+    edges: Sequence[_tape.Edge],
+    grads: Sequence[torch.Tensor],
+    only: Sequence[_tape.Edge],
+    retain_graph: bool,
+    generic: Callable[[], Any],
+) -> list[torch.Tensor | None] | None:
+    """A recorded walk that came before; None if the generic one has to go."""
     raise NotImplementedError
 
 

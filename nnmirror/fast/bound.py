@@ -500,7 +500,11 @@ class _Writer:
         return "\n    ".join(lines) + "\n"
 
     def fetch(
-        self, lines: list[str], conditions: list[str], ends: dict[int, str]
+        self,
+        lines: list[str],
+        conditions: list[str],
+        ends: dict[int, str],
+        expanding: bool = False,
     ) -> dict[int, str]:
         """Write how the nodes are found, and what makes the graph another; the leaves' names."""
         leaves: dict[int, str] = {}
@@ -509,7 +513,14 @@ class _Writer:
         for i, node in enumerate(self.whole):  # each has a name by then
             name = self.names[id(node)]
             # One that somebody has looked at may lead elsewhere since.
-            looked_at = "" if node.segment is None else f" or {name}.segment is None"
+            looked_at = ""
+            if node.segment is not None:
+                looked_at = f" or {name}.segment is None"
+            elif "before" in vars(node):  # it was one, and is its last layer's now
+                looked_at = f" or {name}.segment is not None"
+            if expanding:
+                looked_at = ""
+                lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
             lines.append(f"if {name}.is_watched{looked_at}: return None")
             lines.append(f"e = {name}.edges")
             follows = False
@@ -540,7 +551,7 @@ class _Writer:
                     to = leaves[id(target)] = f"v{len(leaves)}"
                     lines.append(f"{to} = e[{place}][0]")
                     conditions += [f"{to} is {other}" for other in theirs]
-                    if not self.is_part:
+                    if not (self.is_part or expanding):
                         if goes_on(target):
                             raise Unbindable
                         self.environment["goes_on"] = goes_on

@@ -40,6 +40,7 @@ class Signature:
         "parts",
         "places",
         "plan",
+        "replays",
         "serial",
         "siblings",
         "varying",
@@ -73,6 +74,7 @@ class Signature:
         self.visits = 0  # how often the generic walk came here
         # Parts of a walk from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
+        self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.is_plain = True  # it has one output, which is no view
         self.checks_shape = False  # the shape of the result depends on the data

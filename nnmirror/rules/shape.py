@@ -15,6 +15,7 @@ from .._types import IndexLike, Size, TorchFunction
 from ..tape import record
 from ..tensor import reshaping
 from ..views import AsStrided
+from .gradient import applied
 from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -413,9 +414,24 @@ class Basic(Rule):
 
     @staticmethod
     def d_input(g: T, input_shape: torch.Size, index: IndexLike) -> T:
-        dx = g.new_zeros(input_shape)
-        dx[index] = g
+        return _put_at(g, input_shape, index)
+
+
+class SliceBackward(Rule):
+    """Z = zeros of a shape, with X put at index:  dX = G[index]"""
+
+    @staticmethod
+    def forward(grad: T, input_shape: torch.Size, index: IndexLike) -> T:
+        dx = grad.new_zeros(input_shape)
+        dx[index].copy_(grad)
         return dx
+
+    @staticmethod
+    def d_grad(g: T, index: IndexLike) -> T:
+        return g[index]
+
+
+_put_at = applied(SliceBackward)
 
 
 class Index(Rule):

@@ -1,0 +1,380 @@
+"""A walk with `create_graph=True`, replayed: what it computes and records, as straight-line Python.
+
+The generic walk hands tracked tensors to the rules' gradients, and each operation on them finds its
+way through torch's dispatch to the tape. Of a graph that comes again it is known which operations
+these are, and which nodes they leave. So they are written out: compute, and make the nodes. These
+are the same nodes, with the same signatures, as those of the generic walk.
+
+The first replay runs beside the generic walk. It is trusted if its gradients have the same bits,
+and if its nodes are of the same functions, with the same edges and the same saved tensors.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import _torch, fast
+from .. import tape as _tape
+from .. import tensor as _tensor
+from .. import walk as _walk
+from .._torch import EnableTorchFunction
+from .._upcalls import implements
+from ..exact import mode as exact
+from . import bound as _bound
+from . import source
+from .shorter import Called, Unbindable
+from .signature import of_tensor
+
+T = torch.Tensor
+_MOST_KEPT = 8  # replays from one signature
+_DETACH = (T.detach, torch.detach)
+
+
+class Replay:
+    """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is another."""
+
+    def __init__(self, text: str, environment: dict[str, Any]) -> None:
+        self.trusted = False
+        self.compiled = source.Compiled(text, "backward", "recorded walk", environment)
+        self.source = text
+        self.run = self.compiled.function
+
+
+@implements(_walk)
+def replayed(
+    edges: Sequence[_tape.Edge],
+    grads: Sequence[T],
+    only: Sequence[_tape.Edge],
+    retain_graph: bool,
+    generic: Any,
+) -> list[T | None] | None:
+    """The walk from `edges` with create_graph, if it came before; None for the generic one to go.
+
+    `generic()` goes the generic way.
+    """
+    if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
+        return None
+    (node, index), grad = edges[0], grads[0]
+    if type(node) is not _tape.Node or len(node.outputs) != 1 or type(grad) is not T:
+        return None
+    if node.segment is not None:
+        node.segment.expand(node)
+    sign = node.signature
+    if sign is None or sign.replays is False or grad.layout is not torch.strided:
+        return None
+    key = of_tensor(grad), len(only), exact.is_exact()
+    if sign.replays is None:
+        sign.replays = {}
+    found = sign.replays.get(key, 0)
+    if found is False:
+        return None
+    if type(found) is int:
+        sign.replays[key] = found + 1
+        if found + 1 < fast.after:
+            return None
+        if len(sign.replays) > _MOST_KEPT:
+            sign.replays.clear()
+        try:
+            writer = _Writer(node, only)
+            writer.go_back(grad)
+            found = Replay(writer.source(), writer.environment)
+        except _bound.ChangedSince:
+            return None
+        except (Unbindable, RuntimeError, NotImplementedError):
+            found = False
+        sign.replays[key] = found
+        return None
+    results = found.run(node, grad, only)
+    if results is None:
+        return None
+    if not found.trusted:
+        expected = generic()
+        found.trusted = all(map(_alike, expected, results))
+        if not found.trusted:
+            sign.replays[key] = False
+            if fast.after == 1:
+                raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
+            return expected  # type: ignore[no-any-return]
+    return results  # type: ignore[no-any-return]
+
+
+class _Writer(_bound._Writer):
+    """Writes the source of the walk from `root` to the `ends`.
+
+    As for a bound walk; m0, m1 ... are the nodes that it makes.
+    """
+
+    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
+        _walk.dependencies([(root, 0)])  # makes layers of segments
+        super().__init__(root)
+        self.root, self.ends = root, ends
+        self.first = next(_tape._sequence)
+        self.reaches = {id(target) for target, _ in ends}
+        for node in reversed(self.order):
+            if any(e is not None and id(e[0]) in self.reaches for e in node.edges):
+                self.reaches.add(id(node))
+        self.found_at: dict[tuple[int, int], T] = {}
+        self.changes = False  # does it change anything in place?
+
+    def go_back(self, grad: T) -> None:
+        self.known[id(grad)] = "g"
+        self.alive.append(grad)
+        slots: dict[int, list[Any]] = {id(self.root): [grad]}
+        wanted = {(id(target), index) for target, index in self.ends}
+        mode = torch.is_grad_enabled()
+        assert mode
+        for node in self.order:
+            given = slots.pop(id(node), None)
+            if given is None or id(node) not in self.reaches:
+                continue
+            for i, g in enumerate(given):
+                if (id(node), i) in wanted and g is not None:
+                    self.found_at[id(node), i] = g
+            needs = tuple([e is not None and id(e[0]) in self.reaches for e in node.edges])
+            if True not in needs:
+                continue
+            if not node.function.is_rule or node.function.reads_data or None in given:
+                raise Unbindable
+            results = self.recorded(node, given, needs)
+            for edge, result in zip(node.edges, results, strict=True):
+                if edge is None or result is None or id(edge[0]) not in self.reaches:
+                    continue
+                target, index = edge
+                if id(target) in self.names:
+                    to = slots.setdefault(id(target), [None] * len(target.outputs))
+                    to[index] = self.sum(to[index], result)
+                else:
+                    held = self.found_at.get((id(target), 0))
+                    self.found_at[id(target), 0] = self.sum(held, result)
+
+    def recorded(self, node: _tape.Node, given: list[T], needs: tuple[bool, ...]) -> Any:
+        """Take the step of `node`, and write what it calls."""
+        mine: dict[int, str] = {}
+        self.lines.append(f"# {_tape.bare(node.name())}")
+        for i, tensor in enumerate(node._saved or ()):
+            if isinstance(tensor, T):
+                self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
+                for edge in node.edges:  # a leaf is not told from the alias that was saved
+                    leaf = None if edge is None else edge[0]
+                    if isinstance(leaf, _tensor.Tensor) and vars(leaf).get("_plain") is tensor:
+                        mine.setdefault(id(leaf), mine[id(tensor)])
+        sign = node.signature
+        if sign is not None and sign.plan is not None and sign.plan.is_open:
+            raise Unbindable
+        with _bound._Notes() as notes:
+            results = _walk.validated(node, _tape.run_recorded(node, given, needs))
+        self.write(notes, mine)
+        for result in results:
+            if result is not None and id(result) not in self.known:
+                self.known[id(result)] = self.word(result, mine)
+                self.alive.append(result)
+        self.known.update(mine)  # what the new nodes save
+        self.alive += [node._saved]
+        return results
+
+    def write(self, notes: Any, mine: dict[int, str]) -> None:
+        if notes.reads_data:
+            raise Unbindable
+        for func, args, kwargs, out in notes.calls:
+            self.alive += [args, kwargs, out]
+            if hasattr(out, "_is_constant"):
+                continue
+            if func in _DETACH:  # an alias, of which there is no need
+                self.known[id(out)] = self.word(args[0], mine)
+                continue
+            call = Called("", func, args, kwargs, [], out)
+            if not isinstance(out, T):
+                raise Unbindable
+            if call.changes():  # what was computed on the way to a gradient, if it is that
+                if "out" in kwargs or _bound.WORDS.fullmatch(self.word(args[0], mine)) is None:
+                    raise Unbindable
+                self.changes = True
+            words = [self.word(a, mine) for a in args]
+            words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
+            self.assign(call._replace(words=words), mine)
+
+    def sum(self, held: T | None, grad: T) -> T:
+        if held is None:
+            return grad
+        with _bound._Notes() as notes, EnableTorchFunction():
+            total = held + grad
+        self.write(notes, {})
+        return total
+
+    def source(self) -> str:
+        lines = ["def backward(n0, g, ends):"]
+        conditions: list[str] = []
+        leaves = self.fetch(lines, conditions, {}, expanding=True)
+        self.fetch_saved(lines, conditions)
+        lines.append(f"{''.join([f'(end{i}, index{i}), ' for i in range(len(self.ends))])}= ends")
+        places = {**self.names, **leaves}
+        for i, (target, index) in enumerate(self.ends):
+            if id(target) not in places or (id(target), index) not in self.found_at:
+                raise Unbindable
+            conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
+        lines.append("if (")
+        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
+        lines.append("): return None")
+        results = [self.found_at[id(target), index] for target, index in self.ends]
+        made = self.new_nodes(results)
+        outputs = {}  # of the tensors computed: the nodes whose outputs they are
+        for node in made:
+            places[id(node)] = f"m{len(outputs)}"
+            outputs[id(node)] = node
+        by_word: dict[str, list[_tape.Node]] = {}
+        results_of = {
+            id(t._node): t
+            for t in self.alive
+            if isinstance(t, _tensor.Tensor) and id(t._node) in outputs
+        }
+        for node in made:
+            out: Any = results_of.get(id(node))
+            if out is None or self.known.get(id(out)) is None:
+                raise Unbindable
+            by_word.setdefault(self.known[id(out)], []).append(node)
+            self.alive.append(out)
+        needed = self.needed(made, results, results_of)
+        self.environment |= {
+            "Node": _tape.Node,
+            "Tensor": _tensor.Tensor,
+            "sequence": _tape._sequence,
+        }
+        for line in self.lines:
+            if isinstance(line, str):
+                lines.append(line)
+            elif isinstance(line, Called) and (self.changes or line.name in needed):
+                lines.append(self.said(line, None))
+                for node in by_word.get(line.name, ()):
+                    lines += self.creation(node, places, results_of)
+        for i, result in enumerate(results):
+            word = self.known[id(result)]
+            lines.append(f"r{i} = {word}")
+            if isinstance(result, _tensor.Tensor) and result._node is not None:
+                if id(result._node) not in outputs or result._output_nr or result._view_of:
+                    raise Unbindable
+                lines += [f"r{i}.__class__ = Tensor", f"r{i}._node = {places[id(result._node)]}"]
+            elif word == "g":
+                raise Unbindable
+        lines.append(f"return [{', '.join([f'r{i}' for i in range(len(results))])}]")
+        return "\n    ".join(lines) + "\n"
+
+    def new_nodes(self, results: Sequence[T]) -> list[_tape.Node]:
+        """The nodes that the walk recorded, in the order in which it did."""
+        made: dict[int, _tape.Node] = {}
+        stack = [r._node for r in results if isinstance(r, _tensor.Tensor)]
+        while stack:
+            node: Any = stack.pop()
+            if node is None or id(node) in made or id(node) in self.names:
+                continue
+            if node.sequence < self.first or len(node.outputs) != 1 or node.signature is None:
+                raise Unbindable
+            if node.is_watched or node.attributes is not None or node.signature.plan is None:
+                raise Unbindable
+            made[id(node)] = node
+            stack += [e[0] for e in node.edges if e is not None and type(e[0]) is _tape.Node]
+        return sorted(made.values(), key=lambda node: node.sequence)
+
+    def creation(
+        self, node: _tape.Node, places: dict[int, str], results_of: dict[int, Any]
+    ) -> list[str]:
+        """The source that makes a node."""
+        name = places[id(node)]
+        edges = []
+        for edge in node.edges:
+            if edge is None:
+                edges.append("None")
+                continue
+            if id(edge[0]) not in places:
+                raise Unbindable
+            edges.append(f"({places[id(edge[0])]}, {edge[1]})")
+        words = [self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))]
+        versions = ["None" if word == "None" else f"{word}._version" for word in words]
+        return [
+            f"{name} = Node({self.constant(node.function)})",
+            f"{name}.signature = {name}.like = {self.constant(node.signature)}",
+            f"{name}.edges = ({''.join([f'{e}, ' for e in edges])})",
+            f"{name}._saved = ({''.join([f'{w}, ' for w in words])})",
+            f"{name}._versions = ({''.join([f'{v}, ' for v in versions])})",
+            f"{name}.sequence = next(sequence)",
+        ]
+
+    def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, Any]) -> str:
+        """Where what a new node saves is found."""
+        tensor = (node._saved or ())[i]
+        if tensor is None:
+            return "None"
+        plan: Any = node.plan
+        if i < len(plan.saves) and plan.saves[i] < 0:
+            return f"{self.known[id(results_of[id(node)])]}.detach()"
+        word = self.known.get(id(tensor))
+        if word is None and hasattr(tensor, "_is_constant"):
+            word = self.constant(tensor)
+        if word is None:
+            raise Unbindable
+        return word
+
+    def needed(
+        self, made: Sequence[_tape.Node], results: Sequence[T], results_of: dict[int, Any]
+    ) -> set[str]:
+        """The names of what is computed and used."""
+        words = {self.known[id(r)] for r in results}
+        for node in made:
+            words.add(self.known[id(results_of[id(node)])])
+            words.update(
+                self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))
+            )
+        names = {name for word in words for name in _bound.WORDS.findall(word)}
+        for line in reversed(self.lines):
+            if isinstance(line, Called) and line.name in names:
+                names.update(n for word in line.words for n in _bound.WORDS.findall(word))
+        return names
+
+
+def _alike(expected: Any, actual: Any) -> bool:
+    """Are these two results, with all that was recorded, the same?"""
+    return _same(expected, actual) and _same_graph(expected, actual)
+
+
+def _same(a: T, b: T) -> bool:
+    return (
+        type(a) is type(b)
+        and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        and torch.equal(a.detach().nan_to_num(nan=0.0), b.detach().nan_to_num(nan=0.0))
+        and torch.equal(a.detach().isnan(), b.detach().isnan())
+    )
+
+
+def _same_graph(expected: Any, actual: Any) -> bool:
+    seen: dict[int, Any] = {}
+    stack = [(getattr(expected, "_node", None), getattr(actual, "_node", None))]
+    while stack:
+        a, b = stack.pop()
+        if a is b:
+            continue
+        if id(a) in seen:
+            if seen[id(a)] is not b:
+                return False
+            continue
+        seen[id(a)] = b
+        if type(a) is not _tape.Node or type(b) is not _tape.Node:
+            return False
+        if a.function is not b.function or a.signature is not b.signature:
+            return False
+        if (a.needs_input_grad, a.outputs) != (b.needs_input_grad, b.outputs):
+            return False
+        saved = list(zip(a._saved or (), b._saved or (), strict=True))
+        if not all(x is y or (x is not None and _same(_plain(x), _plain(y))) for x, y in saved):
+            return False
+        for e, f in zip(a.edges, b.edges, strict=True):
+            if (e is None) != (f is None):
+                return False
+            if e is not None and f is not None:
+                if e[1] != f[1]:
+                    return False
+                stack.append((e[0], f[0]))
+    return True
+
+
+def _plain(tensor: T) -> T:
+    return tensor.detach()
