@@ -15,7 +15,7 @@ import torch
 import nnmirror
 from nnmirror.tape import Node, tensors_in
 
-from .parity import parity, same_bits
+from .parity import bound_at_once, parity, same_bits
 from .test_every_op import OPS, mapped, refused
 
 # Second derivatives that PyTorch rounds otherwise, by how many units (eps times the largest number
@@ -73,8 +73,14 @@ def _numbers(low, high, like):
 
 
 def compare(name, function, args, kwargs):
+    """Walked by the generic walk, and replayed at once, which compares the two."""
     expected = twice(torch.nn, function, args, kwargs)
-    actual = twice(nnmirror, function, args, kwargs)
+    alike(name, expected, twice(nnmirror, function, args, kwargs))
+    with bound_at_once():
+        alike(name, expected, twice(nnmirror, function, args, kwargs))
+
+
+def alike(name, expected, actual):
     if refused(actual[0]):
         return
     if expected[0] is not None:  # PyTorch has no second derivative, or a wrong argument

@@ -15,8 +15,8 @@ from .bridge import from_torch, to_torch
 from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules
 from .exact.mode import exact, is_exact, set_exact
 from .fast import binding as _binding  # noqa: F401  walks are bound
-from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
 from .fast import recorder as _recorder  # noqa: F401  calls of varying shape are recorded
+from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import (
     CELU,

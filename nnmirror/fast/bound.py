@@ -646,11 +646,22 @@ class _Writer:
                 sharing.setdefault(memory_of(out), set()).add(id(out))
         memory = _Memory()
         last: dict[str, int] = {}  # where a name is used last
+        until: dict[int, int] = {}  # and where the memory is, by that
+        holds = {
+            name: memory_of(out)
+            for line in self.lines
+            if isinstance(line, Called)
+            for out in _tape.tensors_in(line.out)
+            for name in WORDS.findall(self.known.get(id(out), ""))
+        }
         for i, line in enumerate(self.lines):
-            if isinstance(line, Called):
-                last.update((word, i) for text in line.words for word in WORDS.findall(text))
-            elif isinstance(line, str):
-                last.update((word, i) for word in WORDS.findall(line))
+            if isinstance(line, _Give):
+                continue
+            texts = line.words if isinstance(line, Called) else [line]
+            for word in [word for text in texts for word in WORDS.findall(text)]:
+                last[word] = i
+                if word in holds:
+                    until[holds[word]] = i
         for i, line in enumerate(self.lines):
             if not isinstance(line, Called) or not line.name or memory_of(line.out) in taken:
                 continue
@@ -660,7 +671,7 @@ class _Writer:
                 first = line.args[0] if is_last else None
                 if isinstance(first, torch.Tensor):  # else a view of it is used later
                     is_last = len(sharing.get(memory_of(first), ())) == 1
-                memory.add(line, is_last)
+                memory.add(line, is_last, i, until.get(memory_of(out), i))
         if not memory.names:
             return None
         self.environment["take"], self.environment["spare"] = memory.take, memory.spare.append
@@ -728,13 +739,16 @@ class _Memory:
         ] = {}  # computed into the memory of the first argument, by this
         self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
         self.places: dict[int, int] = {}  # of the tensors that were recorded
+        self.kinds: dict[int, Any] = {}  # of memory of its own: the layout
+        self.until: dict[int, int] = {}  # the last call that needs what is there
         self.spare: list[list[torch.Tensor]] = []
 
-    def add(self, call: Called, is_last: bool) -> None:
+    def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
         """Have the result of `call` in this memory, if it can be.
 
         If its first argument is used there for the last time, and has its memory for itself, that
-        may be its memory.
+        may be its memory. Else it is one that was needed until before this call, the `now`-th, if
+        there is one: what is written soon after it was read is in the cache still.
         """
         out = call.out
         changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
@@ -750,6 +764,7 @@ class _Memory:
             if place is not None and alike:
                 self.in_place[call.name] = changing
                 self.places[id(out)] = place
+                self.until[place] = max(self.until[place], until)
             return
         if is_view:
             places = self.places
@@ -776,8 +791,20 @@ class _Memory:
                 return
             else:
                 self.writers.add(call.name)
-            shape, dtype, device = out.shape, out.dtype, out.device
-            self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+            shape, dtype, device = kind = out.shape, out.dtype, out.device
+            free = [at for at, end in self.until.items() if end < now and self.kinds[at] == kind]
+            if free:
+                at = free[-1]
+                self.makers.append(lambda made: made[at])
+            else:
+                at = len(self.names)
+                self.kinds[at] = kind
+                self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+            self.until.pop(at, None)  # the latest is the last
+            self.until[at] = until
+            self.places[id(out)] = at
+            self.names.append(call.name)
+            return
         self.places[id(out)] = len(self.names)
         self.names.append(call.name)
 

@@ -55,7 +55,7 @@ def replayed(
     """
     if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
-    (node, index), grad = edges[0], grads[0]
+    (node, _), grad = edges[0], grads[0]
     if type(node) is not _tape.Node or len(node.outputs) != 1 or type(grad) is not T:
         return None
     if node.segment is not None:
@@ -84,7 +84,8 @@ def replayed(
         except (Unbindable, RuntimeError, NotImplementedError):
             found = False
         sign.replays[key] = found
-        return None
+        if not found or fast.after > 1:
+            return None
     results = found.run(node, grad, only)
     if results is None:
         return None
@@ -122,8 +123,6 @@ class _Writer(_bound._Writer):
         self.alive.append(grad)
         slots: dict[int, list[Any]] = {id(self.root): [grad]}
         wanted = {(id(target), index) for target, index in self.ends}
-        mode = torch.is_grad_enabled()
-        assert mode
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None or id(node) not in self.reaches:
@@ -218,7 +217,7 @@ class _Writer(_bound._Writer):
         lines.append("): return None")
         results = [self.found_at[id(target), index] for target, index in self.ends]
         made = self.new_nodes(results)
-        outputs = {}  # of the tensors computed: the nodes whose outputs they are
+        outputs: dict[int, _tape.Node] = {}
         for node in made:
             places[id(node)] = f"m{len(outputs)}"
             outputs[id(node)] = node
@@ -364,8 +363,9 @@ def _same_graph(expected: Any, actual: Any) -> bool:
         if (a.needs_input_grad, a.outputs) != (b.needs_input_grad, b.outputs):
             return False
         saved = list(zip(a._saved or (), b._saved or (), strict=True))
-        if not all(x is y or (x is not None and _same(_plain(x), _plain(y))) for x, y in saved):
-            return False
+        for x, y in saved:
+            if x is not y and (x is None or y is None or not _same(x.detach(), y.detach())):
+                return False
         for e, f in zip(a.edges, b.edges, strict=True):
             if (e is None) != (f is None):
                 return False
@@ -374,7 +374,3 @@ def _same_graph(expected: Any, actual: Any) -> bool:
                     return False
                 stack.append((e[0], f[0]))
     return True
-
-
-def _plain(tensor: T) -> T:
-    return tensor.detach()
