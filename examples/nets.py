@@ -26,6 +26,7 @@ GROUPS = {
     "small": "64-64-64-8, batch 32, MSELoss",
     "normed": "64-64-64-8 with a norm before each ReLU, Adam",
     "train": "What tutorials train",
+    "second": "Gradients of gradients, create_graph=True",
     "rl": "Reinforcement learning, on made-up transitions",
     "activations": "One Linear and an activation, wired by hand: forward and backward",
     "norms": "One Linear and a norm, wired by hand: forward and backward",

@@ -224,3 +224,60 @@ def gan(nn: Any, optim: Any, kind: str) -> Built:
         return g_loss, d_loss
 
     return step, generator, discriminator
+
+
+@row(
+    "second",
+    "heat equation, 2-20-20-20-1 by hand, float64, Adam",
+    {"50 points": 50, "1,000 points": 1000},
+)
+def heat_equation(nn: Any, optim: Any, points: int) -> Built:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 20)
+            self.second = nn.Linear(20, 20)
+            self.third = nn.Linear(20, 20)
+            self.out = nn.Linear(20, 1)
+
+        def forward(self, x: Any) -> Any:
+            for layer in (self.first, self.second, self.third):
+                x = torch.tanh(layer(x))
+            return self.out(x)
+
+    net = Net().to(torch.float64)
+    x, t = (torch.rand(points, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = optim.Adam(net.parameters(), lr=1e-3)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        u = net(torch.cat([x, t], 1))
+        ones = torch.ones_like(u)
+        u_x, u_t = torch.autograd.grad(u, [x, t], ones, create_graph=True)
+        (u_xx,) = torch.autograd.grad(u_x, x, ones, create_graph=True)
+        loss = (u_t - 0.1 * u_xx).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step, net
+
+
+@row("second", "critic 64-128-128-1 with a gradient penalty, batch 64, Adam")
+def critic(nn: Any, optim: Any) -> Built:
+    net = sequential(nn, (64, 128, 128, 1), relu)
+    optimizer = optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.9))
+    real, fake = torch.randn(64, 64), torch.rand(64, 64)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        share = torch.rand(64, 1)
+        between = (share * real + (1 - share) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(net(between).sum(), between, create_graph=True)
+        penalty = (slope.norm(2, dim=1) - 1).pow(2).mean()
+        loss = net(fake).mean() - net(real).mean() + 10 * penalty
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step, net
