@@ -49,7 +49,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
 from .rules.softmax import Softplus
-from .tape import Node, constant, record
+from .tape import SEEN, Node, constant, record, sign_call, signature_at
 from .tensor import Tensor
 
 T = torch.Tensor
@@ -303,19 +303,25 @@ def _with_transpose(node: Node) -> None:
     bias, input, weight = node.edges
     node.function = _LinearOfTransposed
     node.plan = cast(Plan, node.plan).for_other()
-    node.is_watched = True
+    node.is_watched = node.is_watched or SEEN
     if weight is None:
         return
-    target, index = weight
-    shape, dtype, device = (
-        target.outputs[index]
-        if type(target) is Node
-        else (target.shape, target.dtype, target.device)
-    )
+    sign = signature_at(weight)
     made = Node(TRule)
-    made.edges, made.places, made.needs_input_grad = (weight,), (0,), (True,)
-    made.plan = TRule.formulas.plan((), made.needs_input_grad)  # type: ignore[union-attr]
-    made.outputs = ((torch.Size(shape[::-1]), dtype, device),)
+    made.edges = (weight,)
+    made.signature = made.like = None if sign is None else sign.next.get(TRule)
+    if made.like is None:
+        target, index = weight
+        shape, dtype, device = (
+            target.outputs[index]
+            if type(target) is Node
+            else (target.shape, target.dtype, target.device)
+        )
+        made.places, made.needs_input_grad = (0,), (True,)
+        made.plan = TRule.formulas.plan((), made.needs_input_grad)  # type: ignore[union-attr]
+        made.outputs = ((torch.Size(shape[::-1]), dtype, device),)
+        if sign is not None:
+            sign_call(made, sign)
     made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
     node.edges = (bias, input, (made, 0))
 

@@ -46,6 +46,8 @@ from .tensor import add_hook, bare, no_complex
 if TYPE_CHECKING:
     from . import views as _views
 
+SEEN = "seen"
+
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
 # In place of n: to a tensor that torch made, whose own graph that gradient does not go on in.
@@ -132,7 +134,9 @@ class Node:
     segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
-    is_watched: bool = False  # it has, or had, one of these four
+    # True: it has, or had, one of these four. SEEN: it is as PyTorch's, which its signature does not
+    # say (see `as_seen`).
+    is_watched: bool | str = False
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None
@@ -1247,6 +1251,22 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
         held = leaf._signature_by_layout = layout, Signature()
     leaf._signature = held[1]
     return held[1]
+
+
+def signature_at(edge: Edge) -> Signature | None:
+    """The signature of what an edge leads to."""
+    target, index = edge
+    if type(target) is Node:
+        sign = target.signature
+        return sign.output(index) if index and sign is not None else sign
+    if not isinstance(target, _tensor.Tensor):
+        return None
+    return target._signature or _signature_of_leaf(target)
+
+
+def sign_call(node: Node, first: Signature) -> None:
+    """Give `node`, a call on one tensor with the signature `first`, its own."""
+    _sign(node, [], first, (), makes_new=True, numbers_vary=False)
 
 
 def _sign(

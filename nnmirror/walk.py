@@ -304,7 +304,7 @@ def walk(
         while ready:
             node = heapq.heappop(ready)[1]
             slots = buffers.pop(id(node))
-            if simple and len(slots) == 1 and slots[0] is not None and not node.is_watched:
+            if simple and len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
                 if binding and node.signature is not None:
                     floor = -ready[0][0] if ready else -1
                     part = bound_part(node, slots[0], (counts, buffers, floor), retain_graph)

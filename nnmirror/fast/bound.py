@@ -41,6 +41,7 @@ _TAKEN = {
     "memory",
     "of",
     "retain_graph",
+    "SEEN",
     "step",
     "take",
 }  # names in the source
@@ -178,7 +179,7 @@ class _Writer:
             self.whole.sort(key=lambda node: -node.sequence)
         else:
             self.whole = self.part(root, state)
-        if any(node.is_watched or node.signature is None for node in self.whole):
+        if any(node.is_watched is True or node.signature is None for node in self.whole):
             raise ChangedSince
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
         self.named: set[int] = set()  # the layers of segments
@@ -230,7 +231,7 @@ class _Writer:
             if (
                 not is_next
                 or node.sequence < state.floor
-                or node.is_watched
+                or node.is_watched is True
                 or node.signature is None
             ):
                 break
@@ -521,7 +522,13 @@ class _Writer:
             if expanding:
                 looked_at = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
-            lines.append(f"if {name}.is_watched{looked_at}: return None")
+            if node.is_watched:  # else it would be another signature's
+                self.environment["SEEN"] = _tape.SEEN
+                if expanding:
+                    lines.append(f"if {name}.is_watched is False: {name}.as_seen()")
+                lines.append(f"if {name}.is_watched is not SEEN: return None")
+            else:
+                lines.append(f"if {name}.is_watched{looked_at}: return None")
             lines.append(f"e = {name}.edges")
             follows = False
             for place, edge in enumerate(node.edges):

@@ -107,7 +107,7 @@ class _Writer(_bound._Writer):
     """
 
     def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
-        _walk.dependencies([(root, 0)])  # makes layers of segments
+        _walk.dependencies([(root, 0)], as_seen=True)
         super().__init__(root)
         self.root, self.ends = root, ends
         self.first = next(_tape._sequence)
