@@ -9,6 +9,8 @@ import torch
 
 import nnmirror
 
+from .parity import parity
+
 # Torch's engine and the mirror's walk each add up what reaches them, and then both: sums of three
 # terms and more are added in another order than by PyTorch alone.
 UNITS = 8
@@ -120,3 +122,51 @@ def test_what_nothing_leads_to():
     assert torch.autograd.grad(u, [x, y], allow_unused=True, retain_graph=True)[1] is None
     with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
         torch.autograd.grad(u, [x, y])
+
+
+@parity
+def test_the_joined_input_itself(nn, optim):
+    """It is asked for, has hooks, retains its gradient, and is used by torch as well."""
+    net = net_of(nn, torch.float64)
+    x, t = (torch.rand(4, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    seen = []
+    found = []
+    for step in range(5):
+        joined = torch.cat([x, t], -1)
+        if step == 1:
+            joined.register_hook(lambda g: g * 2)
+        u = net(joined)
+        if step >= 2:
+            joined.retain_grad()
+        if step == 3:
+            joined.register_hook(lambda g: seen.append(g.detach().clone()))
+        found += torch.autograd.grad(u.sum(), [joined, x], retain_graph=True)
+        found += torch.autograd.grad(u.sum() + (joined**2).sum(), [joined, t], retain_graph=True)
+        (slope,) = torch.autograd.grad(u.sum(), joined, create_graph=True)
+        (slope[:, 0] ** 2).sum().backward()
+        found.append(joined.grad if step >= 2 else None)
+    return found, seen, x.grad, t.grad, [p.grad for p in net.parameters()]
+
+
+@parity
+def test_an_input_joined_of_what_changes(nn, optim):
+    """Another leaf each time, one of no gradient among them, and one changed in place since."""
+    net = net_of(nn, torch.float64)
+    found = []
+    for step in range(6):
+        x = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
+        t = torch.rand(3, 1, dtype=torch.float64, requires_grad=step % 2 == 0)
+        joined = torch.cat([x, t], 1)
+        u = net(joined)
+        with torch.no_grad():
+            x.add_(1)
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        loss = (slope**2).sum() + u.sum()
+        loss.backward()
+        found += [u, slope, x.grad, t.grad]
+        if step == 4:
+            v = net(joined)
+            with torch.no_grad():
+                joined.mul_(2)
+            v.sum().backward()  # its values were saved
+    return found

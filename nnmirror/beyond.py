@@ -6,6 +6,7 @@ gradient that the mirror's walk brings. With `create_graph=True` that is recorde
 `TorchGraph`, for whose gradient torch's engine goes back over what it did then.
 """
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,57 @@ import torch
 from . import tape as _tape
 from . import tensor as _tensor
 from ._torch import engine
+from ._upcalls import implements, upcall
 from .double_backward import led_to
 
 T = torch.Tensor
+
+
+@upcall("nnmirror.rules.shape")
+def joined(dim: int, tensors: Sequence[T]) -> Any:
+    """The node of torch.cat, recorded."""
+    raise NotImplementedError
+
+
+@implements(_tape)
+def taken_over(tensor: T) -> _tensor.Tensor | None:
+    """A result of torch's own as one of the mirror's; None if that cannot be.
+
+    It can where torch.cat made it of leaves, as the input of physics-informed nets: nothing else
+    lies in torch's graph, so nothing there can have a hook. Those of the tensor itself are looked
+    for by the walk. (A hook on its `grad_fn` is not seen.)
+    """
+    held: _tensor.Tensor | None = vars(tensor).get("_taken_over")
+    if held is not None:
+        return held
+    made_by: Any = tensor.grad_fn
+    if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
+        return None
+    leaves: list[Any] = [getattr(node, "variable", None) for node, _ in made_by.next_functions]
+    if not all(
+        leaf is not None and leaf.dtype is tensor.dtype and not isinstance(leaf, _tensor.Tensor)
+        for leaf in leaves
+    ):
+        return None
+    dim = made_by._saved_dim
+    dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without its sign
+    try:
+        node = joined(dim, leaves)
+    except (IndexError, RuntimeError):
+        return None
+    if node.outputs[0][0] != tensor.shape:  # a leaf is another since
+        return None
+    node.theirs = weakref.ref(tensor)
+    made: Any = tensor.detach()
+    made.__class__ = _tensor.Tensor
+    made._node = node
+    tensor._taken_over = made  # type: ignore[attr-defined]
+    return made  # type: ignore[no-any-return]
+
+
+def is_hooked(tensor: T | None) -> bool:
+    """Is something to be done with its gradient on the way?"""
+    return tensor is not None and bool(tensor._backward_hooks or tensor.retains_grad)
 
 
 def is_torchs(target: Any) -> bool:

@@ -134,8 +134,9 @@ class Node:
     segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
-    # True: it has, or had, one of these four. SEEN: it is as PyTorch's, which its signature does not
-    # say (see `as_seen`).
+    theirs: Any = None  # of what torch recorded, taken over: a weak reference to torch's tensor
+    # True: it has, or had, one of these four. SEEN: it is as PyTorch's, which its signature does
+    # not say (see `as_seen`).
     is_watched: bool | str = False
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
@@ -796,6 +797,12 @@ def run_recorded(
     raise NotImplementedError
 
 
+@upcall("nnmirror.beyond")
+def taken_over(tensor: torch.Tensor) -> "_tensor.Tensor | None":
+    """A result of torch's own as one of the mirror's; None if that cannot be."""
+    raise NotImplementedError
+
+
 @upcall("nnmirror.double_backward")
 def needing(node: Node, needs: tuple[bool, ...]) -> Node:
     """The node as its backward sees it where only some of the gradients are asked for."""
@@ -972,6 +979,9 @@ def _record(
                         key.append(HERE)
         elif kind is TORCH:
             if arg.requires_grad:
+                over = None if arg.is_leaf or changes_input else taken_over(arg)
+                if over is not None:
+                    return record(function, (*args[:i], over, *args[i + 1 :]), None, asks)
                 edge = (arg, 0)
                 tracked = theirs = True
                 # The tape computes on a detached alias: no torch graph is built.
@@ -994,6 +1004,8 @@ def _record(
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
     node.needs_input_grad = tuple([edge is not None for edge in edges])
     numbers_vary = False
+    if first is None and signed and THEIRS in key:
+        first = OF_TORCH
     if first is None:
         signed = False
     elif function in first.varying:
@@ -1143,6 +1155,9 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                 return None
             if arg.requires_grad:
                 i = len(edges)
+                over = None if arg.is_leaf else taken_over(arg)
+                if over is not None:
+                    return record(function, (*args[:i], over, *args[i + 1 :]))
                 edges.append((arg, 0))
                 key.append(THEIRS)
                 args = (*args[:i], arg.detach(), *args[i + 1 :])
@@ -1162,14 +1177,16 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
                 return None
             edges.append(None)
     if first is None:
-        return None
+        if THEIRS not in key:
+            return None
+        first = OF_TORCH
     found = first.next.get((function, *key) if key else function)
     if found is None and function in first.varying:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
     if found is None or not found.makes_new:
         return None
-    if found.written is None:
+    if found.written is None and first is not OF_TORCH:
         parts = {"Node": Node, "sequence": _sequence, "unlike": unlike, "view_of": view_of}
         found.written = call.write(function, found, args, edges, parts)
     if found.written:  # from now on the first that is tried
@@ -1234,6 +1251,7 @@ def unlike(node: Node, out: torch.Tensor) -> None:
 
 
 HERE = object()  # in a key, after what comes before the first argument that has a signature
+OF_TORCH = Signature()  # what comes first where there is nothing but such tensors
 THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
 IN_PLACE = object()  # in a key: the first argument was changed
 
@@ -1525,6 +1543,10 @@ def edge_of(tensor: torch.Tensor) -> Edge:
             return tensor._node, tensor._output_nr
         if tensor._stands_for is not None:
             return tensor._stands_for, 0
+    elif tensor.requires_grad and not tensor.is_leaf:
+        over = vars(tensor).get("_taken_over")
+        if over is not None:
+            return over._node, 0
     return tensor, 0
 
 

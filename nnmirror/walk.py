@@ -195,7 +195,9 @@ def walk(
     further: set[int] = set()  # torch's tensors whose own graph leads to it
     if only is not None:
         reaches = {id(t) for t, _ in only}
-        theirs = [t for t, _ in only if beyond.is_torchs(t)]
+        # Torch's tensors among them, and where what comes to these is kept.
+        keys = [(id(t), n) for t, n in only if _torchs(t) is not None]
+        theirs = [end for t, _ in only if (end := _torchs(t)) is not None]
         if theirs:
             further = _leading_on(edges, order, theirs)
             reaches |= further
@@ -236,7 +238,8 @@ def walk(
             return
         del buffers[key]
         chosen = (key, 0) in wanted
-        if key in further and slots[0] is not None:
+        theirs_hooked = chosen and beyond.is_torchs(target) and beyond.is_hooked(target)
+        if (key in further or theirs_hooked) and slots[0] is not None:
             to_torch.append((target, slots[0]))  # torch's engine says what arrives there, too
         elif chosen and not (into and isinstance(target, _tensor.Tensor)):
             if slots[0] is not None:
@@ -314,7 +317,7 @@ def walk(
                         for target, index in targets:
                             arrive(target, index, given.pop())
                         continue
-                if node.segment is None and node.function.is_rule:
+                if node.segment is None and node.function.is_rule and node.theirs is None:
                     pass_on(node, slots.pop())
                     continue
             if node.segment is not None:
@@ -322,6 +325,13 @@ def walk(
                 counts.update(dict.fromkeys(map(id, node.before), 1))  # type: ignore[attr-defined]
             if node.tensor_hooks is not None or node.retained is not None:
                 _run_output_hooks(node, slots)
+            if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
+                if slots[0] is not None:
+                    to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+                for edge in node.edges:
+                    if edge is not None:
+                        arrive(edge[0], edge[1], None)
+                continue
             for i in range(len(slots)) if wanted else ():
                 if (id(node), i) in wanted:
                     found[id(node), i] = slots[i]
@@ -363,15 +373,16 @@ def walk(
             tensors, starts = zip(*to_torch, strict=True)
             if only is None:
                 theirs = beyond.behind(tensors)[0]
+                keys = [(id(leaf), 0) for leaf in theirs]
             results = beyond.go_back(tensors, starts, theirs, retain_graph, create_graph)
-            for leaf, grad in zip(theirs, results, strict=True):
+            for leaf, key, grad in zip(theirs, keys, results, strict=True):
                 if grad is None:
                     continue
                 if only is None:
                     accumulate(leaf, grad, False, create_graph)
                     continue
-                held = found.get((id(leaf), 0))
-                found[id(leaf), 0] = grad if held is None else add(held, grad)
+                held = found.get(key)
+                found[key] = grad if held is None else add(held, grad)
         elif to_torch:
             # All in one pass of torch's engine, so that it adds up in its own order.
             beyond.accumulate(to_torch, retain_graph)
@@ -380,6 +391,13 @@ def walk(
                 grad, held = beside.pop(id(target)), found.get((id(target), 0))
                 found[id(target), 0] = grad if held is None else add(held, grad)
     return [found.get((id(t), n)) for t, n in captured]
+
+
+def _torchs(target: Any) -> torch.Tensor | None:
+    """The tensor of torch's own that an edge leads to, or what was taken over of one."""
+    if type(target) is _tape.Node:
+        return None if target.theirs is None else target.theirs()  # type: ignore[no-any-return]
+    return target if beyond.is_torchs(target) else None
 
 
 _sequence_of = operator.attrgetter("sequence")

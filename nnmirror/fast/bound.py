@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .. import beyond
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -38,6 +39,7 @@ _TAKEN = {
     "give",
     "give_back",
     "goes_on",
+    "is_hooked",
     "memory",
     "of",
     "retain_graph",
@@ -529,6 +531,9 @@ class _Writer:
                 lines.append(f"if {name}.is_watched is not SEEN: return None")
             else:
                 lines.append(f"if {name}.is_watched{looked_at}: return None")
+            if node.theirs is not None:
+                self.environment["is_hooked"] = beyond.is_hooked
+                lines.append(f"if {name}.theirs is None or is_hooked({name}.theirs()): return None")
             lines.append(f"e = {name}.edges")
             follows = False
             for place, edge in enumerate(node.edges):

@@ -250,13 +250,29 @@ class _Writer(_bound._Writer):
             word = self.known[id(result)]
             lines.append(f"r{i} = {word}")
             if isinstance(result, _tensor.Tensor) and result._node is not None:
-                if id(result._node) not in outputs or result._output_nr or result._view_of:
+                if id(result._node) not in outputs or result._output_nr:
                     raise Unbindable
                 lines += [f"r{i}.__class__ = Tensor", f"r{i}._node = {places[id(result._node)]}"]
+                if result._view_of is not None:
+                    lines += self.base_of(result, i, places)
             elif word == "g":
                 raise Unbindable
         lines.append(f"return [{', '.join([f'r{i}' for i in range(len(results))])}]")
         return "\n    ".join(lines) + "\n"
+
+    def base_of(self, result: Any, i: int, places: dict[int, str]) -> list[str]:
+        """The source that makes the i-th result a view of what it was taken of."""
+        call = next((c for c in self.lines if isinstance(c, Called) and c.out is result), None)
+        base: Any = None if call is None or not call.args else call.args[0]
+        made_by = getattr(base, "_node", None)
+        if result._view_of[0] is not base or id(made_by) not in places or base._view_of is not None:
+            raise Unbindable
+        word = self.known[id(base)]
+        self.environment["view_of"] = _tape.view_of
+        return [
+            f"{word}.__class__, {word}._node = Tensor, {places[id(made_by)]}",
+            f"r{i}._view_of = view_of({places[id(result._node)]}, r{i}, {word}, False)",
+        ]
 
     def new_nodes(self, results: Sequence[T]) -> list[_tape.Node]:
         """The nodes that the walk recorded, in the order in which it did."""

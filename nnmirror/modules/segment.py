@@ -158,12 +158,15 @@ class Run:
             ):
                 return NotImplemented
             edge: tape.Edge | None = None
-            plain = x
+            plain, over = x, None
             if not is_grad_enabled():
                 if x.requires_grad and torch.is_grad_enabled():
                     return NotImplemented  # torch itself would record
                 key: Any = None, x.shape, x.stride(), x.dtype, x.device
-            elif type(x) is Tensor:
+            elif type(x) is Tensor or (
+                x.requires_grad and not x.is_leaf and (over := tape.taken_over(x)) is not None
+            ):
+                x = plain = x if over is None else over
                 node = x._node
                 sign = None if node is None else node.signature
                 if node is None or sign is None or not sign.is_plain:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from .. import _torch
+from .. import beyond as _beyond
 from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Size, TorchFunction
+from .._upcalls import implements
 from ..tape import record
 from ..tensor import reshaping
 from ..views import AsStrided
@@ -504,6 +506,11 @@ class Cat(Rule):
             grads.append(part)
             start += size
         return grads
+
+
+@implements(_beyond)
+def joined(dim: int, tensors: Sequence[T]) -> Any:
+    return record(Cat, (dim, *tensors))[1]
 
 
 def _sequence(tensors: Sequence[T], func: TorchFunction) -> list[T]:
