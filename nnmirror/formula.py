@@ -102,10 +102,9 @@ class Plan:
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
         self.of_other: Plan | None = None  # the same for the gradients of another rule
 
-    def result_saved(self, index: int) -> int | None:
-        """Which result it is that was saved at `index`; None if none is."""
-        place = self.saves[index] if index < len(self.saves) else 0  # behind them what is kept
-        return ~place if place < 0 else None
+    def place_saved(self, index: int) -> int | None:
+        """Which argument it is that was saved at `index`, or which result; None if neither."""
+        return self.saves[index] if index < len(self.saves) else None  # behind them what is kept
 
     def fixed(self, given: Sequence[Any], label: str) -> "Plan":
         """This plan for calls with these arguments, and with this name for their nodes."""

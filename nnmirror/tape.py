@@ -262,10 +262,12 @@ class Node:
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
                 edge_of(tensor)  # one of several views has an error of its own
-            result = None
+            made_by: Edge | None = None
             if self.plan is not None and tensor.is_floating_point():  # else nothing made it
-                result = self.plan.result_saved(index)
-            raise RuntimeError(self._modified(tensor, self._versions[index], via, result))
+                place = self.plan.place_saved(index)
+                if place is not None:
+                    made_by = (self, ~place) if place < 0 else self.edges[place]
+            raise RuntimeError(self._modified(tensor, self._versions[index], via, made_by))
         return tensor  # type: ignore[return-value]
 
     @property
@@ -401,7 +403,7 @@ class Node:
             self._saved = None
 
     def _modified(
-        self, tensor: torch.Tensor, expected: int, via: str | None, result: int | None
+        self, tensor: torch.Tensor, expected: int, via: str | None, made_by: Edge | None
     ) -> str:
         shape = list(tensor.shape)
         maker, index = via, 0
@@ -409,8 +411,11 @@ class Node:
             shape = shape[::-1]
         elif isinstance(tensor, _tensor.Tensor) and tensor._node is not None:
             maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
-        elif result is not None or hasattr(tensor, "_alias_of_output"):
-            maker, index = self.name(), result or 0
+        elif made_by is not None:
+            if type(made_by[0]) is Node:
+                maker, index = made_by[0].as_seen().name(), made_by[1]
+        elif hasattr(tensor, "_alias_of_output"):
+            maker = self.name()
         maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
         kind = torch.Tensor.type(tensor).replace("torch.BFloat16Tensor", "CPUBFloat16Type")
@@ -1240,7 +1245,9 @@ def _once_more(
     out.__class__ = _tensor.Tensor
     out._node = node
     if function.is_view:
-        out._view_of = view_from(args[0], out)
+        base = args[0]
+        ours = isinstance(base, _tensor.Tensor)
+        out._view_of = view_from(base, out) if ours else view_of(node, out, base, False)
     return out, node
 
 

@@ -51,10 +51,10 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
             return False
         with accumulating:
             for leaf, grad, own in found:
-                if own and getattr(leaf, "_gradient", 0) is None:
+                if own is True and getattr(leaf, "_gradient", 0) is None:
                     leaf._gradient = grad
                 else:
-                    add_to_grad(leaf, grad, own)
+                    add_to_grad(leaf, grad, bool(own))
     return True
 
 

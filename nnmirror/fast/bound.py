@@ -563,7 +563,10 @@ class _Writer:
                     to = leaves[id(target)] = f"v{len(leaves)}"
                     lines.append(f"{to} = e[{place}][0]")
                     conditions += [f"{to} is {other}" for other in theirs]
-                    if not (self.is_part or expanding):
+                    if expanding:
+                        self.environment["is_hooked"] = beyond.is_hooked
+                        conditions.append(f"is_hooked({to})")
+                    elif not self.is_part:
                         if goes_on(target):
                             raise Unbindable
                         self.environment["goes_on"] = goes_on
@@ -710,20 +713,23 @@ class _Writer:
                 last.setdefault(places[-1], []).append(f"{name} = None")
         return [text for i, line in enumerate(lines) for text in (line, *last.get(i, ()))]
 
-    def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> bool:
-        """May `grad` become the leaf's `.grad` itself? It fits, and nobody else holds it."""
+    def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> str:
+        """May `grad` become the leaf's `.grad` itself? It fits, and nobody else holds it.
+
+        A view may not: of it there will be a copy with its strides.
+        """
         memory = memory_of(grad)
         saved = {memory_of(t) for node in self.order for t in node._saved or () if t is not None}
         holders = [g for _, g in self.arrivals.values() if memory_of(g) == memory]
-        return (
+        fits = (
             len(holders) == 1
             and memory not in saved
             and memory not in self.shared
-            and not grad._is_view()
             and (grad.is_contiguous() if leaf.is_contiguous() else grad.stride() == leaf.stride())
             and grad.shape == leaf.shape
             and grad.dtype is leaf.dtype
         )
+        return repr("view" if fits and grad._is_view() else fits)
 
 
 def goes_on(leaf: torch.Tensor) -> bool:

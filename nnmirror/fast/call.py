@@ -39,9 +39,8 @@ def write(
     plan = found.plan
     if type(plan) is not formula.Plan or plan.copied or plan.is_open:
         return False
-    for arg, edge in zip(args, edges, strict=True):
-        if edge is not None and edge[0] is not arg and type(edge[0]) is not parts["Node"]:
-            return False  # a gradient goes on in a graph of torch's own
+    if function.is_view and edges[0] is not None and _is_torchs(edges[0][0]):
+        return False
     text = _Text(args, edges)
     saved = [text.saved(place, i in plan.memory) for i, place in enumerate(plan.saves)]
     new = {"compute": plan.compute, "function": function, **parts}
