@@ -68,11 +68,6 @@ def is_hooked(tensor: T | None) -> bool:
     return tensor is not None and bool(tensor._backward_hooks or tensor.retains_grad)
 
 
-def is_torchs(target: Any) -> bool:
-    """Is it a tensor that torch tracks, and not the mirror?"""
-    return isinstance(target, T) and not isinstance(target, _tensor.Tensor)
-
-
 def behind(tensors: Iterable[T]) -> tuple[list[T], set[Any]]:
     """The leaves in torch's graph behind `tensors`, and its nodes."""
     leaves: dict[int, T] = {}
@@ -111,7 +106,7 @@ def go_back(
     inputs: Sequence[T],
     retain_graph: bool,
     create_graph: bool,
-    stands_for: "dict[int, T] | None" = None,
+    stands_for: dict[int, T] | None = None,
 ) -> Sequence[T | None]:
     """The gradients of torch's `tensors` for torch's `inputs`, from `grads`; None where there is
     no way. Recorded with `create_graph`.
@@ -119,15 +114,7 @@ def go_back(
     `stands_for` says which tracked tensors some of torch's leaves stand for.
     """
     if not create_graph:
-        return engine.run_backward(  # type: ignore[no-any-return]
-            tuple(tensors),
-            tuple(grads),
-            retain_graph,
-            False,
-            tuple(inputs),
-            allow_unreachable=True,
-            accumulate_grad=False,
-        )
+        return _gradients(tensors, grads, inputs, retain_graph)
     stands_for = stands_for or {}
     ends = behind(tensors)[0]
     ends += [x for x in inputs if not x.is_leaf]
@@ -141,6 +128,25 @@ def go_back(
             edges[i] = end, _tape.NO_FURTHER
     node.edges = edges  # type: ignore[union-attr]
     return results  # type: ignore[no-any-return]
+
+
+def _gradients(
+    tensors: Sequence[T],
+    grads: Sequence[T],
+    inputs: Sequence[T],
+    retain_graph: bool,
+    create_graph: bool = False,
+) -> Sequence[T | None]:
+    """As `torch.autograd.grad` of torch's tensors, which may not be used."""
+    return engine.run_backward(  # type: ignore[no-any-return]
+        tuple(tensors),
+        tuple(grads),
+        retain_graph,
+        create_graph,
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
 
 
 def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
@@ -173,15 +179,7 @@ class TorchGraph(_tape.Function):
         ctx.materialize_grads = False
         given = [g.detach().requires_grad_() for g in args[: len(of.tensors)]]
         with torch.enable_grad():
-            made = engine.run_backward(
-                of.tensors,
-                tuple(given),
-                True,
-                True,
-                of.inputs,
-                allow_unreachable=True,
-                accumulate_grad=False,
-            )
+            made = _gradients(of.tensors, given, of.inputs, True, create_graph=True)
         ctx.of, ctx.given, ctx.made = of, given, made
         return tuple([None if z is None else z.detach() for z in made])
 

@@ -53,7 +53,6 @@ from .fast.signature import Unsigned, of_tensor, of_value
 
 RESULT = -1  # the place of a result; of the n-th of several ~n
 ONLY_RESULT = (RESULT,)
-NEW = (0,)
 _MOST_PLANS = 256  # kept for one rule
 _G = re.compile(r"g(\d+)")
 _RESULT_NAME = re.compile(r"result(\d*)")

@@ -659,6 +659,11 @@ class Tensor(torch.Tensor):
 UNASKED.add(Tensor)
 
 
+def is_torchs(target: Any) -> bool:
+    """Is it a tensor of torch's own, not the mirror's?"""
+    return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
+
+
 def rebuild(
     cls: type[Tensor],
     data: torch.Tensor,

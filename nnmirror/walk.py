@@ -174,7 +174,8 @@ def walk(
     last runs first, and gradients are added up in the order in which they arrive. So
     sums of three or more terms have the same bits.
 
-    With `create_graph` the walk is recorded itself (see `double_backward`).
+    With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay of
+    one that came before (see `fast.replay`), which itself asks for the generic walk: `replaying`.
     """
     captured = only or stop or ()
     if create_graph and only is not None and not into and fast.enabled and not replaying:
@@ -196,8 +197,8 @@ def walk(
     if only is not None:
         reaches = {id(t) for t, _ in only}
         # Torch's tensors among them, and where what comes to these is kept.
-        keys = [(id(t), n) for t, n in only if _torchs(t) is not None]
-        theirs = [end for t, _ in only if (end := _torchs(t)) is not None]
+        keys = [(id(t), n) for t, n in only if _theirs(t) is not None]
+        theirs = [end for t, _ in only if (end := _theirs(t)) is not None]
         if theirs:
             further = _leading_on(edges, order, theirs)
             reaches |= further
@@ -238,7 +239,7 @@ def walk(
             return
         del buffers[key]
         chosen = (key, 0) in wanted
-        theirs_hooked = chosen and beyond.is_torchs(target) and beyond.is_hooked(target)
+        theirs_hooked = chosen and _tensor.is_torchs(target) and beyond.is_hooked(target)
         if (key in further or theirs_hooked) and slots[0] is not None:
             to_torch.append((target, slots[0]))  # torch's engine says what arrives there, too
         elif chosen and not (into and isinstance(target, _tensor.Tensor)):
@@ -247,7 +248,7 @@ def walk(
         elif reaches is None or chosen:
             if slots[0] is not None:
                 unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-                if beyond.is_torchs(target) and _is_for_torch(target, order):
+                if _tensor.is_torchs(target) and _is_for_torch(target, order):
                     to_torch.append((target, slots[0]))
                 else:
                     _finish_leaf(target, slots[0], unshared)
@@ -393,11 +394,11 @@ def walk(
     return [found.get((id(t), n)) for t, n in captured]
 
 
-def _torchs(target: Any) -> torch.Tensor | None:
+def _theirs(target: Any) -> torch.Tensor | None:
     """The tensor of torch's own that an edge leads to, or what was taken over of one."""
     if type(target) is _tape.Node:
         return None if target.theirs is None else target.theirs()  # type: ignore[no-any-return]
-    return target if beyond.is_torchs(target) else None
+    return target if _tensor.is_torchs(target) else None
 
 
 _sequence_of = operator.attrgetter("sequence")
@@ -410,7 +411,7 @@ def _leading_on(
     found: set[int] = set()
     seen: set[int] = set()
     for target, index in (*edges, *(e for n in order for e in n.edges if e is not None)):
-        if beyond.is_torchs(target) and index != _tape.NO_FURTHER and id(target) not in seen:
+        if _tensor.is_torchs(target) and index != _tape.NO_FURTHER and id(target) not in seen:
             seen.add(id(target))
             if target.grad_fn is not None and beyond.leads_to(target, ends):
                 found.add(id(target))
@@ -648,7 +649,7 @@ def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
         or target._backward_hooks
         or target._post_accumulate_grad_hooks  # type: ignore[attr-defined]
         or any(
-            e is not None and beyond.is_torchs(e[0]) and not e[0].is_leaf
+            e is not None and _tensor.is_torchs(e[0]) and not e[0].is_leaf
             for node in order
             for e in node.edges
         )
@@ -682,16 +683,6 @@ def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor, unshared: bool) -> None
 
 
 # -- hooks -------------------------------------------------------------------------------
-
-
-def _is_hooked(leaf: _tensor.Tensor) -> bool:
-    return (
-        leaf._leaf_hooks is not None
-        or leaf._post_accumulate_hooks is not None
-        or leaf._accumulate_hooks is not None
-        or leaf._reached_hooks is not None
-        or leaf._swapped is not None
-    )
 
 
 def _run_reached_hooks(leaf: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import formula
-from ..tensor import Tensor
+from ..tensor import Tensor, is_torchs
 from . import source
 from .signature import Signature, Unsigned, of_tensor, of_value
 
@@ -39,7 +39,7 @@ def write(
     plan = found.plan
     if type(plan) is not formula.Plan or plan.copied or plan.is_open:
         return False
-    if function.is_view and edges[0] is not None and _is_torchs(edges[0][0]):
+    if function.is_view and edges[0] is not None and is_torchs(edges[0][0]):
         return False
     text = _Text(args, edges)
     saved = [text.saved(place, i in plan.memory) for i, place in enumerate(plan.saves)]
@@ -94,7 +94,7 @@ class _Text:
                 self.lines.append(f"if {' or '.join(conditions)}: return None")
             elif edge is None:
                 self.asked_at_length(i, arg)
-            if edge is not None and _is_torchs(edge[0]) and type(arg) is torch.Tensor:
+            if edge is not None and is_torchs(edge[0]) and type(arg) is torch.Tensor:
                 self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
 
     def asked(self, i: int, arg: Any, edge: Any) -> list[str]:
@@ -104,7 +104,7 @@ class _Text:
             self.edges.append("None,")
             return self.asked_of_plain(a, i, arg)
         target, index = edge
-        if _is_torchs(target):
+        if is_torchs(target):
             self.edges.append(f"(x{i}, 0),")
             if isinstance(arg, Tensor):  # it stands for that
                 theirs = [
@@ -203,10 +203,6 @@ class _Text:
         lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
-
-
-def _is_torchs(target: Any) -> bool:
-    return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
 
 
 @functools.lru_cache(maxsize=512)
