@@ -88,7 +88,7 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
         if found is None:
             return None
         expected = _bound.by_steps(node, grad, _bound.State(*state))
-        part.trusted = all(map(_same, found[1][::-1], expected))
+        part.trusted = all(map(same_bits, found[1][::-1], expected))
         if not part.trusted:
             sign.parts = False
             if fast.after == 1:
@@ -109,7 +109,7 @@ def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
     found += rest
     leaves = [(leaf, 0) for leaf, _, _ in found]
     expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
-    bound.trusted = all(_same(f[1], e) for f, e in zip(found, expected, strict=True))
+    bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
     if not bound.trusted:
         node.signature.bound = False  # type: ignore[union-attr]
         if fast.after == 1:
@@ -128,8 +128,8 @@ def _bind(node: _tape.Node) -> Any:
         return None
 
 
-def _same(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """Of the same bits, but for what a NaN holds."""
+def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Of the same layout and the same bits, but for what a NaN holds."""
     if grad.is_meta:
         return True
     return (

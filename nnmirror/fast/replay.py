@@ -23,6 +23,7 @@ from .._upcalls import implements
 from ..exact import mode as exact
 from . import bound as _bound
 from . import source
+from .binding import same_bits
 from .shorter import Called, Unbindable
 from .signature import of_tensor
 
@@ -119,6 +120,7 @@ class _Writer(_bound._Writer):
         self.changes = False  # does it change anything in place?
 
     def go_back(self, grad: T) -> None:
+        """Take the generic walk's steps from the root, and write each."""
         self.known[id(grad)] = "g"
         self.alive.append(grad)
         slots: dict[int, list[Any]] = {id(self.root): [grad]}
@@ -173,6 +175,7 @@ class _Writer(_bound._Writer):
         return results
 
     def write(self, notes: Any, mine: dict[int, str]) -> None:
+        """Write the calls that were noted."""
         if notes.reads_data:
             raise Unbindable
         for func, args, kwargs, out in notes.calls:
@@ -194,6 +197,7 @@ class _Writer(_bound._Writer):
             self.assign(call._replace(words=words), mine)
 
     def sum(self, held: T | None, grad: T) -> T:
+        """One more gradient where one arrived before, and the source that adds it."""
         if held is None:
             return grad
         with _bound._Notes() as notes, EnableTorchFunction():
@@ -354,13 +358,13 @@ def _alike(expected: Any, actual: Any) -> bool:
 def _same(a: T, b: T) -> bool:
     return (
         type(a) is type(b)
-        and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
-        and torch.equal(a.detach().nan_to_num(nan=0.0), b.detach().nan_to_num(nan=0.0))
-        and torch.equal(a.detach().isnan(), b.detach().isnan())
+        and (a.shape, a.dtype) == (b.shape, b.dtype)
+        and same_bits(a.detach(), b.detach())
     )
 
 
 def _same_graph(expected: Any, actual: Any) -> bool:
+    """Were they recorded by nodes alike, from the same leaves and the same nodes before?"""
     seen: dict[int, Any] = {}
     stack = [(getattr(expected, "_node", None), getattr(actual, "_node", None))]
     while stack:
