@@ -11,7 +11,7 @@ compute. What was saved knows where it came from:
   once more from the arguments, in operations that have rules.
 
 A gradient that is not made of such operations (one that is written for speed, or follows a
-kernel's rounding) is a rule of its own, with a forward and gradients: `TanhGrad`.
+kernel's rounding) is a rule of its own, with a forward and gradients: see rules/gradient.py.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,10 @@ T = torch.Tensor
 def run_recorded(
     node: _tape.Node, grads: Sequence[T | None], needs: tuple[bool, ...]
 ) -> Sequence[T | None]:
-    """The gradients of a node's arguments that are needed, recorded; `node.run` for
-    `create_graph=True`."""
+    """The gradients of a node's arguments that are needed, recorded.
+
+    This is `node.run` for `create_graph=True`.
+    """
     again = node.copied()
     again.creates_graph = True
     if node._saved:
@@ -45,16 +47,14 @@ def run_recorded(
         return recorded
     again.needs_input_grad = needs
     plain = _plain_form(node.function)
-    if plain is None:
-        with EnableTorchFunction():
-            recorded = again.run(grads)
-        _refuse_lost(node, grads, recorded)
-        return recorded
-    again.function, again.plan = plain, _plan_of(again, plain)
+    if plain is not None:
+        again.function, again.plan = plain, _plan_of(again, plain)
     with EnableTorchFunction():
         recorded = again.run(grads)
     _refuse_lost(node, grads, recorded)
-    with torch.no_grad():
+    if plain is None:
+        return recorded
+    with torch.no_grad():  # the bits are those of the exact form
         exact = needing(node, needs).run([None if g is None else g.detach() for g in grads])
     for to, value in zip(recorded, exact, strict=True):
         if isinstance(to, _tensor.Tensor):
