@@ -3,7 +3,8 @@
 They are read as `_state.name`, and set likewise. What is kept elsewhere, where it belongs:
 
 - Of each thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py), the
-  walk that goes on (`_walks` in walk.py), the subclass that is asked (`_asked` in overrides.py).
+  walk that goes on (`_walks` in walk.py), the calls of `vmap` that do (`mapping` in tape.py), the
+  subclass that is asked (`_asked` in overrides.py).
 - `fast.enabled` and `fast.after`: whether walks are bound, and when.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
 - Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py).
@@ -13,8 +14,8 @@ They are read as `_state.name`, and set likewise. What is kept elsewhere, where 
   rules/registry.py, the exact forms (exact/attach.py), `_homes` in _upcalls.py.
 - Caches, which could be emptied at any time: of numbers as tensors (tape.py), of what follows from
   a class or from an operation's declaration (`functools.cache`, of a bounded size or by a bounded
-  key), of rules' plans (formula.py). Signatures, and the walks bound to them, are kept by the
-  leaves that they start from.
+  key), of rules' plans (formula.py) and recorders (fast/recorder.py). Signatures, and the walks
+  bound to them, are kept by the leaves that they start from.
 """
 
 import itertools
