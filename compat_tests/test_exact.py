@@ -149,6 +149,23 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
     assert bool(calls) == bool(named) or inplace
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [n for n in LAYERS if n in table()])
+def test_second_derivatives_by_default(name, dtype):
+    """They are as near to PyTorch's as the first."""
+    width = 6 if name in ("BatchNorm1d", "LayerNorm") else 100
+    x, g, h = (torch.randn(5000 // width, width, dtype=dtype) for _ in range(3))
+
+    def second(nn):
+        layer = getattr(nn, name)(*MADE_WITH.get(name, ())).to(dtype)
+        leaves = [nn.Parameter(3 * x), nn.Parameter(g)]
+        (dx,) = torch.autograd.grad(layer(leaves[0]), leaves[0], leaves[1], create_graph=True)
+        return torch.autograd.grad(dx, leaves, h)
+
+    for expected, actual in zip(second(torch.nn), second(nnmirror), strict=True):
+        assert units_apart(expected, actual) <= table()[name]
+
+
 ACTIVATIONS = [*test_activations.ACTIVATIONS, *test_activations.NEARLY]
 MIXED = [n for n in ACTIVATIONS if n.startswith(("softm", "log_soft", "glu"))]  # a number is in all
 SPECIAL = [float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 0.5, -0.5, 0.3, -0.3]
