@@ -1,4 +1,4 @@
-"""What makes the tape fast, and changes no bit: signatures, and source written for what comes again.
+"""What makes the tape fast, and changes no bit: signatures, and source for what comes again.
 
 A training loop makes the same graph again and again. Each recorded call carries the interned
 `Signature` of how it came about (`signature.py`). What comes again is written out as a Python
