@@ -5,6 +5,7 @@ train for something else, and nothing would say so.
 """
 
 import contextlib
+import functools
 import itertools
 import warnings
 from itertools import pairwise
@@ -126,6 +127,60 @@ def test_every_operation_of_pytorchs_table(name, request):
                     continue
                 with nnmirror.exact() if name in EXACT else contextlib.nullcontext():
                     compare(name, op.op, args, kwargs)
+
+
+def small_samples(op):
+    """Calls of an operation on few numbers: the leaves, and the call as a function of them."""
+    for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
+        given = [sample.input, *sample.args], sample.kwargs
+        tensors = list(tensors_in(given))
+        leaves = [t for t in tensors if t.requires_grad]
+        if any(t.layout is not torch.strided or t.is_complex() for t in tensors):
+            continue
+        if leaves and sum(t.numel() for t in leaves) <= 60:
+            yield leaves, functools.partial(called, op, sample, given, leaves)
+
+
+def called(op, sample, given, leaves, *values):
+    of = {id(leaf): value for leaf, value in zip(leaves, values, strict=True)}
+    args, kwargs = (mapped(some, lambda t: of.get(id(t), t)) for some in given)
+    torch.manual_seed(0)
+    out = op.gradcheck_wrapper(op.op, *args, **kwargs)  # of a symmetric matrix, say
+    if sample.output_process_fn_grad is not None:  # what gauge a decomposition has is left out
+        out = sample.output_process_fn_grad(out)
+    return tuple(t for t in tensors_in(out) if t.requires_grad)
+
+
+def gradgradcheck_fails(nn, leaves, function):
+    """The error of gradgradcheck; None if all is well."""
+    torch.manual_seed(1)
+    try:
+        torch.autograd.gradgradcheck(
+            function, [nn.Parameter(t.detach().clone()) for t in leaves], fast_mode=True
+        )
+    except Exception as e:
+        return e
+    return None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n, o in OPS.items()
+        if o.supports_gradgrad and torch.float64 in o.supported_dtypes("cpu")
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_gradgradcheck(name):
+    """Finite differences beside it, so that PyTorch is not the only witness.
+
+    Where they cannot tell, at a kink or by 16 bits, PyTorch's own does not pass either.
+    """
+    for leaves, function in itertools.islice(small_samples(OPS[name]), 2):
+        error = gradgradcheck_fails(nnmirror, leaves, function)
+        if error is not None and not refused(error):
+            assert gradgradcheck_fails(torch.nn, leaves, function) is not None, error
 
 
 def tanh_net(nn, *sizes):
