@@ -170,3 +170,52 @@ def test_an_input_joined_of_what_changes(nn, optim):
                 joined.mul_(2)
             v.sum().backward()  # its values were saved
     return found
+
+
+@parity
+def test_a_leaf_that_is_asked_for_twice(nn, optim):
+    net = net_of(nn, torch.float64)
+    x = torch.rand(5, 1, dtype=torch.float64, requires_grad=True)
+    plain = grad(net(x * torch.ones(1, 2, dtype=torch.float64)), [x, x])
+    x.register_hook(lambda g: g * 1.5)
+    return *plain, *grad(net(torch.cat([x, x], 1)), [x, x])
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_leaf_that_is_frozen_between(asks):
+    def program(nn):
+        torch.manual_seed(0)
+        net = net_of(nn, torch.float64)
+        X, y = (torch.rand(5, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        u = net(torch.sin(X) * y)
+        (first,) = grad(u, X)
+        y.requires_grad_(False)
+        loss = u.sum() + first.pow(2).sum()
+        if asks:
+            (second,) = grad(loss, X)
+            loss = loss + second.pow(2).sum()
+        loss.backward()
+        return first, X.grad, y.grad, *(p.grad for p in net.parameters())
+
+    for expected, actual in zip(program(torch.nn), program(nnmirror), strict=True):
+        assert (expected is None) == (actual is None)
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
+
+
+def test_a_hook_on_a_leaf_whose_gradient_goes_on_through_torch():
+    def program(nn, of):
+        torch.manual_seed(0)
+        net = net_of(nn, torch.float64)
+        X = torch.rand(5, 2, dtype=torch.float64, requires_grad=True)
+        x = of(X)
+        x.register_hook(lambda g: g * 2)
+        u = net(torch.sin(x))
+        (first,) = grad(u, X)
+        (u.sum() + first.pow(2).sum()).backward()
+        return first, X.grad
+
+    with pytest.raises(NotImplementedError, match=r"x \* 1"):
+        program(nnmirror, lambda X: X)
+    expected, actual = program(torch.nn, lambda X: X), program(nnmirror, lambda X: X * 1)
+    torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)

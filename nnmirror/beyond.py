@@ -113,10 +113,17 @@ def go_back(
 
     `stands_for` says which tracked tensors some of torch's leaves stand for.
     """
+    asked = [x for x in inputs if x.requires_grad]
+    if len(asked) < len(inputs):  # some were frozen since
+        found: Sequence[T | None] = ()
+        if asked:
+            found = go_back(tensors, grads, asked, retain_graph, create_graph, stands_for)
+        left = iter(found)
+        return [next(left) if x.requires_grad else None for x in inputs]
     if not create_graph:
         return _gradients(tensors, grads, inputs, retain_graph)
     stands_for = stands_for or {}
-    ends = behind(tensors)[0]
+    ends = [leaf for leaf in behind(tensors)[0] if leaf.requires_grad]
     ends += [x for x in inputs if not x.is_leaf]
     of = _Piece(tuple(tensors), tuple(inputs), tuple(ends))
     args = of, *grads, *[stands_for.get(id(end), end) for end in ends]
@@ -155,6 +162,13 @@ def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
     engine.run_backward(
         tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
     )
+
+
+_HOOKED = (
+    "nnmirror: a gradient of a gradient that torch computed is not mirrored for a leaf of torch's"
+    " own that has a hook; remove the hook, or register it on the leaf times one, `x * 1`, and"
+    " compute with that"
+)
 
 
 class _Piece(NamedTuple):
@@ -207,6 +221,10 @@ class TorchGraph(_tape.Function):
             ctx.creates_graph,
             stands_for,
         )
+        for end, grad in zip(of.ends, found[len(given) :], strict=True):
+            if grad is not None and end.is_leaf and end._backward_hooks:
+                # Its hooks have run for this part of its gradient, and would again for all of it.
+                raise NotImplementedError(_HOOKED)
         return None, *found
 
     @classmethod

@@ -197,8 +197,9 @@ def walk(
     if only is not None:
         reaches = {id(t) for t, _ in only}
         # Torch's tensors among them, and where what comes to these is kept.
-        keys = [(id(t), n) for t, n in only if _theirs(t) is not None]
-        theirs = [end for t, _ in only if (end := _theirs(t)) is not None]
+        # Each once: what comes to one that is asked for twice is not added up.
+        ends = {(id(t), n): end for t, n in only if (end := _theirs(t)) is not None}
+        keys, theirs = [*ends], [*ends.values()]
         if theirs:
             further = _leading_on(edges, order, theirs)
             reaches |= further
