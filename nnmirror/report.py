@@ -217,7 +217,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
 _STEP = "a step that is recorded is not mirrored for it; torch's own takes the mirror's tensors"
-_TRANSFORMS = "of what uses parameters that require grad; nnmirror.func.{} gives the same"
+_TRANSFORMS = "if parameters used in it require grad; nnmirror.func.{} gives the same"
 # What is refused when it is called, and what to do instead.
 _REFUSED_NAMES = {
     "torch.autocast": "convert model and input with .to(dtype)",
@@ -236,7 +236,7 @@ _REFUSED_NAMES = {
         for name in func.__all__
         if name not in ("functional_call", "stack_module_state")
     },
-    "torch.func.linearize": f"of what uses parameters that require grad; {_TO_TORCH}",
+    "torch.func.linearize": f"if parameters used in it require grad; {_TO_TORCH}",
 }
 # And by an argument that is True: of calls that begin so, the argument.
 _REFUSED_ARGUMENTS = (
