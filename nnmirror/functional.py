@@ -14,6 +14,7 @@ import torch
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
+from .fast.signature import Signature
 from .formula import Plan
 from .overrides import overridable
 from .parameter import Parameter
@@ -302,7 +303,7 @@ def _with_transpose(node: Node) -> None:
         return
     bias, input, weight = node.edges
     node.function = _LinearOfTransposed
-    node.plan = cast(Plan, node.plan).for_other()
+    _with_plan_for_other(node)
     node.is_watched = node.is_watched or SEEN
     if weight is None:
         return
@@ -324,6 +325,19 @@ def _with_transpose(node: Node) -> None:
             sign_call(made, sign)
     made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
     node.edges = (bias, input, (made, 0))
+
+
+def _with_plan_for_other(node: Node) -> None:
+    """Its gradients are those of `_LinearOfTransposed`, which saves the same."""
+    plan, like = cast(Plan, node.plan).for_other(), node.like
+    if like is None:
+        node.plan = plan
+        return
+    if like.seen is None:
+        seen = like.seen = Signature()
+        seen.places, seen.needs, seen.outputs = like.places, like.needs, like.outputs
+        seen.plan, seen.label = plan, like.label
+    node.like = like.seen
 
 
 _JUST_BEFORE = 2.0**-16  # the numbers of nodes expanded from one call lie further apart

@@ -41,6 +41,7 @@ class Signature:
         "places",
         "plan",
         "replays",
+        "seen",
         "serial",
         "siblings",
         "varying",
@@ -74,6 +75,8 @@ class Signature:
         self.visits = 0  # how often the generic walk came here
         # Parts of a walk from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
+        # Of a call: what its nodes have alike once they are as PyTorch's (see `Node.as_seen`).
+        self.seen: Signature | None = None
         self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.is_plain = True  # it has one output, which is no view
