@@ -5,6 +5,9 @@ then on if it gave the same bits. It is offered from a loss as a whole, and from
 generic walk comes to.
 """
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,12 +39,15 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
             sign.walks += 1
             if sign.walks < fast.after:
                 return False
-            bound = sign.bound = _bind(node)
+            with quietly():
+                bound = sign.bound = _bind(node)
             if not bound or fast.after > 1:
                 return False
         start = _tape.constant(1.0, dtype, device)
-        if not bound.trusted and not _is_right(bound, node, start):
-            return False
+        if not bound.trusted:
+            with quietly():  # the walk that follows gives its warnings
+                if not _is_right(bound, node, start):
+                    return False
         if bound.is_ours:
             with _torch.AutoDispatchBelowAutograd():  # torch need not ask its own at each call
                 found = bound.run(node, start, retain_graph, accumulate)
@@ -71,7 +77,8 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
         if sign.visits < fast.after:
             return None
         try:
-            part = _bound.bind_part(node, grad, _bound.State(*state))
+            with quietly():
+                part = _bound.bind_part(node, grad, _bound.State(*state))
         except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             sign.visits = 0
             return None
@@ -84,10 +91,11 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
         if fast.after > 1:
             return None
     if not part.trusted:
-        found = part.run(node, grad, True, state)
-        if found is None:
-            return None
-        expected = _bound.by_steps(node, grad, _bound.State(*state))
+        with quietly():
+            found = part.run(node, grad, True, state)
+            if found is None:
+                return None
+            expected = _bound.by_steps(node, grad, _bound.State(*state))
         part.trusted = all(map(same_bits, found[1][::-1], expected))
         if not part.trusted:
             sign.parts = False
@@ -126,6 +134,14 @@ def _bind(node: _tape.Node) -> Any:
         return _bound.bind(node, _tape.constant(1.0, dtype, device)) or False
     except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings: what is computed here is computed once more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:

@@ -131,6 +131,8 @@ def _cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
         if filled is not call:
             x, mask, value = filled.args
             of_x, of_mask, of_value = filled.words
+            if not mask.stride() == first.stride() == call.out.stride():
+                return call  # the result would be laid out otherwise
             return call._replace(
                 func=torch.where, args=(mask, value, x), words=[of_mask, of_value, of_x]
             )
