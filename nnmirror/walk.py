@@ -69,13 +69,13 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _one_walk(
-    leads_to: Callable[[Any], bool | None], creates_graph: bool = False
+def one_walk(
+    leads_to: Callable[[Any], bool | None], create_graph: bool = False
 ) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
     _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
-    _walks.creates_graph = creates_graph
+    _walks.creates_graph = create_graph
     try:
         yield
         for callback in _walks.callbacks:  # which may queue more
@@ -303,7 +303,7 @@ def walk(
             return None
         return id(target) in (counts if reaches is None else reaches & counts.keys())
 
-    with DisableTorchFunctionSubclass(), _one_walk(leads_to, create_graph):
+    with DisableTorchFunctionSubclass(), one_walk(leads_to, create_graph):
         for (target, index), grad in zip(edges, grads, strict=True):
             arrive(target, index, grad)
         while ready:

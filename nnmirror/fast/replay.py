@@ -77,7 +77,7 @@ def replayed(
         if len(sign.replays) > _MOST_KEPT:
             sign.replays.clear()
         try:
-            with quietly():
+            with quietly(), _walk.one_walk(lambda target: False, create_graph=True):
                 writer = _Writer(node, only)
                 writer.go_back(grad)
             found = Replay(writer.source(), writer.environment)
