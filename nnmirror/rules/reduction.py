@@ -58,7 +58,10 @@ class Sum(Rule):
 @composite(T.sum_to_size)
 def sum_to_size(input: T, *size: Any) -> T:
     """The sum over the dimensions that broadcasting from `size` would make or repeat."""
-    shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+    sizes = size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size
+    if not size or not all(isinstance(n, int) for n in sizes):
+        raise unplaced(T.sum_to_size, (input, *size), {})
+    shape = torch.Size(sizes)
     torch.Tensor.sum_to_size(input.detach(), shape)  # PyTorch's error
     lead = input.dim() - len(shape)
     over = [d for d in range(input.dim()) if d < lead or shape[d - lead] == 1 != input.shape[d]]
