@@ -219,3 +219,23 @@ def test_a_hook_on_a_leaf_whose_gradient_goes_on_through_torch():
         program(nnmirror, lambda X: X)
     expected, actual = program(torch.nn, lambda X: X), program(nnmirror, lambda X: X * 1)
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("change", ["mul_", "column", "data"])
+def test_a_joined_input_that_is_changed_between_two_calls(change):
+    def program(nn):
+        torch.manual_seed(0)
+        net = net_of(nn, torch.float64).requires_grad_(False)
+        x, t = (torch.rand(5, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        joined = torch.cat([x, t], 1)
+        before = net(joined)
+        if change == "mul_":
+            joined.mul_(2)
+        elif change == "column":
+            joined[:, 0] = x[:, 0] * 3
+        else:
+            joined.data = joined.data * 2
+        after = net(joined)
+        return after, *torch.autograd.grad(before.sum() + after.sum(), [x, t])
+
+    torch.testing.assert_close(program(nnmirror), program(torch.nn), rtol=1e-13, atol=1e-15)

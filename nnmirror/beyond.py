@@ -35,10 +35,10 @@ def taken_over(tensor: T) -> _tensor.Tensor | None:
     lies in torch's graph, so nothing there can have a hook. Those of the tensor itself are looked
     for by the walk. (A hook on its `grad_fn` is not seen.)
     """
-    held: _tensor.Tensor | None = vars(tensor).get("_taken_over")
-    if held is not None:
-        return held
     made_by: Any = tensor.grad_fn
+    held = vars(tensor).get("_taken_over")
+    if held is not None and held[0] is made_by and tensor.is_set_to(held[1]):
+        return held[1]  # type: ignore[no-any-return]
     if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
         return None
     leaves: list[Any] = [getattr(node, "variable", None) for node, _ in made_by.next_functions]
@@ -55,12 +55,33 @@ def taken_over(tensor: T) -> _tensor.Tensor | None:
         return None
     if node.outputs[0][0] != tensor.shape:  # a leaf is another since
         return None
-    node.theirs = weakref.ref(tensor)
+    node.theirs = _Theirs(tensor, made_by)
     made: Any = tensor.detach()
     made.__class__ = _tensor.Tensor
     made._node = node
-    tensor._taken_over = made  # type: ignore[attr-defined]
+    tensor._taken_over = made_by, made  # type: ignore[attr-defined]
     return made  # type: ignore[no-any-return]
+
+
+class _Theirs:
+    """Torch's tensor that a node was taken over of; None where it is gone, or is another since."""
+
+    def __init__(self, tensor: T, made_by: Any) -> None:
+        self.tensor, self.made_by = weakref.ref(tensor), made_by
+
+    def __call__(self) -> T | None:
+        tensor = self.tensor()
+        if tensor is None or tensor.grad_fn is self.made_by:
+            return tensor
+        if is_hooked(tensor):  # was it hooked before, or since?
+            raise NotImplementedError(_CHANGED)
+        return None
+
+
+_CHANGED = (
+    "nnmirror: a hook on what torch.cat made, and what was changed in place after a mirrored module"
+    " took it, is not mirrored; change a clone of it instead"
+)
 
 
 def is_hooked(tensor: T | None) -> bool:

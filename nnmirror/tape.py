@@ -1552,8 +1552,8 @@ def edge_of(tensor: torch.Tensor) -> Edge:
             return tensor._stands_for, 0
     elif tensor.requires_grad and not tensor.is_leaf:
         over = vars(tensor).get("_taken_over")
-        if over is not None:
-            return over._node, 0
+        if over is not None and over[0] is tensor.grad_fn:  # else it was changed since
+            return over[1]._node, 0
     return tensor, 0
 
 

@@ -69,9 +69,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def one_walk(
-    leads_to: Callable[[Any], bool | None], create_graph: bool = False
-) -> Iterator[None]:
+def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
     _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
