@@ -10,6 +10,7 @@ that are guessed.
 """
 
 import inspect
+import itertools
 import warnings
 
 import pytest
@@ -29,6 +30,11 @@ CLOSE = {
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
 OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.supports_autograd}
+
+
+def at_most(most, samples):
+    """So many, the others not made."""
+    return list(itertools.islice(samples, most))
 
 
 def mapped(value, change):
@@ -111,7 +117,7 @@ def test_every_operation_of_pytorchs_table(name):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for sample in list(op.sample_inputs("cpu", dtype, requires_grad=True))[:most]:
+            for sample in at_most(most, op.sample_inputs("cpu", dtype, requires_grad=True)):
                 args, kwargs = (sample.input, *sample.args), sample.kwargs
                 if any(t.layout is not torch.strided for t in tensors_in([args, kwargs])):
                     continue
@@ -124,7 +130,7 @@ def test_every_operation_of_pytorchs_table(name):
 
 def of_complex(op):
     """Complex arguments that all require grad, and one real one beside complex ones that do not."""
-    for sample in list(op.sample_inputs("cpu", torch.complex64, requires_grad=True))[:5]:
+    for sample in at_most(5, op.sample_inputs("cpu", torch.complex64, requires_grad=True)):
         given = [sample.input, *sample.args], sample.kwargs
         if any(t.layout is not torch.strided for t in tensors_in(given)):
             continue
