@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch.func import functional_call as functional_call  # it takes the mirror's modules
 
 from . import _torch, tape, tensor
 from ._missing import missing
@@ -652,6 +651,28 @@ def _stacked(name: str, results: list[Any], out_dims: Any) -> Any:
 
 
 # -- modules -------------------------------------------------------------------------------
+
+
+def functional_call(
+    module: Any,
+    parameter_and_buffer_dicts: dict[str, torch.Tensor] | Sequence[dict[str, torch.Tensor]],
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    tie_weights: bool = True,
+    strict: bool = False,
+) -> Any:
+    """Call `module` with other parameters and buffers, by name: `torch.func.functional_call`, which
+    takes the mirror's modules.
+    """
+    return torch.func.functional_call(
+        module,
+        parameter_and_buffer_dicts,
+        args,
+        kwargs,
+        tie_weights=tie_weights,
+        strict=strict,
+    )
 
 
 def stack_module_state(models: Any) -> tuple[dict[str, Any], dict[str, Any]]:
