@@ -7,7 +7,7 @@ gets and ddg what g gets.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -177,6 +177,7 @@ class NllLoss(Rule):
 
     aten_name = "nll_loss_forward"
     loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
+    grad_of: Callable[..., T]  # what computes dx
     keeps = derived = ("total",)  # the sum of the weights, which have no gradient
 
     @classmethod
@@ -189,8 +190,9 @@ class NllLoss(Rule):
     def total_again(total: T) -> T:
         return total
 
-    @staticmethod
+    @classmethod
     def d_input(
+        cls,
         g: T,
         input: T,
         target: T,
@@ -199,7 +201,7 @@ class NllLoss(Rule):
         ignore_index: int,
         total: T,
     ) -> T:
-        return _nll_loss_grad(g, input, target, weight, reduction, ignore_index, total)
+        return cls.grad_of(g, input, target, weight, reduction, ignore_index, total)
 
 
 class NllLossBackward(Rule):
@@ -247,7 +249,7 @@ class NllLossBackward(Rule):
         return torch.zeros_like(g)
 
 
-_nll_loss_grad = applied(NllLossBackward)
+NllLoss.grad_of = staticmethod(applied(NllLossBackward))
 
 
 @functools.lru_cache(maxsize=256)
@@ -268,18 +270,6 @@ class NllLoss2D(NllLoss):
     aten_name = "nll_loss2d_forward"
     loss = staticmethod(torch.ops.aten.nll_loss2d_forward.default)
 
-    @staticmethod
-    def d_input(
-        g: T,
-        input: T,
-        target: T,
-        weight: T | None,
-        reduction: int,
-        ignore_index: int,
-        total: T,
-    ) -> T:
-        return _nll_loss_2d_grad(g, input, target, weight, reduction, ignore_index, total)
-
 
 class NllLoss2DBackward(NllLossBackward):
     """The gradient of `NllLoss2D`, whose gradient it has."""
@@ -287,7 +277,7 @@ class NllLoss2DBackward(NllLossBackward):
     of = NllLoss2D
 
 
-_nll_loss_2d_grad = applied(NllLoss2DBackward)
+NllLoss2D.grad_of = staticmethod(applied(NllLoss2DBackward))
 
 
 @composite(torch._C._nn.nll_loss_nd)
