@@ -16,6 +16,7 @@ from .stepwise import (
     check_capturable,
     check_not_differentiable,
     count,
+    decayed,
     refuse_negative,
     to_scalar,
 )
@@ -148,16 +149,9 @@ class Adam(StepwiseOptimizer):
         exp_avg_sq: Tensor,
         max_exp_avg_sq: Tensor | None = None,
     ) -> None:
-        lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
+        lr, eps = to_scalar(group["lr"]), group["eps"]
         beta1, beta2 = map(to_scalar, group["betas"])
-        if group["maximize"]:
-            grad = -grad
-        step += 1
-        if decay != 0:
-            if group["decoupled_weight_decay"]:
-                param.mul_(1 - lr * decay)
-            else:
-                grad = grad.add(param, alpha=decay)
+        grad = _begun(group, param, grad, step, lr)
         if param.is_complex():
             param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = as_real(
                 param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq
@@ -193,18 +187,9 @@ class Adam(StepwiseOptimizer):
         """`_one`, with `differentiable`: what is saved is not changed later."""
         if step.requires_grad:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
-        lr, eps, decay = to_scalar(group["lr"]), group["eps"], group["weight_decay"]
+        lr, eps = to_scalar(group["lr"]), group["eps"]
         beta1, beta2 = map(to_scalar, group["betas"])
-        if group["maximize"]:
-            grad = -grad
-        step += 1
-        if decay != 0:
-            if group["decoupled_weight_decay"]:
-                param.mul_(1 - lr * decay)
-            elif isinstance(decay, Tensor) and decay.requires_grad:
-                grad = grad.addcmul_(param.clone(), decay)  # into .grad, as PyTorch's
-            else:
-                grad = grad.add(param, alpha=decay)
+        grad = _begun(group, param, grad, step, lr)
         weight: Any = beta1
         if isinstance(beta1, Tensor):
             weight = beta1.to(device=param.device, dtype=param.dtype)
@@ -313,3 +298,19 @@ class Adam(StepwiseOptimizer):
 
 
 _NO_TENSOR = "{} as a Tensor is not supported for capturable=False and foreach=True"
+
+
+def _begun(group: Group, param: Tensor, grad: Tensor, step: Tensor, lr: float | Tensor) -> Tensor:
+    """Count the step and decay the weights; the gradient to step by."""
+    decay = group["weight_decay"]
+    if group["maximize"]:
+        grad = -grad
+    step += 1
+    if decay != 0:
+        if group["decoupled_weight_decay"]:
+            param.mul_(1 - lr * decay)
+        elif group["differentiable"]:
+            grad = decayed(grad, param, decay)
+        else:
+            grad = grad.add(param, alpha=decay)
+    return grad

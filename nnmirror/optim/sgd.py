@@ -13,7 +13,13 @@ from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of
 from .optimizer import Optimizer, ParamsT, evaluate
-from .stepwise import check_fused, check_not_differentiable, foreach_is_chosen, to_scalar
+from .stepwise import (
+    check_fused,
+    check_not_differentiable,
+    decayed,
+    foreach_is_chosen,
+    to_scalar,
+)
 
 __all__ = ["SGD"]
 
@@ -174,10 +180,7 @@ def _one_by_one(
         if group["maximize"]:
             grad = -grad
         if weight_decay != 0:
-            if isinstance(weight_decay, Tensor) and weight_decay.requires_grad:
-                grad = grad.addcmul_(param.clone(), weight_decay)  # into .grad, as PyTorch's
-            else:
-                grad = grad.add(param, alpha=weight_decay)
+            grad = decayed(grad, param, weight_decay)
         if momentum != 0:
             if buffers[i] is None:
                 buffers[i] = grad.detach().clone()

@@ -199,6 +199,13 @@ def refuse_negative(*options: tuple[str, float | Tensor]) -> None:
             raise ValueError(f"Invalid {name}: {value}")
 
 
+def decayed(grad: Tensor, param: Tensor, decay: float | Tensor) -> Tensor:
+    """The gradient with that of the weight decay, in a step that may be recorded."""
+    if isinstance(decay, Tensor) and decay.requires_grad:
+        return grad.addcmul_(param.clone(), decay)  # into .grad, as PyTorch's
+    return grad.add(param, alpha=decay)  # type: ignore[arg-type]
+
+
 def refuse_differentiable(name: str, differentiable: bool) -> None:
     if differentiable:
         raise NotImplementedError(
