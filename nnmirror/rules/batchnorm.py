@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
-from .normalization import InverseStdOf, MeanOf, added_to, rows_at_once
+from .normalization import InverseStdOf, MeanOf, Second, added_to, rows_at_once
 from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
 from .shape import Clone, select
 
@@ -144,26 +144,16 @@ class NativeBatchNormBackward(Rule):
                 dg = added_to(dg, hw * c * r)
                 dx = hw * r * g
         else:
-            r2, r3 = r.pow(2), r.pow(3)
-            cr3 = c * r3
+            second = Second(c, r, n, _channel_sum)
             sum_gc, sum_g = _channel_sum(g * c), _channel_sum(g)
-
-            def first(g: T, w: T) -> T:
-                inner = c * r2 * _channel_sum(g * c)
-                return w * r / n * (n * g - _channel_sum(g) - inner)
-
             if h is not None:
-                sum_h, sum_hc = _channel_sum(h), _channel_sum(h * c)
                 if needs[1]:
-                    inner = sum_h * sum_g / n - _channel_sum(g * h)
-                    inner = inner + r2 * sum_gc * sum_hc * (3.0 / n)
-                    dx = cr3 * inner / n + sum_hc * r3 / n * (sum_g / n - g)
-                    dx = w * (dx + sum_gc * r3 / n * (sum_h / n - h))
+                    dx = w * second.of_input(h, g, sum_g, sum_gc)
                 if weight is not None and needs[2]:
-                    dw = _channel_sum(h * first(g, x.new_ones(())), False)
-                dg = first(h, w)
+                    dw = _channel_sum(h * second.first(g, x.new_ones(())), False)
+                dg = second.first(h, w)
             if hw is not None:
-                dx = added_to(dx, hw * (g * r + r * sum_g / -n + cr3 * sum_gc / -n))
+                dx = added_to(dx, hw * (g * r + r * sum_g / -n + second.cr3 * sum_gc / -n))
                 dg = added_to(dg, hw * c * r)
         if hb is not None:
             dg = added_to(dg, hb)

@@ -10,7 +10,7 @@ mode the sums are added up in its order, too (see `nnmirror.exact.normalization`
 rule with gradients of its own, in PyTorch's order: layer_norm_double_backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -75,6 +75,33 @@ class InverseStdOf(Rule):
         # The mean gets none: the sum of x - mean is zero.
         slope = result * result * result * g * (-g.numel() / input.numel())
         return (input - mean.reshape(shape)) * slope.reshape(shape), None
+
+
+class Second:
+    """What the second derivatives of the normalisations share, in PyTorch's order.
+
+    c = x - mean, r is the inverse deviation, and `total` adds up over n numbers.
+    """
+
+    def __init__(self, c: T, r: T, n: int, total: Callable[[T], T]) -> None:
+        self.c, self.r, self.n, self.total = c, r, n, total
+        self.r2, self.r3 = r.pow(2), r.pow(3)
+        self.cr3 = c * self.r3
+
+    def first(self, g: T, w: T) -> T:
+        """w r / n (n g - sum g - c r^2 sum(g c)): the first derivative for g"""
+        n, total = self.n, self.total
+        inner = self.c * self.r2 * total(g * self.c)
+        return w * self.r / n * (n * g - total(g) - inner)
+
+    def of_input(self, h: T, p: T, sum_p: T, sum_pc: T) -> T:
+        """What x gets for h from p, the gradient times what of w is within the sums."""
+        n, r3 = self.n, self.r3
+        sum_h, sum_hc = self.total(h), self.total(h * self.c)
+        inner = sum_h * sum_p / n - self.total(h * p)
+        inner = inner + self.r2 * sum_pc * sum_hc * (3.0 / n)
+        dx = self.cr3 * inner / n + sum_hc * r3 / n * (sum_p / n - p)
+        return dx + sum_pc * r3 / n * (sum_h / n - h)
 
 
 class NativeLayerNormBackward(Rule):
@@ -143,34 +170,25 @@ class NativeLayerNormBackward(Rule):
         g, x = grad.reshape(m, n), input.reshape(m, n)
         mean, r = (t.reshape(m, 1).to(x.dtype) for t in (mean, r))
         w = x.new_ones(1) if weight is None else weight.reshape(1, n)
-        c, r2, r3 = x - mean, r.pow(2), r.pow(3)
-        cr3 = c * r3
-
-        def first(g: T, w: T) -> T:
-            inner = c * r2 * (g * c).sum(1, True)
-            return w * r / n * (n * g - g.sum(1, True) - inner)
-
+        c = x - mean
+        second = Second(c, r, n, lambda t: t.sum(1, True))
         dg = dx = dw = None
         if h is not None:
             h = h.reshape(m, n)
-            p = g * w
-            sum_pc, sum_p = (p * c).sum(1, True), p.sum(1, True)
-            sum_h, sum_hc = h.sum(1, True), (h * c).sum(1, True)
             if needs[1]:
-                inner = sum_h * sum_p / n - (h * p).sum(1, True)
-                inner = inner + r2 * sum_pc * sum_hc * (3.0 / n)
-                dx = cr3 * inner / n + sum_hc * r3 / n * (sum_p / n - p)
-                dx = dx + sum_pc * r3 / n * (sum_h / n - h)
+                p = g * w
+                sum_pc, sum_p = second.total(p * c), second.total(p)
+                dx = second.of_input(h, p, sum_p, sum_pc)
             if weight is not None and needs[2]:
-                dw = (g * first(h, x.new_ones(()))).sum(0).reshape(weight.shape)
+                dw = (g * second.first(h, x.new_ones(()))).sum(0).reshape(weight.shape)
             if needs[0]:
-                dg = first(h, w)
+                dg = second.first(h, w)
         if hw is not None:
             hw = hw.reshape(1, n)
             if needs[1]:
                 t0 = g * hw * r
                 t1 = r * (g * hw).sum(1, True) / -n
-                t2 = cr3 * (g * hw * c).sum(1, True) / -n
+                t2 = second.cr3 * (g * hw * c).sum(1, True) / -n
                 dx = added_to(dx, t0 + t1 + t2)
             dg = added_to(dg, hw * c * r)
         if hb is not None:
