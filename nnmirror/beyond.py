@@ -207,7 +207,6 @@ class TorchGraph(_tape.Function):
     """
 
     is_rule = True
-    materialize_grads = False
 
     @staticmethod
     def forward(ctx: Any, of: _Piece, *args: T) -> tuple[T | None, ...]:

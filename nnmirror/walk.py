@@ -749,10 +749,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
             tensor = node.retained[index]()
             if tensor is not None:
                 held = tensor._gradient
-                if _walks.creates_graph:
-                    with EnableTorchFunction():
-                        tensor._gradient = grad.clone() if held is None else held + grad
-                else:
+                with EnableTorchFunction() if _walks.creates_graph else contextlib.nullcontext():
                     tensor._gradient = grad.clone() if held is None else held + grad
 
 

@@ -113,7 +113,7 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
     Raises ChangedSince if it cannot be now.
     """
     try:
-        writer = _Writer(root, state)
+        writer = Writer(root, state)
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
@@ -124,7 +124,7 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
 
 def by_steps(root: _tape.Node, grad: torch.Tensor, state: State) -> list[torch.Tensor]:
     """What the nodes of the part give one by one."""
-    writer = _Writer(root, state)
+    writer = Writer(root, state)
     writer.go_back(grad)
     return [g for _, _, g in writer.results]
 
@@ -135,7 +135,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
     Raises ChangedSince if it cannot be now.
     """
     try:
-        writer = _Writer(root)
+        writer = Writer(root)
         writer.go_back(grad)
         made = Bound(writer.source(), writer.environment)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
@@ -144,7 +144,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
         return None
 
 
-class _Notes(TorchFunctionMode):
+class Notes(TorchFunctionMode):
     """Notes the torch calls that are made in it."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class _Notes(TorchFunctionMode):
         return out
 
 
-class _Writer:
+class Writer:
     """Writes the source of the walk from `root`.
 
     In it n0, n1 ... are the nodes in the order of the walk, s0, s1 ... what they saved, w0, w1 ...
@@ -321,7 +321,7 @@ class _Writer:
         if sign is not None and sign.plan is not None and sign.plan.is_open:
             node.given = tuple([self.open(node, i) for i in range(len(given))])
         try:
-            with _Notes() as notes:
+            with Notes() as notes:
                 results = _walk.validated(node, node.run(slots))
         finally:
             node.given = given

@@ -62,7 +62,7 @@ def replayed(
     if node.segment is not None:
         node.segment.expand(node)
     sign = node.signature
-    if sign is None or sign.replays is False or grad.layout is not torch.strided:
+    if sign is None or grad.layout is not torch.strided:
         return None
     key = of_tensor(grad), len(only), exact.is_exact()
     if sign.replays is None:
@@ -81,7 +81,8 @@ def replayed(
                 writer = _Writer(node, only)
                 writer.go_back(grad)
             found = Replay(writer.source(), writer.environment)
-        except _bound.ChangedSince:
+        except _bound.ChangedSince:  # it may be another when it has come as often again
+            sign.replays[key] = 0
             return None
         except (Unbindable, RuntimeError, NotImplementedError):
             found = False
@@ -103,7 +104,7 @@ def replayed(
     return results  # type: ignore[no-any-return]
 
 
-class _Writer(_bound._Writer):
+class _Writer(_bound.Writer):
     """Writes the source of the walk from `root` to the `ends`.
 
     As for a bound walk; m0, m1 ... are the nodes that it makes.
@@ -165,7 +166,7 @@ class _Writer(_bound._Writer):
         sign = node.signature
         if sign is not None and sign.plan is not None and sign.plan.is_open:
             raise Unbindable
-        with _bound._Notes() as notes:
+        with _bound.Notes() as notes:
             results = _walk.validated(node, _tape.run_recorded(node, given, needs))
         self.write(notes, mine)
         for result in results:
@@ -202,7 +203,7 @@ class _Writer(_bound._Writer):
         """One more gradient where one arrived before, and the source that adds it."""
         if held is None:
             return grad
-        with _bound._Notes() as notes, EnableTorchFunction():
+        with _bound.Notes() as notes, EnableTorchFunction():
             total = held + grad
         self.write(notes, {})
         return total
