@@ -17,7 +17,7 @@ import nnmirror
 from nnmirror.tape import Node, tensors_in
 
 from .parity import bound_at_once, parity, same_bits
-from .test_every_op import OPS, at_most, mapped, refused
+from .test_every_op import OPS, at_most, mapped, refused, with_leaves
 
 # Second derivatives that PyTorch rounds otherwise, by how many units (eps times the largest number
 # of the result) at most, and why.
@@ -40,16 +40,8 @@ def twice(nn, function, args, kwargs):
 
     The gradients of the results require grad too, as those of any function further on would.
     """
-    leaves = []
-
-    def leaf(t):
-        if not t.requires_grad:
-            return t.clone()
-        leaves.append(nn.Parameter(t.detach().clone()))
-        return leaves[-1]
-
     torch.manual_seed(0)
-    args, kwargs = mapped(list(args), leaf), mapped(kwargs, leaf)
+    args, kwargs, leaves = with_leaves(nn, args, kwargs)
     try:
         made = [t for t in tensors_in(function(*args, **kwargs)) if t.requires_grad]
         given = [nn.Parameter(_numbers(0.5, 1.5, t)) for t in made]
