@@ -216,7 +216,6 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
-_STEP = "a step that is recorded is not mirrored for it; torch's own takes the mirror's tensors"
 _TRANSFORMS = "if parameters used in it require grad; nnmirror.func.{} gives the same"
 # What is refused when it is called, and what to do instead.
 _REFUSED_NAMES = {
@@ -240,8 +239,6 @@ _REFUSED_NAMES = {
 }
 # And by an argument that is True: of calls that begin so, the argument.
 _REFUSED_ARGUMENTS = (
-    ("torch.optim.RMSprop", "differentiable", _STEP),
-    ("torch.optim.Adagrad", "differentiable", _STEP),
     ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),
 )

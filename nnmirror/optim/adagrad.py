@@ -7,16 +7,16 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
-from .flat import Lists, Tensors, sqrt
+from .flat import Lists, Tensors, sqrt_plus
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
     StepwiseOptimizer,
     as_real,
     check_fused,
+    check_not_differentiable,
     count,
     counter,
-    refuse_differentiable,
     refuse_negative,
     to_scalar,
 )
@@ -35,8 +35,9 @@ class Adagrad(StepwiseOptimizer):
         p = p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
     Saved in `state`, from the constructor on: step, t; sum, s. `foreach` and `fused` choose
-    torch's kernels of the same names, as in PyTorch, and with them their rounding. Of a sparse
-    gradient only the entries that are there are stepped.
+    torch's kernels of the same names, as in PyTorch, and with them their rounding. With
+    `differentiable` the step is recorded: the parameters, which may be no leaves, then depend on
+    their gradients. Of a sparse gradient only the entries that are there are stepped.
     """
 
     _device_was_checked = False
@@ -64,7 +65,6 @@ class Adagrad(StepwiseOptimizer):
             ("initial_accumulator_value value", initial_accumulator_value),
             ("epsilon value", eps),
         )
-        refuse_differentiable("Adagrad", differentiable)
         defaults = {
             "lr": lr,
             "lr_decay": lr_decay,
@@ -78,6 +78,7 @@ class Adagrad(StepwiseOptimizer):
         }
         super().__init__(params, defaults)
         if fused:
+            check_not_differentiable(differentiable)
             if foreach:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
             self._step_supports_amp_scaling = True
@@ -140,7 +141,10 @@ class Adagrad(StepwiseOptimizer):
         if param.is_complex():
             param, grad, sum = as_real(param, grad, sum)
         sum.addcmul_(grad, grad, value=1)
-        param.addcdiv_(grad, sqrt(sum).add_(group["eps"]), value=-size)
+        denom = sqrt_plus(sum, group["eps"], group["differentiable"])
+        param.addcdiv_(grad, denom, value=-size)
+
+    _recorded = _one
 
     def _many(
         self,

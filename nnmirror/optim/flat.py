@@ -198,6 +198,11 @@ def sqrt(x: Tensor) -> Tensor:
     return alone(torch.sqrt, x) if x.dim() == 1 else x.sqrt()
 
 
+def sqrt_plus(x: Tensor, eps: float, recorded: bool) -> Tensor:
+    """sqrt(x) + eps. The root of a recorded step is saved, and so not changed in place."""
+    return x.sqrt() + eps if recorded else sqrt(x).add_(eps)
+
+
 def _has_numbers(group: dict[str, Any]) -> bool:
     """Are the options numbers, none of them a tensor?"""
     options = [*group.values(), *group.get("betas", ())]

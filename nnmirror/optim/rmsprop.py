@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _torch
-from .flat import Lists, Tensors, sqrt
+from .flat import Lists, Tensors, sqrt_plus
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -13,7 +13,6 @@ from .stepwise import (
     as_real,
     check_capturable,
     count,
-    refuse_differentiable,
     refuse_negative,
     to_scalar,
 )
@@ -35,7 +34,8 @@ class RMSprop(StepwiseOptimizer):
         p = p - lr b                        without momentum, p - lr g / d
 
     Saved in `state`: step; square_avg, v; momentum_buffer, b; grad_avg, a. `foreach` chooses
-    torch's kernels of the same name, as in PyTorch. Sparse gradients are refused.
+    torch's kernels of the same name, as in PyTorch. With `differentiable` the step is recorded: the
+    parameters, which may be no leaves, then depend on their gradients. Sparse gradients are refused.
     """
 
     _no_sparse = "RMSprop does not support sparse gradients"
@@ -63,7 +63,6 @@ class RMSprop(StepwiseOptimizer):
             ("weight_decay value", weight_decay),
             ("alpha value", alpha),
         )
-        refuse_differentiable("RMSprop", differentiable)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -124,15 +123,15 @@ class RMSprop(StepwiseOptimizer):
         square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
         if grad_avg is not None:
             grad_avg.lerp_(grad, 1 - alpha)
-            denom = sqrt(square_avg.addcmul(grad_avg, grad_avg, value=-1))
-        else:
-            denom = sqrt(square_avg)
-        denom.add_(group["eps"])
+            square_avg = square_avg.addcmul(grad_avg, grad_avg, value=-1)
+        denom = sqrt_plus(square_avg, group["eps"], group["differentiable"])
         if momentum_buffer is not None:
             momentum_buffer.mul_(group["momentum"]).addcdiv_(grad, denom)
             param.add_(momentum_buffer, alpha=-lr)
         else:
             param.addcdiv_(grad, denom, value=-lr)
+
+    _recorded = _one
 
     def _many(
         self,

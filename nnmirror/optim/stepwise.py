@@ -206,15 +206,6 @@ def decayed(grad: Tensor, param: Tensor, decay: float | Tensor) -> Tensor:
     return grad.add(param, alpha=decay)  # type: ignore[arg-type]
 
 
-def refuse_differentiable(name: str, differentiable: bool) -> None:
-    if differentiable:
-        raise NotImplementedError(
-            f"nnmirror: {name} with differentiable=True (a gradient through the step) is not"
-            f" mirrored; torch.optim.{name} takes the mirror's tensors, and records it by the"
-            " mirror's rules"
-        )
-
-
 def check_not_differentiable(differentiable: bool) -> None:
     """PyTorch's error for a fused step that is to be recorded."""
     if differentiable:
