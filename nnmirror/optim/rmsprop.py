@@ -34,8 +34,9 @@ class RMSprop(StepwiseOptimizer):
         p = p - lr b                        without momentum, p - lr g / d
 
     Saved in `state`: step; square_avg, v; momentum_buffer, b; grad_avg, a. `foreach` chooses
-    torch's kernels of the same name, as in PyTorch. With `differentiable` the step is recorded: the
-    parameters, which may be no leaves, then depend on their gradients. Sparse gradients are refused.
+    torch's kernels of the same name, as in PyTorch. With `differentiable` the step is recorded:
+    the parameters, which may be no leaves, then depend on their gradients. Sparse gradients are
+    refused.
     """
 
     _no_sparse = "RMSprop does not support sparse gradients"
