@@ -14,6 +14,7 @@ from ._missing import missing
 from .bridge import from_torch, to_torch
 from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules
 from .exact.mode import exact, is_exact, set_exact
+from .explain import explain
 from .fast import binding as _binding  # noqa: F401  walks are bound
 from .fast import recorder as _recorder  # noqa: F401  calls of varying shape are recorded
 from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
@@ -156,6 +157,7 @@ __all__ = [
     "backward",
     "enable_grad",
     "exact",
+    "explain",
     "from_torch",
     "func",
     "functional",

@@ -1,0 +1,120 @@
+"""What `nnmirror.explain` returns: the backward of a graph by operations, and its source.
+
+The operations are in the order of the walk back, the loss first. Each knows where its inputs come
+from, so that the graph can be drawn from them; and the lines of the source that are its backward.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call was made."""
+
+    filename: str
+    line: int
+    text: str  # the source line, stripped; "" if it cannot be had
+    function: str  # the function that it is in
+
+    def __str__(self) -> str:
+        return f"{self.filename.rpartition('/')[2]}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result of an operation.
+
+    `value` is None where nobody has kept it. `gradient` is what the walk brings to it; None where
+    the loss does not depend on it.
+    """
+
+    name: str  # in the source, such as "fc1"; that of its gradient is "d_fc1"
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    value: torch.Tensor | None
+    gradient: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Input:
+    """One argument of an operation that is a tensor.
+
+    It comes from result `output` of operation `operation`; or from the leaf `leaf`; or, with both
+    None, it gets no gradient. `gradient` is what this operation gives for it, before that of other
+    uses is added.
+    """
+
+    name: str  # of the argument, as the rule has it: "input", "weight"
+    operation: int | None
+    output: int
+    leaf: str | None  # a key of `Explanation.leaves`
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None
+    value: torch.Tensor | None
+    gradient: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that gets a gradient, and that no operation made: a parameter, or an input."""
+
+    name: str  # as in `named_parameters`: "fc1.weight"
+    identifier: str  # in the source: "fc1_weight"
+    is_parameter: bool
+    value: torch.Tensor
+    gradient: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the graph: what was called, and its backward."""
+
+    index: int  # in `Explanation.operations`
+    node: str  # as PyTorch names it: "TanhBackward0"
+    # The module that called it, as in `named_modules`: "fc2", "net.2"; "" for what was called
+    # outside of every module but the outermost.
+    module: str
+    module_class: str  # "Linear"; "" if no module is known
+    formula: str  # of the gradients, as its rule documents it
+    results: tuple[Result, ...]
+    inputs: tuple[Input, ...]
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)  # by the rule's names
+    arguments: dict[str, Any] = field(default_factory=dict)  # further ones, no tensors: "dim"
+    place: Place | None = None  # where it was called; None if that is not known for certain
+    source: str = ""  # its lines of the source
+    line: int = 0  # the first of them, counted from 1
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient of its (first) result."""
+        return self.results[0].gradient
+
+
+class Explanation:
+    """The backward of one graph.
+
+    `operations` are in the order of the walk back, `leaves` by their names. `source` is a Python
+    function that computes the gradients; `str` of this gives it. The tensors are those of the
+    graph, and are to be read only.
+    """
+
+    def __init__(
+        self, operations: list[Operation], leaves: dict[str, Leaf], source: str = ""
+    ) -> None:
+        self.operations = operations
+        self.leaves = leaves
+        self.source = source
+
+    @property
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The gradients of the leaves, by their names."""
+        return {n: leaf.gradient for n, leaf in self.leaves.items() if leaf.gradient is not None}
+
+    def __str__(self) -> str:
+        return self.source
+
+    def __repr__(self) -> str:
+        return f"<Explanation: {len(self.operations)} operations, {len(self.leaves)} leaves>"
