@@ -297,6 +297,8 @@ def test_what_cannot_be_converted_is_named_with_its_place():
 def layers():
     """Each module that is mirrored, made with as few arguments as it takes."""
     for name in nnmirror.modules.__all__:
+        if name.startswith("Lazy"):  # before its first call it can't be converted
+            continue
         for args in ((), (2,), (2, 3), (0, (1, 2))):
             try:
                 yield pytest.param(getattr(torch.nn, name)(*args), args, id=name)

@@ -103,7 +103,7 @@ def test_the_table_in_the_readme():
 
 # What a layer is made with, and called with, where that is not nothing and some numbers.
 MADE_WITH = {
-    "Linear": (6, 3), "Embedding": (9, 3), "BatchNorm1d": (6,), "LayerNorm": (6,), "RMSNorm": (6,),
+    "Linear": (6, 3), "Embedding": (9, 3), "BatchNorm1d": (6,), "BatchNorm2d": (6,), "BatchNorm3d": (6,), "LayerNorm": (6,), "RMSNorm": (6,),
     "Threshold": (0.1, 0.0), "Softmax": (1,), "LogSoftmax": (1,), "Softmin": (1,),
 }  # fmt: skip
 LOSSES = {
@@ -129,8 +129,14 @@ LAYERS = [
     for name in nnmirror.modules.__all__
     if isinstance(found := getattr(nnmirror, name), type)
     and issubclass(found, nnmirror.Module)
+    and not name.startswith("Lazy")
     and not name.endswith(("Loss", "List", "Dict", "Unflatten", "Module", "Similarity", "Distance"))
 ]
+
+
+def input_shape(name, *first):
+    """Such a shape, with as many dimensions as the layer takes."""
+    return *first, *[2] * (int(name[-2]) - 1 if name.endswith(("2d", "3d")) else 0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -141,7 +147,11 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
         if not hasattr(layer, "inplace"):
             pytest.skip("never in place")
         layer.inplace = True
-    x = torch.arange(4) if name == "Embedding" else nnmirror.Parameter(torch.randn(4, 6)) * 1
+    x = (
+        torch.arange(4)
+        if name == "Embedding"
+        else nnmirror.Parameter(torch.randn(input_shape(name, 4, 6))) * 1
+    )
     with noted_forms() as calls:
         layer(x)
     named = {a.rule for a in ATTACHED if name in a.layers}
@@ -153,8 +163,9 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
 @pytest.mark.parametrize("name", [n for n in LAYERS if n in table()])
 def test_second_derivatives_by_default(name, dtype):
     """They are as near to PyTorch's as the first."""
-    width = 6 if name in ("BatchNorm1d", "LayerNorm") else 100
-    x, g, h = (torch.randn(5000 // width, width, dtype=dtype) for _ in range(3))
+    width = 6 if name.startswith(("BatchNorm", "LayerNorm")) else 100
+    shape = input_shape(name, 5000 // width, width)
+    x, g, h = (torch.randn(shape, dtype=dtype) for _ in range(3))
 
     def second(nn):
         layer = getattr(nn, name)(*MADE_WITH.get(name, ())).to(dtype)

@@ -391,6 +391,47 @@ def test_batch_norm(nn, optim, shape, dtype, kind):
     return results, dict(layer.named_parameters()), repr(layer)
 
 
+def in_format(x, channels_last):
+    """The images laid out by channels, or with the channels of each place side by side."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[x.dim()]) if channels_last else x
+
+
+IMAGES = [(2, 3, 4, 5), (4, 9, 3, 3), (1, 2, 6, 7), (5, 3, 1, 1), (0, 3, 2, 2), (2, 3, 2, 3, 4), (3, 17, 1, 2, 9)]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", IMAGES)
+@parity
+def test_batch_norm_of_images(nn, optim, shape, dtype, channels_last):
+    """Training, then evaluation with what was learned; layouts and buffers of both."""
+    results = []
+    for kind in ("plain", "average", "not affine", "untracked"):
+        layer = getattr(nn, f"BatchNorm{len(shape) - 2}d")(shape[1], **STATS[kind])
+        drawn(layer, dtype)
+        for mode in (True, False):
+            layer.train(mode)
+            x = in_format((2 * torch.randn(shape) + 0.3).to(dtype), channels_last)
+            name, _, y, x, _ = driven(layer, x)
+            results += [name, y, x, y.stride(), {n: b.clone() for n, b in layer.named_buffers()}]
+        results += [dict(layer.named_parameters()), repr(layer)]
+    return results
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 16, 16), (3, 2, 96, 96), (2, 70, 5, 5)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@parity
+def test_batch_norm_of_many_images(nn, optim, shape, channels_last):
+    layer = drawn(nn.BatchNorm2d(shape[1]))
+    x = in_format(torch.randn(shape), channels_last).requires_grad_()
+    y = layer(x)
+    y.backward(in_format(torch.randn(shape), channels_last))
+    z = layer.eval()(x)
+    z.backward(torch.randn(shape))  # laid out in another way than x
+    return y, z, x, dict(layer.named_parameters())
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
@@ -544,6 +585,10 @@ BATCH_NORM_ERRORS = {
     "no statistics": lambda nn: nn.functional.batch_norm(torch.ones(2, 3), None, None),
     "weight no tensor": lambda nn: nn.functional.batch_norm(torch.ones(2, 3), None, None, 1.0, training=True),
     "negative": lambda nn: nn.BatchNorm1d(-1),
+    "2d of 3d": lambda nn: nn.BatchNorm2d(3)(torch.ones(2, 3, 4)),
+    "2d of 5d": lambda nn: nn.LazyBatchNorm2d()(torch.ones(2, 3, 4, 4, 4)),
+    "3d of 4d": lambda nn: nn.BatchNorm3d(3)(torch.ones(2, 3, 4, 4)),
+    "2d one value": lambda nn: nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)),
 }  # fmt: skip
 
 

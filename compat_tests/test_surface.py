@@ -67,6 +67,12 @@ CLASSES = {
             "SoftMarginLoss",
             "TripletMarginLoss",
             "RMSNorm",
+            "BatchNorm2d",
+            "BatchNorm3d",
+            "LazyBatchNorm1d",
+            "LazyBatchNorm2d",
+            "LazyBatchNorm3d",
+            "LazyLinear",
         )
     },
     **{
@@ -91,6 +97,7 @@ def shape_of(function):
     except (TypeError, ValueError):
         return None
     text = str(signature)
+    text = re.sub(r"\(self: [\w.]+", "(self", text)  # of a mixin
     # The same types, spelled from different modules.
     text = re.sub(r"torch\.nn\.parameter\.|nnmirror\.parameter\.", "", text)
     text = re.sub(r"ForwardRef\('(\w+)'\)", r"\1", text)

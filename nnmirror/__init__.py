@@ -26,6 +26,8 @@ from .modules import (
     GLU,
     SELU,
     BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
     BCELoss,
     BCEWithLogitsLoss,
     CosineEmbeddingLoss,
@@ -45,6 +47,10 @@ from .modules import (
     KLDivLoss,
     L1Loss,
     LayerNorm,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyLinear,
     LeakyReLU,
     Linear,
     LogSigmoid,
@@ -81,7 +87,7 @@ from .modules import (
     TripletMarginLoss,
     Unflatten,
 )
-from .parameter import Buffer, Parameter
+from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 from .tape import Function
 from .tensor import Tensor
 from .walk import backward, grad
@@ -98,6 +104,8 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Buffer",
     "CosineEmbeddingLoss",
     "CosineSimilarity",
@@ -117,6 +125,10 @@ __all__ = [
     "KLDivLoss",
     "L1Loss",
     "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyLinear",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
@@ -154,6 +166,8 @@ __all__ = [
     "Threshold",
     "TripletMarginLoss",
     "Unflatten",
+    "UninitializedBuffer",
+    "UninitializedParameter",
     "backward",
     "enable_grad",
     "exact",

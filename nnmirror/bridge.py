@@ -92,11 +92,15 @@ class _Bridge:
         if id(module) in self.done:
             return self.done[id(module)][1]
         cls = self._class(type(module), path, module)
+        new = object.__new__(cls or self.target)
+        self.done[id(module)] = module, new
+        if "_initialize_hook" in module.__dict__:
+            why = "a lazy module, whose parameters have no shape yet; call the model once first"
+            self._problem(path, module, why)
+            return new
         hooks = [name for name in _module._HOOK_REGISTRIES if module.__dict__.get(name)]
         if hooks:
             self._problem(path, module, f"it has hooks ({', '.join(hooks)}); remove them first")
-        new = object.__new__(cls or self.target)
-        self.done[id(module)] = module, new
         state = new.__dict__
         prefix = f"{path}." if path else ""
         for name, value in module.__dict__.items():

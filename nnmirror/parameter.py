@@ -1,6 +1,6 @@
 """Parameter and Buffer: the tensors that a module registers when they are assigned."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -69,6 +69,124 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
         marked.persistent = persistent
         marked._is_buffer = True
         return marked
+
+
+class UninitializedTensorMixin:
+    """A tensor whose shape is not known yet; `materialize` makes an ordinary one of it."""
+
+    cls_to_become: type
+
+    _allowed_methods = [
+        torch.Tensor.__hash__,
+        torch.Tensor.size,
+        torch.Tensor.copy_,
+        torch.Tensor.is_complex,
+        torch.Tensor.is_floating_point,
+        torch.Tensor.half,
+        torch.Tensor.float,
+        torch.Tensor.double,
+        torch.Tensor.char,
+        torch.Tensor.short,
+        torch.Tensor.int,
+        torch.Tensor.long,
+        torch.Tensor.cuda,
+        torch.Tensor.cpu,
+        torch.Tensor.to,
+        torch.Tensor.get_device,
+        _torch.has_compatible_shallow_copy_type,
+    ]
+
+    def materialize(self: Any, shape, device=None, dtype=None) -> None:  # type: ignore[no-untyped-def]
+        """Take memory of this shape, on this device and of this dtype or those it has."""
+        data = self.data
+        self.data = torch.empty(
+            shape,
+            device=data.device if device is None else device,
+            dtype=data.dtype if dtype is None else dtype,
+        )
+        self.__class__ = self.cls_to_become
+
+    @property
+    def shape(self) -> Any:
+        """Not there yet: a RuntimeError."""
+        raise RuntimeError(
+            "Can't access the shape of an uninitialized parameter or buffer. This error usually"
+            " happens in `load_state_dict` when trying to load an uninitialized parameter into an"
+            " initialized one. Call `forward` to initialize the parameters before accessing their"
+            " attributes."
+        )
+
+    def share_memory_(self) -> NoReturn:
+        """Not possible yet: a RuntimeError."""
+        raise RuntimeError(
+            "Can't share memory on an uninitialized parameter or buffer. Call `forward` to"
+            " initialize the parameters before calling `module.share_memory()`."
+        )
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __reduce_ex__(self: Any, proto: Any) -> Any:
+        return type(self), (self.requires_grad,)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A property of a tensor is asked for by a "method-wrapper".
+        if func in cls._allowed_methods or type(func).__name__ == "method-wrapper":
+            with DisableTorchFunctionSubclass():
+                result = func(*args, **(kwargs or {}))
+                is_tensor = isinstance(result, torch.Tensor)
+                return torch.Tensor.as_subclass(result, cls) if is_tensor else result  # type: ignore[type-var]
+        raise ValueError(
+            f"Attempted to use an uninitialized parameter in {func}. This error happens when you"
+            " are using a `LazyModule` or explicitly manipulating"
+            f" `torch.nn.parameter.{cls.__name__}` objects. When using LazyModules Call `forward`"
+            " with a dummy batch to initialize the parameters before calling torch functions"
+        )
+
+
+def is_lazy(param: Any) -> bool:
+    """Is it an UninitializedParameter or UninitializedBuffer?"""
+    return isinstance(param, UninitializedTensorMixin)
+
+
+class UninitializedParameter(UninitializedTensorMixin, Parameter):  # type: ignore[misc, override]
+    """A Parameter whose shape is not known yet, as of a lazy module that was not called yet.
+
+    It can be moved, be given another dtype and be copied, and be made a Parameter by
+    `materialize(shape)`; anything else raises PyTorch's error.
+    """
+
+    cls_to_become = Parameter
+
+    def __new__(  # type: ignore[no-untyped-def]
+        cls, requires_grad=True, device=None, dtype=None
+    ) -> "UninitializedParameter":
+        return Parameter.__new__(  # type: ignore[return-value]
+            cls, torch.empty(0, device=device, dtype=dtype), requires_grad
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UninitializedParameter":
+        if id(self) not in memo:
+            data = self.data
+            memo[id(self)] = type(self)(self.requires_grad, data.device, data.dtype)
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+
+class UninitializedBuffer(UninitializedTensorMixin, torch.Tensor):  # type: ignore[misc, override]
+    """A Buffer whose shape is not known yet; otherwise as UninitializedParameter."""
+
+    cls_to_become = torch.Tensor
+    persistent: bool
+
+    def __new__(  # type: ignore[no-untyped-def]
+        cls, requires_grad=False, device=None, dtype=None, persistent=True
+    ) -> "UninitializedBuffer":
+        data = torch.empty(0, device=device, dtype=dtype)
+        made: Any = torch.Tensor._make_subclass(cls, data, requires_grad)
+        made.persistent = persistent
+        made._is_buffer = True
+        return made  # type: ignore[no-any-return]
 
 
 ORDINARY.add(Parameter)

@@ -28,7 +28,7 @@ def _memory_format(x: T, g: T) -> torch.memory_format | None:
     return None
 
 
-@exact_of(batchnorm.NativeBatchNorm, "BatchNorm1d", units=32)
+@exact_of(batchnorm.NativeBatchNorm, "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", units=128)
 class NativeBatchNorm(batchnorm.NativeBatchNorm):
     """y = (x - mean) r w + b, per channel; the gradients are those of the rule."""
 
@@ -83,7 +83,8 @@ class NativeBatchNorm(batchnorm.NativeBatchNorm):
             dx = dx * r.view(by)
             if w is not None:
                 dx = dx * w.view(by)
-            dx = torch.empty_like(x).copy_(dx.reshape(x.shape))
+            dense = layout or torch.preserve_format
+            dx = torch.empty_like(x, memory_format=dense).copy_(dx.reshape(x.shape))
         if needs[1]:
             dw = d * r
         if needs[2]:

@@ -1,4 +1,4 @@
-"""BatchNorm1d."""
+"""Batch normalisation, and what instance normalisation shares with it."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
 from ..overrides import is_subclass
-from ..parameter import Parameter
+from ..parameter import Parameter, UninitializedBuffer, UninitializedParameter
 from ..rules.batchnorm import NativeBatchNorm
 from ..tape import Function
 from .layer import Layer
+from .lazy import LazyModuleMixin
 from .module import keeps_call
 
 
@@ -26,6 +27,7 @@ class _NormBase(Layer):
     momentum: float | None
     affine: bool
     track_running_stats: bool
+    _dims: tuple[int, ...]  # how many the input may have
 
     def __init__(  # type: ignore[no-untyped-def]
         self,
@@ -78,7 +80,14 @@ class _NormBase(Layer):
                 init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def _check_input_dim(self, input: Tensor) -> None:
-        raise NotImplementedError
+        if is_subclass(input):
+            dim = input.dim()
+        else:
+            with DisableTorchFunctionSubclass():
+                dim = input.dim()
+        if dim not in self._dims:
+            allowed = " or ".join([f"{n}D" for n in self._dims])
+            raise ValueError(f"expected {allowed} input (got {dim}D input)")
 
     def extra_repr(self):  # type: () -> str
         return (
@@ -132,6 +141,49 @@ class _BatchNorm(_NormBase):
         return super()._run(function, input, *weights, *running, training, momentum, self.eps)
 
 
+class _LazyNormBase(LazyModuleMixin, _NormBase):
+    """With `num_features` from the first input."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        device=None,
+        dtype=None,
+        *,
+        bias=True,
+    ) -> None:
+        like: Any = {"device": device, "dtype": dtype}
+        super().__init__(0, eps, momentum, False, False, **like, bias=False)
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        if affine:
+            self.weight = UninitializedParameter(**like)
+            if bias:
+                self.bias = UninitializedParameter(**like)
+        if track_running_stats:
+            self.running_mean = UninitializedBuffer(**like)
+            self.running_var = UninitializedBuffer(**like)
+            self.num_batches_tracked = torch.tensor(0, dtype=torch.long, device=device)
+
+    def reset_parameters(self) -> None:
+        """As of the module that it becomes; nothing before the first call."""
+        if not self.has_uninitialized_params() and self.num_features != 0:
+            super().reset_parameters()
+
+    def initialize_parameters(self, input) -> None:  # type: ignore[override, no-untyped-def]
+        """Give weight, bias and running statistics the number of channels of the input."""
+        if self.has_uninitialized_params():
+            self.num_features = input.shape[1]
+            own: Any = (self.weight, self.bias, self.running_mean, self.running_var)
+            for tensor in own:
+                if tensor is not None:
+                    tensor.materialize((self.num_features,))
+            self.reset_parameters()
+
+
 class BatchNorm1d(_BatchNorm):
     """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per channel of (N, C) or (N, C, L).
 
@@ -144,11 +196,37 @@ class BatchNorm1d(_BatchNorm):
     (Ioffe and Szegedy, 2015).
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if is_subclass(input):
-            dim = input.dim()
-        else:
-            with DisableTorchFunctionSubclass():
-                dim = input.dim()
-        if dim != 2 and dim != 3:
-            raise ValueError(f"expected 2D or 3D input (got {dim}D input)")
+    _dims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """`BatchNorm1d` per channel of (N, C, H, W): the sums are over N, H and W."""
+
+    _dims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """`BatchNorm1d` per channel of (N, C, D, H, W): the sums are over N, D, H and W."""
+
+    _dims = (5,)
+
+
+class LazyBatchNorm1d(_LazyNormBase, _BatchNorm):
+    """A `BatchNorm1d` with `num_features` from the first input."""
+
+    cls_to_become = BatchNorm1d
+    _dims = BatchNorm1d._dims
+
+
+class LazyBatchNorm2d(_LazyNormBase, _BatchNorm):
+    """A `BatchNorm2d` with `num_features` from the first input."""
+
+    cls_to_become = BatchNorm2d
+    _dims = BatchNorm2d._dims
+
+
+class LazyBatchNorm3d(_LazyNormBase, _BatchNorm):
+    """A `BatchNorm3d` with `num_features` from the first input."""
+
+    cls_to_become = BatchNorm3d
+    _dims = BatchNorm3d._dims

@@ -1,4 +1,4 @@
-"""Identity and Linear."""
+"""Identity, Linear and LazyLinear."""
 
 import math
 from typing import Any
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import init
-from ..parameter import Parameter
+from ..parameter import Parameter, UninitializedParameter
 from .explicit import Gradient
 from .layer import Layer
+from .lazy import LazyModuleMixin
 from .module import keeps_call, records_once
 
 
@@ -85,3 +86,42 @@ class Linear(Layer):
             f"in_features={self.in_features}, out_features={self.out_features},"
             f" bias={self.bias is not None}"
         )
+
+
+class LazyLinear(LazyModuleMixin, Linear):
+    """A `Linear` with `in_features` from the first input."""
+
+    cls_to_become = Linear
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, out_features: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(0, 0, False)
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        self.out_features = out_features
+        if bias:
+            self.bias = UninitializedParameter(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew; nothing before the first call."""
+        if not self.has_uninitialized_params() and self.in_features != 0:
+            super().reset_parameters()
+
+    def initialize_parameters(self, input) -> None:  # type: ignore[override, no-untyped-def]
+        """Give weight and bias the shapes that follow from the last dimension of the input."""
+        width = input.shape[-1]
+        own: Any = (self.weight, self.bias)
+        if self.has_uninitialized_params():
+            with torch.no_grad():
+                self.in_features = width
+                own[0].materialize((self.out_features, width))
+                if own[1] is not None:
+                    own[1].materialize((self.out_features,))
+                self.reset_parameters()
+        if self.in_features == 0:  # a state was loaded before
+            if width != self.weight.shape[-1]:
+                raise AssertionError(
+                    f"The in_features inferred from input: {width} is not equal to in_features"
+                    f" from self.weight: {self.weight.shape[-1]}"
+                )
+            self.in_features = width

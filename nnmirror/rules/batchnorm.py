@@ -75,9 +75,8 @@ class NativeBatchNormBackward(Rule):
         mean, size = _by_channel(mean, x), rows_at_once(x)
         in_one = len(x) <= size
         if in_one:
-            centred = x - mean
-            dx = centred * g
-            sum_g, d = g.sum(dims), dx.sum(dims)
+            centred = dx = _centred(x, mean)
+            sum_g, d = g.sum(dims), (centred * g).sum(dims)
         else:
             centred, dx = torch.empty_like(x[:size]), torch.empty_like(x)
             sum_g, d = torch.zeros_like(r), torch.zeros_like(r)
@@ -242,6 +241,13 @@ def _as_operand(values: T, x: T) -> tuple[int, ...]:
 def _by_channel(values: T, x: T) -> T:
     """One value for each channel of x, as an operand for x."""
     return values if x.dim() == 2 else values.view(-1, *[1] * (x.dim() - 2))
+
+
+def _centred(x: T, mean: T) -> T:
+    if x.dim() < 4 or not x.is_contiguous():
+        return x - mean
+    # Images of one element may be laid out as both formats; the kernel takes the usual one.
+    return torch.sub(x, mean, out=torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 @composite(torch.batch_norm)
