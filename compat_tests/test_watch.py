@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import nnmirror
+from nnmirror import functional as F
 from nnmirror import nn
 from nnmirror.watch import Record
 
@@ -172,7 +173,8 @@ def test_norms_are_those_that_hooks_on_pytorchs_model_see(make):
             # Steps whose sizes differ, as those of a last, smaller batch.
             for n in (4, 4, 3):
                 trained(lib, optim, model, x[:n], t[:n], steps=1)
-        found.append(w if lib is torch.nn else [fields(r) for r in w.records])
+        layers = w if lib is torch.nn else [r for r in w.records if r.operation is None]
+        found.append(layers if lib is torch.nn else [fields(r) for r in layers])
     same(*found, "records")
     if make is not frozen:
         assert all(r["grad"] is not None for r in found[1] if r["params"])
@@ -434,7 +436,8 @@ def test_a_parameter_not_reached_this_time():
         for both in (False, True, False):
             net(torch.ones(3), both).sum().backward()
     root3 = torch.linalg.vector_norm(torch.ones(3)).item()
-    assert [r.params for r in w.records] == [
+    assert [r.operation for r in w.steps[1]] == ["mul", None]
+    assert [step[-1].params for step in w.steps] == [
         {"a": root3, "b": None},
         {"a": root3, "b": root3},
         {"a": root3, "b": None},
@@ -739,12 +742,13 @@ def test_formulas():
         nn.Flatten(): "dx = g seen with the shape of x",
         nn.Flatten(1, 1): "dx = g, shaped back",
         module(torch.sin): "dx = g cos(x)",
+        "sin(): between the layers of the next": "dx = g cos(x)",
         module(lambda x: torch.sin(x) + 1): "last of several: dx = g,  dy = alpha g",
         module(Documented.apply): "dx = 3 g x^2",
         module(Cube.apply): "Cube",
         Doubled(3, 3): "last of several: dx = g y,  dy = g x",
     }
-    net = nn.Sequential(*layers)
+    net = nn.Sequential(*[layer for layer in layers if not isinstance(layer, str)])
     with nnmirror.watch(net) as w:
         net(torch.randn(4, 3)).sum().backward()
     assert [r.formula for r in w.records] == list(layers.values())
@@ -813,22 +817,222 @@ def test_table_of_long_names_and_of_nothing():
     assert sum("some_long_name.0" in line for line in lines) == 2
 
 
-def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
-    net = dead_net()
+def wide_net(blocks=6):
+    """Wired by hand, of more than 18 layers."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.inner = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + torch.relu(self.inner(self.norm(x)))
+
+    return nn.Sequential(nn.Linear(1, 4), *[Block() for _ in range(blocks)])
+
+
+def seen(net, steps):
     with nnmirror.watch(net) as w:
-        for scale in (1.0, 0.0):
+        for scale in steps:
             (net(torch.tensor([[1.0], [-3.0]])) * scale).sum().backward()
-    assert w.records[-1].grad == 0.0
-    w.plot(tmp_path / "seen.png")
+    return w
+
+
+@pytest.fixture
+def strict(recwarn):
+    """Matplotlib warns of what it could not lay out."""
+    pytest.importorskip("matplotlib")
+    yield
+    assert not [w.message for w in recwarn if "layout" in str(w.message)]
+
+
+def drawn(axes):
+    return [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() != "None"]
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+@pytest.mark.usefixtures("strict")
+def test_plot(tmp_path):
+    w = seen(dead_net(), (1.0, 0.0, float("inf")))
+    assert w.steps[1][-1].grad == 0.0
+    figure = w.plot(tmp_path / "seen.png")
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
-    nnmirror.watch(net).plot(tmp_path / "nothing.png")
+    output, grad, _, dead, dead_grad, legend = figure.axes
+    assert [len(drawn(axes)) for axes in (output, grad, dead, dead_grad)] == [5, 5, 2, 2]
+    assert {"0", "inf, NaN"} <= set(labels(grad.yaxis)), "what has no logarithm has a tick"
+    assert not {"0", "inf, NaN"} & set(labels(output.yaxis))
+    assert list(drawn(dead_grad)[0].get_ydata()) == [
+        r.dead_grad for r in w.records if r.layer == "1"
+    ]
+    names = [text.get_text() for text in legend.get_legend().get_texts()]
+    assert names == ["0 Linear", "1 ReLU", "2 Linear", "3 LeakyReLU", "4 Linear"]
+    nnmirror.watch(dead_net()).plot(tmp_path / "nothing.png")
+
+
+@pytest.mark.usefixtures("strict")
+def test_plot_of_one_step_is_over_the_layers():
+    w = seen(wide_net(), [1.0])
+    figure = w.plot()
+    (line,) = drawn(figure.axes[0])
+    assert len(line.get_xdata()) == len(w.records)
+    assert labels(figure.axes[0].xaxis)[:3] == ["0 Linear", "1.norm", "1.inner"]
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it"
+
+
+@pytest.mark.usefixtures("strict")
+def test_plot_tells_many_layers_apart():
+    w = seen(wide_net(), (1.0, 2.0))
+    assert len(w.steps[0]) > 18
+    figure = w.plot()
+    looks = {(x.get_color(), x.get_marker(), x.get_linestyle()) for x in drawn(figure.axes[0])}
+    assert len(looks) == len(w.steps[0])
+    figure.canvas.draw()
+    legend = figure.axes[5].get_legend().get_window_extent()
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= 0
 
 
 def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"nnmirror\[examples\]"):
         nnmirror.watch(plain(nn)).plot("nowhere.png")
+
+
+def test_in_a_notebook():
+    net = nn.ModuleDict({"<b>": wide_net(1)})
+    net.forward = lambda x: net["<b>"](x)
+    assert "no step" in nnmirror.watch(net)._repr_html_()
+    w = seen(net, (1.0, 0.0))
+    shown = w._repr_html_()
+    assert "&lt;b&gt;.1.inner" in shown
+    assert "<b>.1" not in shown
+    assert "step 0</th>" in shown
+    assert "step 1</th>" in shown
+    assert shown.count("<polyline") == len(w.steps[0])
+    assert repr(w) == "<nnmirror.watch of ModuleDict: 2 steps, off>"
+    assert seen(net, [1.0])._repr_html_().count("<tr>") == 2 + len(w.steps[0])
+
+
+def test_a_long_formula_goes_on_in_the_next_line():
+    formula = "dx = g, and that at such a length that no line of a table has room for all of it"
+
+    class Long(nnmirror.Function):
+        __doc__ = f"y = x:  {formula}."
+
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    net = nn.Module()
+    net.forward = lambda x: Long.apply(x)
+    with nnmirror.watch(net) as w:
+        net(torch.randn(3, 2, requires_grad=True))
+    lines = w.table().split("\n")
+    assert max(map(len, lines)) <= 100
+    told = " ".join(line.split("  ")[-1].strip() for line in lines[1:3])
+    assert told == w.records[0].formula == formula
+
+
+# -- between the layers ------------------------------------------------------------------------
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        h = F.relu(self.first(x * 2))  # x * 2 is not recorded: nothing in it requires grad
+        h = F.leaky_relu_(h + self.last(h))
+        return (h.reshape(-1, 2, 2).transpose(1, 2) * 0.5).flatten(1) * self.scale
+
+
+def test_operations_between_layers():
+    torch.manual_seed(0)
+    net, x = ByHand(), torch.randn(2, 3)
+    with nnmirror.watch(net) as w:
+        for _ in range(2):  # recorded for the first time, and as one that came before
+            y = net(x)
+            y.retain_grad()
+            y.sum().backward()
+    assert [(r.layer, r.operation, r.call) for r in w.steps[0]] == [
+        ("first", None, 0),
+        ("", "relu", 0),
+        ("last", None, 0),
+        ("", "add", 0),
+        ("", "leaky_relu", 0),
+        ("", "view", 0),
+        ("", "transpose", 0),
+        ("", "mul", 0),
+        ("", "unsafe_view", 0),
+        ("", None, 0),
+    ]
+    _, relu, _, add, leaky = w.steps[0][:5]
+    with torch.no_grad():
+        h = torch.relu(net.first(x * 2))
+        h2 = h + net.last(h)
+        assert relu.norm == torch.linalg.vector_norm(h).item()
+        assert add.norm == torch.linalg.vector_norm(h2).item(), "before it was changed in place"
+        assert leaky.norm == torch.linalg.vector_norm(F.leaky_relu(h2)).item()
+    assert relu.formula.startswith("dx = g where y > 0")
+    assert relu.inputs == ((2, 4),)
+    assert relu.dead is not None
+    assert relu.dead_grad is not None
+    assert w.steps[0][-1].grad == torch.linalg.vector_norm(y.grad).item()
+    assert all(r.grad is not None for r in w.records)
+    same(
+        [(r.layer, r.operation, r.norm, r.grad) for r in w.steps[0]],
+        [(r.layer, r.operation, r.norm, r.grad) for r in w.steps[1]],
+        "the second step",
+    )
+    with nnmirror.watch(net, operations=False) as w:
+        net(x).sum().backward()
+    assert [r.layer for r in w.records] == ["first", "last", ""]
+
+
+def test_operations_are_seen_in_the_call_of_the_model_alone():
+    net, x = ByHand(), torch.randn(2, 3)
+    with nnmirror.watch(net) as w:
+        with contextlib.suppress(RuntimeError):
+            net(torch.randn(2, 7))
+        before = len(w.records)
+        torch.relu(net.scale)
+        assert torch.overrides._get_current_function_mode_stack() == []
+        with torch.no_grad():
+            net(x)
+        assert len(w.records) == before
+        net(x).sum().backward()
+    assert len(w.steps[-1]) == 10
+
+
+def test_values_on_request():
+    torch.manual_seed(0)
+    net, x = ByHand(), torch.randn(2, 3)
+    with nnmirror.watch(net, values=True) as w:
+        y = net(x)
+        y.retain_grad()
+        y.sum().backward()
+    assert type(w.records[-1].value) is torch.Tensor
+    same(w.records[-1].value, y.detach(), "y")
+    (backward,) = w.records[-1].backwards
+    same(backward.value, y.grad, "dy")
+    same(backward.param_values, {"scale": net.scale.grad}, "d scale")
+    for record in w.records:
+        assert record.norm == torch.linalg.vector_norm(record.value).item()
+        assert record.grad == torch.linalg.vector_norm(record.backwards[0].value).item()
+    again = json.loads(json.dumps(w.to_dict()))
+    assert again[-1]["value"] == y.tolist()
+    with nnmirror.watch(net) as w:
+        net(x)
+    assert w.records[0].value is None
 
 
 def test_the_example_runs(tmp_path):
