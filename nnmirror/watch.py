@@ -29,7 +29,6 @@ import functools
 import re
 import threading
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +38,13 @@ from . import functional as F
 from . import tape, tensor
 from ._state import sequence as _sequence
 from ._torch import DisableTorchFunction, function_mode_stack, is_torch_function_enabled
+from .documented import gradients as _documented
+from .documented import gradients_in
 from .grad_mode import is_grad_enabled
 from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Each, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
-from .rules import Rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -637,9 +637,9 @@ def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
         return node, _documented(node.function)
     inputs = list(tape.tensors_in(given))
     node = out.grad_fn
+    whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
     if not isinstance(node, tape.Node) or any(t is out for t in inputs):
-        # Nothing was recorded; a layer, such as Identity, may say itself what it does.
-        return None, _gradients(type(module).__doc__) if isinstance(module, Layer) else ""
+        return None, whole  # nothing was recorded; a layer, such as Identity, may say what it does
     own = {id(p) for p in module._parameters.values()}
     own |= {id(tape.edge_of(t)[0]) for t in inputs}
     alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
@@ -647,36 +647,7 @@ def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
     if alone:
         return node, formula
     # Of a layer made of several calls its docstring may say what they come to.
-    whole = _gradients(type(module).__doc__) if isinstance(module, Layer) else ""
     return node, whole or f"last of several: {formula}"
-
-
-def _documented(function: Any) -> str:
-    """The gradients in the first line of a Function's docstring, or of what it is derived from."""
-    classes = list(_classes(function))
-    for cls in classes:
-        found = _gradients(cls.__doc__)
-        if found:
-            return found
-    return next((c.__doc__.strip().split("\n")[0] for c in classes if c.__doc__), function.__name__)
-
-
-def _classes(function: Any) -> Iterator[type]:
-    for cls in function.__mro__:
-        if cls in (Rule, tape.Function):
-            return
-        yield cls
-
-
-@functools.lru_cache(maxsize=1024)
-def _gradients(doc: str | None) -> str:
-    """Of "y = tanh(x):  dx = g (1 - y^2).  Saved: y." the part in the middle."""
-    line = (doc or "").strip().split("\n")[0].partition(".  Saved: ")[0]
-    for mark in (":  ", ".  "):
-        head, found, tail = line.partition(mark)
-        if found and head:
-            return tail.rstrip(".")
-    return ""
 
 
 _RECORDED = re.compile(r"Backward\d*$")

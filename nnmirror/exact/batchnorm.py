@@ -30,7 +30,7 @@ def _memory_format(x: T, g: T) -> torch.memory_format | None:
 
 @exact_of(batchnorm.NativeBatchNorm, "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", units=128)
 class NativeBatchNorm(batchnorm.NativeBatchNorm):
-    """y = (x - mean) r w + b, per channel; the gradients are those of the rule."""
+    """The gradients are those of the rule; their sums in the kernel's order."""
 
     @staticmethod
     def gradients(

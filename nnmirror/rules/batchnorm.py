@@ -172,7 +172,8 @@ batch_norm_grad = applied(NativeBatchNormBackward)
 
 @stands_for(torch.batch_norm, True)
 class NativeBatchNorm(Rule):
-    """y = (x - mean) r w + b, per channel; the gradients are above.
+    """y = (x - mean) r w + b, per channel:  db = sum of g,  d = sum of g (x - mean),  dw = d r,
+    dx = (g - sum(g) / n - (x - mean) d r^2 / n) r w in training, g r w in evaluation
 
     Saved: x, w, the running mean and variance, and mean and r of the batch.
     """

@@ -208,7 +208,10 @@ layer_norm_grad = applied(NativeLayerNormBackward)
 
 @stands_for(torch.layer_norm)
 class NativeLayerNorm(Rule):
-    """y = (x - mean) r w + b over the last dimensions; the gradients are above.
+    """y = (x - mean) r w + b over the last dimensions:  db = sum of g,  dw = sum of g z,
+    dx = r (g w - mean(g w) - z mean(g w z)), z = (x - mean) r
+
+    The sums go over the rows, the means over each row.
 
     Saved: x, w, b, and mean and r of each row.
     """

@@ -82,7 +82,7 @@ class Reshape(Rule):
 
 
 class UnsafeView(Rule):
-    """A view of a tensor that is not used elsewhere: it counts as a new tensor."""
+    """z = x with another shape, for an x not used elsewhere:  dx = g with the shape of x"""
 
     @staticmethod
     def forward(input: T, size: Sequence[int]) -> T:
