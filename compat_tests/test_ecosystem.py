@@ -2,7 +2,7 @@
 
 What works as it is does so with the same bits. What insists on a `torch.nn.Module` gets
 `nnmirror.to_torch(model)`, and does not go wrong in silence when it is given the model itself.
-The README's table "Libraries" is held against what is tried here.
+The table in nnmirror/libraries.md is compared with what is tried here.
 """
 
 import copy
@@ -811,11 +811,10 @@ def test_given_a_mirrored_model_they_raise(name, tmp_path):
     assert all(same_bits(before[key], after[key]) for key in before if key in after)
 
 
-# -- the README ----------------------------------------------------------------------------
+# -- the text ------------------------------------------------------------------------------
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTION = README[README.index("## Libraries") :]
-SECTION = SECTION[: SECTION.index("\n## ", 1)]
+TEXT = (Path(__file__).parent.parent / "nnmirror" / "libraries.md").read_text()
+SECTION = TEXT[TEXT.index("## Libraries") :]
 
 
 def test_the_table_of_libraries():
@@ -834,7 +833,7 @@ def blocks():
 
 
 @quiet
-def test_the_bridges_in_the_readme(tmp_path, monkeypatch):
+def test_the_bridges_in_the_text(tmp_path, monkeypatch):
     """Both train the mirrored model in skorch to PyTorch's bits; the second one by the mirror."""
     monkeypatch.chdir(tmp_path)
     x, y = digits()
@@ -847,7 +846,7 @@ def test_the_bridges_in_the_readme(tmp_path, monkeypatch):
     reference = skorch_net(expected, optimizer=torch.optim.Adam, lr=0.01).fit(x, y)
     twin, shell = blocks()
     for code, held in ((twin, torch.nn.Parameter), (shell, nnmirror.Parameter)):
-        module = types.ModuleType("of_the_readme")
+        module = types.ModuleType("of_the_text")
         monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds the shell
         scope = vars(module)
         scope.update(model=seeded(nnmirror), X=x, y=y)

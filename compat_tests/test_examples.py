@@ -89,7 +89,7 @@ def briefly(**changed):
 
 
 def test_digits_are_learnt_alike_on_both(digits):
-    """Else the README's accuracy would be of one library alone."""
+    """Else the accuracy in examples/README.md would be of one library alone."""
     said = {name: [] for name in ("torch", "nnmirror")}
     runs = {name: digits.train(briefly(), name, say=lines.append) for name, lines in said.items()}
     assert said["torch"] == said["nnmirror"]
@@ -115,7 +115,7 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
 
 
 def test_a_physics_informed_net_is_trained_alike_on_both(tmp_path):
-    """Else the digits that the README shows would be of one library alone."""
+    """Else the digits that examples/README.md shows would be of one library alone."""
     pytest.importorskip("matplotlib")
     said = {}
     for name in ("torch", "nnmirror"):
@@ -140,7 +140,7 @@ ROWS = [
     if row.group not in ("large", "threads")
     and row.variant not in ("batch 2048", "(4096, 256)", "(16384, 256)")
 ]
-# Their gradients have not always the same bits: see the README.
+# Their gradients have not always the same bits: see nnmirror/exact/README.md.
 NEARLY = "GELU", "Softplus", "Mish"
 
 

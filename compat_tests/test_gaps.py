@@ -1,7 +1,7 @@
-"""Which functions of PyTorch lose a gradient: those that the README says, and no other.
+"""Which functions of PyTorch lose a gradient: those that nnmirror/refused.md says, and no other.
 
 A few never ask a tensor subclass about a call, so the mirror cannot refuse it: the gradient of a
-tracked tensor is dropped. Whoever meets one of these has to find it in the README, and one that
+tracked tensor is dropped. Whoever meets one of these has to find it there, and one that
 PyTorch adds, or mends, is to be noticed here. So all of its public functions are called with
 tracked tensors in the places of tensors, and compared with PyTorch.
 """
@@ -20,8 +20,8 @@ from nnmirror.tape import tensors_in
 
 from .parity import parity
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-GAPS = re.search(r"^One gap cannot.*?\n\n.*?\n\n", README, re.M | re.S).group()
+TEXT = (Path(__file__).parent.parent / "nnmirror" / "refused.md").read_text()
+GAPS = TEXT[TEXT.index("One gap cannot") : TEXT.index("## What is not called")]
 SPACES = {
     "torch": torch,
     "torch.Tensor": torch.Tensor,
@@ -105,7 +105,7 @@ def require_grad(nn, function, k, keywords):
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_only_the_functions_in_the_readme_lose_a_gradient(space):
+def test_only_the_functions_in_the_text_lose_a_gradient(space):
     lost = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,7 +117,7 @@ def test_only_the_functions_in_the_readme_lose_a_gradient(space):
                     if actual and any(e and not a for e, a in zip(expected, actual, strict=True)):
                         lost.add(f"{space}.{name}".replace("torch.Tensor.", "Tensor."))
     named = r"`(torch\.(?:\w+Tensor|Tensor|as\w+|sparse\w+)|Tensor\.new)\b"
-    listed = set(re.findall(named, GAPS.partition("For the rest")[2]))
+    listed = set(re.findall(named, GAPS.partition("The rest drop")[2]))
     assert lost <= listed
     if space in ("torch", "torch.Tensor"):
         assert {name for name in listed if name.startswith("Tensor.") == (space != "torch")} <= lost
@@ -131,7 +131,7 @@ def test_only_the_functions_in_the_readme_lose_a_gradient(space):
     }.items(),
 )
 def test_a_number_beside_plain_tensors_is_a_gap(listed, call):
-    """PyTorch's error where anything is asked; here nothing is. Mended, it leaves the README."""
+    """PyTorch's error where anything is asked; here nothing is. Mended, it leaves the text."""
     assert f"`{listed}`" in GAPS
     with pytest.raises(TypeError, match="must be"):
         call(torch.nn.Parameter(torch.tensor(2.0)))

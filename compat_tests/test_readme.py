@@ -1,6 +1,7 @@
-"""The README: what it says is mirrored is, and what it says is not is refused."""
+"""The texts: what they say is mirrored is, what they say is not is refused, their code runs."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import nnmirror
 from nnmirror.rules import recorded
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MIRRORED = (ROOT / "nnmirror" / "mirrored.md").read_text()
 TABLE = [
     (name, mirrored)
     for names, mirrored in re.findall(
-        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here|PyTorch's) \|", README, re.M
+        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here|PyTorch's) \|", MIRRORED, re.M
     )
     for name in re.findall(r"`([\w.]+)`", names)
 ]
@@ -55,9 +58,27 @@ def test_the_table_names_every_module_and_function():
 
 
 def test_the_operations_listed_are_those_with_a_rule():
-    text = README[README.index("Between modules, these") : README.index("Results that carry no")]
-    listed = re.findall(r"`([^`]+)`", text[text.index("on views as well") :])
-    assert listed == [name.replace(" = ", "=") for name in recorded()]
+    text = MIRRORED[MIRRORED.index("on views as well:") : MIRRORED.index("Results that carry no")]
+    listed = re.findall(r"`([^`]+)`", text)
+    wanted = [name.replace(" = ", "=") for name in recorded()]
+    paragraph = textwrap.fill(" ".join(f"`{name}`" for name in wanted) + ".", 100)
+    assert listed == wanted, f"the list in nnmirror/mirrored.md is now:\n{paragraph}"
+
+
+def test_the_rule_in_the_readme_is_the_one_that_runs():
+    shown = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "class Tanh" in c)
+    assert shown in (ROOT / "nnmirror" / "functional.py").read_text()
+
+
+def test_every_file_that_a_text_names_is_there():
+    """Else a reader is sent nowhere."""
+    texts = [ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("nnmirror/*/*.md")]
+    for path in texts:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
+            assert (path.parent / link).exists(), f"{path.relative_to(ROOT)}: {link}"
+        for name in re.findall(r"`((?:nnmirror|compat_tests|examples)/[\w./]+)`", text):
+            assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
 
 
 def test_function_in_the_readme():

@@ -273,7 +273,7 @@ def peaks(index: int) -> dict[str, float]:
 
 
 def table(group: str, results: list[dict[str, Any]]) -> str:
-    """The rows of one group, as a table for the README."""
+    """The rows of one group, as a table for examples/README.md."""
     every = dict.fromkeys(name for r in results for name in r.get("times", ()))
     others = [name for name in every if name not in BACKENDS]
     memory = any("memory" in r for r in results)

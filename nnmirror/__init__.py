@@ -1,9 +1,24 @@
-"""nnmirror stands in for a part of `torch.nn`, with every backward written by hand.
+"""`torch.nn` with every backward written by hand.
 
-    import nnmirror as nn            # in place of: import torch.nn as nn
+    from nnmirror import nn, optim    # in place of: from torch import nn, optim
 
-Same signatures, same initial weights, same outputs, gradients and trained weights, bit
-for bit; no autograd runs.
+The same signatures, initial weights, outputs, gradients and trained weights, bit for bit; no
+autograd runs. `nn` is this package itself, so `import nnmirror as nn` works as well.
+
+Pages to begin with:
+
+- `nnmirror.functional`: the formulas of `Linear`, `Tanh`, `Relu`, `LeakyRelu` and `MseLoss`;
+  `nnmirror.rules`: all others, and how to add one.
+- `nnmirror.tape`, `nnmirror.walk`: what a call records, and the walk back.
+- `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the transforms.
+- `nnmirror.exact`: where bits differ, and exact mode.
+- `nnmirror.tensor`: what is refused, and what to do instead.
+- `nnmirror.watch`: the gradients of a model in training.
+- `nnmirror.bridge`: scripts, models and libraries of PyTorch.
+- `nnmirror.optim`, `nnmirror.parallel`: optimisers; several processes.
+- `nnmirror.fast`: how graphs that come again are made fast.
+
+.. include:: mirrored.md
 """
 
 import sys

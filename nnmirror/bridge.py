@@ -4,6 +4,8 @@ A module of the library's own becomes its namesake. A module of a class of the u
 one of a twin of that class: the same name and methods, with the other library's classes as
 bases. Nothing is run and nothing changed on the way: parameters and buffers are taken over,
 sharing their memory or copied, and with them every other attribute.
+
+.. include:: libraries.md
 """
 
 import copy as _copy

@@ -552,7 +552,7 @@ def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
 
 
 def sigmoid(input: T) -> T:
-    """1 / (1 + exp(-x)) of each element; see `rules.elementwise.Sigmoid`."""
+    """1 / (1 + exp(-x)) of each element; see `nnmirror.rules.elementwise.Sigmoid`."""
     if not isinstance(input, T):
         return input.sigmoid()
     return record(Sigmoid, (input,))[0]
@@ -561,7 +561,7 @@ def sigmoid(input: T) -> T:
 def softmax(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> T:
-    """exp(x) over its sum along dim, in `dtype` if given; see `rules.softmax.Softmax`."""
+    """exp(x) over its sum along dim, in `dtype` if given; see `nnmirror.rules.softmax.Softmax`."""
     if dim is None:
         dim = implicit_dim("softmax", input, _stacklevel)
     if not isinstance(input, T):
@@ -572,7 +572,7 @@ def softmax(
 def log_softmax(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> T:
-    """The logarithm of the softmax along dim; see `rules.softmax.LogSoftmax`."""
+    """The logarithm of the softmax along dim; see `nnmirror.rules.softmax.LogSoftmax`."""
     if dim is None:
         dim = implicit_dim("log_softmax", input, _stacklevel)
     if not isinstance(input, T):
@@ -622,12 +622,15 @@ scaled_dot_product_attention = overridable(
 
 
 def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
-    """log(1 + exp(beta x)) / beta, x where beta x > threshold; see `rules.softmax.Softplus`."""
+    """log(1 + exp(beta x)) / beta, x where beta x > threshold.
+
+    See `nnmirror.rules.softmax.Softplus`.
+    """
     return record(Softplus, (input, beta, threshold))[0]
 
 
 def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x) - 1); see `rules.activation.Elu`."""
+    """x where x > 0, else alpha (exp(x) - 1); see `nnmirror.rules.activation.Elu`."""
     return record(EluInplace if inplace else Elu, (input, alpha))[0]
 
 
@@ -638,24 +641,30 @@ def elu_(input: T, alpha: float = 1.0) -> T:
 
 @overridable
 def glu(input: T, dim: int = -1) -> T:
-    """One half of x along dim times the sigmoid of the other; see `rules.activation.Glu`."""
+    """One half of x along dim times the sigmoid of the other.
+
+    See `nnmirror.rules.activation.Glu`.
+    """
     if input.dim() == 0:
         raise RuntimeError("glu does not support scalars because halving size must be even")
     return record(_activation.Glu, (input, dim))[0]
 
 
 def silu(input: T, inplace: bool = False) -> T:
-    """x sigmoid(x); see `rules.activation.Silu`."""
+    """x sigmoid(x); see `nnmirror.rules.activation.Silu`."""
     return record(SiluInplace if inplace else Silu, (input,))[0]
 
 
 def gelu(input: T, *, approximate: str = "none") -> T:
-    """x times the probability that a normal number is below it; see `rules.activation.Gelu`."""
+    """x times the probability that a normal number is below it.
+
+    See `nnmirror.rules.activation.Gelu`.
+    """
     return _gelu(input, approximate=approximate)
 
 
 def hardtanh(input: T, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> T:
-    """Each element clipped to [min_val, max_val]; see `rules.activation.Hardtanh`."""
+    """Each element clipped to [min_val, max_val]; see `nnmirror.rules.activation.Hardtanh`."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
     return record(HardtanhInplace if inplace else Hardtanh, (input, min_val, max_val))[0]
@@ -668,7 +677,7 @@ def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
 
 @overridable
 def relu6(input: T, inplace: bool = False) -> T:
-    """Each element clipped to [0, 6]; see `rules.activation.Hardtanh`."""
+    """Each element clipped to [0, 6]; see `nnmirror.rules.activation.Hardtanh`."""
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
@@ -684,7 +693,10 @@ def softmin(
 
 @overridable
 def selu(input: T, inplace: bool = False) -> T:
-    """s x where x > 0, else s a (exp(x) - 1), a and s constants; see `rules.activation.Elu`."""
+    """s x where x > 0, else s a (exp(x) - 1), a and s constants.
+
+    See `nnmirror.rules.activation.Elu`.
+    """
     return (_activation.selu_ if inplace else _activation.selu)(input)
 
 
@@ -695,7 +707,7 @@ def selu_(input: T) -> T:
 
 
 def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x / alpha) - 1); see `rules.activation.Celu`."""
+    """x where x > 0, else alpha (exp(x / alpha) - 1); see `nnmirror.rules.activation.Celu`."""
     return record(_activation.CeluInplace if inplace else _activation.Celu, (input, alpha))[0]
 
 
@@ -705,7 +717,7 @@ def celu_(input: T, alpha: float = 1.0) -> T:
 
 
 def logsigmoid(input: T) -> T:
-    """The logarithm of the sigmoid; see `rules.activation.LogSigmoid`."""
+    """The logarithm of the sigmoid; see `nnmirror.rules.activation.LogSigmoid`."""
     return record(_activation.LogSigmoid, (input,))[0]
 
 
@@ -726,24 +738,24 @@ def tanhshrink(input: T) -> T:
 
 
 def hardsigmoid(input: T, inplace: bool = False) -> T:
-    """x / 6 + 1/2 clipped to [0, 1]; see `rules.activation.Hardsigmoid`."""
+    """x / 6 + 1/2 clipped to [0, 1]; see `nnmirror.rules.activation.Hardsigmoid`."""
     function = _activation.HardsigmoidInplace if inplace else _activation.Hardsigmoid
     return record(function, (input,))[0]
 
 
 def hardswish(input: T, inplace: bool = False) -> T:
-    """x times `hardsigmoid(x)`; see `rules.activation.Hardswish`."""
+    """x times `hardsigmoid(x)`; see `nnmirror.rules.activation.Hardswish`."""
     function = _activation.HardswishInplace if inplace else _activation.Hardswish
     return record(function, (input,))[0]
 
 
 def mish(input: T, inplace: bool = False) -> T:
-    """x tanh(log(1 + exp(x))); see `rules.activation.Mish`."""
+    """x tanh(log(1 + exp(x))); see `nnmirror.rules.activation.Mish`."""
     return record(_activation.MishInplace if inplace else _activation.Mish, (input,))[0]
 
 
 def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:
-    """x where x > threshold, else value; see `rules.activation.Threshold`."""
+    """x where x > threshold, else value; see `nnmirror.rules.activation.Threshold`."""
     function = _activation.ThresholdInplace if inplace else _activation.Threshold
     return record(function, (input, threshold, value))[0]
 
@@ -754,12 +766,12 @@ def threshold_(input: T, threshold: float, value: float) -> T:
 
 
 def hardshrink(input: T, lambd: float = 0.5) -> T:
-    """x where |x| > lambd, else 0; see `rules.activation.Hardshrink`."""
+    """x where |x| > lambd, else 0; see `nnmirror.rules.activation.Hardshrink`."""
     return record(_activation.Hardshrink, (input, lambd))[0]
 
 
 def softshrink(input: T, lambd: float = 0.5) -> T:
-    """x nearer to 0 by lambd, 0 within it; see `rules.activation.Softshrink`."""
+    """x nearer to 0 by lambd, 0 within it; see `nnmirror.rules.activation.Softshrink`."""
     return record(_activation.Softshrink, (input, lambd))[0]
 
 
@@ -771,7 +783,10 @@ def check_probability(p: float) -> None:
 
 @overridable
 def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
-    """Each element is 0 with probability p, else x / (1 - p); see `rules.dropout.Dropout`."""
+    """Each element is 0 with probability p, else x / (1 - p).
+
+    See `nnmirror.rules.dropout.Dropout`.
+    """
     check_probability(p)
     if not isinstance(input, T):
         raise unplaced(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
@@ -786,7 +801,7 @@ def layer_norm(
     bias: T | None = None,
     eps: float = 1e-5,
 ) -> T:
-    """Each row to mean 0 and variance 1; see `rules.normalization.NativeLayerNorm`."""
+    """Each row to mean 0 and variance 1; see `nnmirror.rules.normalization.NativeLayerNorm`."""
     if not isinstance(input, T):
         raise unplaced(torch.layer_norm, (input, normalized_shape, weight, bias, eps), {})
     return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -796,7 +811,7 @@ def layer_norm(
 def rms_norm(
     input: T, normalized_shape: list[int], weight: T | None = None, eps: float | None = None
 ) -> T:
-    """Each row over the root of its mean square; see `rules.composed.rms_norm`."""
+    """Each row over the root of its mean square; see `nnmirror.rules.composed.rms_norm`."""
     if not isinstance(input, T):
         raise unplaced(torch.rms_norm, (input, normalized_shape, weight, eps), {})
     return _composed.rms_norm(input, normalized_shape, weight, eps)
@@ -816,7 +831,7 @@ def normalize(
 @overridable
 def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = None) -> T:
     """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
-    ("replicate") or its other end ("circular"); see `rules.padding`.
+    ("replicate") or its other end ("circular"); see `nnmirror.rules.padding`.
 
     `pad` has two numbers for each dimension, of the last one first. One below 0 cuts off.
     """
@@ -825,7 +840,10 @@ def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = 
 
 @overridable
 def prelu(input: T, weight: T) -> T:
-    """x where x > 0, else w x, one w for all or one per channel; see `rules.prelu.PreluKernel`."""
+    """x where x > 0, else w x, one w for all or one per channel.
+
+    See `nnmirror.rules.prelu.PreluKernel`.
+    """
     return _prelu(input, weight)
 
 
@@ -838,13 +856,13 @@ def one_hot(tensor: T, num_classes: int = -1) -> T:
 
 @overridable
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
-    """The cosine of the angle between rows; see `rules.composed.cosine_similarity`."""
+    """The cosine of the angle between rows; see `nnmirror.rules.composed.cosine_similarity`."""
     return _composed.cosine_similarity(x1, x2, dim, eps)
 
 
 @overridable
 def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> T:
-    """The p-norm of the difference of rows; see `rules.composed.pairwise_distance`."""
+    """The p-norm of the difference of rows; see `nnmirror.rules.composed.pairwise_distance`."""
     return _composed.pairwise_distance(x1, x2, p, eps, keepdim)
 
 
@@ -859,7 +877,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> T:
-    """Each channel to mean 0 and variance 1; see `rules.batchnorm.NativeBatchNorm`."""
+    """Each channel to mean 0 and variance 1; see `nnmirror.rules.batchnorm.NativeBatchNorm`."""
     check_batch(input, training, eps)
     args = input, weight, bias, running_mean, running_var, training, momentum, eps
     if not isinstance(input, T):
@@ -891,7 +909,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> T:
-    """The rows of `weight` that `input` names; see `rules.embedding.Embedding`."""
+    """The rows of `weight` that `input` names; see `nnmirror.rules.embedding.Embedding`."""
     input, place = looked_up(input, weight, padding_idx, max_norm, norm_type)
     return _embedding.embedding(weight, input, place, scale_grad_by_freq, sparse)
 
@@ -1172,7 +1190,7 @@ def huber_loss(
     delta: float = 1.0,
     weight: T | None = None,
 ) -> T:
-    """Squared where |x - t| < delta, absolute beyond; see `rules.loss.HuberLoss`."""
+    """Squared where |x - t| < delta, absolute beyond; see `nnmirror.rules.loss.HuberLoss`."""
     warn_if_sizes_differ(input, target)
     size = input.size()
     input, target = broadcast_tensors(input, target)
@@ -1198,7 +1216,7 @@ def binary_cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """-log of the probability of the target; see `rules.loss.BinaryCrossEntropy`."""
+    """-log of the probability of the target; see `nnmirror.rules.loss.BinaryCrossEntropy`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     number = reduction_number(reduction)
@@ -1222,7 +1240,10 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: T | None = None,
 ) -> T:
-    """`binary_cross_entropy` of sigmoid(x); see `rules.loss.BinaryCrossEntropyWithLogits`."""
+    """`binary_cross_entropy` of sigmoid(x).
+
+    See `nnmirror.rules.loss.BinaryCrossEntropyWithLogits`.
+    """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     number = reduction_number(reduction)
@@ -1244,7 +1265,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """The negative log-likelihood of the classes in target; see `rules.loss.NllLoss`."""
+    """The negative log-likelihood of the classes in target; see `nnmirror.rules.loss.NllLoss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     return _loss.nll_loss_nd(input, target, weight, reduction_number(reduction), ignore_index)
@@ -1264,7 +1285,7 @@ def cross_entropy(
     """`nll_loss` of log_softmax(x), for classes or probabilities as targets.
 
     dx = (softmax(x) - p) g / n, with p the target's probabilities: see
-    `rules.loss.cross_entropy_loss`.
+    `nnmirror.rules.loss.cross_entropy_loss`.
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
@@ -1281,7 +1302,7 @@ def kl_div(
     reduction: str = "mean",
     log_target: bool = False,
 ) -> T:
-    """The divergence of exp(x) from the target; see `rules.composed.kl_div`.
+    """The divergence of exp(x) from the target; see `nnmirror.rules.composed.kl_div`.
 
     "batchmean" is the sum over the number of rows, "mean" that over the number of elements.
     """
@@ -1314,7 +1335,7 @@ def poisson_nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """-log of the probability of counts; see `rules.composed.poisson_nll_loss`."""
+    """-log of the probability of counts; see `nnmirror.rules.composed.poisson_nll_loss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if reduction not in _REDUCTIONS:
@@ -1373,7 +1394,10 @@ def hinge_embedding_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """Distances: small where the target is 1; see `rules.composed.hinge_embedding_loss`."""
+    """Distances: small where the target is 1.
+
+    See `nnmirror.rules.composed.hinge_embedding_loss`.
+    """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     return _composed.hinge_embedding_loss(input, target, margin, reduction_number(reduction))
@@ -1389,7 +1413,7 @@ def margin_ranking_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """Which of two is to be the larger; see `rules.composed.margin_ranking_loss`."""
+    """Which of two is to be the larger; see `nnmirror.rules.composed.margin_ranking_loss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     number = reduction_number(reduction)
@@ -1411,7 +1435,7 @@ def cosine_embedding_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """Rows alike or not, by their cosine; see `rules.composed.cosine_embedding_loss`."""
+    """Rows alike or not, by their cosine; see `nnmirror.rules.composed.cosine_embedding_loss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     number = reduction_number(reduction)
@@ -1431,7 +1455,10 @@ def triplet_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """One row nearer to the anchor than another; see `rules.composed.triplet_margin_loss`."""
+    """One row nearer to the anchor than another.
+
+    See `nnmirror.rules.composed.triplet_margin_loss`.
+    """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     number = reduction_number(reduction)
@@ -1448,7 +1475,7 @@ def soft_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """log(1 + exp(-t x)), for targets of 1 and -1; see `rules.loss.SoftMarginLoss`."""
+    """log(1 + exp(-t x)), for targets of 1 and -1; see `nnmirror.rules.loss.SoftMarginLoss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     return record(_loss.SoftMarginLoss, (input, target, reduction_number(reduction)))[0]

@@ -7,6 +7,8 @@ it. For torch it never requires grad, so torch builds no graph, whatever its mod
 
 Torch hands every operation on such a tensor to `__torch_function__`, which looks it up
 among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
+
+.. include:: refused.md
 """
 
 import copy

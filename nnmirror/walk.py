@@ -172,8 +172,9 @@ def walk(
     last runs first, and gradients are added up in the order in which they arrive. So
     sums of three or more terms have the same bits.
 
-    With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay of
-    one that came before (see `fast.replay`), which itself asks for the generic walk: `replaying`.
+    With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay
+    of one that came before (see `nnmirror.fast.replay`), which itself asks for the generic walk:
+    `replaying`.
     """
     captured = only or stop or ()
     if create_graph and only is not None and not into and fast.enabled and not replaying:

@@ -4,4 +4,6 @@ A rule in `nnmirror.rules` is the plain formula. Where PyTorch's kernel rounds d
 reproducing it costs time, a module here has a subclass of the rule with the kernel's bits,
 attached to it by `exact_of` (`attach.py`). It is recorded in the rule's place in exact mode
 (`mode.py`). `table.py` lists what is attached.
+
+.. include:: README.md
 """

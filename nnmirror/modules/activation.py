@@ -148,7 +148,7 @@ class GLU(Layer):
 
 class GELU(Layer):
     """y = x P(x), P the distribution function of the normal law or, with `approximate="tanh"`,
-    an approximation of it.  Saved: x.  Both slopes: `rules.activation.Gelu`.
+    an approximation of it.  Saved: x.  Both slopes: `nnmirror.rules.activation.Gelu`.
     """
 
     __constants__ = ["approximate"]

@@ -1,4 +1,7 @@
-"""Training in several processes, as `torch.nn.parallel`."""
+"""Training in several processes, as `torch.nn.parallel`.
+
+.. include:: README.md
+"""
 
 from typing import TYPE_CHECKING
 

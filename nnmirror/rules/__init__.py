@@ -1,6 +1,8 @@
-"""Backward rules of the tensor operations that stand between modules.
+"""Backward rules of the tensor operations.
 
 `python -c "from nnmirror.rules import recorded; print(*recorded())"` names them all.
+
+.. include:: README.md
 """
 
 from . import (

@@ -88,5 +88,8 @@ def weight_for(input: T, weight: T) -> T:
 
 @composite(torch.prelu, T.prelu)
 def prelu(input: T, weight: T) -> T:
-    """x where x > 0, else w x, one w for all or one per channel; see `rules.prelu.PreluKernel`."""
+    """x where x > 0, else w x, one w for all or one per channel.
+
+    See `nnmirror.rules.prelu.PreluKernel`.
+    """
     return record(PreluKernel, (input, weight_for(input, weight)))[0]
