@@ -136,7 +136,7 @@ LAYERS = [
 
 def input_shape(name, *first):
     """Such a shape, with as many dimensions as the layer takes."""
-    return *first, *[2] * (int(name[-2]) - 1 if name.endswith(("2d", "3d")) else 0)
+    return *first, *[2] * (int(name[-2]) if name.endswith(("2d", "3d")) else 0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
