@@ -24,22 +24,28 @@ import copy
 import functools
 import inspect
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 import nnmirror
 import nnmirror.optim
-from nnmirror import fast
+from nnmirror import fast, testing
 from nnmirror.exact import mode
 from nnmirror.exact.table import ATTACHED
+from nnmirror.testing import (  # noqa: F401  some for the tests that import them from here
+    Outcome,
+    Tolerance,
+    assert_same,
+    assert_same_outcome,
+    normal,
+    same_bits,
+    units_apart,
+)
 
 
 def _devices() -> list[str]:
@@ -73,14 +79,6 @@ def exact_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return mark
 
 
-@dataclass
-class Outcome:
-    value: Any
-    error: BaseException | None
-    warnings: list[tuple[str, str]]
-    generators: list[torch.Tensor]
-
-
 @contextlib.contextmanager
 def default_device(device: str) -> Iterator[None]:
     """What is made without naming a device is made on this one."""
@@ -91,38 +89,16 @@ def default_device(device: str) -> Iterator[None]:
             yield
 
 
-def generators(device: str) -> list[torch.Tensor]:
-    """The states of the random generators that a test on the device may draw from."""
-    states = [torch.get_rng_state()]
-    if device != CPU:
-        states.append(getattr(torch, torch.device(device).type).get_rng_state())
-    return states
-
-
 def outcome(
     function: Callable[..., Any], nn: Any, optim: Any, device: str = CPU, /, **params: Any
 ) -> Outcome:
     """What `function` returns, raises and warns of on one backend."""
     torch.manual_seed(0)
-    value, error = None, None
     params = copy.deepcopy(params)
     if device != CPU:
         params = tree_map_only(torch.Tensor, lambda t: t.to(device), params)
-    with warnings.catch_warnings(record=True) as caught, default_device(device):
-        warnings.simplefilter("always")
-        # What PyTorch says but once in a process, it says to each test.
-        always = torch.is_warn_always_enabled()
-        torch.set_warn_always(True)
-        try:
-            value = function(nn, optim, **params)
-        except Exception as e:
-            error = e
-        finally:
-            torch.set_warn_always(always)
-    said = [(w.category.__name__, normal(str(w.message))) for w in caught]
-    # How PyTorch goes about it, which depends on what was called in the process before.
-    said = [(kind, text) for kind, text in said if "implemented the batching rule" not in text]
-    return Outcome(value, error, said, generators(device))
+    with default_device(device):
+        return testing.outcome(lambda: function(nn, optim, **params), [device])
 
 
 def both(
@@ -208,83 +184,17 @@ def parity(function: Callable[..., Any]) -> Callable[..., None]:
     return pytest.mark.parametrize("on_device", devices)(test)
 
 
+_allowed: list[Tolerance] = [Tolerance()]  # not by a bit
+
+
 def same_outcome(expected: Outcome, actual: Outcome) -> None:
-    if expected.error is None and actual.error is not None:
-        raise actual.error
-    if expected.error is not None:
-        said = f"PyTorch raised {expected.error!r}"
-        assert actual.error is not None, f"{said}, the mirror did not"
-        assert type(actual.error) is type(expected.error), f"{said}, mirror: {actual.error!r}"
-        assert normal(str(actual.error)) == normal(str(expected.error))
-    assert actual.warnings == expected.warnings
-    same(expected.value, actual.value, "result")
-    for e, a in zip(expected.generators, actual.generators, strict=True):
-        assert torch.equal(e, a), "random generators differ"
-
-
-def normal(message: str) -> str:
-    """A message without what may differ: addresses, package names, where C++ warned from."""
-    message = re.sub(r" \(Triggered internally at .*\)", "", message, flags=re.S)
-    message = re.sub(r"0x[0-9a-f]+", "0x", message)
-    message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
-    message = message.replace("nnmirror.tensor.Tensor", "torch.Tensor")
-    return re.sub(r"\btorch\.(nn|optim)\b|\bnnmirror(\.optim)?\b", "nnmirror", message).strip()
+    """Assert that two backends did the same, within what is allowed."""
+    assert_same_outcome(actual, expected, _allowed[0])
 
 
 def same(expected: Any, actual: Any, where: str) -> None:
-    """Assert that two results are alike all through, tensors to the last bit."""
-    if isinstance(expected, torch.Tensor):
-        assert isinstance(actual, torch.Tensor), f"{where}: {type(actual)} is no tensor"
-        same_tensor(expected, actual, where)
-    elif isinstance(expected, Mapping):
-        assert list(expected) == list(actual), f"{where}: keys differ"
-        for key in expected:
-            same(expected[key], actual[key], f"{where}[{key!r}]")
-    elif isinstance(expected, list | tuple):
-        assert type(expected).__name__ == type(actual).__name__, where
-        assert len(expected) == len(actual), f"{where}: lengths differ"
-        for i, (e, a) in enumerate(zip(expected, actual, strict=True)):
-            same(e, a, f"{where}[{i}]")
-    elif isinstance(expected, str):
-        assert normal(actual) == normal(expected), where
-    elif isinstance(expected, float) and _allowed[0] and type(actual) is float:
-        same_tensor(torch.tensor(expected), torch.tensor(actual), where)
-    elif isinstance(expected, float):
-        assert repr(expected) == repr(actual), where
-    else:
-        assert expected == actual, f"{where}: {expected!r} and {actual!r}"
-
-
-def same_tensor(expected: torch.Tensor, actual: torch.Tensor, where: str) -> None:
-    for name in ("shape", "dtype", "device", "requires_grad", "is_leaf"):
-        e, a = getattr(expected, name), getattr(actual, name)
-        assert e == a, f"{where}.{name}: {e} and {a}"
-    e, a = expected.detach(), actual.detach()
-    allowed = _allowed[0]
-    if allowed is not None and (e.is_floating_point() or e.is_complex()):
-        off = units_apart(e, a, allowed.eps, allowed.largest)
-        assert off <= allowed.units, f"{where} differs by {off}, not {allowed}:\n{e}\n{a}"
-    else:
-        assert same_bits(e, a), f"{where} differs by up to {(e - a).abs().max()}:\n{e}\n{a}"
-    if expected.is_leaf and (expected.grad is not None or actual.grad is not None):
-        assert expected.grad is not None, f"{where}: only the mirror's has .grad"
-        assert actual.grad is not None, f"{where}: only PyTorch's has .grad"
-        same_tensor(expected.grad, actual.grad, f"{where}.grad")
-        assert expected.grad.stride() == actual.grad.stride(), f"{where}.grad strides"
-
-
-@dataclass
-class Allowed:
-    """By how much tensors may differ."""
-
-    units: float  # in the last place
-    eps: float = 0.0  # of the coarsest dtype in the result: kernels round to it on the way
-    # The largest number in the result. A gradient may be 0 but for rounding, such as that of a
-    # bias in front of a normalisation, and has no scale of its own.
-    largest: float = 0.0
-
-
-_allowed: list[Allowed | None] = [None]  # None: not by a bit
+    """Assert that two results are alike all through, within what is allowed."""
+    assert_same(actual, expected, where, _allowed[0])
 
 
 @contextlib.contextmanager
@@ -293,52 +203,11 @@ def within(units: float, result: Any = None) -> Iterator[None]:
 
     In that of the largest number in `result`, or in them.
     """
-    allowed = Allowed(units)
-    tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-    grads = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
-    floats = [t.detach() for t in [*tensors, *grads] if t.is_floating_point()]
-    allowed.eps = max([torch.finfo(t.dtype).eps for t in floats], default=0.0)
-    allowed.largest = max([_largest(t) for t in floats], default=0.0)
-    before, _allowed[0] = _allowed[0], allowed
+    before, _allowed[0] = _allowed[0], Tolerance(units=units).scaled_to(result)
     try:
         yield
     finally:
         _allowed[0] = before
-
-
-def _largest(x: torch.Tensor) -> float:
-    """The largest |x|, but for those that are infinite or no number."""
-    x = x[x.isfinite()].double().abs()
-    return x.max().item() if x.numel() else 0.0
-
-
-def units_apart(e: torch.Tensor, a: torch.Tensor, eps: float = 0.0, largest: float = 0.0) -> float:
-    """The largest |e - a|, in units in the last place of the largest |e|, or of `largest`."""
-    if e.is_complex():
-        e, a = torch.view_as_real(e), torch.view_as_real(a)
-    finite = e.isfinite()
-    if not (torch.equal(finite, a.isfinite()) and same_bits(e[~finite], a[~finite])):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    eps = max(eps, torch.finfo(e.dtype).eps)
-    # Below its smallest normal number a dtype has no more units.
-    unit = eps * max(_largest(e), largest, torch.finfo(torch.float32).tiny)
-    return _largest(e.double() - a.double()) / unit
-
-
-def same_bits(e: torch.Tensor, a: torch.Tensor) -> bool:
-    """Equal, zeros of the same sign, and NaN where the other is NaN."""
-    if not (e.is_floating_point() or e.is_complex()):
-        return torch.equal(e, a)
-    if e.is_complex():
-        return same_bits(torch.view_as_real(e), torch.view_as_real(a))
-    nan = e.isnan()
-    if not torch.equal(nan, a.isnan()):
-        return False
-    zero = torch.zeros((), dtype=e.dtype, device=e.device)
-    e, a = torch.where(nan, zero, e), torch.where(nan, zero, a)
-    return torch.equal(e, a) and torch.equal(e.signbit(), a.signbit())
 
 
 def trained(

@@ -82,9 +82,12 @@ def test_every_file_that_a_text_names_is_there():
 
 
 def test_function_in_the_readme():
-    code = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "class Square" in c)
-    scope = {"nnmirror": nnmirror}
-    exec(code, scope)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    place = next(i for i, code in enumerate(blocks) if "class Square" in code)
+    scope = {"nnmirror": nnmirror, "torch": torch}
+    for code in blocks[place : place + 2]:  # the second checks it
+        exec(code, scope)
+    assert "gradcheck(Square" in code
     p = nnmirror.Parameter(torch.tensor([3.0]))
     scope["Square"].apply(p).backward()
     assert p.grad.item() == 6.0

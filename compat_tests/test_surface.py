@@ -268,6 +268,7 @@ PUBLIC = (
     nnmirror.optim.lr_scheduler,
     nnmirror.optim.swa_utils,
     nnmirror.parallel,
+    nnmirror.testing,
     nnmirror.utils,
 )
 

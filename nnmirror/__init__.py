@@ -202,6 +202,7 @@ __all__ = [
     "parameter",
     "set_exact",
     "set_grad_enabled",
+    "testing",
     "to_torch",
     "utils",
     "watch",
@@ -211,13 +212,14 @@ __all__ = [
 # torch.nn are this package's own, and each module is there once, whichever way it is named.
 if TYPE_CHECKING:
     from . import nn as nn  # the stubs of those names
+    from . import testing as testing
 else:
     nn = sys.modules[__name__]
     for _name in [name for name in sys.modules if name.startswith(f"{__name__}.")]:
         sys.modules[f"{__name__}.nn" + _name.removeprefix(__name__)] = sys.modules[_name]
     sys.modules[f"{__name__}.nn"] = nn
     # A name that is not mirrored; a type checker reports it itself.
-    __getattr__ = missing(__name__, modules.__all__)
+    __getattr__ = missing(__name__, modules.__all__, later=("testing",))
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -6,6 +6,7 @@ other name is refused when it is looked up, as scripts ask `hasattr` whether a f
 """
 
 import dis
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,13 @@ _WAYS = (
 _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
 
 
-def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable[[str], Any]:
-    """A module's `__getattr__`; `ways` says what to do in place of a name that is not here."""
+def missing(
+    module: str, mirrored: Iterable[str], ways: str = _WAYS, later: Iterable[str] = ()
+) -> Callable[[str], Any]:
+    """A module's `__getattr__`; `ways` says what to do in place of a name that is not here.
+
+    `later` are modules in it that are imported when they are first asked for.
+    """
     counterpart = _COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))
 
     def why(name: str) -> str:
@@ -33,6 +39,8 @@ def missing(module: str, mirrored: Iterable[str], ways: str = _WAYS) -> Callable
     def getattr_(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if name in later:
+            return importlib.import_module(f"{module}.{name}")
         # torch has loaded it itself; nothing is imported to look at it.
         theirs = sys.modules.get(counterpart)
         value = None if theirs is None else vars(theirs).get(name)

@@ -1,0 +1,293 @@
+"""Are two results alike? Tensors to the bit, or within a tolerance."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """By how much numbers may differ: `Tolerance()` means not by a bit.
+
+    With `rtol` or `atol`, as `torch.testing.assert_close`: |actual - expected| <= atol + rtol
+    |expected|, NaN equal to NaN. With `units`, by so many units in the last place of the largest
+    number in the tensor expected. Integers, booleans and strings may never differ.
+    """
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    units: float | None = None
+    # The unit is at least that of this relative step and this number: see `scaled_to`.
+    eps: float = 0.0
+    largest: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.units is not None and (self.rtol or self.atol):
+            raise ValueError("give rtol and atol, or units; not both")
+
+    @property
+    def is_bitwise(self) -> bool:
+        """Is no difference allowed at all? Of zero, the sign counts too."""
+        return self.units is None and not (self.rtol or self.atol)
+
+    def scaled_to(self, result: Any) -> "Tolerance":
+        """The same, with a unit no smaller than that of the largest number in `result`.
+
+        A gradient may be zero but for rounding, such as that of a bias in front of a
+        normalisation: it has no scale of its own. And kernels round to the coarsest dtype.
+        """
+        tensors = [t for _, t in named_tensors(result, "")]
+        grads = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+        floats = [t.detach() for t in [*tensors, *grads] if t.is_floating_point()]
+        return dataclasses.replace(
+            self,
+            eps=max([torch.finfo(t.dtype).eps for t in floats], default=0.0),
+            largest=max([_largest(t) for t in floats], default=0.0),
+        )
+
+    def exceeded(self, expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+        """Where two floating-point tensors of one shape and dtype differ by more than this."""
+        if self.is_bitwise:
+            return _differing_bits(expected, actual)
+        distance = _distance(expected, actual)
+        if self.units is not None:
+            return distance / _unit(expected, self.eps, self.largest) > self.units
+        allowed = self.atol + self.rtol * expected.double().abs()
+        # Infinities that are equal are at distance 0, whatever is allowed.
+        return ~(distance <= allowed.nan_to_num(nan=0.0, posinf=0.0))
+
+    def __str__(self) -> str:
+        if self.units is not None:
+            return f"allowed: {self.units:g} units in the last place"
+        if self.is_bitwise:
+            return "allowed: not a bit"
+        return f"allowed: {self.atol:g} + {self.rtol:g} |expected|"
+
+
+BITWISE = Tolerance()
+
+
+def assert_same(
+    actual: Any, expected: Any, where: str = "result", tolerance: Tolerance = BITWISE
+) -> None:
+    """Assert that two results are alike all through, by default to the last bit.
+
+    Tensors, and lists, tuples and mappings of them: shape, dtype, device, `requires_grad`,
+    `is_leaf`, numbers, and the `.grad` of a leaf. In strings the names of the two libraries count
+    as the same. `where` is what the result is called in the message of the AssertionError, which
+    says the first place that differs, what was expected and found there, and by how much:
+
+        >>> assert_same(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), "output")
+        AssertionError: output differs in 1 of 2 elements (allowed: not a bit)
+          at [1]: expected 2.5, found 2.0, off by 0.5 (2.1e+06 units in the last place)
+    """
+    if isinstance(expected, torch.Tensor):
+        _check(isinstance(actual, torch.Tensor), f"{where}: expected a tensor, found {actual!r}")
+        _assert_same_tensor(actual, expected, where, tolerance)
+    elif isinstance(expected, Mapping):
+        _check(isinstance(actual, Mapping), f"{where}: expected a mapping, found {actual!r}")
+        keys = list(expected), list(actual)
+        _check(keys[0] == keys[1], f"{where}: expected the keys {keys[0]}, found {keys[1]}")
+        for key in expected:
+            assert_same(actual[key], expected[key], f"{where}[{key!r}]", tolerance)
+    elif isinstance(expected, list | tuple):
+        names = type(expected).__name__, type(actual).__name__
+        _check(names[0] == names[1], f"{where}: expected a {names[0]}, found a {names[1]}")
+        sizes = len(expected), len(actual)
+        _check(sizes[0] == sizes[1], f"{where}: expected {sizes[0]} items, found {sizes[1]}")
+        for i, (e, a) in enumerate(zip(expected, actual, strict=True)):
+            assert_same(a, e, f"{where}[{i}]", tolerance)
+    elif isinstance(expected, float) and type(actual) is float and not tolerance.is_bitwise:
+        _assert_same_tensor(torch.tensor(actual), torch.tensor(expected), where, tolerance)
+    else:
+        if isinstance(expected, str):
+            alike = isinstance(actual, str) and normal(actual) == normal(expected)
+        elif isinstance(expected, float):
+            alike = repr(expected) == repr(actual)
+        else:
+            alike = not isinstance(actual, torch.Tensor) and bool(expected == actual)
+        _check(alike, f"{where}: expected {expected!r}, found {actual!r}")
+
+
+def normal(message: str) -> str:
+    """A message without what may differ: addresses, package names, where C++ warned from."""
+    message = re.sub(r" \(Triggered internally at .*\)", "", message, flags=re.S)
+    message = re.sub(r"0x[0-9a-f]+", "0x", message)
+    message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
+    message = message.replace("nnmirror.tensor.Tensor", "torch.Tensor")
+    return re.sub(r"\btorch\.(nn|optim)\b|\bnnmirror(\.optim)?\b", "nnmirror", message).strip()
+
+
+def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    """Equal, zeros of the same sign, and NaN where the other is NaN."""
+    if expected.is_complex() and actual.is_complex():
+        return same_bits(torch.view_as_real(expected), torch.view_as_real(actual))
+    if not (expected.is_floating_point() and expected.dtype is actual.dtype):
+        return torch.equal(expected, actual)
+    if expected.shape != actual.shape:
+        return False
+    e, a = expected.detach(), actual.detach()
+    integer = None if e.is_neg() or a.is_neg() else _INTEGERS.get(e.element_size())
+    if integer is not None and torch.equal(e.view(integer), a.view(integer)):
+        return True  # as nearly always; a NaN may have other bits
+    return not _differing_bits(e, a).any()
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def units_apart(
+    expected: torch.Tensor, actual: torch.Tensor, eps: float = 0.0, largest: float = 0.0
+) -> float:
+    """The largest |expected - actual|, in units in the last place.
+
+    A unit is eps times the largest |expected| or `largest`, whichever is more, with the eps of the
+    dtype or the one given. It is infinite where one is infinite or NaN and the other is not.
+    """
+    distance = _distance(expected, actual)
+    if not distance.numel():
+        return 0.0
+    return (distance.max() / _unit(expected, eps, largest)).item()
+
+
+def named_tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in `value`, each with its place: "output", "output[1]", "output['loss']"."""
+    if isinstance(value, torch.Tensor):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_tensors(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from named_tensors(item, f"{where}[{i}]")
+
+
+def number(value: torch.Tensor) -> str:
+    """The shortest decimals that give this number again in its dtype."""
+    exact = value.item()
+    if not value.dtype.is_floating_point or exact != exact or abs(exact) == float("inf"):
+        return repr(exact)
+    for digits in range(1, 18):
+        shorter = float(f"{exact:.{digits}g}")
+        if torch.tensor(shorter, dtype=value.dtype).item() == exact:
+            return repr(shorter)
+    return repr(exact)
+
+
+def place(flat: int, shape: torch.Size) -> str:
+    """The index of element number `flat` of a tensor of this shape: "[1, 2]"; "" of a number."""
+    index: list[int] = []
+    for size in reversed(shape):
+        flat, i = divmod(flat, size)
+        index.insert(0, i)
+    return str(index) if index else ""
+
+
+# -- tensors -------------------------------------------------------------------------------
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:  # an assert would be gone under python -O
+        raise AssertionError(message)
+
+
+def _assert_same_tensor(
+    actual: torch.Tensor, expected: torch.Tensor, where: str, tolerance: Tolerance
+) -> None:
+    for name in ("shape", "dtype", "device", "requires_grad", "is_leaf"):
+        e, a = getattr(expected, name), getattr(actual, name)
+        _check(e == a, f"{where}.{name}: expected {e}, found {a}")
+    e, a = expected.detach(), actual.detach()
+    rounded = e.is_floating_point() or e.is_complex()
+    if tolerance.is_bitwise or not rounded:
+        alike = same_bits(e, a)
+    else:
+        alike = not _exceeded(tolerance, e, a).any()
+    if not alike:
+        raise AssertionError(_difference(a, e, where, tolerance if rounded else BITWISE))
+    if expected.is_leaf and (expected.grad is not None or actual.grad is not None):
+        _check(expected.grad is not None, f"{where}.grad: expected None, found {actual.grad}")
+        _check(actual.grad is not None, f"{where}.grad: expected {expected.grad}, found None")
+        _assert_same_tensor(actual.grad, expected.grad, f"{where}.grad", tolerance)  # type: ignore[arg-type]
+        strides = [t.grad.stride() for t in (expected, actual)]  # type: ignore[union-attr]
+        message = f"{where}.grad.stride(): expected {strides[0]}, found {strides[1]}"
+        _check(strides[0] == strides[1], message)
+
+
+def _exceeded(tolerance: Tolerance, e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Where they differ by more; of a complex number, if one of its parts does."""
+    if e.is_complex():
+        return tolerance.exceeded(torch.view_as_real(e), torch.view_as_real(a)).any(-1)
+    if e.is_floating_point():
+        return tolerance.exceeded(e, a)
+    return e != a
+
+
+def _difference(a: torch.Tensor, e: torch.Tensor, where: str, tolerance: Tolerance) -> str:
+    """In how many elements, and at the first and the worst what was expected and found."""
+    wrong = _exceeded(tolerance, e, a).reshape(-1)
+    count = int(wrong.sum())
+    of = f"in {count} of {wrong.numel()} elements" if e.dim() else f"({number(e)} expected)"
+    lines = [f"{where} differs {of} ({tolerance})"]
+    first = int(wrong.nonzero()[0])
+    worst = first
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in (e, a)]
+    unit = distance = None
+    if parts[0].is_floating_point():
+        distance = _distance(parts[0], parts[1])
+        if e.is_complex():
+            distance = distance.amax(-1)
+        distance = distance.reshape(-1)
+        unit = _unit(parts[0], tolerance.eps, tolerance.largest)
+        worst = int(torch.where(wrong, distance, -1.0).argmax())
+    for flat in dict.fromkeys([first, worst]):
+        found, wanted = a.reshape(-1)[flat], e.reshape(-1)[flat]
+        at = place(flat, e.shape)
+        text = f"expected {number(wanted)}, found {number(found)}"
+        if distance is not None and unit is not None:
+            text += f", off by {_off(distance[flat].item(), unit)}"
+        what = "" if first == worst else " the first:" if flat == first else " the furthest off:"
+        lines.append(f" {what}{f' at {at}:' if at else ''} {text}")
+    return "\n".join(lines)
+
+
+def _off(distance: float, unit: float) -> str:
+    if distance == 0:
+        return "the sign of zero"
+    if distance == float("inf"):
+        return "more than any number"
+    return f"{distance:.3g} ({distance / unit:.2g} units in the last place)"
+
+
+def _differing_bits(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    nans = e.isnan(), a.isnan()
+    differ = (e != a) | (e.signbit() != a.signbit())
+    return torch.where(nans[0] | nans[1], nans[0] != nans[1], differ)
+
+
+def _distance(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """|e - a| in float64: infinite where one is infinite or NaN and the other another thing."""
+    if e.is_complex():
+        e, a = torch.view_as_real(e), torch.view_as_real(a)
+    distance = (e.double() - a.double()).abs()
+    # What is no difference of two numbers is NaN, or infinite already.
+    alike = ~_differing_bits(e, a)
+    return torch.where(alike, 0.0, distance.nan_to_num(nan=float("inf"), posinf=float("inf")))
+
+
+def _unit(e: torch.Tensor, eps: float, largest: float) -> float:
+    if e.is_complex():
+        e = torch.view_as_real(e)
+    eps = max(eps, torch.finfo(e.dtype).eps)
+    # Below its smallest normal number a dtype has no more units.
+    return eps * max(_largest(e), largest, torch.finfo(torch.float32).tiny)
+
+
+def _largest(x: torch.Tensor) -> float:
+    """The largest |x|, but for those that are infinite or no number."""
+    x = x[x.isfinite()].double().abs()
+    return x.max().item() if x.numel() else 0.0

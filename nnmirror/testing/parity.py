@@ -1,0 +1,246 @@
+"""assert_parity: does a layer, loss or function do what another one does?"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..exact.mode import is_exact
+from ..exact.table import ATTACHED
+from ..parameter import Parameter
+from .compare import Tolerance, assert_same, named_tensors
+from .outcome import (
+    Outcome,
+    assert_same_error,
+    assert_same_outcome,
+    generator_states,
+    outcome,
+    set_generator_states,
+)
+from .subject import Subject, mapped, random_gradient
+
+
+def assert_parity(
+    ours: Any,
+    theirs: Any,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    units: float | None = None,
+    check_backward: bool = True,
+) -> None:
+    """Assert that `ours` does what `theirs` does, PyTorch's say: by default to the last bit.
+
+    Each is a module, a Function (its `apply` is called) or a function; a module can stand against
+    a function if neither has parameters. Both are called with the same inputs, the same random
+    numbers and the same weights, which modules must have already
+    (`ours.load_state_dict(theirs.state_dict())`). Compared are, in this order:
+
+    - the state: parameters by name, buffers and the `state_dict`, before the call and after it;
+    - the exception, by type and message, and the warnings;
+    - the outputs, and the inputs after the call, which may be changed in place;
+    - the gradients of the inputs that require grad and of the parameters, from each output that
+      requires grad: of a random gradient of that output, and of a loss that of 1 as well;
+    - the random numbers drawn.
+
+    Inputs are tensors, or lists, tuples and dicts of them, and stay as they are. Both get copies
+    of them that are, as the results of the layer before would be, no leaves; `ours` gets tensors
+    that the mirror tracks. No `.grad` is changed.
+
+        ours, theirs = nnmirror.LayerNorm(3), torch.nn.LayerNorm(3)
+        x = torch.randn(4, 3, requires_grad=True)
+        with nnmirror.exact():
+            assert_parity(ours, theirs, x)
+        assert_parity(ours, theirs, x, units=64)
+
+    Args:
+        ours: what is checked.
+        theirs: what it is held against.
+        inputs: what both are called with.
+        kwargs: keyword arguments of the call.
+        rtol, atol: |ours - theirs| <= atol + rtol |theirs| is enough.
+        units: or so many units in the last place of the largest number in all that is compared.
+        check_backward: False for what has no gradient.
+
+    Raises:
+        AssertionError: it says which output, gradient or state differs, in which element, what
+            was expected and found there, and by how much.
+        ValueError: nothing that requires grad was given, so that no gradient would be compared.
+    """
+    mine, other = Subject(ours), Subject(theirs)
+    _refuse_uncomparable(mine, other)
+    tolerance = Tolerance(rtol, atol, units)
+    names = mine.input_names(len(inputs))
+    have_state = mine.is_module and other.is_module
+    given = _Given(inputs, kwargs or {}, names, have_state, check_backward)
+    try:
+        for name, value in given.state(other, "before the call").items():
+            assert_same(given.state(mine, "before the call")[name], value, name)
+    except AssertionError as e:
+        e.add_note("To give both the same weights: ours.load_state_dict(theirs.state_dict())")
+        raise
+    devices = _devices(other, given)
+    start = generator_states(devices)
+    expected = _run(other, given, _plain_leaf, devices)
+    set_generator_states(start, devices)
+    actual = _run(mine, given, _tracked_leaf, devices)
+    if check_backward and expected.outcome.error is None and not given.has_target(mine):
+        raise ValueError(
+            "assert_parity: no input requires grad, and no parameter: make the inputs with"
+            " requires_grad=True, or say check_backward=False"
+        )
+    if units is not None:
+        tolerance = tolerance.scaled_to(expected.parts)
+    try:
+        _assert_same_run(actual, expected, tolerance)
+    except AssertionError as e:
+        if tolerance.is_bitwise and not is_exact() and _is_rounding(actual, expected):
+            e.add_note(
+                "This may be rounding: some layers have PyTorch's bits in exact mode alone. See"
+                " nnmirror.exact, or allow for some units."
+            )
+        raise
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What both are called with."""
+
+    inputs: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: list[str]  # of the inputs
+    have_state: bool  # are both modules?
+    check_backward: bool
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for _, t in named_tensors([self.inputs, self.kwargs], "")]
+
+    def has_target(self, subject: Subject) -> bool:
+        """Is there something to take a gradient of? Of integers there need not be."""
+        tensors = self.tensors()
+        return (
+            bool(subject.parameters())
+            or any(t.requires_grad for t in tensors)
+            or not any(t.is_floating_point() for t in tensors)
+        )
+
+    def state(self, subject: Subject, when: str) -> dict[str, Any]:
+        """What a module holds, as it is now; nothing, unless both are modules."""
+        if not self.have_state:
+            return {}
+        module = subject.module
+        state = {
+            "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+            "state_dict": module.state_dict(),
+            "buffers": dict(module.named_buffers()),
+        }
+        copies = mapped(state, lambda t: t.detach().clone())
+        return {f"{when}, {name}": value for name, value in copies.items()}
+
+
+@dataclass
+class _Run:
+    """What one did; the parts by what they are called, in the order in which they came."""
+
+    parts: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome = None  # type: ignore[assignment]  # of it all
+
+
+def _run(
+    subject: Subject,
+    given: _Given,
+    make_leaf: Callable[[torch.Tensor], torch.Tensor],
+    devices: list[str],
+) -> _Run:
+    run = _Run()
+    parameters = subject.parameters()
+    before = {name: p.grad for name, p in parameters.items()}
+    run.outcome = outcome(lambda: _call(subject, given, make_leaf, run.parts), devices)
+    for name, parameter in parameters.items():
+        parameter.grad = before[name]
+    return run
+
+
+def _call(
+    subject: Subject,
+    given: _Given,
+    make_leaf: Callable[[torch.Tensor], torch.Tensor],
+    parts: dict[str, Any],
+) -> None:
+    leaves, kwleaves = mapped((given.inputs, dict(given.kwargs)), make_leaf)
+    inputs, kwargs = mapped((leaves, kwleaves), torch.clone)
+    output = subject.call(*inputs, **kwargs)
+    named = [*zip(given.names, inputs, strict=True), *kwargs.items()]
+    parts["output"] = output
+    for name, value in named:
+        parts[f"{name} after the call"] = value
+    parts.update(given.state(subject, "after the call"))
+    if not given.check_backward:
+        return
+    targets = {
+        name: leaf
+        for where, value in [*zip(given.names, leaves, strict=True), *kwleaves.items()]
+        for name, leaf in named_tensors(value, where)
+        if leaf.requires_grad
+    } | subject.parameters()
+    outputs = [(name, o) for name, o in named_tensors(output, "output") if o.requires_grad]
+    for leaf in targets.values():
+        leaf.grad = None
+    for place, out in outputs:
+        of = f" from {place}" if len(outputs) > 1 else ""
+        drawn = random_gradient(out)
+        gradients: list[tuple[str, torch.Tensor | None]] = [(of, drawn)]
+        if not out.dim():
+            gradients = [(of, None), (f" from {drawn.item():.3g} * {place}", drawn)]
+        for suffix, gradient in gradients:
+            out.backward(gradient, retain_graph=True)
+            for name, leaf in targets.items():
+                parts[f"gradient of {name}{suffix}"] = leaf.grad
+                leaf.grad = None
+    parts.update(given.state(subject, "after the backward"))
+
+
+def _plain_leaf(given: torch.Tensor) -> torch.Tensor:
+    return given.detach().clone().requires_grad_(given.requires_grad)
+
+
+def _tracked_leaf(given: torch.Tensor) -> torch.Tensor:
+    copy = given.detach().clone()
+    return Parameter(copy) if given.requires_grad else copy
+
+
+def _refuse_uncomparable(ours: Subject, theirs: Subject) -> None:
+    for one, other in ((ours, theirs), (theirs, ours)):
+        if one.is_module and not other.is_module and one.parameters():
+            raise TypeError(
+                f"assert_parity: {one.name} is a module with parameters, {other.name} is none: of"
+                " what should the gradients be compared? Give two modules, or two functions that"
+                " take the parameters as inputs"
+            )
+
+
+def _devices(subject: Subject, given: _Given) -> list[str]:
+    """Those, besides the CPU, whose random generators may be drawn from."""
+    tensors = [*given.tensors(), *subject.parameters().values(), *subject.buffers().values()]
+    return sorted({t.device.type for t in tensors} - {"cpu"})
+
+
+def _assert_same_run(actual: _Run, expected: _Run, tolerance: Tolerance) -> None:
+    assert_same_error(actual.outcome, expected.outcome)
+    for name, value in expected.parts.items():
+        if name not in actual.parts:
+            raise AssertionError(f"{name}: there is none; the error came before")
+        assert_same(actual.parts[name], value, name, tolerance)
+    assert_same_outcome(actual.outcome, expected.outcome)
+
+
+def _is_rounding(actual: _Run, expected: _Run) -> bool:
+    """Do they differ by no more than what the layers with an exact form may?"""
+    most = Tolerance(units=max(attached.units for attached in ATTACHED))
+    try:
+        _assert_same_run(actual, expected, most.scaled_to(expected.parts))
+    except AssertionError:
+        return False
+    return True
