@@ -86,6 +86,7 @@ class Operation:
     place: Place | None = None  # where it was called; None if that is not known for certain
     source: str = ""  # its lines of the source
     line: int = 0  # the first of them, counted from 1
+    computes: str = ""  # its result, as its rule documents it: "y = tanh(x)"
 
     @property
     def gradient(self) -> torch.Tensor | None:
@@ -118,3 +119,20 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"<Explanation: {len(self.operations)} operations, {len(self.leaves)} leaves>"
+
+    def html(self, path: Any) -> None:
+        """Write a page: the net from its input to the loss and back, to be stepped through with
+        the arrow keys.
+
+        Each operation with its formulas, shapes, norms and saved tensors, and the values of small
+        ones on click. One file, which loads nothing.
+        """
+        from .page import page
+
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page(self))
+
+    def _repr_html_(self) -> str:
+        from .page import in_a_notebook
+
+        return in_a_notebook(self)
