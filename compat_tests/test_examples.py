@@ -1,6 +1,7 @@
 """The examples: a handful of their iterations, with the same bits on both backends."""
 
 import argparse
+import ast
 import importlib
 import json
 import math
@@ -75,6 +76,27 @@ def test_looking_inside(report, name):
     assert [row[0] for row in rows] == ["0", "3"]
     assert rows[0][-1] == "0, 0, 0, 0"
     assert rows == report.inside(small(report, tanh=True), "torch", (0, 3))
+
+
+def test_the_lesson(monkeypatch, capsys):
+    """Each cell as a notebook runs it, which shows the value of its last line."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    cells = json.loads((EXAMPLES / "lesson.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    names, shown = {}, []
+    for cell in code:
+        body = ast.parse("".join(cell["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), cell["id"], "exec"), names)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), cell["id"], "eval"), names)
+            shown += [value._repr_html_()] if hasattr(value, "_repr_html_") else []
+    assert [page.count("<iframe") for page in shown] == [1, 1, 0]
+    said = capsys.readouterr().out
+    assert "weight the same bits: True" in said
+    assert "the gradient of output[1] with respect to x[1] is wrong" in said
+    assert "the same losses: True" in said
 
 
 @pytest.fixture
