@@ -2,9 +2,9 @@
 
 They are read as `_state.name`, and set likewise. What is kept elsewhere, where it belongs:
 
-- Of each thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py), the
-  walk that goes on (`_walks` in walk.py), the calls of `vmap` that do (`mapping` in tape.py), the
-  subclass that is asked (`_asked` in overrides.py).
+- Of each thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py,
+  `here` in plain.py), the walk that goes on (`_walks` in walk.py), the calls of `vmap` that do
+  (`mapping` in tape.py), the subclass that is asked (`_asked` in overrides.py).
 - `nnmirror.fast.enabled` and `fast.after`: whether walks are bound, and when.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
 - Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py).
@@ -27,6 +27,9 @@ sequence = itertools.count()
 leaf_hooks_exist = False
 # Exact mode, where no `with exact()` says otherwise (see exact/mode.py).
 exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
+
+# How often plain mode is on, in any thread (see plain.py): while it is not, none need ask.
+plain = 0
 
 # Warnings that PyTorch gives once: were they given?
 warned_of_numbers = False  # that a tensor with a gradient was made a number

@@ -3,6 +3,7 @@
 What it takes is imported when it is called, so that `import nnmirror` does not wait for it.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,4 +19,4 @@ def explain(
     """The backward of the graph behind `tensor`, as a Python function in the reader's names."""
     from . import explaining
 
-    return explaining.explained(tensor, modules, gradient)
+    return explaining.explained(tensor, modules, gradient, sys._getframe(1))

@@ -1,165 +1,598 @@
-"""How `nnmirror.explain` goes back over a graph, and makes the records of it."""
+"""How `nnmirror.explain` goes back over a graph, and writes down what it does.
 
-from collections.abc import Sequence
+The steps are taken and noted as those of a walk that is bound (see `fast/bound.py`), and written
+in the reader's names. What comes out is run, and must give the gradients that the steps gave.
+"""
+
+import itertools
+import linecache
+import re
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
 
 import torch
 
+from . import documented
 from . import tape as _tape
 from . import walk as _walk
 from ._torch import DisableTorchFunctionSubclass
-from .explanation import Explanation, Input, Leaf, Operation, Result
+from .explanation import Explanation, Input, Leaf, Operation, Place, Result
+from .fast import bound, source
+from .fast.binding import same_bits
+from .fast.shorter import WORDS, Called, without_unneeded
 from .modules.module import Module
-from .naming import Names, identifier
-from .watch import _documented as documented
+from .naming import Names, origin_of
+from .standalone import source_of
+
+T = torch.Tensor
 
 
 def explained(
-    tensor: torch.Tensor, modules: Sequence[Module], gradient: torch.Tensor | None
+    tensor: T, modules: Sequence[Module], gradient: T | None, frame: FrameType | None
 ) -> Explanation:
-    """The explanation of the graph behind `tensor`."""
+    """The explanation of the graph behind `tensor`; `frame` is the caller's."""
     (grad,) = _walk.make_grads([tensor], [gradient])
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        return Explainer(tensor, modules).go_back(grad)
+    state = torch.get_rng_state()
+    try:
+        return _explained(tensor, grad, modules, _variables_of(frame))
+    finally:
+        torch.set_rng_state(state)  # should the backward of a user's Function have drawn
 
 
-class Explainer:
-    """Goes back over a graph as the generic walk does, and leaves it as it was."""
+@_walk.unrecorded
+def _explained(
+    tensor: T, grad: T, modules: Sequence[Module], variables: Mapping[str, Any]
+) -> Explanation:
+    with DisableTorchFunctionSubclass():
+        root = _tape.edge_of(tensor)
+        writer = Writer(root, tensor, modules, variables)
+        writer.start_with(grad)
+        return writer.explanation()
 
-    def __init__(self, tensor: torch.Tensor, modules: Sequence[Module]) -> None:
-        self.root = _tape.edge_of(tensor)
-        self.order: list[_tape.Node] = []
-        # In place of the node of a segment come those of its layers.
-        self.stands_for: dict[int, _tape.Node] = {}
-        for node in sorted(
-            _walk.dependencies([self.root], expanding=False)[1], key=lambda node: -node.sequence
-        ):
-            if node.segment is None:
-                self.order.append(node)
-            else:
-                layers = node.segment.nodes(node)
-                self.stands_for[id(node)] = layers[-1]
-                self.order += reversed(layers)
-        self.index = {id(node): i for i, node in enumerate(self.order)}
-        for key, node in self.stands_for.items():
-            self.index[key] = self.index[id(node)]
-        self.names = Names(self.order, self.stands_for, modules)
-        self.leaves: dict[int, torch.Tensor] = {}
-        self.leaf_grads: dict[int, torch.Tensor] = {}
 
-    def go_back(self, grad: torch.Tensor) -> Explanation:
-        slots: dict[int, list[torch.Tensor | None]] = {}
-        self.arrive(slots, self.root, grad)
-        operations = []
-        for i, node in enumerate(self.order):
-            given = slots.pop(i, [None] * len(node.outputs))
-            if all(g is None for g in given):
-                results: list[torch.Tensor | None] = [None] * len(node.edges)
-            else:
-                results = _walk.validated(node, node.run(list(given)))
-            for edge, result in zip(node.edges, results, strict=True):
-                if edge is not None and result is not None:
-                    self.arrive(slots, edge, result)
-                elif edge is not None and type(edge[0]) is not _tape.Node:
-                    self.leaves.setdefault(id(edge[0]), edge[0])
-            operations.append(self.operation(i, node, given, results))
-        leaves = {}
-        for key, leaf in self.leaves.items():
-            name = self.names.of_leaf(leaf)
-            leaves[name] = Leaf(
-                name,
-                identifier(name),
-                self.names.is_parameter(leaf),
-                leaf.detach(),
-                self.leaf_grads.get(key),
-            )
-        return Explanation(operations, leaves)
+def _variables_of(frame: FrameType | None) -> dict[str, Any]:
+    """The variables that the caller sees, and the attributes of its `self`."""
+    if frame is None:
+        return {}
+    code, found = frame.f_code, dict(frame.f_locals)
+    if code.co_argcount:
+        own = getattr(found.get(code.co_varnames[0]), "__dict__", None)
+        for name, value in own.items() if isinstance(own, dict) else ():
+            found.setdefault(name, value)
+    for name, value in frame.f_globals.items():
+        found.setdefault(name, value)
+    return found
 
-    def arrive(
-        self, slots: dict[int, list[torch.Tensor | None]], edge: _tape.Edge, grad: torch.Tensor
+
+class _Notes(bound.Notes):
+    """Notes, besides, what assigns to a part of a tensor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is T.__setitem__:
+            self.calls.append((func, args, {}, args[0]))
+            return func(*args)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class Writer(bound.Writer):
+    """Writes the source of the walk from `root` for a reader.
+
+    It leaves the graph as it was. A step that depends on the numbers in a tensor is written as it
+    is for these.
+    """
+
+    def __init__(
+        self, root: _tape.Edge, tensor: T, modules: Sequence[Module], variables: Mapping[str, Any]
     ) -> None:
-        target, index = edge
-        if type(target) is not _tape.Node:
-            self.leaves.setdefault(id(target), target)
-            held = self.leaf_grads.get(id(target))
-            self.leaf_grads[id(target)] = grad if held is None else held + grad
-            return
-        i = self.index[id(target)]
-        to = slots.setdefault(i, [None] * len(self.order[i].outputs))
-        held = to[index]
-        to[index] = grad if held is None else held + grad
+        self.is_part = False
+        self.root, self.tensor = root, tensor
+        self.whole = _walk.dependencies([root], expanding=False)[1]
+        self.whole.sort(key=lambda node: -node.sequence)
+        self.begin()
+        self.index = {id(node): i for i, node in enumerate(self.order)}
+        for key, inner in self.layers.items():
+            self.index[key] = self.index[id(inner[-1])]
+        for node in self.order:
+            _refuse_hooks(node)
+        self.reader = Names(self.order, self.layers, modules, variables)
+        self.expected: dict[int, int] = {}  # how many gradients come to a place
+        for target, output in [root, *(e for n in self.order for e in n.edges if e is not None)]:
+            if output != _tape.NO_FURTHER:
+                key = self.place(target, output)
+                self.expected[key] = self.expected.get(key, 0) + 1
+        self.came: dict[int, int] = {}  # and how many have come
+        self.ends: dict[str, T] = {}  # the leaves, by their names
+        self.totals: dict[int, T] = {}  # what has come, by the place
+        self.values: dict[str, T] = {}  # what the source is given, by its names there
+        self.at: dict[Any, str] = {}  # these names, by where the tensors are in memory
+        self.renamed: dict[str, str] = {}  # what is computed on the way
+        self.aliases: dict[tuple[int, str], str] = {}  # further names of a gradient
+        self.numbers: dict[Any, str] = {}  # tensors without dimensions that are the same always
+        self.steps: list[_Step] = []
+        for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
+            if type(target) is not _tape.Node:
+                name = self.reader.of_leaf(target)
+                self.ends[name] = target
+                self.at.setdefault(_memory(target), self.reader.identifiers[name])
 
-    def operation(
-        self,
-        i: int,
-        node: _tape.Node,
-        given: Sequence[torch.Tensor | None],
-        results: Sequence[torch.Tensor | None],
-    ) -> Operation:
+    def place(self, target: Any, output: int) -> int:
+        """What stands for where a gradient goes: a result, or a leaf."""
+        if type(target) is not _tape.Node:
+            return -id(target)
+        return self.index[id(target)] * 4096 + output
+
+    def name_at(self, target: Any, output: int) -> str:
+        if type(target) is not _tape.Node:
+            return self.reader.identifiers[self.reader.of_leaf(target)]
+        return self.reader.labels[id(self.order[self.index[id(target)]])][output]
+
+    # -- going back ----------------------------------------------------------------------
+
+    def start_with(self, grad: T) -> None:
+        """Go back from the root with this gradient."""
+        self.alive.append(grad)
+        self.start = grad
+        self.first = "d_" + self.name_at(*self.root)
+        self.known[id(grad)] = self.first
+        self.totals[self.place(*self.root)] = grad
+        for node in self.order:
+            slots: list[Any] = []
+            before = len(self.lines)
+            for k in range(len(node.outputs)):
+                slot = self.totals.get(self.place(node, k))
+                slots.append(slot)
+                if slot is not None:
+                    self.use(slot, "d_" + self.reader.labels[id(node)][k])
+            step = _Step(node, slots, [None] * len(node.edges), before)
+            if any(g is not None for g in slots) or node.attributes is not None:
+                self.take(step)
+            step.after = len(self.lines)
+            self.steps.append(step)
+        for name, leaf in self.ends.items():
+            total = self.totals.get(self.place(leaf, 0))
+            if total is not None:
+                self.use(total, "d_" + self.reader.identifiers[name])
+
+    def take(self, step: "_Step") -> None:
+        """Take one step, and write what it calls."""
+        node = step.node
+        saved = node._saved
+        with _Notes() as notes:
+            step.results = _walk.validated(node, node.run(list(step.slots)))
+        if node._saved is not saved:  # it may be read only once
+            node._saved = saved
+        step.reads_data = notes.reads_data
+        self.label = self.reader.labels[id(node)][0]
+        self.write_step(notes, step.results, self.kept(node))
+        for edge, result in zip(node.edges, step.results, strict=True):
+            if edge is None or result is None or edge[1] == _tape.NO_FURTHER:
+                continue
+            key, name = self.place(*edge), "d_" + self.name_at(*edge)
+            count = self.came[key] = self.came.get(key, 0) + 1
+            several = self.expected[key] > 1
+            self.call_it(result, f"{name}_{count}" if several else name)
+            self.totals[key] = total = self.added(self.totals.get(key), result)
+            if total is not result:
+                self.call_it(total, name)
+
+    def call_it(self, grad: T, name: str) -> None:
+        """Give `grad` this name, if need be besides another."""
+        word = self.known[id(grad)]
+        if self.renamed.get(word, word) == name:
+            return
+        if re.fullmatch(r"t\d+", word) and word not in self.renamed:
+            self.renamed[word] = name
+            return
+        again = self.aliases[id(grad), name] = f"t{next(self.temporaries)}"
+        self.renamed[again] = name
+        self.lines.append(Called(again, None, (), {}, [word], grad))
+
+    def use(self, grad: T, name: str) -> None:
+        """Have `grad` called by this name from here on."""
+        if (id(grad), name) not in self.aliases:
+            self.call_it(grad, name)
+        self.known[id(grad)] = self.aliases.get((id(grad), name), self.known[id(grad)])
+
+    # -- words ---------------------------------------------------------------------------
+
+    def kept(self, node: _tape.Node) -> dict[int, str]:
+        mine: dict[int, str] = {}
+        for name, tensor, given in self.saved(node):
+            mine[id(tensor)] = self.value(tensor, given or f"{self.label}_{name}")
+        return mine
+
+    def saved(self, node: _tape.Node) -> list[tuple[str, T, str]]:
+        """What a node keeps: by which name, and the name of what was kept, if that has one."""
+        found: list[tuple[str, T, str]] = []
         plan = node.plan
-        module, kind = self.names.of_node(node)
-        saved: dict[str, torch.Tensor] = {}
-        for k, t in enumerate(node._saved or ()):
-            if t is not None:
-                name = plan.names[k] if plan is not None and k < len(plan.names) else f"saved{k}"
-                saved[name] = t.detach()
-        arguments = {}
-        if plan is not None:
-            arguments = dict(plan.arguments or zip(plan.given_names, node.given, strict=False))
-        inputs = []
+        for i, tensor in enumerate(node._saved or ()):
+            if isinstance(tensor, _tape.Node):  # of a change in place
+                found += self.saved(tensor)
+            if not isinstance(tensor, T):
+                continue
+            place = None if plan is None else plan.place_saved(i)
+            name = plan.names[i] if plan is not None and i < len(plan.names) else f"saved_{i}"
+            given = ""
+            if place is not None and place < 0 and id(node) in self.index:
+                given = self.name_at(node, ~place)
+            elif place is not None and place >= 0:
+                edge = node.edges[place] if place < len(node.edges) else None
+                if edge is not None and (
+                    type(edge[0]) is not _tape.Node or id(edge[0]) in self.index
+                ):
+                    given = self.name_at(*edge)
+            found.append((name, tensor, given))
+        for name, value in [*vars(node).items(), *(node.attributes or {}).items()]:
+            if isinstance(value, T) and not hasattr(value, "_is_constant"):
+                found.append((name.strip("_"), value, ""))
+        return found
+
+    def value(self, tensor: T, stem: str) -> str:
+        """The name of what the source is given."""
+        key = _memory(tensor)
+        name = self.at.get(key)
+        if name is None:
+            called = self.reader.tensors.get(id(tensor))
+            taken = stem in self.at.values() or stem in self.values
+            name = self.at[key] = (
+                stem
+                if called is None and not taken and stem in self.reader.taken
+                else self.reader.unique(called or stem)
+            )
+        if name not in self.values:
+            self.values[name] = tensor.detach()
+        return name
+
+    def word(self, value: Any, mine: dict[int, str]) -> str:
+        if isinstance(value, T):
+            name = mine.get(id(value)) or self.known.get(id(value))
+            if name is None and hasattr(value, "_is_constant"):
+                return self.number(value)
+            return name or self.value(value, f"{self.label}_value")
+        if type(value) in (tuple, list):
+            inner = ", ".join([self.word(v, mine) for v in value])
+            if type(value) is list:
+                return f"[{inner}]"
+            return f"({inner},)" if len(value) == 1 else f"({inner})"
+        if type(value) is slice:
+            return self.constant(value)
+        return super().word(value, mine)
+
+    def number(self, value: T) -> str:
+        """The name of a number that is a tensor."""
+        if value.numel() > 16:
+            return self.value(value, "constant")
+        literal = source_of(value)
+        if literal not in self.numbers:
+            stem = "c" if value.dim() else _NUMBERS.get(value.item(), "c")
+            self.numbers[literal] = self.reader.unique(stem)
+        return self.numbers[literal]
+
+    def open(self, node: _tape.Node, index: int) -> Any:
+        return node.given[index]
+
+    def constant(self, value: Any) -> str:
+        if isinstance(value, torch.Size):
+            return self.constant(tuple(value))
+        if isinstance(value, tuple | list):
+            inner = ", ".join(map(self.constant, value))
+            if isinstance(value, list):
+                return f"[{inner}]"
+            return f"({inner},)" if len(value) == 1 else f"({inner})"
+        if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+            return f'float("{value}")'
+        if isinstance(value, torch.device):
+            return repr(str(value))
+        if value is Ellipsis:
+            return "..."
+        if isinstance(value, slice):
+            return f"slice({value.start}, {value.stop}, {value.step})"
+        return repr(value)  # a number, a string, None, torch.float32, torch.preserve_format
+
+    # -- the whole -----------------------------------------------------------------------
+
+    def explanation(self) -> Explanation:
+        """The records, and the source, which is run to see that it is right."""
+        gradients = {
+            name: total
+            for name, leaf in self.ends.items()
+            if (total := self.totals.get(self.place(leaf, 0))) is not None
+        }
+        needed = {self.known[id(g)].partition("[")[0] for g in gradients.values()}
+        kept = {id(line) for line in without_unneeded(self.lines, needed)}
+        blocks: list[list[str]] = []
+        marks = [*(step.before for step in self.steps), len(self.lines)]
+        for i, (start, end) in enumerate(itertools.pairwise(marks)):
+            lines = self.nested([line for line in self.lines[start:end] if id(line) in kept])
+            blocks.append([*self.comment(self.steps[i]), *self.numbered(lines)])
+        used = {name for block in blocks for line in block for name in re.findall(r"\w+", line)}
+        given = {name: value for name, value in self.values.items() if name in used}
+        text, first = self.text(blocks, given, list(gradients))
+        given[self.first] = self.start.detach()
+        backward = source.Compiled(text, "backward", "explanation", {})
+        computed = backward.function(**given)
+        for name, grad in gradients.items():
+            if not same_bits(computed[name], grad):
+                raise RuntimeError(
+                    f"nnmirror.explain: the source that was written gives {name} another gradient"
+                    " than the walk; please open an issue that shows this:\n" + text
+                )
+        operations = [
+            self.operation(i, step, blocks[i], first[i]) for i, step in enumerate(self.steps)
+        ]
+        leaves = {
+            name: Leaf(
+                name,
+                self.reader.identifiers[name],
+                id(leaf) in self.reader.owners,
+                leaf.detach(),
+                gradients.get(name),
+            )
+            for name, leaf in self.ends.items()
+        }
+        return Explanation(operations, leaves, text, given, backward)
+
+    def nested(self, calls: Sequence[Any]) -> list[str]:
+        """The lines of a step. What is used once, and soon, is written where it is used."""
+        uses: dict[str, int] = {}
+        for call in calls:
+            for name in (n for word in call.words for n in WORDS.findall(word)):
+                uses[name] = uses.get(name, 0) + 1
+        lines: list[str] = []
+        waiting: dict[str, str] = {}  # calls that may be written into one that follows
+        for k, call in enumerate(calls):
+            if call.changes() if call.func is not None else False:
+                lines += [f"{name} = {text}" for name, text in waiting.items()]
+                waiting = {}
+            words = [
+                waiting.pop(word)
+                if word in waiting
+                else WORDS.sub(lambda m: self.renamed.get(m[0], m[0]), word)
+                for word in call.words
+            ]
+            text = words[0] if call.func is None else expression(call.func, call.args, words)
+            name = self.renamed.get(call.name, call.name)
+            ahead = [n for later in calls[k + 1 :] for n in later.words]
+            if name and name == call.name and uses.get(name) == 1 == ahead.count(name):
+                user = next(later for later in calls[k + 1 :] if name in later.words)
+                if user.func is not None and not user.changes() and len(text) < 60:
+                    waiting[name] = text
+                    continue
+            for other in [n for n in waiting if n in WORDS.findall(text)]:
+                lines.append(f"{other} = {waiting.pop(other)}")
+            lines.append(f"{name} = {text}" if name else text)
+        return lines
+
+    def numbered(self, lines: list[str]) -> list[str]:
+        """With what is computed on the way named t1, t2 ... in each step."""
+        names: dict[str, str] = {}
+
+        def rename(match: re.Match[str]) -> str:
+            return names.setdefault(match[0], f"t{len(names) + 1}")
+
+        return [WORDS.sub(rename, line) for line in lines]
+
+    def comment(self, step: "_Step") -> list[str]:
+        node = step.node
+        module, kind = self.reader.module_of(node)
+        where = f"{module} ({kind}): " if module else f"{kind}.forward: " if kind else ""
+        lines = [f"# {where}{_tape.bare(node.name())}"]
+        place = place_of(node)
+        if place is not None:
+            lines.append(f"# {place}" + (f"  {place.text}" if place.text else ""))
+        lines.append(f"# {documented.gradients(node.function)}")
+        shapes = ", ".join(f"{i.name} {i.shape}" for i in self.inputs(step) if i.shape is not None)
+        results = ", ".join(str(tuple(meta[0])) for meta in node.outputs if meta is not None)
+        lines.append(f"# {shapes} -> {results}")
+        if step.reads_data:
+            lines.append("# What follows depends on numbers in these tensors.")
+        return lines
+
+    def text(
+        self, blocks: list[list[str]], given: dict[str, T], names: list[str]
+    ) -> tuple[str, list[int]]:
+        """The source, and at which of its lines each block begins."""
+        lines = ["import torch", "", "", "def backward("]
+        by_identifier = {self.reader.identifiers[name]: name for name in self.ends}
+        width = max([len(name) for name in (*given, self.first)])
+        for name, value in given.items():
+            what = f"  {by_identifier[name]}" if by_identifier.get(name, name) != name else ""
+            lines.append(f"    {name + ',':{width + 1}}  # {tuple(value.shape)}{what}")
+        start = self.start
+        what = f"={source_of(start)}" if start.dim() == 0 else ""
+        lines.append(f"    {self.first}{what},  # {tuple(start.shape)}  the gradient to start from")
+        lines += ["):", f'    """The gradients of the leaves, from that of {self.first[2:]}."""']
+        if self.numbers:
+            lines += [f"    {name} = {literal}" for literal, name in self.numbers.items()] + [""]
+        first = []
+        for block in blocks:
+            first.append(len(lines) + 1)
+            lines += [f"    {line}" for line in block]
+            lines.append("")
+        lines.append("    return {")
+        lines += [f'        "{name}": d_{self.reader.identifiers[name]},' for name in names]
+        lines.append("    }")
+        return "\n".join(lines) + "\n", first
+
+    # -- records -------------------------------------------------------------------------
+
+    def operation(self, i: int, step: "_Step", block: list[str], line: int) -> Operation:
+        node = step.node
+        module, kind = self.reader.module_of(node)
+        saved = {name: tensor.detach() for name, tensor, _ in self.saved(node)}
+        arguments: dict[str, Any] = {}
+        if node.plan is not None:
+            given = node.plan.arguments or dict(
+                zip(node.plan.given_names, node.given, strict=False)
+            )
+            arguments = {n: v for n, v in given.items() if n != "how" and not n.endswith("_shape")}
+        values = self.results_of(node, saved)
+        results = tuple(
+            Result(name, tuple(meta[0]), meta[1], value, grad)
+            for name, meta, value, grad in zip(
+                self.reader.labels[id(node)], node.outputs, values, step.slots, strict=True
+            )
+            if meta is not None
+        )
+        return Operation(
+            index=i,
+            node=_tape.bare(node.name()),
+            module=module,
+            module_class=kind,
+            computes=documented.value(node.function),
+            formula=documented.gradients(node.function),
+            results=results,
+            inputs=tuple(self.inputs(step)),
+            saved=saved,
+            arguments=arguments,
+            place=place_of(node),
+            source="\n".join(block),
+            line=line,
+        )
+
+    def results_of(self, node: _tape.Node, saved: dict[str, T]) -> list[T | None]:
+        """The values of its results, of those that somebody has kept."""
+        returned = vars(node).get("returned", [None] * len(node.outputs))
+        values: list[T | None] = [
+            None if held is None or held[0]._version != held[1] else held[0] for held in returned
+        ]
+        for k, name in enumerate(self.reader.labels[id(node)]):
+            if values[k] is None:
+                values[k] = self.values.get(name)
+            if values[k] is None and self.root[0] is node and self.root[1] == k:
+                values[k] = self.tensor.detach()
+        return values
+
+    def inputs(self, step: "_Step") -> list[Input]:
+        node = step.node
+        formulas = node.function.formulas
+        saved = {name: tensor for name, tensor, _ in self.saved(node)}
+        found = []
         for place, edge in enumerate(node.edges):
             if place not in node.places:
                 continue
-            inputs.append(self.input(node, place, edge, results[place], saved))
-        label = self.names.label(node)
-        outputs = [
-            Result(
-                label if len(node.outputs) == 1 else f"{label}_{k}",
-                tuple(meta[0]),
-                meta[1],
-                None,
-                g,
+            name = f"input_{place}"
+            if formulas is not None:
+                count = len(formulas.names)
+                name = (
+                    formulas.names[place] if place < count else f"{formulas.rest}_{place - count}"
+                )
+            value = saved.get(name)
+            operation, output, leaf = None, 0, None
+            meta = None if value is None else (value.shape, value.dtype)
+            if edge is not None:
+                target, output = edge
+                if type(target) is _tape.Node:
+                    operation = self.index[id(target)]
+                    meta = target.outputs[output][:2]
+                    value = value if value is not None else self.values.get(self.name_at(*edge))
+                else:
+                    leaf, output = self.reader.of_leaf(target), 0
+                    value, meta = target.detach(), (target.shape, target.dtype)
+            shape, dtype = (None, None) if meta is None else (tuple(meta[0]), meta[1])
+            value = None if value is None else value.detach()
+            found.append(
+                Input(name, operation, output, leaf, shape, dtype, value, step.results[place])
             )
-            for k, (meta, g) in enumerate(zip(node.outputs, given, strict=True))
-            if meta is not None
-        ]
-        return Operation(
-            i,
-            _tape.bare(node.name()),
-            module,
-            kind,
-            documented(node.function),
-            tuple(outputs),
-            tuple(inputs),
-            saved,
-            arguments,
-        )
+        return found
 
-    def input(
-        self,
-        node: _tape.Node,
-        place: int,
-        edge: _tape.Edge | None,
-        gradient: torch.Tensor | None,
-        saved: dict[str, torch.Tensor],
-    ) -> Input:
-        formulas = node.function.formulas
-        name = f"input{place}"
-        if formulas is not None:
-            if place < len(formulas.names):
-                name = formulas.names[place]
-            else:
-                name = f"{formulas.rest}_{place - len(formulas.names)}"
-        value = saved.get(name)
-        operation, output, leaf, meta = None, 0, None, None
-        if value is not None:
-            meta = value.shape, value.dtype
-        if edge is not None:
-            target, output = edge
-            if type(target) is _tape.Node:
-                operation = self.index[id(target)]
-                meta = target.outputs[output][:2]
-            else:
-                leaf = self.names.of_leaf(target)
-                value, meta = target.detach(), (target.shape, target.dtype)
-        shape, dtype = (None, None) if meta is None else (tuple(meta[0]), meta[1])
-        return Input(name, operation, output, leaf, shape, dtype, value, gradient)
+
+class _Step:
+    """One step back: what came, what it gave, and the lines that were written of it."""
+
+    def __init__(self, node: _tape.Node, slots: list[Any], results: list[Any], before: int) -> None:
+        self.node, self.slots, self.results = node, slots, results
+        self.before = self.after = before
+        self.reads_data = False
+
+
+def place_of(node: _tape.Node) -> Place | None:
+    """Where the call of `node` was made, if that is known for certain."""
+    origin = origin_of(node)
+    line = None if origin is None else origin.line
+    if origin is None or origin.code is None or line is None:
+        return None
+    filename = origin.code.co_filename
+    return Place(filename, line, linecache.getline(filename, line).strip(), origin.code.co_qualname)
+
+
+def _refuse_hooks(node: _tape.Node) -> None:
+    """Raise for a hook that may change a gradient: it would be called, and could not be written."""
+
+
+def _memory(tensor: T) -> Any:
+    """What two tensors with the same numbers in the same memory have alike."""
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+_OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "div": "/", "matmul": "@", "pow": "**",
+    "and": "&", "or": "|", "xor": "^", "eq": "==", "ne": "!=", "gt": ">", "ge": ">=", "lt": "<",
+    "le": "<=", "mod": "%", "floordiv": "//",
+}  # fmt: skip
+_AS_OPERATORS = {"add", "sub", "mul", "div", "matmul", "pow", "eq", "ne", "gt", "ge", "lt", "le"}
+_NUMBERS = {0.0: "zero", 1.0: "one", 2.0: "two"}
+_HOMES = {
+    "torch": torch,
+    "torch.linalg": torch.linalg,
+    "torch.special": torch.special,
+    "torch.fft": torch.fft,
+    "torch._C._nn": torch._C._nn,
+}
+
+
+def expression(func: Any, args: Sequence[Any], words: list[str]) -> str:
+    """A torch call as one would write it."""
+    name = getattr(func, "__name__", "")
+    bare = name.strip("_")
+    if name == "__get__":
+        return f"{_atom(words[0])}.{func.__self__.__name__}"
+    if name == "__getitem__":
+        return f"{_atom(words[0])}[{_index(words[1])}]"
+    if name == "__setitem__":
+        return f"{words[0]}[{_index(words[1])}] = {words[2]}"
+    dunder = name.startswith("__") and name.endswith("__")
+    if dunder or name in _AS_OPERATORS:
+        symbol = _OPERATORS.get(bare)
+        if symbol and len(words) == 2 and not re.match(r"\w+=", words[1]):
+            return _Operation(f"{_atom(words[0])} {symbol} {_atom(words[1])}")
+        if dunder and bare[:1] == "r" and (symbol := _OPERATORS.get(bare[1:])):
+            return _Operation(f"{_atom(words[1])} {symbol} {_atom(words[0])}")
+        if dunder and bare[:1] == "i" and (symbol := _OPERATORS.get(bare[1:])):
+            return f"{words[0]} {symbol}= {words[1]}"
+    if bare == "neg" and len(words) == 1:
+        return _Operation(f"-{_atom(words[0])}")
+    method = getattr(T, name, None)
+    if method is not None and method in (func,) and args and isinstance(args[0], T):
+        return f"{_atom(words[0])}.{name}({', '.join(words[1:])})"
+    home = next((h for h, m in _HOMES.items() if getattr(m, name, None) is func), None)
+    if home is not None:
+        full = f"{home}.{name}"
+    elif type(func).__module__ == "torch._ops":
+        full = f"torch.ops.{func}"
+    else:
+        full = torch.overrides.resolve_name(func) or name
+    return f"{full}({', '.join(words)})"
+
+
+class _Operation(str):
+    """An expression that takes parentheses where it is part of another."""
+
+
+def _atom(word: str) -> str:
+    return f"({word})" if isinstance(word, _Operation) or word.startswith("-") else word
+
+
+def _index(word: str) -> str:
+    """slice(None, 3, None) as it stands between brackets."""
+
+    def short(match: re.Match[str]) -> str:
+        start, stop, step = ("" if part == "None" else part for part in match[1].split(", "))
+        return f"{start}:{stop}" + (f":{step}" if step else "")
+
+    if word.startswith("(") and word.endswith(")") and "(" not in word[1:].replace("slice(", ""):
+        word = word[1:-1]
+    return re.sub(r"slice\(([^()]*)\)", short, word)

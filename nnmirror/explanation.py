@@ -4,6 +4,8 @@ The operations are in the order of the walk back, the loss first. Each knows whe
 from, so that the graph can be drawn from them; and the lines of the source that are its backward.
 """
 
+import html
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +80,8 @@ class Operation:
     # outside of every module but the outermost.
     module: str
     module_class: str  # "Linear"; "" if no module is known
-    formula: str  # of the gradients, as its rule documents it
+    computes: str  # its formula, as its rule documents it: "y = tanh(x)"
+    formula: str  # those of the gradients: "dx = g (1 - y^2)"
     results: tuple[Result, ...]
     inputs: tuple[Input, ...]
     saved: dict[str, torch.Tensor] = field(default_factory=dict)  # by the rule's names
@@ -103,16 +106,42 @@ class Explanation:
     """
 
     def __init__(
-        self, operations: list[Operation], leaves: dict[str, Leaf], source: str = ""
+        self,
+        operations: list[Operation],
+        leaves: dict[str, Leaf],
+        source: str,
+        values: dict[str, torch.Tensor],
+        compiled: Any,
     ) -> None:
         self.operations = operations
         self.leaves = leaves
         self.source = source
+        self.values = values  # what the function is given, by the names of its arguments
+        self._compiled = compiled
+
+    @property
+    def backward(self) -> Callable[..., dict[str, torch.Tensor]]:
+        """The function. `e.backward(**e.values)` gives the gradients; a debugger steps into it."""
+        return self._compiled.function  # type: ignore[no-any-return]
 
     @property
     def gradients(self) -> dict[str, torch.Tensor]:
         """The gradients of the leaves, by their names."""
         return {n: leaf.gradient for n, leaf in self.leaves.items() if leaf.gradient is not None}
+
+    def save(self, path: Any) -> None:
+        """Write a Python file that needs torch alone.
+
+        It has the function, the values that it is given (`values()`), and prints the gradients
+        when it is run. They have the same bits.
+        """
+        from . import standalone
+
+        standalone.save(self.source, self.values, path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the source."""
+        return f"<pre>{html.escape(self.source)}</pre>"
 
     def __str__(self) -> str:
         return self.source

@@ -1,96 +1,271 @@
-"""The reader's names of what a graph consists of: its parameters, modules and operations."""
+"""The reader's names of what a graph consists of: its leaves, modules and results.
+
+A leaf has the name of the parameter in its module. Which module recorded a call is known for
+certain of the first call with its signature, and in plain mode (see `origin.py`). Else a module
+tells of its latest call, and a parameter of the module that owns it.
+
+The modules are those that are alive and have to do with the graph; a variable of the caller that
+holds one, or a tensor, gives it its name.
+"""
 
 import gc
+import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from . import tape as _tape
-from .modules.explicit import Traced
+from . import tensor as _tensor
+from .modules.explicit import Each, NodeCall, Traced
 from .modules.module import Module
+from .modules.segment import PartCall
+from .origin import Origin
+
+_TEMPORARY = re.compile(r"t\d+")
+_RESERVED = {"backward", "base64", "torch", "values"}
 
 
-def identifier(name: str) -> str:
-    """`name` as Python takes it: fc2_weight for fc2.weight, _0_weight for 0.weight."""
+def identifier(name: str, kind: str = "") -> str:
+    """`name` as Python takes it: fc2_weight for fc2.weight; linear_0_weight for 0.weight."""
     made = re.sub(r"\W", "_", name)
-    return made if made.isidentifier() else f"_{made}"
+    if made and not made[0].isdigit():
+        return made
+    return f"{kind.lower() or 'n'}_{made}"
 
 
 class Names:
-    """Of one graph. The modules are those given; else those alive that made it."""
+    """Those of one graph.
+
+    `order` are its nodes in the order of the walk, `layers` those that the node of a segment stands
+    for, by its id. `modules` are asked first, `variables` are the caller's.
+    """
 
     def __init__(
         self,
         order: Sequence[_tape.Node],
-        stands_for: dict[int, _tape.Node],
+        layers: Mapping[int, Sequence[_tape.Node]],
         modules: Sequence[Module],
+        variables: Mapping[str, Any],
     ) -> None:
-        roots = list(modules) or _roots()
-        self.leaf_names: dict[int, str] = {}
-        self.modules: dict[int, tuple[str, str]] = {}  # of a node: the module's name, its class
-        self.labels: dict[int, str] = {}
-        used: set[str] = set()
-        nodes = {id(node) for node in order}
+        self.order, self.layers = order, layers
+        self.taken = {*_RESERVED, *keyword.kwlist}
+        self.nodes = {id(node) for node in order} | set(layers)
+        self.leaves: dict[int, str] = {}
+        self.identifiers: dict[str, str] = {}
+        self.tensors: dict[int, str] = {}  # the caller's
+        self.results: dict[tuple[int, int], str] = {}  # likewise, by the node and the output
+        self.held: dict[int, str] = {}  # the caller's modules
+        for name, value in variables.items():
+            self._note_variable(name, value)
+        self.owners: dict[int, list[tuple[str, str]]] = {}  # by the parameter
+        self.modules: dict[int, tuple[str, str]] = {}  # name and class, by the module
+        calls: list[tuple[Module, Any]] = []
+        for prefix, root in self._roots(modules):
+            for name, module in root.named_modules():
+                if id(module) in self.modules:
+                    continue
+                full = ".".join(filter(None, (prefix, name)))
+                self.modules[id(module)] = full, type(module).__name__
+                for own, p in module._parameters.items():
+                    if p is not None:
+                        self.leaves.setdefault(id(p), ".".join(filter(None, (full, own))))
+                        self.owners.setdefault(id(p), []).append(self.modules[id(module)])
+                calls.append((module, _call_of(module)))
+        self.of_nodes = self._modules_of_nodes(calls)
+        self.labels = self._labels()
+
+    def _note_variable(self, name: str, value: Any) -> None:
+        if name.startswith("_") or not name.isidentifier():
+            return
+        kind = type(value)
+        if issubclass(kind, Module):
+            self.held.setdefault(id(value), name)
+        elif issubclass(kind, torch.Tensor):
+            self.tensors.setdefault(id(value), name)
+            if issubclass(kind, _tensor.Tensor) and value._node is not None:
+                self.results.setdefault((id(value._node), value._output_nr), name)
+
+    # -- modules ---------------------------------------------------------------------------
+
+    def _roots(self, given: Sequence[Module]) -> list[tuple[str, Module]]:
+        """The outermost modules that have to do with the graph, and what their names begin with."""
         leaves = {
             id(e[0])
-            for node in order
+            for node in self.order
             for e in node.edges
             if e is not None and type(e[0]) is not _tape.Node
         }
-        for root in roots:
-            for name, p in root.named_parameters():
-                if id(p) in leaves:
-                    self.leaf_names.setdefault(id(p), name)
-            for name, module in root.named_modules():
-                call = module.__dict__.get("_call")
-                if isinstance(call, _tape.Node) and id(call) in nodes:
-                    self.modules[id(call)] = name, type(module).__name__
-                elif isinstance(call, Traced):
-                    pass
-        owner: dict[int, tuple[str, str]] = {}
-        for root in roots:
-            for name, module in root.named_modules():
-                for p in module._parameters.values():
-                    owner.setdefault(id(p), (name, type(module).__name__))
-        for node in order:
-            for e in node.edges:
-                if e is not None and id(e[0]) in owner and id(node) not in self.modules:
-                    self.modules[id(node)] = owner[id(e[0])]
-        for node in reversed(order):
-            module = self.modules.get(id(node), ("", ""))[0]
-            stem = identifier(module) if module else _stem(node)
-            label, n = stem, 1
-            while label in used:
-                n += 1
-                label = f"{stem}_{n}"
-            used.add(label)
-            self.labels[id(node)] = label
+        alive = [
+            m for m in gc.get_objects() if issubclass(type(m), Module) and hasattr(m, "_modules")
+        ]
+        inner = {id(child) for m in alive for child in m._modules.values()}
+        left: set[int] = set()
+        owning: set[int] = set()
+        for m in alive:
+            if any(id(p) in leaves for p in m._parameters.values()):
+                owning.add(id(m))
+            made = _nodes_of(_call_of(m))
+            if id(m) in owning or any(id(node) in self.nodes for node in made):
+                left.add(id(m))
+        asked = {id(m) for m in given}
+        candidates: list[tuple[Module, set[int]]] = []
+        for m in [*given, *alive]:
+            if id(m) in asked or id(m) in self.held or id(m) not in inner:
+                parts = {id(part) for part in m.modules()}
+                if parts & left:
+                    candidates.append((m, parts))
 
-    def of_leaf(self, leaf: torch.Tensor) -> str:
-        name = self.leaf_names.get(id(leaf))
-        if name is None:
-            name = self.leaf_names[id(leaf)] = f"leaf{len(self.leaf_names)}"
+        def best(candidate: tuple[Module, set[int]]) -> Any:
+            m, parts = candidate
+            return id(m) in asked, len(parts & left), id(m) in self.held, -len(parts)
+
+        chosen: list[tuple[Module, bool]] = []
+        while candidates:
+            m, parts = max(candidates, key=best)
+            chosen.append((m, bool(parts & owning)))
+            left -= parts
+            candidates = [c for c in candidates if c[1] & left]
+        alone = sum(owns for _, owns in chosen) == 1
+        named: list[tuple[str, Module]] = []
+        for m, owns in chosen:
+            name = self.held.get(id(m)) or type(m).__name__
+            name = "" if owns and alone else name
+            count = sum(name == other for other, _ in named)
+            named.append((f"{name}{count + 1}" if count else name, m))
+        return named
+
+    def _modules_of_nodes(self, calls: Sequence[tuple[Module, Any]]) -> dict[int, tuple[str, str]]:
+        found: dict[int, tuple[str, str]] = {}
+        # What lies between the input and the output of a module is the module's; the smaller the
+        # piece, the nearer the module.
+        spans = [(m, self._span(call)) for m, call in calls if isinstance(call, Traced)]
+        for m, span in sorted(spans, key=lambda pair: -len(pair[1])):
+            found.update(dict.fromkeys(span, self.modules[id(m)]))
+        for node in self.order:
+            for e in node.edges:
+                owners = [] if e is None else self.owners.get(id(e[0]), [])
+                if len(owners) == 1:
+                    found[id(node)] = owners[0]
+        for m, call in calls:
+            for node in _nodes_of(call, self.layers):
+                found[id(node)] = self.modules[id(m)]
+        for node in self.order:
+            origin = origin_of(node)
+            if origin is not None:
+                module = None if origin.module is None else origin.module()
+                found[id(node)] = self.modules.get(id(module), ("", ""))
+        return found
+
+    def _span(self, call: Traced) -> set[int]:
+        """The nodes between the inputs and the outputs of a module's call."""
+        starts = [call._edge(held) for held in call.starts]
+        ends = [call._edge(held) for held in call.ends]
+        stop = {id(e[0]) for e in ends if e is not None}
+        found: set[int] = set()
+        waiting = [e[0] for e in starts if e is not None]
+        while waiting:
+            node = waiting.pop()
+            if type(node) is not _tape.Node or id(node) in found or id(node) in stop:
+                continue
+            if id(node) not in self.nodes:
+                return set()  # an earlier call, or another graph
+            found.add(id(node))
+            found.update(map(id, self.layers.get(id(node), ())))
+            waiting += [e[0] for e in node.edges if e is not None]
+        return found
+
+    def module_of(self, node: _tape.Node) -> tuple[str, str]:
+        """The name of the module that recorded `node`, and its class."""
+        return self.of_nodes.get(id(node), ("", ""))
+
+    # -- results and leaves ------------------------------------------------------------------
+
+    def unique(self, stem: str) -> str:
+        """A name in the source, which `d_` may be put in front of."""
+        name, count = stem, 1
+        while name in self.taken or f"d_{name}" in self.taken or _TEMPORARY.fullmatch(name):
+            count += 1
+            name = f"{stem}_{count}"
+        self.taken.update((name, f"d_{name}"))
         return name
 
-    def is_parameter(self, leaf: Any) -> bool:
-        return type(leaf).__name__ == "Parameter"
+    def _labels(self) -> dict[int, list[str]]:
+        """The names of the results of each node."""
+        kinds: dict[tuple[str, str], set[Any]] = {}
+        for node in self.order:
+            kinds.setdefault(self.module_of(node), set()).add(node.function)
+        stands_for = {id(inner[-1]): key for key, inner in self.layers.items()}
+        made: dict[int, list[str]] = {}
+        for node in reversed(self.order):
+            module = self.module_of(node)
+            stem = re.sub(r"(Backward\d*)?$", "", _tape.bare(node.name())).lower()
+            stem = identifier(stem) if stem.isidentifier() else "operation"
+            if module[0]:
+                name = identifier(*module)
+                stem = name if len(kinds[module]) == 1 else f"{name}_{stem}"
+            several = len(node.outputs) > 1
+            made[id(node)] = [
+                self.unique(
+                    self.results.get((id(node), i))
+                    or self.results.get((stands_for.get(id(node), 0), i))
+                    or (f"{stem}_{i}" if several else stem)
+                )
+                for i in range(len(node.outputs))
+            ]
+        return made
 
-    def of_node(self, node: _tape.Node) -> tuple[str, str]:
-        return self.modules.get(id(node), ("", ""))
+    def of_leaf(self, leaf: torch.Tensor) -> str:
+        """As in `named_parameters`; else the caller's name for it."""
+        name = self.leaves.get(id(leaf)) or self.tensors.get(id(leaf))
+        if name is None:
+            name = f"leaf{sum(known.startswith('leaf') for known in self.leaves.values()) + 1}"
+        self.leaves[id(leaf)] = name
+        if name not in self.identifiers:
+            owners = self.owners.get(id(leaf))
+            self.identifiers[name] = self.unique(identifier(name, owners[0][1] if owners else ""))
+        return name
 
-    def label(self, node: _tape.Node) -> str:
-        return self.labels[id(node)]
+
+def origin_of(node: _tape.Node) -> Origin | None:
+    """Where the call of `node` was made, if that is known for certain."""
+    own: Origin | None = vars(node).get("origin")
+    if own is None and node.signature is not None:
+        first = node.signature.origin
+        if first is not None and first[0] == node.sequence:
+            own = first[1]
+    return own
 
 
-def _stem(node: _tape.Node) -> str:
-    name = _tape.bare(node.name())
-    return identifier(re.sub(r"Backward\d*$", "", name)).lower()
+def _call_of(module: Module) -> Any:
+    """What a module keeps of its latest call."""
+    call: Any = module.__dict__.get("_call")
+    while not isinstance(call, _tape.Node) and hasattr(call, "call"):
+        call = call.call  # of a layer given a tuple; of one that is watched
+    return call
 
 
-def _roots() -> list[Module]:
-    """The modules alive that are part of no other."""
-    found = [m for m in gc.get_objects() if issubclass(type(m), Module)]
-    inner = {id(child) for m in found for child in m.__dict__.get("_modules", {}).values()}
-    return [m for m in found if id(m) not in inner]
+def _nodes_of(
+    call: Any, layers: Mapping[int, Sequence[_tape.Node]] | None = None
+) -> Iterator[_tape.Node]:
+    """The nodes that the latest call of a module made, as far as it is known to have made them.
+
+    Without `layers` those that have something to do with it.
+    """
+    if isinstance(call, _tape.Node):
+        yield call
+    elif isinstance(call, NodeCall):
+        yield call.node
+    elif isinstance(call, Each):
+        for one in call.calls:
+            yield from _nodes_of(one, layers)
+    elif isinstance(call, Traced) and layers is None:
+        yield from (e[0] for e in map(call._edge, call.starts) if e is not None)
+    elif isinstance(call, PartCall) and (whole := call.last[0]) is not None:
+        if whole.segment is None:
+            yield [*whole.before, whole][call.place]
+        elif layers is None:
+            yield whole
+        elif id(whole) in layers:
+            yield layers[id(whole)][call.place]

@@ -41,6 +41,8 @@ from .fast.signature import (
     of_value,
 )
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
+from .origin import of_this_call
+from .plain import here as _here
 from .tensor import add_hook, bare, no_complex
 
 if TYPE_CHECKING:
@@ -838,7 +840,7 @@ def record(
     mode = _override.mode  # is_grad_enabled, without the call
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
         infer = function.infer
-        if infer is not None and inplace is None and not _torch_grad_mode():
+        if infer is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
             for arg in args:
                 if type(arg) not in ORDINARY:
                     break  # it may have to be asked
@@ -853,6 +855,9 @@ def record(
         if in_transform() is not None:
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
+        if _state.plain and _here.is_plain:
+            out, node = _record(function, args, inplace, asks, disabled)
+            return out, _with_origin(node, out)
         if inplace is None and forward_mode["_current_level"] < 0:
             for arg in args:
                 kind = type(arg)
@@ -902,7 +907,7 @@ def _unrecorded(
     with DisableTorchFunctionSubclass():
         if inplace is not None:
             return inplace()
-        if infer is not None and not _torch_grad_mode():
+        if infer is not None and not _torch_grad_mode() and not _here.is_plain:
             return infer(*args)
         if forward_mode["_current_level"] >= 0:
             _refuse_tangents(function, args)
@@ -1083,6 +1088,20 @@ def _record(
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
     return out, node
+
+
+def _with_origin(node: Node | None, out: Any) -> Node | None:
+    """Keep with `node` where its call was made, and what it returned, for `nnmirror.explain`."""
+    if node is not None and any(node.needs_input_grad):
+        node.origin = of_this_call()  # type: ignore[attr-defined]
+        outs = out if isinstance(out, _MANY) else (out,)
+        node.returned = [  # type: ignore[attr-defined]
+            (o.detach(), 0 if o.is_inference() else o._version)
+            if isinstance(o, torch.Tensor)
+            else None
+            for o in outs
+        ]
+    return node
 
 
 _AUTOCAST = (
@@ -1313,6 +1332,7 @@ def _sign(
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.label = node.label
+        sign.origin = node.sequence, of_this_call()
         if node.plan is not None:
             sign.plan = (
                 node.plan.labelled(node.label)
@@ -1476,6 +1496,8 @@ def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, 
         node.outputs = [meta_of(o) for o in made]
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
+        if _state.plain and _here.is_plain:
+            _with_origin(node, made)
     return made[0] if single else tuple(made)
 
 

@@ -23,6 +23,7 @@ from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .grad_mode import _override
+from .plain import here as _here
 from .tensor import C_grad
 
 _R = TypeVar("_R")
@@ -177,7 +178,8 @@ def walk(
     `replaying`.
     """
     captured = only or stop or ()
-    if create_graph and only is not None and not into and fast.enabled and not replaying:
+    binds = fast.enabled and not _here.is_plain
+    if create_graph and only is not None and not into and binds and not replaying:
         with DisableTorchFunctionSubclass():
             again = functools.partial(
                 walk, edges, grads, True, only, create_graph=True, replaying=True
@@ -186,7 +188,7 @@ def walk(
         if replay is not None:
             return replay
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
-    binding = simple and fast.enabled and not _torch.is_shown()
+    binding = simple and binds and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
     counts, order = dependencies(edges, expanding=not binding, as_seen=create_graph)
     wanted = {(id(t), n) for t, n in captured}
@@ -896,7 +898,7 @@ def backward(
         _warn_of_cycle()
     elif inputs is None and grad_tensors is None and len(outputs) == 1:
         retain = retain_graph is not None and _flag(retain_graph)
-        if fast.enabled and walk_bound(outputs[0], retain):
+        if fast.enabled and not _here.is_plain and walk_bound(outputs[0], retain):
             return
     started = make_grads(outputs, grads, create_graph)
     roots = _roots(outputs)

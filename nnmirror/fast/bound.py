@@ -183,6 +183,12 @@ class Writer:
             self.whole = self.part(root, state)
         if any(node.is_watched is True or node.signature is None for node in self.whole):
             raise ChangedSince
+        self.begin()
+        if len(self.order) > _MOST_NODES:
+            raise Unbindable
+
+    def begin(self) -> None:
+        """Name the nodes of `whole`."""
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
         self.named: set[int] = set()  # the layers of segments
         # In place of the node of a segment come those of its layers.
@@ -200,8 +206,6 @@ class Writer:
                 self.saved_as[id(layer)] = f"{saved}[{k}]"
                 self.named.add(id(layer))
             self.order += reversed(layers)
-        if len(self.order) > _MOST_NODES:
-            raise Unbindable
         self.environment: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
         self.lines: list[str | Called | _Give] = []
@@ -309,13 +313,7 @@ class Writer:
 
     def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Take the step of `node`, and write what it calls."""
-        mine: dict[int, str] = {}
-        for i, tensor in enumerate(node._saved or ()):
-            if tensor is not None:
-                self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
-        for attribute, value in vars(node).items() if id(node) in self.names else ():
-            if isinstance(value, torch.Tensor):
-                self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
+        mine = self.kept(node)
         given = node.given
         sign = node.signature
         if sign is not None and sign.plan is not None and sign.plan.is_open:
@@ -329,24 +327,39 @@ class Writer:
             raise Unbindable
         before = len(self.lines), dict(self.known)
         try:
-            for func, args, kwargs, out in notes.calls:
-                self.alive += [args, kwargs, out]
-                if hasattr(out, "_is_constant"):
-                    continue  # made now, and kept
-                if kwargs.get("out", ...) is None:
-                    kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-                words = [self.word(a, mine) for a in args]
-                words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
-                self.assign(Called("", func, args, kwargs, words, out), mine)
-            for result in results:
-                if result is not None and id(result) not in self.known:
-                    self.known[id(result)] = self.word(result, mine)
-                    self.alive.append(result)
+            self.write_step(notes, results, mine)
         except Unbindable:
             del self.lines[before[0] :]
             self.known = before[1]
             raise
         return results
+
+    def write_step(self, notes: Notes, results: list[Any], mine: dict[int, str]) -> None:
+        """Write the calls of one step; `mine` names what its node keeps."""
+        for func, args, kwargs, out in notes.calls:
+            self.alive += [args, kwargs, out]
+            if hasattr(out, "_is_constant"):
+                continue  # made now, and kept
+            if kwargs.get("out", ...) is None:
+                kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+            words = [self.word(a, mine) for a in args]
+            words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
+            self.assign(Called("", func, args, kwargs, words, out), mine)
+        for result in results:
+            if result is not None and id(result) not in self.known:
+                self.known[id(result)] = self.word(result, mine)
+                self.alive.append(result)
+
+    def kept(self, node: _tape.Node) -> dict[int, str]:
+        """Where the source finds what `node` keeps, by the ids of the tensors."""
+        mine: dict[int, str] = {}
+        for i, tensor in enumerate(node._saved or ()):
+            if tensor is not None:
+                self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
+        for attribute, value in vars(node).items() if id(node) in self.names else ():
+            if isinstance(value, torch.Tensor):
+                self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
+        return mine
 
     def open(self, node: _tape.Node, index: int) -> Any:
         """What a node was given: a number as one that may differ."""

@@ -34,7 +34,7 @@ class Called(NamedTuple):
         """Does it change a tensor that there was?"""
         name = getattr(self.func, "__name__", "")
         in_place = name.endswith("_") and not name.endswith("__")
-        return in_place or name.startswith("__i") or "out" in self.kwargs
+        return in_place or name == "__setitem__" or name.startswith("__i") or "out" in self.kwargs
 
 
 def size_of(tensor: torch.Tensor) -> int:
@@ -62,7 +62,7 @@ def shorter(
     constant.
     """
     calls = [_cheaper(line, word) if isinstance(line, Called) else line for line in lines]
-    return _without_unneeded(_without_fixed(calls, fixed, kept, environment), needed)
+    return without_unneeded(_without_fixed(calls, fixed, kept, environment), needed)
 
 
 def _without_fixed(
@@ -98,7 +98,7 @@ def _without_fixed(
     return left
 
 
-def _without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
+def without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
     """Without calls whose result nobody uses."""
     needed = set(needed)
     left: list[Any] = []

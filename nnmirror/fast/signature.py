@@ -36,6 +36,7 @@ class Signature:
         "makes_new",
         "needs",
         "next",
+        "origin",
         "outputs",
         "parts",
         "places",
@@ -80,6 +81,7 @@ class Signature:
         self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.is_plain = True  # it has one output, which is no view
+        self.origin: Any = None  # the first such call: its sequence, and where it was made
         self.checks_shape = False  # the shape of the result depends on the data
 
     def output(self, index: int) -> "Signature":

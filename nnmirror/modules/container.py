@@ -13,6 +13,7 @@ import torch
 from .. import _torch, fast
 from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
+from ..plain import here as _here
 from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
 from .segment import NOT_RECORDED, Runs, is_hooked
@@ -79,7 +80,7 @@ class Sequential(_Numbered):
         """Call each module with what the one before it returned."""
         own = self.__dict__
         runs: Runs | None = None
-        if fast.enabled and type(self).__iter__ is Sequential.__iter__:
+        if fast.enabled and not _here.is_plain and type(self).__iter__ is Sequential.__iter__:
             runs = own.get("_runs")
             modules = own["_modules"]
             if runs is None or not runs.stand(modules):

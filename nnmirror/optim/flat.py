@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import _torch
 from ..parameter import Parameter
+from ..plain import here as _here
 from ..rules.kernel import GRAIN, alone
 from .optimizer import Optimizer
 
@@ -159,6 +160,8 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
 
     Returns the lists of those that are to be stepped in turn.
     """
+    if _here.is_plain:
+        return lists
     sizes = [*map(_numel, lists["params"])]
     small, rest = lists, _NOTHING
     if max(sizes) > _SMALL:
