@@ -200,6 +200,7 @@ __all__ = [
     "optim",
     "parallel",
     "parameter",
+    "plain",
     "set_exact",
     "set_grad_enabled",
     "testing",
