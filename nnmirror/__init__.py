@@ -103,6 +103,7 @@ from .modules import (
     Unflatten,
 )
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
+from .plain import plain
 from .tape import Function
 from .tensor import Tensor
 from .walk import backward, grad
