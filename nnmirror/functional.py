@@ -46,6 +46,7 @@ from .rules.kernel import laid_out_as, where_positive
 from .rules.matmul import matmul, rows_of_one_matrix
 from .rules.pointwise import leaky
 from .rules.prelu import prelu as _prelu
+from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
@@ -56,18 +57,24 @@ from .tensor import Tensor
 T = torch.Tensor
 
 __all__ = [
+    "alpha_dropout",
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",
     "celu_",
+    "channel_shuffle",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "elu_",
     "embedding",
+    "feature_alpha_dropout",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -96,6 +103,8 @@ __all__ = [
     "one_hot",
     "pad",
     "pairwise_distance",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "poisson_nll_loss",
     "prelu",
     "relu",
@@ -788,10 +797,118 @@ def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = Fal
     See `nnmirror.rules.dropout.Dropout`.
     """
     check_probability(p)
+    return _dropped(_dropout.dropout, input, p, training, inplace)
+
+
+def _dropped(
+    function: Any, input: T, p: float, training: bool, inplace: bool, features: bool = False
+) -> T:
+    func = _dropout.KINDS[function, features, inplace]
     if not isinstance(input, T):
-        raise unplaced(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
-    _dropout.check_number(input, p, training, inplace)
-    return _dropout.dropout(input, p, training, inplace)
+        raise unplaced(func, (input, p, training), {})
+    _dropout.check_number(input, p, training, func)
+    return function(input, p, training, inplace, features)  # type: ignore[no-any-return]
+
+
+def _features_dropped(input: T, p: float, training: bool, inplace: bool, batched: bool) -> T:
+    if not batched:
+        input = input.unsqueeze_(0) if inplace else input.unsqueeze(0)
+    y = _dropped(_dropout.dropout, input, p, training, inplace, features=True)
+    if batched:
+        return y
+    return y.squeeze_(0) if inplace else y.squeeze(0)
+
+
+@overridable
+def dropout1d(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
+    """Each channel of (N, C, L) or (C, L) is 0 with probability p, else x / (1 - p)."""
+    check_probability(p)
+    dim = input.dim()
+    if dim not in (2, 3):
+        raise RuntimeError(
+            f"dropout1d: Expected 2D or 3D input, but received a {dim}D input. {_channels_of(1)}"
+        )
+    return _features_dropped(input, p, training, inplace, batched=dim == 3)
+
+
+@overridable
+def dropout2d(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
+    """Each channel of (N, C, H, W) is 0 with probability p, else x / (1 - p).
+
+    So is each of (N, C, L), with a warning.
+    """
+    check_probability(p)
+    dim = input.dim()
+    if dim not in (3, 4):
+        _warn_of_dimensions(2, dim)
+    if dim == 3:
+        warnings.warn(
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout"
+            " behavior is desired - input is interpreted as shape (N, C, L), where C is the channel"
+            " dim. This behavior will change in a future release to interpret the input as one"
+            " without a batch dimension, i.e. shape (C, H, W). To maintain the 1D channel-wise"
+            " dropout behavior, please switch to using dropout1d instead.",
+            stacklevel=3,
+        )
+    return _features_dropped(input, p, training, inplace, batched=True)
+
+
+@overridable
+def dropout3d(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> T:
+    """Each channel of (N, C, D, H, W) or (C, D, H, W) is 0 with probability p, else x / (1 - p)."""
+    check_probability(p)
+    dim = input.dim()
+    if dim not in (4, 5):
+        _warn_of_dimensions(3, dim)
+    return _features_dropped(input, p, training, inplace, batched=dim == 5)
+
+
+def _channels_of(n: int) -> str:
+    of = "1 spatial dimension" if n == 1 else f"{n} spatial dimensions"
+    return (
+        f"Note that dropout{n}d exists to provide channel-wise dropout on inputs with {of}, a"
+        f" channel dimension, and an optional batch dimension (i.e. {n + 1}D or {n + 2}D inputs)."
+    )
+
+
+def _warn_of_dimensions(n: int, dim: int) -> None:
+    warnings.warn(
+        f"dropout{n}d: Received a {dim}-D input to dropout{n}d, which is deprecated and will result"
+        " in an error in a future release. To retain the behavior and silence this warning, please"
+        f" use dropout instead. {_channels_of(n)}",
+        stacklevel=4,
+    )
+
+
+@overridable
+def alpha_dropout(input: T, p: float = 0.5, training: bool = False, inplace: bool = False) -> T:
+    """Dropout that keeps mean and variance in front of SELU; see `rules.dropout.alpha_dropout`."""
+    check_probability(p)
+    return _dropped(_dropout.alpha_dropout, input, p, training, inplace)
+
+
+@overridable
+def feature_alpha_dropout(
+    input: T, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> T:
+    """`alpha_dropout` of whole channels (N, C, ...)."""
+    check_probability(p)
+    return _dropped(_dropout.alpha_dropout, input, p, training, inplace, features=True)
+
+
+def pixel_shuffle(input: T, upscale_factor: int) -> T:
+    """Channels become pixels, (*, C r^2, H, W) to (*, C, H r, W r); see `rules.rearrange`."""
+    return record(PixelShuffle, (input, upscale_factor))[0]
+
+
+def pixel_unshuffle(input: T, downscale_factor: int) -> T:
+    """Pixels become channels, (*, C, H r, W r) to (*, C r^2, H, W); see `rules.rearrange`."""
+    return record(PixelUnshuffle, (input, downscale_factor))[0]
+
+
+def channel_shuffle(input: T, groups: int) -> T:
+    """The channels of each group one after another in turn; see `rules.rearrange`."""
+    return record(ChannelShuffle, (input, groups))[0]
 
 
 def layer_norm(

@@ -16,7 +16,7 @@ from .attach import exact_of
 T = torch.Tensor
 
 
-@exact_of(softmax.Softmax, "Softmax", "Softmin", units=8)
+@exact_of(softmax.Softmax, "Softmax", "Softmax2d", "Softmin", units=8)
 class Softmax(softmax.Softmax):
     """dx = (g - sum of g y) y"""
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
+from .._torch import DisableTorchFunctionSubclass
 from ..init import constant_
 from ..overrides import is_subclass
 from ..parameter import Parameter
@@ -283,6 +284,22 @@ class Softmax(_AlongDim):
 
     _function = softmax_rules.Softmax
     _name = "softmax"
+
+
+class Softmax2d(Layer):
+    """`Softmax` over the channels at each place of (N, C, H, W) or (C, H, W)."""
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is tuple:
+            return self._run_on_tuple(softmax_rules.Softmax, (input, -3))
+        with DisableTorchFunctionSubclass():
+            dim = input.dim()
+        if dim not in (3, 4):
+            raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {dim}D instead")
+        if is_subclass(input):
+            return self._run_whole(F.softmax, input, -3)  # type: ignore[no-any-return]
+        return self._run(softmax_rules.Softmax, input, -3)
 
 
 class LogSoftmax(_AlongDim):

@@ -10,7 +10,7 @@ from ..rules import dropout as rules
 from ..tape import Function
 from .layer import Layer
 from .linear import passed_on
-from .module import records_once
+from .module import keeps_call, records_once
 
 
 class _DropoutNd(Layer):
@@ -51,7 +51,8 @@ class Dropout(_DropoutNd):
             return self._run_on_tuple(function, args)
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
-        rules.check_number(input, p, self.training, self.inplace)
+        func = rules.KINDS[rules.dropout, False, self.inplace]
+        rules.check_number(input, p, self.training, func)
         if is_subclass(input):
             return self._run_whole(F.dropout, input, self.p, self.training, self.inplace)
         if not rules.drops(input, p, self.training):
@@ -63,3 +64,75 @@ class Dropout(_DropoutNd):
         if rules.draws_at_once(input, p):  # a batch made of a tuple's items
             function = rules.NativeDropout
         return super()._run(function, input, p)
+
+
+class _OfFunction(_DropoutNd):
+    """A dropout that is a function of `nnmirror.functional`."""
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        self.__dict__["_call"] = None
+        if isinstance(input, Tensor) and not is_subclass(input):
+            if not rules.drops(input, self.p, self.training):
+                self.__dict__["_call"] = passed_on
+                return self._dropped(input)
+            if self._is_inplace():  # is not driven by hand: what the input was is gone
+                return self._dropped(input)
+        elif not isinstance(input, Tensor | tuple):
+            return self._dropped(input)  # PyTorch's error
+        return self._run_several(self._dropped, (input,))  # type: ignore[no-any-return]
+
+    def _is_inplace(self) -> bool:
+        return self.inplace
+
+
+class Dropout1d(_OfFunction):
+    """y = x m in training, m one for each channel of (N, C, L) or (C, L):  dx = g m.
+
+    m = 0 with probability `p`, else 1 / (1 - p); y = x in evaluation (Tompson et al., 2015).
+    """
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        return F.dropout1d(input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(_OfFunction):
+    """`Dropout1d` for the channels of (N, C, H, W)."""
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        return F.dropout2d(input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(_OfFunction):
+    """`Dropout1d` for the channels of (N, C, D, H, W) or (C, D, H, W)."""
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        return F.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class AlphaDropout(_OfFunction):
+    """y = x m + b in training, for nets of SELU: mean and variance stay.  dx = g m.
+
+    m = 0 with probability `p`, and b is such that y is then what SELU is far below 0, scaled and
+    shifted as all are: `rules.dropout.alpha_dropout`. y = x in evaluation. Not in place, whatever
+    `inplace` says, as PyTorch's (Klambauer et al., 2017).
+    """
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        return F.alpha_dropout(input, self.p, self.training)
+
+    def _is_inplace(self) -> bool:
+        return False
+
+
+class FeatureAlphaDropout(_OfFunction):
+    """`AlphaDropout` of whole channels of (N, C, ...)."""
+
+    def _dropped(self, input: Tensor) -> Tensor:
+        return F.feature_alpha_dropout(input, self.p, self.training)
+
+    def _is_inplace(self) -> bool:
+        return False

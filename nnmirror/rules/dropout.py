@@ -1,11 +1,15 @@
 """Dropout: some elements become zero at random, the others grow, so that the mean stays.
 
-PyTorch draws in two ways: on the CPU (and in place) it multiplies with a noise made beforehand,
-elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
+Or whole features (N, C, ...) together; or, for alpha dropout, the elements become what SELU is far
+below 0, and all are scaled and shifted, so that mean and variance stay.
+
+PyTorch draws the elements in two ways: on the CPU (and in place) it multiplies with a noise made
+beforehand, elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -13,25 +17,26 @@ from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..tape import record
+from .arithmetic import Mul
 from .registry import Rule, check_numbers, composite, unplaced
 
 T = torch.Tensor
 
 
 class Dropout(Rule):
-    """y = x m:  dx = g m.  Saved: m, which `noise` draws."""
+    """y = x m:  dx = g m.  Saved: m, which `noise` draws, for each feature where `features`."""
 
     keeps = drawn = ("m",)
     counted = (0, 1)  # PyTorch's node has a place for the noise
     public = None  # a subclass is asked about what is called, and not about this part of it
 
     @staticmethod
-    def infer(input: T, p: float) -> T:  # type: ignore[override]
-        return input * noise(input, p)
+    def infer(input: T, p: float, features: bool = False) -> T:  # type: ignore[override]
+        return input * noise(input, p, features)
 
     @staticmethod
-    def forward(input: T, p: float) -> tuple[T, T]:
-        m = noise(input, p)
+    def forward(input: T, p: float, features: bool = False) -> tuple[T, T]:
+        m = noise(input, p, features)
         return input * m, m
 
     @staticmethod
@@ -50,12 +55,12 @@ class DropoutInplace(Dropout):
     public = None
 
     @staticmethod
-    def infer(input: T, p: float) -> T:
-        return input.mul_(noise(input, p))
+    def infer(input: T, p: float, features: bool = False) -> T:
+        return input.mul_(noise(input, p, features))
 
     @staticmethod
-    def forward(input: T, p: float) -> tuple[T, T]:
-        m = noise(input, p)
+    def forward(input: T, p: float, features: bool = False) -> tuple[T, T]:
+        m = noise(input, p, features)
         return input.mul_(m), m
 
 
@@ -73,20 +78,30 @@ class NativeDropout(Rule):
         return g * m * (1.0 / (1.0 - p))
 
 
-def check_number(input: T, p: float, training: bool, inplace: bool) -> None:
+def check_number(input: T, p: float, training: bool, func: TorchFunction) -> None:
     """PyTorch's error for a probability that would need a gradient."""
     if type(p) is not float:
-        check_numbers(torch.dropout_ if inplace else torch.dropout, (input, p, training), {})
+        check_numbers(func, (input, p, training), {})
 
 
-def noise(input: T, p: float) -> T:
+def noise(input: T, p: float, features: bool = False) -> T:
     """m: 0 with probability p, else 1 / (1 - p).
 
     Drawn as PyTorch draws it, in the order in which the input lies in memory.
     """
     if p == 1:
         return torch.zeros((), dtype=input.dtype, device=input.device)
-    return torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+    return _kept(input, p, features).div_(1 - p)
+
+
+def _kept(input: T, p: float, features: bool) -> T:
+    """1 for each element that is kept, or for each feature; 0 for the others."""
+    if not features:
+        return torch.empty_like(input).bernoulli_(1 - p)
+    if input.dim() < 2:
+        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
+    shape = *input.shape[:2], *[1] * (input.dim() - 2)
+    return torch.empty(shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p)
 
 
 def drops(input: T, p: float, training: bool) -> bool:
@@ -98,13 +113,13 @@ def drops(input: T, p: float, training: bool) -> bool:
 
 
 @contextlib.contextmanager
-def drawn_anyway(input: T, p: float) -> Iterator[None]:
+def drawn_anyway(input: T, p: float, features: bool = False) -> Iterator[None]:
     """For dropout in place: where that is refused, as of a leaf, PyTorch has drawn by then."""
     try:
         yield
     except RuntimeError:
         with DisableTorchFunctionSubclass(), torch.no_grad():
-            noise(input, p)
+            noise(input, p, features)
         raise
 
 
@@ -119,28 +134,64 @@ def draws_at_once(input: T, p: float) -> bool:
 _AT_ONCE = {"cuda", "xpu", _torch.get_privateuse1_backend_name()}
 
 
-def dropout(input: T, p: float, training: bool, inplace: bool) -> T:
+def dropout(input: T, p: float, training: bool, inplace: bool, features: bool = False) -> T:
     """y = x m, or x itself where nothing is to be dropped."""
-    if training and not inplace and draws_at_once(input, p):
+    if training and not (inplace or features) and draws_at_once(input, p):
         return record(NativeDropout, (input, p))[0]
     if not drops(input, p, training):
         return input
     if inplace:
-        with drawn_anyway(input, p):
-            return record(DropoutInplace, (input, p))[0]
-    return record(Dropout, (input, p))[0]
+        with drawn_anyway(input, p, features):
+            return record(DropoutInplace, (input, p, features))[0]
+    return record(Dropout, (input, p, features))[0]
 
 
-def _by_name(func: TorchFunction, inplace: bool) -> None:
-    """torch.dropout and torch.dropout_, which have errors of their own."""
+# What SELU tends to far below 0, with its sign changed.
+_SELU_FLOOR = 1.7580993408473766
+
+
+def alpha_dropout(input: T, p: float, training: bool, inplace: bool, features: bool = False) -> T:
+    """y = x m + b, m = a and b = a s p where x is kept, else m = 0 and b = a s (p - 1):  dx = g m
+
+    with s = 1.758, -s the least value of SELU, and a = 1 / sqrt((s^2 p + 1) (1 - p)).
+    """
+    if not drops(input, p, training):
+        return input
+    b = None
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        if p == 1:
+            m = noise(input, p)
+        else:
+            m = _kept(input, p, features)
+            s = _SELU_FLOOR
+            a = 1.0 / math.sqrt((s * s * p + 1) * (1 - p))
+            b = m.add(-1).mul_(s * a).add_(s * a * p)
+            m.mul_(a)
+    y: T = input.mul_(m) if inplace else record(Mul, (input, m))[0]
+    return y if b is None else y.add_(b)
+
+
+def _by_name(func: TorchFunction, function: Callable[..., T], *how: bool) -> None:
+    """torch.dropout and the others, which have errors of their own."""
 
     def call(input: T, p: float, train: bool) -> T:
         if isinstance(input, T) and isinstance(p, int | float) and 0 <= p <= 1:
-            return dropout(input, p, train, inplace)
+            return function(input, p, train, *how)
         raise unplaced(func, (input, p, train), {})
 
     composite(func)(call)
 
 
-_by_name(torch.dropout, False)
-_by_name(torch.dropout_, True)
+# By what is dropped, elements or features; and in place.
+KINDS = {
+    (dropout, False, False): torch.dropout,
+    (dropout, False, True): torch.dropout_,
+    (dropout, True, False): torch.feature_dropout,
+    (dropout, True, True): torch.feature_dropout_,
+    (alpha_dropout, False, False): torch.alpha_dropout,
+    (alpha_dropout, False, True): torch.alpha_dropout_,
+    (alpha_dropout, True, False): torch.feature_alpha_dropout,
+    (alpha_dropout, True, True): torch.feature_alpha_dropout_,
+}
+for (_function, _features, _inplace), _func in KINDS.items():
+    _by_name(_func, _function, _inplace, _features)

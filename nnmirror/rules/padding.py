@@ -5,6 +5,7 @@ another in the order of the places, as PyTorch's kernels go over them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -130,13 +131,19 @@ def _undone(g: T, dim: int, to: int, start: int, length: int) -> T:
 @composite(torch._C._nn.pad)
 def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> T:
     """x padded along its last dimensions; `pad` has two numbers for each, the last first."""
+    function, *args = recorded_as(input, pad, mode, value)
+    return record(function, tuple(args))[0]
+
+
+def recorded_as(input: T, pad: Sequence[int], mode: str, value: float | None) -> tuple[Any, ...]:
+    """The rule that a call of `pad` is, and the rule's arguments; or PyTorch's error."""
     if mode == "constant" and isinstance(input, T):
-        return record(ConstantPadNd, (input, pad, 0 if value is None else value))[0]
+        return ConstantPadNd, input, pad, 0 if value is None else value
     if mode not in _OF_ITSELF or not isinstance(input, T) or value:
         raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})
     if mode == "circular":
-        return record(_Circular, (input, pad))[0]
-    return record(_OfItself, (input, pad, mode))[0]
+        return _Circular, input, pad
+    return _OfItself, input, pad, mode
 
 
 _OF_ITSELF = ("reflect", "replicate", "circular")

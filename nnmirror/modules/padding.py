@@ -1,0 +1,225 @@
+"""The pads: `nnmirror.functional.pad` as modules.
+
+`padding` is a number for all sides, or one for each: left, right, top, bottom, front, back. One
+below 0 cuts off.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .._torch import DisableTorchFunctionSubclass
+from ..overrides import is_subclass
+from ..rules import padding as rules
+from .layer import Layer
+from .module import keeps_call
+from .utils import _ntuple, _size_2_t, _size_4_t, _size_6_t
+
+
+class _PadNd(Layer):
+    """dx = g where x went, added up; see `rules.padding`."""
+
+    __constants__ = ["padding"]
+    padding: Sequence[int]
+    _mode = "constant"
+    _sides: int  # twice the dimensions that are padded
+
+    def __init__(self, padding: Any) -> None:
+        super().__init__()
+        self.padding = _ntuple(self._sides)(padding)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Raise for an input of other dimensions, where PyTorch's module asks for them."""
+
+    def _value(self) -> float | None:
+        return None
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is tuple:
+            return self._run_stacked(input, self.forward)  # type: ignore[return-value]
+        self._check_input_dim(input)
+        how = self.padding, self._mode, self._value()
+        if is_subclass(input):
+            return self._run_whole(F.pad, input, *how)  # type: ignore[no-any-return]
+        if not isinstance(input, torch.Tensor):
+            return F.pad(input, *how)  # PyTorch's error
+        return self._run(*rules.recorded_as(input, *how))
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class _ConstantPadNd(_PadNd):
+    __constants__ = ["padding", "value"]
+    value: float
+
+    def __init__(self, padding: Any, value: float) -> None:
+        super().__init__(padding)
+        self.value = value
+
+    def _value(self) -> float | None:
+        return self.value
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}, value={self.value}"
+
+
+class _CircularPadNd(_PadNd):
+    _mode = "circular"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        n = self._sides // 2
+        with DisableTorchFunctionSubclass():
+            dim = input.dim()
+        if dim not in (n + 1, n + 2):
+            raise ValueError(f"expected {n + 1}D or {n + 2}D input (got {dim}D input)")
+
+
+class _ReflectionPadNd(_PadNd):
+    _mode = "reflect"
+
+
+class _ReplicationPadNd(_PadNd):
+    _mode = "replicate"
+
+
+class ConstantPad1d(_ConstantPadNd):
+    """x continued along the last dimension with `value`."""
+
+    _sides = 2
+
+    def __init__(self, padding: _size_2_t, value: float) -> None:
+        super().__init__(padding, value)
+
+
+class ConstantPad2d(_ConstantPadNd):
+    """x continued along the last two dimensions with `value`."""
+
+    _sides = 4
+
+    def __init__(self, padding: _size_4_t, value: float) -> None:
+        super().__init__(padding, value)
+
+
+class ConstantPad3d(_ConstantPadNd):
+    """x continued along the last three dimensions with `value`."""
+
+    _sides = 6
+
+    def __init__(self, padding: _size_6_t, value: float) -> None:
+        super().__init__(padding, value)
+
+
+class ZeroPad1d(ConstantPad1d):
+    """x continued along the last dimension with zeros."""
+
+    def __init__(self, padding: _size_2_t) -> None:
+        super().__init__(padding, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class ZeroPad2d(ConstantPad2d):
+    """x continued along the last two dimensions with zeros."""
+
+    def __init__(self, padding: _size_4_t) -> None:
+        super().__init__(padding, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class ZeroPad3d(ConstantPad3d):
+    """x continued along the last three dimensions with zeros."""
+
+    def __init__(self, padding: _size_6_t) -> None:
+        super().__init__(padding, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class ReflectionPad1d(_ReflectionPadNd):
+    """x continued along the last dimension, mirrored at its ends."""
+
+    _sides = 2
+
+    def __init__(self, padding: _size_2_t) -> None:
+        super().__init__(padding)
+
+
+class ReflectionPad2d(_ReflectionPadNd):
+    """x continued along the last two dimensions, mirrored at its ends."""
+
+    _sides = 4
+
+    def __init__(self, padding: _size_4_t) -> None:
+        super().__init__(padding)
+
+
+class ReflectionPad3d(_ReflectionPadNd):
+    """x continued along the last three dimensions, mirrored at its ends."""
+
+    _sides = 6
+
+    def __init__(self, padding: _size_6_t) -> None:
+        super().__init__(padding)
+
+
+class ReplicationPad1d(_ReplicationPadNd):
+    """x continued along the last dimension with the elements at its ends."""
+
+    _sides = 2
+
+    def __init__(self, padding: _size_2_t) -> None:
+        super().__init__(padding)
+
+
+class ReplicationPad2d(_ReplicationPadNd):
+    """x continued along the last two dimensions with the elements at its ends."""
+
+    _sides = 4
+
+    def __init__(self, padding: _size_4_t) -> None:
+        super().__init__(padding)
+
+
+class ReplicationPad3d(_ReplicationPadNd):
+    """x continued along the last three dimensions with the elements at its ends."""
+
+    _sides = 6
+
+    def __init__(self, padding: _size_6_t) -> None:
+        super().__init__(padding)
+
+
+class CircularPad1d(_CircularPadNd):
+    """x continued along the last dimension with x from its other end on."""
+
+    _sides = 2
+
+    def __init__(self, padding: _size_2_t) -> None:
+        super().__init__(padding)
+
+
+class CircularPad2d(_CircularPadNd):
+    """x continued along the last two dimensions with x from its other end on."""
+
+    _sides = 4
+
+    def __init__(self, padding: _size_4_t) -> None:
+        super().__init__(padding)
+
+
+class CircularPad3d(_CircularPadNd):
+    """x continued along the last three dimensions with x from its other end on."""
+
+    _sides = 6
+
+    def __init__(self, padding: _size_6_t) -> None:
+        super().__init__(padding)

@@ -1,0 +1,23 @@
+"""Arguments that are a number for all dimensions, or one for each."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, Union
+
+# As they are written in PyTorch's signatures.
+_size_2_t = Union[int, tuple[int, int]]  # noqa: UP007
+_size_4_t = Union[int, tuple[int, int, int, int]]  # noqa: UP007
+_size_6_t = Union[int, tuple[int, int, int, int, int, int]]  # noqa: UP007
+
+
+def _ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
+    def parse(x: Any) -> tuple[Any, ...]:
+        return tuple(x) if isinstance(x, Iterable) else tuple(itertools.repeat(x, n))
+
+    return parse
+
+
+_single = _ntuple(1)
+_pair = _ntuple(2)
+_triple = _ntuple(3)
+_quadruple = _ntuple(4)

@@ -1,0 +1,57 @@
+"""Elements of images moved to other places: channels to pixels and back, channels among each other.
+
+Nothing is added up, so a gradient is moved back.
+"""
+
+import torch
+
+from .registry import Rule, rule
+
+T = torch.Tensor
+
+
+@rule(torch.pixel_shuffle)
+class PixelShuffle(Rule):
+    """y of shape (*, C, H r, W r) from x of shape (*, C r^2, H, W), r = `upscale_factor`
+
+    y[c, h r + i, w r + j] = x[(c r + i) r + j, h, w]:  dx = g, moved back
+    """
+
+    @staticmethod
+    def forward(input: T, upscale_factor: int) -> T:
+        return torch.pixel_shuffle(input, upscale_factor)
+
+    @staticmethod
+    def d_input(g: T, input_shape: torch.Size, upscale_factor: int) -> T:
+        if not g.numel():  # of nothing PyTorch keeps the shape, and its backward fails
+            return torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        return torch.pixel_unshuffle(g, upscale_factor)
+
+
+@rule(torch.pixel_unshuffle)
+class PixelUnshuffle(Rule):
+    """y of shape (*, C r^2, H, W) from x of shape (*, C, H r, W r), r = `downscale_factor`
+
+    y[(c r + i) r + j, h, w] = x[c, h r + i, w r + j]:  dx = g, moved back
+    """
+
+    @staticmethod
+    def forward(input: T, downscale_factor: int) -> T:
+        return torch.pixel_unshuffle(input, downscale_factor)
+
+    @staticmethod
+    def d_input(g: T, downscale_factor: int) -> T:
+        return torch.pixel_shuffle(g, downscale_factor)
+
+
+@rule(torch.channel_shuffle)
+class ChannelShuffle(Rule):
+    """y[n, i G + k] = x[n, k C / G + i] for C channels in G = `groups`:  dx = g, moved back"""
+
+    @staticmethod
+    def forward(input: T, groups: int) -> T:
+        return torch.channel_shuffle(input, groups)
+
+    @staticmethod
+    def d_input(g: T, groups: int) -> T:
+        return torch.channel_shuffle(g, g.shape[1] // groups)
