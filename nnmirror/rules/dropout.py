@@ -101,7 +101,7 @@ def _kept(input: T, p: float, features: bool) -> T:
     if input.dim() < 2:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     shape = *input.shape[:2], *[1] * (input.dim() - 2)
-    return torch.empty(shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p)
+    return input.new_empty(shape).bernoulli_(1 - p)
 
 
 def drops(input: T, p: float, training: bool) -> bool:
