@@ -4,6 +4,8 @@ Physics-informed nets join their coordinates so, and ask for the gradient with r
 What torch recorded there, its engine goes back over, to any order.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -239,3 +241,196 @@ def test_a_joined_input_that_is_changed_between_two_calls(change):
         return after, *torch.autograd.grad(before.sum() + after.sum(), [x, t])
 
     torch.testing.assert_close(program(nnmirror), program(torch.nn), rtol=1e-13, atol=1e-15)
+
+
+# -- what becomes of an input between forward and backward ------------------------------------
+
+
+def pairs(nn):
+    """What is computed of a 3 by 2 tensor and parameters, and the parameters."""
+    w = nn.Parameter(torch.ones(3, 2))
+    layer = nn.Linear(2, 2)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    return {
+        "product": (lambda x: w * x, [w]),
+        "square": (lambda x: w * x * x, [w]),
+        "matmul": (lambda x: x @ w.t(), [w]),
+        "Linear": (layer, list(layer.parameters())),
+        "Sequential": (net, list(net.parameters())),
+    }
+
+
+INPUTS = {
+    "plain": lambda x: x,
+    "leaf": lambda x: x.requires_grad_(),
+    "result": lambda x: x.requires_grad_() * 1,
+    "joined": lambda x: torch.cat([x[:, :1].detach().requires_grad_(), x[:, 1:]], 1),
+}
+
+
+@pytest.mark.parametrize("home", INPUTS)
+@pytest.mark.parametrize("name", ["product", "square", "matmul", "Linear", "Sequential"])
+@parity
+def test_an_input_that_gets_other_data(nn, optim, name, home):
+    """PyTorch saves the tensor itself, so that its backward sees the data that it has by then."""
+    call, params = pairs(nn)[name]
+    found = []
+    for step in range(7):
+        x = INPUTS[home](torch.ones(3, 2))
+        y = call(x)
+        if step % 2:
+            x.data = torch.full((3, 2), 5.0)
+        if step < 5 or not x.requires_grad:
+            y.sum().backward()
+            found += [p.grad.clone() for p in params]
+        else:
+            found += torch.autograd.grad(y.sum(), [x, *params])
+    return found
+
+
+@parity
+def test_an_input_that_gets_other_data_before_its_second_derivative(nn, optim):
+    net, x = net_of(nn, torch.float64), torch.ones(5, 2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for step in range(7):
+        x.data = torch.ones(5, 2, dtype=torch.float64)
+        (slope,) = grad(net(x), x)
+        if step % 2:
+            x.data = torch.full((5, 2), 2.0, dtype=torch.float64)
+        found += torch.autograd.grad(slope.pow(2).sum(), [net[0].weight, net[2].weight])
+    return found
+
+
+CHANGES = {
+    "mul_": lambda x: x.mul_(3),
+    "detach_": lambda x: x.detach_(),
+    "detach_ and on": lambda x: x.detach_().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_result_that_is_changed_in_place_behind_what_used_it(change, create_graph):
+    """Torch's graph leads elsewhere then: no gradient goes there."""
+
+    def program(nn, of=lambda x: x):
+        w = nn.Parameter(torch.ones(2))
+        leaf = torch.ones(2, requires_grad=True)
+        x = leaf * 2
+        y = (of(x) + w).pow(2).sum()
+        CHANGES[change](x)
+        (of_w,) = torch.autograd.grad(y, w, retain_graph=True)
+        assert of_w.tolist() == [6, 6]
+        return torch.autograd.grad(y, leaf, create_graph=create_graph)[0].tolist()
+
+    assert program(torch.nn) == program(nnmirror, lambda x: x.clone()) == [12, 12]
+    with pytest.raises(NotImplementedError, match="change a clone"):
+        program(nnmirror)
+
+
+@parity
+def test_a_result_that_is_changed_in_place_between_two_calls(nn, optim):
+    w, leaf = nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
+    x = leaf * 2
+    _ = w * x  # of which no gradient is asked
+    x.mul_(3)
+    x.register_hook(lambda g: g * 2)
+    (w * x).sum().backward()
+    return leaf.grad, w.grad
+
+
+@pytest.mark.parametrize("of", [lambda x: torch.cat([x, x], 1), lambda x: x * 2])
+@parity
+def test_a_tensor_that_a_net_was_given_can_be_saved(nn, optim, of, tmp_path):
+    x = of(torch.ones(5, 1, requires_grad=True))
+    nn.Linear(x.shape[1], 1)(x)
+    torch.save(x, tmp_path / "x.pt")
+    return (tmp_path / "x.pt").read_bytes()
+
+
+# -- hooks ------------------------------------------------------------------------------------
+
+
+@parity
+def test_hooks_where_torch_accumulates_a_gradient(nn, optim):
+    """As those of data parallel training."""
+    x, seen = torch.ones(2, requires_grad=True), []
+    w = nn.Parameter(torch.ones(2))
+    place = torch.autograd.graph.get_gradient_edge(x).node
+    for step in range(6):
+        if step == 1:
+            before = place.register_prehook(lambda grads: (grads[0] * 10,))
+        if step == 2:
+            place.register_hook(lambda before, after: seen.append((before, after)))
+        if step == 4:
+            before.remove()
+        (w * x).sum().backward()
+        seen.append(x.grad.clone())
+    return seen, torch.autograd.grad((w * x).sum(), x)
+
+
+@parity
+def test_hooks_in_several_threads(nn, optim):
+    """Each thread goes back to leaves of its own, and to one that all of them share."""
+    net, shared = net_of(nn, torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    shared.requires_grad_()
+    shared.register_hook(lambda g: g * 2)
+    shared.register_post_accumulate_grad_hook(lambda x: calls.append(x is shared))
+    calls = []
+
+    def work(number):
+        own = torch.full((3, 2), float(number), dtype=torch.float64, requires_grad=True)
+        seen = []
+        own.register_hook(lambda g: seen.append(g.clone()))
+        for _ in range(8):
+            joined = own * 2
+            joined.register_hook(lambda g: g * number)
+            net(joined).sum().backward()
+            (w,) = torch.autograd.grad(net(own).sum(), own)
+            seen.append(w)
+            (shared * 4).sum().backward() if number == 0 else (net(own) * 0 + shared.sum()).sum()
+        return seen, own.grad
+
+    net.requires_grad_(False)  # whose gradients would be added up in any order
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
+    return found, calls, shared.grad
+
+
+@parity
+def test_hooks_of_a_result_that_leads_nowhere(nn, optim):
+    """What is asked for is not behind it: its own hooks are called all the same."""
+    layer, other, seen = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), []
+    found = []
+    for retains in (False, True):
+        u = layer(torch.ones(2))
+        if retains:
+            u.retain_grad()
+        u.register_hook(lambda g: seen.append(g.clone()))
+        u.grad_fn.register_prehook(lambda grads: seen.append(grads))
+        found += torch.autograd.grad(
+            [u, u * 2], other, [torch.ones(2)] * 2, allow_unused=True, retain_graph=True
+        )
+        found.append(u.grad)
+        found += torch.autograd.grad(u, other, torch.ones(2), allow_unused=True)
+        found.append(u.grad)
+    layer.bias.register_hook(lambda g: seen.append(g.clone()))
+    found += torch.autograd.grad(layer.bias, other, torch.ones(2), allow_unused=True)
+    return found, seen
+
+
+@parity
+def test_a_module_converted_between_forward_and_backward(nn, optim):
+    net, x = net_of(nn, torch.float32), torch.ones(5, 2, requires_grad=True)
+    found = []
+    for step in range(5):
+        y = net(x)
+        if step % 2:
+            net.double()
+        try:
+            y.sum().backward()
+            found += [x.grad.clone(), *(p.grad.clone() for p in net.parameters())]
+        except RuntimeError as error:
+            found.append(str(error))
+        net.float()
+    return found

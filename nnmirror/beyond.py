@@ -27,18 +27,61 @@ def joined(dim: int, tensors: Sequence[T]) -> Any:
     raise NotImplementedError
 
 
+class _Result(NamedTuple):
+    """What is known of a result of torch's own that the mirror was given."""
+
+    tensor: "weakref.ref[T]"
+    made_by: int  # the number of torch's node that made it; another, where it was changed in place
+    since: int  # what the tape recorded later leads to that node
+    over: _tensor.Tensor | None  # what it was taken over as
+
+
+_results: dict[int, _Result] = {}  # by id; on the tensors themselves a checkpoint would have it
+
+
+def _known(tensor: T) -> _Result | None:
+    """What is known of a result, as it was when it was met last."""
+    found = _results.get(id(tensor))
+    return found if found is not None and found.tensor() is tensor else None
+
+
+def _number_of(tensor: T) -> int:
+    made_by: Any = tensor.grad_fn
+    return -1 if made_by is None else made_by._sequence_nr()  # type: ignore[no-any-return]
+
+
 @implements(_tape)
-def taken_over(tensor: T) -> _tensor.Tensor | None:
-    """A result of torch's own as one of the mirror's; None if that cannot be.
+def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
+    """A result of torch's own as one of the mirror's; None if that cannot be, or not `may_be`.
 
     It can where torch.cat made it of leaves, as the input of physics-informed nets: nothing else
     lies in torch's graph, so nothing there can have a hook. Those of the tensor itself are looked
     for by the walk. (A hook on its `grad_fn` is not seen.)
     """
+    known = _known(tensor)
+    if (
+        known is not None
+        and known.made_by == _number_of(tensor)
+        and (known.over is None or tensor.is_set_to(known.over))
+    ):
+        return known.over if may_be else None
+    return _meet(tensor, _made_over(tensor) if may_be else None).over
+
+
+def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
+    """Remember what makes a result of torch's own now."""
+    key = id(tensor)
+    found = _results[key] = _Result(
+        weakref.ref(tensor, lambda ref: _results.pop(key, None)),
+        _number_of(tensor),
+        next(_tape._sequence),
+        over,
+    )
+    return found
+
+
+def _made_over(tensor: T) -> _tensor.Tensor | None:
     made_by: Any = tensor.grad_fn
-    held = vars(tensor).get("_taken_over")
-    if held is not None and held[0] is made_by and tensor.is_set_to(held[1]):
-        return held[1]  # type: ignore[no-any-return]
     if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
         return None
     leaves: list[Any] = [getattr(node, "variable", None) for node, _ in made_by.next_functions]
@@ -55,38 +98,117 @@ def taken_over(tensor: T) -> _tensor.Tensor | None:
         return None
     if node.outputs[0][0] != tensor.shape:  # a leaf is another since
         return None
-    node.theirs = _Theirs(tensor, made_by)
     made: Any = tensor.detach()
     made.__class__ = _tensor.Tensor
     made._node = node
-    tensor._taken_over = made_by, made  # type: ignore[attr-defined]
+    node.theirs = _Theirs(tensor, made)
     return made  # type: ignore[no-any-return]
+
+
+@implements(_tape)
+def edge_to(tensor: T) -> _tape.Edge:
+    """Where the gradient of a result of torch's own goes."""
+    known = _known(tensor)
+    if known is None or known.made_by != _number_of(tensor):
+        known = _meet(tensor)
+    return (tensor, 0) if known.over is None else (known.over._node, 0)  # type: ignore[return-value]
+
+
+def catch_up(node: _tape.Node, tensor: T) -> bool:
+    """See to what became of torch's `tensor` since `node`, which leads to it, was recorded.
+
+    As PyTorch saves the tensor itself, what is saved here gets its data, if that is another.
+    Returns whether another node of torch's makes it, so that no gradient may go there.
+    """
+    if node.theirs is not None:
+        node.theirs.catch_up()
+    saved: Any = node._saved
+    plan, edges = node.plan, node.edges
+    if node.segment is not None and saved is not None:
+        first: Any = node.segment.inner[0]
+        saved, plan = saved[0], first.plan
+        edges = [(tensor, 0) if edge is ... else edge for edge in first.edges]
+    for i in followed(plan, edges, tensor) if saved else ():
+        if not tensor.is_set_to(saved[i]):
+            _tensor._C_data.__set__(saved[i], tensor.detach())
+    return has_changed(node, tensor)
+
+
+def followed(plan: Any, edges: Sequence[_tape.Edge | None], tensor: T) -> list[int]:
+    """Which of what a node saved of torch's `tensor` has the data that it has now."""
+    if plan is None or tensor.layout is not torch.strided:
+        return []
+    edge_at = dict(enumerate(edges))
+    return [
+        i
+        for i, place in enumerate(plan.saves)
+        if i not in plan.memory and i not in plan.copied
+        if (edge := edge_at.get(place)) is not None and edge[0] is tensor
+    ]
+
+
+def has_changed(node: _tape.Node, tensor: T) -> bool:
+    """Was torch's `tensor` made by another of its nodes when `node` was recorded?"""
+    known = _known(tensor)
+    return known is not None and (
+        known.since > node.sequence or known.made_by != _number_of(tensor)
+    )
+
+
+def was_result(tensor: T) -> bool:
+    """Did torch's graph lie behind it when the mirror was given it?"""
+    return _known(tensor) is not None
+
+
+def is_unusual(node: _tape.Node, tensor: T) -> bool:
+    """Is more to be done with the gradient of torch's `tensor`, to which `node` leads?"""
+    return is_hooked(tensor) or has_changed(node, tensor)
 
 
 class _Theirs:
     """Torch's tensor that a node was taken over of; None where it is gone, or is another since."""
 
-    def __init__(self, tensor: T, made_by: Any) -> None:
-        self.tensor, self.made_by = weakref.ref(tensor), made_by
+    def __init__(self, tensor: T, made: _tensor.Tensor) -> None:
+        self.tensor, self.made_by = weakref.ref(tensor), _number_of(tensor)
+        self.made = weakref.ref(made)  # as which it was taken over
 
     def __call__(self) -> T | None:
         tensor = self.tensor()
-        if tensor is None or tensor.grad_fn is self.made_by:
+        if tensor is None or _number_of(tensor) == self.made_by:
             return tensor
         if is_hooked(tensor):  # was it hooked before, or since?
-            raise NotImplementedError(_CHANGED)
+            raise NotImplementedError(CHANGED)
         return None
 
+    def catch_up(self) -> None:
+        """As above: what was saved of it gets the data that it has now."""
+        tensor, made = self.tensor(), self.made()
+        if tensor is not None and made is not None and not tensor.is_set_to(made):
+            _tensor._C_data.__set__(made, tensor.detach())
 
-_CHANGED = (
-    "nnmirror: a hook on what torch.cat made, and what was changed in place after a mirrored module"
-    " took it, is not mirrored; change a clone of it instead"
+    def is_usual(self) -> bool:
+        """Is there nothing to do for it: no hook, and no other data?"""
+        tensor, made = self.tensor(), self.made()
+        return tensor is None or not (
+            is_hooked(tensor) or (made is not None and not tensor.is_set_to(made))
+        )
+
+
+CHANGED = (
+    "nnmirror: a tensor of torch's own graph that was changed in place (or by detach_()) after the"
+    " mirror took it is not mirrored, if a gradient goes back to it as it was; change a clone of"
+    " it instead"
 )
 
 
 def is_hooked(tensor: T | None) -> bool:
     """Is something to be done with its gradient on the way?"""
     return tensor is not None and bool(tensor._backward_hooks or tensor.retains_grad)
+
+
+def may_have_accumulator(leaf: T) -> bool:
+    """Is there an AccumulateGrad of torch's leaf, which may have hooks? It holds the leaf."""
+    return leaf._use_count() > 1 and not leaf._backward_hooks  # type: ignore[attr-defined]
 
 
 def behind(tensors: Iterable[T]) -> tuple[list[T], set[Any]]:

@@ -805,8 +805,14 @@ def run_recorded(
 
 
 @upcall("nnmirror.beyond")
-def taken_over(tensor: torch.Tensor) -> "_tensor.Tensor | None":
-    """A result of torch's own as one of the mirror's; None if that cannot be."""
+def taken_over(tensor: torch.Tensor, may_be: bool = True) -> "_tensor.Tensor | None":
+    """A result of torch's own as one of the mirror's; None if that cannot be, or not `may_be`."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.beyond")
+def edge_to(tensor: torch.Tensor) -> Edge:
+    """Where the gradient of a result of torch's own goes."""
     raise NotImplementedError
 
 
@@ -989,7 +995,7 @@ def _record(
                         key.append(HERE)
         elif kind is TORCH:
             if arg.requires_grad:
-                over = None if arg.is_leaf or changes_input else taken_over(arg)
+                over = None if arg.is_leaf else taken_over(arg, not changes_input)
                 if over is not None:
                     return record(function, (*args[:i], over, *args[i + 1 :]), None, asks)
                 edge = (arg, 0)
@@ -1573,9 +1579,7 @@ def edge_of(tensor: torch.Tensor) -> Edge:
         if tensor._stands_for is not None:
             return tensor._stands_for, 0
     elif tensor.requires_grad and not tensor.is_leaf:
-        over = vars(tensor).get("_taken_over")
-        if over is not None and over[0] is tensor.grad_fn:  # else it was changed since
-            return over[1]._node, 0
+        return edge_to(tensor)
     return tensor, 0
 
 

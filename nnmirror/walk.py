@@ -190,7 +190,7 @@ def walk(
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
     binding = simple and binds and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
-    counts, order = dependencies(edges, expanding=not binding, as_seen=create_graph)
+    counts, order, changed = dependencies(edges, expanding=not binding, as_seen=create_graph)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
@@ -203,7 +203,7 @@ def walk(
         keys, theirs = [*ends], [*ends.values()]
         if theirs:
             further = _leading_on(edges, order, theirs)
-            reaches |= further
+            reaches |= further | changed  # of which it cannot be said
         for node in sorted(order, key=_sequence_of):
             for edge in node.edges:
                 if edge is not None and id(edge[0]) in reaches:
@@ -215,10 +215,13 @@ def walk(
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
     beside: dict[int, torch.Tensor] = {}  # gradients that go no further than to a wanted tensor
 
-    def arrive(target: Any, index: int, grad: torch.Tensor | None) -> None:
-        """One gradient (or None) reaches `target`; act when it was the last expected."""
+    def arrive(target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False) -> None:
+        """One gradient (or None) reaches `target`; act when it was the last expected.
+
+        At one where the walk starts hooks are called even if it goes no further, as in PyTorch.
+        """
         key = id(target)
-        if reaches is not None and key not in reaches:
+        if reaches is not None and key not in reaches and not is_root:
             return
         if index == _tape.NO_FURTHER:
             if (key, 0) in wanted and grad is not None:
@@ -226,6 +229,8 @@ def walk(
                 beside[key] = grad if held is None else add(held, grad)
             return
         is_node = type(target) is _tape.Node
+        if key in changed and grad is not None:
+            raise NotImplementedError(beyond.CHANGED)
         slots = buffers.get(key)
         if slots is None:
             slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
@@ -255,6 +260,8 @@ def walk(
                 else:
                     _finish_leaf(target, slots[0], unshared)
             _run_reached_hooks(target)
+        elif slots[0] is not None:
+            _run_tensor_hooks(_leaf_hooks(target), slots[0])
 
     def pass_on(node: _tape.Node, grad: Any) -> None:
         """The step of a rule's node with one gradient, where there is nothing more to ask.
@@ -306,7 +313,7 @@ def walk(
 
     with DisableTorchFunctionSubclass(), one_walk(leads_to, create_graph):
         for (target, index), grad in zip(edges, grads, strict=True):
-            arrive(target, index, grad)
+            arrive(target, index, grad, is_root=True)
         while ready:
             node = heapq.heappop(ready)[1]
             slots = buffers.pop(id(node))
@@ -448,12 +455,14 @@ def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> Non
 
 def dependencies(
     edges: Iterable[_tape.Edge], expanding: bool = True, as_seen: bool = False
-) -> tuple[dict[int, int], list[_tape.Node]]:
-    """How many gradients each target will receive, and the nodes that will run.
+) -> tuple[dict[int, int], list[_tape.Node], set[int]]:
+    """How many gradients each target will receive, the nodes that will run, and the ids of torch's
+    tensors that are no longer what a node leads to.
 
     Those that stand for several are made the several, unless not `expanding`; with `as_seen` each
     is made what PyTorch's would be.
     """
+    changed: set[int] = set()
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
     for target, _ in edges:
@@ -471,13 +480,13 @@ def dependencies(
             target = edge[0]
             key = id(target)
             known = counts.get(key)
-            if known is None:
-                counts[key] = 1
-                if type(target) is _tape.Node:
+            if type(target) is _tape.Node:
+                if known is None:
                     order.append(target)
-            else:
-                counts[key] = known + 1
-    return counts, order
+            elif not isinstance(target, _tensor.Tensor) and beyond.catch_up(node, target):
+                changed.add(key)
+            counts[key] = 1 if known is None else known + 1
+    return counts, order, changed
 
 
 def validated(
@@ -591,6 +600,9 @@ def add_to_grad(
     if create_graph:
         with EnableTorchFunction():
             put_grad(leaf, _laid_out_as(leaf, grad) if held is None else held + grad)
+        return
+    if not isinstance(leaf, _tensor.Tensor) and beyond.may_have_accumulator(leaf):
+        beyond.accumulate([(leaf, grad)], retain_graph=False)
         return
     if held is None:
         if (  # nearly always: what follows says the same
@@ -843,7 +855,7 @@ def _tracked(grad: torch.Tensor) -> torch.Tensor:
     """A gradient to start from, which may depend on something itself."""
     if isinstance(grad, _tensor.Tensor) or not grad.requires_grad:
         return grad
-    return led_to(grad, (grad, 0))
+    return led_to(grad, _tape.edge_of(grad))
 
 
 def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:

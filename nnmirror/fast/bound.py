@@ -39,7 +39,7 @@ _TAKEN = {
     "give",
     "give_back",
     "goes_on",
-    "is_hooked",
+    "is_unusual",
     "memory",
     "of",
     "retain_graph",
@@ -476,7 +476,7 @@ class Writer:
                 conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
                 conditions.append("key in arrived")
         leaves = self.fetch(lines, conditions, ends)
-        free = self.fetch_saved(lines, conditions)
+        free = self.fetch_saved(lines, conditions, leaves)
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
         lines.append("): return None")
@@ -545,8 +545,9 @@ class Writer:
             else:
                 lines.append(f"if {name}.is_watched{looked_at}: return None")
             if node.theirs is not None:
-                self.environment["is_hooked"] = beyond.is_hooked
-                lines.append(f"if {name}.theirs is None or is_hooked({name}.theirs()): return None")
+                lines.append(
+                    f"if {name}.theirs is None or not {name}.theirs.is_usual(): return None"
+                )
             lines.append(f"e = {name}.edges")
             follows = False
             for place, edge in enumerate(node.edges):
@@ -577,8 +578,8 @@ class Writer:
                     lines.append(f"{to} = e[{place}][0]")
                     conditions += [f"{to} is {other}" for other in theirs]
                     if expanding:
-                        self.environment["is_hooked"] = beyond.is_hooked
-                        conditions.append(f"is_hooked({to})")
+                        self.environment["is_unusual"] = beyond.is_unusual
+                        conditions.append(f"is_unusual({name}, {to})")
                     elif not self.is_part:
                         if goes_on(target):
                             raise Unbindable
@@ -603,7 +604,9 @@ class Writer:
             conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
         return leaves
 
-    def fetch_saved(self, lines: list[str], conditions: list[str]) -> list[str]:
+    def fetch_saved(
+        self, lines: list[str], conditions: list[str], leaves: dict[int, str]
+    ) -> list[str]:
         """The same for what they saved; returns what frees it."""
         free: list[str] = []
         for node in self.whole:
@@ -615,6 +618,13 @@ class Writer:
             if id(node) not in self.freed:
                 free.append(f"{name}._saved = None")
             conditions.append(f"{saved} is None")
+            first = node if node.segment is None else self.layers[id(node)][0]
+            for edge in first.edges:
+                if edge is not None and _tensor.is_torchs(edge[0]) and id(edge[0]) in leaves:
+                    conditions += [
+                        f"not {leaves[id(edge[0])]}.is_set_to({self.saved_as[id(first)]}[{i}])"
+                        for i in beyond.followed(first.plan, first.edges, edge[0])
+                    ]
             if node.segment is None:
                 conditions += [
                     f"{saved}[{i}]._version != {name}._versions[{i}]"
@@ -752,6 +762,7 @@ def goes_on(leaf: torch.Tensor) -> bool:
         or leaf._backward_hooks
         or leaf._post_accumulate_grad_hooks  # type: ignore[attr-defined]
         or not leaf.requires_grad
+        or beyond.was_result(leaf)
     )
 
 

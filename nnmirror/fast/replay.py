@@ -212,7 +212,7 @@ class _Writer(_bound.Writer):
         lines = ["def backward(n0, g, ends):"]
         conditions: list[str] = []
         leaves = self.fetch(lines, conditions, {}, expanding=True)
-        self.fetch_saved(lines, conditions)
+        self.fetch_saved(lines, conditions, leaves)
         lines.append(f"{''.join([f'(end{i}, index{i}), ' for i in range(len(self.ends))])}= ends")
         places = {**self.names, **leaves}
         for i, (target, index) in enumerate(self.ends):

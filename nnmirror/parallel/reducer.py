@@ -149,7 +149,7 @@ class Reducer:
         if self.find_unused:
             with DisableTorchFunctionSubclass():
                 edges = [tape.edge_of(t) for t in outputs if isinstance(t, Tensor) and t.grad_fn]
-            reached, _ = walk.dependencies(edges)
+            reached = walk.dependencies(edges)[0]
             self.unused = [i for i, p in enumerate(self.params) if id(p) not in reached]
 
     def arrive(self, index: int) -> None:
