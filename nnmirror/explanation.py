@@ -4,7 +4,6 @@ The operations are in the order of the walk back, the loss first. Each knows whe
 from, so that the graph can be drawn from them; and the lines of the source that are its backward.
 """
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +88,6 @@ class Operation:
     place: Place | None = None  # where it was called; None if that is not known for certain
     source: str = ""  # its lines of the source
     line: int = 0  # the first of them, counted from 1
-    computes: str = ""  # its result, as its rule documents it: "y = tanh(x)"
 
     @property
     def gradient(self) -> torch.Tensor | None:
@@ -138,10 +136,6 @@ class Explanation:
         from . import standalone
 
         standalone.save(self.source, self.values, path)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the source."""
-        return f"<pre>{html.escape(self.source)}</pre>"
 
     def __str__(self) -> str:
         return self.source
