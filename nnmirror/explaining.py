@@ -5,6 +5,7 @@ in the reader's names. What comes out is run, and must give the gradients that t
 """
 
 import itertools
+import json
 import linecache
 import re
 from collections.abc import Mapping, Sequence
@@ -411,7 +412,9 @@ class Writer(bound.Writer):
             lines += [f"    {line}" for line in block]
             lines.append("")
         lines.append("    return {")
-        lines += [f'        "{name}": d_{self.reader.identifiers[name]},' for name in names]
+        lines += [
+            f"        {json.dumps(name)}: d_{self.reader.identifiers[name]}," for name in names
+        ]
         lines.append("    }")
         return "\n".join(lines) + "\n", first
 
