@@ -28,6 +28,12 @@ def _signs() -> torch.Tensor:
     return torch.tensor([1.0, -1.0, 1.0, -1.0])
 
 
+def _planes(n: int) -> torch.Tensor:
+    """A batch of one, of two channels in n dimensions."""
+    torch.manual_seed(1)
+    return torch.randn(1, 2, *(5, 4, 3)[:n])
+
+
 def _pair() -> tuple[Any, ...]:
     return _x(), _x().cos()
 
@@ -48,6 +54,11 @@ LAYERS: dict[str, tuple[Any, ...]] = {
     "Softmin": ("Softmin", (1,), lambda: (_x(),)),
     "Linear": ("Linear", (3, 2), lambda: (_x(),)),
     "Linear without bias": ("Linear", (3, 2, False), lambda: (_x(),)),
+    **{
+        f"{kind}{n}d": (f"{kind}{n}d", (2, 3, 2), lambda n=n: (_planes(n),))
+        for kind in ("Conv", "ConvTranspose")
+        for n in (1, 2, 3)
+    },
     "BatchNorm1d": ("BatchNorm1d", (3,), lambda: (_x(),)),
     "BatchNorm2d": ("BatchNorm2d", (4,), lambda: (_images(),)),
     "BatchNorm3d": ("BatchNorm3d", (4,), lambda: (_images(1, 2, 3),)),
@@ -170,6 +181,15 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "channel_shuffle": (lambda: (_images(),), (2,), {}),
     "pad": (lambda: (_x(),), ((1, 2), "replicate"), {}),
     "prelu": (lambda: (_x(), _x()[0]), (), {}),
+    **{
+        f"{kind}{n}d": (
+            lambda n=n, turned=turned: (_planes(n), _planes(n).transpose(0, turned)[..., :2]),
+            (),
+            {},
+        )
+        for kind, turned in (("conv", 0), ("conv_transpose", 1))
+        for n in (1, 2, 3)
+    },
     "linear": (lambda: (_x(), _x(), _x()[:, 0]), (), {}),
     "layer_norm": (lambda: (_x(),), ((3,), _x()[0], _x()[1]), {}),
     "rms_norm": (lambda: (_x(),), ((3,), _x()[0]), {}),

@@ -194,7 +194,7 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
             from torch import nn
             print("started")
             if sys.argv[1] == "attribute":
-                nn.Conv3d(1, 1, 1)
+                nn.RNN(1, 1, 1)
             if sys.argv[1] == "import":
                 from torch.nn.utils import weight_norm
             if sys.argv[1] == "module":
@@ -203,7 +203,7 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
             """,
     )
     for how, line, name in (
-        ("attribute", 6, "torch.nn.Conv3d"),
+        ("attribute", 6, "torch.nn.RNN"),
         ("import", 8, "torch.nn.utils.weight_norm"),
         ("module", 11, "torch.nn.DataParallel"),
     ):
@@ -223,19 +223,19 @@ def test_report(tmp_path, monkeypatch):
             import torch, helper
             import torch.nn as nn
             from torch.optim import SGD as sgd, SparseAdam
-            from torch.nn import Conv1d, Conv3d
+            from torch.nn import GRU, RNN
             from torch.optim.swa_utils import AveragedModel, update_bn
             from torch.nn import *
             layers = torch.nn
             class Net(nn.Module):
                 def forward(self, x):
-                    isinstance(self, (nn.Linear, nn.Conv2d)), Conv3d(1, 1, 1)
-                    return layers.functional.relu(x) + Linear(2, 1)(x) + unrelated.Conv2d
+                    isinstance(self, (nn.Linear, nn.LSTM)), RNN(1, 1, 1)
+                    return layers.functional.relu(x) + Linear(2, 1)(x) + unrelated.LSTM
             opt = sgd
             """,
         helper="""
             import torch.nn.functional as F
-            F.conv2d
+            F.grid_sample
             torch.manual_seed(1)
             """,
     )
@@ -245,17 +245,17 @@ def test_report(tmp_path, monkeypatch):
         "script.py",
         "  torch.optim.SGD                      mirrored      line 4, 13",
         "  torch.optim.SparseAdam               mirrored      line 4",
-        "  torch.nn.Conv1d                      named only    line 5",
-        "  torch.nn.Conv3d                      named only    line 5",
+        "  torch.nn.GRU                         named only    line 5",
+        "  torch.nn.RNN                         named only    line 5",
         "  torch.optim.swa_utils.AveragedModel  named only    line 6",
         "  torch.optim.swa_utils.update_bn      NOT MIRRORED  line 6",
         "  torch.nn.Module                      mirrored      line 9",
-        "  torch.nn.Conv2d                      named only    line 11",
-        "  torch.nn.Conv3d                      NOT MIRRORED  line 11",
+        "  torch.nn.LSTM                        named only    line 11",
         "  torch.nn.Linear                      mirrored      line 11, 12",
+        "  torch.nn.RNN                         NOT MIRRORED  line 11",
         "  torch.nn.functional.relu             mirrored      line 12",
         "helper.py",
-        "  torch.nn.functional.conv2d           NOT MIRRORED  line 3",
+        "  torch.nn.functional.grid_sample      NOT MIRRORED  line 3",
         "8 of 11 names are mirrored",
     ]
     assert [source.seeds for source in sources] == [[], [4]]
@@ -328,18 +328,18 @@ LAYERS = """
     from torch.nn.modules.conv import _ConvNd
     torch.manual_seed(0)
 
-    class Blur(nn.Conv2d):
+    class Blur(nn.Bilinear):
         pass
 
     def init(m):
-        if isinstance(m, (nn.Linear, nn.Conv2d, _ConvNd)):
+        if isinstance(m, (nn.Linear, nn.Bilinear, _ConvNd)):
             nn.init.ones_(m.weight)
         elif isinstance(m, nn.modules.batchnorm._BatchNorm):
             nn.init.zeros_(m.weight)
         elif isinstance(m, (nn.DataParallel, nn.modules.loss._Loss)):
             print("never")
 
-    LAYERS = {"linear": nn.Linear, "conv": nn.Conv2d, "lstm": nn.LSTM}
+    LAYERS = {"linear": nn.Linear, "other": nn.Bilinear, "lstm": nn.LSTM}
     net = nn.Sequential(LAYERS["linear"](2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
     net.apply(init)
     x = torch.randn(5, 2)
@@ -364,12 +364,12 @@ def test_layers_that_are_asked_about_and_every_optimiser(tmp_path):
     assert actual.stderr.splitlines() == [  # not those that are asked about alone
         f"nnmirror: script.py:{line} uses torch.nn.{name}, which is not mirrored; the script will"
         " stop if it makes one"
-        for line, name in ((7, "Conv2d"), (18, "LSTM"))
+        for line, name in ((7, "Bilinear"), (18, "LSTM"))
     ]
     assert actual.stdout == expected.stdout
     done = python("-m", "nnmirror", "other.py", cwd=tmp_path)
     assert done.stdout == expected.stdout
-    assert "other.py:33 uses torch.nn.Conv2d, which is not mirrored. What to" in done.stderr
+    assert "other.py:33 uses torch.nn.Bilinear, which is not mirrored. What to" in done.stderr
 
 
 def test_check_shows_what_comes_and_where_both_fail(tmp_path):

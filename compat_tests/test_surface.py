@@ -19,6 +19,12 @@ CLASSES = {
             "ReLU",
             "LeakyReLU",
             "BatchNorm1d",
+            "Conv1d",
+            "Conv2d",
+            "Conv3d",
+            "ConvTranspose1d",
+            "ConvTranspose2d",
+            "ConvTranspose3d",
             "Dropout",
             "Embedding",
             "PReLU",
@@ -204,7 +210,7 @@ EVERY_LAYER = sorted(
 
 @pytest.mark.parametrize("name", EVERY_LAYER)
 def test_a_layer_that_is_not_mirrored_can_be_asked_about_and_not_made(name):
-    """As in an init function, `isinstance(m, (nn.Linear, nn.Conv2d))`, of a net without one."""
+    """As in an init function, `isinstance(m, (nn.Linear, nn.LSTM))`, of a net without one."""
     theirs, mine = getattr(torch.nn, name), getattr(nnmirror, name)
     assert getattr(nnmirror, name) is mine
     assert (mine.__name__, issubclass(mine, nnmirror.Module)) == (name, True)
@@ -227,13 +233,13 @@ def test_a_layer_that_is_not_mirrored_can_be_asked_about_and_not_made(name):
 
 
 def test_a_name_that_is_not_mirrored_says_so():
-    with pytest.raises(AttributeError, match=r"conv2d.*not mirrored.*What to do"):
-        nnmirror.functional.conv2d  # noqa: B018
+    with pytest.raises(AttributeError, match=r"grid_sample.*not mirrored.*What to do"):
+        nnmirror.functional.grid_sample  # noqa: B018
     with pytest.raises(
         AttributeError, match=r"Transformer\.generate_square_subsequent_mask is not"
     ):
         nnmirror.Transformer.generate_square_subsequent_mask(3)
-    for name in ("Linaer", "conv2d", "Tensor_", "__wrapped__"):
+    for name in ("Linaer", "grid_sample", "Tensor_", "__wrapped__"):
         with pytest.raises(AttributeError):
             getattr(nnmirror, name)
     assert not hasattr(nnmirror.functional, "Optional")  # there by an import of PyTorch's
@@ -251,8 +257,8 @@ def test_every_optimiser_is_there(name):
 @pytest.mark.parametrize(
     "line",
     [
-        "from nnmirror.nn.functional import conv2d",
-        "from nnmirror.nn.functional import linear, conv2d as conv",
+        "from nnmirror.nn.functional import grid_sample",
+        "from nnmirror.nn.functional import linear, grid_sample as sample",
         "from nnmirror.optim.lr_scheduler import LinearLR, SWALR",
         "from nnmirror.nn.utils import weight_norm",
         "from nnmirror.optim.swa_utils import SWALR, update_bn",
@@ -264,9 +270,9 @@ def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):
         exec(line)
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'nnmirror\.nn\.quantized'"):
         exec("import nnmirror.nn.quantized")
-    assert not hasattr(nnmirror.functional, "conv2d")
-    assert getattr(nnmirror.functional, "conv2d", None) is None
-    exec("from nnmirror.nn import Linear, Conv2d; from nnmirror.optim import Adamax as Best")
+    assert not hasattr(nnmirror.functional, "grid_sample")
+    assert getattr(nnmirror.functional, "grid_sample", None) is None
+    exec("from nnmirror.nn import Linear, LSTM; from nnmirror.optim import Adamax as Best")
     exec("from nnmirror.nn import *; from nnmirror.nn.functional import *")
     inspect.getmembers(nnmirror)
 

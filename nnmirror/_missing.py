@@ -1,7 +1,7 @@
 """What a module answers when asked for a name that PyTorch has and the mirror lacks.
 
 A class is answered by a stand-in of its name, as scripts ask `isinstance(m, (nn.Linear,
-nn.Conv2d))` or keep a table of layers of which they make one: it is refused when one is made. Any
+nn.LSTM))` or keep a table of layers of which they make one: it is refused when one is made. Any
 other name is refused when it is looked up, as scripts ask `hasattr` whether a function is there.
 """
 

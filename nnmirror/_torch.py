@@ -113,6 +113,11 @@ try:
     # Of attention: the kernel that PyTorch would take, and whether it may round in half precision.
     fused_sdp_choice: Any = torch._fused_sdp_choice
     get_math_sdp_allow_fp16_bf16_reduction: Any = torch._C._get_math_sdp_allow_fp16_bf16_reduction
+    # Of a convolution: the kernel that PyTorch takes for it and how that lays out its result.
+    # Without them, the plain formula.
+    ConvBackend: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
+    select_conv_backend: Any = torch._C._select_conv_backend
+    conv_determine_backend_memory_format: Any = torch._C._conv_determine_backend_memory_format
     # Where `UndefinedGrad` is, which torch.utils.data and others call.
     functions: Any = torch._C._functions
     # Functions that torch hands to `__torch_function__` beside those of the same name in `torch`.

@@ -23,6 +23,7 @@ from .rules import activation as _activation
 from .rules import attention as _attention
 from .rules import batchnorm as _batchnorm
 from .rules import composed as _composed
+from .rules import convolution as _convolution
 from .rules import dropout as _dropout
 from .rules import embedding as _embedding
 from .rules import loss as _loss
@@ -64,6 +65,12 @@ __all__ = [
     "celu",
     "celu_",
     "channel_shuffle",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",
@@ -1052,6 +1059,10 @@ def counted_from_front(padding_idx: int | None, rows: int) -> int | None:
     if not -rows <= padding_idx < max(rows, 1):
         raise AssertionError("Padding_idx must be within num_embeddings")
     return padding_idx + rows if padding_idx < 0 else padding_idx
+
+
+conv1d, conv2d, conv3d = map(overridable, _convolution.CONV)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(overridable, _convolution.CONV_TRANSPOSE)
 
 
 class MseLoss(Rule):

@@ -1,0 +1,585 @@
+"""Convolutions in one, two and three dimensions, and transposed ones."""
+
+import math
+from typing import Any, Literal, Union
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .. import init
+from .._torch import DisableTorchFunctionSubclass
+from .._types import TorchFunction
+from ..grad_mode import no_grad
+from ..overrides import is_subclass
+from ..parameter import Parameter
+from ..rules.convolution import Convolution
+from ..tape import Function
+from .layer import Layer
+from .module import records_once
+
+# Spelled as PyTorch's, for whoever asks for a signature.
+_size_1_t = Union[int, tuple[int]]  # noqa: UP007
+_size_2_t = Union[int, tuple[int, int]]  # noqa: UP007
+_size_3_t = Union[int, tuple[int, int, int]]  # noqa: UP007
+_Mode = Literal["zeros", "reflect", "replicate", "circular"]
+_MODES = {"zeros", "reflect", "replicate", "circular"}
+
+
+def for_each(value: Any, n: int) -> Any:
+    """A number as a tuple of n; a sequence as a tuple."""
+    return tuple(value) if hasattr(value, "__iter__") else (value,) * n
+
+
+class _ConvNd(Layer):
+    """What all convolutions have: their arguments, the weight and the bias.
+
+    `weight` (out_channels, in_channels / groups, *kernel_size), for a transposed one
+    (in_channels, out_channels / groups, *kernel_size), and `bias` (out_channels) are drawn from
+    U(-k, k) with k = 1 / sqrt(in_channels / groups times the size of the kernel), as by PyTorch.
+    """
+
+    __constants__ = [
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "output_padding",
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+    ]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    padding_mode: _Mode
+    weight: Tensor
+    bias: Tensor | None
+    _function: TorchFunction
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: str | tuple[int, ...],
+        dilation: tuple[int, ...],
+        transposed: bool,
+        output_padding: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        padding_mode: _Mode,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if groups <= 0:
+            raise ValueError("groups must be a positive integer")
+        if in_channels % groups != 0:
+            raise ValueError("in_channels must be divisible by groups")
+        if out_channels % groups != 0:
+            raise ValueError("out_channels must be divisible by groups")
+        if isinstance(padding, str):
+            known = {"same", "valid"}
+            if padding not in known:
+                raise ValueError(f"Invalid padding string {padding!r}, should be one of {known}")
+            if padding == "same" and any(s != 1 for s in stride):
+                raise ValueError("padding='same' is not supported for strided convolutions")
+        if padding_mode not in _MODES:
+            raise ValueError(
+                f"padding_mode must be one of {_MODES}, but got padding_mode='{padding_mode}'"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.transposed = transposed
+        self.output_padding = output_padding
+        self.groups = groups
+        self.padding_mode = padding_mode
+        # What `F.pad` takes, the last dimension first.
+        if isinstance(padding, str):
+            total = [
+                d * (k - 1) if padding == "same" else 0
+                for d, k in zip(dilation, kernel_size, strict=False)
+            ]
+            sides = [(t // 2, t - t // 2) for t in total]
+            sides += [(0, 0)] * (len(kernel_size) - len(total))
+        else:
+            sides = [(p, p) for p in padding]
+        twice: Any = [side for pair in reversed(sides) for side in pair]
+        self._reversed_padding_repeated_twice = twice if isinstance(padding, str) else tuple(twice)
+        like: Any = {"device": device, "dtype": dtype}
+        channels = (
+            (in_channels, out_channels // groups)
+            if transposed
+            else (out_channels, in_channels // groups)
+        )
+        self.weight = Parameter(torch.empty((*channels, *kernel_size), **like))
+        if bias:
+            self.bias = Parameter(torch.empty(out_channels, **like))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew."""
+        # U(-k, k), reached as PyTorch reaches it, so that the same seed gives the same bits.
+        weight = self.weight
+        if weight.is_contiguous():
+            init.kaiming_uniform_(weight, a=math.sqrt(5))
+        else:  # the numbers are drawn in the order of memory
+            drawn = torch.empty_like(weight.detach(), memory_format=torch.contiguous_format)
+            init.kaiming_uniform_(drawn, a=math.sqrt(5))
+            with torch.no_grad(), no_grad():
+                weight.copy_(drawn)
+        if self.bias is not None:
+            fan_in = init._calculate_fan_in_and_fan_out(weight)[0]
+            bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0
+            init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self):  # type: ignore[no-untyped-def]
+        n = len(self.kernel_size)
+        said = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        said += f", stride={self.stride}"
+        if self.padding != (0,) * len(self.padding):
+            said += f", padding={self.padding}"
+        if self.dilation != (1,) * n:
+            said += f", dilation={self.dilation}"
+        if self.output_padding != (0,) * n:
+            said += f", output_padding={self.output_padding}"
+        if self.groups != 1:
+            said += f", groups={self.groups}"
+        if self.bias is None:
+            said += ", bias=False"
+        if self.padding_mode != "zeros":
+            said += f", padding_mode={self.padding_mode}"
+        return said
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "padding_mode"):
+            self.padding_mode = "zeros"
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What `forward` does with these; a class of yours may call it with others, or have its
+        own."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            twice: Any = self._reversed_padding_repeated_twice
+            input = F.pad(input, twice, mode=self.padding_mode)
+            padding = (0,) * len(self.kernel_size)
+        function = type(self)._function
+        return function(input, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-any-return]
+
+    @records_once
+    def forward(self, input: Tensor) -> Tensor:
+        plain = self.padding_mode == "zeros" and type(self.padding) is tuple
+        if not plain or type(self)._conv_forward is not _ConvNd._conv_forward:
+            return self._run_apart(input)
+        how = self.stride, self.padding, self.dilation, False, self.output_padding, self.groups
+        return self._run(Convolution, input, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+
+    @records_once
+    def _run(self, function: type[Function], *args: Any) -> Any:
+        input = args[0]
+        if isinstance(input, Tensor) and not is_subclass(input):
+            with DisableTorchFunctionSubclass():
+                is_batch = input.dim() == len(self.kernel_size) + 2
+            if is_batch:
+                return super()._run(function, *args)
+        elif type(input) is tuple and all(
+            isinstance(x, Tensor) and x.dim() == len(self.kernel_size) + 1 for x in input
+        ):
+            return self._run_on_tuple(function, args)
+        return self._run_apart(input)
+
+    def _run_apart(self, input: Any, *more: Any) -> Any:
+        """A call that is not one recorded operation on a batch."""
+
+        def run(x: Tensor) -> Tensor:
+            return self._conv_forward(x, self.weight, self.bias, *more)
+
+        if isinstance(input, Tensor | tuple):
+            return self._run_several(run, (input,))
+        return run(input)
+
+
+class Conv1d(_ConvNd):
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+
+    x is (N, in_channels, L) or (in_channels, L), y (N, out_channels, M) or (out_channels, M),
+    M = (L + 2 padding - dilation (kernel_size - 1) - 1) / stride + 1, rounded down. With `groups`
+    each group of output channels sees one of input channels. `padding="same"` keeps the length,
+    "valid" is none; `padding_mode` says with what.
+
+    dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
+    db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv1d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = 1,
+        padding: Union[str, _size_1_t] = 0,  # noqa: UP007
+        dilation: _size_1_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            for_each(kernel_size, 1),
+            for_each(stride, 1),
+            padding if isinstance(padding, str) else for_each(padding, 1),
+            for_each(dilation, 1),
+            False,
+            (0,),
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+
+class Conv2d(_ConvNd):
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+
+    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels and the sizes
+    of `Conv1d`, and so are the arguments, one number for both dimensions or two.
+
+    dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
+    db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv2d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: Union[str, _size_2_t] = 0,  # noqa: UP007
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            for_each(kernel_size, 2),
+            for_each(stride, 2),
+            padding if isinstance(padding, str) else for_each(padding, 2),
+            for_each(dilation, 2),
+            False,
+            (0, 0),
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+
+class Conv3d(_ConvNd):
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+
+    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels and the
+    sizes of `Conv1d`, and so are the arguments, one number for all dimensions or three.
+
+    dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
+    db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv3d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_3_t,
+        stride: _size_3_t = 1,
+        padding: Union[str, _size_3_t] = 0,  # noqa: UP007
+        dilation: _size_3_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            for_each(kernel_size, 3),
+            for_each(stride, 3),
+            padding if isinstance(padding, str) else for_each(padding, 3),
+            for_each(dilation, 3),
+            False,
+            (0, 0, 0),
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+
+class _ConvTransposeNd(_ConvNd):
+    def __init__(
+        self,
+        n: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        groups: int,
+        bias: bool,
+        dilation: Any,
+        padding_mode: _Mode,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if padding_mode != "zeros":
+            raise ValueError(
+                f'Only "zeros" padding mode is supported for {self.__class__.__name__}'
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            for_each(kernel_size, n),
+            for_each(stride, n),
+            for_each(padding, n),
+            for_each(dilation, n),
+            True,
+            for_each(output_padding, n),
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+    def _output_padding(
+        self,
+        input: Tensor,
+        output_size: list[int] | None,
+        stride: list[int],
+        padding: list[int],
+        kernel_size: list[int],
+        num_spatial_dims: int,
+        dilation: list[int] | None = None,
+    ) -> list[int]:
+        if output_size is None:
+            return for_each(self.output_padding, 1)  # type: ignore[no-any-return]
+        others = 2 if input.dim() == num_spatial_dims + 2 else 1
+        if len(output_size) == others + num_spatial_dims:
+            output_size = output_size[others:]
+        if len(output_size) != num_spatial_dims:
+            raise ValueError(
+                f"ConvTranspose{num_spatial_dims}D: for {input.dim()}D input, output_size must have"
+                f" {num_spatial_dims} or {others + num_spatial_dims} elements (got"
+                f" {len(output_size)})"
+            )
+        dilation = [1] * num_spatial_dims if dilation is None else dilation
+        least = [
+            (input.size(d + others) - 1) * stride[d]
+            - 2 * padding[d]
+            + dilation[d] * (kernel_size[d] - 1)
+            + 1
+            for d in range(num_spatial_dims)
+        ]
+        most = [size + s - 1 for size, s in zip(least, stride, strict=False)]
+        for i, size in enumerate(output_size):
+            if size < least[i] or size > most[i]:
+                raise ValueError(
+                    f"requested an output size of {output_size}, but valid sizes range from"
+                    f" {least} to {most} (for an input of {input.size()[2:]})"
+                )
+        return [output_size[d] - least[d] for d in range(num_spatial_dims)]
+
+    def _conv_forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output_size: list[int] | None = None,
+    ) -> Tensor:
+        if self.padding_mode != "zeros":
+            raise ValueError(
+                f"Only `zeros` padding mode is supported for ConvTranspose{len(self.kernel_size)}d"
+            )
+        if not isinstance(self.padding, tuple):
+            raise AssertionError("self.padding must be a tuple")
+        stride: Any = self.stride
+        padding: Any = self.padding
+        kernel_size: Any = self.kernel_size
+        dilation: Any = self.dilation
+        n = len(kernel_size)
+        more = self._output_padding(input, output_size, stride, padding, kernel_size, n, dilation)
+        how = self.stride, self.padding, more, self.groups, dilation
+        return type(self)._function(input, weight, bias, *how)  # type: ignore[no-any-return]
+
+    @records_once
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        plain = output_size is None and self.padding_mode == "zeros"
+        if not plain or type(self.padding) is not tuple:
+            return self._run_apart(input, output_size)
+        how = self.stride, self.padding, self.dilation, True, self.output_padding, self.groups
+        return self._run(Convolution, input, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+
+
+class ConvTranspose1d(_ConvTransposeNd):
+    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+
+    x is (N, in_channels, L) or (in_channels, L), y (N, out_channels, M) or (out_channels, M),
+    M = (L - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1. Several sizes
+    give one L in a convolution: `output_size`, given to `forward`, or `output_padding` says which.
+
+    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv_transpose1d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = 1,
+        padding: _size_1_t = 0,
+        output_padding: _size_1_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _size_1_t = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            1,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+
+class ConvTranspose2d(_ConvTransposeNd):
+    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+
+    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels and the sizes
+    of `ConvTranspose1d`, and so are the arguments, one number for both dimensions or two.
+
+    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv_transpose2d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: _size_2_t = 0,
+        output_padding: _size_2_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _size_2_t = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            2,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+
+class ConvTranspose3d(_ConvTransposeNd):
+    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+
+    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels and the
+    sizes of `ConvTranspose1d`, and so are the arguments, one number for all dimensions or three.
+
+    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    Saved: x and w.  More: `nnmirror/rules/convolution.py`.
+    """
+
+    _function = staticmethod(F.conv_transpose3d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_3_t,
+        stride: _size_3_t = 1,
+        padding: _size_3_t = 0,
+        output_padding: _size_3_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _size_3_t = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            3,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )

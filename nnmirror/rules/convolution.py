@@ -1,0 +1,445 @@
+"""Convolution, in any number of dimensions and transposed too: one rule for all.
+
+    y[n, o] = sum over c of x[n, c] * w[o, c] + b[o]
+
+where * slides w over x. With k and l for places in the kernel and in y, s the stride, p the padding
+and d the dilation,
+
+    y[n, o, l] = sum over c, k of w[o, c, k] x[n, c, s l + d k - p] + b[o]
+
+so that  dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
+and db = the sum of g over n and l. The transposed convolution is what gives dx: its own dx is a
+convolution, and in its dw x and g change places. Dumoulin and Visin, 2016 (arXiv:1603.07285).
+
+dx has PyTorch's bits, but for some shapes of strided convolutions in float32. dw has them where
+PyTorch multiplies matrices itself (float64; float32 for single small pictures). Where oneDNN does
+the work, no tensor operation adds up in its order: dw is off by some units in the last place (the
+README says by how many), as is db.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .. import _torch
+from .._types import TorchFunction
+from ..tape import record
+from .gradient import applied
+from .registry import RULES, Gradients, Needs, Rule, rule, unplaced
+from .shape import squeeze, unsqueeze
+
+T = torch.Tensor
+Sizes = Sequence[int]
+
+_CALLED: dict[bool, tuple[TorchFunction, ...]] = {
+    False: (torch.conv1d, torch.conv2d, torch.conv3d),
+    True: (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+class ConvolutionBackward(Rule):
+    """dx, dw and db, as above.
+
+    Its gradients for h, that of dx, hw that of dw and hb that of db, as PyTorch takes them:
+
+        g gets h * w + x * hw + hb,  x gets g * hw transposed,  and w what dw is of h in place of x
+    """
+
+    materialize_grads = False
+
+    @staticmethod
+    def forward(
+        grad: T,
+        input: T,
+        weight: T,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        transposed: bool,
+        output_padding: Sizes,
+        groups: int,
+        needs: Needs,
+    ) -> tuple[T | None, ...]:
+        g, x, w = grad, input, weight
+        if not x.numel() or not w.numel():
+            of_b = g.new_empty(g.shape[1:2])
+            every = zip((x, w, of_b), needs, strict=True)
+            return tuple([torch.zeros_like(t) if need else None for t, need in every])
+        how = stride, padding, dilation, transposed, output_padding, groups
+        backend = _torch.select_conv_backend(x, w, None, *how)
+        layout = _torch.conv_determine_backend_memory_format(x, w, backend)
+        g = g.contiguous(memory_format=layout)
+        native = backend in _NATIVE
+        dx = dw = db = None
+        if needs[0]:
+            dx = input_grad(g, x.shape, w, *how)
+        if needs[1]:
+            small, large = (x, g) if transposed else (g, x)
+            kernel = stride, padding, dilation, w.shape[2:]
+            if native:
+                dw = _by_samples(small, large, *kernel, groups, backend)
+            elif groups == 1:
+                dw = _exchanged(small, large, *kernel)
+            else:
+                dw = _by_groups(small, large, *kernel, groups)
+        if needs[2]:
+            dims = [0, *range(2, g.dim())]
+            alone = backend == _torch.ConvBackend.Slow2d and groups == g.shape[1]
+            parts = g.chunk(groups, 1) if alone else (g,)
+            sums = [part.contiguous().sum(dims) for part in parts]
+            db = sums[0] if len(sums) == 1 else torch.cat(sums)
+        return dx, dw, db
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g0: T | None,
+        g1: T | None,
+        g2: T | None,
+        grad: T,
+        input: T,
+        weight: T,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        transposed: bool,
+        output_padding: Sizes,
+        groups: int,
+    ) -> Gradients:
+        h, hw, hb = g0, g1, g2
+        how = stride, padding, dilation, transposed, output_padding, groups
+        dg = dx = dw = None
+        terms = []
+        if input.numel():
+            if h is not None:
+                terms.append(torch.convolution(h, weight, None, *how))
+            if hw is not None:
+                terms.append(torch.convolution(input, hw, None, *how))
+        if hb is not None:
+            terms.append(hb.contiguous().view(1, -1, *[1] * (grad.dim() - 2)).expand(grad.shape))
+        if terms:
+            dg = terms[0]
+            for term in terms[1:]:
+                dg = dg + term
+        if needs[2] and h is not None and input.numel():
+            small, large = (h, grad) if transposed else (grad, h)
+            parts = zip(small.chunk(groups, 1), large.chunk(groups, 1), strict=True)
+            shape = weight.shape[2:]
+            pieces = [_exchange(a, b, stride, padding, dilation) for a, b in parts]
+            dw = pieces[0] if groups == 1 else torch.cat(pieces, 1)
+            dw = dw.transpose(0, 1)
+            for i, size in enumerate(shape, start=2):
+                if dw.shape[i] > size:
+                    dw = dw.narrow(i, 0, size)
+        if needs[1] and hw is not None:
+            dx = input_grad(grad, input.shape, hw, *how)
+        return dg, dx, dw
+
+
+convolution_grad = applied(ConvolutionBackward)
+
+
+def input_grad(
+    g: T,
+    shape: torch.Size,
+    w: T,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    transposed: bool,
+    output_padding: Sizes,
+    groups: int,
+) -> T:
+    """dx, for an x of this shape."""
+    n = w.dim() - 2
+    if transposed:
+        dx = torch.convolution(g, w, None, stride, padding, dilation, False, [0] * n, groups)
+        for i in range(2, n + 2):
+            if dx.shape[i] > shape[i]:
+                dx = dx.narrow(i, 0, shape[i])
+        return dx
+    # At its end x may have places that the kernel does not reach.
+    beyond = [
+        shape[i + 2]
+        - (stride[i] * (g.shape[i + 2] - 1) + dilation[i] * (w.shape[i + 2] - 1) + 1)
+        + 2 * padding[i]
+        for i in range(n)
+    ]
+    return torch.convolution(g, w, None, stride, padding, dilation, True, beyond, groups)
+
+
+def _exchange(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes) -> T:
+    """g * x where batch and channels, and stride and dilation, have changed places: dw with its
+    first two dimensions exchanged, and what lies beyond the kernel."""
+    zeros = [0] * len(stride)
+    x, g = x.transpose(0, 1), g.transpose(0, 1)
+    return torch.convolution(x, g, None, dilation, padding, stride, False, zeros, 1)
+
+
+def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size) -> T:
+    """dw as one convolution of x and g."""
+    dw = _exchange(g, x, stride, padding, dilation).transpose(0, 1)
+    for i, size in enumerate(kernel, start=2):
+        dw = dw.narrow(i, 0, size)
+    return dw.reshape(-1).view(dw.shape)
+
+
+def _patches(
+    x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size, places: torch.Size
+) -> T:
+    """What of x the kernel lies on, at each place: (batch, channels, *kernel, *places)."""
+    if any(padding):
+        x = torch.constant_pad_nd(x, [p for p in reversed(padding) for _ in range(2)])
+    first, channels, *steps = x.stride()
+    return x.as_strided(
+        (*x.shape[:2], *kernel, *places),
+        (
+            first,
+            channels,
+            *[d * step for d, step in zip(dilation, steps, strict=True)],
+            *[s * step for s, step in zip(stride, steps, strict=True)],
+        ),
+    )
+
+
+def _by_groups(
+    g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size, groups: int
+) -> T:
+    """dw as the sum over the batch of products of matrices, one for each group."""
+    patches = _patches(x, stride, padding, dilation, kernel, g.shape[2:])
+    batch, out, length = len(g), g.shape[1], g.shape[2:].numel()
+    columns = patches.reshape(batch * groups, -1, length)
+    rows = g.reshape(batch * groups, out // groups, length)
+    products = rows.bmm(columns.transpose(1, 2))
+    return products.view(batch, -1).sum(0).view(out, -1, *kernel)
+
+
+def _by_samples(
+    g: T,
+    x: T,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    kernel: torch.Size,
+    groups: int,
+    backend: Any,
+) -> T:
+    """dw as PyTorch's own kernels have it: group by group, the product of each sample's matrices
+    added to what is there."""
+    every = []
+    for rows, part in zip(g.chunk(groups, 1), x.chunk(groups, 1), strict=True):
+        patches = _patches(part.contiguous(), stride, padding, dilation, kernel, g.shape[2:])
+        rows = rows.contiguous().flatten(2)
+        height = part.shape[1] * kernel.numel()
+        dw = g.new_zeros(rows.shape[1], height)
+        if backend in _OF_ALL_PATCHES:
+            columns = patches.contiguous().view(len(x), height, -1)
+            if backend == _torch.ConvBackend.Slow3d and rows.shape[1] == 1:
+                dw = dw.view(height, 1)  # which is a product of matrices, not with a vector
+                for row, column in zip(rows, columns, strict=True):
+                    dw.addmm_(column, row.t())
+                dw = dw.t()
+            else:
+                for row, column in zip(rows, columns, strict=True):
+                    dw.addmm_(row, column.t())
+        else:
+            held = g.new_empty(patches.shape[1:])
+            column = held.view(height, -1)
+            for row, patch in zip(rows, patches, strict=True):
+                held.copy_(patch)
+                dw.addmm_(row, column.t())
+        every.append(dw)
+    dw = every[0] if groups == 1 else torch.cat(every)
+    return dw.reshape(g.shape[1], -1, *kernel)
+
+
+# Those of PyTorch's kernels that multiply matrices: two lay out the patches of all samples first.
+_OF_ALL_PATCHES = {_torch.ConvBackend.Slow2d, _torch.ConvBackend.Slow3d}
+_NATIVE = _OF_ALL_PATCHES | {
+    _torch.ConvBackend.SlowDilated2d,
+    _torch.ConvBackend.SlowDilated3d,
+    _torch.ConvBackend.SlowTranspose2d,
+    _torch.ConvBackend.SlowTranspose3d,
+    _torch.ConvBackend.NnpackSpatial,
+}
+
+
+@rule(torch.convolution)
+class Convolution(Rule):
+    """y = x * w + b, or the transposed one; the gradients are above.  Saved: x and w."""
+
+    counted = (0, 1, 2)
+
+    @staticmethod
+    def forward(
+        input: T,
+        weight: T,
+        bias: T | None,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        transposed: bool,
+        output_padding: Sizes,
+        groups: int,
+    ) -> T:
+        how = stride, padding, dilation, transposed, output_padding, groups
+        try:
+            return torch.convolution(input, weight, bias, *how)
+        except (RuntimeError, TypeError) as error:
+            failed = error
+        # The error of what was called, or what that computes of complex numbers.
+        called = _CALLED[transposed][weight.dim() - 3]
+        more = (output_padding, groups, dilation) if transposed else (dilation, groups)
+        y: T = called(input, weight, bias, stride, padding, *more)
+        if y.is_complex():
+            return y
+        raise failed
+
+    infer = forward
+
+    @staticmethod
+    def gradients(
+        needs: Sequence[bool],
+        g: T,
+        input: T,
+        weight: T,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        transposed: bool,
+        output_padding: Sizes,
+        groups: int,
+    ) -> Gradients:
+        how = stride, padding, dilation, transposed, output_padding, groups
+        return convolution_grad(g, input, weight, *how, needs[:3])  # type: ignore[return-value]
+
+
+def _each(value: Any, n: int) -> Any:
+    """One number for each of n dimensions; None if it is not that."""
+    if type(value) is int:
+        return (value,) * n
+    if isinstance(value, tuple | list):
+        if type(value) is tuple and len(value) == n:
+            return value
+        if len(value) == 1:
+            return tuple(value) * n
+        if len(value) == n:
+            return tuple(value)
+    return None
+
+
+def convolved(
+    n: int,
+    transposed: bool,
+    args: tuple[Any, ...],
+    input: T,
+    weight: T,
+    bias: T | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    output_padding: Any,
+    groups: Any,
+) -> T:
+    """A convolution in n dimensions, of a batch or of one sample; `args` are those it was called
+    with, for PyTorch's errors."""
+    how = _each(stride, n), _each(padding, n), _each(dilation, n)
+    more = _each(output_padding, n)
+    fits = isinstance(input, T) and isinstance(weight, T) and type(groups) is int
+    if fits and isinstance(padding, str) and not transposed and None not in (how[0], how[2]):
+        input, padding = _padded(n, args, input, weight, how[0], padding, how[2])
+        how = how[0], padding, how[2]
+    if not fits or None in how or more is None or weight.dim() != n + 2:
+        raise unplaced(_CALLED[transposed][n - 1], args, {})
+    if not (bias is None or (isinstance(bias, T) and bias.dtype is input.dtype)):
+        raise unplaced(_CALLED[transposed][n - 1], args, {})
+    if input.dim() not in (n + 1, n + 2):
+        raise unplaced(_CALLED[transposed][n - 1], args, {})
+    if input.dim() == n + 2:
+        return record(Convolution, (input, weight, bias, *how, transposed, more, groups))[0]  # type: ignore[no-any-return]
+    single = unsqueeze(input, 0)
+    y = record(Convolution, (single, weight, bias, *how, transposed, more, groups))[0]
+    return squeeze(y, 0)
+
+
+def _padded(
+    n: int, args: tuple[Any, ...], input: T, weight: T, stride: Sizes, padding: str, dilation: Sizes
+) -> tuple[T, Any]:
+    """The input and the padding in numbers where that is "same" or "valid"; None if it is not."""
+    if padding == "valid":
+        return input, (0,) * n
+    if padding != "same" or any(s != 1 for s in stride) or weight.dim() != n + 2:
+        return input, None
+    totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    left = tuple([total // 2 for total in totals])
+    if all(total % 2 == 0 for total in totals):
+        return input, left
+    with _torch.DisableTorchFunctionSubclass():  # it warns
+        like = [t.new_empty(t.shape, device="meta") for t in (input.detach(), weight.detach())]
+        _CALLED[False][n - 1](*like, None, stride, padding, dilation, args[6])
+    more = [part for total in reversed(totals) for part in (0, total % 2)]
+    return torch.constant_pad_nd(input, more), left
+
+
+def _conv(n: int) -> TorchFunction:
+    def call(
+        input: T,
+        weight: T,
+        bias: T | None = None,
+        stride: int | Sizes = 1,
+        padding: int | Sizes | str = 0,
+        dilation: int | Sizes = 1,
+        groups: int = 1,
+    ) -> T:
+        args = input, weight, bias, stride, padding, dilation, groups
+        how = stride, padding, dilation, 0, groups
+        return convolved(n, False, args, input, weight, bias, *how)
+
+    call.__doc__ = f"""x, of shape (N, C, *{n}) or (C, *{n}), with `weight`, (O, C / groups, *{n}),
+    slid over it: (N, O, *{n}) or (O, *{n}); see `rules.convolution`."""
+    return call
+
+
+def _conv_transpose(n: int) -> TorchFunction:
+    def call(
+        input: T,
+        weight: T,
+        bias: T | None = None,
+        stride: int | Sizes = 1,
+        padding: int | Sizes = 0,
+        output_padding: int | Sizes = 0,
+        groups: int = 1,
+        dilation: int | Sizes = 1,
+    ) -> T:
+        args = input, weight, bias, stride, padding, output_padding, groups, dilation
+        how = stride, padding, dilation, output_padding, groups
+        return convolved(n, True, args, input, weight, bias, *how)
+
+    call.__doc__ = f"""What is the gradient of a convolution for its input: x, of shape
+    (N, C, *{n}) or (C, *{n}), and `weight`, (C, O / groups, *{n}), give (N, O, *{n}) or (O, *{n});
+    see `rules.convolution`."""
+    return call
+
+
+def _answered(function: TorchFunction, called: TorchFunction) -> TorchFunction:
+    """The function for `called`: arguments that do not fit get PyTorch's error."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            raise unplaced(called, args, kwargs) from None
+
+    call.__name__ = call.__qualname__ = called.__name__
+    call.__module__ = "nnmirror.functional"
+    RULES[called] = call
+    return call
+
+
+CONV = [_answered(_conv(n), called) for n, called in enumerate(_CALLED[False], start=1)]
+CONV_TRANSPOSE = [
+    _answered(_conv_transpose(n), called) for n, called in enumerate(_CALLED[True], start=1)
+]
