@@ -669,3 +669,13 @@ def test_backward_of_losses_that_share_a_net(nn, optim):
     torch.autograd.backward(losses, retain_graph=True)
     torch.autograd.backward(losses[0])
     return dict(net.named_parameters())
+
+
+@parity
+def test_behind_what_torch_itself_recorded(nn, optim):
+    """As a tensor that is scaled before it is given to an operation of one's own."""
+    square = _functions_to_check(nn)["Square"]
+    x = torch.randn(3, requires_grad=True)
+    y = square(x * 2)
+    y.sum().backward()
+    return y, x

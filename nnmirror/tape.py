@@ -1469,11 +1469,11 @@ def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, 
             _refuse_tangents(function, args)
         node = Node(function)
         node.attributes = {}
-        node.sequence = next(_sequence)
         node.places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
         edges = [
             edge_of(a) if isinstance(a, torch.Tensor) and a.requires_grad else None for a in args
         ]
+        node.sequence = next(_sequence)  # after the inputs were met, before calls inside forward
         node.needs_input_grad = tuple([edge is not None for edge in edges])
         ctx = FunctionCtx(node)
         with users_code():

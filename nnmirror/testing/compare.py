@@ -86,19 +86,21 @@ def assert_same(
           at [1]: expected 2.5, found 2.0, off by 0.5 (2.1e+06 units in the last place)
     """
     if isinstance(expected, torch.Tensor):
-        _check(isinstance(actual, torch.Tensor), f"{where}: expected a tensor, found {actual!r}")
+        if not isinstance(actual, torch.Tensor):
+            raise _unlike(where, "a tensor", actual)
         _assert_same_tensor(actual, expected, where, tolerance)
     elif isinstance(expected, Mapping):
-        _check(isinstance(actual, Mapping), f"{where}: expected a mapping, found {actual!r}")
-        keys = list(expected), list(actual)
-        _check(keys[0] == keys[1], f"{where}: expected the keys {keys[0]}, found {keys[1]}")
+        if not isinstance(actual, Mapping):
+            raise _unlike(where, "a mapping", actual)
+        if list(expected) != list(actual):
+            raise _unlike(f"{where}: the keys", repr(list(expected)), list(actual))
         for key in expected:
             assert_same(actual[key], expected[key], f"{where}[{key!r}]", tolerance)
     elif isinstance(expected, list | tuple):
-        names = type(expected).__name__, type(actual).__name__
-        _check(names[0] == names[1], f"{where}: expected a {names[0]}, found a {names[1]}")
-        sizes = len(expected), len(actual)
-        _check(sizes[0] == sizes[1], f"{where}: expected {sizes[0]} items, found {sizes[1]}")
+        if type(expected).__name__ != type(actual).__name__:
+            raise _unlike(where, f"a {type(expected).__name__}", actual)
+        if len(expected) != len(actual):
+            raise _unlike(f"{where}: the number of items", str(len(expected)), len(actual))
         for i, (e, a) in enumerate(zip(expected, actual, strict=True)):
             assert_same(a, e, f"{where}[{i}]", tolerance)
     elif isinstance(expected, float) and type(actual) is float and not tolerance.is_bitwise:
@@ -110,7 +112,8 @@ def assert_same(
             alike = repr(expected) == repr(actual)
         else:
             alike = not isinstance(actual, torch.Tensor) and bool(expected == actual)
-        _check(alike, f"{where}: expected {expected!r}, found {actual!r}")
+        if not alike:
+            raise _unlike(where, repr(expected), actual)
 
 
 def normal(message: str) -> str:
@@ -190,9 +193,9 @@ def place(flat: int, shape: torch.Size) -> str:
 # -- tensors -------------------------------------------------------------------------------
 
 
-def _check(holds: bool, message: str) -> None:
-    if not holds:  # an assert would be gone under python -O
-        raise AssertionError(message)
+def _unlike(where: str, expected: str, found: object) -> AssertionError:
+    """To be made only where they are unlike: a tensor takes long to be written out."""
+    return AssertionError(f"{where}: expected {expected}, found {found!r}")
 
 
 def _assert_same_tensor(
@@ -200,7 +203,8 @@ def _assert_same_tensor(
 ) -> None:
     for name in ("shape", "dtype", "device", "requires_grad", "is_leaf"):
         e, a = getattr(expected, name), getattr(actual, name)
-        _check(e == a, f"{where}.{name}: expected {e}, found {a}")
+        if e != a:
+            raise AssertionError(f"{where}.{name}: expected {e}, found {a}")
     e, a = expected.detach(), actual.detach()
     rounded = e.is_floating_point() or e.is_complex()
     if tolerance.is_bitwise or not rounded:
@@ -209,13 +213,18 @@ def _assert_same_tensor(
         alike = not _exceeded(tolerance, e, a).any()
     if not alike:
         raise AssertionError(_difference(a, e, where, tolerance if rounded else BITWISE))
-    if expected.is_leaf and (expected.grad is not None or actual.grad is not None):
-        _check(expected.grad is not None, f"{where}.grad: expected None, found {actual.grad}")
-        _check(actual.grad is not None, f"{where}.grad: expected {expected.grad}, found None")
-        _assert_same_tensor(actual.grad, expected.grad, f"{where}.grad", tolerance)  # type: ignore[arg-type]
-        strides = [t.grad.stride() for t in (expected, actual)]  # type: ignore[union-attr]
-        message = f"{where}.grad.stride(): expected {strides[0]}, found {strides[1]}"
-        _check(strides[0] == strides[1], message)
+    if not expected.is_leaf:
+        return
+    grad, other = expected.grad, actual.grad
+    if grad is None or other is None:
+        if grad is not other:
+            raise _unlike(f"{where}.grad", "None" if grad is None else "a tensor", other)
+        return
+    _assert_same_tensor(other, grad, f"{where}.grad", tolerance)
+    if grad.stride() != other.stride():
+        raise AssertionError(
+            f"{where}.grad.stride(): expected {grad.stride()}, found {other.stride()}"
+        )
 
 
 def _exceeded(tolerance: Tolerance, e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
