@@ -15,6 +15,7 @@ import warnings
 
 import pytest
 import torch
+from torch.testing._internal import common_utils
 from torch.testing._internal.common_methods_invocations import op_db
 
 import nnmirror
@@ -34,6 +35,9 @@ CLOSE = {
     },
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
+# For each set of samples PyTorch looks through the stack for a TestCase, of which there is none here;
+# that takes longer than most tests.
+common_utils.extract_test_fn = lambda: None
 OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.supports_autograd}
 
 
