@@ -134,6 +134,7 @@ from .modules import (
 )
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 from .plain import plain
+from .stepping import steps
 from .tape import Function
 from .tensor import Tensor
 from .walk import backward, grad
@@ -264,6 +265,7 @@ __all__ = [
     "plain",
     "set_exact",
     "set_grad_enabled",
+    "steps",
     "testing",
     "to_torch",
     "utils",

@@ -6,7 +6,6 @@ in the reader's names. What comes out is run, and must give the gradients that t
 
 import itertools
 import json
-import linecache
 import re
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -14,17 +13,18 @@ from typing import Any
 
 import torch
 
-from . import documented
+from . import beyond, documented
 from . import tape as _tape
 from . import walk as _walk
 from ._torch import DisableTorchFunctionSubclass
-from .explanation import Explanation, Input, Leaf, Operation, Place, Result
+from .explanation import Explanation, Input, Leaf, Operation, Result
 from .fast import bound, source
 from .fast.binding import same_bits
 from .fast.shorter import WORDS, Called, without_unneeded
 from .modules.module import Module
-from .naming import Names, origin_of
+from .naming import Names, argument_name, place_of, variables_of
 from .standalone import source_of
+from .watch import Watch
 
 T = torch.Tensor
 
@@ -36,7 +36,7 @@ def explained(
     (grad,) = _walk.make_grads([tensor], [gradient])
     state = torch.get_rng_state()
     try:
-        return _explained(tensor, grad, modules, _variables_of(frame))
+        return _explained(tensor, grad, modules, variables_of(frame))
     finally:
         torch.set_rng_state(state)  # should the backward of a user's Function have drawn
 
@@ -50,20 +50,6 @@ def _explained(
         writer = Writer(root, tensor, modules, variables)
         writer.start_with(grad)
         return writer.explanation()
-
-
-def _variables_of(frame: FrameType | None) -> dict[str, Any]:
-    """The variables that the caller sees, and the attributes of its `self`."""
-    if frame is None:
-        return {}
-    code, found = frame.f_code, dict(frame.f_locals)
-    if code.co_argcount:
-        own = getattr(found.get(code.co_varnames[0]), "__dict__", None)
-        for name, value in own.items() if isinstance(own, dict) else ():
-            found.setdefault(name, value)
-    for name, value in frame.f_globals.items():
-        found.setdefault(name, value)
-    return found
 
 
 class _Notes(bound.Notes):
@@ -88,7 +74,9 @@ class Writer(bound.Writer):
     ) -> None:
         self.is_part = False
         self.root, self.tensor = root, tensor
-        self.whole = _walk.dependencies([root], expanding=False)[1]
+        _, self.whole, changed = _walk.dependencies([root], expanding=False)
+        if changed:
+            raise NotImplementedError(beyond.CHANGED)
         self.whole.sort(key=lambda node: -node.sequence)
         self.begin()
         self.index = {id(node): i for i, node in enumerate(self.order)}
@@ -111,6 +99,8 @@ class Writer(bound.Writer):
         self.aliases: dict[tuple[int, str], str] = {}  # further names of a gradient
         self.numbers: dict[Any, str] = {}  # tensors without dimensions that are the same always
         self.steps: list[_Step] = []
+        self.copies: dict[Any, T] = {}  # by where the tensors are in memory
+        self.found_results: dict[tuple[int, int], T] = {}  # by the operation and the output
         for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
             if type(target) is not _tape.Node:
                 name = self.reader.of_leaf(target)
@@ -200,7 +190,7 @@ class Writer(bound.Writer):
     def kept(self, node: _tape.Node) -> dict[int, str]:
         mine: dict[int, str] = {}
         for name, tensor, given in self.saved(node):
-            mine[id(tensor)] = self.value(tensor, given or f"{self.label}_{name}")
+            mine[id(tensor)] = self.value(tensor, f"{self.label}_{name}", given)
         return mine
 
     def saved(self, node: _tape.Node) -> list[tuple[str, T, str]]:
@@ -229,18 +219,14 @@ class Writer(bound.Writer):
                 found.append((name.strip("_"), value, ""))
         return found
 
-    def value(self, tensor: T, stem: str) -> str:
-        """The name of what the source is given."""
+    def value(self, tensor: T, stem: str, given: str = "") -> str:
+        """The name of what the source is given; that of a leaf or a result is `given`."""
         key = _memory(tensor)
         name = self.at.get(key)
         if name is None:
-            called = self.reader.tensors.get(id(tensor))
-            taken = stem in self.at.values() or stem in self.values
-            name = self.at[key] = (
-                stem
-                if called is None and not taken and stem in self.reader.taken
-                else self.reader.unique(called or stem)
-            )
+            if not given or given in self.values:
+                given = self.reader.unique(given or self.reader.tensors.get(id(tensor)) or stem)
+            name = self.at[key] = given
         if name not in self.values:
             self.values[name] = tensor.detach()
         return name
@@ -308,9 +294,10 @@ class Writer(bound.Writer):
             lines = self.nested([line for line in self.lines[start:end] if id(line) in kept])
             blocks.append([*self.comment(self.steps[i]), *self.numbered(lines)])
         used = {name for block in blocks for line in block for name in re.findall(r"\w+", line)}
-        given = {name: value for name, value in self.values.items() if name in used}
+        given = {name: self.copy(value) for name, value in self.values.items() if name in used}
         text, first = self.text(blocks, given, list(gradients))
-        given[self.first] = self.start.detach()
+        given[self.first] = self.copy(self.start)
+        self.find_results()
         backward = source.Compiled(text, "backward", "explanation", {})
         computed = backward.function(**given)
         for name, grad in gradients.items():
@@ -327,7 +314,7 @@ class Writer(bound.Writer):
                 name,
                 self.reader.identifiers[name],
                 id(leaf) in self.reader.owners,
-                leaf.detach(),
+                self.copy(leaf),
                 gradients.get(name),
             )
             for name, leaf in self.ends.items()
@@ -412,9 +399,10 @@ class Writer(bound.Writer):
             lines += [f"    {line}" for line in block]
             lines.append("")
         lines.append("    return {")
-        lines += [
-            f"        {json.dumps(name)}: d_{self.reader.identifiers[name]}," for name in names
-        ]
+        for name in names:
+            leaf = self.ends[name]
+            theirs = "" if leaf.is_leaf else "  # PyTorch's own graph goes on from here"
+            lines.append(f"        {json.dumps(name)}: d_{self.reader.identifiers[name]},{theirs}")
         lines.append("    }")
         return "\n".join(lines) + "\n", first
 
@@ -423,14 +411,14 @@ class Writer(bound.Writer):
     def operation(self, i: int, step: "_Step", block: list[str], line: int) -> Operation:
         node = step.node
         module, kind = self.reader.module_of(node)
-        saved = {name: tensor.detach() for name, tensor, _ in self.saved(node)}
+        saved = {name: self.copy(tensor) for name, tensor, _ in self.saved(node)}
         arguments: dict[str, Any] = {}
         if node.plan is not None:
             given = node.plan.arguments or dict(
                 zip(node.plan.given_names, node.given, strict=False)
             )
             arguments = {n: v for n, v in given.items() if n != "how" and not n.endswith("_shape")}
-        values = self.results_of(node, saved)
+        values = [self.found_results.get((i, k)) for k in range(len(node.outputs))]
         results = tuple(
             Result(name, tuple(meta[0]), meta[1], value, grad)
             for name, meta, value, grad in zip(
@@ -454,34 +442,72 @@ class Writer(bound.Writer):
             line=line,
         )
 
-    def results_of(self, node: _tape.Node, saved: dict[str, T]) -> list[T | None]:
-        """The values of its results, of those that somebody has kept."""
-        returned = vars(node).get("returned", [None] * len(node.outputs))
-        values: list[T | None] = [
-            None if held is None or held[0]._version != held[1] else held[0] for held in returned
-        ]
-        for k, name in enumerate(self.reader.labels[id(node)]):
-            if values[k] is None:
-                values[k] = self.values.get(name)
-            if values[k] is None and self.root[0] is node and self.root[1] == k:
-                values[k] = self.tensor.detach()
-        return values
+    def find_results(self) -> None:
+        """Find the values of all results, as far as somebody has kept them.
+
+        Else they are computed once more, from what is known.
+        """
+        for node in reversed(self.order):
+            labels = self.reader.labels[id(node)]
+            returned = vars(node).get("returned") or [None] * len(labels)
+            values: list[T | None] = [
+                None if held is None or held[0]._version != held[1] else held[0]
+                for held in returned
+            ]
+            for k, name in enumerate(labels):
+                if values[k] is None:
+                    values[k] = self.values.get(name)
+                if values[k] is None and self.root == (node, k):
+                    values[k] = self.tensor.detach()
+            if any(value is None for value in values):
+                values = [*(self.again(node) or values)]
+            for k, value in enumerate(values):
+                if value is not None:
+                    self.found_results[self.index[id(node)], k] = self.copy(value)
+
+    def again(self, node: _tape.Node) -> Sequence[T] | None:
+        """The results of a rule, computed from its arguments; None if these are not all known."""
+        rule, formulas, plan = node.function, node.function.formulas, node.plan
+        if formulas is None or plan is None or rule.is_inplace or rule.drawn or formulas.rest:
+            return None
+        known: dict[str, Any] = dict(zip(plan.given_names, node.given, strict=False))
+        known.update(plan.arguments or ())
+        known.update((name, tensor) for name, tensor, _ in self.saved(node))
+        for place, edge in enumerate(node.edges):
+            name = argument_name(node, place)
+            if edge is None or name in known:
+                continue
+            if type(edge[0]) is not _tape.Node:
+                known[name] = edge[0].detach()
+            elif (at := (self.index[id(edge[0])], edge[1])) in self.found_results:
+                known[name] = self.found_results[at]
+        if not known.keys() >= set(formulas.names):
+            return None
+        try:
+            out = formulas.forward(*[known[name] for name in formulas.names])
+            out = formulas.results(out) if formulas.has_more else out
+        except (RuntimeError, TypeError):
+            return None
+        outs = out if isinstance(out, tuple | list) else [out]
+        shapes = [meta and meta[0] for meta in node.outputs]
+        return outs if [getattr(o, "shape", None) for o in outs] == shapes else None
+
+    def copy(self, tensor: T) -> T:
+        """As it is now, whatever becomes of it."""
+        key = _memory(tensor)
+        if key not in self.copies:
+            self.copies[key] = _copy_of(tensor.detach())
+        return self.copies[key]
 
     def inputs(self, step: "_Step") -> list[Input]:
         node = step.node
-        formulas = node.function.formulas
         saved = {name: tensor for name, tensor, _ in self.saved(node)}
         found = []
         for place, edge in enumerate(node.edges):
             if place not in node.places:
                 continue
-            name = f"input_{place}"
-            if formulas is not None:
-                count = len(formulas.names)
-                name = (
-                    formulas.names[place] if place < count else f"{formulas.rest}_{place - count}"
-                )
-            value = saved.get(name)
+            name = argument_name(node, place)
+            value: T | None = saved.get(name)
             operation, output, leaf = None, 0, None
             meta = None if value is None else (value.shape, value.dtype)
             if edge is not None:
@@ -489,12 +515,12 @@ class Writer(bound.Writer):
                 if type(target) is _tape.Node:
                     operation = self.index[id(target)]
                     meta = target.outputs[output][:2]
-                    value = value if value is not None else self.values.get(self.name_at(*edge))
+                    value = self.found_results.get((operation, output), value)
                 else:
                     leaf, output = self.reader.of_leaf(target), 0
-                    value, meta = target.detach(), (target.shape, target.dtype)
+                    value, meta = target, (target.shape, target.dtype)
             shape, dtype = (None, None) if meta is None else (tuple(meta[0]), meta[1])
-            value = None if value is None else value.detach()
+            value = None if value is None else self.copy(value)
             found.append(
                 Input(name, operation, output, leaf, shape, dtype, value, step.results[place])
             )
@@ -510,18 +536,41 @@ class _Step:
         self.reads_data = False
 
 
-def place_of(node: _tape.Node) -> Place | None:
-    """Where the call of `node` was made, if that is known for certain."""
-    origin = origin_of(node)
-    line = None if origin is None else origin.line
-    if origin is None or origin.code is None or line is None:
-        return None
-    filename = origin.code.co_filename
-    return Place(filename, line, linecache.getline(filename, line).strip(), origin.code.co_qualname)
-
-
 def _refuse_hooks(node: _tape.Node) -> None:
     """Raise for a hook that may change a gradient: it would be called, and could not be written."""
+    hooks = [*(node.prehooks or {}).values(), *(node.posthooks or {}).values()]
+    for of_output in (node.tensor_hooks or {}).values():
+        hooks += of_output.values()
+    where = [f"{_tape.bare(node.name())}"] * len(hooks)
+    if node.theirs is not None and beyond.is_hooked(node.theirs()):
+        hooks.append(None)
+        where.append("a tensor of torch's")
+    for edge in node.edges:
+        leaf: Any = None if edge is None or type(edge[0]) is _tape.Node else edge[0]
+        if leaf is None:
+            continue
+        its = [*(getattr(leaf, "_leaf_hooks", None) or {}).values()]
+        its += (getattr(leaf, "_accumulate_hooks", None) or ({},))[0].values()
+        hooks += its
+        where += ["a leaf"] * len(its)
+    for hook, at in zip(hooks, where, strict=True):
+        if not isinstance(getattr(getattr(hook, "func", None), "__self__", None), Watch):
+            name = getattr(hook, "__name__", None) or type(hook).__name__
+            raise NotImplementedError(
+                f"nnmirror.explain: the hook {name} on {at} may change a gradient, so the backward"
+                " cannot be written without calling it. Take the hook off first (the handle's"
+                " remove()); or use nnmirror.steps, which calls hooks as backward does"
+            )
+
+
+def _copy_of(tensor: T) -> T:
+    """With the same strides."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return tensor.clone()
+    reach = zip(tensor.shape, tensor.stride(), strict=True)
+    extent = 1 + sum((size - 1) * stride for size, stride in reach)
+    memory = tensor.as_strided((extent,), (1,)).clone()
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def _memory(tensor: T) -> Any:

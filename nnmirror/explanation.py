@@ -28,7 +28,8 @@ class Place:
 class Result:
     """One result of an operation.
 
-    `value` is None where nobody has kept it. `gradient` is what the walk brings to it; None where
+    `value` is None where nobody has kept it, and it cannot be computed once more from what was.
+    `gradient` is what the walk brings to it; None where
     the loss does not depend on it.
     """
 
@@ -99,8 +100,8 @@ class Explanation:
     """The backward of one graph.
 
     `operations` are in the order of the walk back, `leaves` by their names. `source` is a Python
-    function that computes the gradients; `str` of this gives it. The tensors are those of the
-    graph, and are to be read only.
+    function that computes the gradients; `str` of this gives it. The values are copies: they stay
+    as they were when it was made.
     """
 
     def __init__(

@@ -43,8 +43,9 @@ signature (see fast/signature.py).
 
 import copy
 import inspect
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -451,6 +452,46 @@ class Formulas:
         """The same from the gradients of several results."""
         return self.back(node, gs)
 
+    def back_plainly(self, node: Any, grads: Sequence[Any]) -> list[Any]:
+        """The gradients of all arguments, from those of the results: `back`, to be stepped through.
+
+        Each formula is called with what its parameters name.
+        """
+        like = node.like  # what the node's properties say
+        plan, needs = (
+            (node._plan, node._needs_input_grad) if like is None else (like.plan, like.needs)
+        )
+        saved = node.unchanged()
+        given = dict(zip(plan.names, saved, strict=False))
+        given.update(zip(plan.given_names, node.given, strict=False))
+        given.update(plan.arguments or ())
+        given["g"] = grads[0]
+        if self.several or self.rest:
+            given.update(self._given_of_many(node, grads, given))
+        if self.joint is not None:
+            found = self.joint(needs, *map(given.get, self.joint_needs))
+            return [*found, *[None] * (len(needs) - len(found))]
+        results: list[Any] = [None] * len(needs)
+        for place in itertools.compress(range(len(needs)), needs):
+            d_argument: Any = self.single[place]
+            results[place] = d_argument(*map(given.get, self.needed_by[place]))
+        return results
+
+    def _given_of_many(
+        self, node: Any, grads: Sequence[Any], given: dict[str, Any]
+    ) -> Iterator[tuple[str, Any]]:
+        """What it is given of several results, and of any number of arguments."""
+        if node.materialize_grads and any(g is None for g in grads):
+            grads = [
+                torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None else g
+                for g, m in zip(grads, node.outputs, strict=True)
+            ]
+        yield "gs", tuple(grads)
+        for i, g in enumerate(grads):
+            yield f"g{i}", g
+        count = len(node.needs_input_grad) - len(self.names)
+        yield self.rest, tuple([given.get(f"{self.rest}_{i}") for i in range(count)])
+
     def _written(self, plan: Plan, needs: tuple[bool, ...]) -> Callable[..., Any]:
         """`back` for these needs, as a function with nothing to look up."""
         environment: dict[str, Any] = {}
@@ -517,8 +558,7 @@ class Formulas:
         if function is None:
             made: dict[str, Any] = {}
             exec(compile(source, f"<gradients of {self.function.__name__}>", "exec"), made)
-            (name,) = made.keys() - {"__builtins__"}
-            function = made.pop(name)  # else it would hold itself
+            function = made.pop("make")  # else it would hold itself
             if len(self.compiled) >= _MOST_PLANS:
                 self.compiled.clear()
             self.compiled[source] = function

@@ -10,14 +10,17 @@ holds one, or a tensor, gives it its name.
 
 import gc
 import keyword
+import linecache
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 
 from . import tape as _tape
 from . import tensor as _tensor
+from .explanation import Place
 from .modules.explicit import Each, NodeCall, Traced
 from .modules.module import Module
 from .modules.segment import PartCall
@@ -130,8 +133,8 @@ class Names:
         alone = sum(owns for _, owns in chosen) == 1
         named: list[tuple[str, Module]] = []
         for m, owns in chosen:
-            name = self.held.get(id(m)) or type(m).__name__
-            name = "" if owns and alone else name
+            name = self.held.get(id(m)) or type(m).__name__.lower()
+            name = "" if owns and alone and m._modules else name
             count = sum(name == other for other, _ in named)
             named.append((f"{name}{count + 1}" if count else name, m))
         return named
@@ -236,6 +239,39 @@ def origin_of(node: _tape.Node) -> Origin | None:
         if first is not None and first[0] == node.sequence:
             own = first[1]
     return own
+
+
+def variables_of(frame: FrameType | None) -> dict[str, Any]:
+    """The variables that the caller sees, and the attributes of its `self`."""
+    if frame is None:
+        return {}
+    code, found = frame.f_code, dict(frame.f_locals)
+    if code.co_argcount:
+        own = getattr(found.get(code.co_varnames[0]), "__dict__", None)
+        for name, value in own.items() if isinstance(own, dict) else ():
+            found.setdefault(name, value)
+    for name, value in frame.f_globals.items():
+        found.setdefault(name, value)
+    return found
+
+
+def place_of(node: _tape.Node) -> Place | None:
+    """Where the call of `node` was made, if that is known for certain."""
+    origin = origin_of(node)
+    line = None if origin is None else origin.line
+    if origin is None or origin.code is None or line is None:
+        return None
+    filename = origin.code.co_filename
+    return Place(filename, line, linecache.getline(filename, line).strip(), origin.code.co_qualname)
+
+
+def argument_name(node: _tape.Node, place: int) -> str:
+    """The name of an argument, as the rule has it."""
+    formulas = node.function.formulas
+    if formulas is None:
+        return f"input_{place}"
+    count = len(formulas.names)
+    return formulas.names[place] if place < count else f"{formulas.rest}_{place - count}"
 
 
 def _call_of(module: Module) -> Any:

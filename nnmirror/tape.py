@@ -11,6 +11,7 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 
 import functools
 import inspect
+import operator
 import re
 import sys
 import threading
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from . import views as _views
 
 SEEN = "seen"
+_version_of = operator.attrgetter("_version")
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
@@ -277,6 +279,18 @@ class Node:
         if self._saved is None:
             raise RuntimeError(_FREED)
         return tuple(self.saved(i) for i in range(len(self._saved)))
+
+    def unchanged(self) -> Sequence[torch.Tensor | None]:
+        """What a rule saved, checked."""
+        try:
+            if [*map(_version_of, self._saved)] == [*self._versions]:  # type: ignore[arg-type]
+                return self._saved  # type: ignore[return-value]
+        except (AttributeError, TypeError):  # None among it, or freed
+            pass
+        names = self.plan.names if self.plan is not None else ()
+        for i in range(len(self._versions)):
+            self.saved(i, self.function.saved_via.get(names[i]) if i < len(names) else None)
+        return self._saved or ()
 
     def mark_dirty(self, *tensors: torch.Tensor) -> None:
         self.dirty = tensors

@@ -27,6 +27,7 @@ from . import _state, _torch
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
 from .fast.signature import Signature
+from .plain import here as _here
 
 if TYPE_CHECKING:
     from . import tape as _tape
@@ -253,6 +254,16 @@ def backward(
     raise NotImplementedError
 
 
+@upcall("nnmirror.stepping")
+def backward_plainly(
+    tensors: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor | None],
+    retain_graph: bool,
+) -> None:
+    """The same in plain mode."""
+    raise NotImplementedError
+
+
 @upcall("nnmirror.walk")
 def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
     """A hook of torch.autograd.graph.register_multi_grad_hook, asking the mirror's walk."""
@@ -419,6 +430,9 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
+        if _here.is_plain and inputs is None and not create_graph:
+            backward_plainly((self,), (gradient,), bool(retain_graph))
+            return
         backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _is_swapped(self) -> None:

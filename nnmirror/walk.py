@@ -912,6 +912,9 @@ def backward(
         retain = retain_graph is not None and _flag(retain_graph)
         if fast.enabled and not _here.is_plain and walk_bound(outputs[0], retain):
             return
+    if _here.is_plain and inputs is None and not create_graph:
+        _tensor.backward_plainly(outputs, grads, _flag(retain_graph))
+        return
     started = make_grads(outputs, grads, create_graph)
     roots = _roots(outputs)
     if inputs is None:

@@ -1,0 +1,353 @@
+"""The walk back, step by step: `nnmirror.steps`, and `backward` in plain mode.
+
+It does in few lines what the walk in walk.py does, which has more to look after: what is bound, and
+what is asked for. The order is the same, and so are the bits.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from operator import attrgetter, itemgetter
+from types import FrameType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _state, _torch, beyond, documented
+from . import tape as _tape
+from . import tensor as _tensor
+from . import walk as _walk
+from ._torch import DisableTorchFunctionSubclass
+from ._upcalls import implements
+from .parameter import Parameter
+
+if TYPE_CHECKING:
+    from .explanation import Place
+    from .modules.module import Module
+    from .naming import Names
+
+T = torch.Tensor
+_recorded_at, _target = attrgetter("sequence"), itemgetter(0)
+# A step: of a `node`, the `gradients` of its results, and the `results`, those of its inputs.
+Taking = SimpleNamespace
+_OURS = {_tape.Node, _tensor.Tensor, Parameter}
+
+
+def steps(
+    tensor: T, *modules: "Module", gradient: T | None = None, retain_graph: bool = False
+) -> "Iterator[Step]":
+    """Walk back from `tensor`, as `tensor.backward(gradient)`, stopping before each operation.
+
+        for step in nnmirror.steps(loss):
+            print(step.module, step.node, step.formula, step.gradient.norm())
+
+    Yields a `Step` for each operation, in the order of the walk. It is taken when the next one is
+    asked for, or by `step.take()`. At the end each leaf has the `.grad` that `backward` gives it,
+    with the same bits; hooks are called as there. `modules` are asked first for the names.
+
+    If the loop is left early, nothing more is done. A leaf has its `.grad` if all that comes to it
+    had come, and else none of it. What the steps taken had saved is freed, unless `retain_graph`:
+    so the graph cannot be walked again.
+
+    RuntimeError, as PyTorch's, if `tensor` requires no grad, if it is no scalar and there is no
+    `gradient`, or if its graph was freed.
+    """
+    grads = _walk.make_grads([tensor], [gradient])
+    walk = Walk(_walk._roots([tensor]), retain_graph)
+    walk.is_prompt = True
+    return _steps(walk, grads, modules, sys._getframe(1))
+
+
+def _steps(
+    walk: "Walk", grads: Sequence[T], modules: "Sequence[Module]", frame: FrameType | None
+) -> "Iterator[Step]":
+    from .naming import Names, variables_of
+
+    with walk:
+        walk.start(grads)
+        walk.look_ahead()
+        order = sorted(walk.order, key=_recorded_at, reverse=True)
+        names = Names(order, {}, modules, variables_of(frame))
+    del frame
+    step = Step(walk, walk.go_back(), names)
+    while step.advance():
+        yield (step := step.following)
+
+
+@implements(_tensor)
+def backward_plainly(
+    tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: bool
+) -> None:
+    """What `backward` is in plain mode."""
+    mode = torch.is_grad_enabled()
+    _torch.set_grad_enabled(False)
+    try:
+        with DisableTorchFunctionSubclass():
+            walk = _started(tensors, gradients, retain_graph)
+            deque(walk.go_back(), maxlen=0)
+    finally:
+        _torch.set_grad_enabled(mode)
+
+
+def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: bool) -> "Walk":
+    own: Any = vars(tensors[0])
+    node, view = own.get("_node"), own.get("_view_of")
+    usual = gradients == (None,) and node and not (view or node.segment or tensors[0].dim())
+    if usual and len(node.outputs) == 1:  # nearly always, and in few lines
+        walk = Walk([(node, 0)], retain_graph)
+        walk.waiting[node] = [torch.ones_like(tensors[0])]
+        return walk
+    grads = _walk.make_grads(tensors, gradients)
+    walk = Walk(_walk._roots(tensors), retain_graph)
+    walk.start(grads)
+    return walk
+
+
+class Walk:
+    """A walk back from `edges`. Entered, it is the one that hooks find themselves in."""
+
+    waiting: dict[_tape.Node, list[T | None]]  # the nodes ahead, and what has come to them
+    leaves: "dict[int, _Leaf]"  # which more may come to
+    is_prompt: bool  # whether it looks after each leaf as soon as all has come, or at the end
+    counts: dict[int, int] | None = None  # how many gradients come to each in all, if it was asked
+    order: Sequence[_tape.Node] = ()
+    to_torch: list[tuple[T, T]]  # what torch's own engine goes on with
+    changed: set[int]  # by id, torch's tensors that are no longer what they were
+    callbacks: list[Any]
+    outer: list[Any]
+
+    def __init__(self, edges: Sequence[_tape.Edge], retain_graph: bool) -> None:
+        self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, _state.leaf_hooks_exist
+        self.waiting, self.leaves, self.to_torch, self.changed = {}, {}, [], set()
+        self.callbacks, self.outer, self.number = [], [], next(_walk._walk_numbers)
+
+    def start(self, grads: Sequence[T]) -> None:
+        for edge, grad in zip(self.edges, grads, strict=True):
+            self.bring(edge, grad)
+
+    def go_back(self) -> Iterator[Taking]:
+        """Go back, and yield each step before it is taken."""
+        while self.waiting:
+            node = max(self.waiting, key=_recorded_at)  # what came of it was recorded later
+            taking = Taking(node=node, gradients=self.waiting.pop(node), results=None)
+            yield taking
+            grads, formulas = taking.gradients, node.function.formulas
+            usual = _OURS.issuperset(map(type, map(_target, filter(None, node.edges))))
+            if usual and formulas and node.is_watched is not True and grads[0] is not None:
+                taking.results = formulas.back_plainly(node, grads)
+            else:
+                taking.results = self.asked(node, grads)
+            self.pass_on(taking)
+        self.finish()
+        if self.to_torch:
+            beyond.accumulate(self.to_torch, self.retain_graph)
+        with self:
+            for callback in self.callbacks:  # which may queue more
+                callback()
+
+    def asked(self, node: _tape.Node, slots: list[T | None]) -> list[T | None]:
+        """What a node gives where somebody's code is called, or not all is there and ours."""
+        for target, _ in filter(None, node.edges):
+            if _tensor.is_torchs(target) and beyond.catch_up(node, target):
+                self.changed.add(id(target))
+        self.finish()
+        with self:
+            if node.tensor_hooks is not None or node.retained is not None:
+                _walk._run_output_hooks(node, slots)
+            if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
+                if slots[0] is not None:
+                    self.to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+                return [None] * len(node.edges)
+            if node.prehooks:
+                slots = _walk._run_prehooks(node.prehooks, slots)
+            # A user's Function is asked even then: what it returns may be zeros.
+            if node.attributes is None and all(g is None for g in slots):
+                results: list[T | None] = [None] * len(node.edges)
+            else:
+                results = _walk.validated(node, node.run(slots))
+            if node.posthooks:
+                results = _walk._run_posthooks(node.posthooks, node.inputs, results, slots)
+        return results
+
+    def pass_on(self, taking: Taking) -> None:
+        """Bring what a node gives to where its inputs came from."""
+        node = taking.node
+        taking.results = results = _walk.validated(node, taking.results or ())
+        if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+            _walk._refuse_nan(node, results)
+        if not self.retain_graph:
+            node.free()
+        for edge, grad in zip(node.edges, results, strict=True):
+            if edge is not None:
+                if _state.leaf_hooks_exist:
+                    _walk._refuse_swapped(node, edge[0])
+                self.bring(edge, grad)
+        if self.is_prompt:
+            self.finish()
+
+    def bring(self, edge: _tape.Edge, grad: T | None) -> None:
+        """One gradient, or None, comes to where `edge` leads. Several are added up."""
+        target, index = edge
+        if type(target) is _tape.Node:
+            if target not in self.waiting:
+                if target.segment is not None:
+                    target.segment.expand(target)
+                self.waiting[target] = [None] * len(target.outputs)
+            slots = self.waiting[target]
+        elif grad is not None and id(target) in self.changed:
+            raise NotImplementedError(beyond.CHANGED)
+        elif index != _tape.NO_FURTHER:
+            # The leaf that was complete last is the last.
+            leaf = self.leaves[id(target)] = self.leaves.pop(id(target), _Leaf(target))
+            leaf.came += 1
+            slots = leaf.slots
+        else:
+            return
+        held = slots[index]
+        slots[index] = held if grad is None else grad if held is None else held + grad
+
+    def look_ahead(self) -> dict[int, int]:
+        """How many gradients come to each node and leaf in all."""
+        counts = self.counts
+        if counts is None:
+            counts, self.order, changed = _walk.dependencies(self.edges)
+            self.counts = counts
+            self.changed |= changed
+        return counts
+
+    def finish(self) -> None:
+        """Add to the `.grad` of each leaf that nothing more comes to."""
+        counts = self.look_ahead()
+        complete = [leaf for key, leaf in self.leaves.items() if leaf.came == counts[key]]
+        with self:
+            for leaf in complete:
+                tensor, (grad,) = leaf.tensor, leaf.slots
+                del self.leaves[id(tensor)]
+                if grad is not None:
+                    if _tensor.is_torchs(tensor) and _walk._is_for_torch(tensor, self.order):
+                        self.to_torch.append((tensor, grad))
+                    else:
+                        _walk._finish_leaf(tensor, grad, False)
+                _walk._run_reached_hooks(tensor)
+
+    def leads_to(self, target: Any) -> bool:
+        return id(target) in self.look_ahead()
+
+    def __enter__(self) -> None:
+        walks = _walk._walks
+        disabled, mode = DisableTorchFunctionSubclass(), torch.is_grad_enabled()
+        before = walks.callbacks, walks.number, walks.leads_to, walks.creates_graph
+        self.outer.append((disabled, mode, before))
+        walks.callbacks, walks.number = self.callbacks, self.number
+        walks.leads_to, walks.creates_graph = self.leads_to, False
+        _torch.set_grad_enabled(False)
+        disabled.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        walks = _walk._walks
+        disabled, mode, before = self.outer.pop()
+        disabled.__exit__(*exc)
+        _torch.set_grad_enabled(mode)
+        walks.callbacks, walks.number, walks.leads_to, walks.creates_graph = before
+
+
+class _Leaf:
+    """A leaf, and what has come to it."""
+
+    def __init__(self, tensor: T) -> None:
+        self.tensor = tensor
+        self.slots: list[T | None] = [None]
+        self.came = 0
+
+
+class Step:
+    """One operation of a walk back, before it is taken."""
+
+    following: "Step"
+
+    def __init__(
+        self, walk: Walk, going: Iterator[Taking], names: "Names", taking: Taking | None = None
+    ) -> None:
+        self._walk, self._going, self._names = walk, going, names
+        self._taking: Any = taking
+        self._is_taken = False
+
+    def advance(self) -> bool:
+        """Take it, and come to the following one; False if there is none."""
+        if not self._is_taken:
+            self._is_taken = True
+            with self._walk:
+                taking = next(self._going, None)
+            if taking is not None:
+                self.following = Step(self._walk, self._going, self._names, taking)
+        return hasattr(self, "following")
+
+    def take(self) -> dict[str, T]:
+        """Take it now, not when the next one is asked for; returns `input_gradients`."""
+        self.advance()
+        return self.input_gradients or {}
+
+    @property
+    def node(self) -> str:
+        """The operation, as PyTorch names it: "TanhBackward0"."""
+        return _tape.bare(self._taking.node.name())
+
+    @property
+    def module(self) -> str:
+        """The module that called it, as in `named_modules`; "" for the outermost, or none."""
+        return self._names.module_of(self._taking.node)[0]
+
+    @property
+    def module_class(self) -> str:
+        """The name of the module's class; "" if no module is known."""
+        return self._names.module_of(self._taking.node)[1]
+
+    @property
+    def name(self) -> str:
+        """That of its (first) result, as in `nnmirror.explain`."""
+        return self._names.labels[id(self._taking.node)][0]
+
+    @property
+    def computes(self) -> str:
+        """Its formula: "y = tanh(x)"."""
+        return documented.value(self._taking.node.function)
+
+    @property
+    def formula(self) -> str:
+        """Those of its gradients: "dx = g (1 - y^2)"."""
+        return documented.gradients(self._taking.node.function)
+
+    @property
+    def place(self) -> "Place | None":
+        """Where it was called, if that is known for certain."""
+        from .naming import place_of
+
+        return place_of(self._taking.node)
+
+    @property
+    def gradients(self) -> tuple[T | None, ...]:
+        """What comes to its results; None where nothing does."""
+        return tuple(self._taking.gradients)
+
+    @property
+    def gradient(self) -> T | None:
+        """What comes to its (first) result."""
+        return self._taking.gradients[0]  # type: ignore[no-any-return]
+
+    @property
+    def input_gradients(self) -> dict[str, T] | None:
+        """What it gives for its inputs, by the rule's names; None before it is taken."""
+        taking = self._taking
+        if taking.results is None:
+            return None
+        from .naming import argument_name
+
+        return {
+            argument_name(taking.node, place): grad
+            for place, grad in enumerate(taking.results)
+            if grad is not None
+        }
+
+    def __repr__(self) -> str:
+        where = f"{self.module}: " if self.module else ""
+        return f"<Step {where}{self.node}, {self.formula}>"
