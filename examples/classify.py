@@ -82,13 +82,19 @@ def train(
 
 def draw(plt: Any, curves: dict[str, dict[str, list[float]]], path: str) -> None:
     """One picture for each loss, one line for each optimiser."""
-    figure, axes = plt.subplots(2, (len(curves) + 1) // 2, figsize=(14, 6), squeeze=False)
+    columns = (len(curves) + 1) // 2
+    figure, axes = plt.subplots(2, columns, figsize=(14, 6), squeeze=False, layout="constrained")
     for axis, (loss, by_optimizer) in zip(axes.flat, curves.items(), strict=False):
-        for optimizer, losses in by_optimizer.items():
-            axis.plot(range(1, len(losses) + 1), losses, label=optimizer)
-        axis.set(title=loss, xlabel="epoch", ylabel="test loss")
-    axes.flat[0].legend(fontsize="small")
-    figure.tight_layout()
+        for i, (optimizer, losses) in enumerate(by_optimizer.items()):
+            look = "so^Dv<>p"[i % 8] + ("--" if i % 2 else "-")  # Adam and AdamW are much alike
+            axis.plot(range(1, len(losses) + 1), losses, look, label=optimizer, markersize=3)
+        axis.set(title=loss, xlabel="epoch", ylabel="test loss", yscale="log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+    lines = axes.flat[0].get_lines()
+    figure.legend(lines, [line.get_label() for line in lines], loc="outside right upper")
     figure.savefig(path, dpi=100)
     print(f"picture: {path}", file=sys.stderr)
 

@@ -145,8 +145,9 @@ def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:
     mean, std = result["scale"]
     with torch.no_grad():
         output = result["model"]((grid - mean) / std).view(200, 200).T.numpy()
-    shades = plane.contourf(side, side, output, levels=20, cmap="RdBu_r", vmin=0, vmax=1)
-    figure.colorbar(shades, ax=plane)
+    levels = torch.linspace(0, 1, 21).tolist()
+    shades = plane.contourf(side, side, output, levels=levels, cmap="RdBu_r", extend="both")
+    figure.colorbar(shades, ax=plane, ticks=levels[::4], label="output of the net")
     plane.contour(side, side, output, levels=[0.5], colors="black")
     circle = plt.Circle((0.5, 0.5), 1 / math.sqrt(2 * math.pi), fill=False, ls="--", color="white")
     plane.add_patch(circle)
@@ -155,7 +156,8 @@ def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:
         plane.scatter(
             *result["points"][mask].T.numpy(), s=8, color=colour, edgecolors="white", linewidths=0.3
         )
-    plane.set(title="output, its boundary (black), the disk (white)", aspect="equal")
+    plane.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+    plane.set_title("boundary at 0.5 (black), the disk (dashed), the points", fontsize="medium")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     print(f"picture: {path}", file=sys.stderr)

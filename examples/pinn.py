@@ -136,7 +136,7 @@ def draw(plt: Any, result: dict[str, Any], args: argparse.Namespace, side: int =
     ]
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
     for axis, (values, title, colours) in zip(axes.flat, panels, strict=False):
-        most = values.abs().max().item()
+        most = max(panel.abs().max().item() for panel, _, c in panels if c == colours)
         low = -most if colours == "RdBu_r" else 0
         shades = axis.pcolormesh(
             steps,
@@ -155,6 +155,7 @@ def draw(plt: Any, result: dict[str, Any], args: argparse.Namespace, side: int =
     curve.semilogy(*zip(*result["errors"], strict=True), "o", label="relative L2 error")
     curve.axvline(args.epochs + 0.5, color="grey", ls="--", label="from Adam to LBFGS")
     curve.set(title=f"training ({args.backend})", xlabel="evaluations of the loss")
+    curve.set_ylabel("loss; error relative to the solution")
     curve.legend()
     figure.savefig(args.plot, dpi=120)
     print(f"picture: {args.plot}", file=sys.stderr)

@@ -228,11 +228,14 @@ def draw(plt: Any, runs: dict[Settings, dict[str, Run]], title: str, path: str) 
             if not finite:
                 axis.text(0.5, 0.5, "not a number", ha="center", transform=axis.transAxes)
             axis.tick_params(labelsize=7)
+            axis.xaxis.get_major_locator().set_params(integer=True)
         end = ", Tanh" if settings.tanh else ""
         row[0].set_title(f"init {settings.init}{end}, {said(settings)}", fontsize=8)
         row[1].set_title("the last 200 iterations", fontsize=8)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title)
+    figure.supxlabel("iteration", fontsize=9)
+    figure.supylabel("mean squared error", fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)
     print(f"picture: {path}")
@@ -342,13 +345,16 @@ def draw_puzzle(plt: Any, drawn: dict[str, list[list[float]]], path: Path) -> No
     for name, curves in drawn.items():
         epochs = range(len(curves[0]))
         middle = [statistics.median(losses) for losses in zip(*curves, strict=True)]
-        dashes = "--" if "momentum" in name else "-"  # some curves lie on one another
-        (line,) = axis.plot(epochs, middle, label=name, linewidth=1.4, linestyle=dashes)
+        # Some curves lie on one another: those of momentum are dashed, above the others.
+        look: dict[str, Any] = {"linestyle": "--", "zorder": 3} if "momentum" in name else {}
+        (line,) = axis.plot(epochs, middle, label=name, linewidth=1.4, **look)
         low, high = ([f(c) for c in zip(*curves, strict=True)] for f in (min, max))
         axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for loss, text in ((0.25048, "the report's own net"), (0.01765, "the report's PyTorch")):
         axis.axhline(loss, color="grey", linewidth=0.8, linestyle=":")
-        axis.text(100, loss * 1.04, f"{text}: {loss}", ha="right", fontsize=7, color="dimgrey")
+        box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1}
+        where = {"x": 99, "y": loss * 1.07, "ha": "right", "fontsize": 8, "zorder": 4}
+        axis.text(s=f"{text}: {loss}", color="black", bbox=box, **where)
     axis.set(xlabel="epoch", ylabel="training loss", yscale="log", ylim=(0.01, 1), xlim=(0, 100))
     figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=90)

@@ -60,7 +60,7 @@ def run(net: str, init: str, args: argparse.Namespace) -> Any:
 
 def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
     """A panel for each variant: the norms over the steps, zeros on the floor."""
-    floor, ceiling = 1e-12, 1e8
+    floor, ceiling = 1e-12, 1e9
     figure, panels = plt.subplots(
         len(INITS), len(NETS), figsize=(11, 6.5), sharex=True, sharey=True, layout="constrained"
     )
@@ -70,13 +70,17 @@ def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
             if record.module == "Linear":
                 layers.setdefault(record.layer, []).append(record.grad)
         for i, norms in enumerate(layers.values()):
-            kept = [min(max(norm, floor), ceiling) for norm in norms]
-            axes.plot(kept, linewidth=0.8, label=f"Linear {i + 1}")
-        axes.set(title=f"{net}, {init}", yscale="log", ylim=(floor / 3, ceiling * 3))
-        axes.axhline(floor, color="grey", linewidth=0.5, linestyle=":")
+            lowest = floor / 4**i  # side by side, not one on the other
+            kept = [min(max(norm, lowest), ceiling) for norm in norms]
+            axes.plot(kept, linewidth=0.9, label=f"Linear {i + 1}")
+        axes.set(title=f"{net}, weights: {init}", yscale="log", ylim=(floor / 4**4, ceiling))
+        axes.set_yticks([1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, floor / 4**1.5])
+        axes.set_yticklabels(["1e-9", "1e-6", "0.001", "1", "1000", "1e6", "< 1e-12"])
+        axes.minorticks_off()
+        axes.axhline(floor * 2, color="grey", linewidth=0.5, linestyle=":")
     figure.supxlabel("step")
-    figure.supylabel("norm of the gradient of each Linear's output (dotted: 1e-12 or less)")
-    panels[0, 0].legend(fontsize="small")
+    figure.supylabel("norm of the gradient (of the output of each Linear)")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=4)
     figure.savefig(path, dpi=120)
     print(f"picture: {path}", file=sys.stderr)
 

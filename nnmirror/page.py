@@ -98,6 +98,7 @@ class _Page:
 
     def _rows(self) -> list[_Row]:
         """Forward, each input that is no parameter before the first operation that takes it."""
+        names = {_place(t): name for name, t in self.explanation.values.items()}
         rows: list[_Row] = []
         of_tensor: dict[Any, int] = {}
         for operation in reversed(self.explanation.operations):
@@ -117,7 +118,7 @@ class _Page:
                     continue
                 if key not in of_tensor:
                     of_tensor[key] = len(rows)
-                    label = given.name if leaf is None else leaf.name
+                    label = names.get(key, given.name) if leaf is None else leaf.name
                     rows.append(_Row(label, None, None if leaf else given, leaf))
                 sources.add(of_tensor[key])
             self.row_of[operation.index] = len(rows)
@@ -421,7 +422,8 @@ def _lanes(rows: Sequence[_Row]) -> tuple[list[str], int]:
 
     def vertical(at: int, lane: int, source: int, top: str, bottom: str) -> None:
         style = f"left: {right - step * lane}px; top: {top}; bottom: {bottom}"
-        pieces[at].append(f'<i class="v" data-from="{source}" style="{style}"></i>')
+        kind = "v" if lane else "v straight"
+        pieces[at].append(f'<i class="{kind}" data-from="{source}" style="{style}"></i>')
 
     def across(at: int, lane: int, source: int, top: int) -> None:
         style = f"left: {right - step * lane}px; top: {top}px; width: {step * lane}px"
