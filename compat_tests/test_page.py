@@ -235,7 +235,7 @@ def test_in_a_browser(tmp_path):
     assert "fc" not in first[0][3]
     assert "first.weight" in first[0][3]
     assert one[0] == ["0", "f", "step"]
-    assert one[1][:3] == [rows - 1, rows, f"forward 1 of {rows}: input"]
+    assert one[1][:3] == [rows - 1, rows, f"forward 1 of {rows}: first_input"]
     assert two[0] == ["1", "f", "step"]
     assert two[1][:3] == [rows - 2, rows, f"forward 2 of {rows}: first"]
     assert "first.weight" in two[1][3]
