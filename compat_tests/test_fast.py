@@ -885,6 +885,31 @@ def test_hooks_on_calls_of_varying_shape(nn, optim):
 
 
 @parity
+def test_what_was_computed_of_one_tensor_is_of_two(nn, optim):
+    """Of a tensor that is saved twice a walk computes once what it needs of it."""
+    w = nn.Parameter(torch.rand(3, 4))
+    v = nn.Parameter(torch.rand(4, 4))
+    one, found = torch.rand(3, 4), []
+    for step in range(10):
+        other = one if step < 5 or step == 8 else torch.rand(3, 4)
+        w.grad = v.grad = None
+        h = torch.tanh(w) @ v.t()
+        loss = (h * one).sum() + (h * other).sum() + (torch.tanh(h) * torch.tanh(h.clone())).sum()
+        (slope,) = torch.autograd.grad(loss, w, create_graph=True)
+        ((slope * one).sum() * 2 + (slope * other).pow(2).sum()).backward()
+        found += [slope, w.grad, v.grad, w.grad.is_contiguous(), v.grad._is_view()]
+        if step == 8:
+            (slope,) = torch.autograd.grad((torch.tanh(w) @ v.t()).sum(), w, create_graph=True)
+            with torch.no_grad():
+                v.mul_(2)
+            try:
+                slope.sum().backward()
+            except RuntimeError as error:
+                found.append(type(error))
+    return found
+
+
+@parity
 def test_calls_whose_arguments_are_others_in_turn(nn, optim):
     """A call is looked for first as the latest of its kind: the others are found all the same."""
     torch.manual_seed(0)

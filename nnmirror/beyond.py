@@ -17,6 +17,7 @@ from . import tensor as _tensor
 from ._torch import engine
 from ._upcalls import implements, upcall
 from .double_backward import led_to
+from .fast.signature import Unsigned, of_tensor
 
 T = torch.Tensor
 
@@ -93,7 +94,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     dim = made_by._saved_dim
     dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without its sign
     try:
-        node = joined(dim, leaves)
+        node = _cat_of(dim, leaves)
     except (IndexError, RuntimeError):
         return None
     if node.outputs[0][0] != tensor.shape:  # a leaf is another since
@@ -103,6 +104,31 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     made._node = node
     node.theirs = _Theirs(tensor, made)
     return made  # type: ignore[no-any-return]
+
+
+def _cat_of(dim: int, leaves: list[Any]) -> _tape.Node:
+    """The node of torch.cat, recorded; made like an earlier one where that is known."""
+    try:
+        key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
+    except Unsigned:
+        return joined(dim, leaves)  # type: ignore[no-any-return]
+    known = _cats.get(key)
+    if known is not None:
+        again = known.copied()
+        again.edges = None, *[(leaf, 0) if leaf.requires_grad else None for leaf in leaves]
+        again.sequence = next(_tape._sequence)
+        return again
+    node: Any = joined(dim, leaves)
+    if node.signature is not None and not node._saved:
+        if len(_cats) >= _MOST_CATS:
+            _cats.clear()
+        _cats[key] = node.copied()
+        _cats[key].edges = ()
+    return node  # type: ignore[no-any-return]
+
+
+_cats: dict[Any, _tape.Node] = {}  # without edges, by the layouts
+_MOST_CATS = 64
 
 
 @implements(_tape)

@@ -1231,7 +1231,13 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     if found is None or not found.makes_new:
         return None
     if found.written is None and first is not OF_TORCH:
-        parts = {"Node": Node, "sequence": _sequence, "unlike": unlike, "view_of": view_of}
+        parts = {
+            "Node": Node,
+            "sequence": _sequence,
+            "taken_over": taken_over,
+            "unlike": unlike,
+            "view_of": view_of,
+        }
         found.written = call.write(function, found, args, edges, parts)
     if found.written:  # from now on the first that is tried
         if first.calls is NO_CALLS:

@@ -59,6 +59,8 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
             for leaf, grad, own in found:
                 if own is True and getattr(leaf, "_gradient", 0) is None:
                     leaf._gradient = grad
+                elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
+                    leaf._gradient = grad.detach()  # of memory that nobody else has
                 else:
                     add_to_grad(leaf, grad, bool(own))
     return True

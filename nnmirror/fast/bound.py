@@ -28,7 +28,19 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from . import source
-from .shorter import LARGE, WORDS, Called, Given, Unbindable, memory_of, shorter, size_of
+from .shorter import (
+    LARGE,
+    WORDS,
+    Called,
+    Given,
+    Unbindable,
+    cheaper,
+    memory_of,
+    shorter,
+    size_of,
+    without_repeated,
+)
+from .signature import of_tensor
 
 _MOST_NODES = 128  # of a walk that is bound
 _FEWEST, _MOST = 3, 32  # of a part: short ones come again in graphs of any length
@@ -219,6 +231,8 @@ class Writer:
         # Of a part: each gradient that leaves it, and where it goes.
         self.results: list[tuple[Any, int, torch.Tensor]] = []
         self.twice: list[str] = []  # conditions: what one node has in two places
+        self.first_place: dict[Any, str] = {}  # where what is saved was found first
+        self.same: dict[str, str] = {}  # of another place: that one
         self.temporaries = itertools.count()
 
     def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
@@ -377,6 +391,9 @@ class Writer:
         known = mine.setdefault(id(tensor), place)
         if known != place:
             self.twice.append(f"{known} is not {place}")
+        elif size_of(tensor) < LARGE:  # which waits for the end of the walk
+            at = memory_of(tensor), tensor.storage_offset(), of_tensor(tensor)
+            self.same[place] = self.first_place.setdefault(at, place)
 
     def step(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Take the step of `node`, and write it as one call."""
@@ -477,10 +494,11 @@ class Writer:
                 conditions.append("key in arrived")
         leaves = self.fetch(lines, conditions, ends)
         free = self.fetch_saved(lines, conditions, leaves)
+        self.lines, guards = self.shorter()
+        conditions += guards
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
         lines.append("): return None")
-        self.lines = self.shorter()
         memory = self.memory()
         if memory is not None:
             lines += ["memory = take()", f"{', '.join(memory.names)}, = memory"]
@@ -646,8 +664,8 @@ class Writer:
         taken |= {memory_of(g) for _, _, g in self.results}
         return taken | {memory_of(t) for n in self.order for t in n._saved or () if t is not None}
 
-    def shorter(self) -> "list[str | Called | _Give]":
-        """The lines, without what need not be done in each walk."""
+    def shorter(self) -> "tuple[list[str | Called | _Give], list[str]]":
+        """The lines, without what need not be done in each walk; and what makes them wrong."""
         start, taken = self.start, self.taken()
         if not self.is_part:  # else the gradient to start from is another each time
             taken -= {memory_of(start)} - {memory_of(g) for _, g in self.arrivals.values()}
@@ -659,11 +677,15 @@ class Writer:
             self.known[id(g)].partition("[")[0]
             for g in [*(g for _, g in self.arrivals.values()), *(g for _, _, g in self.results)]
         }
-        return shorter(self.lines, fixed, taken, needed, self.constant, self.environment)
+        calls = [cheaper(c, self.constant) if isinstance(c, Called) else c for c in self.lines]
+        calls, guards = without_repeated(calls, self.same, taken, needed)
+        return shorter(calls, fixed, taken, needed, self.environment), guards
 
     def said(self, call: "Called", memory: "_Memory | None") -> str:
         """The source of a call."""
         name, func, words = call.name, call.func, call.words
+        if func is None:
+            return f"{name} = {words[0]}"
         if func.__name__ in _ALIKE:
             func = _twin(func) or func
         if memory is not None and name in memory.in_place:
@@ -752,7 +774,10 @@ class Writer:
             and grad.shape == leaf.shape
             and grad.dtype is leaf.dtype
         )
-        return repr("view" if fits and grad._is_view() else fits)
+        if not (fits and grad._is_view()):
+            return repr(fits)
+        is_whole = grad.untyped_storage().nbytes() == size_of(grad)
+        return repr("whole view" if is_whole else "view")
 
 
 def goes_on(leaf: torch.Tensor) -> bool:

@@ -116,7 +116,8 @@ class _Text:
             else:
                 theirs = [
                     f"type({a}) is not {self.constant('kind', i, torch.Tensor)}",
-                    f"not {a}.requires_grad or not {a}.is_leaf",
+                    f"not {a}.requires_grad",
+                    f"not {a}.is_leaf and taken_over({a}) is not None",
                     f"{a}.layout is not strided",
                 ]
             return [*theirs, *self.of_layout(a, i, arg)]

@@ -24,7 +24,7 @@ from ..exact import mode as exact
 from . import bound as _bound
 from . import source
 from .binding import quietly, same_bits
-from .shorter import Called, Unbindable
+from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 from .signature import of_tensor
 
 T = torch.Tensor
@@ -121,6 +121,7 @@ class _Writer(_bound.Writer):
                 self.reaches.add(id(node))
         self.found_at: dict[tuple[int, int], T] = {}
         self.changes = False  # does it change anything in place?
+        self.fresh: set[str] = set()  # names of what has memory of its own
 
     def go_back(self, grad: T) -> None:
         """Take the generic walk's steps from the root, and write each."""
@@ -197,7 +198,10 @@ class _Writer(_bound.Writer):
                 self.changes = True
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
-            self.assign(call._replace(words=words), mine)
+            self.assign(cheaper(call._replace(words=words), self.constant), mine)
+            given = {memory_of(t) for t in _tape.tensors_in((args, kwargs))}
+            if memory_of(out) not in given:
+                self.fresh.add(self.known[id(out)])
 
     def sum(self, held: T | None, grad: T) -> T:
         """One more gradient where one arrived before, and the source that adds it."""
@@ -219,9 +223,6 @@ class _Writer(_bound.Writer):
             if id(target) not in places or (id(target), index) not in self.found_at:
                 raise Unbindable
             conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
-        lines.append("if (")
-        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
-        lines.append("): return None")
         results = [self.found_at[id(target), index] for target, index in self.ends]
         made = self.new_nodes(results)
         outputs: dict[int, _tape.Node] = {}
@@ -240,8 +241,16 @@ class _Writer(_bound.Writer):
                 raise Unbindable
             by_word.setdefault(self.known[id(out)], []).append(node)
             self.alive.append(out)
-        needed = self.needed(made, results, results_of)
+        seen = self.seen(made, results, results_of)
+        kept = {memory_of(r) for r in results}
+        self.lines, guards = without_repeated(self.lines, self.same, kept, seen)
+        needed = self.needed(seen)
+        conditions += guards
+        lines.append("if (")
+        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
+        lines.append("): return None")
         self.environment |= {
+            "new": object.__new__,
             "Node": _tape.Node,
             "Tensor": _tensor.Tensor,
             "sequence": _tape._sequence,
@@ -311,15 +320,22 @@ class _Writer(_bound.Writer):
                 raise Unbindable
             edges.append(f"({places[id(edge[0])]}, {edge[1]})")
         words = [self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))]
-        versions = ["None" if word == "None" else f"{word}._version" for word in words]
+        versions = [self.version(word) for word in words]
         return [
-            f"{name} = Node({self.constant(node.function)})",
+            f"{name} = new(Node)",
+            f"{name}.function = {self.constant(node.function)}",
             f"{name}.signature = {name}.like = {self.constant(node.signature)}",
             f"{name}.edges = ({''.join([f'{e}, ' for e in edges])})",
             f"{name}._saved = ({''.join([f'{w}, ' for w in words])})",
             f"{name}._versions = ({''.join([f'{v}, ' for v in versions])})",
             f"{name}.sequence = next(sequence)",
         ]
+
+    def version(self, word: str) -> str:
+        """The source for the version of what is saved."""
+        if word == "None":
+            return "None"
+        return "0" if word in self.fresh and not self.changes else f"{word}._version"
 
     def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, Any]) -> str:
         """Where what a new node saves is found."""
@@ -336,17 +352,21 @@ class _Writer(_bound.Writer):
             raise Unbindable
         return word
 
-    def needed(
+    def seen(
         self, made: Sequence[_tape.Node], results: Sequence[T], results_of: dict[int, Any]
     ) -> set[str]:
-        """The names of what is computed and used."""
+        """The names of what is returned, or kept by a node."""
         words = {self.known[id(r)] for r in results}
         for node in made:
             words.add(self.known[id(results_of[id(node)])])
             words.update(
                 self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))
             )
-        names = {name for word in words for name in _bound.WORDS.findall(word)}
+        return {name for word in words for name in _bound.WORDS.findall(word)}
+
+    def needed(self, seen: set[str]) -> set[str]:
+        """The names of what is computed and used."""
+        names = set(seen)
         for line in reversed(self.lines):
             if isinstance(line, Called) and line.name in names:
                 names.update(n for word in line.words for n in _bound.WORDS.findall(word))

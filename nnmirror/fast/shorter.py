@@ -52,17 +52,81 @@ def shorter(
     fixed: Callable[[torch.Tensor], bool],
     kept: set[int],
     needed: set[str],
-    word: Callable[[torch.Tensor], str],
     environment: dict[str, Any],
 ) -> list[Any]:
     """`lines` without what need not be done, or not in each walk.
 
     `fixed` tells a tensor that is the same in each walk, `kept` holds the memory that a walk must
-    have for itself, `needed` the names that are used besides, and `word` gives the source of a
-    constant.
+    have for itself, `needed` the names that are used besides.
     """
-    calls = [_cheaper(line, word) if isinstance(line, Called) else line for line in lines]
-    return without_unneeded(_without_fixed(calls, fixed, kept, environment), needed)
+    return without_unneeded(_without_fixed(lines, fixed, kept, environment), needed)
+
+
+def without_repeated(
+    lines: Sequence[Any], same: dict[str, str], kept: set[int], seen: set[str]
+) -> tuple[list[Any], list[str]]:
+    """Without calls that compute what one before has computed, and without t(t(x)) of what a node
+    saved; and what of the graph makes it wrong.
+
+    `same` says in which place a tensor was found first that is in other places too. `kept` holds
+    memory that others may hold, `seen` the names of what is not used in the walk alone.
+    """
+    holders: dict[int, int] = {}
+    in_place: set[int] = set()
+    for line in lines:
+        if isinstance(line, Called):
+            memory = memory_of(line.out)
+            holders[memory] = holders.get(memory, 0) + 1
+            if line.changes():
+                in_place.add(memory)
+    guards: list[str] = []
+    computed: dict[Any, Called] = {}
+    transposed: dict[str, Called] = {}  # what a node saved
+    instead: dict[str, str] = {}
+    objects: dict[int, Any] = {}
+    left: list[Any] = []
+    for line in lines:
+        if not isinstance(line, Called):
+            left.append(line)
+            continue
+        words = [WORDS.sub(lambda name: instead.get(name[0], name[0]), w) for w in line.words]
+        line = line._replace(words=words, args=tuple([objects.get(id(a), a) for a in line.args]))
+        name = getattr(line.func, "__name__", "")
+        if name == "t" and line.name and len(words) == 1:
+            inner = transposed.get(words[0])
+            if inner is None:
+                if words[0].startswith("s"):
+                    transposed[line.name] = line
+            elif line.name in seen:
+                line = line._replace(func=None, words=inner.words, args=inner.args)
+            else:
+                instead[line.name], objects[id(line.out)] = inner.words[0], inner.args[0]
+                continue
+        elif (
+            name in _ARITHMETIC
+            and line.name
+            and not line.changes()
+            and isinstance(line.out, torch.Tensor)
+            and memory_of(line.out) not in in_place | kept
+            and holders[memory_of(line.out)] == 1
+            and line.name not in seen
+            and in_place.isdisjoint(map(memory_of, line.args))
+        ):
+            key = line.func, *[same.get(w, w) for w in words]
+            first = computed.setdefault(key, line)
+            if first is not line:
+                pairs = zip(words, first.words, strict=True)
+                for a, b in pairs:
+                    guard = f"{a} is not {b} and not {a}.is_set_to({b})"
+                    if a != b and guard not in guards:
+                        guards.append(guard)
+                instead[line.name], objects[id(line.out)] = first.name, first.out
+                continue
+        left.append(line)
+    return left, guards
+
+
+_ARITHMETIC = {"add", "addcmul", "div", "mul", "neg", "sub"}
 
 
 def _without_fixed(
@@ -114,8 +178,8 @@ def without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
     return left[::-1]
 
 
-def _cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
-    """A call that gives the same bits."""
+def cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
+    """A call that gives the same bits; `word` gives the source of a constant."""
     func = _OPERATORS.get(call.func, call.func)
     call = call._replace(func=func)
     name, args = getattr(func, "__name__", ""), call.args

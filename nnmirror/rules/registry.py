@@ -435,6 +435,9 @@ _tensor.ASKED[torch.Tensor.dim] = _dim
 @implements(_tensor)
 def dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
+    named = _named.get(func)
+    if named is not None:
+        return named(*args, **kwargs)
     if kwargs or len(args) > 1:
         check_numbers(func, args, kwargs)
     if args and (func in RESHAPING or _bare_name(func) in _RESHAPING_NAMES):
@@ -459,6 +462,9 @@ _KEPT: dict[TorchFunction, TorchFunction] = {
 }
 
 
+_named: dict[TorchFunction, TorchFunction] = {}  # those of NAMED that were called
+
+
 def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _KEPT:
         return _KEPT[func](*args)
@@ -468,6 +474,7 @@ def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     module = getattr(func, "__module__", "") or ""
     named = NAMED.get((module, getattr(func, "__name__", "")))
     if named is not None:
+        _named[func] = named
         return named(*args, **kwargs)
     if not is_grad_enabled() or not any(t.requires_grad for t in tensors_in((args, kwargs))):
         with DisableTorchFunctionSubclass():
