@@ -103,7 +103,8 @@ def test_the_table_in_the_text():
 
 # What a layer in the table is made with, where that is not nothing.
 MADE_WITH = {
-    "BatchNorm1d": (6,), "BatchNorm2d": (6,), "BatchNorm3d": (6,), "LayerNorm": (6,),
+    **{f"{kind}Norm{n}d": (6,) for kind in ("Batch", "Instance") for n in (1, 2, 3)},
+    "LayerNorm": (6,), "GroupNorm": (2, 6),
     "Softmax": (1,), "LogSoftmax": (1,), "Softmin": (1,),
 }  # fmt: skip
 LOSSES = {
@@ -136,7 +137,8 @@ LAYERS = [
 
 def input_shape(name, *first):
     """Such a shape, with as many dimensions as the layer takes."""
-    return *first, *[2] * (int(name[-2]) if name.endswith(("2d", "3d")) else 0)
+    by_image = name.startswith("Instance")
+    return *first, *[3] * (int(name[-2]) if by_image or name.endswith(("2d", "3d")) else 0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -156,14 +158,19 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
     assert bool(noted) == bool(named) or inplace
 
 
-SECOND = {"Softmax": 32, "Softmin": 32}  # measured over 60 draws of this size: up to 16
+# Measured over 60 draws of this size: up to 16.
+SECOND = {"Softmax": 32, "Softmax2d": 32, "Softmin": 32}
+    "Softmax": 32,
+    "Softmax2d": 32,
+    "Softmin": 32,
+}  # measured over 60 draws of this size: up to 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [n for n in LAYERS if n in table()])
 def test_second_derivatives_by_default(name, dtype):
     """They are as near to PyTorch's as the first, but for those of the softmax."""
-    width = 6 if name.startswith(("BatchNorm", "LayerNorm")) else 100
+    width = 6 if "Norm" in name else 100
     shape = input_shape(name, 5000 // width, width)
     x, g, h = (torch.randn(shape, dtype=dtype) for _ in range(3))
 

@@ -26,6 +26,7 @@ from .rules import composed as _composed
 from .rules import convolution as _convolution
 from .rules import dropout as _dropout
 from .rules import embedding as _embedding
+from .rules import groupnorm as _groupnorm
 from .rules import loss as _loss
 from .rules import normalization as _normalization
 from .rules import padding as _padding
@@ -50,7 +51,7 @@ from .rules.prelu import prelu as _prelu
 from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
-from .rules.shape import Clone, TRule, broadcast_tensors, expand, unsqueeze
+from .rules.shape import Clone, TRule, broadcast_tensors, expand, squeeze, unsqueeze
 from .rules.softmax import Softplus
 from .tape import SEEN, Node, constant, record, sign_call, signature_at
 from .tensor import Tensor
@@ -85,6 +86,7 @@ __all__ = [
     "gaussian_nll_loss",
     "gelu",
     "glu",
+    "group_norm",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
@@ -93,6 +95,7 @@ __all__ = [
     "hardtanh_",
     "hinge_embedding_loss",
     "huber_loss",
+    "instance_norm",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -819,11 +822,11 @@ def _dropped(
 
 def _features_dropped(input: T, p: float, training: bool, inplace: bool, batched: bool) -> T:
     if not batched:
-        input = input.unsqueeze_(0) if inplace else input.unsqueeze(0)
+        input = input.unsqueeze_(0) if inplace else unsqueeze(input, 0)
     y = _dropped(_dropout.dropout, input, p, training, inplace, features=True)
     if batched:
         return y
-    return y.squeeze_(0) if inplace else y.squeeze(0)
+    return y.squeeze_(0) if inplace else squeeze(y, 0)
 
 
 @overridable
@@ -1007,6 +1010,49 @@ def batch_norm(
     if not isinstance(input, T):
         raise unplaced(torch.batch_norm, (*args, torch.backends.cudnn.enabled), {})
     return _batchnorm.batch_norm(*args, torch.backends.cudnn.enabled)
+
+
+@overridable
+def instance_norm(
+    input: T,
+    running_mean: T | None = None,
+    running_var: T | None = None,
+    weight: T | None = None,
+    bias: T | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> T:
+    """Each channel of each image to mean 0 and variance 1; see `rules.batchnorm.instance_norm`."""
+    if use_input_stats and input.size()[2:].numel() == 1:
+        raise ValueError(
+            f"Expected more than 1 spatial element when training, got input size {input.size()}"
+        )
+    stats = running_mean, running_var, use_input_stats
+    cudnn = torch.backends.cudnn.enabled
+    return _batchnorm.instance_norm(input, weight, bias, *stats, momentum, eps, cudnn)
+
+
+@overridable
+def group_norm(
+    input: T,
+    num_groups: int,
+    weight: T | None = None,
+    bias: T | None = None,
+    eps: float = 1e-5,
+) -> T:
+    """Each group of channels of each image to mean 0 and variance 1; see `rules.groupnorm`."""
+    if input.dim() < 2:
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
+        )
+    n, c, *places = input.size()
+    size = [n * c // num_groups, num_groups, *places]
+    if size[0] * torch.Size(places).numel() == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {size}"
+        )
+    return _groupnorm.group_norm(input, num_groups, weight, bias, eps)
 
 
 def check_batch(input: T, training: bool, eps: float) -> None:

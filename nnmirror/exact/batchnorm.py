@@ -28,7 +28,10 @@ def _memory_format(x: T, g: T) -> torch.memory_format | None:
     return None
 
 
-@exact_of(batchnorm.NativeBatchNorm, "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", units=128)
+_LAYERS = [f"{kind}Norm{n}d" for kind in ("Batch", "Instance") for n in (1, 2, 3)]
+
+
+@exact_of(batchnorm.NativeBatchNorm, *_LAYERS, units=128)
 class NativeBatchNorm(batchnorm.NativeBatchNorm):
     """The gradients are those of the rule; their sums in the kernel's order."""
 

@@ -3,7 +3,7 @@
 All others have them always. Each module of exact forms is imported here, which attaches them.
 """
 
-from . import activation, batchnorm, normalization, softmax  # noqa: F401
+from . import activation, batchnorm, groupnorm, normalization, softmax  # noqa: F401
 from .attach import ATTACHED
 
 __all__ = ["ATTACHED", "table"]

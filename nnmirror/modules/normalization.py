@@ -74,6 +74,71 @@ class LayerNorm(Layer):
         )
 
 
+class GroupNorm(Layer):
+    """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per image and group of channels.
+
+    mean and var are those of all the places of the C / `num_groups` channels of a group of
+    (N, C, ...). db = sum of g,  dw = sum of g z,  z = (x - mean) r,
+    dx = r (g w - mean(g w) - z mean(g w z)).  Saved: x, w, mean, r (Wu and He, 2018).
+
+    `weight` (ones) and `bias` (zeros) are of `num_channels`; without `affine` there are none.
+    """
+
+    __constants__ = ["num_groups", "num_channels", "eps", "affine"]
+    num_groups: int
+    num_channels: int
+    eps: float
+    affine: bool
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_channels % num_groups != 0:
+            raise ValueError(
+                f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
+            )
+        self.num_groups = num_groups
+        self.num_channels = num_channels
+        self.eps = eps
+        self.affine = affine
+
+        def made() -> Parameter:
+            return Parameter(torch.empty(num_channels, device=device, dtype=dtype))
+
+        self.register_parameter("weight", made() if affine else None)
+        self.register_parameter("bias", made() if affine and bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one, the bias to zero."""
+        if self.affine:
+            init.ones_(self.weight)  # type: ignore[arg-type]
+            if self.bias is not None:
+                init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        def norm(x: Tensor) -> Tensor:
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+
+        return self._run_several(norm, (input,))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine},"
+            f" bias={self.bias is not None}"
+        )
+
+
 class RMSNorm(Layer):
     """y = x r w, r = 1 / sqrt(mean(x^2) + eps).  dw = sum of g x r, dx = r g w - x r^3 mean(g w x).
 

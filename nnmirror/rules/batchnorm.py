@@ -22,8 +22,8 @@ from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
 from .normalization import InverseStdOf, MeanOf, Second, added_to, rows_at_once
-from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
-from .shape import Clone, select
+from .registry import Gradients, Needs, Rule, composed, composite, stands_for, unplaced
+from .shape import Clone, contiguous, repeat, select, view
 
 T = torch.Tensor
 
@@ -289,3 +289,42 @@ def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
     if weight is not None:
         y = record(Mul, (y, select(weight, 0, 0)))[0]
     return y if bias is None else record(Add, (y, select(bias, 0, 0)))[0]
+
+
+@composed(torch.instance_norm)
+def instance_norm(
+    input: T,
+    weight: T | None,
+    bias: T | None,
+    running_mean: T | None,
+    running_var: T | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> T:
+    """Batch normalisation of one image, whose channels are those of all images.
+
+    The running statistics become the mean of what each image would make of them.
+    """
+    if not isinstance(input, T):
+        args = input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps
+        raise unplaced(torch.instance_norm, (*args, cudnn_enabled), {})
+    if not use_input_stats and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            "Expected running_mean and running_var to be defined when use_input_stats is false"
+        )
+    n, c, *places = input.shape
+
+    def repeated(values: T | None) -> T | None:
+        return None if values is None else repeat(values, n)
+
+    stats = repeated(running_mean), repeated(running_var)
+    x = view(contiguous(input), 1, n * c, *places)
+    of_input, w, b = use_input_stats, repeated(weight), repeated(bias)
+    y = batch_norm(x, w, b, *stats, of_input, momentum, eps, cudnn_enabled)
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        for kept, each in zip((running_mean, running_var), stats, strict=True):
+            if kept is not None and each is not None:
+                kept.copy_(each.view(n, c).mean(0))
+    return view(y, input.shape)
