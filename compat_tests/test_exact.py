@@ -160,10 +160,6 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
 
 # Measured over 60 draws of this size: up to 16.
 SECOND = {"Softmax": 32, "Softmax2d": 32, "Softmin": 32}
-    "Softmax": 32,
-    "Softmax2d": 32,
-    "Softmin": 32,
-}  # measured over 60 draws of this size: up to 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
