@@ -264,12 +264,12 @@ def test_functions_of_pytorchs_in_a_forward():
 
 
 def test_what_cannot_be_converted_is_named_with_its_place():
-    class Mine(torch.nn.Conv3d):
+    class Mine(torch.nn.Bilinear):
         pass
 
     model = torch.nn.Sequential(
         torch.nn.Linear(2, 2),
-        torch.nn.ModuleDict({"conv": torch.nn.Conv3d(1, 1, 1), "mine": Mine(1, 1, 1)}),
+        torch.nn.ModuleDict({"two": torch.nn.Bilinear(1, 1, 1), "mine": Mine(1, 1, 1)}),
         torch.nn.Tanh(),
         torch.nn.DataParallel(torch.nn.Linear(1, 1)),
     )
@@ -279,8 +279,8 @@ def test_what_cannot_be_converted_is_named_with_its_place():
         from_torch(model)
     assert str(caught.value).splitlines()[1:] == [
         f"  0.weight: {torch.typename(model[0].weight)}: the parameter has hooks; remove them first",
-        "  1.conv: torch.nn.modules.conv.Conv3d: is not mirrored",
-        f"  1.mine: {torch.typename(model[1]['mine'])}: its base torch.nn.modules.conv.Conv3d"
+        "  1.two: torch.nn.modules.linear.Bilinear: is not mirrored",
+        f"  1.mine: {torch.typename(model[1]['mine'])}: its base torch.nn.modules.linear.Bilinear"
         " is not mirrored",
         "  2: torch.nn.modules.activation.Tanh: it has hooks (_forward_hooks); remove them first",
         "  3: torch.nn.parallel.data_parallel.DataParallel: is not mirrored",

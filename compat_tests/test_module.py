@@ -445,13 +445,18 @@ def test_compile_is_refused():
         torch.jit.script(nnmirror.Linear(1, 1))
 
 
-def test_a_torch_module_inside_is_refused():
+def test_a_torch_module_inside_that_cannot_be_mirrored_is_refused():
     """Its parameters would be left out of parameters() in silence."""
     m = nnmirror.Module()
-    with pytest.raises(TypeError, match=r"torch\.nn module inside a mirrored one"):
-        m.conv = torch.nn.Conv1d(1, 1, 1)
+    theirs = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Bilinear(1, 1, 1))
+    for take in (lambda: setattr(m, "two", theirs), lambda: nnmirror.Sequential(theirs)):
+        with pytest.raises(
+            TypeError, match=r"(?s)torch\.nn module inside a mirrored.* 1: .*Bilinear"
+        ):
+            take()
+        assert type(theirs[0]) is torch.nn.Linear
     with pytest.raises(TypeError, match="not a Module subclass"):
-        nnmirror.Sequential(torch.nn.Conv1d(1, 1, 1))
+        nnmirror.Sequential(3)
 
 
 def test_a_mirrored_module_inside_a_torch_one_is_refused():

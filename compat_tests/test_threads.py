@@ -221,6 +221,7 @@ def main():
     print(json.dumps(found))
 
 
+@functools.cache
 def found():
     """For each scenario how often another thread was woken, in PyTorch and in the mirror."""
     run = subprocess.run(
@@ -241,14 +242,13 @@ def found():
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_no_thread_is_woken_where_pytorch_wakes_none(once, name):
+def test_no_thread_is_woken_where_pytorch_wakes_none(name):
     """Else a small training takes minutes on a machine that has other things to do."""
     if not TASKS.exists():
         pytest.skip("threads are looked at through /proc, which is Linux's")
-    times = once("threads", found)
-    if not times["many numbers"][0]:
+    if not found()["many numbers"][0]:
         pytest.skip("this PyTorch runs in one thread")
-    by_pytorch, by_mirror = times[name]
+    by_pytorch, by_mirror = found()[name]
     # Once each time at least, if at all; once in a while a thread wakes by itself.
     if by_pytorch < TIMES / 2:
         assert by_mirror < TIMES / 2

@@ -24,6 +24,7 @@ Pages to begin with:
 import sys
 from typing import TYPE_CHECKING, Any
 
+from . import adopt as _adopt  # noqa: F401  a library's module becomes mirrored where it is assigned
 from . import func, functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
 from .bridge import from_torch, to_torch

@@ -9,7 +9,7 @@ python -m nnmirror --report script.py            which names it uses, and are th
 import argparse
 import sys
 
-from . import check, report, runner
+from . import adopt, check, report, runner
 
 
 def main(argv: list[str]) -> int | None:
@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--report", action="store_true", help="list the names, run nothing")
     parser.add_argument("--backend", choices=["nnmirror", "torch"], default="nnmirror")
     parser.add_argument("--seed", type=int, help="seed the random generators first")
+    parser.add_argument(
+        "--keep", metavar="LIBRARY", action="append", default=[], help="its models stay PyTorch's"
+    )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module")
     parser.add_argument("script", nargs=argparse.REMAINDER)
     args = parser.parse_args(argv)
@@ -35,6 +38,7 @@ def main(argv: list[str]) -> int | None:
         if args.seed is not None:
             runner.seed_all(args.seed)
         if args.backend == "nnmirror":
+            adopt.kept.update(args.keep)
             report.warn(what, bool(args.module))
         run = runner.run_module if args.module else runner.run_script
         run(what, rest, mirror=args.backend == "nnmirror")
@@ -50,8 +54,9 @@ def main(argv: list[str]) -> int | None:
         status = 0 if all(use.mirrored for use in found) else 1
     if args.check:
         seeds = [f"{source.file}:{line}" for source in sources for line in source.seeds]
+        keep = [f"--keep={library}" for library in args.keep]
         arguments = [*["-m"] * bool(args.module), *arguments]
-        status |= check.check(arguments, seeds, args.seed or 0)
+        status |= check.check(arguments, seeds, args.seed or 0, keep)
     return status
 
 

@@ -39,7 +39,7 @@ def from_torch(model: Any, copy: bool = False) -> Module:
     A TypeError names all modules that cannot be converted, and why: layers that are not
     mirrored, and modules or parameters with hooks, which would be left behind.
     """
-    return _Bridge(to_mirror=True, copy=copy).model(model)
+    return Bridge(to_mirror=True, copy=copy).model(model)
 
 
 def to_torch(model: Module, copy: bool = False) -> Any:
@@ -50,15 +50,17 @@ def to_torch(model: Module, copy: bool = False) -> Any:
     adds to that of `model` too, for an optimiser that has the parameters of `model`. The reverse is
     not so: what is trained by the mirror's backward is stepped through `model.parameters()`.
     """
-    return _Bridge(to_mirror=False, copy=copy).model(model)
+    return Bridge(to_mirror=False, copy=copy).model(model)
 
 
 _ORIGIN = "_bridged_from"  # in the namespace of a twin: the class it was made from
 _twins: "weakref.WeakKeyDictionary[type, weakref.ref[type]]" = weakref.WeakKeyDictionary()
 
 
-class _Bridge:
+class Bridge:
     """One conversion: what became of each module, parameter and buffer."""
+
+    keeps_hooks = False  # of modules: they would be left behind
 
     def __init__(self, to_mirror: bool, copy: bool) -> None:
         import torch.nn as torch_nn  # asked for by whoever calls this, and by nobody else
@@ -93,21 +95,22 @@ class _Bridge:
     def _module(self, module: Any, path: str) -> Any:
         if id(module) in self.done:
             return self.done[id(module)][1]
+        if isinstance(module, self.target):  # assigned into it
+            return self._plain(module)
         cls = self._class(type(module), path, module)
-        new = object.__new__(cls or self.target)
+        new, state = self._begin(module, cls or self.target)
         self.done[id(module)] = module, new
         if "_initialize_hook" in module.__dict__:
             why = "a lazy module, whose parameters have no shape yet; call the model once first"
             self._problem(path, module, why)
             return new
         hooks = [name for name in _module._HOOK_REGISTRIES if module.__dict__.get(name)]
-        if hooks:
+        if hooks and not self.keeps_hooks:
             self._problem(path, module, f"it has hooks ({', '.join(hooks)}); remove them first")
-        state = new.__dict__
         prefix = f"{path}." if path else ""
         for name, value in module.__dict__.items():
             if name in _module._HOOK_REGISTRIES:
-                state[name] = OrderedDict()
+                state[name] = value if self.keeps_hooks else OrderedDict()
             elif name == "_parameters":
                 state[name] = {k: self._parameter(v, prefix + k) for k, v in value.items()}
             elif name == "_buffers":
@@ -116,9 +119,18 @@ class _Bridge:
                 state[name] = {
                     k: None if v is None else self._module(v, prefix + k) for k, v in value.items()
                 }
-            elif name not in _LEFT_BY_THE_LAST_CALL:
+            elif name not in _LEFT_OUT:
                 state[name] = self._attribute(value, prefix + name)
         return new
+
+    def _begin(self, module: Any, cls: type) -> tuple[Any, dict[str, Any]]:
+        """What `module` becomes, of the class `cls`, and the attributes to be filled."""
+        new: Any = object.__new__(cls)
+        return new, new.__dict__
+
+    def _method(self, new: Any, name: str) -> Any:
+        """A method of what a module became."""
+        return getattr(new, name)
 
     def _attribute(self, value: Any, path: str) -> Any:
         """Any other attribute, with the modules and parameters in it converted."""
@@ -140,7 +152,7 @@ class _Bridge:
             new = self._module(value.__self__, path)
             name = value.__name__
             own = getattr(type(value.__self__), name, None) is value.__func__
-            return getattr(new, name) if own else types.MethodType(value.__func__, new)
+            return self._method(new, name) if own else types.MethodType(value.__func__, new)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         return self._plain(value)
@@ -166,6 +178,11 @@ class _Bridge:
             return None
         if _hooks_on(param):
             self._problem(path, param, "the parameter has hooks; remove them first")
+        new = self._new_parameter(param)
+        self.done[id(param)] = param, new
+        return new
+
+    def _new_parameter(self, param: Any) -> Any:
         kind = Parameter if self.to_mirror else self.torch_nn.Parameter
         new = kind(self._data(param), requires_grad=param.requires_grad)
         if param.grad is not None:
@@ -178,7 +195,6 @@ class _Bridge:
             twins.pair(*pair)
             if not self.to_mirror:
                 twins.share_gradient(*pair)
-        self.done[id(param)] = param, new
         return new
 
     def _plain(self, value: Any) -> Any:
@@ -238,8 +254,14 @@ class _Bridge:
         return twin
 
 
-_LEFT_BY_THE_LAST_CALL = ("_call", "_runs")
+# What calls left, and that it became what it is in place (see adopt).
+_LEFT_OUT = ("_call", "_runs", "_became_mirrored")
 _A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each class makes anew
+
+
+def origin_of(cls: type) -> type | None:
+    """The class of which `cls` is the twin."""
+    return cls.__dict__.get(_ORIGIN)
 
 
 def _hooks_on(param: Any) -> bool:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -44,13 +44,16 @@ class Run:
     files: list[str]
 
 
-def check(arguments: list[str], seeds: list[str], seed: int = 0) -> int:
+def check(
+    arguments: list[str], seeds: list[str], seed: int = 0, options: Sequence[str] = ()
+) -> int:
     """Run `python -m nnmirror arguments` on both; print what was found; 0 if identical.
 
-    `seeds` are the places where the script seeds the generators itself.
+    `seeds` are the places where the script seeds the generators itself, `options` further ones of
+    the command line.
     """
     with tempfile.TemporaryDirectory(prefix="nnmirror-check-") as name:
-        runs = [_run(b, arguments, seed, Path(name)) for b in ("torch", "nnmirror")]
+        runs = [_run(b, arguments, seed, Path(name), options) for b in ("torch", "nnmirror")]
         if seeds:
             print(f"seed: set by the script ({', '.join(seeds)})")
         else:
@@ -69,13 +72,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def _run(backend: str, arguments: list[str], seed: int, where: Path) -> Run:
+def _run(
+    backend: str, arguments: list[str], seed: int, where: Path, options: Sequence[str] = ()
+) -> Run:
     work = where / "work"
     _copy(Path.cwd(), work)
     before = {name: _mark(work / name) for name in _files(work)}
     if arguments[0] != "-m":
         arguments = [_script_in(work, arguments[0]), *arguments[1:]]
-    command = [sys.executable, "-c", _RUN, "--backend", backend, "--seed", str(seed)]
+    command = [sys.executable, "-c", _RUN, "--backend", backend, "--seed", str(seed), *options]
     environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONUNBUFFERED": "1"}
     environment["NNMIRROR_EXACT"] = "1"  # all bits are compared
     start = time.perf_counter()

@@ -35,5 +35,5 @@ def load(ipython: Any) -> None:
 def unload(ipython: Any) -> None:
     """Later imports are PyTorch's again; what was imported stays."""
     while _finders:
-        sys.meta_path.remove(_finders.pop())  # type: ignore[arg-type]
+        runner.uninstall(_finders.pop())
     ipython.user_ns["__builtins__"] = builtins

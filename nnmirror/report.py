@@ -22,6 +22,7 @@ _PACKAGES = ("torch.nn.", "torch.optim.", "torch.autograd.")
 
 
 NO, REFUSED = "NOT MIRRORED", "REFUSED"  # else "mirrored", or runner.NAMED_ONLY
+AT_RUN_TIME = "at run time"  # it turns out whether a call is refused
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
         ]
         here += [Use(source.file, line, name, REFUSED, why) for line, name, why in source.refused]
         here += [
-            Use(source.file, line, name, REFUSED, why)
+            Use(source.file, line, name, REFUSED if why is _DERIVED else AT_RUN_TIME, why)
             for line, name, why in source.built
             if _may_be_a_model(name, load, derived=why is _DERIVED)
         ]
@@ -243,7 +244,10 @@ _REFUSED_ARGUMENTS = (
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),
 )
 _DERIVED = f"a torch.nn.Module, which takes no mirrored layers; {_TO_TORCH}"
-_ASSIGNED = f"if it gives a torch.nn.Module, that takes no mirrored layer; {_TO_TORCH}"
+_ASSIGNED = (
+    "if it gives a torch.nn.Module, that becomes mirrored with the layer it is given, or refuses it"
+    " and names its layers that are not mirrored"
+)
 
 
 def _asked_about(node: ast.AST) -> list[ast.AST]:
@@ -349,7 +353,7 @@ def render(found: list[Use]) -> str:
         text.append(f"  {name:{width}}  {answer:12}  {at}{why and ': '}{why}")
     names: dict[str, bool] = {}
     for use in found:
-        if use.answer != REFUSED:
+        if use.answer not in (REFUSED, AT_RUN_TIME):
             names[use.name] = names.get(use.name, True) and use.mirrored
     refused = sum(use.answer == REFUSED for use in found)
     more = f"; {refused} {'calls are' if refused > 1 else 'call is'} refused" if refused else ""

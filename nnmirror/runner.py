@@ -8,6 +8,7 @@ builtins it always has, and sees PyTorch.
 """
 
 import builtins
+import functools
 import importlib
 import importlib.util
 import io
@@ -22,8 +23,10 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ._missing import StandIns
+from .adopt import become_mirrored, kept
 from .optim import Optimizer
 from .tape import Function
 
@@ -221,6 +224,64 @@ BUILTINS: dict[str, Any] = {}
 """The `__builtins__` of a script and its modules; filled by `install`."""
 
 
+# -- what libraries build ----------------------------------------------------------------
+
+# Through these a script gets at a model. By whatever else it does with one (moving it, giving
+# its parameters to an optimiser) nobody sees whose it is.
+_ENTRIES = (
+    *("__call__", "__getattr__", "apply"),
+    *("modules", "named_modules", "children", "named_children"),
+)
+_left: Any = WeakIdKeyDictionary()  # the modules that stay PyTorch's
+
+
+def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch.nn.Module's that makes the module mirrored when the script calls it."""
+    name = theirs.__name__ if theirs.__name__ in _ENTRIES else "__call__"
+
+    @functools.wraps(theirs)
+    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if sys._getframe(1).f_builtins is BUILTINS and self not in _left:
+            if _is_a_librarys_model(self) and _became_mirrored(self):
+                return getattr(type(self), name)(self, *args, **kwargs)
+            _left[self] = True
+        return theirs(self, *args, **kwargs)
+
+    entered._nnmirror_replaces = theirs  # type: ignore[attr-defined]
+    return entered
+
+
+def _is_a_librarys_model(module: Any) -> bool:
+    """Is there what to train in it, and is its class not the script's (for a library to drive)?"""
+    cls = type(module)
+    home = cls.__module__
+    if vars(sys.modules.get(home, torch)).get("__builtins__") is BUILTINS:
+        return False
+    return home.partition(".")[0] not in kept and next(module.parameters(), None) is not None
+
+
+def _became_mirrored(module: Any) -> bool:
+    problems = become_mirrored(module)
+    if problems:
+        print(
+            f"nnmirror: {_where()}: {torch.typename(module)} stays PyTorch's, which trains it:\n  "
+            + "\n  ".join(problems),
+            file=sys.stderr,
+        )
+    return not problems
+
+
+def _watch_libraries(on: bool) -> None:
+    base: Any = sys.modules["torch.nn"].Module  # type: ignore[attr-defined]
+    for name in _ENTRIES:
+        method = getattr(base, name)
+        replaced = getattr(method, "_nnmirror_replaces", None)
+        if on and replaced is None:
+            setattr(base, name, _entry(method))
+        elif not on and replaced is not None:
+            setattr(base, name, replaced)
+
+
 # -- whose code is the script's --------------------------------------------------------
 
 
@@ -274,7 +335,14 @@ def install(directory: str) -> Finder:
     finder = Finder(directory)
     place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
     sys.meta_path.insert(place, finder)  # type: ignore[arg-type]
+    _watch_libraries(True)
     return finder
+
+
+def uninstall(finder: Finder) -> None:
+    """Later imports are PyTorch's again."""
+    sys.meta_path.remove(finder)  # type: ignore[arg-type]
+    _watch_libraries(False)
 
 
 # -- running -----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import _torch, tape
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from .._upcalls import upcall
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
 from ..walk import unrecorded
@@ -100,6 +101,37 @@ def _is_torch_module(value: object) -> bool:
     )
 
 
+@upcall("nnmirror.adopt")
+def become_mirrored(model: Any) -> list[str]:
+    """Make a torch.nn module a mirrored one, in place; else say what stands against it."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.adopt")
+def class_that_was(module: "Module") -> type | None:
+    """The library's class of a module that was made mirrored in place."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.adopt")
+def is_being_made(module: Any, frame: Any) -> bool:
+    """Is one of the calling functions the `__init__` of this module?"""
+    raise NotImplementedError
+
+
+def _as_mirrored(value: Any, name: str) -> Any:
+    """The torch.nn module `value`, about to be assigned, as a mirrored one."""
+    problems = become_mirrored(value)
+    if problems:
+        raise TypeError(
+            f"nnmirror: cannot assign '{torch.typename(value)}' as '{name}': a torch.nn module"
+            " inside a mirrored one becomes mirrored as well, and this one cannot; nothing was"
+            " changed:\n  " + "\n  ".join(problems) + "\nExchange what is named there, or take the"
+            " outer one as nnmirror.to_torch(module)"
+        )
+    return value
+
+
 def indent(text: str) -> str:
     first, *rest = text.split("\n")
     return "\n".join([first, *("  " + line if line.strip() else "" for line in rest)])
@@ -138,7 +170,6 @@ _LEFT_OUT = (
 _ASKERS = {
     name: (os.path.join("torch", *file.split("/")), said)
     for name, file, said in (
-        ("add_module", "nn/modules/module.py", _LEFT_OUT),
         ("__init__", "nn/modules/container.py", _LEFT_OUT),
         ("_trace_impl", "jit/_trace.py", f"torch.jit.trace takes {_TO_TORCH}"),
         ("trace_module", "jit/_trace.py", f"torch.jit.trace_module takes {_TO_TORCH}"),
@@ -153,8 +184,33 @@ _ASKERS = {
 }
 
 
+_TAKERS = ("__setattr__", "add_module")  # of torch.nn.Module: they take a module in
+
+
+def _let_in(module: Any, frame: Any) -> None:
+    """A torch.nn module takes in a mirrored one: it becomes mirrored itself, or a TypeError.
+
+    `frame` is that of torch's function, which goes on with what has become of it.
+    """
+    outer, name = frame.f_locals["self"], frame.f_locals["name"]
+    why = _LEFT_OUT
+    if not is_being_made(outer, frame):
+        problems = become_mirrored(outer)
+        if not problems:
+            return
+        why = (
+            "with it the module that takes it would become mirrored as well, and that one cannot;"
+            " nothing was changed:\n  " + "\n  ".join(problems) + "\nExchange what is named there,"
+            f" or give it {_TO_TORCH}"
+        )
+    raise TypeError(f"nnmirror: cannot assign '{torch.typename(module)}' as '{name}': {why}")
+
+
 class _RefusedByTorchModules:
     """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
+
+    One that a library has made becomes mirrored itself (see adopt); one that is being made, or
+    cannot, refuses.
 
     PyTorch's modules keep what is not a `torch.nn.Module` as a plain attribute, so its parameters
     would be missing in `parameters()`. Their check is isinstance, which reads `__class__`; so do
@@ -164,16 +220,16 @@ class _RefusedByTorchModules:
     def _class(self) -> type:
         frame = sys._getframe(1)
         code = frame.f_code
-        if code.co_name == "__setattr__" and code.co_filename.endswith(_TORCH_MODULE_FILE):
-            raise TypeError(
-                f"nnmirror: cannot assign '{torch.typename(self)}' as '{frame.f_locals['name']}':"
-                f" {_LEFT_OUT}"
-            )
+        if code.co_name in _TAKERS and code.co_filename.endswith(_TORCH_MODULE_FILE):
+            _let_in(self, frame)
+            return sys.modules["torch.nn"].Module  # type: ignore[attr-defined,no-any-return]
         if code.co_filename.endswith(_FUNCTIONAL_CALL):
             return sys.modules["torch.nn"].Module  # type: ignore[attr-defined,no-any-return]
         asker = _ASKERS.get(code.co_name)
         if asker is not None and code.co_filename.endswith(asker[0]):
             raise TypeError(f"nnmirror: {asker[1]}")
+        if not code.co_filename.startswith(_TORCH):
+            return class_that_was(self) or type(self)  # type: ignore[arg-type]
         return type(self)
 
     def _set_class(self, cls: type) -> None:
@@ -197,6 +253,7 @@ def _is_asked_by(name: str, file: str) -> bool:
 # Of torch.func.functional_call: what exchanges the tensors of a module. It asks for a Module, and
 # goes by what the mirror's has under the same names.
 _FUNCTIONAL_CALL = os.path.join("torch", "nn", "utils", "_named_member_accessor.py")
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _TORCH_MODULE_FILE = os.path.join("torch", "nn", "modules", "module.py")
 
 
@@ -348,6 +405,8 @@ class Module(_RefusedByTorchModules):
 
     def add_module(self, name: str, module: Optional["Module"]) -> None:
         """Add a child module under `name`."""
+        if _is_torch_module(module):
+            module = _as_mirrored(module, name)
         if not isinstance(module, Module) and module is not None:
             raise TypeError(f"{torch.typename(module)} is not a Module subclass")
         if not isinstance(name, str):
@@ -395,9 +454,13 @@ class Module(_RefusedByTorchModules):
                     " (torch.nn.Parameter or None expected)"
                 )
             self.register_parameter(name, value)
-        elif isinstance(value, Module):
+        elif isinstance(value, Module) or (
+            not isinstance(value, torch.Tensor) and _is_torch_module(value)
+        ):
             if modules is None:
                 raise AttributeError("cannot assign module before Module.__init__() call")
+            if not isinstance(value, Module):
+                value = _as_mirrored(value, name)
             own.pop("_runs", None)  # which knows the one that was there
             self._forget(name, "_parameters", "_buffers")
             modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
@@ -411,13 +474,6 @@ class Module(_RefusedByTorchModules):
             modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif isinstance(value, Buffer) or (buffers is not None and name in buffers):
             self._set_buffer(name, value)
-        elif _is_torch_module(value):
-            raise TypeError(
-                f"nnmirror: cannot assign '{torch.typename(value)}' as '{name}': a torch.nn module"
-                " inside a mirrored one would be left out of parameters() and state_dict(). Import"
-                " it from nnmirror, or give nnmirror.from_torch(module), if it is mirrored; else"
-                " take the outer one as nnmirror.to_torch(module)"
-            )
         else:
             super().__setattr__(name, value)
 
@@ -1120,6 +1176,7 @@ class Module(_RefusedByTorchModules):
         return f"{self._get_name()}(\n  " + "\n  ".join(extra + children) + "\n)"
 
 
+REGISTRIES = ("_parameters", "_buffers", "_modules")
 _HOOK_REGISTRIES = (
     "_backward_pre_hooks",
     "_backward_hooks",

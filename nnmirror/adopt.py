@@ -1,0 +1,160 @@
+"""A torch.nn module becomes a mirrored one where the two libraries meet.
+
+What a library built is made of torch.nn's modules. It becomes mirrored when
+
+- it is made a part of a mirrored module: `self.backbone = resnet18()`, `nn.Sequential(*layers)`;
+- a mirrored module is made a part of it: `model.fc = nn.Linear(512, 10)`;
+- a script that `python -m nnmirror` runs calls it, or looks at the modules in it (see runner).
+
+It is the same object before and after, and so is every module and parameter in it, as in
+PyTorch: whoever holds one (an optimiser that was made before, a list of layers, the library
+itself) holds the mirrored one. What is exchanged is their class: a library's own class for its twin
+(see bridge), a layer for its namesake, `torch.nn.Parameter` for `nnmirror.Parameter`. Hooks of
+modules stay where they are. All of it is exchanged or, where a layer is not mirrored, nothing; a
+TypeError then names each of those with its place. What torch's autograd recorded before still
+brings its gradients to the parameters.
+
+The twin of a library's class is not a subclass of it, but `isinstance(model, ResNet)` stays true
+for whoever asks, but torch itself.
+
+A module that is made a part of while its own `__init__` runs is not converted: there a library's
+base class (`LightningModule`, `Metric`) is to be what its library drives.
+"""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.weak import TensorWeakRef
+
+from ._upcalls import implements
+from .bridge import Bridge, origin_of
+from .modules import module as _module
+from .modules.module import Module
+from .parameter import Parameter
+
+kept: set[str] = set()
+"""The libraries (top packages) whose modules stay PyTorch's."""
+
+
+@implements(_module)
+def become_mirrored(model: Any) -> list[str]:
+    """Make the torch.nn module `model` a mirrored one, in place.
+
+    Returns what stands against it, each with its place; if anything does, nothing was changed.
+    """
+    library = type(model).__module__.partition(".")[0]
+    if library in kept:
+        return [f"{torch.typename(model)}: {library} is kept PyTorch's (--keep {library})"]
+    conversion = _InPlace()
+    conversion.plan(model)
+    if not conversion.problems:
+        conversion.commit()
+    return conversion.problems
+
+
+@implements(_module)
+def class_that_was(module: Module) -> type | None:
+    """The library's class of a module that was made mirrored in place."""
+    return origin_of(type(module)) if "_became_mirrored" in module.__dict__ else None
+
+
+class _InPlace(Bridge):
+    """A conversion in which the new objects are the old ones."""
+
+    keeps_hooks = True
+
+    def __init__(self) -> None:
+        super().__init__(to_mirror=True, copy=False)
+        self.modules: dict[int, tuple[Any, type, dict[str, Any]]] = {}
+        self.parameters: list[Any] = []
+
+    def plan(self, model: Any) -> None:
+        self._module(model, "")
+
+    def _begin(self, module: Any, cls: type) -> tuple[Any, dict[str, Any]]:
+        state: dict[str, Any] = {}
+        self.modules[id(module)] = module, cls, state
+        return module, state
+
+    def _method(self, module: Any, name: str) -> Any:
+        return types.MethodType(getattr(self.modules[id(module)][1], name), module)
+
+    def _new_parameter(self, param: Any) -> Any:
+        if type(param) is not Parameter:
+            self.parameters.append(param)
+        return param
+
+    def commit(self) -> None:
+        """Exchange the classes: of all modules, or where one cannot have another, of none."""
+        before: list[tuple[Any, type]] = []
+        try:
+            for module, cls, _ in self.modules.values():
+                was = type(module)
+                _set_class(module, cls)
+                before.append((module, was))
+        except TypeError as e:
+            for module, was in before:
+                _set_class(module, was)
+            self.problems.append(f"{torch.typename(module)}: {e}")
+            return
+        for module, _, state in self.modules.values():
+            own = module.__dict__
+            # The registries are the same ones, with the same objects: somebody may hold them.
+            own.update({k: v for k, v in state.items() if k not in _module.REGISTRIES})
+            own["_became_mirrored"] = True
+        for param in self.parameters:
+            _become_mirrored_parameter(param)
+
+
+_set_class = object.__dict__["__class__"].__set__
+
+
+def _become_mirrored_parameter(param: Any) -> None:
+    grad, requires_grad = param.grad, param.requires_grad
+    if requires_grad and param._use_count() > 1:
+        _deliver_from_torchs_graph(param)
+    param.grad = None
+    param.requires_grad_(False)  # for torch, whose graph is not to be built on it
+    param.__class__ = Parameter
+    param._requires_grad = requires_grad
+    param.grad = grad
+
+
+def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
+    """Let what torch recorded with the parameter bring it the gradients that torch no longer adds.
+
+    Its AccumulateGrad lives as long as something was recorded with it.
+    """
+    with torch.enable_grad():
+        accumulate: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    ours = TensorWeakRef(param)
+
+    def deliver(grads: Any) -> None:
+        leaf: Any = ours()
+        grad = grads[0]
+        if leaf is None or grad is None or not leaf.requires_grad:
+            return
+        grad = grad.detach()
+        leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
+
+    accumulate.register_prehook(deliver)
+
+
+def _frames(frame: Any) -> Iterator[Any]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+@implements(_module)
+def is_being_made(module: Any, frame: Any) -> bool:
+    """Is one of the calling functions the `__init__` of this module?"""
+    for caller in _frames(frame):
+        code = caller.f_code
+        if code.co_name == "__init__" and code.co_argcount:
+            given = caller.f_locals.get(code.co_varnames[0])
+            if given is module:
+                return True
+    return False
