@@ -461,7 +461,7 @@ class Formulas:
         plan, needs = (
             (node._plan, node._needs_input_grad) if like is None else (like.plan, like.needs)
         )
-        saved = node.unchanged()
+        saved = node.unchanged(self)
         given = dict(zip(plan.names, saved, strict=False))
         given.update(zip(plan.given_names, node.given, strict=False))
         given.update(plan.arguments or ())

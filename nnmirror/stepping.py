@@ -84,7 +84,11 @@ def backward_plainly(
     try:
         with DisableTorchFunctionSubclass():
             walk = _started(tensors, gradients, retain_graph)
-            deque(walk.go_back(), maxlen=0)
+            try:
+                deque(walk.go_back(), maxlen=0)
+            except BaseException:
+                walk.finish()  # as far as it came
+                raise
     finally:
         _torch.set_grad_enabled(mode)
 
@@ -92,8 +96,8 @@ def backward_plainly(
 def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: bool) -> "Walk":
     own: Any = vars(tensors[0])
     node, view = own.get("_node"), own.get("_view_of")
-    usual = gradients == (None,) and node and not (view or node.segment or tensors[0].dim())
-    if usual and len(node.outputs) == 1:  # nearly always, and in few lines
+    usual = node and not (view or node.segment or tensors[0].dim() or len(tensors) > 1)
+    if usual and gradients[0] is None and len(node.outputs) == 1:  # nearly always, and in few lines
         walk = Walk([(node, 0)], retain_graph)
         walk.waiting[node] = [torch.ones_like(tensors[0])]
         return walk

@@ -280,16 +280,19 @@ class Node:
             raise RuntimeError(_FREED)
         return tuple(self.saved(i) for i in range(len(self._saved)))
 
-    def unchanged(self) -> Sequence[torch.Tensor | None]:
-        """What a rule saved, checked."""
+    def unchanged(self, formulas: "formula.Formulas") -> Sequence[torch.Tensor | None]:
+        """What a rule saved; what its gradients need of it is checked."""
         try:
             if [*map(_version_of, self._saved)] == [*self._versions]:  # type: ignore[arg-type]
                 return self._saved  # type: ignore[return-value]
         except (AttributeError, TypeError):  # None among it, or freed
             pass
-        names = self.plan.names if self.plan is not None else ()
-        for i in range(len(self._versions)):
-            self.saved(i, self.function.saved_via.get(names[i]) if i < len(names) else None)
+        plan, needed = self.plan, formulas.needed_for(self.needs_input_grad)
+        for i, name in enumerate(plan.names if plan is not None else ()):
+            if name in needed or name.startswith(f"{formulas.rest}_"):
+                self.saved(i, self.function.saved_via.get(name))
+        if plan is not None and plan.saves_number:
+            self.saved(0)  # which is freed with the graph
         return self._saved or ()
 
     def mark_dirty(self, *tensors: torch.Tensor) -> None:

@@ -206,6 +206,7 @@ def answer_directly(func: Any, found: Any) -> None:
         setattr(Tensor, name, method)
 
 
+_FLAGS = (None, False, True)
 _OPERATORS = ("__add__", "__matmul__", "__mul__", "__neg__", "__sub__", "__truediv__")
 
 
@@ -430,8 +431,13 @@ class Tensor(torch.Tensor):
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Walk back from this tensor, as `torch.Tensor.backward`."""
-        if _here.is_plain and inputs is None and not create_graph:
-            backward_plainly((self,), (gradient,), bool(retain_graph))
+        if (
+            _here.is_plain
+            and gradient is inputs is None
+            and not create_graph
+            and retain_graph in _FLAGS
+        ):
+            backward_plainly((self,), (None,), bool(retain_graph))
             return
         backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
