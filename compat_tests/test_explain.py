@@ -1,11 +1,21 @@
 """nnmirror.explain: the backward written out, which a reader may trust and run by itself."""
 
+import collections
+import contextlib
+import io
+import pdb
 import runpy
+import sys
+import threading
 
 import pytest
 import torch
 
 import nnmirror
+from nnmirror import functional, standalone
+from nnmirror.plain import here
+
+from .parity import parity
 
 # -- the nets: each gives a loss, a module, and the tensors that get a gradient ------------------
 
@@ -182,3 +192,288 @@ def test_the_saved_file_gives_pytorchs_gradients(net, tmp_path):
         (name,) = [n for n, leaf in explanation.leaves.items() if torch.equal(leaf.value, q)]
         assert torch.equal(found[name], p.grad), name
         assert torch.equal(q.grad, p.grad), name
+
+
+def test_a_function_in_the_readers_names():
+    """Parameters by their modules' names, variables by the script's, each call with its line."""
+    torch.manual_seed(0)
+
+    class Net(nnmirror.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nnmirror.Linear(2, 4), nnmirror.Linear(4, 1)
+
+        def forward(self, x):
+            h = torch.tanh(self.fc1(x))
+            return self.fc2(h)
+
+    net, criterion = Net(), nnmirror.MSELoss()
+    x, y = torch.randn(3, 2), torch.randn(3, 1)
+    loss = criterion(net(x), y)
+    explanation = nnmirror.explain(loss)
+    text = str(explanation)
+    assert "d_fc1_weight = d_fc1.t().mm(x)" in text
+    assert "d_fc1 = torch.addcmul(one, tanh, tanh, value=-1) * d_tanh" in text
+    assert "# dx = g (1 - y^2)" in text
+    assert "h = torch.tanh(self.fc1(x))" in text
+    known = [(o.module, o.module_class, o.node) for o in explanation.operations]
+    assert known == [
+        ("criterion", "MSELoss", "MseLossBackward0"),
+        ("fc2", "Linear", "AddmmBackward0"),
+        ("", "Net", "TanhBackward0"),
+        ("fc1", "Linear", "AddmmBackward0"),
+    ]
+    assert all(o.place is not None and o.place.filename == __file__ for o in explanation.operations)
+    assert [i.operation for i in explanation.operations[1].inputs] == [None, 2, None]
+    assert [i.leaf for i in explanation.operations[1].inputs] == ["fc2.bias", None, "fc2.weight"]
+    assert torch.equal(explanation.operations[3].results[0].value, net.fc1(x).detach())
+    assert list(explanation.gradients) == ["fc2.bias", "fc2.weight", "fc1.bias", "fc1.weight"]
+    assert "Explanation" in repr(explanation)
+
+
+def test_where_a_call_was_made_is_said_only_if_it_is_known():
+    """The second call of a kind may come from another line. In plain mode each is known."""
+    net = nnmirror.Linear(2, 2)
+    x = torch.randn(3, 2)
+    for _ in range(2):
+        loss = net(x).sum()
+    assert [o.place for o in nnmirror.explain(loss).operations] == [None, None]
+    with nnmirror.plain():
+        loss = net(x).sum()
+    places = [o.place for o in nnmirror.explain(loss).operations]
+    assert [p and p.text for p in places] == ["loss = net(x).sum()"] * 2
+
+
+@parity
+def test_training_goes_on_as_if_nothing_had_been_explained(nn, optim):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
+    optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for step in range(6):
+        loss = nn.MSELoss()(net(torch.randn(5, 3)), torch.randn(5, 1))
+        optimizer.zero_grad()
+        if nn is nnmirror and step in (1, 4):
+            explanation = nnmirror.explain(loss)
+            assert all(p.grad is None for p in net.parameters())
+        loss.backward()
+        if nn is nnmirror and step in (1, 4):
+            for name, p in net.named_parameters():
+                assert torch.equal(explanation.gradients[name], p.grad)
+        optimizer.step()
+    return list(net.parameters())
+
+
+@parity
+@pytest.mark.parametrize("way", ["steps", "plain"])
+def test_step_by_step_all_is_as_otherwise(nn, optim, way):
+    """Hooks, retained gradients, a user's Function, torch's own graph in front: same bits."""
+    torch.manual_seed(0)
+    seen = []
+    base = nnmirror if nn is nnmirror else torch.autograd
+
+    class Cube(base.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * 3 * x * x
+
+    net, out = nn.Linear(3, 4), nn.Linear(4, 2)
+    net.weight.register_hook(lambda g: seen.append(("weight", g)))
+    net.bias.register_post_accumulate_grad_hook(lambda p: seen.append(("bias", p.grad.clone())))
+    x = torch.randn(5, 3, requires_grad=True)
+
+    def run():
+        h = net(x * 2)
+        h.retain_grad()
+        h.register_hook(lambda g: g * 0.5)
+        t = Cube.apply(torch.tanh(h))
+        t.grad_fn.register_hook(lambda gi, go: seen.append(("node", *go, out.weight.grad)))
+        a, b = t.unbind(1)[:2]
+        top, _ = t.sort(1)
+        loss = out(t + t.detach()).pow(2).mean() + (a * b).sum() + top[:, -1].sum()
+        if nn is not nnmirror:
+            loss.backward()
+        elif way == "steps":
+            for step in nnmirror.steps(loss):
+                assert step.gradients
+                if step.node == "TanhBackward0":
+                    assert list(step.take()) == ["input"]
+        else:
+            loss.backward()
+        return h.grad
+
+    results = []
+    for _ in range(2):
+        if way == "plain":
+            with nnmirror.plain():
+                results.append(run())
+        else:
+            results.append(run())
+    return results, seen, x.grad, [p.grad for p in (*net.parameters(), *out.parameters())]
+
+
+def test_a_step_knows_what_it_does():
+    net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
+    loss = net(torch.randn(5, 3)).sum()
+    steps = []
+    for step in nnmirror.steps(loss, net):
+        assert step.input_gradients is None
+        steps.append(step)
+    assert [s.module for s in steps] == ["", "2", "1", "0"]
+    assert [s.formula for s in steps][2] == "dx = g (1 - y^2)"
+    assert [s.computes for s in steps][2] == "y = tanh(x)"
+    assert torch.equal(steps[1].input_gradients["weight"], net[2].weight.grad)
+    assert steps[2].gradient is steps[1].input_gradients["input"]
+
+
+def test_a_loop_over_steps_may_be_left():
+    """What is complete is there, the rest is untouched; torch's modes are as they were."""
+    first, second = nnmirror.Linear(3, 4), nnmirror.Linear(4, 1)
+    loss = second(first(torch.randn(5, 3))).sum()
+    for step in nnmirror.steps(loss):
+        if step.module == "first":
+            break
+    assert second.weight.grad is not None is first.weight.grad
+    assert torch.is_grad_enabled()
+    assert (first(torch.randn(5, 3)) * 2).requires_grad
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_refused_as_by_pytorch():
+    net, x = nnmirror.Linear(3, 2), torch.randn(4, 3)
+    for ask in (nnmirror.explain, nnmirror.steps):
+        with pytest.raises(RuntimeError, match="element 0 of tensors does not require grad"):
+            ask(x.sum())
+        with pytest.raises(RuntimeError, match="only for scalar outputs"):
+            ask(net(x))
+    loss = net(x).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        nnmirror.explain(loss)
+    explanation = nnmirror.explain(net(x), gradient=torch.ones(4, 2))
+    assert torch.equal(explanation.gradients["net.bias"], net.bias.grad)
+
+
+def test_a_hook_that_may_change_a_gradient_is_refused_by_name():
+    net = nnmirror.Linear(3, 2)
+
+    def doubled(g):
+        return g * 2
+
+    h = net(torch.randn(4, 3))
+    h.retain_grad()
+    nnmirror.explain(h.sum())
+    h.register_hook(doubled)
+    with pytest.raises(NotImplementedError, match=r"hook doubled .*nnmirror\.steps"):
+        nnmirror.explain(h.sum())
+    with nnmirror.watch(net):
+        nnmirror.explain(net(torch.randn(4, 3)).sum())
+
+
+class Stepper(pdb.Pdb):
+    """pdb, given `s` again and again."""
+
+    def __init__(self):
+        super().__init__(stdin=io.StringIO(), stdout=io.StringIO(), readrc=False, nosigint=True)
+        self.stops: list[str] = []
+
+    def interaction(self, frame, traceback):
+        self.stops.append(frame.f_code.co_qualname)
+        self.set_step()
+
+
+def test_a_debugger_soon_comes_to_a_formula():
+    """By `s` on `loss.backward()`, which in usual mode takes hundreds, or never comes to one."""
+    net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
+    with nnmirror.plain():
+        for _ in range(2):
+            loss = nnmirror.MSELoss()(net(torch.randn(5, 3)), torch.randn(5, 1))
+            stepper = Stepper()
+            stepper.runcall(loss.backward)
+            assert stepper.stops.index("MseLoss.d_input") < 70
+            assert stepper.stops.index("Tanh.d_input") < 420
+
+
+def test_in_plain_mode_the_rules_themselves_are_called():
+    """So a breakpoint in one stops: forward and backward, in a Sequential, how often it comes."""
+    written = functional.Linear.formulas.raw_forward, vars(functional.Tanh)["d_input"]
+    called = [function.__func__.__code__ for function in written]
+    net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
+    x = torch.randn(5, 3)
+    counts = collections.Counter()
+
+    def tracer(frame, event, arg):
+        counts[frame.f_code] += 1
+
+    before = sys.gettrace()
+    for plain in (True, False):
+        counts.clear()
+        for step in range(12):
+            with nnmirror.plain() if plain else contextlib.nullcontext():
+                sys.settrace(tracer if step == 11 else before)
+                net(x).sum().backward()
+                with torch.no_grad():
+                    net(x)
+                sys.settrace(before)
+        assert [counts[code] for code in called] == ([4, 1] if plain else [0, 0])
+
+
+def test_plain_mode_is_a_threads_own():
+    seen = []
+
+    def other():
+        seen.append(here.is_plain)
+
+    with nnmirror.plain():
+        assert here.is_plain
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert seen == [False]
+    assert not here.is_plain
+
+
+@parity
+def test_training_in_and_out_of_plain_mode(nn, optim):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 1))
+    optimizer = optim.Adam(net.parameters(), lr=0.1)
+    for step in range(8):
+        with nnmirror.plain() if step % 3 else contextlib.nullcontext():
+            loss = nn.MSELoss()(net(torch.randn(5, 3)), torch.randn(5, 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return list(net.parameters())
+
+
+def test_a_saved_file_keeps_every_number(tmp_path):
+    """Of each kind and layout, large ones too; changed afterwards, the graph's are not there."""
+    values = {
+        "odd": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45, 0.1]),
+        "by_columns": torch.randn(3, 4).t(),
+        "repeated": torch.randn(4, 1).expand(4, 5),
+        "large": torch.randn(30, 30, dtype=torch.float64)[::2],
+        "half": torch.randn(3, dtype=torch.bfloat16),
+        "mask": torch.tensor([[True, False]]),
+        "many": torch.randn(10, 10) > 0,
+        "index": torch.tensor([1, -2]),
+        "none": torch.empty(0, 3),
+    }
+    names = ", ".join(values)
+    standalone.save(
+        f"import torch\n\n\ndef backward({names}):\n    pass\n", values, tmp_path / "f.py"
+    )
+    found = runpy.run_path(str(tmp_path / "f.py"))["values"]()
+    for name, value in values.items():
+        assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
+        assert found[name].stride() == value.stride(), name
+        same = torch.equal(found[name].nan_to_num(nan=7), value.nan_to_num(nan=7))
+        assert same, name
+        assert torch.equal(found[name].signbit(), value.signbit()), name

@@ -585,3 +585,20 @@ def test_what_pytorchs_engine_does_not_ask_about_is_named():
 
 def parameters_of(module):
     return dict(module.named_parameters())
+
+
+@parity
+def test_a_hook_prints_a_tensor_further_back(nn, optim):
+    """Shown with its grad_fn, a node is made what PyTorch's is, in the midst of the walk."""
+    torch.manual_seed(0)
+    fc, out = nn.Linear(2, 3), nn.Linear(3, 1)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    shown = []
+    for ask in (lambda loss: loss.backward(), lambda loss: torch.autograd.grad(loss, fc.weight)):
+        for step in range(6):
+            h = net(fc(torch.ones(4, 2)))
+            t = h.tanh()
+            if step > 3:
+                t.register_hook(lambda g, h=h: shown.append(repr(h).partition("grad_fn")[2]))
+            asked = ask(out(t).sum())
+    return shown, asked, [p.grad for p in (*fc.parameters(), *net.parameters())]

@@ -55,6 +55,7 @@ from .rules.shape import Clone, TRule, broadcast_tensors, expand, squeeze, unsqu
 from .rules.softmax import Softplus
 from .tape import SEEN, Node, constant, record, sign_call, signature_at
 from .tensor import Tensor
+from .walk import put_in_front
 
 T = torch.Tensor
 
@@ -344,6 +345,7 @@ def _with_transpose(node: Node) -> None:
             sign_call(made, sign)
     made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
     node.edges = (bias, input, (made, 0))
+    put_in_front(made, weight[0])
 
 
 def _with_plan_for_other(node: Node) -> None:

@@ -30,6 +30,7 @@ T = torch.Tensor
 _recorded_at, _target = attrgetter("sequence"), itemgetter(0)
 # A step: of a `node`, the `gradients` of its results, and the `results`, those of its inputs.
 Taking = SimpleNamespace
+_HOOKS = {"_leaf_hooks", "_post_accumulate_hooks", "_accumulate_hooks", "_reached_hooks"}
 _OURS = {_tape.Node, _tensor.Tensor, Parameter}
 
 
@@ -121,7 +122,7 @@ class Walk:
     outer: list[Any]
 
     def __init__(self, edges: Sequence[_tape.Edge], retain_graph: bool) -> None:
-        self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, _state.leaf_hooks_exist
+        self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, False
         self.waiting, self.leaves, self.to_torch, self.changed = {}, {}, [], set()
         self.callbacks, self.outer, self.number = [], [], next(_walk._walk_numbers)
 
@@ -204,6 +205,8 @@ class Walk:
             # The leaf that was complete last is the last.
             leaf = self.leaves[id(target)] = self.leaves.pop(id(target), _Leaf(target))
             leaf.came += 1
+            if not _HOOKS.isdisjoint(vars(target)):  # which may look at the others
+                self.is_prompt = True
             slots = leaf.slots
         else:
             return

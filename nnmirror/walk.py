@@ -52,6 +52,8 @@ class _Walks(threading.local):
     number: int = -1
     leads_to: Callable[[Any], bool | None] | None = None
     creates_graph: bool = False  # it is recorded itself
+    # What the generic walk knows by these names; None in any other.
+    known: tuple[dict[int, int], set[int] | None] | None = None
 
 
 _walk_numbers = itertools.count()
@@ -73,6 +75,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False) -> Iterator[None]:
     """One walk: call what was queued in it at its end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
+    known, _walks.known = _walks.known, None
     _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
     _walks.creates_graph = create_graph
     try:
@@ -81,6 +84,7 @@ def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False)
             callback()
     finally:
         _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph = outer
+        _walks.known = known
 
 
 class _TorchInAWalk:
@@ -127,6 +131,19 @@ def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
     )
     made.__dict__.update(hook.__dict__)
     return made
+
+
+def put_in_front(node: _tape.Node, target: Any) -> None:
+    """Say that `node` is there since somebody looked at the graph: it leads to `target`.
+
+    That may have been in a hook, as of one that prints a tensor.
+    """
+    if _walks.known is None:
+        return
+    counts, reaches = _walks.known
+    counts.setdefault(id(node), 1)
+    if reaches is not None and id(target) in reaches:
+        reaches.add(id(node))
 
 
 def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
@@ -312,6 +329,7 @@ def walk(
         return id(target) in (counts if reaches is None else reaches & counts.keys())
 
     with DisableTorchFunctionSubclass(), one_walk(leads_to, create_graph):
+        _walks.known = counts, reaches
         for (target, index), grad in zip(edges, grads, strict=True):
             arrive(target, index, grad, is_root=True)
         while ready:

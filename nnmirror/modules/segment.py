@@ -23,6 +23,7 @@ from ..fast import source
 from ..fast.signature import Signature, of_tensor
 from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
+from ..walk import put_in_front
 from .explicit import Chain, NodeCall
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
@@ -122,6 +123,8 @@ class Form:
         """Turn the node of a segment into that of its last layer, the others behind it."""
         node.segment = node.signature = None
         node.before = self.nodes(node, node)[:-1]  # type: ignore[attr-defined]
+        for made in node.before:  # type: ignore[attr-defined]
+            put_in_front(made, made)
 
 
 def nodes(node: tape.Node) -> list[tape.Node]:
