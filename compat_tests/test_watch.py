@@ -5,6 +5,7 @@ import copy
 import gc
 import json
 import pickle
+import signal
 import subprocess
 import sys
 import weakref
@@ -1011,6 +1012,17 @@ def test_operations_are_seen_in_the_call_of_the_model_alone():
         assert len(w.records) == before
         net(x).sum().backward()
     assert len(w.steps[-1]) == 10
+
+
+def test_an_interrupt_in_a_forward_leaves_nothing_on():
+    """Ctrl-C in a notebook. Hooks that are always called are not called then, as in PyTorch."""
+    net = ByHand()
+    net.last.forward = lambda x: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), nnmirror.watch(net) as w:
+        net(torch.randn(2, 3))
+    assert torch.overrides._get_current_function_mode_stack() == []
+    assert hooks_of(net) == []
+    assert [r.layer for r in w.records] == ["first", ""]
 
 
 def test_values_on_request():

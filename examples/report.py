@@ -346,8 +346,9 @@ def draw_puzzle(plt: Any, drawn: dict[str, list[list[float]]], path: Path) -> No
         epochs = range(len(curves[0]))
         middle = [statistics.median(losses) for losses in zip(*curves, strict=True)]
         # Some curves lie on one another: those of momentum are dashed, above the others.
-        look: dict[str, Any] = {"linestyle": "--", "zorder": 3} if "momentum" in name else {}
-        (line,) = axis.plot(epochs, middle, label=name, linewidth=1.4, **look)
+        dashed = {"linestyle": "--", "zorder": 3, "linewidth": 1.2}
+        look: dict[str, Any] = dashed if "momentum" in name else {"linewidth": 2.6}
+        (line,) = axis.plot(epochs, middle, label=name, **look)
         low, high = ([f(c) for c in zip(*curves, strict=True)] for f in (min, max))
         axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for loss, text in ((0.25048, "the report's own net"), (0.01765, "the report's PyTorch")):
