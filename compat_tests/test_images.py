@@ -1,4 +1,4 @@
-"""Layers for images that have no weights: a user would lose the bits, the draws or the shapes."""
+"""Functions and layers for images that have no weights: a user would lose the bits, the draws or the shapes."""
 
 import warnings
 
@@ -7,8 +7,8 @@ import torch
 
 import nnmirror
 
-from .parity import parity, trained
-from .test_layers import DTYPES
+from .parity import off_by, parity, trained
+from .test_layers import DTYPES, driven
 from .test_norm_layers import in_format
 
 PADS = {1: (2, 1), 2: (1, 2, 0, 3), 3: (1, 2, 0, 1, 1, 0)}
@@ -175,6 +175,142 @@ def test_a_net_of_them_trains(nn, optim):
     )  # fmt: skip
     results = trained(nn, optim, net, torch.randn(4, 2, 2, 2), torch.randn(4, 3), momentum=0.9)
     return results, repr(net), net.state_dict(), net.eval()(torch.randn(2, 2, 2, 2))
+
+
+# Name: what is interpolated, and how; and by how many units the gradient may differ.
+INTERPOLATIONS = {
+    **{
+        f"{mode}, {way}": (mode, shape, how, units)
+        for mode, shape, units in [
+            ("nearest", (2, 3, 5), 0), ("nearest", (2, 3, 4, 5), 0), ("nearest", (2, 2, 3, 2, 4), 0),
+            ("nearest-exact", (2, 3, 5), 0), ("nearest-exact", (2, 3, 4, 5), 0), ("nearest-exact", (2, 2, 3, 2, 4), 0),
+            ("linear", (2, 3, 5), 16), ("bilinear", (2, 3, 4, 5), 16), ("trilinear", (2, 2, 3, 2, 4), 16), ("bicubic", (2, 3, 4, 5), 16),
+        ]
+        for way, how in {
+            f"{len(shape) - 2}d twice": {"scale_factor": 2},
+            f"{len(shape) - 2}d by a fraction": {"scale_factor": tuple([1.7, 0.6, 2.0][: len(shape) - 2])},
+            f"{len(shape) - 2}d to a size": {"size": tuple([7, 3, 5][: len(shape) - 2])},
+            f"{len(shape) - 2}d by five": {"scale_factor": 5.3, "recompute_scale_factor": True},
+        }.items()
+    },
+    "bilinear, smoothed": ("bilinear", (2, 3, 9, 8), {"size": (4, 11), "antialias": True}, 16),
+    "bicubic, smoothed": ("bicubic", (2, 3, 9, 8), {"scale_factor": 0.4, "antialias": True}, 16),
+    "lanczos, smoothed": ("lanczos", (2, 3, 9, 8), {"size": 5, "antialias": True}, 16),
+    "bilinear of nothing": ("bilinear", (0, 3, 2, 2), {"size": 3}, 0),
+}  # fmt: skip
+
+
+def interpolated(nn, name, dtype=torch.float32):
+    """Each way of one kind: with the corners aligned or not, and in both layouts."""
+    mode, shape, how, _ = INTERPOLATIONS[name]
+    results = []
+    for corners in (None,) if mode.startswith(("nearest", "lanczos")) else (None, True):
+        for channels_last in (False, True) if len(shape) > 3 else (False,):
+            x = in_format(torch.randn(shape).to(dtype), channels_last).requires_grad_()
+            y = nn.functional.interpolate(x, mode=mode, align_corners=corners, **how)
+            y.backward(in_format(torch.randn(y.shape).to(dtype), channels_last))
+            results += [y, x, y.stride(), y.grad_fn.name()]
+    return results
+
+
+@pytest.mark.parametrize("name", [n for n, (*_, units) in INTERPOLATIONS.items() if not units])
+@parity
+def test_interpolate(nn, optim, name):
+    return [interpolated(nn, name, dtype) for dtype in DTYPES]
+
+
+@pytest.mark.parametrize("name", [n for n, (*_, units) in INTERPOLATIONS.items() if units])
+@parity
+@off_by(16)
+def test_interpolate_nearly(nn, optim, name):
+    kinds = DTYPES[:2] if "smoothed" in name else DTYPES
+    return [interpolated(nn, name, dtype) for dtype in kinds]
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+def test_slopes_of_interpolate(name):
+    """Central differences in float64."""
+    mode, shape, how, _ = INTERPOLATIONS[name]
+    x = nnmirror.Parameter(torch.randn(shape, dtype=torch.float64))
+
+    def function(x):
+        return nnmirror.functional.interpolate(x, mode=mode, **how)
+
+    if x.numel():
+        assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@parity
+@off_by(64)
+def test_interpolate_second_derivatives(nn, optim, mode):
+    x = torch.randn(2, 2, 3, 4, requires_grad=True)
+    y = nn.functional.interpolate(nn.functional.tanh(x), scale_factor=2, mode=mode)
+    (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    (dx * dx).sum().backward()
+    return dx, x
+
+
+@parity
+@off_by(64)
+def test_upsampling_modules(nn, optim):
+    x = torch.randn(2, 3, 4, 4)
+    layers = [
+        nn.Upsample(scale_factor=2), nn.Upsample(size=(3, 7), mode="bilinear", align_corners=True), nn.Upsample(6, mode="bicubic"),
+        nn.UpsamplingNearest2d(scale_factor=(2, 3)), nn.UpsamplingBilinear2d(size=7), nn.Upsample(scale_factor=1.5, recompute_scale_factor=True),
+    ]  # fmt: skip
+    net = nn.Sequential(nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(192, 2))
+    results = [driven(layer, x)[2:] for layer in layers]
+    return results, repr(layers), trained(nn, optim, net, x, torch.randn(2, 2)), repr(net)
+
+
+@parity
+@off_by(64)
+def test_interpolate_of_torch(nn, optim):
+    """PyTorch's functions on tracked tensors, and the older names."""
+    F = nn.functional
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    h = F.leaky_relu(x, 0.5)
+    results = [
+        torch.nn.functional.interpolate(h, scale_factor=2.0), torch.nn.functional.interpolate(h, 7, mode="bilinear"),
+        F.upsample(h, scale_factor=2), F.upsample_nearest(h, 5), F.upsample_bilinear(h, scale_factor=2),
+        torch._C._nn.upsample_nearest2d(h, None, [2.0, 2.0]), torch._C._nn.upsample_bilinear2d(h, [6, 6], False),
+        torch._C._nn.upsample_bicubic2d(h, [6, 6], True, 1.5, 1.5), F.interpolate(h[0], size=6, mode="linear"),
+    ]  # fmt: skip
+    sum((r * r).sum() for r in results).backward()
+    return results, x
+
+
+IMAGE = torch.ones(1, 1, 3, 3)
+INTERPOLATE_ERRORS = {
+    "no size": lambda F: F.interpolate(IMAGE),
+    "both": lambda F: F.interpolate(IMAGE, 3, 2.0),
+    "sizes": lambda F: F.interpolate(IMAGE, size=(3,)),
+    "factors": lambda F: F.interpolate(IMAGE, scale_factor=(3.0, 2.0, 1.0)),
+    "float size": lambda F: F.interpolate(IMAGE, size=(3.0, 2.0)),
+    "float number": lambda F: F.interpolate(IMAGE, size=3.5),
+    "corners of nearest": lambda F: F.interpolate(IMAGE, 3, align_corners=True),
+    "smooth nearest": lambda F: F.interpolate(IMAGE, 3, antialias=True),
+    "2d": lambda F: F.interpolate(torch.ones(3, 3), 3),
+    "linear of images": lambda F: F.interpolate(IMAGE, 3, mode="linear"),
+    "bicubic of volumes": lambda F: F.interpolate(IMAGE[None], 3, mode="bicubic"),
+    "trilinear of images": lambda F: F.interpolate(IMAGE, 3, mode="trilinear"),
+    "mode": lambda F: F.interpolate(IMAGE, 3, mode="best"),
+    "recomputed": lambda F: F.interpolate(IMAGE, 3, recompute_scale_factor=True),
+    "lanczos": lambda F: F.interpolate(IMAGE, 3, mode="lanczos"),
+    "to nothing": lambda F: F.interpolate(IMAGE, 0),
+    "by nothing": lambda F: F.interpolate(IMAGE, scale_factor=0.1),
+    "no channels": lambda F: F.interpolate(torch.ones(1, 0, 3, 3), 2),
+    "integers": lambda F: F.interpolate(torch.ones(1, 1, 3, 3, dtype=torch.long), 2),
+    "none": lambda F: F.interpolate(None, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INTERPOLATE_ERRORS)
+@parity
+def test_interpolate_errors(nn, optim, name):
+    return INTERPOLATE_ERRORS[name](nn.functional)
 
 
 ERRORS = {

@@ -143,6 +143,12 @@ try:
     safe_softmax = torch._safe_softmax
     scaled_dot_product_flash_attention_for_cpu = torch._scaled_dot_product_flash_attention_for_cpu
     standard_gamma = torch._standard_gamma
+    upsample_bicubic2d_aa: Any = torch._C._nn._upsample_bicubic2d_aa  # type: ignore[attr-defined]
+    upsample_bilinear2d_aa: Any = torch._C._nn._upsample_bilinear2d_aa  # type: ignore[attr-defined]
+    upsample_lanczos2d_aa: Any = torch._C._nn._upsample_lanczos2d_aa  # type: ignore[attr-defined]
+    upsample_nearest_exact1d: Any = torch._C._nn._upsample_nearest_exact1d  # type: ignore[attr-defined]
+    upsample_nearest_exact2d: Any = torch._C._nn._upsample_nearest_exact2d  # type: ignore[attr-defined]
+    upsample_nearest_exact3d: Any = torch._C._nn._upsample_nearest_exact3d  # type: ignore[attr-defined]
     standard_gamma_grad = torch._standard_gamma_grad
 
     # -- operations on lists of tensors, as torch.optim has them -------------------------

@@ -6,6 +6,7 @@ kernels compute, so that it rounds as they do. `g` is the gradient of the result
 
 import functools
 import math
+import numbers
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,6 +33,7 @@ from .rules import normalization as _normalization
 from .rules import padding as _padding
 from .rules import reduction as _reduction
 from .rules import softmax as softmax_rules
+from .rules import upsampling as _upsampling
 from .rules.activation import (
     Elu,
     EluInplace,
@@ -97,6 +99,7 @@ __all__ = [
     "hinge_embedding_loss",
     "huber_loss",
     "instance_norm",
+    "interpolate",
     "kl_div",
     "l1_loss",
     "layer_norm",
@@ -139,6 +142,9 @@ __all__ = [
     "threshold",
     "threshold_",
     "triplet_margin_loss",
+    "upsample",
+    "upsample_bilinear",
+    "upsample_nearest",
 ]
 
 
@@ -1055,6 +1061,135 @@ def group_norm(
             f"Expected more than 1 value per channel when training, got input size {size}"
         )
     return _groupnorm.group_norm(input, num_groups, weight, bias, eps)
+
+
+@overridable
+def interpolate(
+    input: T,
+    size: int | None = None,
+    scale_factor: list[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> T:
+    """Images (N, C, ...) at another size, or at the old one times `scale_factor`.
+
+    By the nearest element ("nearest", "nearest-exact"), between neighbours ("linear", "bilinear",
+    "trilinear", "bicubic"), or as the mean over an area ("area"); see `rules.upsampling`.
+    """
+    if mode in ("nearest", "area", "nearest-exact"):
+        if align_corners is not None:
+            raise ValueError(
+                "align_corners option can only be set with the interpolating modes: linear |"
+                " bilinear | bicubic | trilinear"
+            )
+    elif align_corners is None:
+        align_corners = False
+    dim = input.dim()
+    sizes, scales = _interpolated_size(input, size, scale_factor)
+    if recompute_scale_factor and size is not None:
+        raise ValueError("recompute_scale_factor is not meaningful with an explicit size.")
+    if scales is not None and (recompute_scale_factor or mode == "area"):
+        sizes = [int(input.size(i + 2) * s) for i, s in enumerate(scales)]
+        scales = None
+    if antialias and not (mode in ("bilinear", "bicubic", "lanczos") and dim == 4):
+        raise ValueError(
+            "Anti-alias option is restricted to bilinear, bicubic, and lanczos modes and requires"
+            " a 4-D tensor as input"
+        )
+    if mode == "area" and dim in (3, 4, 5):
+        return _mean_over_areas(input, sizes)
+    if mode == "lanczos" and dim == 4:
+        if align_corners:
+            raise ValueError("Lanczos mode does not support align_corners=True")
+        if not antialias:
+            raise ValueError("Lanczos mode requires antialias=True")
+    found = _INTERPOLATIONS.get((mode, dim))
+    if found is not None:
+        kind = f"{found}_aa" if antialias else found
+        return _upsampling.upsample(input, kind, sizes, align_corners, scales)
+    if mode in _LINEAR and dim in (3, 4, 5):
+        raise NotImplementedError(f"Got {dim}D input, but {mode} mode needs {_LINEAR[mode]}D input")
+    raise NotImplementedError(
+        f"Input Error: Only 3D, 4D and 5D input Tensors supported (got {dim}D) for the modes:"
+        " nearest | linear | bilinear | bicubic | trilinear | lanczos | area | nearest-exact (got"
+        f" {mode})"
+    )
+
+
+_INTERPOLATIONS = {
+    **{("nearest", n + 2): f"nearest{n}d" for n in (1, 2, 3)},
+    **{("nearest-exact", n + 2): f"exact{n}d" for n in (1, 2, 3)},
+    ("linear", 3): "linear1d",
+    ("bilinear", 4): "linear2d",
+    ("trilinear", 5): "linear3d",
+    ("bicubic", 4): "cubic2d",
+    ("lanczos", 4): "lanczos2d",
+}
+_LINEAR = {"linear": 3, "bilinear": 4, "trilinear": 5}
+
+
+def _interpolated_size(input: T, size: Any, scale_factor: Any) -> tuple[Any, Any]:
+    """The sizes or the factors, one for each dimension; or PyTorch's error."""
+    dim = input.dim() - 2
+    if size is not None and scale_factor is not None:
+        raise ValueError("only one of size or scale_factor should be defined")
+    if size is None and scale_factor is None:
+        raise ValueError("either size or scale_factor should be defined")
+    given = scale_factor if size is None else size
+    if not isinstance(given, list | tuple):
+        given = [given] * dim
+    elif len(given) != dim:
+        what = ("scale_factor", "scale_factor of shape", "(s1, s2, ...,sK)")
+        if size is not None:
+            what = ("output", "output size of", "(o1, o2, ...,oK)")
+        in_format = "output size in" if size is not None else "scale_factor in"
+        raise ValueError(
+            f"Input and {what[0]} must have the same number of spatial dimensions, but got input"
+            f" with spatial dimensions of {list(input.shape[2:])} and {what[1]} {given}. Please"
+            f" provide input tensor in (N, C, d1, d2, ...,dK) format and {in_format} {what[2]}"
+            " format."
+        )
+    elif size is not None and not all(isinstance(s, numbers.Integral) for s in given):
+        raise TypeError(
+            "expected size to be one of int or Tuple[int] or Tuple[int, int] or Tuple[int, int,"
+            f" int], but got size with types {[type(s) for s in given]}"
+        )
+    return (None, given) if size is None else (given, None)
+
+
+def _mean_over_areas(input: T, size: Any) -> T:
+    return globals()[f"adaptive_avg_pool{input.dim() - 2}d"](input, size)  # type: ignore[no-any-return]
+
+
+def upsample(
+    input: T,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> T:
+    """`interpolate`, with PyTorch's warning that it is called so now."""
+    return _upsampled("upsample", input, size, scale_factor, mode, align_corners)
+
+
+def upsample_nearest(input: T, size: Any = None, scale_factor: Any = None) -> T:
+    """`interpolate` by the nearest element, with PyTorch's warning that it is called so now."""
+    return _upsampled("upsample_nearest", input, size, scale_factor, "nearest", None)
+
+
+def upsample_bilinear(input: T, size: Any = None, scale_factor: Any = None) -> T:
+    """`interpolate(mode="bilinear", align_corners=True)`, with PyTorch's warning."""
+    return _upsampled("upsample_bilinear", input, size, scale_factor, "bilinear", True)
+
+
+def _upsampled(name: str, input: T, size: Any, scale: Any, mode: str, corners: bool | None) -> T:
+    warnings.warn(
+        f"`nn.functional.{name}` is deprecated. Use `nn.functional.interpolate` instead.",
+        stacklevel=3,
+    )
+    return interpolate(input, size, scale, mode, corners)
 
 
 def check_batch(input: T, training: bool, eps: float) -> None:

@@ -32,6 +32,7 @@ from . import (
     shape,
     softmax,
     undefined,
+    upsampling,
 )
 from .registry import RULES, Rule, composite, inplace, name_of, refusal, rule
 
@@ -91,4 +92,5 @@ __all__ = [
     "shape",
     "softmax",
     "undefined",
+    "upsampling",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from .._torch import is_torch_function_enabled as is_recorded  # which a walk is then
 from ..tape import record
+from .kernel import memory_format
 from .normalization import InverseStdOf, MeanOf, like
 from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
 from .shape import contiguous
@@ -146,17 +147,3 @@ def group_norm(
     if isinstance(input, T):
         input = contiguous(input, memory_format(input))
     return record(NativeGroupNorm, (input, num_groups, weight, bias, eps))[0]
-
-
-def memory_format(x: T) -> torch.memory_format:
-    """The one that the strides suggest, though x need not fill its memory."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if x.dim() not in formats or x.stride(1) == 0:
-        return torch.contiguous_format
-    least = 0
-    for d in (1, *range(x.dim() - 1, 1, -1), 0):
-        size, step = x.shape[d], x.stride(d)
-        if size == 0 or step < least or (d == 0 and least == x.stride(1)):
-            return torch.contiguous_format
-        least = step * max(size, 1)
-    return formats[x.dim()]

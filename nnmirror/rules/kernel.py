@@ -123,6 +123,20 @@ def bits(x: T) -> T:
     return x.view(_BITS[x.dtype])
 
 
+def memory_format(x: T) -> torch.memory_format:
+    """The one that the strides suggest, though x need not fill its memory."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() not in formats or x.stride(1) == 0:
+        return torch.contiguous_format
+    least = 0
+    for d in (1, *range(x.dim() - 1, 1, -1), 0):
+        size, step = x.shape[d], x.stride(d)
+        if size == 0 or step < least or (d == 0 and least == x.stride(1)):
+            return torch.contiguous_format
+        least = step * max(size, 1)
+    return formats[x.dim()]
+
+
 def laid_out_as(dx: T, g: T) -> T:
     """dx in the memory layout of g, as the kernel returns it.
 

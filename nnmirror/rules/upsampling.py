@@ -1,0 +1,251 @@
+"""Interpolation of images to another size.
+
+Every way of it is linear, and goes along one dimension after another:
+
+    y = x with W_d along each dimension d of places:  dx = g with W_d^T along each
+
+W_d (in, out) holds in row i what element i gives to each place of the result. It is what PyTorch's
+forward makes of the unit vectors. For the nearest element each column has a single 1: the gradients
+of the places that took an element are added to it one after another, as by PyTorch's kernel, to
+its bits. The others are products of matrices, and add up in another order than its kernels.
+float16 and bfloat16 are computed in float32.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _torch
+from .._types import TorchFunction
+from ..tape import record
+from .gradient import applied
+from .kernel import memory_format
+from .registry import Rule, composite
+
+T = torch.Tensor
+_Sizes = Sequence[int] | None
+_Scales = Sequence[float] | None
+
+
+class _Kind(NamedTuple):
+    """A way of interpolation, for so many dimensions."""
+
+    func: Any  # PyTorch's
+    label: str
+    takes_corners: bool  # whether it has an argument align_corners
+    along: str  # the way of which W_d is taken, for the fewest dimensions
+
+    def call(self, input: T, size: _Sizes, corners: bool | None, scales: _Scales) -> T:
+        how = (corners,) if self.takes_corners else ()
+        if size is None or scales is None:
+            return self.func(input, size, *how, scales)  # type: ignore[no-any-return]
+        return self.func(input, size, *how, *scales)  # type: ignore[no-any-return]
+
+
+_nn = torch._C._nn
+KINDS = {
+    "nearest1d": _Kind(_nn.upsample_nearest1d, "UpsampleNearest1D", False, "nearest1d"),
+    "nearest2d": _Kind(_nn.upsample_nearest2d, "UpsampleNearest2D", False, "nearest1d"),
+    "nearest3d": _Kind(_nn.upsample_nearest3d, "UpsampleNearest3D", False, "nearest1d"),
+    "exact1d": _Kind(_torch.upsample_nearest_exact1d, "UpsampleNearestExact1D", False, "exact1d"),
+    "exact2d": _Kind(_torch.upsample_nearest_exact2d, "UpsampleNearestExact2D", False, "exact1d"),
+    "exact3d": _Kind(_torch.upsample_nearest_exact3d, "UpsampleNearestExact3D", False, "exact1d"),
+    "linear1d": _Kind(_nn.upsample_linear1d, "UpsampleLinear1D", True, "linear1d"),
+    "linear2d": _Kind(_nn.upsample_bilinear2d, "UpsampleBilinear2D", True, "linear1d"),
+    "linear3d": _Kind(_nn.upsample_trilinear3d, "UpsampleTrilinear3D", True, "linear1d"),
+    "cubic2d": _Kind(_nn.upsample_bicubic2d, "UpsampleBicubic2D", True, "cubic2d"),
+    "linear2d_aa": _Kind(
+        _torch.upsample_bilinear2d_aa, "UpsampleBilinear2DAa", True, "linear2d_aa"
+    ),
+    "cubic2d_aa": _Kind(_torch.upsample_bicubic2d_aa, "UpsampleBicubic2DAa", True, "cubic2d_aa"),
+    "lanczos2d_aa": _Kind(
+        _torch.upsample_lanczos2d_aa, "UpsampleLanczos2DAa", True, "lanczos2d_aa"
+    ),
+}
+
+
+class Upsample(Rule):
+    """y = x with W_d along each dimension d of places:  dx = g with W_d^T along each
+
+    `scale_factors` tell where the places lie, where they are given; else the sizes do.
+    """
+
+    public = None  # a subclass is asked about what is called
+
+    @staticmethod
+    def forward(
+        input: T, kind: str, size: _Sizes, align_corners: bool | None, scale_factors: _Scales
+    ) -> T:
+        return KINDS[kind].call(input, size, align_corners, scale_factors)
+
+    @classmethod
+    def label_of(cls, input: T, kind: str, *how: Any) -> str:
+        return KINDS[kind].label + "Backward0"
+
+    @staticmethod
+    def d_input(
+        g: T,
+        input_shape: torch.Size,
+        kind: str,
+        align_corners: bool | None,
+        scale_factors: _Scales,
+    ) -> T:
+        return upsample_grad(g, input_shape, kind, align_corners, scale_factors)
+
+
+class _UpsampleBackward(Rule):
+    """dx = g with W_d^T along each dimension d of places:  g gets h, interpolated as x was"""
+
+    @staticmethod
+    def forward(
+        grad: T,
+        shape: torch.Size,
+        kind: str,
+        align_corners: bool | None,
+        scale_factors: _Scales,
+    ) -> T:
+        g = grad
+        if not g.numel():
+            return torch.zeros(shape, dtype=g.dtype, device=g.device)
+        scales: Sequence[float | None] = scale_factors or [None] * (len(shape) - 2)
+        along, format, places = KINDS[kind].along, memory_format(g), g.shape[2:]
+        wide = g.float() if g.dtype.itemsize == 2 else g
+        how = [
+            (along, n, m, align_corners, scale)
+            for n, m, scale in zip(shape[2:], places, scales, strict=True)
+        ]
+        if along in ("nearest1d", "exact1d"):
+            dx = _added(wide.contiguous(), shape, [_sources(*h) for h in how])
+        else:
+            dx = wide
+            for dim, h in enumerate(how, start=2):
+                w = _matrix(*h, wide.dtype).to(g.device)
+                if dim == g.dim() - 1:
+                    dx = dx @ w.t()
+                else:
+                    dx = (w @ dx.movedim(dim, -2)).movedim(-2, dim)
+        return dx.to(g.dtype).contiguous(memory_format=format)
+
+    @classmethod
+    def label_of(cls, grad: T, shape: torch.Size, kind: str, *how: Any) -> str:
+        return KINDS[kind].label + "BackwardBackward0"
+
+    @staticmethod
+    def d_grad(
+        g: T,
+        grad_shape: torch.Size,
+        kind: str,
+        align_corners: bool | None,
+        scale_factors: _Scales,
+    ) -> T:
+        return upsample(g, kind, tuple(grad_shape[2:]), align_corners, scale_factors)
+
+
+upsample_grad = applied(_UpsampleBackward)
+
+
+def upsample(
+    input: T, kind: str, size: _Sizes, align_corners: bool | None, scale_factors: _Scales
+) -> T:
+    """x of (N, C, ...) at another size, `size` or the old one times `scale_factors`."""
+    return record(Upsample, (input, kind, size, align_corners, scale_factors))[0]  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=128)
+def _matrix(
+    kind: str, n: int, m: int, corners: bool | None, scale: float | None, dtype: torch.dtype
+) -> T:
+    """W, of shape (n, m): what each of n elements gives to each of m places."""
+    with torch.inference_mode(False), torch.no_grad():
+        units = torch.eye(n, dtype=dtype, device="cpu")
+        if kind == "linear1d":
+            w: T = KINDS[kind].func(units.view(1, n, n), [m], corners, scale)
+        else:  # two dimensions, of which the first stays as it is
+            w = KINDS[kind].func(units.view(1, 1, n, n), [n, m], corners, None, scale)
+        return w.view(n, m)
+
+
+@functools.lru_cache(maxsize=128)
+def _sources(
+    kind: str, n: int, m: int, corners: bool | None, scale: float | None
+) -> tuple[int, T | None]:
+    """Of the nearest element: to how many places one goes at most, and to which it goes.
+
+    The latter of shape (most, n), with m where an element goes to fewer; or None where each goes
+    to as many, one beside the other.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        elements = torch.arange(n, dtype=torch.float64, device="cpu").view(1, 1, n)
+        taken = KINDS[kind].func(elements, [m], scale).view(m).long()
+        counts = taken.bincount(minlength=n)
+        most = int(counts.max())
+        if most * n == m and bool((counts == most).all()):
+            return most, None
+        starts = counts.cumsum(0) - counts
+        order = torch.arange(most, device="cpu").view(-1, 1)
+        return most, torch.where(order < counts, starts + order, m)
+
+
+_MOST_STEPS = 16
+
+
+def _added(g: T, shape: torch.Size, sources: list[tuple[int, T | None]]) -> T:
+    """To each element the gradients of its places, one after another in their order."""
+    steps = [range(most) for most, _ in sources]
+    if torch.Size([len(s) for s in steps]).numel() > _MOST_STEPS:
+        return _added_at_once(torch.zeros(shape, dtype=g.dtype, device=g.device), g, sources)
+    dx = None
+    padded = {}
+    for offsets in itertools.product(*steps):
+        part = g
+        for dim, (offset, (most, places)) in enumerate(zip(offsets, sources, strict=True), start=2):
+            if places is None:
+                part = part[(slice(None),) * dim + (slice(offset, None, most),)]
+                continue
+            key = offsets[: dim - 1]
+            if key not in padded:
+                zero = part.new_zeros(()).expand(*part.shape[:dim], 1, *part.shape[dim + 1 :])
+                chosen = places[offset].to(g.device)
+                padded[key] = torch.cat([part, zero], dim).index_select(dim, chosen)
+            part = padded[key]
+        dx = part + 0 if dx is None else dx.add_(part)
+    assert dx is not None
+    return dx
+
+
+def _added_at_once(dx: T, g: T, sources: list[tuple[int, T | None]]) -> T:
+    count = dx[0, 0].numel()
+    to = torch.zeros((), dtype=torch.int64, device="cpu")
+    for n, m, (most, places) in zip(dx.shape[2:], g.shape[2:], sources, strict=True):
+        of = torch.arange(n, device="cpu")
+        if places is None:
+            of = of.repeat_interleave(most)
+        else:
+            counts = (places < m).sum(0)
+            of = of.repeat_interleave(counts)
+        to = (to.unsqueeze(-1) * n + of).reshape(*to.shape, m)
+    images = torch.arange(dx.shape[0] * dx.shape[1], device="cpu").view(-1, 1) * count
+    to = (images + to.reshape(1, -1)).reshape(-1).to(g.device)
+    return dx.view(-1).index_add_(0, to, g.reshape(-1)).view(dx.shape)
+
+
+def _by_name(kind: str, func: TorchFunction) -> None:
+    takes_corners = KINDS[kind].takes_corners
+
+    def call(input: T, output_size: _Sizes = None, *how: Any, **named: Any) -> T:
+        names = ["align_corners"] * takes_corners
+        rest = dict(zip([*names, "scale_factors"], how, strict=False), **named)
+        scales = rest.pop("scale_factors", None)
+        corners = rest.pop("align_corners", None)
+        if rest or len(how) > 1 + takes_corners or not (scales is None or output_size is None):
+            scales = [*how[takes_corners:], *rest.values()]
+        return upsample(input, kind, output_size, corners, scales)
+
+    composite(func)(call)
+
+
+for _kind, _of in KINDS.items():
+    _by_name(_kind, _of.func)
