@@ -38,6 +38,21 @@ def _pair() -> tuple[Any, ...]:
     return _x(), _x().cos()
 
 
+def _places(n: int) -> torch.Tensor:
+    """Different ones for each element of `_planes(n)`."""
+    shape = _planes(n).shape
+    return torch.arange(shape[2:].numel()).view(shape[2:]).expand(shape).contiguous()
+
+
+# The pools and what they are made with.
+_POOLS: dict[str, tuple[Any, ...]] = {
+    "MaxPool": (2, 1),
+    "AvgPool": (2, 1),
+    "AdaptiveMaxPool": (2,),
+    "AdaptiveAvgPool": (2,),
+    "LPPool": (3, 2),
+    "FractionalMaxPool": (1, 2),
+}
 _ELEMENTWISE = """
 CELU ELU GELU SELU Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU
 ReLU6 SiLU Sigmoid Softplus Softsign Tanh Tanhshrink Hardshrink Softshrink Identity
@@ -52,6 +67,18 @@ LAYERS: dict[str, tuple[Any, ...]] = {
     "LogSoftmax": ("LogSoftmax", (1,), lambda: (_x(),)),
     "GLU": ("GLU", (0,), lambda: (_x(),)),
     "Softmin": ("Softmin", (1,), lambda: (_x(),)),
+    **{
+        f"{kind}{n}d": (f"{kind}{n}d", args, lambda n=n: (_planes(n),))
+        for kind, args in _POOLS.items()
+        for n in (1, 2, 3)
+        if n > 1 or not kind.startswith("Fractional")
+    },
+    **{
+        f"MaxUnpool{n}d": (f"MaxUnpool{n}d", (2,), lambda n=n: (_planes(n), _places(n)))
+        for n in (1, 2, 3)
+    },
+    "Fold": ("Fold", ((3, 3), 2), lambda: (_planes(1).expand(1, 2, 5)[:, :, :4].repeat(1, 2, 1),)),
+    "Unfold": ("Unfold", (2,), lambda: (_planes(2),)),
     "Linear": ("Linear", (3, 2), lambda: (_x(),)),
     "Linear without bias": ("Linear", (3, 2, False), lambda: (_x(),)),
     **{
@@ -201,6 +228,22 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
         for kind, turned in (("conv", 0), ("conv_transpose", 1))
         for n in (1, 2, 3)
     },
+    **{
+        f"{name}{n}d": (lambda n=n: (_planes(n),), _POOLS[kind], {})
+        for name, kind in (
+            ("max_pool", "MaxPool"),
+            ("avg_pool", "AvgPool"),
+            ("adaptive_max_pool", "AdaptiveMaxPool"),
+            ("adaptive_avg_pool", "AdaptiveAvgPool"),
+            ("lp_pool", "LPPool"),
+            ("fractional_max_pool", "FractionalMaxPool"),
+        )
+        for n in (1, 2, 3)
+        if n > 1 or not name.startswith("fractional")
+    },
+    **{f"max_unpool{n}d": (lambda n=n: (_planes(n), _places(n)), (2,), {}) for n in (1, 2, 3)},
+    "fold": (LAYERS["Fold"][2], ((3, 3), 2), {}),
+    "unfold": (lambda: (_planes(2),), (2,), {}),
     "linear": (lambda: (_x(), _x(), _x()[:, 0]), (), {}),
     "layer_norm": (lambda: (_x(),), ((3,), _x()[0], _x()[1]), {}),
     "rms_norm": (lambda: (_x(),), ((3,), _x()[0]), {}),

@@ -20,6 +20,28 @@ CLASSES = {
             "LeakyReLU",
             "BatchNorm1d",
             "Conv1d",
+            "MaxPool1d",
+            "MaxPool2d",
+            "MaxPool3d",
+            "MaxUnpool1d",
+            "MaxUnpool2d",
+            "MaxUnpool3d",
+            "AvgPool1d",
+            "AvgPool2d",
+            "AvgPool3d",
+            "FractionalMaxPool2d",
+            "FractionalMaxPool3d",
+            "LPPool1d",
+            "LPPool2d",
+            "LPPool3d",
+            "AdaptiveMaxPool1d",
+            "AdaptiveMaxPool2d",
+            "AdaptiveMaxPool3d",
+            "AdaptiveAvgPool1d",
+            "AdaptiveAvgPool2d",
+            "AdaptiveAvgPool3d",
+            "Fold",
+            "Unfold",
             "Conv2d",
             "Conv3d",
             "ConvTranspose1d",
@@ -165,12 +187,14 @@ def test_signatures(name):
 
 @pytest.mark.parametrize("name", nnmirror.functional.__all__)
 def test_functional_parameters(name):
-    theirs = shape_of(getattr(torch.nn.functional, name))
-    if theirs is None:
+    theirs = getattr(torch.nn.functional, name)
+    if shape_of(theirs) is None:
         pytest.skip("PyTorch's is a builtin without a signature")
+    # One of two functions, by an argument.
+    theirs = torch._jit_internal.boolean_dispatched.get(theirs, {"if_false": theirs})["if_false"]
     names = [
-        list(inspect.signature(getattr(lib.functional, name)).parameters.items())
-        for lib in (torch.nn, nnmirror)
+        list(inspect.signature(function).parameters.items())
+        for function in (theirs, getattr(nnmirror.functional, name))
     ]
     assert [(n, p.default, p.kind) for n, p in names[0]] == [
         (n, p.default, p.kind) for n, p in names[1]

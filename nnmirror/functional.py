@@ -27,10 +27,12 @@ from .rules import composed as _composed
 from .rules import convolution as _convolution
 from .rules import dropout as _dropout
 from .rules import embedding as _embedding
+from .rules import fold as _fold
 from .rules import groupnorm as _groupnorm
 from .rules import loss as _loss
 from .rules import normalization as _normalization
 from .rules import padding as _padding
+from .rules import pooling as _pooling
 from .rules import reduction as _reduction
 from .rules import softmax as softmax_rules
 from .rules import upsampling as _upsampling
@@ -62,7 +64,16 @@ from .walk import put_in_front
 T = torch.Tensor
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "alpha_dropout",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -86,6 +97,9 @@ __all__ = [
     "elu_",
     "embedding",
     "feature_alpha_dropout",
+    "fold",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gaussian_nll_loss",
     "gelu",
     "glu",
@@ -108,7 +122,16 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "margin_ranking_loss",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "mse_loss",
     "multilabel_soft_margin_loss",
@@ -142,6 +165,7 @@ __all__ = [
     "threshold",
     "threshold_",
     "triplet_margin_loss",
+    "unfold",
     "upsample",
     "upsample_bilinear",
     "upsample_nearest",
@@ -1248,6 +1272,51 @@ conv1d, conv2d, conv3d = map(overridable, _convolution.CONV)
 conv_transpose1d, conv_transpose2d, conv_transpose3d = map(overridable, _convolution.CONV_TRANSPOSE)
 
 
+def _pools(name: str) -> list[Any]:
+    every = [name.replace("N", str(n)) for n in (1, 2, 3)]
+    return [overridable(_pooling.FUNCTIONS[n]) for n in every if n in _pooling.FUNCTIONS]
+
+
+max_pool1d, max_pool2d, max_pool3d = _pools("max_poolNd")
+avg_pool1d, avg_pool2d, avg_pool3d = _pools("avg_poolNd")
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _pools("adaptive_avg_poolNd")
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _pools("adaptive_max_poolNd")
+lp_pool1d, lp_pool2d, lp_pool3d = _pools("lp_poolNd")
+max_unpool1d, max_unpool2d, max_unpool3d = _pools("max_unpoolNd")
+fractional_max_pool2d, fractional_max_pool3d = _pools("fractional_max_poolNd")
+
+
+@overridable
+def unfold(input: T, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> T:
+    """Pictures (N, C, H, W) to columns (N, C K K, L): what lies under each window, K by K; see
+    `rules.fold.Im2Col`."""
+    how = [_pair(v) for v in (kernel_size, dilation, padding, stride)]
+    if not isinstance(input, T):
+        raise unplaced(torch._C._nn.im2col, (input, *how), {})
+    return _fold.im2col(input, *how)
+
+
+@overridable
+def fold(
+    input: T,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> T:
+    """Columns (N, C K K, L) added up to pictures (N, C, *output_size), each where its window lies;
+    see `rules.fold.Col2Im`."""
+    how = [_pair(v) for v in (output_size, kernel_size, dilation, padding, stride)]
+    if not isinstance(input, T):
+        raise unplaced(torch._C._nn.col2im, (input, *how), {})
+    return _fold.col2im(input, *how)
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if hasattr(value, "__iter__") else (value, value)
+
+
 class MseLoss(Rule):
     """l = (x - t)^2, its mean or its sum:  dx = (x - t) (2 / n) g,  dt = (t - x) (2 / n) g
 
@@ -1856,6 +1925,8 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel:
 
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
 NAMED["torch.nn.functional", "_threshold"] = threshold  # its name there
+for _name, _function in _pooling.FUNCTIONS.items():  # those with indices are no functions here
+    NAMED["torch.nn.functional", _name] = globals().get(_name, _function)
 
 if not TYPE_CHECKING:  # which then reports such a name itself
     __getattr__ = missing(__name__, __all__)

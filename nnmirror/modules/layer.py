@@ -112,7 +112,8 @@ class Layer(Module):
         apart = any(x is not y for x, y in zip(inputs, given, strict=True))
         tensors = (*inputs, *others, *self._weights()) if apart else ()
         if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
-            return out.detach()  # for the caller nothing requires grad
+            # For the caller nothing requires grad.
+            return tuple([t.detach() for t in out]) if type(out) is tuple else out.detach()
         return out
 
     def _weights(self) -> list[torch.Tensor | None]:

@@ -27,6 +27,7 @@ from .. import _torch
 from .._types import TorchFunction
 from ..tape import record
 from .gradient import applied
+from .padding import ConstantPadNd
 from .registry import RULES, Gradients, Needs, Rule, rule, unplaced
 from .shape import squeeze, unsqueeze
 
@@ -380,7 +381,7 @@ def _padded(
         like = [t.new_empty(t.shape, device="meta") for t in (input.detach(), weight.detach())]
         _CALLED[False][n - 1](*like, None, stride, padding, dilation, args[6])
     more = [part for total in reversed(totals) for part in (0, total % 2)]
-    return torch.constant_pad_nd(input, more), left
+    return record(ConstantPadNd, (input, more))[0], left
 
 
 def _conv(n: int) -> TorchFunction:

@@ -1,0 +1,77 @@
+"""Fold and Unfold."""
+
+from typing import Union
+
+from torch import Tensor
+
+from .. import functional as F
+from .layer import Layer
+from .module import keeps_call
+
+_size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007  as in PyTorch's signatures
+
+
+class Fold(Layer):
+    """Columns (N, C K K, L) or (C K K, L) added up to pictures (N, C, *output_size), each where the
+    window lies of which `Unfold` makes it.  dx = g there.
+    """
+
+    __constants__ = ["output_size", "kernel_size", "dilation", "padding", "stride"]
+
+    def __init__(
+        self,
+        output_size: _size_any_t,
+        kernel_size: _size_any_t,
+        dilation: _size_any_t = 1,
+        padding: _size_any_t = 0,
+        stride: _size_any_t = 1,
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.padding = padding
+        self.stride = stride
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        how = self.output_size, self.kernel_size, self.dilation, self.padding, self.stride
+        return self._run_several(lambda x: F.fold(x, *how), (input,))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, kernel_size={self.kernel_size},"
+            f" dilation={self.dilation}, padding={self.padding}, stride={self.stride}"
+        )
+
+
+class Unfold(Layer):
+    """Pictures (N, C, H, W) or (C, H, W) to columns (N, C K K, L): what lies under each of the L
+    windows of a convolution of these arguments.  dx = g, added where it came from.
+    """
+
+    __constants__ = ["kernel_size", "dilation", "padding", "stride"]
+
+    def __init__(
+        self,
+        kernel_size: _size_any_t,
+        dilation: _size_any_t = 1,
+        padding: _size_any_t = 0,
+        stride: _size_any_t = 1,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.padding = padding
+        self.stride = stride
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        how = self.kernel_size, self.dilation, self.padding, self.stride
+        return self._run_several(lambda x: F.unfold(x, *how), (input,))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding},"
+            f" stride={self.stride}"
+        )

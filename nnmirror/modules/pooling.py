@@ -1,0 +1,524 @@
+"""Pooling in one, two and three dimensions."""
+
+from typing import Any, Optional, Union
+
+from torch import Tensor
+
+from .. import functional as F
+from .._types import TorchFunction
+from ..overrides import is_subclass
+from ..rules import pooling as rules
+from ..tape import Function
+from .layer import Layer
+from .module import keeps_call, records_once
+from .utils import _ntuple, _single, _size_2_t
+
+# As they are written in PyTorch's signatures.
+_size_1_t = Union[int, tuple[int]]  # noqa: UP007
+_size_3_t = Union[int, tuple[int, int, int]]  # noqa: UP007
+_size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007
+_size_any_opt_t = Union[int, None, tuple[int | None, ...]]  # noqa: UP007
+_ratio_2_t = Union[float, tuple[float, float]]  # noqa: UP007
+_ratio_3_t = Union[float, tuple[float, float, float]]  # noqa: UP007
+
+
+class _Pool(Layer):
+    """What pools: `_pooled` is the function of the input alone."""
+
+    _function: TorchFunction
+    _rule: type[Function] | None = None  # where that is one recorded call
+
+    def _pooled(self, input: Tensor) -> Any:
+        raise NotImplementedError
+
+    def _run(self, function: type[Function] | None, *args: Any) -> Any:
+        input = args[0]
+        if function is not None and isinstance(input, Tensor) and not is_subclass(input):
+            return super()._run(function, *args)
+        if isinstance(input, Tensor | tuple):
+            return self._run_several(self._pooled, (input,))
+        return self._pooled(input)
+
+    _run._records_once = True  # type: ignore[attr-defined]
+
+
+class _MaxPoolNd(_Pool):
+    __constants__ = ["kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"]
+    return_indices: bool
+    ceil_mode: bool
+
+    def __init__(
+        self,
+        kernel_size: _size_any_t,
+        stride: Optional[_size_any_t] = None,  # noqa: UP045
+        padding: _size_any_t = 0,
+        dilation: _size_any_t = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.dilation = dilation
+        self.return_indices = return_indices
+        self.ceil_mode = ceil_mode
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding},"
+            f" dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        )
+
+    def _pooled(self, input: Tensor) -> Any:
+        how = self.kernel_size, self.stride, self.padding, self.dilation
+        more = {"ceil_mode": self.ceil_mode, "return_indices": self.return_indices}
+        return type(self)._function(input, *how, **more)
+
+    @records_once
+    def forward(self, input: Tensor):  # type: ignore[no-untyped-def]
+        rule = (
+            None if self.return_indices else rules.MAX.get(int(type(self)._function.__name__[-2]))
+        )
+        how = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return self._run(None if rule is None else rule[0], input, *how)
+
+
+class MaxPool1d(_MaxPoolNd):
+    """y = the largest of x under each window, of (N, C, L) or (C, L).  dx = g, added there.
+
+    A window has `kernel_size` elements, `dilation` apart, and the next begins `stride` further
+    (None: as long as the window); `padding` are elements around x, below all numbers, and with
+    `ceil_mode` a window may go beyond the end. `return_indices`: also the places, for
+    `MaxUnpool1d`.  Saved: the places, and x.
+    """
+
+    _function = staticmethod(F.max_pool1d)
+
+
+class MaxPool2d(_MaxPoolNd):
+    """y = the largest of x under each window, of (N, C, H, W) or (C, H, W).  dx = g, added there.
+
+    The arguments are those of `MaxPool1d`, one number for both dimensions or two.
+    """
+
+    _function = staticmethod(F.max_pool2d)
+    _rule = rules.MAX[2][0]
+
+
+class MaxPool3d(_MaxPoolNd):
+    """y = the largest of x under each window, of (N, C, D, H, W) or (C, D, H, W).  dx = g, added
+    there.
+
+    The arguments are those of `MaxPool1d`, one number for all dimensions or three.
+    """
+
+    _function = staticmethod(F.max_pool3d)
+    _rule = rules.MAX[3][0]
+
+
+class _MaxUnpoolNd(Layer):
+    _function: TorchFunction
+    kernel_size: Any
+    stride: Any
+    padding: Any
+
+    def _set(self, n: int, kernel_size: Any, stride: Any, padding: Any) -> None:
+        each = _ntuple(n)
+        self.kernel_size = each(kernel_size)
+        self.stride = each(stride if stride is not None else kernel_size)
+        self.padding = each(padding)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+    @keeps_call
+    def forward(
+        self, input: Tensor, indices: Tensor, output_size: list[int] | None = None
+    ) -> Tensor:
+        function, how = type(self)._function, (self.kernel_size, self.stride, self.padding)
+
+        def unpooled(x: Tensor, indices: Tensor) -> Tensor:
+            return function(x, indices, *how, output_size)  # type: ignore[no-any-return]
+
+        return self._run_several(unpooled, (input,), (indices,))  # type: ignore[no-any-return]
+
+
+class MaxUnpool1d(_MaxUnpoolNd):
+    """y = x at the places that `indices` name, 0 elsewhere: what `MaxPool1d` had, with
+    `return_indices`, of these arguments.  dx = g there.  Saved: the indices.
+
+    `output_size`, given to `forward`, says which of several sizes y has.
+    """
+
+    _function = staticmethod(F.max_unpool1d)
+
+    def __init__(
+        self,
+        kernel_size: _size_1_t,
+        stride: Optional[_size_1_t] = None,  # noqa: UP045
+        padding: _size_1_t = 0,
+    ) -> None:
+        super().__init__()
+        self._set(1, kernel_size, stride, padding)
+
+
+class MaxUnpool2d(_MaxUnpoolNd):
+    """y = x at the places that `indices` name, 0 elsewhere, as `MaxUnpool1d`."""
+
+    _function = staticmethod(F.max_unpool2d)
+
+    def __init__(
+        self,
+        kernel_size: _size_2_t,
+        stride: Optional[_size_2_t] = None,  # noqa: UP045
+        padding: _size_2_t = 0,
+    ) -> None:
+        super().__init__()
+        self._set(2, kernel_size, stride, padding)
+
+
+class MaxUnpool3d(_MaxUnpoolNd):
+    """y = x at the places that `indices` name, 0 elsewhere, as `MaxUnpool1d`."""
+
+    _function = staticmethod(F.max_unpool3d)
+
+    def __init__(
+        self,
+        kernel_size: _size_3_t,
+        stride: Optional[_size_3_t] = None,  # noqa: UP045
+        padding: _size_3_t = 0,
+    ) -> None:
+        super().__init__()
+        self._set(3, kernel_size, stride, padding)
+
+
+class _AvgPoolNd(_Pool):
+    __constants__ = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    ceil_mode: bool
+    count_include_pad: bool
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+    def _how(self) -> tuple[Any, ...]:
+        return self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+
+    def _pooled(self, input: Tensor) -> Any:
+        return type(self)._function(input, *self._how())
+
+    @records_once
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(self._rule, input, *self._how())  # type: ignore[no-any-return]
+
+
+class AvgPool1d(_AvgPoolNd):
+    """y = the sum of x under each window over n, of (N, C, L) or (C, L).  dx = g / n, added over
+    each window.
+
+    Windows lie as those of `MaxPool1d`, none with a dilation. n is their length; without
+    `count_include_pad` only what of it lies on x.
+    """
+
+    _function = staticmethod(F.avg_pool1d)
+
+    def __init__(
+        self,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = None,  # type: ignore[assignment]
+        padding: _size_1_t = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _single(kernel_size)
+        self.stride = _single(stride if stride is not None else kernel_size)
+        self.padding = _single(padding)
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+
+
+class _AvgPoolOverridden(_AvgPoolNd):
+    __constants__ = [*_AvgPoolNd.__constants__, "divisor_override"]
+    divisor_override: int | None
+
+    def _how(self) -> tuple[Any, ...]:
+        return *super()._how(), self.divisor_override
+
+    def _set(self, kernel_size: Any, stride: Any, padding: Any, *more: Any) -> None:
+        self.kernel_size = kernel_size
+        self.stride = stride if stride is not None else kernel_size
+        self.padding = padding
+        self.ceil_mode, self.count_include_pad, self.divisor_override = more
+
+
+class AvgPool2d(_AvgPoolOverridden):
+    """y = the sum of x under each window over n, of (N, C, H, W) or (C, H, W).  dx = g / n, added
+    over each window.
+
+    As `AvgPool1d`, each argument one number for both dimensions or two; `divisor_override` is
+    another n.
+    """
+
+    _function = staticmethod(F.avg_pool2d)
+    _rule = rules.AVG[2]
+
+    def __init__(
+        self,
+        kernel_size: _size_2_t,
+        stride: Optional[_size_2_t] = None,  # noqa: UP045
+        padding: _size_2_t = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        super().__init__()
+        more = ceil_mode, count_include_pad, divisor_override
+        self._set(kernel_size, stride, padding, *more)
+
+
+class AvgPool3d(_AvgPoolOverridden):
+    """y = the sum of x under each window over n, of (N, C, D, H, W) or (C, D, H, W).  dx = g / n,
+    added over each window.
+
+    As `AvgPool2d`, each argument one number for all dimensions or three.
+    """
+
+    _function = staticmethod(F.avg_pool3d)
+    _rule = rules.AVG[3]
+
+    def __init__(
+        self,
+        kernel_size: _size_3_t,
+        stride: Optional[_size_3_t] = None,  # noqa: UP045
+        padding: _size_3_t = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        super().__init__()
+        more = ceil_mode, count_include_pad, divisor_override
+        self._set(kernel_size, stride, padding, *more)
+
+    def __setstate__(self, d):  # type: ignore[no-untyped-def]
+        super().__setstate__(d)
+        self.__dict__.setdefault("padding", 0)
+        self.__dict__.setdefault("ceil_mode", False)
+        self.__dict__.setdefault("count_include_pad", True)
+
+
+class _FractionalMaxPoolNd(_Pool):
+    __constants__ = ["kernel_size", "return_indices", "output_size", "output_ratio"]
+    kernel_size: Any
+    return_indices: bool
+    output_size: Any
+    output_ratio: Any
+
+    def _set(
+        self, n: int, kernel_size: Any, size: Any, ratio: Any, return_indices: bool, samples: Any
+    ) -> None:
+        each = _ntuple(n)
+        self.kernel_size = each(kernel_size)
+        self.return_indices = return_indices
+        self.register_buffer("_random_samples", samples)
+        self.output_size = each(size) if size is not None else None
+        self.output_ratio = each(ratio) if ratio is not None else None
+        if size is None and ratio is None:
+            raise ValueError(
+                f"FractionalMaxPool{n}d requires specifying either an output size, or a pooling"
+                " ratio"
+            )
+        if size is not None and ratio is not None:
+            raise ValueError("only one of output_size and output_ratio may be specified")
+        if self.output_ratio is not None and not all(
+            0 < self.output_ratio[i] < 1 for i in range(n)
+        ):
+            raise ValueError(f"output_ratio must be between 0 and 1 (got {ratio})")
+
+    def _pooled(self, input: Tensor) -> Any:
+        how = self.kernel_size, self.output_size, self.output_ratio, self.return_indices
+        return type(self)._function(input, *how, _random_samples=self._random_samples)
+
+    @keeps_call
+    def forward(self, input: Tensor):  # type: ignore[no-untyped-def]
+        return self._run(None, input)
+
+
+class FractionalMaxPool2d(_FractionalMaxPoolNd):
+    """y = the largest of x under windows that lie at random (Graham, 2014).  dx = g, added there.
+
+    As many windows as `output_size` says, or `output_ratio` times the size of x; they are drawn
+    anew by each call.  Saved: the places, and x.
+    """
+
+    _function = staticmethod(F.fractional_max_pool2d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        kernel_size: _size_2_t,
+        output_size: Optional[_size_2_t] = None,  # noqa: UP045
+        output_ratio: Optional[_ratio_2_t] = None,  # noqa: UP045
+        return_indices: bool = False,
+        _random_samples=None,
+    ) -> None:
+        super().__init__()
+        self._set(2, kernel_size, output_size, output_ratio, return_indices, _random_samples)
+
+
+class FractionalMaxPool3d(_FractionalMaxPoolNd):
+    """y = the largest of x under windows that lie at random, as `FractionalMaxPool2d`."""
+
+    _function = staticmethod(F.fractional_max_pool3d)
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        kernel_size: _size_3_t,
+        output_size: Optional[_size_3_t] = None,  # noqa: UP045
+        output_ratio: Optional[_ratio_3_t] = None,  # noqa: UP045
+        return_indices: bool = False,
+        _random_samples=None,
+    ) -> None:
+        super().__init__()
+        sizes: Any = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
+        if all(isinstance(k, int) for k in sizes) and not all(k > 0 for k in sizes):
+            raise ValueError(f"kernel_size must be greater than 0, but got {kernel_size}")
+        self._set(3, kernel_size, output_size, output_ratio, return_indices, _random_samples)
+
+
+class _LPPoolNd(_Pool):
+    __constants__ = ["norm_type", "kernel_size", "stride", "ceil_mode"]
+    norm_type: float
+    ceil_mode: bool
+
+    def __init__(
+        self,
+        norm_type: float,
+        kernel_size: _size_any_t,
+        stride: Optional[_size_any_t] = None,  # noqa: UP045
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm_type = norm_type
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.ceil_mode = ceil_mode
+
+    def extra_repr(self) -> str:
+        return (
+            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride},"
+            f" ceil_mode={self.ceil_mode}"
+        )
+
+    def _pooled(self, input: Tensor) -> Any:
+        how = float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode
+        return type(self)._function(input, *how)
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(None, input)  # type: ignore[no-any-return]
+
+
+class LPPool1d(_LPPoolNd):
+    """y = (the sum of x^p under each window)^(1/p), p = `norm_type`; infinite: the largest |x|.
+
+    Windows lie as those of `AvgPool1d`, of which it is made; dx follows.
+    """
+
+    _function = staticmethod(F.lp_pool1d)
+
+
+class LPPool2d(_LPPoolNd):
+    """y = (the sum of x^p under each window)^(1/p), as `LPPool1d`."""
+
+    _function = staticmethod(F.lp_pool2d)
+
+
+class LPPool3d(_LPPoolNd):
+    """y = (the sum of x^p under each window)^(1/p), as `LPPool1d`."""
+
+    _function = staticmethod(F.lp_pool3d)
+
+
+class _AdaptiveMaxPoolNd(_Pool):
+    __constants__ = ["output_size", "return_indices"]
+    return_indices: bool
+
+    def __init__(self, output_size: _size_any_opt_t, return_indices: bool = False) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.return_indices = return_indices
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+    def _pooled(self, input: Tensor) -> Any:
+        return type(self)._function(input, self.output_size, self.return_indices)
+
+    @keeps_call
+    def forward(self, input: Tensor):  # type: ignore[no-untyped-def]
+        return self._run(None, input)
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPoolNd):
+    """y = the largest of x under `output_size` windows that lie as evenly as they can: the i-th of
+    o from i L / o, rounded down, to (i + 1) L / o, rounded up.  dx = g, added there.
+
+    `return_indices`: also the places.  Saved: the places, and x.
+    """
+
+    _function = staticmethod(F.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPoolNd):
+    """y = the largest of x under `output_size` windows, as `AdaptiveMaxPool1d`; None in it stands
+    for the size of x."""
+
+    _function = staticmethod(F.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPoolNd):
+    """y = the largest of x under `output_size` windows, as `AdaptiveMaxPool2d`."""
+
+    _function = staticmethod(F.adaptive_max_pool3d)
+
+
+class _AdaptiveAvgPoolNd(_Pool):
+    __constants__ = ["output_size"]
+
+    def __init__(self, output_size: _size_any_opt_t) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+    def _pooled(self, input: Tensor) -> Any:
+        return type(self)._function(input, self.output_size)
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(None, input)  # type: ignore[no-any-return]
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPoolNd):
+    """y = the mean of x under `output_size` windows that lie as evenly as they can, as those of
+    `AdaptiveMaxPool1d`.  dx = g / n, added over each window.
+    """
+
+    _function = staticmethod(F.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPoolNd):
+    """y = the mean of x under `output_size` windows, as `AdaptiveAvgPool1d`; None in it stands for
+    the size of x. With one window: the mean of each channel."""
+
+    _function = staticmethod(F.adaptive_avg_pool2d)
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPoolNd):
+    """y = the mean of x under `output_size` windows, as `AdaptiveAvgPool2d`."""
+
+    _function = staticmethod(F.adaptive_avg_pool3d)

@@ -1,0 +1,75 @@
+"""Pictures to columns, each of them what lies under a window, and columns added up to pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..tape import record
+from .registry import Rule, composite
+
+T = torch.Tensor
+Sizes = int | Sequence[int]
+_nn: Any = torch._C._nn
+
+
+class Im2Col(Rule):
+    """y[n, c k, l] = x[n, c, s l + d k - p]:  dx = g, added where it came from"""
+
+    infer = staticmethod(_nn.im2col)
+    public = staticmethod(_nn.im2col)
+
+    @staticmethod
+    def forward(input: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
+        return _nn.im2col(input, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def d_input(
+        g: T,
+        input_shape: torch.Size,
+        kernel_size: Sizes,
+        dilation: Sizes,
+        padding: Sizes,
+        stride: Sizes,
+    ) -> T:
+        size = tuple(input_shape[-2:])
+        return _nn.col2im(g, size, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+
+
+class Col2Im(Rule):
+    """y[n, c, s l + d k - p] has x[n, c k, l] added:  dx = g, where it went"""
+
+    infer = staticmethod(_nn.col2im)
+    public = staticmethod(_nn.col2im)
+
+    @staticmethod
+    def forward(
+        input: T,
+        output_size: Sizes,
+        kernel_size: Sizes,
+        dilation: Sizes,
+        padding: Sizes,
+        stride: Sizes,
+    ) -> T:
+        return _nn.col2im(input, output_size, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def d_input(g: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
+        return _nn.im2col(g, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+
+
+@composite(_nn.im2col)
+def im2col(input: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
+    return record(Im2Col, (input, kernel_size, dilation, padding, stride))[0]  # type: ignore[no-any-return]
+
+
+@composite(_nn.col2im)
+def col2im(
+    input: T,
+    output_size: Sizes,
+    kernel_size: Sizes,
+    dilation: Sizes,
+    padding: Sizes,
+    stride: Sizes,
+) -> T:
+    return record(Col2Im, (input, output_size, kernel_size, dilation, padding, stride))[0]  # type: ignore[no-any-return]
