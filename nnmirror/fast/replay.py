@@ -120,8 +120,8 @@ class _Writer(_bound.Writer):
             if any(e is not None and id(e[0]) in self.reaches for e in node.edges):
                 self.reaches.add(id(node))
         self.found_at: dict[tuple[int, int], T] = {}
-        self.changes = False  # does it change anything in place?
-        self.fresh: set[str] = set()  # names of what has memory of its own
+        self.fresh: dict[str, int] = {}  # names of what has memory of its own, and that
+        self.changed: set[int] = set()  # memory that is changed
 
     def go_back(self, grad: T) -> None:
         """Take the generic walk's steps from the root, and write each."""
@@ -195,13 +195,13 @@ class _Writer(_bound.Writer):
             if call.changes():  # what was computed on the way to a gradient, if it is that
                 if "out" in kwargs or _bound.WORDS.fullmatch(self.word(args[0], mine)) is None:
                     raise Unbindable
-                self.changes = True
+                self.changed.add(memory_of(out))
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
             self.assign(cheaper(call._replace(words=words), self.constant), mine)
             given = {memory_of(t) for t in _tape.tensors_in((args, kwargs))}
             if memory_of(out) not in given:
-                self.fresh.add(self.known[id(out)])
+                self.fresh[self.known[id(out)]] = memory_of(out)
 
     def sum(self, held: T | None, grad: T) -> T:
         """One more gradient where one arrived before, and the source that adds it."""
@@ -258,7 +258,7 @@ class _Writer(_bound.Writer):
         for line in self.lines:
             if isinstance(line, str):
                 lines.append(line)
-            elif isinstance(line, Called) and (self.changes or line.name in needed):
+            elif isinstance(line, Called) and self.is_needed(line, needed):
                 lines.append(self.said(line, None))
                 for node in by_word.get(line.name, ()):
                     lines += self.creation(node, places, results_of)
@@ -335,7 +335,8 @@ class _Writer(_bound.Writer):
         """The source for the version of what is saved."""
         if word == "None":
             return "None"
-        return "0" if word in self.fresh and not self.changes else f"{word}._version"
+        is_new = self.fresh.get(word, 0) not in self.changed | {0}
+        return "0" if is_new else f"{word}._version"
 
     def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, Any]) -> str:
         """Where what a new node saves is found."""
@@ -364,11 +365,15 @@ class _Writer(_bound.Writer):
             )
         return {name for word in words for name in _bound.WORDS.findall(word)}
 
+    def is_needed(self, line: Called, names: set[str]) -> bool:
+        """Is it used, or does it change something?"""
+        return line.name in names or line.changes() or memory_of(line.out) in self.changed
+
     def needed(self, seen: set[str]) -> set[str]:
         """The names of what is computed and used."""
         names = set(seen)
         for line in reversed(self.lines):
-            if isinstance(line, Called) and line.name in names:
+            if isinstance(line, Called) and self.is_needed(line, names):
                 names.update(n for word in line.words for n in _bound.WORDS.findall(word))
         return names
 
