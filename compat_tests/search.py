@@ -201,6 +201,18 @@ UNARY = {
     "series": lambda a: filled(a),
     "slices written": lambda a: written(a),
     "annealed": lambda a: a * float(a.detach().sum().round()),
+    "reflected": lambda a: F.pad(a[None], (1, 1), "reflect"),
+    "replicated": lambda a: F.pad(a[None], (0, 2), "replicate"),
+    "circular": lambda a: F.pad(a[None], (1, 0), "circular"),
+    "upsampled": lambda a: F.interpolate(a[None, None], scale_factor=2),
+    "upsampled to a size": lambda a: F.interpolate(a[None], size=4, mode="nearest-exact"),
+    "pixels shuffled": lambda a: F.pixel_shuffle(torch.stack([a, a * 2, a, -a], -3), 2),
+    "pixels unshuffled": lambda a: F.pixel_unshuffle(torch.cat([a, a])[None], 2),
+    "channels shuffled": lambda a: F.channel_shuffle(torch.stack([a, a * 2, a, -a])[None], 2),
+    "channel dropout": lambda a: F.dropout2d(torch.stack([a, -a])[None], 0.3),
+    "alpha dropout": lambda a: F.alpha_dropout(a, 0.3, True),
+    "instance norm": lambda a: F.instance_norm(torch.stack([a, a * a])),
+    "group norm": lambda a: F.group_norm(torch.stack([a, a * a, -a, a * 2], 1), 2),
     "softmax by hand": lambda a: a.exp() / a.exp().sum(-1, keepdim=True),
 }
 BINARY = {
@@ -388,7 +400,7 @@ PROGRAMS = st.fixed_dictionaries(
 )
 
 REFUSED = "nnmirror"
-NORMS = ("norm net", "batch norm", "layer norm", "layer_norm")
+NORMS = ("norm net", "batch norm", "layer norm", "layer_norm", "instance norm")
 UNKNOWN = "is not implemented"  # said by PyTorch of a second derivative
 ran: collections.Counter[str] = collections.Counter()
 distinct: set[str] = set()
@@ -531,6 +543,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             def act(name: str = name, a: Any = a, b: Any = b) -> Any:
                 if further > 1 and name in NORMS:
                     return None  # PyTorch's third derivative takes mean and deviation for constants
+                if further and name == "group norm":
+                    return None  # its second derivative differs (nnmirror/exact/README.md)
                 if name in UNARY:
                     return UNARY[name](a)
                 if name in BINARY:
