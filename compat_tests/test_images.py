@@ -27,6 +27,8 @@ LAYERS = {
     "pad by one number": (lambda nn: nn.ReflectionPad2d(1), [(2, 3, 4, 5)]),
     "PixelShuffle": (lambda nn: nn.PixelShuffle(2), [(2, 8, 3, 2), (4, 2, 2), (1, 2, 4, 1, 2)]),
     "PixelUnshuffle": (lambda nn: nn.PixelUnshuffle(3), [(2, 1, 3, 6), (2, 3, 3), (0, 1, 3, 3)]),
+    "LocalResponseNorm": (lambda nn: nn.LocalResponseNorm(3, 0.5, 0.8, 1.5), [(2, 5, 3, 4), (2, 5, 3), (0, 5, 3), (2, 4, 2, 3, 2)]),
+    "LocalResponseNorm of two": (lambda nn: nn.LocalResponseNorm(2), [(2, 5, 3, 4), (1, 1, 3)]),
     "ChannelShuffle": (lambda nn: nn.ChannelShuffle(3), [(2, 6, 3, 2), (2, 3, 4), (1, 12, 1, 2, 2)]),
     "Softmax2d": (lambda nn: nn.Softmax2d(), [(2, 5, 3, 4), (5, 3, 4), (0, 2, 3, 3)]),
     "Dropout1d": (lambda nn: nn.Dropout1d(0.4), [(4, 5, 3), (5, 3), (0, 5, 3)]),
@@ -196,6 +198,9 @@ INTERPOLATIONS = {
     "bilinear, smoothed": ("bilinear", (2, 3, 9, 8), {"size": (4, 11), "antialias": True}, 16),
     "bicubic, smoothed": ("bicubic", (2, 3, 9, 8), {"scale_factor": 0.4, "antialias": True}, 16),
     "lanczos, smoothed": ("lanczos", (2, 3, 9, 8), {"size": 5, "antialias": True}, 16),
+    "area": ("area", (2, 3, 5, 4), {"size": (3, 7)}, 0),
+    "area, by a factor": ("area", (2, 3, 6), {"scale_factor": 0.5}, 0),
+    "area of volumes": ("area", (2, 3, 4, 2, 5), {"scale_factor": 1.5}, 0),
     "bilinear of nothing": ("bilinear", (0, 3, 2, 2), {"size": 3}, 0),
 }  # fmt: skip
 
@@ -204,7 +209,7 @@ def interpolated(nn, name, dtype=torch.float32):
     """Each way of one kind: with the corners aligned or not, and in both layouts."""
     mode, shape, how, _ = INTERPOLATIONS[name]
     results = []
-    for corners in (None,) if mode.startswith(("nearest", "lanczos")) else (None, True):
+    for corners in (None,) if mode.startswith(("nearest", "lanczos", "area")) else (None, True):
         for channels_last in (False, True) if len(shape) > 3 else (False,):
             x = in_format(torch.randn(shape).to(dtype), channels_last).requires_grad_()
             y = nn.functional.interpolate(x, mode=mode, align_corners=corners, **how)
@@ -331,6 +336,7 @@ ERRORS = {
     "unshuffle of wrong sizes": lambda nn: nn.PixelUnshuffle(2)(torch.ones(1, 1, 3, 2)),
     "channels in wrong groups": lambda nn: nn.ChannelShuffle(2)(torch.ones(1, 3, 2, 2)),
     "channels of too few": lambda nn: nn.ChannelShuffle(2)(torch.ones(4, 2)),
+    "response of too few": lambda nn: nn.LocalResponseNorm(2)(torch.ones(2, 3)),
     "softmax of another dimension": lambda nn: nn.Softmax2d()(torch.ones(2, 3)),
     "dropout1d of another dimension": lambda nn: nn.Dropout1d()(torch.ones(2, 3, 4, 5)),
     "dropout2d of a vector": lambda nn: nn.Dropout2d()(torch.ones(3)),

@@ -101,6 +101,7 @@ CLASSES = {
             "LazyBatchNorm2d",
             "LazyBatchNorm3d",
             "LazyLinear",
+            "LocalResponseNorm",
             "Upsample",
             "UpsamplingNearest2d",
             "UpsamplingBilinear2d",

@@ -120,6 +120,7 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_",
     "linear",
+    "local_response_norm",
     "log_softmax",
     "logsigmoid",
     "lp_pool1d",
@@ -1088,6 +1089,34 @@ def group_norm(
 
 
 @overridable
+def local_response_norm(
+    input: T, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> T:
+    """y = x / (k + alpha m)^beta, m the mean of x^2 over `size` channels around, with 0 beyond
+
+    (N, C, ...). Composed, as in PyTorch, of a pad, a pool and elementwise operations.
+    """
+    dim = input.dim()
+    if dim < 3:
+        raise ValueError(
+            "Expected 3D or higher dimensionality                          input (got"
+            f" {dim} dimensions)"
+        )
+    if input.numel() == 0:
+        return input
+    m = record(Mul, (input, input))[0]
+    around = size // 2, (size - 1) // 2
+    if dim == 3:
+        m = pad(m.unsqueeze(1), [0, 0, *around])
+        m = avg_pool2d(m, (size, 1), stride=1).squeeze(1)
+    else:
+        n, c, first, *_ = sizes = input.size()
+        m = pad(m.view(n, 1, c, first, -1), [0, 0, 0, 0, *around])
+        m = avg_pool3d(m, (size, 1, 1), stride=1).squeeze(1).view(sizes)
+    return record(Div, (input, m.mul(alpha).add(k).pow(beta)))[0]
+
+
+@overridable
 def interpolate(
     input: T,
     size: int | None = None,
@@ -1184,7 +1213,8 @@ def _interpolated_size(input: T, size: Any, scale_factor: Any) -> tuple[Any, Any
 
 
 def _mean_over_areas(input: T, size: Any) -> T:
-    return globals()[f"adaptive_avg_pool{input.dim() - 2}d"](input, size)  # type: ignore[no-any-return]
+    pools = adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+    return pools[input.dim() - 3](input, size)
 
 
 def upsample(

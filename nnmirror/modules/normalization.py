@@ -139,6 +139,38 @@ class GroupNorm(Layer):
         )
 
 
+class LocalResponseNorm(Layer):
+    """y = x / (k + alpha m)^beta, m the mean of x^2 over `size` channels of (N, C, ...) around.
+
+    dx = g d^-beta - 2 alpha beta x M(g x d^(-beta - 1)),  d = k + alpha m, with M the mean over
+    the channels that have this one around them. Saved: x, x^2 and what is computed from it on the
+    way (Krizhevsky et al., 2012).
+    """
+
+    __constants__ = ["size", "alpha", "beta", "k"]
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        self.size = size
+        self.alpha = alpha
+        self.beta = beta
+        self.k = k
+
+    @keeps_call
+    def forward(self, input: Tensor) -> Tensor:
+        def norm(x: Tensor) -> Tensor:
+            return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+
+        return self._run_several(norm, (input,))  # type: ignore[no-any-return]
+
+    def extra_repr(self):  # type: () -> str
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
 class RMSNorm(Layer):
     """y = x r w, r = 1 / sqrt(mean(x^2) + eps).  dw = sum of g x r, dx = r g w - x r^3 mean(g w x).
 
