@@ -144,7 +144,7 @@ def input_shape(name, *first):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
-    layer, (x,) = calls.layer(nnmirror, name)
+    layer, (x, *others) = calls.layer(nnmirror, name)
     if inplace:
         if not hasattr(layer, "inplace"):
             pytest.skip("never in place")
@@ -152,7 +152,7 @@ def test_the_layers_in_the_table_are_those_with_an_exact_form(name, inplace):
     if x.is_floating_point():
         x = nnmirror.Parameter(x) * 1
     with noted_forms() as noted:
-        layer(x)
+        layer(x, *others)
     named = {a.rule for a in ATTACHED if name in a.layers}
     assert set(noted) <= named
     assert bool(noted) == bool(named) or inplace
