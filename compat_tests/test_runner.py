@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import check, report
+from nnmirror import _options, check, report
+from nnmirror.__main__ import main
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "scripts"
@@ -39,16 +40,55 @@ def python(*args, cwd, path=()):
     )
 
 
+@pytest.fixture
+def mirrored(tmp_path, monkeypatch, capsys):
+    """`python -m nnmirror` in `tmp_path`, for what runs no script in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        try:
+            status = main(list(args))
+        except SystemExit as e:
+            status = e.code or 0
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
+
+    return run
+
+
+def test_help_and_version_come_at_once(tmp_path, mirrored):
+    """Not after the seconds that torch takes to be imported."""
+    for args in ([], ["--help"], ["--version"], ["--chekc", "script.py"], ["--check"]):
+        done = python("-X", "importtime", "-m", "nnmirror", *args, cwd=tmp_path)
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        loaded = re.findall(r"\| +([\w.]+)$", done.stderr, re.M)
+        assert "argparse" in loaded
+        assert "torch" not in loaded
+        again = mirrored(*args)
+        assert (done.returncode, done.stdout) == (again.returncode, again.stdout)
+        assert lines == again.stderr.splitlines()
+        assert done.returncode == (2 if args[:1] in (["--chekc"], ["--check"]) else 0)
+    assert mirrored("--version").stdout == f"nnmirror {nnmirror.__version__}\n"
+    assert mirrored().stdout == mirrored("--help").stdout
+    assert "python -m nnmirror --check script.py" in mirrored("--help").stdout
+    assert all(action.help for action in _options.parser()._actions)
+
+
 @pytest.mark.parametrize(
-    "name", ["polynomial", "two_layers", "moons", "autoencoder", "actor_critic"]
+    "name",
+    [
+        "two_layers",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("polynomial", "moons")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("autoencoder", "actor_critic")),
+    ],
 )
-def test_scripts_as_people_write_them(name, tmp_path):
+def test_scripts_as_people_write_them(name, mirrored):
     """They print and save the same bits on both, found by --check."""
     script = SCRIPTS / f"{name}.py"
     unknown = [use.name for use in report.uses(report.read(str(script))) if not use.mirrored]
     if unknown:
         pytest.skip(f"not mirrored yet: {', '.join(unknown)}")
-    done = python("-m", "nnmirror", "--check", str(script), cwd=tmp_path)
+    done = mirrored("--check", str(script))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("identical\n")
     assert "printed: identical (0 bytes)" not in done.stdout
@@ -169,6 +209,7 @@ AS_PYTHON = """
     """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [["sub/script.py", "exit"], ["sub/script.py", "--x", "-m"], ["-m", "sub.script", "fail"]],
@@ -190,30 +231,32 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
     write(
         tmp_path,
         script="""
-            import sys
             from torch import nn
-            print("started")
-            if sys.argv[1] == "attribute":
-                nn.RNN(1, 1, 1)
-            if sys.argv[1] == "import":
+            try:
                 from torch.nn.utils import weight_norm
-            if sys.argv[1] == "module":
+            except ImportError as e:
+                print(e)
+            try:
                 import torch.nn.parallel as p
                 p.DataParallel(nn.Linear(1, 1))
+            except NotImplementedError as e:
+                print(e)
+            nn.RNN(1, 1, 1)
             """,
     )
-    for how, line, name in (
-        ("attribute", 6, "torch.nn.RNN"),
-        ("import", 8, "torch.nn.utils.weight_norm"),
-        ("module", 11, "torch.nn.DataParallel"),
+    done = python("-m", "nnmirror", "script.py", cwd=tmp_path)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert {text.split()[1] for text in said[:3]} == {
+        f"script.py:{n}" for n in (4, 9, 12)
+    }  # told before it runs, whether or not it gets there
+    for line, name, text in zip(
+        (4, 9, 12),
+        ("utils.weight_norm", "DataParallel", "RNN"),
+        [*done.stdout.splitlines(), said[-1]],
+        strict=True,
     ):
-        done = python("-m", "nnmirror", "script.py", how, cwd=tmp_path)
-        assert (done.stdout, done.returncode) == ("started\n", 1)
-        said = done.stderr.splitlines()
-        assert [text.split()[1] for text in said[:3]] == [
-            f"script.py:{n}" for n in (6, 8, 11)
-        ]  # told before it runs, whether or not it gets there
-        assert f"script.py:{line} uses {name}, which is not mirrored. What to do:" in said[-1]
+        assert f"script.py:{line} uses torch.nn.{name}, which is not mirrored. What to" in text
 
 
 def test_report(tmp_path, monkeypatch):
@@ -287,13 +330,15 @@ REFUSED = """
     """
 
 
-def test_report_names_the_calls_that_are_refused(tmp_path, monkeypatch):
+def test_report_names_the_calls_that_are_refused(tmp_path, monkeypatch, mirrored):
     """A script is not all mirrored if a call in it is refused."""
     pytest.importorskip("torchmetrics")
     write(tmp_path, script=REFUSED)
     installed = tmp_path / "env" / "site-packages"
     write(installed, library="def model():\n    1 / 0")
-    done = python("-m", "nnmirror", "--report", "script.py", cwd=tmp_path, path=[installed])
+    monkeypatch.syspath_prepend(installed)
+    done = mirrored("--report", "script.py")
+    sys.modules.pop("library")
     assert done.returncode == 1
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines() if "REFUSED" in line]
     assert [(name, text.partition(":")[0]) for name, _, text in lines] == [
@@ -357,37 +402,38 @@ LAYERS = """
     """
 
 
-def test_layers_that_are_asked_about_and_every_optimiser(tmp_path):
+def test_layers_that_are_asked_about_and_every_optimiser(tmp_path, capsys):
     write(tmp_path, script=LAYERS, other=LAYERS.rstrip() + "\n    Blur(1, 1, 1)")
-    expected = python("script.py", cwd=tmp_path)
+    exec(textwrap.dedent(LAYERS), {"__name__": "__main__"})
+    expected = capsys.readouterr().out
     actual = python("-m", "nnmirror", "script.py", cwd=tmp_path)
     assert actual.stderr.splitlines() == [  # not those that are asked about alone
         f"nnmirror: script.py:{line} uses torch.nn.{name}, which is not mirrored; the script will"
         " stop if it makes one"
         for line, name in ((7, "Bilinear"), (18, "LSTM"))
     ]
-    assert actual.stdout == expected.stdout
+    assert actual.stdout == expected
     done = python("-m", "nnmirror", "other.py", cwd=tmp_path)
-    assert done.stdout == expected.stdout
+    assert done.stdout == expected
     assert "other.py:33 uses torch.nn.Bilinear, which is not mirrored. What to" in done.stderr
 
 
-def test_check_shows_what_comes_and_where_both_fail(tmp_path):
+def test_check_shows_what_comes_and_where_both_fail(tmp_path, mirrored):
     """What is printed meanwhile, with the names of the script's own files; and the same end."""
     write(
         tmp_path,
         script="""
-            import os, sys, time, torch
+            import sys, torch
+            # The place of what fails.
             print("from", __file__)
-            if sys.argv[1] == "wait":
-                time.sleep(60)
-            if sys.argv[1] == "differ":
-                raise ValueError(torch.nn.Linear.__module__)
-            raise ValueError("alike")
+
+            if sys.argv[1] == "fail":
+                torch.nn.Linear
+                raise ValueError("alike")
             """,
     )
     here = os.path.realpath(tmp_path)
-    done = python("-m", "nnmirror", "--check", "--report", "script.py", "fail", cwd=tmp_path)
+    done = mirrored("--check", "--report", "script.py", "fail")
     said = re.sub(r"\d+\.\d s", "0 s", done.stdout).splitlines()
     assert (done.returncode, said) == (
         0,
@@ -406,23 +452,74 @@ def test_check_shows_what_comes_and_where_both_fail(tmp_path):
         ],
     )
     assert done.stderr.count(f'File "{here}/script.py", line 8') == 2
-    done = python("-m", "nnmirror", "--check", "script.py", "differ", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_check_says_why_the_runs_fail(tmp_path, mirrored):
+    write(
+        tmp_path,
+        script="""
+            import sys, torch
+            name = torch.nn.Linear.__module__
+            if sys.argv[1] == "both" or name[0] == "n":
+                raise ValueError(name)
+            """,
+    )
+    here = os.path.realpath(tmp_path)
+    done = mirrored("--check", "script.py", "both")
     assert done.returncode == 1
-    assert "both fail: line 1 differs\n  PyTorch:  ValueError: torch.nn.mod" in done.stdout
-    arguments = [sys.executable, "-m", "nnmirror", "--check", "script.py", "wait"]
+    assert done.stdout.splitlines()[3:8] == [
+        "both fail, with different errors",
+        "  PyTorch:  ValueError: torch.nn.modules.linear",
+        f"            at {here}/script.py:5",
+        "  nnmirror: ValueError: nnmirror.modules.linear",
+        f"            at {here}/script.py:5",
+    ]
+    done = mirrored("--check", "script.py", "one")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[3:6] == [
+        "exit status: PyTorch 0, nnmirror 1",
+        "  nnmirror: ValueError: nnmirror.modules.linear",
+        f"            at {here}/script.py:5",
+    ]
+
+
+@pytest.mark.parametrize("reached", ["all", "the first"])
+def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
+    """What was printed until then has been shown; no process and no copy is left."""
+    write(
+        tmp_path,
+        script="""
+            import os, time
+            print("started", os.getpid())
+            time.sleep(60)
+            """,
+    )
+    work = tmp_path / "work"
+    work.mkdir()
     with subprocess.Popen(
-        arguments,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        [sys.executable, "-m", "nnmirror", "--check", "../script.py"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout.readline() == f"torch    | from {here}/script.py\n"
-        os.killpg(process.pid, signal.SIGKILL)
+        started = process.stdout.readline()
+        assert started.startswith("torch    | started ")
+        if reached == "all":  # as the terminal does
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "interrupted\n")
+    assert process.returncode == 130
+    assert sorted(os.listdir(tmp_path)) == ["script.py", "work"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.split()[-1]), 0)
 
 
-def test_check_finds_the_first_difference(tmp_path):
+def test_check_finds_the_first_difference(tmp_path, mirrored):
     write(
         tmp_path,
         script="""
@@ -435,7 +532,7 @@ def test_check_finds_the_first_difference(tmp_path):
             torch.save({"weights": torch.arange(4.) + (name[0] == "t")}, "saved.pt")
             """,
     )
-    done = python("-m", "nnmirror", "--check", "script.py", cwd=tmp_path)
+    done = mirrored("--check", "script.py")
     assert done.returncode == 1
     said = done.stdout.splitlines()
     assert said[-7:] == [

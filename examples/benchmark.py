@@ -29,6 +29,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -337,7 +338,12 @@ def main() -> None:
         action="store_true",
         help="with one thread: the processor's time, where the machine does other work too",
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmark"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmark"),
+        help="where the table and the picture go, without the ending",
+    )
     parser.add_argument("--measure", nargs="+", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -372,4 +378,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

@@ -8,6 +8,7 @@ the same weights, to the last bit; the losses over the epochs go into a picture.
 """
 
 import argparse
+import signal
 import sys
 from itertools import pairwise
 from types import ModuleType
@@ -101,10 +102,10 @@ def draw(plt: Any, curves: dict[str, dict[str, list[float]]], path: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=10, help="of each training")
+    parser.add_argument("--batch", type=int, default=10, help="points in a batch")
+    parser.add_argument("--points", type=int, default=1000, help="to train on, and as many to test")
+    parser.add_argument("--seed", type=int, default=0, help="of points, weights and batches")
     parser.add_argument("--plot", default="classify.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="one epoch: a rehearsal")
     args = parser.parse_args()
@@ -139,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

@@ -10,6 +10,7 @@ batches of 32, under a cosine schedule.
 """
 
 import argparse
+import signal
 import statistics
 import sys
 import time
@@ -121,12 +122,17 @@ def compare(args: argparse.Namespace) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["nnmirror", "torch", "both"], default="nnmirror")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--backend",
+        choices=["nnmirror", "torch", "both"],
+        default="nnmirror",
+        help="the library that trains, or both in turn, compared",
+    )
+    parser.add_argument("--epochs", type=int, default=25, help="times through the pictures")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
+    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch")
+    parser.add_argument("--width", type=int, default=64, help="units in each hidden layer")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, weights and batches")
     parser.add_argument("--repeats", type=int, default=5, help="of --backend both")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the net is small
@@ -138,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

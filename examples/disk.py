@@ -12,6 +12,7 @@ error in batches of 4. The losses, the errors and a picture of both go with it.
 import argparse
 import math
 import os
+import signal
 import sys
 import time
 from types import ModuleType
@@ -165,13 +166,23 @@ def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["nnmirror", "torch"], default="nnmirror")
-    parser.add_argument("--activation", choices=["relu", "leaky_relu"], default="relu")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--backend",
+        choices=["nnmirror", "torch"],
+        default="nnmirror",
+        help="the library that trains",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=["relu", "leaky_relu"],
+        default="relu",
+        help="between the hidden layers",
+    )
+    parser.add_argument("--epochs", type=int, default=25, help="times through the points")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
+    parser.add_argument("--batch", type=int, default=4, help="points in a batch")
+    parser.add_argument("--points", type=int, default=1000, help="to train on, and as many to test")
+    parser.add_argument("--seed", type=int, default=0, help="of points, weights and batches")
     parser.add_argument("--plot", help="where the picture goes (default: disk-BACKEND.png)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
@@ -188,4 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

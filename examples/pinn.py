@@ -14,6 +14,7 @@ gradient of third ones. It is trained by Adam, then by LBFGS.
 import argparse
 import importlib
 import math
+import signal
 import sys
 import time
 from itertools import pairwise
@@ -163,7 +164,12 @@ def draw(plt: Any, result: dict[str, Any], args: argparse.Namespace, side: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["nnmirror", "torch"], default="nnmirror")
+    parser.add_argument(
+        "--backend",
+        choices=["nnmirror", "torch"],
+        default="nnmirror",
+        help="the library that trains",
+    )
     parser.add_argument("--epochs", type=int, default=2000, help="steps of Adam")
     parser.add_argument(
         "--lbfgs", type=int, default=25, help="steps of LBFGS after it, of 20 iterations"
@@ -172,7 +178,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=1000, help="inside; a fifth as many around")
     parser.add_argument("--width", type=int, default=20, help="units in each hidden layer")
     parser.add_argument("--k", type=float, default=0.1, help="how well the rod conducts heat")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of points and weights")
     parser.add_argument("--plot", metavar="FILE", help="draw a picture there")
     parser.add_argument("--quick", action="store_true", help="a few steps: a rehearsal")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -190,4 +196,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

@@ -13,6 +13,7 @@ on both backends; "same bits" says that every loss and every weight at the end i
 import argparse
 import hashlib
 import itertools
+import signal
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -413,4 +414,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

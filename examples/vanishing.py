@@ -11,6 +11,7 @@ over the steps.
 """
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -87,9 +88,9 @@ def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
     parser.add_argument("--points", type=int, default=1000, help="a quarter as many steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of points and weights")
     parser.add_argument("--plot", default="vanishing.png", help="where the picture goes")
     args = parser.parse_args()
     plt, _ = extras()
@@ -103,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     main()

@@ -24,6 +24,13 @@ Pages to begin with:
 import sys
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # while Python looks for the module to run
+    from ._options import answer_at_once
+
+    answer_at_once()  # before torch is imported, which takes seconds
+
 from . import adopt as _adopt  # noqa: F401  a library's module becomes mirrored where it is assigned
 from . import func, functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
@@ -173,8 +180,6 @@ from .tape import Function
 from .tensor import Tensor
 from .walk import backward, grad
 from .watch import watch
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CELU",

@@ -1,52 +1,42 @@
-"""Run a PyTorch script, unmodified, on the mirror.
-
-python -m nnmirror script.py args...             in place of: python script.py args...
-python -m nnmirror -m package.module args...     in place of: python -m package.module args...
-python -m nnmirror --check script.py args...     on both: is what it prints and saves identical?
-python -m nnmirror --report script.py            which names it uses, and are they mirrored?
-"""
+"""`python -m nnmirror`: see `_options.py` for what it does."""
 
 import argparse
+import signal
 import sys
 
 from . import adopt, check, report, runner
+from ._options import parsed, parser
+
+INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(
-        prog="python -m nnmirror",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python -m nnmirror [options] (script.py | -m module) [args ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--check", action="store_true", help="compare a run on each backend")
-    parser.add_argument("--report", action="store_true", help="list the names, run nothing")
-    parser.add_argument("--backend", choices=["nnmirror", "torch"], default="nnmirror")
-    parser.add_argument("--seed", type=int, help="seed the random generators first")
-    parser.add_argument(
-        "--keep", metavar="LIBRARY", action="append", default=[], help="its models stay PyTorch's"
-    )
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module")
-    parser.add_argument("script", nargs=argparse.REMAINDER)
-    args = parser.parse_args(argv)
-    arguments = args.module or args.script
-    if not arguments:
-        parser.error("a script to run, or -m and a module")
-    what, rest = arguments[0], arguments[1:]
-    if not (args.check or args.report):
-        if args.seed is not None:
-            runner.seed_all(args.seed)
-        if args.backend == "nnmirror":
-            adopt.kept.update(args.keep)
-            report.warn(what, bool(args.module))
-        run = runner.run_module if args.module else runner.run_script
-        run(what, rest, mirror=args.backend == "nnmirror")
-        return None
+    args = parsed(argv)
+    if args.check or args.report:
+        try:
+            return look_at(args)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+    what, *rest = args.module or args.script
+    if args.seed is not None:
+        runner.seed_all(args.seed)
+    if args.backend == "nnmirror":
+        adopt.kept.update(args.keep)
+        report.warn(what, bool(args.module))
+    run = runner.run_module if args.module else runner.run_script
+    run(what, rest, mirror=args.backend == "nnmirror")
+    return None
+
+
+def look_at(args: argparse.Namespace) -> int:
+    """`--report`, `--check` or both; the exit status."""
+    is_module, arguments = bool(args.module), args.module or args.script
+    what = arguments[0]
     try:
-        sources = report.read(what, bool(args.module))
+        sources = report.read(what, is_module)
     except (OSError, SyntaxError) as e:
-        parser.error(f"{what} cannot be read: {e}")
+        parser().error(f"{what} cannot be read: {e}")
     status = 0
     if args.report:
         found = report.uses(sources, load=True)
@@ -55,10 +45,11 @@ def main(argv: list[str]) -> int | None:
     if args.check:
         seeds = [f"{source.file}:{line}" for source in sources for line in source.seeds]
         keep = [f"--keep={library}" for library in args.keep]
-        arguments = [*["-m"] * bool(args.module), *arguments]
-        status |= check.check(arguments, seeds, args.seed or 0, keep)
+        status |= check.check([*["-m"] * is_module, *arguments], seeds, args.seed or 0, keep)
     return status
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see answer_at_once
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

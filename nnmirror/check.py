@@ -11,6 +11,7 @@ both fail, the last line of the error.
 import contextlib
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ class Run:
     seconds: float
     printed: bytes
     error: bytes  # the last line on standard error
+    place: bytes  # the file and the line where a traceback there ends
     directory: Path
     files: list[str]
 
@@ -63,9 +65,11 @@ def check(
     return 0 if same else 1
 
 
-# `python -m nnmirror`, found where this one was, wherever it is started.
+# `python -m nnmirror`, found where this one was, wherever it is started. Ctrl-C reaches it too, and
+# ends it without a word.
 _RUN = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.append({str(Path(__file__).resolve().parent.parent)!r})
 from nnmirror.__main__ import main
 sys.exit(main(sys.argv[1:]))
@@ -95,16 +99,30 @@ def _run(
     ) as process:
         errors = _Relay(process.stderr, sys.stderr, work)
         prints = _Relay(process.stdout, sys.stdout, work, f"{backend:8} | ")
-        for relay in (errors, prints):
-            relay.join()
-        status = process.wait()
+        try:
+            for relay in (errors, prints):
+                relay.join()
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # where it reached this process alone
+            raise
     seconds = time.perf_counter() - start
     print(f"{backend + ':':9} {seconds:.1f} s, exit status {status}", flush=True)
     changed = [name for name in _files(work) if before.get(name) != _mark(work / name)]
     kept = where / backend
     work.rename(kept)
-    error = errors.text().rstrip().rpartition(b"\n")[2]
-    return Run(backend, status, seconds, prints.text(), error, kept, sorted(changed))
+    said = errors.text().rstrip()
+    places = re.findall(rb'^  File "(.*)", line (\d+)', said, re.M)
+    return Run(
+        name=backend,
+        status=status,
+        seconds=seconds,
+        printed=prints.text(),
+        error=said.rpartition(b"\n")[2],
+        place=b"%b:%b" % places[-1] if places else b"",
+        directory=kept,
+        files=sorted(changed),
+    )
 
 
 class _Relay(threading.Thread):
@@ -208,11 +226,15 @@ def _compare(expected: Run, actual: Run) -> bool:
     same = True
     if expected.status != actual.status:
         print(f"exit status: PyTorch {expected.status}, nnmirror {actual.status}")
+        for run in (expected, actual):
+            if run.status != 0:
+                print(_why(run))
         same = False
+    elif expected.status != 0 and expected.error == actual.error:
+        print("both fail: alike")
     elif expected.status != 0:
-        difference = _first_difference(expected.error, actual.error)
-        print(f"both fail: {difference or 'alike'}")
-        same = difference is None
+        print(f"both fail, with different errors\n{_why(expected)}\n{_why(actual)}")
+        same = False
     difference = _first_difference(expected.printed, actual.printed)
     size = len(expected.printed)
     print(f"printed: {difference or f'identical ({size:,} bytes)'}")
@@ -226,6 +248,16 @@ def _compare(expected: Run, actual: Run) -> bool:
         print(f"saved {name}: {difference or 'identical'}")
         same = same and difference is None
     return same
+
+
+_NAMES = {"torch": "PyTorch", "nnmirror": "nnmirror"}
+
+
+def _why(run: Run) -> str:
+    """The error with which a run ended, and where, as far as it wrote that."""
+    error = run.error.decode(errors="backslashreplace")[:300] or "(nothing on standard error)"
+    place = f"\n{'':12}at {os.fsdecode(run.place)}" if run.place else ""
+    return f"  {_NAMES[run.name] + ':':9} {error}{place}"
 
 
 def _first_difference(expected: bytes, actual: bytes) -> str | None:

@@ -1,0 +1,81 @@
+"""The options of `python -m nnmirror`, and the answers that need no torch."""
+
+import argparse
+import signal
+import sys
+
+DESCRIPTION = """\
+Run a PyTorch script, unmodified, on the mirror.
+
+python -m nnmirror script.py args...             in place of: python script.py args...
+python -m nnmirror -m package.module args...     in place of: python -m package.module args...
+python -m nnmirror --check script.py args...     on both: is what it prints and saves identical?
+python -m nnmirror --report script.py            which names it uses, and are they mirrored?
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m nnmirror",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python -m nnmirror [options] (script.py | -m module) [args ...]",
+        allow_abbrev=False,
+    )
+    version = sys.modules["nnmirror"].__version__  # of a package that is being imported
+    made.add_argument("--version", action="version", version=f"nnmirror {version}")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="run it on PyTorch and on the mirror, and compare what it prints and saves",
+    )
+    made.add_argument(
+        "--report",
+        action="store_true",
+        help="list the names of torch.nn and torch.optim that it uses; run nothing",
+    )
+    made.add_argument(
+        "--backend",
+        choices=["nnmirror", "torch"],
+        default="nnmirror",
+        help="what answers for torch.nn and torch.optim (default: nnmirror)",
+    )
+    made.add_argument("--seed", type=int, help="seed the random generators first")
+    made.add_argument(
+        "--keep",
+        metavar="LIBRARY",
+        action="append",
+        default=[],
+        help="its models stay PyTorch's; may be given several times",
+    )
+    made.add_argument(
+        "-m", dest="module", nargs=argparse.REMAINDER, help="a module to run, and its arguments"
+    )
+    made.add_argument("script", nargs=argparse.REMAINDER, help="a script to run, and its arguments")
+    return made
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The options; it prints the help, the version or what is wrong with them, and exits."""
+    options = parser()
+    if not argv:
+        options.print_help()
+        sys.exit()
+    found = options.parse_args(argv)
+    if not (found.module or found.script):
+        options.error("a script to run, or -m and a module")
+    return found
+
+
+def answer_at_once() -> None:
+    """Called while Python looks for the module that `-m` names: is it this package?
+
+    If so, exits where nothing is to be run; and until it is, Ctrl-C ends the process, as a
+    traceback would show no line but of imports.
+    """
+    named = sys.orig_argv[-len(sys.argv) :][0]
+    if named.removeprefix("-m") not in ("nnmirror", "nnmirror.__main__"):
+        return
+    parsed(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
