@@ -136,6 +136,7 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("to the last bit: NO\n")
 
 
+@pytest.mark.slow
 def test_a_physics_informed_net_is_trained_alike_on_both(tmp_path):
     """Else the digits that examples/README.md shows would be of one library alone."""
     pytest.importorskip("matplotlib")
@@ -186,6 +187,7 @@ def test_the_benchmark_tells_other_bits():
     assert said.startswith("DIFFER by ")
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_the_rows_asked_for(tmp_path):
     command = [sys.executable, str(EXAMPLES / "benchmark.py"), "--quick", "--out", "found"]
     command += ["--only", "one pointwise operation", "one observation"]
@@ -202,6 +204,7 @@ def test_the_benchmark_measures_the_rows_asked_for(tmp_path):
         benchmark.chosen(["LSTM"], quick=True)
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_shown_as_failed(monkeypatch):
     args = argparse.Namespace(quick=True, compile=False, cpu_time=False)
     monkeypatch.setattr(benchmark, "ROWS", [*benchmark.ROWS, benchmark.ROWS[0]])

@@ -1,7 +1,6 @@
 """Training in several processes: each rank must get PyTorch's gradients, weights and errors."""
 
 import copy
-import functools
 import inspect
 import pickle
 import tempfile
@@ -22,7 +21,6 @@ def scenario(function):
     return function
 
 
-@functools.cache
 def found(world):
     with tempfile.TemporaryDirectory() as directory:
         return ranks.differences(directory, world, __name__)
@@ -438,10 +436,11 @@ def nothing_to_train(nn, optim):
     nn.parallel.DistributedDataParallel(nn.ReLU())
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_each_rank_does_what_it_does_in_pytorch(name, world):
-    for rank, difference in enumerate(found(world)[name]):
+def test_each_rank_does_what_it_does_in_pytorch(once, name, world):
+    differences = once(f"ranks of {world}", lambda: found(world))[name]
+    for rank, difference in enumerate(differences):
         assert not difference, f"rank {rank}: {difference}"
 
 

@@ -1,8 +1,11 @@
 """A short run of the search for programs that the two backends do not run alike."""
 
+import pytest
+
 from .search import search
 
 
+@pytest.mark.slow
 def test_made_up_programs_run_alike():
     programs, refused = search(300, derandomize=True)
     assert programs == 300

@@ -221,7 +221,6 @@ def main():
     print(json.dumps(found))
 
 
-@functools.cache
 def found():
     """For each scenario how often another thread was woken, in PyTorch and in the mirror."""
     run = subprocess.run(
@@ -242,13 +241,14 @@ def found():
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_no_thread_is_woken_where_pytorch_wakes_none(name):
+def test_no_thread_is_woken_where_pytorch_wakes_none(once, name):
     """Else a small training takes minutes on a machine that has other things to do."""
     if not TASKS.exists():
         pytest.skip("threads are looked at through /proc, which is Linux's")
-    if not found()["many numbers"][0]:
+    times = once("threads", found)
+    if not times["many numbers"][0]:
         pytest.skip("this PyTorch runs in one thread")
-    by_pytorch, by_mirror = found()[name]
+    by_pytorch, by_mirror = times[name]
     # Once each time at least, if at all; once in a while a thread wakes by itself.
     if by_pytorch < TIMES / 2:
         assert by_mirror < TIMES / 2

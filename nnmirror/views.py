@@ -308,8 +308,8 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
     made_by: Any = x._node
     if made_by is None or x._view_of is not None:
         return False
-    place = x._output_nr
-    meta = made_by.outputs[place]
+    place, outputs = x._output_nr, made_by.outputs
+    meta = outputs[place]
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
     if dims < 0 or value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
@@ -337,7 +337,7 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
         return False
     node: Any = _new(_tape.Node)
     node.function, node.signature, node.like = SetItem, None, None
-    node._places, node._outputs = _BOTH, (meta,)
+    node._places, node._outputs = _BOTH, outputs if len(outputs) == 1 else (meta,)
     node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
     node.edges = (made_by, place), edge
     node._saved = node._versions = _NOTHING

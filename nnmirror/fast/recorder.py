@@ -73,13 +73,27 @@ def _written(
         "needs": needs,
         "new": object.__new__,
         "other": other,
+        "outputs": _outputs,
+        "remember": _remember,
         "places": tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]),
         "plain": torch.Tensor,
         "rule": function,
         "sequence": _tape._sequence,
         "view_from": _views.view_from,
     }
-    taken = {*environment, *names, "alias", "args", "dtype", "node", "out", "plan", "record"}
+    taken = {
+        *environment,
+        *names,
+        "alias",
+        "args",
+        "changed",
+        "dtype",
+        "meta",
+        "node",
+        "out",
+        "plan",
+        "record",
+    }
     lines: list[str] = []
     edges: list[str] = []
     for name, arg, need in zip(names, args, needs, strict=True):
@@ -144,10 +158,13 @@ def _written(
         if formula.RESULT in plan.saves:
             lines.append("alias = out.detach()")
         saved = ["alias" if i < 0 else names[i] for i in plan.saves]
+        environment["zeros"] = (0,) * len(saved)
+        versions = [f"{name}._version" for name in saved]
         lines += [
             f"node._saved = {_tuple(saved)}",
             "try:",
-            f"    node._versions = {_tuple([f'{name}._version' for name in saved])}",
+            f"    changed = {' or '.join(versions)}",
+            f"    node._versions = {_tuple(versions)} if changed else zeros",
             "except RuntimeError:  # one of inference mode",
             "    node.save_for_backward(*node._saved)",
         ]
@@ -161,7 +178,8 @@ def _written(
         "    return finished(node, out, args)",
         "dtype = out.dtype",
         "if not dtype.is_floating_point: return finished(node, out, args)",
-        "node._outputs = ((out.shape, dtype, out.device),)",
+        "meta = out.shape, dtype, out.device",
+        "node._outputs = outputs.get(meta) or remember(meta)",
         "node.sequence = next(sequence)",
         "out.__class__ = Tensor",
         "out._node = node",
@@ -174,6 +192,20 @@ def _written(
     compiled = source.Compiled(text, "record", f"recorder of {function.__name__}", environment)
     environment["compiled"] = compiled  # so that its source is there as long as the function
     return compiled.function
+
+
+# What nodes have alike whose results are laid out alike: not each has its own, as the collector of
+# garbage looks at all there are, time and again.
+_outputs: dict[Any, tuple[Any, ...]] = {}
+
+
+def _remember(meta: Any) -> tuple[Any, ...]:
+    if len(_outputs) >= _MOST_OUTPUTS:
+        _outputs.clear()
+    return _outputs.setdefault(meta, (meta,))
+
+
+_MOST_OUTPUTS = 4096
 
 
 def _tuple(words: Sequence[str]) -> str:
