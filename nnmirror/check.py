@@ -105,6 +105,9 @@ def _run(
             status = process.wait()
         except KeyboardInterrupt:
             process.terminate()  # where it reached this process alone
+            process.wait()
+            for relay in (errors, prints):  # what it started may hold a pipe open
+                relay.join(timeout=1)
             raise
     seconds = time.perf_counter() - start
     print(f"{backend + ':':9} {seconds:.1f} s, exit status {status}", flush=True)
