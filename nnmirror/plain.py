@@ -29,8 +29,8 @@ class plain(NoParamDecoratorContextManager):
     A context manager and a decorator. NNMIRROR_PLAIN=1 in the environment has the whole process in
     plain mode. No call and no walk is written out, the layers of a Sequential are called one by
     one, and optimisers step parameter by parameter. So a breakpoint in a rule stops
-    (`nnmirror.functional.Linear.forward`, `nnmirror.functional.Tanh.d_input`), and a debugger that
-    steps into `loss.backward()` soon comes to a formula.
+    (`forward` of `nnmirror.functional.Linear`, `d_input` of `nnmirror.functional.Tanh`), and a
+    debugger that steps into `loss.backward()` soon comes to a formula.
 
     Each recorded call keeps its result, the module and the line of the script that made it, for
     `nnmirror.explain`. Outputs, gradients and trained weights have the same bits as otherwise.
