@@ -212,20 +212,17 @@ def walk(
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: what lies on the way to it
     further: set[int] = set()  # torch's tensors whose own graph leads to it
+    # Torch's tensors among what is asked for, by where what comes to them is kept. Each once: what
+    # comes to one that is asked for twice is not added up.
+    theirs: dict[tuple[int, int], torch.Tensor] = {}
     if only is not None:
-        reaches = {id(t) for t, _ in only}
-        # Torch's tensors among them, and where what comes to these is kept.
-        # Each once: what comes to one that is asked for twice is not added up.
-        ends = {(id(t), n): end for t, n in only if (end := _theirs(t)) is not None}
-        keys, theirs = [*ends], [*ends.values()]
+        theirs = {(id(t), n): end for t, n in only if (end := _theirs(t)) is not None}
         if theirs:
-            further = _leading_on(edges, order, theirs)
-            reaches |= further | changed  # of which it cannot be said
-        for node in sorted(order, key=_sequence_of):
-            for edge in node.edges:
-                if edge is not None and id(edge[0]) in reaches:
-                    reaches.add(id(node))
-                    break
+            further = _leading_on(edges, order, [*theirs.values()])
+        # Of a tensor that was changed it cannot be said.
+        reaches = _way_to(
+            {id(t) for t, _ in only} | (further | changed if theirs else set()), order
+        )
     hooked = _state.leaf_hooks_exist
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
@@ -365,27 +362,12 @@ def walk(
                     found[id(node), i] = slots[i]
                     if stop is not None:
                         slots[i] = None
-            needs = node.needs_input_grad
+            needs = None
             if reaches is not None:
                 needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
                 if True not in needs:
                     continue
-            if node.prehooks:
-                slots = _run_prehooks(node.prehooks, slots)
-            # A user's Function is asked even then: what it returns may be zeros.
-            nothing = node.attributes is None and all(g is None for g in slots)
-            if nothing:
-                results: Any = [None] * len(node.edges)
-            else:
-                if create_graph:
-                    results = _tape.run_recorded(node, slots, needs)
-                else:
-                    results = (node if reaches is None else _tape.needing(node, needs)).run(slots)
-                results = validated(node, results)
-                if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
-                    _refuse_nan(node, results)
-            if node.posthooks:
-                results = _run_posthooks(node.posthooks, node.inputs, results, slots)
+            results, nothing = _step(node, slots, needs, create_graph)
             slots = []
             if not (retain_graph or nothing):
                 node.free()
@@ -397,20 +379,21 @@ def walk(
                 if hooked and (reaches is None or id(edge[0]) in reaches):
                     _refuse_swapped(node, edge[0])
                 arrive(edge[0], edge[1], results.pop())
-        if to_torch and (only is not None or create_graph):
+        if to_torch and only is not None:
             tensors, starts = zip(*to_torch, strict=True)
-            if only is None:
-                theirs = beyond.behind(tensors)[0]
-                keys = [(id(leaf), 0) for leaf in theirs]
-            results = beyond.go_back(tensors, starts, theirs, retain_graph, create_graph)
-            for leaf, key, grad in zip(theirs, keys, results, strict=True):
-                if grad is None:
-                    continue
-                if only is None:
-                    accumulate(leaf, grad, False, create_graph)
-                    continue
-                held = found.get(key)
-                found[key] = grad if held is None else add(held, grad)
+            ends = [*theirs.values()]
+            more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
+            for key, one in zip(theirs, more, strict=True):
+                if one is not None:
+                    held = found.get(key)
+                    found[key] = one if held is None else add(held, one)
+        elif to_torch and create_graph:
+            tensors, starts = zip(*to_torch, strict=True)
+            ends = beyond.behind(tensors)[0]
+            more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
+            for leaf, one in zip(ends, more, strict=True):
+                if one is not None:
+                    accumulate(leaf, one, False, create_graph)
         elif to_torch:
             # All in one pass of torch's engine, so that it adds up in its own order.
             beyond.accumulate(to_torch, retain_graph)
@@ -429,6 +412,48 @@ def _theirs(target: Any) -> torch.Tensor | None:
 
 
 _sequence_of = operator.attrgetter("sequence")
+
+
+def _way_to(ends: set[int], order: Sequence[_tape.Node]) -> set[int]:
+    """The ids of `ends`, and of the nodes on the way to them."""
+    reaches = set(ends)
+    for node in sorted(order, key=_sequence_of):
+        for edge in node.edges:
+            if edge is not None and id(edge[0]) in reaches:
+                reaches.add(id(node))
+                break
+    return reaches
+
+
+def _step(
+    node: _tape.Node,
+    slots: list[torch.Tensor | None],
+    needs: tuple[bool, ...] | None,
+    create_graph: bool,
+) -> tuple[list[torch.Tensor | None], bool]:
+    """The step of any node with its hooks, for those of the gradients that are needed; all of
+    them, where `needs` is None.
+
+    Returns them, and whether the node was not asked, as no gradient came to it.
+    """
+    if node.prehooks:
+        slots = _run_prehooks(node.prehooks, slots)
+    results: Any
+    # A user's Function is asked even then: what it returns may be zeros.
+    nothing = node.attributes is None and all(g is None for g in slots)
+    if nothing:
+        results = [None] * len(node.edges)
+    else:
+        if create_graph:
+            results = _tape.run_recorded(node, slots, needs or node.needs_input_grad)
+        else:
+            results = (node if needs is None else _tape.needing(node, needs)).run(slots)
+        results = validated(node, results)
+        if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+            _refuse_nan(node, results)
+    if node.posthooks:
+        results = _run_posthooks(node.posthooks, node.inputs, results, slots)
+    return results, nothing
 
 
 def _leading_on(
