@@ -108,6 +108,24 @@ def test_numbers_that_are_none_and_zeros_with_a_sign(nn, optim):
     return results
 
 
+@pytest.mark.parametrize("how", [(2,), (3, 2, 1), (3, 1, 1, 1, True, True)])
+@parity
+def test_many_planes(nn, optim, how):
+    """Computed in another layout; equal numbers, zeros of both signs and NaN among them."""
+    x = torch.randn(8, 33, 13, 12).mul(2).round()
+    x[0, :, :3] = SPECIAL.repeat(2)[:12]
+    results = []
+    for dtype in (torch.float32, F64):
+        leaf = nn.Parameter(x.to(dtype))
+        found = nn.MaxPool2d(*how[:4], return_indices=len(how) > 4)(leaf)
+        y = found[0] if isinstance(found, tuple) else found
+        y.backward(torch.randn(y.shape, dtype=dtype))
+        results += [found, y.stride(), leaf.grad]
+        with torch.no_grad():
+            results.append(nn.functional.max_pool2d(leaf, *how[:4]))
+    return results
+
+
 @parity
 def test_channels_last(nn, optim):
     results = []
