@@ -21,18 +21,21 @@ CHROMIUM = next(
 
 
 class ByHand(nn.Module):
-    """A shared module, a branch, a name that is no word."""
+    """A shared module, a branch, a name for which no line has room."""
+
+    LONG = "a_long_name_" * 12
 
     def __init__(self):
         super().__init__()
-        self.first, self.shared, self.last = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.first, self.shared = nn.Linear(2, 3), nn.Linear(3, 3)
+        self.add_module(self.LONG, nn.Linear(3, 1))
         self.scale = nn.Parameter(torch.ones(3))
 
     def forward(self, x):
         h = torch.tanh(self.first(x))
         h = h + F.relu(self.shared(h))
         h = h + F.relu(self.shared(h)) * self.scale
-        return self.last(h)
+        return getattr(self, self.LONG)(h)
 
 
 def by_hand():
@@ -205,7 +208,10 @@ STEPS = """
   details.open = true;
   setTimeout(() => {
     seen.push([...details.querySelectorAll("td")].map(x => x.textContent));
-    seen.push([document.documentElement.scrollWidth, innerWidth]);
+    const widths = () => [document.documentElement.scrollWidth, innerWidth, document.getElementById("detail").scrollWidth, document.getElementById("detail").clientWidth];
+    const before = widths();
+    press("End"); seen.pop();
+    seen.push([before, widths()]);
     document.body.dataset.seen = JSON.stringify(seen);
   }, 50);
 })();
@@ -247,4 +253,6 @@ def test_in_a_browser(tmp_path):
     assert "sum of those from shared + add" in clicked[1][3]
     (tanh,) = [o for o in e.operations if o.node == "TanhBackward0"]
     assert [float(v) for v in values] == pytest.approx(tanh.gradient.flatten().tolist(), rel=1e-3)
-    assert width[0] <= width[1], "nothing to scroll to the side"
+    for page_is, page_has, detail_is, detail_has in width:
+        assert page_is <= page_has, "nothing to scroll to the side"
+        assert detail_is <= detail_has
