@@ -12,6 +12,14 @@ from .parity import parity, trained
 
 LAZY = {
     "Linear": (lambda nn, **kw: nn.LazyLinear(3, **kw), (5, 4)),
+    **{
+        f"{kind}{n}d": (
+            lambda nn, kind=kind, n=n, **kw: getattr(nn, f"Lazy{kind}{n}d")(4, 2, groups=2, **kw),
+            (1, 2, *(3, 4, 5)[:n]),
+        )
+        for kind in ("Conv", "ConvTranspose")
+        for n in (1, 2, 3)
+    },
     "BatchNorm1d": (lambda nn, **kw: nn.LazyBatchNorm1d(**kw), (5, 4)),
     "BatchNorm2d": (lambda nn, **kw: nn.LazyBatchNorm2d(momentum=None, **kw), (5, 4, 2, 3)),
     "BatchNorm3d": (lambda nn, **kw: nn.LazyBatchNorm3d(eps=0.1, **kw), (5, 4, 2, 3, 2)),

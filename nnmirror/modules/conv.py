@@ -12,10 +12,11 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..grad_mode import no_grad
 from ..overrides import is_subclass
-from ..parameter import Parameter
+from ..parameter import Parameter, UninitializedParameter
 from ..rules.convolution import Convolution
 from ..tape import Function
 from .layer import Layer
+from .lazy import LazyModuleMixin
 from .module import records_once
 
 # Spelled as PyTorch's, for whoever asks for a signature.
@@ -583,3 +584,191 @@ class ConvTranspose3d(_ConvTransposeNd):
             device,
             dtype,
         )
+
+
+class _LazyConvXdMixin(LazyModuleMixin):
+    """What makes the number of channels follow from the first input."""
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    transposed: bool
+    kernel_size: tuple[int, ...]
+
+    def _uninitialized(self: Any, out_channels: int, bias: bool, device: Any, dtype: Any) -> None:
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        self.out_channels = out_channels
+        if bias:
+            self.bias = UninitializedParameter(device=device, dtype=dtype)
+
+    def reset_parameters(self: Any) -> None:
+        """Draw weight and bias anew; nothing before the first call."""
+        if not self.has_uninitialized_params() and self.in_channels != 0:
+            super().reset_parameters()  # type: ignore[misc]
+
+    def initialize_parameters(self: Any, input: Tensor, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Give weight and bias the shapes that follow from the channels of the input."""
+        if not self.has_uninitialized_params():
+            return
+        self.in_channels = self._get_in_channels(input)
+        if self.in_channels % self.groups != 0:
+            raise ValueError("in_channels must be divisible by groups")
+        channels = self.in_channels, self.out_channels
+        first, second = channels if self.transposed else channels[::-1]
+        self.weight.materialize((first, second // self.groups, *self.kernel_size))
+        if self.bias is not None:
+            self.bias.materialize((self.out_channels,))
+        self.reset_parameters()
+
+    def _get_in_channels(self, input: Tensor) -> int:
+        single = self._get_num_spatial_dims() + 1
+        if input.dim() not in (single, single + 1):
+            raise RuntimeError(
+                f"Expected {single}D (unbatched) or {single + 1}D (batched) input to"
+                f" {self.__class__.__name__}, but got input of size: {input.shape}"
+            )
+        return input.shape[1] if input.dim() == single + 1 else input.shape[0]
+
+    def _get_num_spatial_dims(self) -> int:
+        return len(self.kernel_size)
+
+
+class LazyConv1d(_LazyConvXdMixin, Conv1d):  # type: ignore[misc]
+    """A `Conv1d` with `in_channels` from the first input."""
+
+    cls_to_become = Conv1d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = 1,
+        padding: _size_1_t = 0,
+        dilation: _size_1_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        super().__init__(0, 0, kernel_size, *how)
+        self._uninitialized(out_channels, bias, device, dtype)
+
+
+class LazyConv2d(_LazyConvXdMixin, Conv2d):  # type: ignore[misc]
+    """A `Conv2d` with `in_channels` from the first input."""
+
+    cls_to_become = Conv2d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: _size_2_t = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        super().__init__(0, 0, kernel_size, *how)
+        self._uninitialized(out_channels, bias, device, dtype)
+
+
+class LazyConv3d(_LazyConvXdMixin, Conv3d):  # type: ignore[misc]
+    """A `Conv3d` with `in_channels` from the first input."""
+
+    cls_to_become = Conv3d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_3_t,
+        stride: _size_3_t = 1,
+        padding: _size_3_t = 0,
+        dilation: _size_3_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        super().__init__(0, 0, kernel_size, *how)
+        self._uninitialized(out_channels, bias, device, dtype)
+
+
+class LazyConvTranspose1d(_LazyConvXdMixin, ConvTranspose1d):  # type: ignore[misc]
+    """A `ConvTranspose1d` with `in_channels` from the first input."""
+
+    cls_to_become = ConvTranspose1d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = 1,
+        padding: _size_1_t = 0,
+        output_padding: _size_1_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _size_1_t = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        super().__init__(0, 0, kernel_size, *how, device, dtype)
+        self._uninitialized(out_channels, bias, device, dtype)
+
+
+class LazyConvTranspose2d(_LazyConvXdMixin, ConvTranspose2d):  # type: ignore[misc]
+    """A `ConvTranspose2d` with `in_channels` from the first input."""
+
+    cls_to_become = ConvTranspose2d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: _size_2_t = 0,
+        output_padding: _size_2_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        super().__init__(0, 0, kernel_size, *how, device, dtype)
+        self._uninitialized(out_channels, bias, device, dtype)
+
+
+class LazyConvTranspose3d(_LazyConvXdMixin, ConvTranspose3d):  # type: ignore[misc]
+    """A `ConvTranspose3d` with `in_channels` from the first input."""
+
+    cls_to_become = ConvTranspose3d
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        out_channels: int,
+        kernel_size: _size_3_t,
+        stride: _size_3_t = 1,
+        padding: _size_3_t = 0,
+        output_padding: _size_3_t = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: _size_3_t = 1,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        super().__init__(0, 0, kernel_size, *how, device, dtype)
+        self._uninitialized(out_channels, bias, device, dtype)
