@@ -626,7 +626,7 @@ def expression(func: Any, args: Sequence[Any], words: list[str]) -> str:
     elif type(func).__module__ == "torch._ops":
         full = f"torch.ops.{func}"
     else:
-        full = torch.overrides.resolve_name(func) or name
+        full = torch.overrides.resolve_name(func) or f"torch.{name}"
     return f"{full}({', '.join(words)})"
 
 
