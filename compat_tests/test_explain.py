@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib.util
 import io
 import pdb
 import runpy
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import functional, standalone
+from nnmirror import _state, functional, standalone
 from nnmirror.plain import here
 
 from .parity import parity
@@ -112,8 +113,10 @@ def embedding(nn):
 
 def cross_entropy(nn):
     net = nn.Sequential(nn.Linear(4, 9), nn.SiLU(), nn.Linear(9, 5))
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    return criterion(net(torch.randn(8, 4)), torch.randint(0, 5, (8,))), net, [*net.parameters()]
+    out, y = net(torch.randn(8, 4)), torch.randint(0, 5, (8,))
+    each = nn.NLLLoss(reduction="none")(out.log_softmax(1), y)
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)(out, y) + (each * torch.rand(8)).sum()
+    return loss, net, [*net.parameters()]
 
 
 def attention(nn):
@@ -437,6 +440,45 @@ def test_plain_mode_is_a_threads_own():
         thread.join()
     assert seen == [False]
     assert not here.is_plain
+
+
+def test_the_environment_turns_plain_mode_on(monkeypatch):
+    monkeypatch.setenv("NNMIRROR_PLAIN", "1")
+    monkeypatch.setattr(_state, "plain", 0)
+    spec = importlib.util.find_spec("nnmirror.plain")
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert again.here.is_plain
+    assert _state.plain == 1
+
+
+def test_torchs_own_graph_in_front_is_left_to_torch():
+    net, w = nnmirror.Linear(2, 1), torch.rand(3, 2, requires_grad=True)
+    inner = w * 2
+    loss = net(inner).sum()
+    explanation = nnmirror.explain(loss)
+    assert "# PyTorch's own graph goes on from here" in explanation.source
+    loss.backward()
+    assert torch.equal(explanation.gradients["inner"] * 2, w.grad)
+
+
+def test_a_users_function_and_what_it_reads_are_written_for_these_numbers():
+    class Largest(nnmirror.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.place = int(x.argmax())
+            return x.max()
+
+        @staticmethod
+        def backward(ctx, g):
+            dx = torch.zeros(4)
+            dx[ctx.place] = g * float(g)
+            return dx
+
+    p = nnmirror.Parameter(torch.tensor([1.0, 3.0, 2.0, 0.0]))
+    explanation = nnmirror.explain(Largest.apply(p) * 3)
+    assert "# What follows depends on numbers in these tensors." in explanation.source
+    assert torch.equal(explanation.gradients["p"], torch.tensor([0.0, 9.0, 0.0, 0.0]))
 
 
 @parity
