@@ -24,6 +24,14 @@ from .test_every_op import OPS, at_most, mapped, refused, with_leaves
 CLOSE: dict[str, tuple[float, str]] = {
     "nn.functional.gelu": (4, "its kernel's erf and tanh are no tensor operations"),
     "nn.functional.softplus": (2, "its kernel's exp of positive numbers is no tensor operation"),
+    "nn.functional.group_norm": (64, "PyTorch adds what goes to mean and variance at once"),
+    **{
+        f"nn.functional.{name}": (16, "its kernel adds place by place, the rule by matrices")
+        for name in (
+            "upsample_bilinear",
+            *[f"interpolate {mode}" for mode in ("linear", "bilinear", "bicubic", "trilinear")],
+        )
+    },
     **{
         f"nn.functional.conv{turned}{n}d": (64, "oneDNN adds the gradients up in its own order")
         for turned in ("", "_transpose")

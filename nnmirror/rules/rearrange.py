@@ -24,7 +24,7 @@ class PixelShuffle(Rule):
     @staticmethod
     def d_input(g: T, input_shape: torch.Size, upscale_factor: int) -> T:
         if not g.numel():  # of nothing PyTorch keeps the shape, and its backward fails
-            return torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+            return g.reshape(input_shape)
         return torch.pixel_unshuffle(g, upscale_factor)
 
 
