@@ -4,9 +4,11 @@ The steps are taken and noted as those of a walk that is bound (see `fast/bound.
 in the reader's names. What comes out is run, and must give the gradients that the steps gave.
 """
 
+import functools
 import itertools
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -27,6 +29,7 @@ from .standalone import source_of
 from .watch import Watch
 
 T = torch.Tensor
+_WIDTH = 100
 
 
 def explained(
@@ -126,6 +129,7 @@ class Writer(bound.Writer):
         self.start = grad
         self.first = "d_" + self.name_at(*self.root)
         self.known[id(grad)] = self.first
+        self.since = 0  # where the lines of the step begin
         self.totals[self.place(*self.root)] = grad
         for node in self.order:
             slots: list[Any] = []
@@ -135,6 +139,7 @@ class Writer(bound.Writer):
                 slots.append(slot)
                 if slot is not None:
                     self.use(slot, "d_" + self.reader.labels[id(node)][k])
+            self.since = before
             step = _Step(node, slots, [None] * len(node.edges), before)
             if any(g is not None for g in slots) or node.attributes is not None:
                 self.take(step)
@@ -172,7 +177,8 @@ class Writer(bound.Writer):
         word = self.known[id(grad)]
         if self.renamed.get(word, word) == name:
             return
-        if re.fullmatch(r"t\d+", word) and word not in self.renamed:
+        is_new = re.fullmatch(r"t\d+", word) and word not in self.renamed
+        if is_new and not any(map(functools.partial(_changes, word), self.lines[self.since :])):
             self.renamed[word] = name
             return
         again = self.aliases[id(grad), name] = f"t{next(self.temporaries)}"
@@ -341,6 +347,12 @@ class Writer(bound.Writer):
             ]
             text = words[0] if call.func is None else expression(call.func, call.args, words)
             name = self.renamed.get(call.name, call.name)
+            if len(f"    {name} = {text}") > _WIDTH:
+                for i, word in enumerate(call.words):
+                    if word in uses and words[i] != word and word not in self.renamed:
+                        lines.append(f"{word} = {words[i]}")
+                        words[i] = word
+                text = expression(call.func, call.args, words) if call.func else words[0]
             ahead = [n for later in calls[k + 1 :] for n in later.words]
             if name and name == call.name and uses.get(name) == 1 == ahead.count(name):
                 user = next(later for later in calls[k + 1 :] if name in later.words)
@@ -369,7 +381,8 @@ class Writer(bound.Writer):
         place = place_of(node)
         if place is not None:
             lines.append(f"# {place}" + (f"  {place.text}" if place.text else ""))
-        lines.append(f"# {documented.gradients(node.function)}")
+        wrapped = textwrap.wrap(documented.gradients(node.function), _WIDTH - 10)
+        lines += [f"# {'  ' if i else ''}{line}" for i, line in enumerate(wrapped)]
         shapes = ", ".join(f"{i.name} {i.shape}" for i in self.inputs(step) if i.shape is not None)
         results = ", ".join(str(tuple(meta[0])) for meta in node.outputs if meta is not None)
         lines.append(f"# {shapes} -> {results}")
@@ -525,6 +538,13 @@ class Writer(bound.Writer):
                 Input(name, operation, output, leaf, shape, dtype, value, step.results[place])
             )
         return found
+
+
+def _changes(name: str, call: Any) -> bool:
+    """Does it change what has this name?"""
+    if not isinstance(call, Called) or call.func is None or not call.changes():
+        return False
+    return name in WORDS.findall(call.words[0]) or f"out={name}" in call.words
 
 
 class _Step:
