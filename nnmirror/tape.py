@@ -871,6 +871,31 @@ def record(
                 with DisableTorchFunctionSubclass():
                     return infer(*args), None
         return _unrecorded(function, args, inplace, asks), None
+    is_signed = True
+    if inplace is None and not _state.plain:
+        for arg in args:
+            kind = type(arg)
+            if kind is _tensor.Tensor:
+                made = arg._node
+                sign = None if made is None else made.signature
+                if sign is not None and not sign.is_plain:
+                    sign = sign.output(arg._output_nr)
+            elif kind in LEAVES:
+                sign = arg._signature
+                if sign is None:
+                    continue  # it is frozen, or is to get a signature
+            else:
+                continue
+            if sign is not None:  # the first has the calls that were made with it
+                written = sign.calls.get(function)
+                if written is not None:
+                    met = written[0](written[1], arg, args)
+                    if met is not None:
+                        return met  # type: ignore[no-any-return]
+                is_signed = sign.varying.get(function) is not False
+            else:
+                is_signed = made is None
+            break
     disabled = DisableTorchFunctionSubclass()
     with disabled:
         if is_any_autocast_enabled():
@@ -882,35 +907,7 @@ def record(
             out, node = _record(function, args, inplace, asks, disabled)
             return out, _with_origin(node, out)
         if inplace is None and forward_mode["_current_level"] < 0:
-            for arg in args:
-                kind = type(arg)
-                if kind is _tensor.Tensor:
-                    made = arg._node
-                    sign = None if made is None else made.signature
-                    if sign is not None and not sign.is_plain:
-                        sign = sign.output(arg._output_nr)
-                elif kind in LEAVES:
-                    sign = arg._signature
-                    if sign is None:
-                        continue  # it is frozen, or is to get a signature
-                else:
-                    continue
-                if sign is not None:  # the first has the calls that were made with it
-                    written = sign.calls.get(function)
-                    if written is not None:
-                        met = written[0](written[1], arg, args)
-                        if met is not None:
-                            return met  # type: ignore[no-any-return]
-                    is_signed = sign.varying.get(function) is not False
-                else:
-                    is_signed = made is None
-                if not is_signed:
-                    met = _of_its_kind(function, args)
-                    if met is None:
-                        return _record(function, args, inplace, asks, disabled)
-                    return met  # type: ignore[no-any-return]
-                break
-            met = _met_before(function, args)
+            met = (_met_before if is_signed else _of_its_kind)(function, args)
             if met is not None:
                 return met  # type: ignore[no-any-return]
         return _record(function, args, inplace, asks, disabled)
@@ -1235,10 +1232,15 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         return None
     if found.written is None and first is not OF_TORCH:
         parts = {
+            "autocast": is_any_autocast_enabled,
+            "disabled": DisableTorchFunctionSubclass,
+            "forward_mode": forward_mode,
             "Node": Node,
             "sequence": _sequence,
             "taken_over": taken_over,
+            "transform": in_transform,
             "unlike": unlike,
+            "view_from": view_from,
             "view_of": view_of,
         }
         found.written = call.write(function, found, args, edges, parts)

@@ -27,6 +27,7 @@ from . import _state, _torch
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
 from .fast.signature import Signature
+from .grad_mode import _override, in_inference_mode
 from .plain import here as _here
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ _USUAL = (torch.float32, torch.float64)
 # which is read and written several times sooner; to be called behind DisableTorchFunctionSubclass.
 C_grad: Any = _torch.TensorBase.grad
 _C_data: Any = _torch.TensorBase.data
+# The same of what a tracked tensor answers by itself, to be asked past that.
+C_dim: Any = _torch.TensorBase.dim
+C_dtype: Any = _torch.TensorBase.dtype.__get__
+C_shape: Any = _torch.TensorBase.shape.__get__
 _C_detach: Any = _torch.TensorBase.detach
 
 
@@ -165,40 +170,66 @@ def _is_asked() -> bool:
     )
 
 
+def _is_usual(function: "type[_tape.Function]") -> bool:
+    """With torch's grad mode on: is that the mirror's, and none that asks for another function?"""
+    if _override.mode is not None or function.exact is not None or _state.plain:
+        return False
+    return not in_inference_mode()
+
+
 # Types of arguments of which no other than a tracked tensor is asked. None is left to torch, which
 # says where it may be.
 UNASKED: set[type] = {torch.Tensor, bool, float, int}
 
 
-def answer_directly(func: Any, found: Any) -> None:
+def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
     """Have a call of this method of a tracked tensor answered without torch asking the tensor.
 
     `found` is what would answer: a `Recorded`, or what is composed of recorded operations.
-    Where torch would ask somebody else, or nobody, it is called as ever.
+    Where torch would ask somebody else, or nobody, it is called as ever; and where `found`
+    `takes_any` arguments, and torch has errors of its own.
     """
     names = [n for n in (func.__name__, *_OPERATORS) if getattr(torch.Tensor, n, None) is func]
     names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
     if not names:
         return
     is_recorded = type(found) is Recorded
-    function, most = (found.function, found.most) if is_recorded else (None, -1)
+    function: Any = found.function if is_recorded else None
+    most = found.most if is_recorded else -1
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(self) in UNASKED and _is_asked():
+        if not (type(self) in UNASKED and _is_asked()):
+            return func(self, *args, **kwargs)
+        try:
+            given = (self, *args)
+            if kwargs:
+                for arg in (*args, *kwargs.values()):
+                    if takes_any or type(arg) not in UNASKED:
+                        return func(self, *args, **kwargs)
+                if not is_recorded:
+                    return found(self, *args, **kwargs)
+                given = found.placed(given, kwargs)
+            node = self._node
+            if node is not None and is_recorded and _is_usual(function):
+                sign = node.signature  # as in `record`, which would have more to ask
+                if sign is not None:
+                    if not sign.is_plain:
+                        sign = sign.output(self._output_nr)
+                    written = sign.calls.get(function)
+                    if written is not None:
+                        met = written[0](written[1], self, given)
+                        if met is not None:
+                            return met[0]
             for arg in args:
                 if type(arg) not in UNASKED:
-                    break
-            else:
-                try:
-                    if not kwargs:
-                        if len(args) < most:
-                            return record(function, (self, *args))[0]  # type: ignore[arg-type]
-                        return found(self, *args)
-                    if all([type(arg) in UNASKED for arg in kwargs.values()]):
-                        return found(self, *args, **kwargs)
-                except TypeError:
-                    pass  # as torch says it
+                    return func(self, *args, **kwargs)
+            if len(given) <= most:
+                return record(function, given)[0]
+            if args or not takes_any:
+                return found(*given)
+        except TypeError:
+            pass  # as torch says it
         return func(self, *args, **kwargs)
 
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
@@ -207,7 +238,10 @@ def answer_directly(func: Any, found: Any) -> None:
 
 
 _FLAGS = (None, False, True)
-_OPERATORS = ("__add__", "__matmul__", "__mul__", "__neg__", "__sub__", "__truediv__")
+_OPERATORS = (
+    *("__add__", "__ge__", "__gt__", "__le__", "__lt__", "__matmul__", "__mul__", "__neg__"),
+    *("__sub__", "__truediv__"),
+)
 
 
 @upcall("nnmirror.rules.registry")
@@ -228,6 +262,10 @@ class Recorded:
 
     function: "type[_tape.Function]"
     most: int  # arguments that it takes by position
+
+    def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments of a call, those with names in their places."""
+        raise NotImplementedError
 
 
 @upcall("nnmirror.tape")
@@ -504,7 +542,9 @@ class Tensor(torch.Tensor):
             if plain is None and self._signature is None:  # nothing is known of its layout
                 _C_data.__set__(self, value)
                 self._has_moved = True
-            elif type(value) is not torch.Tensor or not _is_laid_out_as(value, self):
+            elif type(value) is not torch.Tensor or not _is_laid_out_as(
+                value, self if plain is None else plain
+            ):
                 _set_data(self, value)
             else:  # other memory, and no more
                 moves = plain is None or not plain.is_set_to(value)  # else as after p.data -= ...
@@ -712,26 +752,50 @@ def _asked_plainly(ask: Any) -> Any:
     return answer
 
 
-_OWN: Any = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
-
-
-def _asked_directly(ask: Any) -> Any:
-    """The same, without the way through `__torch_function__`, but where a subclass has its own."""
-    answer = _asked_plainly(ask)
+def _directly(ask: Any, plainly: Any) -> Any:
+    """The same as a method, without the way through `__torch_function__`."""
 
     @functools.wraps(ask)
-    def method(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        ours = type(tensor).__torch_function__.__func__ is _OWN
-        return (answer if ours else ask)(tensor, *args, **kwargs)
+    def answer(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (_torch.is_torch_function_enabled() and type(tensor) in UNASKED):
+            return ask(tensor, *args, **kwargs)  # torch asks it, or nobody
+        if not torch.is_grad_enabled():
+            _refuse_torch_function_objects()
+        with DisableTorchFunctionSubclass():
+            return plainly(tensor, *args, **kwargs)
 
-    return method
+    return answer
 
 
-# What scripts ask most.
-for _name in ("__len__", "detach", "item", "size", "tolist"):
-    setattr(Tensor, _name, _asked_directly(getattr(torch.Tensor, _name)))
-# And with no more to look at on that way.
+def _attribute(name: str) -> property:
+    """The same of an attribute."""
+    ask: Any = getattr(torch.Tensor, name).__get__
+
+    def answer(tensor: Any) -> Any:
+        if not (_torch.is_torch_function_enabled() and type(tensor) in UNASKED):
+            return ask(tensor)
+        if not torch.is_grad_enabled():
+            _refuse_torch_function_objects()
+        with DisableTorchFunctionSubclass():
+            return ask(tensor)
+
+    return property(answer, doc=f"As `torch.Tensor.{name}`.")
+
+
+def ask_plainly(ask: Any, plainly: Any) -> None:
+    """Have `ask`, a method of torch.Tensor, answered by `plainly`."""
+    ASKED[ask] = _asked_plainly(plainly)
+    setattr(Tensor, ask.__name__, _directly(ask, plainly))
+
+
 ASKED: dict[Any, Callable[..., Any]] = {}
+# What scripts ask most.
+for _name in ("__len__", "detach", "item", "ndimension", "size", "tolist"):
+    _ask: Any = getattr(torch.Tensor, _name)
+    setattr(Tensor, _name, _directly(_ask, _ask))
+for _name in ("device", "dtype", "ndim", "shape"):
+    setattr(Tensor, _name, _attribute(_name))
+# And with no more to look at on that way.
 for _name in (
     *("_version", "device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"),
 ):
@@ -759,6 +823,7 @@ for _name in (
     for _home in (torch, torch.Tensor):
         if (_func := getattr(_home, _name, None)) is not None:
             ASKED.setdefault(_func, _asked_plainly(_func))
+            answer_directly(_func, ASKED[_func])
 
 
 def _between_processes(tensor: Tensor) -> Any:

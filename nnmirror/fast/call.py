@@ -37,20 +37,29 @@ def write(
     `parts` has what the tape's own part of the source names.
     """
     plan = found.plan
-    if type(plan) is not formula.Plan or plan.copied or plan.is_open:
+    if plan is None or plan.copied or plan.is_open:
         return False
+    kept: list[str] = []  # what forward returns besides its result
+    if type(plan) is formula.PlanOfMore:
+        if plan.formulas.several or plan.formulas.underived:
+            return False
+        kept = [f"k{i}" for i in range(len(function.keeps))]
     if function.is_view and edges[0] is not None and is_torchs(edges[0][0]):
         return False
     text = _Text(args, edges)
     saved = [text.saved(place, i in plan.memory) for i, place in enumerate(plan.saves)]
     new = {"compute": plan.compute, "function": function, **parts}
-    text.lines.append(f"out = compute({', '.join(text.names)})")
+    text.lines.append(f"{', '.join(['out', *kept])} = compute({', '.join(text.names)})")
     if formula.RESULT in plan.saves:
         text.lines.append("result = out.detach()")  # itself, it would keep itself alive
     versions = [
         "0" if name == "result" and inspect.isbuiltin(plan.compute) else f"{name}._version"
         for name in saved
     ]
+    if kept:
+        more = [kept[i] for i in plan.kept]
+        saved += more
+        versions += [f"0 if {name} is None else {name}._version" for name in more]
     if not saved and plan.saves_number:
         saved = versions = ["None"]
     text.lines += [
@@ -59,7 +68,10 @@ def write(
         "node.signature = node.like = found",
         f"node.edges = ({' '.join(text.edges)})",
         f"node._saved = ({' '.join(f'{name},' for name in saved)})",
-        f"node._versions = ({' '.join(f'{version},' for version in versions)})",
+        "try:",
+        f"    node._versions = ({' '.join(f'{version},' for version in versions)})",
+        "except RuntimeError:  # one of inference mode",
+        "    node.save_for_backward(*node._saved)",
     ]
     if found.checks_shape:
         new["shape"] = found.outputs[0][0]
@@ -70,7 +82,10 @@ def write(
         "out._node = node",
     ]
     if function.is_view:
-        text.lines.append("out._view_of = view_of(node, out, a0, False)")
+        of = (
+            "view_from(a0, out)" if isinstance(args[0], Tensor) else "view_of(node, out, a0, False)"
+        )
+        text.lines.append(f"out._view_of = {of}")
     text.lines.append("return out, node")
     return text.made({**text.environment, **new})
 
@@ -83,10 +98,7 @@ class _Text:
         self.args = args
         self.environment: dict[str, Any] = {}
         self.edges: list[str] = []
-        self.lines = [
-            f"if len(args) != {len(args)}: return None",
-            f"{' '.join(f'{name},' for name in self.names)} = args",
-        ]
+        self.lines = [f"{' '.join(f'{name},' for name in self.names)} = args"]
         self.has_first = False
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             conditions = self.asked(i, arg, edge)
@@ -200,8 +212,14 @@ class _Text:
 
     def made(self, environment: dict[str, Any]) -> Written:
         lines = ["def make(", *[f"    {name}," for name in environment], "):"]
-        lines += ["    def call(found, first, args):"]
-        lines += [f"        {line}" for line in self.lines]
+        lines += [
+            "    def call(found, first, args):",
+            f"        if len(args) != {len(self.args)}: return None",
+            "        if autocast() or transform() is not None: return None",
+            "        if forward_mode['_current_level'] >= 0: return None",
+            "        with disabled():",
+        ]
+        lines += [f"            {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
 

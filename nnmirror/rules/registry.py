@@ -30,6 +30,7 @@ from ..tape import (
     Function,
     is_left_to_torch,
     is_plain_update,
+    is_seen_through,
     kind_of,
     no_complex,
     no_transform,
@@ -148,26 +149,38 @@ class Recorded:
         self.places = {p.name: i for i, p in enumerate(parameters)}
         self.defaults = [p.default for p in parameters]
         self.most = sys.maxsize if self.variadic else len(parameters)
+        # For calls with keywords that came before, by how many other arguments there are and which
+        # keywords: what stands behind those, as a keyword and its default.
+        self.behind: dict[tuple[int | str, ...], list[tuple[str, Any]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) > self.most:
-            args = self._placed(args, kwargs)
+            args = self.placed(args, kwargs)
         return record(self.function, args)[0]
 
-    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        key: tuple[int | str, ...] = (len(args), *kwargs)
+        behind = self.behind.get(key)
+        if behind is not None:
+            return (*args, *[kwargs.get(name, default) for name, default in behind])
         values = [*args, *self.defaults[len(args) :]]
-        given = set(range(len(args)))
+        names = [""] * len(values)
         for name, value in kwargs.items():
             if name == "out" and value is None:
                 continue
-            place = self.places.get(_ALIASES.get(name, name))
-            if place is None or place in given or self.variadic:
+            place = self.places.get(_ALIASES.get(name, name), -1)
+            if place < len(args) or names[place] or self.variadic:
                 raise unplaced(self.func, args, kwargs)
-            given.add(place)
+            names[place] = name
             values[place] = value
         if len(values) > self.most or any(v is inspect.Parameter.empty for v in values):
             raise unplaced(self.func, args, kwargs)
+        if "out" not in kwargs and len(self.behind) < _MOST_KEYS:
+            self.behind[key] = list(zip(names, self.defaults, strict=True))[len(args) :]
         return tuple(values)
+
+
+_MOST_KEYS = 64
 
 
 def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
@@ -243,7 +256,7 @@ def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]
         for func in funcs:
             RULES[func] = called
             if directly:
-                _tensor.answer_directly(func, called)
+                _tensor.answer_directly(func, called, takes_any=True)
         return called  # type: ignore[no-any-return]
 
     return register
@@ -278,7 +291,7 @@ def answered(*funcs: TorchFunction) -> Callable[[C], C]:
             takes_numbers = bool(numbers_of(func)[1])
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                if is_left_to_torch(args, kwargs):
+                if is_seen_through() and is_left_to_torch(args, kwargs):
                     with DisableTorchFunctionSubclass():
                         return func(*args, **kwargs)
                 if takes_numbers:
@@ -303,6 +316,7 @@ def answered(*funcs: TorchFunction) -> Callable[[C], C]:
 
         for func in funcs:
             RULES[func] = called(func)
+            _tensor.answer_directly(func, RULES[func])
         return function
 
     return register
@@ -321,7 +335,7 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
                 _placed: Recorded = placed,
                 **kwargs: Any,
             ) -> Any:
-                places = _placed._placed(args, kwargs) if kwargs else args
+                places = _placed.placed(args, kwargs) if kwargs else args
                 return record(function, places, inplace=lambda: _func(*args, **kwargs))[0]
 
             RULES[func] = call
@@ -414,22 +428,25 @@ _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 
 def _vmap_asks() -> bool:
-    """Was what is being dispatched called by torch.vmap, through modes or not?"""
+    """Was what is asked here asked by torch.vmap, through modes or not?"""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("__torch_function__", "dispatch"):
+    while frame is not None and frame.f_code.co_name in _BETWEEN:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
+
+
+_BETWEEN = {"__torch_function__", "answer", "dispatch"}
 
 
 def _dim(tensor: torch.Tensor) -> int:
     # The one call by torch.vmap that reaches the tensor.
     if tensor.requires_grad and _vmap_asks():
         raise no_transform()
-    with DisableTorchFunctionSubclass():
-        return tensor.dim()
+    return _C_dim(tensor)  # type: ignore[no-any-return]
 
 
-_tensor.ASKED[torch.Tensor.dim] = _dim
+_C_dim: Any = torch.Tensor.dim
+_tensor.ask_plainly(_C_dim, _dim)
 
 
 @implements(_tensor)

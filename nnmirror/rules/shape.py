@@ -45,7 +45,7 @@ class View(Rule):
         return g.reshape(input_shape)
 
 
-@composite(T.view)
+@composite(T.view, directly=True)
 def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T:
     if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
         dtype = kwargs.get("dtype", size[0] if size else None)
@@ -57,7 +57,7 @@ def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T
     return record(View, (input, *size))[0]
 
 
-@composite(T.view_as)
+@composite(T.view_as, directly=True)
 def view_as(input: T, other: T) -> T:
     if type(input) is T and not input.requires_grad:  # only the other one is tracked
         with DisableTorchFunctionSubclass():
@@ -112,7 +112,7 @@ class Clone(Rule):
 rule(torch.clone, T.clone)(Clone)
 
 
-@composite(T.contiguous)
+@composite(T.contiguous, directly=True)
 def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_format) -> T:
     if input.is_contiguous(memory_format=memory_format):
         return input
@@ -128,9 +128,13 @@ def viewable(input: T, shape: Sequence[int]) -> bool:
     return True
 
 
-@composite(torch.reshape, T.reshape)
+@composite(torch.reshape, T.reshape, directly=True)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
+    with DisableTorchFunctionSubclass():
+        is_view = input.layout is torch.strided and input.is_contiguous()
+    if is_view and isinstance(size, _MANY) and all([type(n) is int for n in size]):
+        return record(View, (input, tuple(size)))[0]
     with DisableTorchFunctionSubclass():
         shown = input.detach().reshape(size)  # PyTorch's errors; -1 worked out
         target = shown.shape
@@ -145,7 +149,7 @@ def reshape_as(input: T, other: T) -> T:
     return reshape(input, tuple(other.shape))
 
 
-@composite(torch.flatten, T.flatten)
+@composite(torch.flatten, T.flatten, directly=True)
 def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     target = input.detach().flatten(start_dim, end_dim).shape
     if target == input.shape:
@@ -304,7 +308,7 @@ class Permute(Rule):
         return g.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
-@composite(torch.permute, T.permute)
+@composite(torch.permute, T.permute, directly=True)
 def permute(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -333,12 +337,12 @@ def expand(input: T, size: Sequence[int]) -> T:
     return record(Expand, (input, tuple(size)))[0]
 
 
-@composite(T.expand)
+@composite(T.expand, directly=True)
 def expand_method(input: T, *size: int | Sequence[int], **kwargs: Any) -> T:
     return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
 
 
-@composite(T.expand_as)
+@composite(T.expand_as, directly=True)
 def expand_as(input: T, other: T) -> T:
     return expand(input, other.shape)
 
@@ -353,17 +357,18 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
     with DisableTorchFunctionSubclass():
-        shape = tensors[0].shape if isinstance(tensors[0], T) else None
-        if all(isinstance(t, T) and t.shape == shape for t in tensors):
-            return tensors  # as they are
-        plain = [t.detach() if _may_carry(t) else t for t in tensors]
+        # What torch tracks goes without its graph; of what the mirror tracks torch makes none.
+        plain = [t.detach() if type(t) is T and t.requires_grad else t for t in tensors]
         made = _torch.broadcast_tensors(plain)
         shape = made[0].shape
-        there = [t.shape == shape for t in tensors]
-    return tuple(
-        t if as_it_is else expand(t, shape) if _may_carry(t) else view
-        for t, as_it_is, view in zip(tensors, there, made, strict=True)
-    )
+        found: list[Any] = []
+        for tensor, view in zip(tensors, made, strict=True):
+            # As it is, or as a view; None for one that is to be recorded.
+            found.append(tensor if tensor.shape == shape else None if _may_carry(tensor) else view)
+    for i, tensor in enumerate(found):
+        if tensor is None:
+            found[i] = expand(tensors[i], shape)
+    return tuple(found)
 
 
 def _may_carry(tensor: T) -> bool:
