@@ -58,7 +58,7 @@ from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, squeeze, unsqueeze
 from .rules.softmax import Softplus
 from .tape import SEEN, Node, constant, record, sign_call, signature_at
-from .tensor import Tensor
+from .tensor import C_dim, Tensor
 from .walk import put_in_front
 
 T = torch.Tensor
@@ -280,13 +280,13 @@ def _addmm(bias: Any, input: T, weight: Any) -> T:
 
 def _linear(bias: T | None, input: T, weight: T) -> T:
     tensors = isinstance(input, T) and isinstance(weight, T)
-    if not tensors or not (bias is None or isinstance(bias, T)) or input.dim() == 0:
+    if not tensors or not (bias is None or isinstance(bias, T)) or C_dim(input) == 0:
         raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
-    if weight.dim() != 2:
-        if weight.dim() == 1 and (bias is None or input.dim() != 2):
+    if C_dim(weight) != 2:
+        if C_dim(weight) == 1 and (bias is None or input.dim() != 2):
             raise _VectorWeight
         raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
-    if bias is not None and input.dim() == 2:
+    if bias is not None and C_dim(input) == 2:
         return torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
     shape = input.shape
     if bias is not None and bias.dim() == 1 and input.is_contiguous():
@@ -1488,12 +1488,13 @@ def mse_loss(
     weight: T | None = None,
 ) -> T:
     """The squared error, its mean or its sum; see `MseLoss`. With `weight`, the weighted mean."""
-    warn_if_sizes_differ(input, target)
+    differ = warn_if_sizes_differ(input, target)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if weight is None:
         return record(MseLoss, (input, target, checked_reduction(reduction)))[0]
-    input, target = broadcast_tensors(input, target)
+    if differ:
+        input, target = broadcast_tensors(input, target)
     if weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
     error = record(Pow, (record(Sub, (input, target))[0], 2))[0]
@@ -1512,22 +1513,24 @@ def _weighted_mean(error: T, weight: T, reduction: str) -> T:
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
-def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> None:
-    """PyTorch's warning before a loss broadcasts; for tuples, item by item."""
+def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> bool:
+    """Do they? With PyTorch's warning before a loss broadcasts; for tuples, item by item."""
     if type(input) is tuple:
         for pair in zip(input, target, strict=False):
             warn_if_sizes_differ(*pair, stacklevel)
-        return
+        return False
     if type(input) is Tensor and type(target) is T:
         node = input._node  # which has the shape, faster than `size`
         if node is not None and node.outputs[input._output_nr][0] == target.shape:
-            return
+            return False
     with DisableTorchFunctionSubclass():  # a method of a tracked tensor is slow
         sizes = target.size(), input.size()
-    if sizes[0] != sizes[1]:
-        warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
-        with DisableTorchFunctionSubclass():
-            torch.broadcast_tensors(input, target)  # raises first
+    if sizes[0] == sizes[1]:
+        return False
+    warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
+    with DisableTorchFunctionSubclass():
+        torch.broadcast_tensors(input, target)  # raises first
+    return True
 
 
 def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
@@ -1547,11 +1550,12 @@ def l1_loss(
     weight: T | None = None,
 ) -> T:
     """|x - t|, its mean or its sum:  dx = g sign(x - t) / n. With `weight`, the weighted mean."""
-    warn_if_sizes_differ(input, target)
+    differ = warn_if_sizes_differ(input, target)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     size = input.size()
-    input, target = broadcast_tensors(input, target)
+    if differ:
+        input, target = broadcast_tensors(input, target)
     if weight is None:
         return absolute_error(input, target, checked_reduction(reduction))
     if weight.size() != size:
@@ -1583,10 +1587,11 @@ def smooth_l1_loss(
     beta: float = 1.0,
 ) -> T:
     """Squared where |x - t| < beta, absolute beyond; see `rules.loss.SmoothL1Loss`."""
-    warn_if_sizes_differ(input, target)
+    differ = warn_if_sizes_differ(input, target)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    input, target = broadcast_tensors(input, target)
+    if differ:
+        input, target = broadcast_tensors(input, target)
     if beta == 0.0:
         return absolute_error(input, target, checked_reduction(reduction))
     return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
@@ -1601,9 +1606,10 @@ def huber_loss(
     weight: T | None = None,
 ) -> T:
     """Squared where |x - t| < delta, absolute beyond; see `nnmirror.rules.loss.HuberLoss`."""
-    warn_if_sizes_differ(input, target)
+    differ = warn_if_sizes_differ(input, target)
     size = input.size()
-    input, target = broadcast_tensors(input, target)
+    if differ:
+        input, target = broadcast_tensors(input, target)
     if weight is None:
         return record(_loss.HuberLoss, (input, target, reduction_number(reduction), delta))[0]
     if weight.size() != size:

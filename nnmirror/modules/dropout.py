@@ -39,9 +39,6 @@ class Dropout(_DropoutNd):
     def forward(self, input: Tensor) -> Tensor:
         F.check_probability(self.p)
         function: type[Function] = rules.DropoutInplace if self.inplace else rules.Dropout
-        may_be_native = self.training and not self.inplace and isinstance(input, Tensor)
-        if may_be_native and rules.draws_at_once(input, self.p):
-            function = rules.NativeDropout
         return self._run(function, input, self.p)
 
     @records_once
@@ -61,7 +58,7 @@ class Dropout(_DropoutNd):
         if self.inplace:
             with rules.drawn_anyway(input, p):
                 return super()._run(function, input, p)
-        if rules.draws_at_once(input, p):  # a batch made of a tuple's items
+        if rules.draws_at_once(input, p):
             function = rules.NativeDropout
         return super()._run(function, input, p)
 

@@ -16,7 +16,7 @@ import torch
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..tape import record
+from ..tape import number, record
 from .arithmetic import Mul
 from .registry import Rule, check_numbers, composite, unplaced
 
@@ -91,7 +91,7 @@ def noise(input: T, p: float, features: bool = False) -> T:
     """
     if p == 1:
         return torch.zeros((), dtype=input.dtype, device=input.device)
-    return _kept(input, p, features).div_(1 - p)
+    return _kept(input, p, features).div_(number(1 - p, input))
 
 
 def _kept(input: T, p: float, features: bool) -> T:
