@@ -533,6 +533,84 @@ def test_episodes_of_any_length(nn, optim, sequential, how):
     return losses, [(p.detach(), p.grad) for p in net.parameters()]
 
 
+def _without_a_head(i, k, score, value):
+    return (score, None) if k % 3 == i % 3 else (score, value)
+
+
+def _one_alone(i, k, score, value):
+    return (None, value) if i % 2 and k % 2 else (score, value)
+
+
+def _used_twice(i, k, score, value):
+    return score * (value if k == i % 4 else 1.0), value
+
+
+def _one_gradient(i, k, score, value):
+    return score + value, value if i % 2 else score
+
+
+def _looked_at(i, k, score, value):
+    if k == 1 and i > 6:
+        value.register_hook(lambda g: g * 3)
+    if k == 2 and i % 4 == 3:
+        score.retain_grad()
+    return score, value
+
+
+def _held_back(i, k, score, value):
+    return score - value.detach(), value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_without_a_head, _one_alone, _used_twice, _one_gradient, _looked_at, _held_back],
+)
+@parity
+def test_steps_with_two_heads(nn, optim, change):
+    """The heads of each step wait for their turn together; but not those of every step."""
+    net, found = Heads.of(nn, False), []
+    for i in range(12):
+        terms, values = [], []
+        for k in range(1 + (4 * i) % 5):
+            scores, value = net(torch.randn(1, 3))
+            score, value = change(i, k, torch.log_softmax(scores, 1)[0, k % 4], value.squeeze())
+            terms += [score] if score is not None else []
+            values += [value] if value is not None else []
+        loss = sum(terms) * 0.5
+        loss = loss + torch.stack(values).exp().mean() if values else loss
+        loss.backward()  # which is added to what earlier episodes gave
+        found.append([p.grad.clone() for p in net.parameters()])
+    return found
+
+
+@pytest.mark.parametrize("last_first", [True, False])
+@parity
+def test_several_episodes_at_once(nn, optim, last_first):
+    """Their graphs are there at the same time; one is walked twice, one has been changed."""
+    net, found = Heads.of(nn, False), []
+    for i in range(6):
+        losses = [episode(nn, optim, net, 1 + (i + k) % 4, "stacked") for k in range(3)]
+        losses[i % 3].backward(retain_graph=True)
+        for loss in reversed(losses) if last_first else losses:
+            loss.backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+        net.zero_grad()
+    said = [attempt(losses[0].backward)]
+    loss = episode(nn, optim, net, 3, "stacked")
+    with torch.no_grad():
+        net.critic.weight.mul_(2)
+    return found, [*said, attempt(loss.backward)], [p.grad for p in net.parameters()]
+
+
+def test_a_part_with_two_entries_is_bound(mode):
+    """A step's two heads and their trunk go back at once."""
+    net, before = Heads.of(nnmirror, False), set(bound_walks())
+    for i in range(12):
+        episode(nnmirror, None, net, 3 + i % 5, "stacked").backward()
+    text = "".join("".join(linecache.getlines(n)) for n in bound_walks() if n not in before)
+    assert ("= more[0]" in text) == (mode == "bound when hot")  # else whole, or not at all
+
+
 @pytest.mark.parametrize("sequential", [True, False])
 @parity
 def test_two_heads_over_one_trunk(nn, optim, sequential):
@@ -945,6 +1023,14 @@ def test_an_operand_that_comes_to_carry_a_gradient(nn, optim):
             if i == 4:
                 other.add_(1)
     return results
+
+
+@parity
+def test_a_call_that_came_before_saves_a_tensor_of_inference_mode(nn, optim):
+    w = nn.Parameter(torch.randn(4))
+    with torch.inference_mode():
+        made_there = torch.ones(4)
+    return [attempt(lambda x=x: (w * x).detach()) for x in [*torch.ones(5, 4), made_there]]
 
 
 @parity

@@ -24,7 +24,7 @@ from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .grad_mode import _override
 from .plain import here as _here
-from .tensor import C_grad
+from .tensor import C_dtype, C_grad, C_shape
 
 _R = TypeVar("_R")
 
@@ -299,7 +299,7 @@ def walk(
                 _refuse_swapped(node, target)
             if type(target) is not _tape.Node:
                 if left[-1] is not None:
-                    left[-1] = _fitted(left[-1], target.shape, target.dtype)
+                    left[-1] = _fitted(left[-1], C_shape(target), C_dtype(target))
                 arrive(target, index, left.pop())
                 continue
             like = target.like
@@ -334,8 +334,7 @@ def walk(
             slots = buffers.pop(id(node))
             if simple and len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
                 if binding and node.signature is not None:
-                    floor = -ready[0][0] if ready else -1
-                    part = bound_part(node, slots[0], (counts, buffers, floor), retain_graph)
+                    part = bound_part(node, slots[0], counts, buffers, ready, retain_graph)
                     if part is not None:
                         slots = []
                         targets, given = part
@@ -552,7 +551,7 @@ def validated(
             if type(target) is _tape.Node:
                 shape, dtype, _ = target.outputs[index]
             else:
-                shape, dtype = target.shape, target.dtype
+                shape, dtype = C_shape(target), C_dtype(target)
             if grad.shape != shape or grad.dtype is not dtype:
                 grad = _fitted(grad, shape, dtype)
             checked.append(grad)
@@ -651,7 +650,7 @@ def add_to_grad(
         if (  # nearly always: what follows says the same
             may_keep
             and type(grad) is torch.Tensor
-            and (shape := grad.shape) == leaf.shape
+            and (shape := grad.shape) == C_shape(leaf)
             and 0 not in shape  # which is contiguous however it is laid out
             and leaf.is_contiguous()
             and grad.is_contiguous()
@@ -1047,7 +1046,14 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
 
 
 @upcall("nnmirror.fast.binding")
-def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
+def bound_part(
+    node: _tape.Node,
+    grad: torch.Tensor,
+    counts: dict[int, int],
+    arrived: dict[int, Any],
+    ready: list[tuple[int, _tape.Node]],
+    retain_graph: bool,
+) -> Any:
     """The walk behind `node`, as far as it is bound; None if it is not."""
     raise NotImplementedError
 

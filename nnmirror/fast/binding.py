@@ -67,11 +67,19 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
 
 
 @implements(_walk)
-def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: bool) -> Any:
+def bound_part(
+    node: _tape.Node,
+    grad: torch.Tensor,
+    counts: dict[int, int],
+    arrived: dict[int, Any],
+    ready: list[tuple[int, _tape.Node]],
+    retain_graph: bool,
+) -> Any:
     """The walk behind `node`, as far as it is bound: see `BoundPart`; None if it is not."""
     sign = node.signature
     if sign is None or sign.parts is False:
         return None
+    state = _bound.State(counts, arrived, ready)
     key = grad.stride() if grad.dim() else ()
     part = None if sign.parts is None else sign.parts.get(key)
     if part is None:
@@ -80,7 +88,7 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
             return None
         try:
             with quietly():
-                part = _bound.bind_part(node, grad, _bound.State(*state))
+                part = _bound.bind_part(node, grad, state)
         except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             sign.visits = 0
             return None
@@ -94,17 +102,17 @@ def bound_part(node: _tape.Node, grad: torch.Tensor, state: Any, retain_graph: b
             return None
     if not part.trusted:
         with quietly():
-            found = part.run(node, grad, True, state)
+            found = part.walk(node, grad, True, state, trying=True)
             if found is None:
                 return None
-            expected = _bound.by_steps(node, grad, _bound.State(*state))
+            expected = _bound.by_steps(node, grad, state)
         part.trusted = all(map(same_bits, found[1][::-1], expected))
         if not part.trusted:
             sign.parts = False
             if fast.after == 1:
                 raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
             return None
-    return part.run(node, grad, retain_graph, state)
+    return part.walk(node, grad, retain_graph, state)
 
 
 _MOST_PARTS = 4  # for gradients of different strides

@@ -17,7 +17,7 @@ when it was used. If not, it returns None, and the generic walk goes.
 import heapq
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,9 @@ _TAKEN = {
     "goes_on",
     "is_unusual",
     "memory",
+    "more",
     "of",
+    "slots",
     "retain_graph",
     "SEEN",
     "step",
@@ -103,20 +105,43 @@ class Bound:
 
 
 class BoundPart(Bound):
-    """The part of a walk behind one node, bound: `run(node, g, retain_graph, state)`.
+    """The part of a walk behind one node, bound: `run(node, g, retain_graph, state, floor, more)`.
 
-    It is of those nodes behind it that the generic walk runs next, and whose gradients all come
-    from within. Returns where the gradients go, leaves and other nodes, and the gradients, the last
-    first; None if it is not as it was.
+    It is of those nodes that the generic walk runs next, and whose gradients all come from within;
+    or are there, as for two heads on one trunk: then it has several entries. `more` has the further
+    ones, each with what has come to it, and `floor` is the sequence of the latest node that waits
+    its turn besides. Returns where the gradients go, leaves and other nodes, and the gradients, the
+    last first; None if it is not as it was.
     """
+
+    def __init__(self, text: str, environment: dict[str, Any], entries: int) -> None:
+        super().__init__(text, environment)
+        self.more = entries - 1
+
+    def walk(
+        self, node: Any, grad: Any, retain_graph: bool, state: "State", trying: bool = False
+    ) -> Any:
+        """`run` where a generic walk has come to `node`; `trying`, the walk has it before it."""
+        ready = state.ready
+        if len(ready) < self.more:
+            return None
+        taken = [heapq.heappop(ready) for _ in range(self.more)]
+        more = [(entry, state.arrived[id(entry)]) for _, entry in taken]
+        found = self.run(node, grad, retain_graph, state, -ready[0][0] if ready else -1, more)
+        for waiting in taken:
+            if found is None or trying:
+                heapq.heappush(ready, waiting)
+            else:
+                del state.arrived[id(waiting[1])]
+        return found
 
 
 class State(NamedTuple):
     """How far a generic walk has come."""
 
     counts: dict[int, int]  # by id, how many gradients a node or a leaf waits for
-    arrived: Any  # the ids of those that have got one
-    floor: float  # the sequence of the latest node that waits its turn
+    arrived: dict[int, list[torch.Tensor | None]]  # what has come, to each that waits for more
+    ready: list[tuple[int, _tape.Node]]  # a heap of those that wait their turn
 
 
 def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart | None:
@@ -129,7 +154,7 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        return BoundPart(writer.source(), writer.environment)
+        return BoundPart(writer.source(), writer.environment, len(writer.entries))
     except Unbindable:
         return None
 
@@ -187,7 +212,9 @@ class Writer:
 
     def __init__(self, root: _tape.Node, state: State | None = None) -> None:
         self.is_part = state is not None
-        self.counts: dict[int, int] = {}  # of the nodes of a part
+        self.entries = [root]
+        self.come: list[torch.Tensor] = []  # what has come to the further entries of a part
+        self.counts: dict[int, int] = {}  # of the further nodes of a part
         if state is None:
             self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
             self.whole.sort(key=lambda node: -node.sequence)
@@ -230,6 +257,8 @@ class Writer:
         self.freed: set[int] = set()  # nodes that are freed on the way
         # Of a part: each gradient that leaves it, and where it goes.
         self.results: list[tuple[Any, int, torch.Tensor]] = []
+        # What is large is computed into the memory of the first argument, by this.
+        self.changing: dict[str, Any] = {}
         self.twice: list[str] = []  # conditions: what one node has in two places
         self.first_place: dict[Any, str] = {}  # where what is saved was found first
         self.same: dict[str, str] = {}  # of another place: that one
@@ -238,22 +267,25 @@ class Writer:
     def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
-        As far as their gradients come from one another alone.
+        As far as their gradients come from one another, or are there; and where nodes that wait
+        their turn are among them, as far as all this hangs together.
         """
         found: list[_tape.Node] = []
-        counts = state.counts
-        reached: dict[int, int] = {id(root): counts[id(root)]}
-        waiting = [(-root.sequence, root)]
+        counts, arrived = state.counts, state.arrived
+        reached: dict[int, int] = {}
+        waiting = [(-root.sequence, root), *state.ready]
+        entries = {id(node) for _, node in waiting}
+        heapq.heapify(waiting)
         size = 0
         while waiting:
             node = heapq.heappop(waiting)[1]
-            is_next = reached[id(node)] == counts[id(node)] and id(node) not in state.arrived
-            if (
-                not is_next
-                or node.sequence < state.floor
-                or node.is_watched is True
-                or node.signature is None
-            ):
+            if node is root:
+                is_next = True
+            elif id(node) in entries:
+                is_next = len(arrived[id(node)]) == 1 and arrived[id(node)][0] is not None
+            else:
+                is_next = reached[id(node)] == counts[id(node)] and id(node) not in arrived
+            if not is_next or node.is_watched is True or node.signature is None:
                 break
             size += 1 if node.segment is None else len(node.segment.inner)
             if size > _MOST and found:
@@ -266,18 +298,25 @@ class Writer:
                 if id(target) not in reached:
                     heapq.heappush(waiting, (-target.sequence, target))
                 reached[id(target)] = reached.get(id(target), 0) + 1
-        self.counts = {id(node): reached[id(node)] for node in found[1:]}
+        while not _hangs_together(found):
+            found.pop()
+        self.entries = [node for node in found if id(node) in entries]
+        # One gradient may have come to several: each has a name of its own.
+        self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
+        self.counts = {id(node): reached[id(node)] for node in found if id(node) not in entries}
         return found
 
     # -- going back ----------------------------------------------------------------------
 
     def go_back(self, grad: torch.Tensor) -> None:
-        """Go back from the root, as the generic walk does, and write what is called."""
+        """Go back from the entries, as the generic walk does, and write what is called."""
         self.start = grad
-        self.known[id(grad)] = "g"
-        self.alive.append(grad)
-        self.shared.add(memory_of(grad))
-        slots: dict[int, list[Any]] = {id(self.order[0]): [grad]}
+        slots: dict[int, list[Any]] = {}
+        for i, (entry, start) in enumerate(zip(self.entries, [grad, *self.come], strict=True)):
+            self.known[id(start)] = f"g{i or ''}"
+            self.alive.append(start)
+            self.shared.add(memory_of(start))
+            slots[id(self.layers[id(entry)][-1] if id(entry) in self.layers else entry)] = [start]
         waiting: dict[int, int] = {}
         for node in self.order:
             for edge in node.edges:
@@ -478,7 +517,7 @@ class Writer:
     # -- the whole -----------------------------------------------------------------------
 
     def source(self) -> str:
-        given = "state" if self.is_part else "give"
+        given = "state, floor, more" if self.is_part else "give"
         lines = [f"def backward(n0, g, retain_graph, {given}):"]
         conditions: list[str] = []
         ends: dict[int, str] = {}  # nodes beyond a part
@@ -487,11 +526,13 @@ class Writer:
             last_name = self.names[id(last)]
             earlier = "" if last.segment is None else " - 1"
             conditions.append(f"{last_name}.sequence{earlier} < floor")
-            lines.append("counts, arrived, floor = state")
-            for node in self.whole[1:]:
-                count = self.counts[id(node)]
-                conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
-                conditions.append("key in arrived")
+            lines.append("counts, arrived, _ = state")
+            self.ask_of_entries(lines, conditions)
+            for node in self.whole:
+                if id(node) in self.counts:
+                    count = self.counts[id(node)]
+                    conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
+                    conditions.append("key in arrived")
         leaves = self.fetch(lines, conditions, ends)
         free = self.fetch_saved(lines, conditions, leaves)
         self.lines, guards = self.shorter()
@@ -542,7 +583,7 @@ class Writer:
     ) -> dict[int, str]:
         """Write how the nodes are found, and what makes the graph another; the leaves' names."""
         leaves: dict[int, str] = {}
-        fetched = {id(self.whole[0])}
+        fetched = {id(node) for node in self.entries}
         last_name = self.names[id(self.whole[-1])]
         for i, node in enumerate(self.whole):  # each has a name by then
             name = self.names[id(node)]
@@ -610,17 +651,27 @@ class Writer:
                     lines.append(f"{to} = e[{place}][0]")
                     conditions.append(f"(of := {to}._signature) is None")
                     conditions.append(f"of.serial != {target._signature.serial}")
-            # Gradients are added up in the order in which the calls were recorded.
+            # Gradients are added up in the order in which the calls were recorded. And two calls of
+            # one signature may have been one.
             if i + 1 < len(self.whole) and not follows:
                 before = self.names[id(self.whole[i + 1])]
-                conditions.append(f"{name}.sequence < {before}.sequence")
-        # Two calls of one signature may have been one.
-        alike: dict[Any, list[str]] = {}
-        for node in self.whole:
-            alike.setdefault(node.signature, []).append(self.names[id(node)])
-        for names in alike.values():
-            conditions += [f"{a} is {b}" for a, b in itertools.combinations(names, 2)]
+                conditions.append(f"{name}.sequence <= {before}.sequence")
         return leaves
+
+    def ask_of_entries(self, lines: list[str], conditions: list[str]) -> None:
+        """Write what the further entries of a part are, and what makes them others."""
+        for i, entry in enumerate(self.entries[1:], start=1):
+            name = self.names[id(entry)]
+            assert entry.signature is not None
+            lines += [
+                f"{name}, slots = more[{i - 1}]",
+                f"if (of := {name}.signature) is None or of.serial != {entry.signature.serial}"
+                " or slots[0] is None: return None",
+                f"g{i} = slots[0]",
+            ]
+            if self.come[i - 1].dim():
+                strides = self.constant(self.come[i - 1].stride())
+                conditions.append(f"g{i}.stride() != {strides}")
 
     def fetch_saved(
         self, lines: list[str], conditions: list[str], leaves: dict[int, str]
@@ -688,7 +739,9 @@ class Writer:
             return f"{name} = {words[0]}"
         if func.__name__ in _ALIKE:
             func = _twin(func) or func
-        if memory is not None and name in memory.in_place:
+        if self.changing.get(name) is not None:
+            func = self.changing[name]
+        elif memory is not None and name in memory.in_place:
             func = memory.in_place[name]
             if func is torch.Tensor.zero_:
                 words, name = [name], ""
@@ -723,14 +776,19 @@ class Writer:
                 if word in holds:
                     until[holds[word]] = i
         for i, line in enumerate(self.lines):
-            if not isinstance(line, Called) or not line.name or memory_of(line.out) in taken:
+            if not isinstance(line, Called) or not line.name:
                 continue
             out = line.out
-            if isinstance(out, torch.Tensor) and 0 < size_of(out) < LARGE and not out.is_meta:
-                is_last = bool(line.words) and last.get(line.words[0]) == i
-                first = line.args[0] if is_last else None
-                if isinstance(first, torch.Tensor):  # else a view of it is used later
-                    is_last = len(sharing.get(memory_of(first), ())) == 1
+            if not isinstance(out, torch.Tensor) or not size_of(out) or out.is_meta:
+                continue
+            is_last = bool(line.words) and last.get(line.words[0]) == i
+            first = line.args[0] if is_last else None
+            if isinstance(first, torch.Tensor):  # else a view of it is used later
+                is_last = len(sharing.get(memory_of(first), ())) == 1
+            if size_of(out) >= LARGE:
+                if is_last and _is_alike(first, out) and memory_of(first) not in taken:
+                    self.changing[line.name] = getattr(torch.Tensor, f"{line.func.__name__}_", None)
+            elif memory_of(out) not in taken:
                 memory.add(line, is_last, i, until.get(memory_of(out), i))
         if not memory.names:
             return None
@@ -780,6 +838,20 @@ class Writer:
         return repr("whole view" if is_whole else "view")
 
 
+def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
+    """Does each lead to, or come from, another of them, and so on to the first?"""
+    beside: dict[int, list[int]] = {id(node): [] for node in nodes}
+    for node in nodes:
+        for edge in node.edges:
+            if edge is not None and id(edge[0]) in beside:
+                beside[id(node)].append(id(edge[0]))
+                beside[id(edge[0])].append(id(node))
+    found = [id(node) for node in nodes[:1]]
+    for key in found:  # which grows on the way
+        found += [other for other in beside[key] if other not in found]
+    return len(set(found)) == len(nodes)
+
+
 def goes_on(leaf: torch.Tensor) -> bool:
     """Has torch's engine more to do with the gradient of its own tensor than to keep it?"""
     return bool(
@@ -826,9 +898,7 @@ class _Memory:
         if writer is None and is_last and changing is not None and not is_view:
             first = call.args[0]
             place = self.places.get(id(first))
-            alike = (first.shape, first.dtype) == (out.shape, out.dtype)
-            alike = alike and first.is_contiguous() and out.is_contiguous()
-            if place is not None and alike:
+            if place is not None and _is_alike(first, out):
                 self.in_place[call.name] = changing
                 self.places[id(out)] = place
                 self.until[place] = max(self.until[place], until)
@@ -884,6 +954,12 @@ class _Memory:
                 for make in self.makers:
                     made.append(make(made))
             return made
+
+
+def _is_alike(first: Any, out: torch.Tensor) -> bool:
+    """Can `out` be computed into the memory of `first`?"""
+    alike = isinstance(first, torch.Tensor) and first.shape == out.shape
+    return alike and first.dtype is out.dtype and first.is_contiguous() and out.is_contiguous()
 
 
 _EMPTY = {"empty", "empty_like", "new_empty"}
