@@ -190,6 +190,13 @@ UNARY = {
     "nll": lambda a: F.nll_loss(a.log_softmax(-1), a.detach().argmin(-1), reduction="none"),
     "glu": lambda a: F.glu(torch.cat([a, a * 0.5], -1), -1),
     "gumbel": lambda a: F.gumbel_softmax(a, tau=0.7),
+    # Of one small picture: for batches in float32 oneDNN adds up in its own order.
+    "conv1d": lambda a: F.conv1d(a.reshape(1, 1, -1), a.detach().flatten()[:2].view(1, 1, 2)),
+    "max_pool1d": lambda a: F.max_pool1d(a.reshape(1, -1), 2),
+    "max_pool2d": lambda a: F.max_pool2d(a.unsqueeze(0), 2, 1, 1),
+    "avg_pool1d": lambda a: F.avg_pool1d(a.reshape(1, -1), 2, 1, 1),
+    "adaptive_avg_pool": lambda a: F.adaptive_avg_pool2d(a.unsqueeze(0), (2, 2)),
+    "unfolded": lambda a: F.unfold(a.reshape(1, 1, -1, a.shape[-1]), (1, 2)),
     "take": lambda a: a.take(torch.tensor([1, 0, 1])),
     "aminmax": lambda a: torch.aminmax(a).max - a.aminmax(dim=-1).min,
     "float_power": lambda a: torch.float_power(a, 2),
@@ -264,6 +271,7 @@ BINARY = {
     "bce": lambda a, b: F.binary_cross_entropy(a.sigmoid(), b.sigmoid()),
     "bce logits": lambda a, b: F.binary_cross_entropy_with_logits(a, b.sigmoid(), reduction="none"),
     "cross entropy of probabilities": lambda a, b: F.cross_entropy(a, b.softmax(-1)),
+    "convolved": lambda a, b: F.conv1d(a.reshape(1, 1, -1), b.flatten()[:2].view(1, 1, -1)),
     "cdist": lambda a, b: torch.cdist(a, b),
     "inner": lambda a, b: torch.inner(a, b),
     "scatter_reduce": lambda a, b: a.scatter_reduce(
@@ -353,6 +361,7 @@ MODULES = [
     "prelu",
     "dropout",
     "embedding",
+    "conv net",
 ]
 INSTRUCTIONS = st.one_of(
     st.tuples(st.sampled_from(sorted(UNARY)), st.integers(0, 30), st.just(0)),
@@ -480,7 +489,25 @@ def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
         "prelu": nn.PReLU(dtype=dtype),
         "dropout": nn.Dropout(0.4),
         "embedding": Looked(nn.Embedding(3, 3, padding_idx=1, dtype=dtype)),
+        "conv net": Pictured(nn.Sequential(
+            nn.Conv2d(1, 2, 2, padding=1, dtype=dtype), nn.ReLU(), nn.MaxPool2d(2, 1),
+            nn.Conv2d(2, 2, (1, 2), dtype=dtype), nn.AvgPool2d((1, 2), 1),
+            nn.ConvTranspose2d(2, 1, 2, dtype=dtype),
+        )),
     }  # fmt: skip
+
+
+class Pictured:
+    """A net on the rows of a tensor as the rows of one picture."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+    def __call__(self, a: Any) -> Any:
+        return self.net(a.reshape(1, 1, -1, a.shape[-1]))
+
+    def parameters(self) -> Any:
+        return self.net.parameters()
 
 
 class Looked:

@@ -421,7 +421,12 @@ def _in_two(
     """Pool in one dimension as in two."""
     if input.dim() not in (2, 3):
         raise unplaced(called, args, {})
-    found = record(rule_, (unsqueeze(input, -2), *how))[0]
+    try:
+        found = record(rule_, (unsqueeze(input, -2), *how))[0]
+    except RuntimeError:
+        if input.numel():
+            raise
+        raise unplaced(called, args, {}) from None  # which names the other dimensions
     if isinstance(found, tuple | list):
         return tuple([squeeze(t, -2) if t.is_floating_point() else t.squeeze(-2) for t in found])
     return squeeze(found, -2)
