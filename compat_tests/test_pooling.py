@@ -217,6 +217,7 @@ def test_there_and_back():
 WRONG = {
     "dimensions": lambda nn, x: nn.functional.max_pool2d(x[0, 0], 2),
     "dimensions of one": lambda nn, x: nn.functional.max_pool1d(x, 2),
+    "too short": lambda nn, x: nn.functional.max_pool1d(x[0, :, :1, 0], 2),
     "nothing of one": lambda nn, x: nn.functional.max_pool1d(x[0, :, :0, 0], 2),
     "padding": lambda nn, x: nn.functional.max_pool2d(x, 2, padding=2),
     "stride": lambda nn, x: nn.functional.max_pool2d(x, 2, 0),

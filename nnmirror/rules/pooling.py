@@ -424,9 +424,8 @@ def _in_two(
     try:
         found = record(rule_, (unsqueeze(input, -2), *how))[0]
     except RuntimeError:
-        if input.numel():
-            raise
-        raise unplaced(called, args, {}) from None  # which names the other dimensions
+        unplaced(called, args, {})  # raises the error of the function in one dimension
+        raise
     if isinstance(found, tuple | list):
         return tuple([squeeze(t, -2) if t.is_floating_point() else t.squeeze(-2) for t in found])
     return squeeze(found, -2)
