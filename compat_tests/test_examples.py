@@ -5,6 +5,8 @@ import ast
 import importlib
 import json
 import math
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,33 @@ def test_the_lesson(monkeypatch, capsys):
     assert "weight the same bits: True" in said
     assert "the gradient of output[1] with respect to x[1] is wrong" in said
     assert "the same losses: True" in said
+
+
+def commands():
+    return sorted(p.stem for p in EXAMPLES.glob("*.py") if "__main__" in p.read_text())
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_command_line(name, monkeypatch):
+    """Every option has a help, and Ctrl-C ends the process without a traceback."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def parse_args(parser):
+        seen.extend([parser, signal.getsignal(signal.SIGINT)])
+        parser.exit()
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    parser, on_ctrl_c = seen
+    assert [a.dest for a in parser._actions if not a.help] == []
+    assert parser.description
+    assert on_ctrl_c is signal.SIG_DFL
 
 
 @pytest.fixture
