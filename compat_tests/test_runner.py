@@ -142,6 +142,7 @@ def test_every_spelling_of_the_import(tmp_path):
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_only_the_scripts_own_code_sees_the_mirror(tmp_path):
     """What is installed goes on with PyTorch, even below the script's directory."""
     write(
@@ -330,6 +331,7 @@ REFUSED = """
     """
 
 
+@pytest.mark.slow
 def test_report_names_the_calls_that_are_refused(tmp_path, monkeypatch, mirrored):
     """A script is not all mirrored if a call in it is refused."""
     pytest.importorskip("torchmetrics")
@@ -402,6 +404,7 @@ LAYERS = """
     """
 
 
+@pytest.mark.slow
 def test_layers_that_are_asked_about_and_every_optimiser(tmp_path, capsys):
     write(tmp_path, script=LAYERS, other=LAYERS.rstrip() + "\n    Blur(1, 1, 1)")
     exec(textwrap.dedent(LAYERS), {"__name__": "__main__"})
@@ -418,6 +421,7 @@ def test_layers_that_are_asked_about_and_every_optimiser(tmp_path, capsys):
     assert "other.py:33 uses torch.nn.Bilinear, which is not mirrored. What to" in done.stderr
 
 
+@pytest.mark.slow
 def test_check_shows_what_comes_and_where_both_fail(tmp_path, mirrored):
     """What is printed meanwhile, with the names of the script's own files; and the same end."""
     write(
@@ -484,7 +488,7 @@ def test_check_says_why_the_runs_fail(tmp_path, mirrored):
     ]
 
 
-@pytest.mark.parametrize("reached", ["all", "the first"])
+@pytest.mark.parametrize("reached", [pytest.param("all", marks=pytest.mark.slow), "the first"])
 def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
     """What was printed until then has been shown; no process and no copy is left."""
     write(

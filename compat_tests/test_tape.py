@@ -524,6 +524,7 @@ def test_backward_inside_a_hook(nn, optim):
     return p, q, modes
 
 
+@pytest.mark.slow
 def test_converting_to_a_number_warns_once():
     """As PyTorch's, but for where it is raised from: one warning a process."""
     code = "import sys, warnings, torch; nn = __import__(sys.argv[1], fromlist=['x']); "

@@ -1047,6 +1047,7 @@ def test_values_on_request():
     assert w.records[0].value is None
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
