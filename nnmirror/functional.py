@@ -1080,6 +1080,8 @@ def group_norm(
             f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
         )
     n, c, *places = input.size()
+    if isinstance(num_groups, torch.Tensor):  # PyTorch's error
+        return _groupnorm.group_norm(input, num_groups, weight, bias, eps)
     size = [n * c // num_groups, num_groups, *places]
     if size[0] * torch.Size(places).numel() == 1:
         raise ValueError(
