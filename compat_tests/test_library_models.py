@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import io
+import pickle
 import sys
 import textwrap
 import types
+import warnings
 
 import pytest
 import torch
@@ -74,7 +76,9 @@ def test_as_a_part_of_a_module(nn, optim, name):
             return self.act(self.backbone(x))
 
     backbone = made(name)
-    early = optim.Adam(backbone.parameters(), lr=0.01)  # made before, as PyTorch lets one
+    # Made before, as PyTorch lets one. (Adam would make much of the rounding of a gradient that is
+    # 0, as that of what comes before a norm is.)
+    early = optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9)
     net = Net()
     if nn is nnmirror:
         assert all(isinstance(m, nnmirror.Module) for m in net.modules())
@@ -170,6 +174,79 @@ def test_what_cannot_be_mirrored_is_named_with_its_place():
     model.features[2] = torch.nn.Tanh()
     model.head = nnmirror.Linear(4, 2)
     assert isinstance(model, nnmirror.Module)
+
+
+def test_nothing_is_changed_where_a_class_cannot_be_exchanged():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), nets.Slotted(2, 2))
+    with pytest.raises(TypeError, match=r"nothing was changed:\n.*nets\.Slotted: "):
+        nnmirror.Sequential(model)
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(KeyError, match="module name can"):
+        nnmirror.Sequential().add_module("a.b", layer)
+    assert {type(m).__module__.partition(".")[0] for m in (*model, layer)} == {
+        "torch",
+        "compat_tests",
+    }
+    assert all(type(p) is torch.nn.Parameter for p in model.parameters())
+
+
+@parity
+def test_a_library_finds_its_layers_by_their_class(nn, optim):
+    torch.manual_seed(0)
+    model = nets.Finetuned()
+    nn.Sequential(model).train()
+    assert [type(m) for m in model] == [nn.Linear, nn.BatchNorm1d, nn.Linear]
+    model(torch.randn(5, 3)).sum().backward()
+    assert [type(m) for m in model[1:]] == [nn.BatchNorm1d, nn.Linear]
+    return [m.training for m in model], dict(model.named_buffers()), model[0].weight.grad
+
+
+def test_to_torch_gives_back_what_became_mirrored():
+    model = made("resnet").eval()
+    nnmirror.Sequential(model)
+    back = nnmirror.to_torch(model)
+    assert [type(m) for m in back.modules()] == [type(m) for m in made("resnet").modules()]
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(back, x)(x), model(x))
+
+
+@pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL])
+@parity
+def test_a_model_is_pickled(nn, optim, protocol):
+    model = made("unet")
+    net = nn.Sequential(model, nn.Flatten())
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    again = pickle.loads(pickle.dumps(loaded, protocol))
+    assert [type(m) for m in again.modules()] == [type(m) for m in net.modules()]
+    return trained(again, optim.SGD(again.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@parity
+def test_gradients_of_a_forward_before_are_added_to_those_there(nn, optim, inference):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    loss = model(torch.ones(4, 3)).pow(2).sum()
+    loss.backward(retain_graph=True)
+    held = model.weight.grad
+    with torch.inference_mode(inference):
+        nn.Sequential(model)
+    loss.backward()
+    return held, model.weight.grad, held is model.weight.grad
+
+
+def test_second_derivatives_of_a_forward_before_are_refused():
+    model = torch.nn.Linear(3, 2)
+    loss = model(torch.ones(4, 3)).pow(2).sum()
+    nnmirror.Sequential(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of create_graph in backward
+        with pytest.raises(RuntimeError, match="became mirrored after its forward"):
+            loss.backward(create_graph=True)
 
 
 # -- under `python -m nnmirror` ----------------------------------------------------------------

@@ -15,12 +15,15 @@ TypeError then names each of those with its place. What torch's autograd recorde
 brings its gradients to the parameters.
 
 The twin of a library's class is not a subclass of it, but `isinstance(model, ResNet)` stays true
-for whoever asks, but torch itself.
+for whoever asks, but torch itself; so does `isinstance(layer, torch.nn.BatchNorm2d)`, by which a
+library finds the layers that its `train` freezes.
 
 A module that is made a part of while its own `__init__` runs is not converted: there a library's
 base class (`LightningModule`, `Metric`) is to be what its library drives.
 """
 
+import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +33,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ._upcalls import implements
 from .bridge import Bridge, origin_of
+from .grad_mode import no_grad
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -47,17 +51,24 @@ def become_mirrored(model: Any) -> list[str]:
     library = type(model).__module__.partition(".")[0]
     if library in kept:
         return [f"{torch.typename(model)}: {library} is kept PyTorch's (--keep {library})"]
-    conversion = _InPlace()
-    conversion.plan(model)
-    if not conversion.problems:
-        conversion.commit()
+    with _one_at_a_time:
+        conversion = _InPlace()
+        conversion.plan(model)
+        if not conversion.problems:
+            conversion.commit()
     return conversion.problems
+
+
+_one_at_a_time = threading.RLock()
 
 
 @implements(_module)
 def class_that_was(module: Module) -> type | None:
-    """The library's class of a module that was made mirrored in place."""
-    return origin_of(type(module)) if "_became_mirrored" in module.__dict__ else None
+    """The class, a library's or torch.nn's, of a module that was made mirrored in place."""
+    if "_became_mirrored" not in module.__dict__:
+        return None
+    cls = type(module)
+    return origin_of(cls) or getattr(sys.modules["torch.nn"], cls.__name__, None)
 
 
 class _InPlace(Bridge):
@@ -95,9 +106,9 @@ class _InPlace(Bridge):
                 _set_class(module, cls)
                 before.append((module, was))
         except TypeError as e:
-            for module, was in before:
-                _set_class(module, was)
             self.problems.append(f"{torch.typename(module)}: {e}")
+            for changed, was in before:
+                _set_class(changed, was)
             return
         for module, _, state in self.modules.values():
             own = module.__dict__
@@ -127,7 +138,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
 
     Its AccumulateGrad lives as long as something was recorded with it.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         accumulate: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
     ours = TensorWeakRef(param)
 
@@ -136,8 +147,17 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
         grad = grads[0]
         if leaf is None or grad is None or not leaf.requires_grad:
             return
-        grad = grad.detach()
-        leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
+        if grad.requires_grad:
+            raise RuntimeError(
+                "nnmirror: a module became mirrored after its forward, which torch recorded; the"
+                " gradient of that gradient (create_graph=True) would be lost. Call the module"
+                " again, and take the gradients of what it gives then"
+            )
+        with torch.no_grad(), no_grad():
+            if leaf.grad is None:
+                leaf.grad = grad.clone()
+            else:
+                leaf.grad.add_(grad)  # as PyTorch: who holds it sees the sum
 
     accumulate.register_prehook(deliver)
 

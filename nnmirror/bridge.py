@@ -9,6 +9,7 @@ sharing their memory or copied, and with them every other attribute.
 """
 
 import copy as _copy
+import copyreg
 import types
 import weakref
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from . import functional, modules, parameter, twins
+from ._upcalls import implements
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -76,7 +78,7 @@ class Bridge:
         self.problems: list[str] = []
 
     def model(self, model: Any) -> Any:
-        if not isinstance(model, self.source):
+        if not issubclass(type(model), self.source):
             wanted = "torch.nn.Module" if self.to_mirror else "nnmirror.Module"
             raise TypeError(f"nnmirror: a {wanted} was expected, but got {torch.typename(model)}")
         new = self._module(model, "")
@@ -95,7 +97,8 @@ class Bridge:
     def _module(self, module: Any, path: str) -> Any:
         if id(module) in self.done:
             return self.done[id(module)][1]
-        if isinstance(module, self.target):  # assigned into it
+        # Of its type, since one that became mirrored in place says that it is torch.nn's too.
+        if issubclass(type(module), self.target):  # assigned into it
             return self._plain(module)
         cls = self._class(type(module), path, module)
         new, state = self._begin(module, cls or self.target)
@@ -134,7 +137,7 @@ class Bridge:
 
     def _attribute(self, value: Any, path: str) -> Any:
         """Any other attribute, with the modules and parameters in it converted."""
-        if isinstance(value, self.source):
+        if issubclass(type(value), self.source):
             return self._module(value, path)
         if _module.is_parameter(value):
             return self._parameter(value, path)
@@ -148,7 +151,7 @@ class Bridge:
             if self.copy or any(held[k] is not v for k, v in value.items()):
                 return type(value)(held)
             return value
-        if isinstance(value, types.MethodType) and isinstance(value.__self__, self.source):
+        if isinstance(value, types.MethodType) and issubclass(type(value.__self__), self.source):
             new = self._module(value.__self__, path)
             name = value.__name__
             own = getattr(type(value.__self__), name, None) is value.__func__
@@ -241,7 +244,7 @@ class Bridge:
         cell = types.CellType()
         namespace: dict[str, Any] = {_ORIGIN: cls}
         for name, value in cls.__dict__.items():
-            if isinstance(value, self.source):
+            if issubclass(type(value), self.source):
                 self._problem(path, value, f"a module that the class holds, as {name}")
             if name in _A_CLASS_OF_ITS_OWN or isinstance(value, types.MemberDescriptorType):
                 continue
@@ -262,6 +265,32 @@ _A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each cla
 def origin_of(cls: type) -> type | None:
     """The class of which `cls` is the twin."""
     return cls.__dict__.get(_ORIGIN)
+
+
+_NEW = vars(copyreg)["__newobj__"]
+
+
+@implements(_module)
+def reduced(module: Module, made: Any) -> Any:
+    """What `module` is pickled as, given what any object of its class would be.
+
+    The twin of a class is found by no name, so that it is made again of that class.
+    """
+    cls = type(module)
+    origin = origin_of(cls)
+    as_usual = origin is None and "_became_mirrored" not in module.__dict__
+    if as_usual or type(made) is not tuple or made[0] is not _NEW:
+        return made
+    return (_made_again, (origin or cls,), *made[2:])
+
+
+def _made_again(cls: type) -> Any:
+    """An empty object of the class or, if that is torch.nn's, of its twin."""
+    bridge = Bridge(to_mirror=True, copy=False)
+    found = bridge._class(cls, "", None) if issubclass(cls, bridge.source) else cls
+    if found is None:
+        raise TypeError("nnmirror: it cannot be made again:\n  " + "\n  ".join(bridge.problems))
+    return object.__new__(found)
 
 
 def _hooks_on(param: Any) -> bool:

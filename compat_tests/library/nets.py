@@ -313,3 +313,21 @@ class Deep(nn.Module):
 
     def forward(self, x):
         return self.run(x) + self.again(x)
+
+
+class Finetuned(nn.Sequential):
+    """Its norms stay as they are in training, as in libraries for detection."""
+
+    def __init__(self, *layers):
+        super().__init__(*layers or (nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for m in self.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.eval()
+        return self
+
+
+class Slotted(nn.Linear):
+    __slots__ = ("note",)

@@ -113,6 +113,12 @@ def class_that_was(module: "Module") -> type | None:
     raise NotImplementedError
 
 
+@upcall("nnmirror.bridge")
+def reduced(module: "Module", made: Any) -> Any:
+    """What `module` is pickled as, given what any object of its class would be."""
+    raise NotImplementedError
+
+
 @upcall("nnmirror.adopt")
 def is_being_made(module: Any, frame: Any) -> bool:
     """Is one of the calling functions the `__init__` of this module?"""
@@ -228,7 +234,7 @@ class _RefusedByTorchModules:
         asker = _ASKERS.get(code.co_name)
         if asker is not None and code.co_filename.endswith(asker[0]):
             raise TypeError(f"nnmirror: {asker[1]}")
-        if not code.co_filename.startswith(_TORCH):
+        if not code.co_filename.startswith((_TORCH, _MIRROR)):
             return class_that_was(self) or type(self)  # type: ignore[arg-type]
         return type(self)
 
@@ -254,6 +260,7 @@ def _is_asked_by(name: str, file: str) -> bool:
 # goes by what the mirror's has under the same names.
 _FUNCTIONAL_CALL = os.path.join("torch", "nn", "utils", "_named_member_accessor.py")
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_MIRROR = os.path.join(os.path.dirname(tape.__file__), "")
 _TORCH_MODULE_FILE = os.path.join("torch", "nn", "modules", "module.py")
 
 
@@ -405,9 +412,8 @@ class Module(_RefusedByTorchModules):
 
     def add_module(self, name: str, module: Optional["Module"]) -> None:
         """Add a child module under `name`."""
-        if _is_torch_module(module):
-            module = _as_mirrored(module, name)
-        if not isinstance(module, Module) and module is not None:
+        theirs = _is_torch_module(module)
+        if not (theirs or isinstance(module, Module) or module is None):
             raise TypeError(f"{torch.typename(module)} is not a Module subclass")
         if not isinstance(name, str):
             raise TypeError(f"module name should be a string. Got {torch.typename(name)}")
@@ -417,6 +423,8 @@ class Module(_RefusedByTorchModules):
             raise KeyError(f'module name can\'t contain ".", got: {name}')
         if name == "":
             raise KeyError('module name can\'t be empty string ""')
+        if theirs:
+            module = _as_mirrored(module, name)
         self._modules[name] = hooks.registered(
             _global_module_registration_hooks, self, name, module
         )
@@ -1143,6 +1151,10 @@ class Module(_RefusedByTorchModules):
                 + "\n\t".join(errors)
             )
         return _IncompatibleKeys(missing, unexpected)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Another protocol asks for `__class__`, which is not always the type (see adopt).
+        return reduced(self, super().__reduce_ex__(max(protocol, 2)))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
