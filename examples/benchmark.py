@@ -61,7 +61,7 @@ Times = dict[str, dict[str, Any]]  # of each contender
 def in_threads(rows: list[Row]) -> list[Row]:
     """Some of the rows once more: in two threads, and two threads on a machine that is busy."""
     steps = [r for r in rows if r.group in ("plain", "large") and r.variant == "step"]
-    others = [r for r in rows if r.name.startswith(("branches", "SAC", "DQN"))]
+    others = [r for r in rows if r.name.startswith(("branches", "SAC", "DQN", "LeNet,", "ResNet"))]
     two = [replace(r, group="threads", threads=2) for r in [*steps, *others]]
     small = [r for r in two if r.name.startswith(("2-25", "branches", "DQN"))]
     return [*two, *(replace(r, name=f"{r.name}; machine busy", busy=2) for r in small)]

@@ -30,6 +30,7 @@ GROUPS = {
     "rl": "Reinforcement learning, on made-up transitions",
     "activations": "One Linear and an activation, wired by hand: forward and backward",
     "norms": "One Linear and a norm, wired by hand: forward and backward",
+    "conv": "Convolutions and pools, SGD",
 }
 
 
@@ -353,3 +354,64 @@ def behind_linear(layer: Callable[[Any, int], Any]) -> Callable[..., Built]:
 for _group, _layers in (("activations", ACTIVATIONS), ("norms", NORMS)):
     for _name, _layer in _layers.items():
         row(_group, _name, SHAPES)(behind_linear(_layer))
+
+
+# Nets for pictures.
+
+
+def digits(batch: int) -> Iterator[Any]:
+    return in_batches(batch, torch.randn(batch, 1, 28, 28), torch.randint(10, (batch,)))
+
+
+@row("conv", "LeNet, batch 32 of 28 x 28, CrossEntropyLoss")
+def lenet(nn: Any, optim: Any) -> Built:
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+    optimizer = optim.SGD(model.parameters(), lr=1e-2)
+    return fit(model, nn.CrossEntropyLoss(), optimizer, digits(32))
+
+
+@row("conv", "LeNet by hand, F.relu and F.max_pool2d")
+def lenet_by_hand(nn: Any, optim: Any) -> Built:
+    F = nn.functional
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
+            self.fc1, self.fc2, self.fc3 = (
+                nn.Linear(400, 120),
+                nn.Linear(120, 84),
+                nn.Linear(84, 10),
+            )
+
+        def forward(self, x: Any) -> Any:
+            x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+            x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
+            return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+    model = Net()
+    optimizer = optim.SGD(model.parameters(), lr=1e-2)
+    return fit(model, nn.CrossEntropyLoss(), optimizer, digits(32))
+
+
+@row("conv", "ResNet block of 32 channels, batch 16 of 16 x 16")
+def resnet_block(nn: Any, optim: Any) -> Built:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+            self.bn1, self.relu = nn.BatchNorm2d(32), nn.ReLU()
+            self.conv2 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(32)
+
+        def forward(self, x: Any) -> Any:
+            y = self.relu(self.bn1(self.conv1(x)))
+            return self.relu(self.bn2(self.conv2(y)) + x)
+
+    model, x = Block(), torch.randn(16, 32, 16, 16)
+    optimizer = optim.SGD(model.parameters(), lr=1e-2)
+    return fit(model, nn.MSELoss(), optimizer, in_batches(16, x, torch.randn(16, 32, 16, 16)))

@@ -79,10 +79,10 @@ class ConvolutionBackward(Rule):
         if needs[1]:
             small, large = (x, g) if transposed else (g, x)
             kernel = stride, padding, dilation, w.shape[2:]
-            if native:
-                dw = _by_samples(small, large, *kernel, groups, backend)
-            elif groups == 1:
+            if not native and groups == 1 and large.shape[1] < _MANY:
                 dw = _exchanged(small, large, *kernel)
+            elif native or groups == 1:
+                dw = _by_samples(small, large, *kernel, groups, backend)
             else:
                 dw = _by_groups(small, large, *kernel, groups)
         if needs[2]:
@@ -254,6 +254,9 @@ def _by_samples(
         every.append(dw)
     dw = every[0] if groups == 1 else torch.cat(every)
     return dw.reshape(g.shape[1], -1, *kernel)
+
+
+_MANY = 64  # channels: from here on oneDNN is slower with batch and channels exchanged
 
 
 # Those of PyTorch's kernels that multiply matrices: two lay out the patches of all samples first.
