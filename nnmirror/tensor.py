@@ -50,6 +50,7 @@ _USUAL = (torch.float32, torch.float64)
 C_grad: Any = _torch.TensorBase.grad
 _C_data: Any = _torch.TensorBase.data
 # The same of what a tracked tensor answers by itself, to be asked past that.
+C_device: Any = _torch.TensorBase.device.__get__
 C_dim: Any = _torch.TensorBase.dim
 C_dtype: Any = _torch.TensorBase.dtype.__get__
 C_shape: Any = _torch.TensorBase.shape.__get__
@@ -102,11 +103,11 @@ _set_data = reshaping(_C_data.__set__)
 
 def _is_laid_out_as(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     return (
-        tensor.shape == other.shape
-        and tensor.dtype is other.dtype
+        tensor.shape == C_shape(other)
+        and tensor.dtype is C_dtype(other)
         and tensor.layout is torch.strided is other.layout
         and tensor.stride() == other.stride()
-        and tensor.device == other.device
+        and tensor.device == C_device(other)
     )
 
 

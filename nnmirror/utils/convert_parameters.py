@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from .._torch import DisableTorchFunctionSubclass
+from ..tensor import C_device, C_shape
 
 
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -26,7 +27,7 @@ def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) 
         if vec.dim() == 1 and vec.is_contiguous() and vec.numel() >= sum(sizes):
             pieces = vec.data.split_with_sizes([*sizes, vec.numel() - sum(sizes)])
             for param, piece in zip(parameters, pieces, strict=False):
-                param.data = piece.view(param.shape)
+                param.data = piece.view(C_shape(param))
             return
         for param, count in zip(parameters, sizes, strict=True):  # with PyTorch's errors
             param.data = vec[start : start + count].view(param.shape).data
@@ -34,7 +35,7 @@ def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) 
 
 
 def _on_one_device(parameters: list[torch.Tensor]) -> None:
-    if len({p.device for p in parameters}) > 1:
+    if len(set(map(C_device, parameters))) > 1:
         raise TypeError(
             "Found two parameters on different devices, this is currently not supported."
         )
