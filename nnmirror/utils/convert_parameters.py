@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from .._torch import DisableTorchFunctionSubclass
-from ..tensor import C_device, C_shape
+from ..tensor import C_shape
 
 
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -35,7 +35,7 @@ def vector_to_parameters(vec: torch.Tensor, parameters: Iterable[torch.Tensor]) 
 
 
 def _on_one_device(parameters: list[torch.Tensor]) -> None:
-    if len(set(map(C_device, parameters))) > 1:
+    if len({p.device for p in parameters}) > 1:
         raise TypeError(
             "Found two parameters on different devices, this is currently not supported."
         )
