@@ -77,7 +77,7 @@ def unresolved(pages: Path) -> list[str]:
     lost = []
     for page in sorted(pages.rglob("*.html")):
         text = re.sub(r"<pre>.*?</pre>|<a [^>]*>.*?</a>", "", page.read_text(), flags=re.S)
-        for name in re.findall(r"<code>(nnmirror(?:\.\w+)+)(?:\(\))?</code>", text):
+        for name in re.findall(r"<code>((?:nnmirror|rules|exact)(?:\.\w+)+)(?:\(\))?</code>", text):
             lost.append(f"{page.relative_to(pages)}: {name}")
     return lost
 

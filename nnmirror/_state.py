@@ -5,7 +5,7 @@ They are read as `_state.name`, and set likewise. What is kept elsewhere, where 
 - Of each thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py,
   `here` in plain.py), the walk that goes on (`_walks` in walk.py), the calls of `vmap` that do
   (`mapping` in tape.py), the subclass that is asked (`_asked` in overrides.py).
-- `nnmirror.fast.enabled` and `fast.after`: whether walks are bound, and when.
+- `nnmirror.fast.enabled` and `nnmirror.fast.after`: whether walks are bound, and when.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
 - Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py).
 - What `python -m nnmirror` and the notebook extension put in the place of torch's modules, in

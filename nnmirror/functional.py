@@ -925,7 +925,10 @@ def _warn_of_dimensions(n: int, dim: int) -> None:
 
 @overridable
 def alpha_dropout(input: T, p: float = 0.5, training: bool = False, inplace: bool = False) -> T:
-    """Dropout that keeps mean and variance in front of SELU; see `rules.dropout.alpha_dropout`."""
+    """Dropout that keeps mean and variance in front of SELU.
+
+    See `nnmirror.rules.dropout.alpha_dropout`.
+    """
     check_probability(p)
     return _dropped(_dropout.alpha_dropout, input, p, training, inplace)
 
@@ -940,17 +943,23 @@ def feature_alpha_dropout(
 
 
 def pixel_shuffle(input: T, upscale_factor: int) -> T:
-    """Channels become pixels, (*, C r^2, H, W) to (*, C, H r, W r); see `rules.rearrange`."""
+    """Channels become pixels, (*, C r^2, H, W) to (*, C, H r, W r).
+
+    See `nnmirror.rules.rearrange`.
+    """
     return record(PixelShuffle, (input, upscale_factor))[0]
 
 
 def pixel_unshuffle(input: T, downscale_factor: int) -> T:
-    """Pixels become channels, (*, C, H r, W r) to (*, C r^2, H, W); see `rules.rearrange`."""
+    """Pixels become channels, (*, C, H r, W r) to (*, C r^2, H, W).
+
+    See `nnmirror.rules.rearrange`.
+    """
     return record(PixelUnshuffle, (input, downscale_factor))[0]
 
 
 def channel_shuffle(input: T, groups: int) -> T:
-    """The channels of each group one after another in turn; see `rules.rearrange`."""
+    """The channels of each group one after another in turn; see `nnmirror.rules.rearrange`."""
     return record(ChannelShuffle, (input, groups))[0]
 
 
@@ -1056,7 +1065,10 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> T:
-    """Each channel of each image to mean 0 and variance 1; see `rules.batchnorm.instance_norm`."""
+    """Each channel of each image to mean 0 and variance 1.
+
+    See `nnmirror.rules.batchnorm.instance_norm`.
+    """
     if use_input_stats and input.size()[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 spatial element when training, got input size {input.size()}"
@@ -1074,7 +1086,10 @@ def group_norm(
     bias: T | None = None,
     eps: float = 1e-5,
 ) -> T:
-    """Each group of channels of each image to mean 0 and variance 1; see `rules.groupnorm`."""
+    """Each group of channels of each image to mean 0 and variance 1.
+
+    See `nnmirror.rules.groupnorm`.
+    """
     if input.dim() < 2:
         raise RuntimeError(
             f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
@@ -1131,7 +1146,7 @@ def interpolate(
     """Images (N, C, ...) at another size, or at the old one times `scale_factor`.
 
     By the nearest element ("nearest", "nearest-exact"), between neighbours ("linear", "bilinear",
-    "trilinear", "bicubic"), or as the mean over an area ("area"); see `rules.upsampling`.
+    "trilinear", "bicubic"), or as the mean over an area ("area"); see `nnmirror.rules.upsampling`.
     """
     if mode in ("nearest", "area", "nearest-exact"):
         if align_corners is not None:

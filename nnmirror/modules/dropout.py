@@ -114,8 +114,8 @@ class AlphaDropout(_OfFunction):
     """y = x m + b in training, for nets of SELU: mean and variance stay.  dx = g m.
 
     m = 0 with probability `p`, and b is such that y is then what SELU is far below 0, scaled and
-    shifted as all are: `rules.dropout.alpha_dropout`. y = x in evaluation. Not in place, whatever
-    `inplace` says, as PyTorch's (Klambauer et al., 2017).
+    shifted as all are: `nnmirror.rules.dropout.alpha_dropout`. y = x in evaluation. Not in place,
+    whatever `inplace` says, as PyTorch's (Klambauer et al., 2017).
     """
 
     def _dropped(self, input: Tensor) -> Tensor:

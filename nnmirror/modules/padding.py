@@ -20,7 +20,7 @@ from .utils import _ntuple, _size_2_t, _size_4_t, _size_6_t
 
 
 class _PadNd(Layer):
-    """dx = g where x went, added up; see `rules.padding`."""
+    """dx = g where x went, added up; see `nnmirror.rules.padding`."""
 
     __constants__ = ["padding"]
     padding: Sequence[int]

@@ -402,7 +402,7 @@ def _conv(n: int) -> TorchFunction:
         return convolved(n, False, args, input, weight, bias, *how)
 
     call.__doc__ = f"""x, of shape (N, C, *{n}) or (C, *{n}), with `weight`, (O, C / groups, *{n}),
-    slid over it: (N, O, *{n}) or (O, *{n}); see `rules.convolution`."""
+    slid over it: (N, O, *{n}) or (O, *{n}); see `nnmirror.rules.convolution`."""
     return call
 
 
@@ -423,7 +423,7 @@ def _conv_transpose(n: int) -> TorchFunction:
 
     call.__doc__ = f"""What is the gradient of a convolution for its input: x, of shape
     (N, C, *{n}) or (C, *{n}), and `weight`, (C, O / groups, *{n}), give (N, O, *{n}) or (O, *{n});
-    see `rules.convolution`."""
+    see `nnmirror.rules.convolution`."""
     return call
 
 

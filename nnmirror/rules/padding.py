@@ -12,7 +12,7 @@ import torch
 from .._types import Number
 from ..tape import record
 from .gradient import applied
-from .registry import Rule, composite, rule, unplaced
+from .registry import Rule, composite, has_gradient, rule, unplaced
 
 T = torch.Tensor
 
@@ -137,6 +137,8 @@ def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | Non
 
 def recorded_as(input: T, pad: Sequence[int], mode: str, value: float | None) -> tuple[Any, ...]:
     """The rule that a call of `pad` is, and the rule's arguments; or PyTorch's error."""
+    if has_gradient(value) or (isinstance(pad, tuple | list) and any(map(has_gradient, pad))):
+        raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})  # it takes numbers
     if mode == "constant" and isinstance(input, T):
         return ConstantPadNd, input, pad, 0 if value is None else value
     if mode not in _OF_ITSELF or not isinstance(input, T) or value:

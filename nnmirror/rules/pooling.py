@@ -596,7 +596,7 @@ def _recorded(name: str) -> Any:
 
 @_public(
     "x at its largest under each window, `dilation` apart; with `return_indices` and the places, in"
-    " the flattened last dimensions, too. See `rules.pooling`."
+    " the flattened last dimensions, too. See `nnmirror.rules.pooling`."
 )
 def _max_poolNd(n: int) -> TorchFunction:
     def call(
@@ -632,7 +632,9 @@ def _max_poolNd_with_indices(n: int) -> TorchFunction:
     return call
 
 
-@_public("The mean of x under each window, zeros around it counted or not. See `rules.pooling`.")
+@_public(
+    "The mean of x under each window, zeros around it counted or not. See `nnmirror.rules.pooling`."
+)
 def _avg_poolNd(n: int) -> TorchFunction:
     if n == 1:
 
