@@ -539,13 +539,15 @@ def test_check_finds_the_first_difference(tmp_path, mirrored):
     done = mirrored("--check", "script.py")
     assert done.returncode == 1
     said = done.stdout.splitlines()
-    assert said[-7:] == [
+    assert said[-8:] == [
         "seed: the script sets none; both runs were seeded with 0",
         "printed: line 2 differs",
         "  PyTorch:  torch.nn.modules.linear",
         "  nnmirror: nnmirror.modules.linear",
         "saved log.txt: identical",
-        "saved saved.pt: it['weights']: 4 of 4 elements differ, first tensor(1.) and tensor(0.)",
+        "saved saved.pt: it['weights']: 4 of 4 elements differ, the first: 1.0 and 0.0;"
+        " the furthest by 2.1e+06 units in the last place of the largest",
+        "Both ran in exact mode. The gradients that differ even so: nnmirror/exact/README.md",
         "DIFFERENT",
     ]
     assert os.listdir(tmp_path) == ["script.py"]

@@ -28,7 +28,9 @@ def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
         from sklearn.model_selection import train_test_split
         from sklearn.preprocessing import StandardScaler
     except ImportError as e:
-        sys.exit(f"{e.name} is missing; this example needs: pip install 'nnmirror[examples]'")
+        sys.exit(
+            f"{e.name} is missing; this example needs: pip install '.[examples]' in the checkout"
+        )
     x, y = load_digits(return_X_y=True)
     x, test_x, y, test_y = train_test_split(x, y, test_size=0.25, stratify=y, random_state=seed)
     scaler = StandardScaler().fit(x)

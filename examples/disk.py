@@ -38,7 +38,9 @@ def extras() -> tuple[Any, Any]:
         import matplotlib.pyplot as plt
         from tqdm import tqdm
     except ImportError as e:
-        sys.exit(f"{e.name} is missing; this example needs: pip install 'nnmirror[examples]'")
+        sys.exit(
+            f"{e.name} is missing; this example needs: pip install '.[examples]' in the checkout"
+        )
     return plt, tqdm
 
 

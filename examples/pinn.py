@@ -31,7 +31,9 @@ def extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        sys.exit(f"{e.name} is missing; this example needs: pip install 'nnmirror[examples]'")
+        sys.exit(
+            f"{e.name} is missing; this example needs: pip install '.[examples]' in the checkout"
+        )
 
 
 def build(nn: Any, width: int) -> Any:

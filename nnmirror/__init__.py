@@ -13,10 +13,13 @@ Pages to begin with:
 - `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the transforms.
 - `nnmirror.exact`: where bits differ, and exact mode.
 - `nnmirror.tensor`: what is refused, and what to do instead.
+- `nnmirror.explain`: the backward of your own net as a Python function, or as a page;
+  `nnmirror.stepping`: it, step by step; `nnmirror.plain`: with a debugger.
 - `nnmirror.watch`: the gradients of a model in training.
+- `nnmirror.testing`: checks for layers, losses and Functions of your own.
 - `nnmirror.bridge`: scripts, models and libraries of PyTorch.
 - `nnmirror.optim`, `nnmirror.parallel`: optimisers; several processes.
-- `nnmirror.fast`: how graphs that come again are made fast.
+- `nnmirror.fast`: how graphs that repeat are made fast.
 
 .. include:: mirrored.md
 """

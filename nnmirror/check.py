@@ -3,9 +3,9 @@
 Each run starts in a copy of the current directory that lies at the same path, so that the
 second sees nothing of the first and both print the same paths. What is compared: standard
 output byte for byte, and every file made or changed there: files that torch.save or pickle
-wrote by what they hold (the bits of tensors, the names of classes and their state, with
-torch.nn's and the mirror's of one name taken for the same), all others byte for byte; and, where
-both fail, the last line of the error.
+wrote by what they hold (the bits of tensors, the names of classes and their state; a class of
+torch.nn and the mirror's of the same name are equal), all others byte for byte; and, where both
+fail, the last line of the error. Both runs are in exact mode.
 """
 
 import contextlib
@@ -27,9 +27,12 @@ from typing import Any
 
 import torch
 
+from .testing.compare import number, units_apart
+
 BIG = 64 * 2**20  # bytes: files above are not copied but linked to
 MOST = 2 * 2**30  # bytes: more is not copied
 _LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
+_EVEN_SO = "Both ran in exact mode. The gradients that differ even so: nnmirror/exact/README.md"
 
 
 @dataclass
@@ -61,6 +64,8 @@ def check(
         else:
             print(f"seed: the script sets none; both runs were seeded with {seed}")
         same = _compare(*runs)
+    if not same and all(run.status == 0 for run in runs):
+        print(_EVEN_SO)
     print("identical" if same else "DIFFERENT", flush=True)
     return 0 if same else 1
 
@@ -374,7 +379,14 @@ def _unlike(expected: Any, actual: Any, where: str, seen: dict[Any, Any]) -> str
             return None
         i = int(differ.nonzero()[0])
         count = int(differ.sum())
-        return f"{where}: {count} of {len(one)} elements differ, first {one[i]!r} and {other[i]!r}"
+        first = f"{number(one[i])} and {number(other[i])}"
+        text = f"{where}: {count} of {len(one)} elements differ, the first: {first}"
+        if not (one.is_floating_point() or one.is_complex()):
+            return text
+        units = units_apart(one, other)
+        if units == float("inf"):
+            return text
+        return f"{text}; the furthest by {units:.2g} units in the last place of the largest"
     if isinstance(expected, _Object) and isinstance(actual, _Object):
         names = [type(value).__name__ for value in (expected, actual)]
         if names[0] != names[1]:

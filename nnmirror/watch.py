@@ -9,9 +9,9 @@
     print(w.table())
     w.plot("gradients.png")
 
-It stands beside the model: hooks on its modules, on what they return and on their parameters,
-which are there inside the `with` and nowhere else. They compute numbers at once and keep nothing
-else (but with `values=True`), and they change nothing: the training has the same bits.
+It uses hooks on the modules, on what they return and on the parameters, which are removed at the
+end of the `with`. They compute norms at once and keep no tensor (unless `values=True`), and they
+change nothing: the training has the same bits.
 """
 
 import functools
@@ -76,7 +76,7 @@ class Record:
     # Its name in the model, "" for the model itself; of an operation, that of the module in whose
     # forward it is.
     layer: str
-    call: int  # the how-manieth of this layer's calls in the step, from 0
+    call: int  # the index of this call among the layer's calls in the step
     output: int | None  # which tensor of several that the call returned
     module: str  # the name of the layer's class
     formula: str  # the gradients, as the Function that was recorded documents them
@@ -453,8 +453,7 @@ class Watch:
 
         One step is drawn over the layers. Zero, which has no logarithm, is at the foot of an axis,
         inf and NaN at its head. Returns the matplotlib Figure, which a notebook shows; with a
-        `path` it is saved there, too. ImportError without matplotlib, which is in the `examples`
-        extra: pip install 'nnmirror[examples]'.
+        `path` it is saved there, too. ImportError without matplotlib.
         """
         from . import watch_view
 

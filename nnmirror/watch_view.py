@@ -128,7 +128,7 @@ def plot(steps: Steps) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ImportError(
-            "nnmirror: to plot, watch needs matplotlib: pip install 'nnmirror[examples]'"
+            "nnmirror: to plot, watch needs matplotlib: pip install matplotlib"
         ) from e
 
     class Shown(Figure):
