@@ -1336,7 +1336,7 @@ fractional_max_pool2d, fractional_max_pool3d = _pools("fractional_max_poolNd")
 @overridable
 def unfold(input: T, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> T:
     """Pictures (N, C, H, W) to columns (N, C K K, L): what lies under each window, K by K; see
-    `rules.fold.Im2Col`."""
+    `nnmirror.rules.fold.Im2Col`."""
     how = [_pair(v) for v in (kernel_size, dilation, padding, stride)]
     if not isinstance(input, T):
         raise unplaced(torch._C._nn.im2col, (input, *how), {})
@@ -1353,7 +1353,7 @@ def fold(
     stride: Any = 1,
 ) -> T:
     """Columns (N, C K K, L) added up to pictures (N, C, *output_size), each where its window lies;
-    see `rules.fold.Col2Im`."""
+    see `nnmirror.rules.fold.Col2Im`."""
     how = [_pair(v) for v in (output_size, kernel_size, dilation, padding, stride)]
     if not isinstance(input, T):
         raise unplaced(torch._C._nn.col2im, (input, *how), {})
@@ -1603,7 +1603,7 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> T:
-    """Squared where |x - t| < beta, absolute beyond; see `rules.loss.SmoothL1Loss`."""
+    """Squared where |x - t| < beta, absolute beyond; see `nnmirror.rules.loss.SmoothL1Loss`."""
     differ = warn_if_sizes_differ(input, target)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
