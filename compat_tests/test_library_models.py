@@ -19,19 +19,17 @@ from .library import nets
 from .parity import parity
 
 # Gradients of a convolution's weight have PyTorch's bits in float64, see nnmirror/exact.
-POOLS = {"MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"} <= set(nnmirror.__all__)
-pools = pytest.mark.skipif(not POOLS, reason="pooling is not mirrored yet")
 pytestmark = pytest.mark.usefixtures("doubles")
-NETS = [
-    pytest.param(name, marks=pools)
-    for name in ("resnet", "vgg", "mobilenet_v2", "densenet", "unet")
-]
+NETS = ["resnet", "vgg", "mobilenet_v2", "densenet", "unet"]
 
 
 @pytest.fixture
 def doubles():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or small convolutions take long where much else runs
     torch.set_default_dtype(torch.float64)
     yield
+    torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
 
 
@@ -115,7 +113,6 @@ def test_a_new_head(nn, optim, name, frozen):
     return trained(model, optim.SGD(trainable, lr=0.1, momentum=0.9)), len(trainable)
 
 
-@pools
 @parity
 def test_layers_taken_out_of_a_model(nn, optim):
     model = made("vgg")
@@ -386,7 +383,6 @@ def test_a_library_may_be_kept(tmp_path):
         adopt.kept.clear()
 
 
-@pools
 def test_what_a_library_drives_stays_its_own(tmp_path):
     """A class of the script's own on a library's base, and what has nothing to train."""
     source = """

@@ -95,6 +95,22 @@ def test_scripts_as_people_write_them(name, mirrored):
     assert done.stdout.count("saved ") == {"actor_critic": 0}.get(name, 1)
 
 
+IMAGES = sorted(path.stem for path in (SCRIPTS / "images").glob("*.py") if path.stem != "all")
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_scripts_with_images_and_series(half, tmp_path, monkeypatch):
+    """They print the same on both: convolutions, pools, norms and what goes with them.
+
+    Rounded, as people print: gradients of a convolution's weight differ in the last place.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or small convolutions take long where much runs
+    script = str(SCRIPTS / "images" / "all.py")
+    done = python("-m", "nnmirror", "--check", script, *IMAGES[half::2], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nnmirror | == ") == len(IMAGES[half::2]) == 10
+
+
 def test_every_spelling_of_the_import(tmp_path):
     write(
         tmp_path,

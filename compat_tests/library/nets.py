@@ -258,7 +258,7 @@ class UNet(nn.Module):
     def double(inputs, outputs):
         return nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1),
-            nn.GroupNorm(2, outputs),
+            nn.BatchNorm2d(outputs),
             nn.SiLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1),
             nn.LeakyReLU(0.1, inplace=True),
