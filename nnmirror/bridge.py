@@ -1,9 +1,9 @@
 """from_torch and to_torch: a whole model of one library as a model of the other.
 
-A module of the library's own becomes its namesake. A module of a class of the user's becomes
-one of a twin of that class: the same name and methods, with the other library's classes as
-bases. Nothing is run and nothing changed on the way: parameters and buffers are taken over,
-sharing their memory or copied, and with them every other attribute.
+A layer of one library becomes the layer of the same name of the other. A module of your own class
+becomes an instance of a twin of that class: the same name and methods, with the other library's
+classes as bases. No code of the model is run, and the original is unchanged: parameters and buffers
+share their memory or are copied, and every other attribute is kept.
 
 .. include:: libraries.md
 """
@@ -25,32 +25,32 @@ from .parameter import Parameter
 
 
 def from_torch(model: Any, copy: bool = False) -> Module:
-    """The torch.nn `model` as a mirrored one.
+    """Convert a torch.nn `model` to a mirrored one.
 
-    The two share their weights, so that training one is seen in the other, until a `.to` or
-    `.data =` gives one of them new memory; with `copy` each has its own. Kept are the names,
-    train or eval, requires_grad, `.grad`, buffers, dtypes, devices, parameters and modules that
-    are used twice, and attributes of one's own. In plain lists, tuples and dicts among those,
-    modules, parameters and functions of torch.nn.functional become the mirror's as well.
+    The two share their weights, so that training one also trains the other, until `.to` or
+    `.data =` gives one of them new memory; with `copy=True` each has its own. Names, train or eval
+    mode, `requires_grad`, `.grad`, buffers, dtypes, devices, shared parameters and modules, and
+    your own attributes are kept. Modules, parameters and functions of torch.nn.functional in
+    attributes that are lists, tuples or dicts are converted as well.
 
-    A class of one's own is rebuilt with its methods as they are. What they name globally stays
-    what it is: `F.relu` of PyTorch is recorded when given a tensor of the mirror's, or refused
-    if it has no rule; `nn.Linear(...)` called in a forward makes PyTorch's; `super(Net, self)`
-    in a method that is called later is a TypeError (`super()` is not).
+    The methods of your own classes are kept as they are, and so are the global names in them:
+    PyTorch's `F.relu` is recorded when it is given a tracked tensor, or refused if it has no rule;
+    `nn.Linear(...)` called in a forward makes PyTorch's layer; `super(Net, self)` in a method that
+    is called later raises a TypeError (`super()` does not).
 
-    A TypeError names all modules that cannot be converted, and why: layers that are not
-    mirrored, and modules or parameters with hooks, which would be left behind.
+    TypeError if modules cannot be converted: layers that are not mirrored, and modules or
+    parameters with hooks, which would be lost. It names all of them, with the reason.
     """
     return Bridge(to_mirror=True, copy=copy).model(model)
 
 
 def to_torch(model: Module, copy: bool = False) -> Any:
-    """The mirrored `model` as one of torch.nn; all else as in `from_torch`.
+    """Convert a mirrored `model` to one of torch.nn; otherwise as `from_torch`.
 
-    For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX. And for what the
-    mirror's backward cannot do (gradients of gradients): what PyTorch's adds to a `.grad` there, it
-    adds to that of `model` too, for an optimiser that has the parameters of `model`. The reverse is
-    not so: what is trained by the mirror's backward is stepped through `model.parameters()`.
+    For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX, or a gradient
+    that the mirror refuses. A backward of the converted model adds to the `.grad` of `model` too,
+    so that an optimiser of `model.parameters()` can use it. The reverse does not hold: after a
+    backward of `model`, use an optimiser of `model.parameters()`.
     """
     return Bridge(to_mirror=False, copy=copy).model(model)
 

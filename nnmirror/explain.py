@@ -1,6 +1,6 @@
 """`nnmirror.explain`: the backward of a graph, written out.
 
-What it takes is imported when it is called, so that `import nnmirror` does not wait for it.
+Its modules are imported by the first call, which keeps `import nnmirror` fast.
 """
 
 import sys
@@ -16,31 +16,33 @@ if TYPE_CHECKING:
 def explain(
     tensor: torch.Tensor, *modules: "Module", gradient: torch.Tensor | None = None
 ) -> "Explanation":
-    """The backward of the graph behind `tensor`, as a Python function in the reader's names.
+    """The backward of the graph of `tensor`, as a Python function in the names of your script.
 
         loss = criterion(net(x), y)
         e = nnmirror.explain(loss)
         print(e)                # the function
         e.save("backward.py")   # a file that runs by itself, with torch alone
-        e.operations            # what it consists of, in the order of the walk back
+        e.html("net.html")      # a page to step through
+        e.operations            # the operations, in the order of the backward
 
-    Each operation has a few lines, with its formula, the shapes, and where it was called. The walk
-    is gone back over once, its torch calls are noted and written down, as for a walk that is bound;
-    what comes out is run, and must give the same gradients, bit for bit. `gradient` is where it
-    starts from, as for `tensor.backward`. A step that depends on the numbers in a tensor, or that
-    is written by a user, is written as it was for these numbers.
+    Each operation has a few lines, with its formula, the shapes, and the line of the script. The
+    backward is run once and its torch calls are written down. The function is then run, and must
+    give the same gradients, bit for bit. `gradient` is the gradient to start from, as for
+    `tensor.backward`. If a backward branches on the numbers in a tensor, or belongs to an
+    `nnmirror.Function`, the calls are those for these numbers.
 
-    Leaves and modules have their names in `modules`, or else in the modules that are alive; the
-    caller's variables name the rest. Of a layer without parameters that was called several times,
-    the calls but the last are known only if they were the first of their kind. So is the line that
-    made a call: another call of its kind may have come from another line, and then none is given.
-    Within `nnmirror.plain()` all calls are known.
+    Leaves and modules have the names that they have in `modules`, or else in the modules that are
+    alive; the caller's variables name the other tensors. Where it is not certain which module or
+    line made a call, because several made calls of the same kind, none is given. Within
+    `nnmirror.plain()` it always is.
 
-    Nothing is used up: the graph, each `.grad` and the random numbers stay as they are, and no hook
-    is called. RuntimeError, as PyTorch's, if `tensor` requires no grad, if it is no scalar and has
-    no `gradient`, or if its graph was freed. NotImplementedError for a hook that may change a
-    gradient on the way; `nnmirror.steps` calls hooks. What lies in front of the mirrored graph and
-    is PyTorch's own is not written: the gradients end there.
+    The graph, each `.grad` and the state of the random generators are left unchanged, and no hook
+    is called.
+
+    RuntimeError, as PyTorch's, if `tensor` does not require grad, if it is not a scalar and
+    `gradient` is not given, or if its graph was freed. NotImplementedError if a hook could change
+    a gradient: use `nnmirror.steps`, which calls hooks. If the input comes from torch's own graph,
+    the function ends at that input.
     """
     from . import explaining
 

@@ -99,9 +99,9 @@ class Operation:
 class Explanation:
     """The backward of one graph.
 
-    `operations` are in the order of the walk back, `leaves` by their names. `source` is a Python
-    function that computes the gradients; `str` of this gives it. The values are copies: they stay
-    as they were when it was made.
+    `operations` are in the order of the backward, `leaves` by name. `source` is the Python function
+    that computes the gradients, which `print` shows. The values are copies, so that later training
+    steps do not change them.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class Explanation:
     def save(self, path: Any) -> None:
         """Write a Python file that needs torch alone.
 
-        It has the function, the values that it is given (`values()`), and prints the gradients
-        when it is run. They have the same bits.
+        It has the function and its arguments (`values()`). Run as a script, it prints the
+        gradients, which have the same bits.
         """
         from . import standalone
 
@@ -145,11 +145,10 @@ class Explanation:
         return f"<Explanation: {len(self.operations)} operations, {len(self.leaves)} leaves>"
 
     def html(self, path: Any) -> None:
-        """Write a page: the net from its input to the loss and back, to be stepped through with
-        the arrow keys.
+        """Write an HTML page: the net from its input to the loss and back.
 
-        Each operation with its formulas, shapes, norms and saved tensors, and the values of small
-        ones on click. One file, which loads nothing.
+        The arrow keys step through it. Each operation has its formulas, shapes, norms and saved
+        tensors; a click shows the values of small ones. It is one file, which loads no other.
         """
         from .page import page
 

@@ -1,4 +1,4 @@
-"""Functions that transform functions, as `torch.func`, by the mirror's own tape.
+"""Transforms of functions, as in `torch.func`, on the mirror's own tape.
 
     def loss(params, x, t):
         return F.mse_loss(nnmirror.func.functional_call(model, params, x), t)
@@ -6,18 +6,18 @@
     params = dict(model.named_parameters())
     per_sample = nnmirror.func.vmap(nnmirror.func.grad(loss), in_dims=(None, 0, 0))(params, x, t)
 
-Names, arguments and errors are `torch.func`'s, whose own transforms do not see a tape; results are
-the same numbers. What is computed differently:
+Names, arguments and errors are those of `torch.func`, whose own transforms do not see the tape; the
+results are the same. What is computed differently:
 
-- `grad`, `vjp`, `jacrev`: by a walk back over what the function recorded, which is recorded itself
-  where the result depends on something outside that requires grad. Transforms nest: each gives the
-  function aliases of its arguments, and asks for the gradients of these.
-- `jvp` goes back twice: with g(u) = J^T u, linear in u, it is dg/du^T v. `jacfwd` is `jacrev`.
-- `vmap` calls the function once for each item of the batch and stacks what it returns. So there
-  are loops where PyTorch has one operation on all; what the function does besides returning, it
-  does each time. An argument that all items share may not be changed in it.
+- `grad`, `vjp`, `jacrev` run a backward over what the function recorded. The backward is recorded
+  too if the result depends on a tensor outside that requires grad. Transforms can be nested: each
+  passes aliases of the arguments to the function, and computes the gradients of these.
+- `jvp` runs two backwards: with g(u) = J^T u, linear in u, it is (dg/du)^T v. `jacfwd` is `jacrev`.
+- `vmap` calls the function once for each item of the batch and stacks the results: a loop where
+  PyTorch runs one operation on the whole batch. Side effects of the function happen once per item.
+  An argument that all items share cannot be changed in place.
 
-A result requires grad if it depends on a tensor outside that does, as in PyTorch.
+As in PyTorch, a result requires grad if it depends on a tensor outside that does.
 """
 
 import contextlib

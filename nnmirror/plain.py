@@ -1,8 +1,8 @@
-"""Plain mode: everything runs by the definitions that one reads.
+"""Plain mode: no generated code, for debuggers.
 
-Usually what comes again is written out as source, and runs in place of the rules (see `fast`). In
-plain mode each call goes through the rule's `forward` and each step back through its gradients, so
-that a breakpoint there stops. The bits are the same.
+Calls and graphs that repeat usually run as generated source (see `nnmirror.fast`). In plain mode
+each call runs the rule's `forward`, and each step of the backward the rule's gradients, so that
+breakpoints there are hit. The bits are the same.
 """
 
 import os
@@ -24,16 +24,20 @@ _counting = threading.Lock()
 
 
 class plain(NoParamDecoratorContextManager):
-    """Within, this thread runs everything by the readable definitions.
+    """Run the rules themselves in this thread, not code generated from them.
 
-    A context manager and a decorator. NNMIRROR_PLAIN=1 in the environment has the whole process in
-    plain mode. No call and no walk is written out, the layers of a Sequential are called one by
-    one, and optimisers step parameter by parameter. So a breakpoint in a rule stops
-    (`forward` of `nnmirror.functional.Linear`, `d_input` of `nnmirror.functional.Tanh`), and a
-    debugger that steps into `loss.backward()` soon comes to a formula.
+    A context manager and a decorator. NNMIRROR_PLAIN=1 in the environment turns it on for the whole
+    process. The layers of a Sequential are called one by one, and optimisers update one parameter
+    after another. A breakpoint in a rule is hit at each call (`forward` of
+    `nnmirror.functional.Linear`, `d_input` of `nnmirror.functional.Tanh`), and a debugger that
+    steps into `loss.backward()` soon reaches a formula:
 
-    Each recorded call keeps its result, the module and the line of the script that made it, for
-    `nnmirror.explain`. Outputs, gradients and trained weights have the same bits as otherwise.
+        loss = criterion(model(x), target)
+        breakpoint()             # (Pdb) b nnmirror.functional.Tanh.d_input
+        loss.backward()          # (Pdb) c
+
+    Each recorded call keeps its result, its module and its line in the script, which
+    `nnmirror.explain` shows. Outputs, gradients and trained weights have the same bits.
     """
 
     def __enter__(self) -> None:

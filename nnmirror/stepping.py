@@ -1,7 +1,7 @@
-"""The walk back, step by step: `nnmirror.steps`, and `backward` in plain mode.
+"""The backward, step by step: `nnmirror.steps`, and `backward` in plain mode.
 
-It does in few lines what the walk in walk.py does, which has more to look after: what is bound, and
-what is asked for. The order is the same, and so are the bits.
+A short form of the walk in walk.py, which also handles bound walks and `inputs=`. The order is the
+same, and so are the bits.
 """
 
 import sys
@@ -37,21 +37,22 @@ _OURS = {_tape.Node, _tensor.Tensor, Parameter}
 def steps(
     tensor: T, *modules: "Module", gradient: T | None = None, retain_graph: bool = False
 ) -> "Iterator[Step]":
-    """Walk back from `tensor`, as `tensor.backward(gradient)`, stopping before each operation.
+    """Run `tensor.backward(gradient)`, stopping before each operation.
 
         for step in nnmirror.steps(loss):
             print(step.module, step.node, step.formula, step.gradient.norm())
 
-    Yields a `Step` for each operation, in the order of the walk. It is taken when the next one is
-    asked for, or by `step.take()`. At the end each leaf has the `.grad` that `backward` gives it,
-    with the same bits; hooks are called as there. `modules` are asked first for the names.
+    Yields a `Step` for each operation, in the order of the backward. The step is run when the loop
+    continues, or by `step.take()`. At the end each leaf has the `.grad` that `backward` gives it,
+    with the same bits, and hooks have been called. Modules have the names that they have in
+    `modules`, or else in the modules that are alive.
 
-    If the loop is left early, nothing more is done. A leaf has its `.grad` if all that comes to it
-    had come, and else none of it. What the steps taken had saved is freed, unless `retain_graph`:
-    so the graph cannot be walked again.
+    If the loop is left early, the remaining steps are not run. A leaf has its `.grad` if all of its
+    gradients had arrived, and is unchanged otherwise. The saved tensors of the steps that were run
+    are freed unless `retain_graph`, so that the graph cannot be used again.
 
-    RuntimeError, as PyTorch's, if `tensor` requires no grad, if it is no scalar and there is no
-    `gradient`, or if its graph was freed.
+    RuntimeError, as PyTorch's, if `tensor` does not require grad, if it is not a scalar and
+    `gradient` is not given, or if its graph was freed.
     """
     grads = _walk.make_grads([tensor], [gradient])
     walk = Walk(_walk._roots([tensor]), retain_graph)
@@ -268,7 +269,7 @@ class _Leaf:
 
 
 class Step:
-    """One operation of a walk back, before it is taken."""
+    """One operation of the backward, before it is run."""
 
     following: "Step"
 
@@ -280,7 +281,7 @@ class Step:
         self._is_taken = False
 
     def advance(self) -> bool:
-        """Take it, and come to the following one; False if there is none."""
+        """Run it, and make the following one; False if there is none."""
         if not self._is_taken:
             self._is_taken = True
             with self._walk:
@@ -290,7 +291,7 @@ class Step:
         return hasattr(self, "following")
 
     def take(self) -> dict[str, T]:
-        """Take it now, not when the next one is asked for; returns `input_gradients`."""
+        """Run it now, not when the loop continues; returns `input_gradients`."""
         self.advance()
         return self.input_gradients or {}
 
@@ -311,17 +312,17 @@ class Step:
 
     @property
     def name(self) -> str:
-        """That of its (first) result, as in `nnmirror.explain`."""
+        """The name of its (first) result, as in `nnmirror.explain`."""
         return self._names.labels[id(self._taking.node)][0]
 
     @property
     def computes(self) -> str:
-        """Its formula: "y = tanh(x)"."""
+        """The formula of the forward: "y = tanh(x)"."""
         return documented.value(self._taking.node.function)
 
     @property
     def formula(self) -> str:
-        """Those of its gradients: "dx = g (1 - y^2)"."""
+        """The formulas of its gradients: "dx = g (1 - y^2)"."""
         return documented.gradients(self._taking.node.function)
 
     @property
@@ -333,17 +334,17 @@ class Step:
 
     @property
     def gradients(self) -> tuple[T | None, ...]:
-        """What comes to its results; None where nothing does."""
+        """The gradients of its results; None for a result without one."""
         return tuple(self._taking.gradients)
 
     @property
     def gradient(self) -> T | None:
-        """What comes to its (first) result."""
+        """The gradient of its (first) result."""
         return self._taking.gradients[0]  # type: ignore[no-any-return]
 
     @property
     def input_gradients(self) -> dict[str, T] | None:
-        """What it gives for its inputs, by the rule's names; None before it is taken."""
+        """The gradients of its inputs, by the rule's names; None before it is run."""
         taking = self._taking
         if taking.results is None:
             return None

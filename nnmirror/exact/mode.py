@@ -1,7 +1,7 @@
-"""Exact mode: PyTorch's bits also where they cost time.
+"""Exact mode: PyTorch's bits even where they cost time.
 
 By default a layer whose kernel rounds in an order of its own computes the plain formula, and its
-gradients are off by a few units in the last place. In exact mode they have PyTorch's bits.
+gradients differ by a few units in the last place. In exact mode they have PyTorch's bits.
 """
 
 import threading
@@ -22,13 +22,13 @@ _override = _Override()
 
 
 def is_exact() -> bool:
-    """True if what is recorded now in this thread is to have PyTorch's bits."""
+    """True if exact mode is on in this thread."""
     mode = _override.mode
     return _state.exact_mode if mode is None else mode
 
 
 def set_exact(mode: bool) -> None:
-    """Turn exact mode on or off in the whole process, in every thread that is not in `exact()`.
+    """Turn exact mode on or off for the process; a thread within `exact()` stays in exact mode.
 
     NNMIRROR_EXACT=1 in the environment turns it on from the start.
     """
@@ -36,10 +36,10 @@ def set_exact(mode: bool) -> None:
 
 
 class exact(NoParamDecoratorContextManager):
-    """PyTorch's bits for all that is recorded within, in this thread.
+    """Turn exact mode on in this thread: everything recorded within has PyTorch's bits.
 
-    A context manager and a decorator. The forward decides: a backward follows the mode in
-    which its forward was recorded, wherever it is called.
+    A context manager and a decorator. The mode of the forward counts: a backward uses the
+    formulas that its forward recorded, wherever it is called.
     """
 
     def __enter__(self) -> None:

@@ -3,8 +3,8 @@
 - `assert_parity(ours, theirs, *inputs)`: does it do what PyTorch's does? Outputs, gradients, state,
   warnings and errors, to the bit or within a tolerance.
 - `gradcheck(func, inputs)`: is its backward the derivative of its forward? By central differences
-  in float64, without PyTorch's word for it.
-- `assert_same(actual, expected)`, `outcome(function)`: what the two are made of.
+  in float64, independent of PyTorch's autograd.
+- `assert_same(actual, expected)`, `outcome(function)`: the parts that the two are made of.
 
     import torch
     import nnmirror
@@ -25,8 +25,8 @@
     gradcheck(Square, x)
     assert_parity(Square, torch.square, x)
 
-The package's own tests stand on these (`compat_tests/parity.py`). Nothing of `torch.nn` is
-imported here: what to compare with is handed in.
+The package's own tests use them (`compat_tests/parity.py`). Nothing of `torch.nn` is imported here:
+you pass what to compare with.
 """
 
 from .compare import Tolerance, assert_same, same_bits, units_apart

@@ -41,10 +41,11 @@ def gradcheck(
     random numbers and starts from the same buffers, so `Dropout` and `BatchNorm1d` can be checked
     in training mode.
 
-    An error is: other numbers; a gradient of another shape; None where there is a gradient;
-    another gradient when the backward runs once more; one that is not linear in the gradient it
-    is computed from; a forward or a backward that changes in place what it is given. At a kink,
-    as that of relu at 0, differences tell nothing: take other inputs.
+    It fails if a gradient has other numbers or another shape; if it is None and should not be; if
+    a second backward gives another gradient; if the backward is not linear in its incoming
+    gradient; if a forward or backward changes its arguments in place. It checks first derivatives:
+    for second ones use `torch.autograd.gradgradcheck`, with float64 tensors that the mirror tracks.
+    At a kink, such as relu at 0, central differences are wrong: take other inputs.
 
         class Cube(nnmirror.Function):
             @staticmethod

@@ -31,23 +31,23 @@ def assert_parity(
     units: float | None = None,
     check_backward: bool = True,
 ) -> None:
-    """Assert that `ours` does what `theirs` does, PyTorch's say: by default to the last bit.
+    """Assert that `ours` does what `theirs` does, usually PyTorch's: by default to the last bit.
 
-    Each is a module, a Function (its `apply` is called) or a function; a module can stand against
-    a function if neither has parameters. Both are called with the same inputs, the same random
-    numbers and the same weights, which modules must have already
-    (`ours.load_state_dict(theirs.state_dict())`). Compared are, in this order:
+    Each is a module, a Function (its `apply` is called) or a function; a module can be compared
+    with a function if neither has parameters. Both are called with the same inputs and the same
+    random numbers. Modules must have the same weights before
+    (`ours.load_state_dict(theirs.state_dict())`). It compares, in this order:
 
     - the state: parameters by name, buffers and the `state_dict`, before the call and after it;
     - the exception, by type and message, and the warnings;
     - the outputs, and the inputs after the call, which may be changed in place;
     - the gradients of the inputs that require grad and of the parameters, from each output that
-      requires grad: of a random gradient of that output, and of a loss that of 1 as well;
+      requires grad: for a random gradient of that output, and for 1 too if it is a scalar;
     - the random numbers drawn.
 
-    Inputs are tensors, or lists, tuples and dicts of them, and stay as they are. Both get copies
-    of them that are, as the results of the layer before would be, no leaves; `ours` gets tensors
-    that the mirror tracks. No `.grad` is changed.
+    Inputs are tensors, or lists, tuples and dicts of them, and are left unchanged. Both get copies
+    that are not leaves, like the results of a layer before them; those for `ours` are tracked by
+    the mirror. No `.grad` is changed.
 
         ours, theirs = nnmirror.LayerNorm(3), torch.nn.LayerNorm(3)
         x = torch.randn(4, 3, requires_grad=True)
@@ -57,17 +57,17 @@ def assert_parity(
 
     Args:
         ours: what is checked.
-        theirs: what it is held against.
+        theirs: what it is compared with.
         inputs: what both are called with.
         kwargs: keyword arguments of the call.
         rtol, atol: |ours - theirs| <= atol + rtol |theirs| is enough.
-        units: or so many units in the last place of the largest number in all that is compared.
+        units: or this many units in the last place of the largest number compared.
         check_backward: False for what has no gradient.
 
     Raises:
         AssertionError: it says which output, gradient or state differs, in which element, what
             was expected and found there, and by how much.
-        ValueError: nothing that requires grad was given, so that no gradient would be compared.
+        ValueError: no input and no parameter requires grad, so that no gradient can be compared.
     """
     mine, other = Subject(ours), Subject(theirs)
     _refuse_uncomparable(mine, other)
