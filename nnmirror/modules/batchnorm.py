@@ -142,7 +142,7 @@ class _BatchNorm(_NormBase):
 
 
 class _LazyNormBase(LazyModuleMixin, _NormBase):
-    """With `num_features` from the first input."""
+    """Takes `num_features` from the first input."""
 
     def __init__(  # type: ignore[no-untyped-def]
         self,
@@ -187,12 +187,12 @@ class _LazyNormBase(LazyModuleMixin, _NormBase):
 class BatchNorm1d(_BatchNorm):
     """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per channel of (N, C) or (N, C, L).
 
-    In training mean and var are those of the batch, and `running_mean` and `running_var` move
-    towards them by `momentum` (None: they become the average over all batches); in evaluation
-    they are the running ones, if these are tracked.
+    In training mode mean and var are those of the batch, and `running_mean` and `running_var` are
+    updated with them by `momentum` (None: a cumulative average over all batches). In evaluation
+    mode the running statistics are used, if they are tracked.
 
     db = sum of g,  dw = sum of g z,  z = (x - mean) r, dx = r w (g - mean(g) - z mean(g z)) in
-    training, g r w in evaluation.  Saved: x, w, mean, r and the running statistics
+    training mode, g r w in evaluation mode.  Saved: x, w, mean, r and the running statistics
     (Ioffe and Szegedy, 2015).
     """
 

@@ -33,7 +33,7 @@ def for_each(value: Any, n: int) -> Any:
 
 
 class _ConvNd(Layer):
-    """What all convolutions have: their arguments, the weight and the bias.
+    """The base of all convolutions: arguments, weight and bias.
 
     `weight` (out_channels, in_channels / groups, *kernel_size), for a transposed one
     (in_channels, out_channels / groups, *kernel_size), and `bias` (out_channels) are drawn from
@@ -217,12 +217,13 @@ class _ConvNd(Layer):
 
 
 class Conv1d(_ConvNd):
-    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], with * the cross-correlation.
 
     x is (N, in_channels, L) or (in_channels, L), y (N, out_channels, M) or (out_channels, M),
     M = (L + 2 padding - dilation (kernel_size - 1) - 1) / stride + 1, rounded down. With `groups`
-    each group of output channels sees one of input channels. `padding="same"` keeps the length,
-    "valid" is none; `padding_mode` says with what.
+    each group of output channels is computed from one group of input channels. `padding="same"`
+    keeps the length, "valid" pads nothing; `padding_mode` is "zeros", "reflect", "replicate" or
+    "circular".
 
     dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
     db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
@@ -262,10 +263,10 @@ class Conv1d(_ConvNd):
 
 
 class Conv2d(_ConvNd):
-    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], with * the cross-correlation.
 
-    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels and the sizes
-    of `Conv1d`, and so are the arguments, one number for both dimensions or two.
+    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels; sizes and
+    arguments are those of `Conv1d`, each argument one number for both dimensions or two.
 
     dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
     db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
@@ -305,10 +306,10 @@ class Conv2d(_ConvNd):
 
 
 class Conv3d(_ConvNd):
-    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], * sliding w over x (cross-correlation).
+    """y[n, o] = sum over c of x[n, c] * w[o, c] + b[o], with * the cross-correlation.
 
-    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels and the
-    sizes of `Conv1d`, and so are the arguments, one number for all dimensions or three.
+    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels; sizes
+    and arguments are those of `Conv1d`, each argument one number for all dimensions or three.
 
     dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
     db = sum of g.  Saved: x and w.  More: `nnmirror/rules/convolution.py`.
@@ -454,13 +455,14 @@ class _ConvTransposeNd(_ConvNd):
 
 
 class ConvTranspose1d(_ConvTransposeNd):
-    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+    """Transposed convolution: y[n, o, stride l + k] sums x[n, c, l] w[c, o, k] over c, l and k.
 
     x is (N, in_channels, L) or (in_channels, L), y (N, out_channels, M) or (out_channels, M),
-    M = (L - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1. Several sizes
-    give one L in a convolution: `output_size`, given to `forward`, or `output_padding` says which.
+    M = (L - 1) stride - 2 padding + dilation (kernel_size - 1) + output_padding + 1. A convolution
+    with a stride gives the same L for several M: `output_padding`, or `output_size` in `forward`,
+    selects one.
 
-    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    dx = g * w,  dw as for a convolution, with x and g exchanged,  db = sum of g.
     Saved: x and w.  More: `nnmirror/rules/convolution.py`.
     """
 
@@ -499,12 +501,12 @@ class ConvTranspose1d(_ConvTransposeNd):
 
 
 class ConvTranspose2d(_ConvTransposeNd):
-    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+    """Transposed convolution: y[n, o, stride l + k] sums x[n, c, l] w[c, o, k] over c, l and k.
 
-    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels and the sizes
-    of `ConvTranspose1d`, and so are the arguments, one number for both dimensions or two.
+    x is (N, in_channels, H, W) or (in_channels, H, W), y the same with out_channels; sizes and
+    arguments are those of `ConvTranspose1d`, each one number for both dimensions or two.
 
-    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    dx = g * w,  dw as for a convolution, with x and g exchanged,  db = sum of g.
     Saved: x and w.  More: `nnmirror/rules/convolution.py`.
     """
 
@@ -543,12 +545,12 @@ class ConvTranspose2d(_ConvTransposeNd):
 
 
 class ConvTranspose3d(_ConvTransposeNd):
-    """The transposed convolution: y[n, o, stride l + k] has x[n, c, l] w[c, o, k] added, over c.
+    """Transposed convolution: y[n, o, stride l + k] sums x[n, c, l] w[c, o, k] over c, l and k.
 
-    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels and the
-    sizes of `ConvTranspose1d`, and so are the arguments, one number for all dimensions or three.
+    x is (N, in_channels, D, H, W) or (in_channels, D, H, W), y the same with out_channels; sizes
+    and arguments are those of `ConvTranspose1d`, each one number for all dimensions or three.
 
-    dx = g * w,  and dw as a convolution's with x and g exchanged,  db = sum of g.
+    dx = g * w,  dw as for a convolution, with x and g exchanged,  db = sum of g.
     Saved: x and w.  More: `nnmirror/rules/convolution.py`.
     """
 
@@ -587,7 +589,7 @@ class ConvTranspose3d(_ConvTransposeNd):
 
 
 class _LazyConvXdMixin(LazyModuleMixin):
-    """What makes the number of channels follow from the first input."""
+    """Takes the number of channels from the first input."""
 
     in_channels: int
     out_channels: int

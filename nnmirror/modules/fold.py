@@ -12,8 +12,9 @@ _size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007  as in PyTorch's signat
 
 
 class Fold(Layer):
-    """Columns (N, C K K, L) or (C K K, L) added up to pictures (N, C, *output_size), each where the
-    window lies of which `Unfold` makes it.  dx = g there.
+    """Sum columns (N, C K K, L) or (C K K, L) into images (N, C, *output_size).  dx = g there.
+
+    The reverse of `Unfold` with the same arguments: each column is added at its window.
     """
 
     __constants__ = ["output_size", "kernel_size", "dilation", "padding", "stride"]
@@ -46,8 +47,9 @@ class Fold(Layer):
 
 
 class Unfold(Layer):
-    """Pictures (N, C, H, W) or (C, H, W) to columns (N, C K K, L): what lies under each of the L
-    windows of a convolution of these arguments.  dx = g, added where it came from.
+    """Images (N, C, H, W) or (C, H, W) to columns (N, C K K, L).  dx = g, added at each window.
+
+    A column holds the elements in one of the L windows of a convolution with these arguments.
     """
 
     __constants__ = ["kernel_size", "dilation", "padding", "stride"]

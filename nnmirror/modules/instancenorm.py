@@ -94,9 +94,9 @@ class _InstanceNorm(_NormBase):
 class InstanceNorm1d(_InstanceNorm):
     """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per image and channel: (N, C, L) or (C, L).
 
-    mean and var are those of each channel of each image, also in evaluation, unless
-    `track_running_stats`. w and b are there with `affine=True` alone. dx as in `BatchNorm1d`, of
-    which this is a case: a batch of one image with N C channels (Ulyanov et al., 2016).
+    mean and var are those of each channel of each image, in evaluation mode too, unless
+    `track_running_stats=True`. w and b exist only with `affine=True`. dx as for `BatchNorm1d` with
+    one image of N C channels (Ulyanov et al., 2016).
     """
 
     _dims = (2, 3)

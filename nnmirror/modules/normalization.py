@@ -21,8 +21,8 @@ class LayerNorm(Layer):
     db = sum of g over the rows,  dw = sum of g z,  z = (x - mean) r,
     dx = r (g w - mean(g w) - z mean(g w z)).  Saved: x, w, b, mean, r (Ba et al., 2016).
 
-    `weight` (ones) and `bias` (zeros) are of `normalized_shape`; without
-    `elementwise_affine` there are none.
+    `weight` (initialized to ones) and `bias` (zeros) have the shape `normalized_shape`; with
+    `elementwise_affine=False` there are none.
     """
 
     __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
@@ -77,11 +77,12 @@ class LayerNorm(Layer):
 class GroupNorm(Layer):
     """y = (x - mean) r w + b, r = 1 / sqrt(var + eps), per image and group of channels.
 
-    mean and var are those of all the places of the C / `num_groups` channels of a group of
-    (N, C, ...). db = sum of g,  dw = sum of g z,  z = (x - mean) r,
+    x is (N, C, ...); mean and var are over all elements of the C / `num_groups` channels of a
+    group. db = sum of g,  dw = sum of g z,  z = (x - mean) r,
     dx = r (g w - mean(g w) - z mean(g w z)).  Saved: x, w, mean, r (Wu and He, 2018).
 
-    `weight` (ones) and `bias` (zeros) are of `num_channels`; without `affine` there are none.
+    `weight` (initialized to ones) and `bias` (zeros) have the shape (`num_channels`,); with
+    `affine=False` there are none.
     """
 
     __constants__ = ["num_groups", "num_channels", "eps", "affine"]
@@ -140,11 +141,11 @@ class GroupNorm(Layer):
 
 
 class LocalResponseNorm(Layer):
-    """y = x / (k + alpha m)^beta, m the mean of x^2 over `size` channels of (N, C, ...) around.
+    """y = x / (k + alpha m)^beta, m the mean of x^2 over `size` neighbouring channels.
 
-    dx = g d^-beta - 2 alpha beta x M(g x d^(-beta - 1)),  d = k + alpha m, with M the mean over
-    the channels that have this one around them. Saved: x, x^2 and what is computed from it on the
-    way (Krizhevsky et al., 2012).
+    x is (N, C, ...).  dx = g d^-beta - 2 alpha beta x M(g x d^(-beta - 1)),  d = k + alpha m, with
+    M the mean over the channels that have this one as a neighbour. Saved: x, x^2 and the
+    intermediate results computed from it (Krizhevsky et al., 2012).
     """
 
     __constants__ = ["size", "alpha", "beta", "k"]
@@ -176,8 +177,9 @@ class RMSNorm(Layer):
 
     Over the last dimensions (Zhang and Sennrich, 2019).
 
-    `weight` (ones) is of `normalized_shape`; without `elementwise_affine` there is none.
-    `eps` is the machine's if not given, for float32 or float64: 16 bits are computed in 32.
+    `weight` (initialized to ones) has the shape `normalized_shape`; with
+    `elementwise_affine=False` there is none. `eps` defaults to `torch.finfo(dtype).eps` of the
+    dtype computed in: float32 for 16-bit inputs.
     """
 
     __constants__ = ["normalized_shape", "eps", "elementwise_affine"]

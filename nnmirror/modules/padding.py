@@ -1,7 +1,7 @@
 """The pads: `nnmirror.functional.pad` as modules.
 
-`padding` is a number for all sides, or one for each: left, right, top, bottom, front, back. One
-below 0 cuts off.
+`padding` is a number for all sides, or one for each: left, right, top, bottom, front, back. A
+negative one crops.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class _ReplicationPadNd(_PadNd):
 
 
 class ConstantPad1d(_ConstantPadNd):
-    """x continued along the last dimension with `value`."""
+    """Pad the last dimension with `value`."""
 
     _sides = 2
 
@@ -97,7 +97,7 @@ class ConstantPad1d(_ConstantPadNd):
 
 
 class ConstantPad2d(_ConstantPadNd):
-    """x continued along the last two dimensions with `value`."""
+    """Pad the last two dimensions with `value`."""
 
     _sides = 4
 
@@ -106,7 +106,7 @@ class ConstantPad2d(_ConstantPadNd):
 
 
 class ConstantPad3d(_ConstantPadNd):
-    """x continued along the last three dimensions with `value`."""
+    """Pad the last three dimensions with `value`."""
 
     _sides = 6
 
@@ -115,7 +115,7 @@ class ConstantPad3d(_ConstantPadNd):
 
 
 class ZeroPad1d(ConstantPad1d):
-    """x continued along the last dimension with zeros."""
+    """Pad the last dimension with zeros."""
 
     def __init__(self, padding: _size_2_t) -> None:
         super().__init__(padding, 0.0)
@@ -125,7 +125,7 @@ class ZeroPad1d(ConstantPad1d):
 
 
 class ZeroPad2d(ConstantPad2d):
-    """x continued along the last two dimensions with zeros."""
+    """Pad the last two dimensions with zeros."""
 
     def __init__(self, padding: _size_4_t) -> None:
         super().__init__(padding, 0.0)
@@ -135,7 +135,7 @@ class ZeroPad2d(ConstantPad2d):
 
 
 class ZeroPad3d(ConstantPad3d):
-    """x continued along the last three dimensions with zeros."""
+    """Pad the last three dimensions with zeros."""
 
     def __init__(self, padding: _size_6_t) -> None:
         super().__init__(padding, 0.0)
@@ -145,7 +145,7 @@ class ZeroPad3d(ConstantPad3d):
 
 
 class ReflectionPad1d(_ReflectionPadNd):
-    """x continued along the last dimension, mirrored at its ends."""
+    """Pad the last dimension by reflection."""
 
     _sides = 2
 
@@ -154,7 +154,7 @@ class ReflectionPad1d(_ReflectionPadNd):
 
 
 class ReflectionPad2d(_ReflectionPadNd):
-    """x continued along the last two dimensions, mirrored at its ends."""
+    """Pad the last two dimensions by reflection."""
 
     _sides = 4
 
@@ -163,7 +163,7 @@ class ReflectionPad2d(_ReflectionPadNd):
 
 
 class ReflectionPad3d(_ReflectionPadNd):
-    """x continued along the last three dimensions, mirrored at its ends."""
+    """Pad the last three dimensions by reflection."""
 
     _sides = 6
 
@@ -172,7 +172,7 @@ class ReflectionPad3d(_ReflectionPadNd):
 
 
 class ReplicationPad1d(_ReplicationPadNd):
-    """x continued along the last dimension with the elements at its ends."""
+    """Pad the last dimension by replicating the border."""
 
     _sides = 2
 
@@ -181,7 +181,7 @@ class ReplicationPad1d(_ReplicationPadNd):
 
 
 class ReplicationPad2d(_ReplicationPadNd):
-    """x continued along the last two dimensions with the elements at its ends."""
+    """Pad the last two dimensions by replicating the border."""
 
     _sides = 4
 
@@ -190,7 +190,7 @@ class ReplicationPad2d(_ReplicationPadNd):
 
 
 class ReplicationPad3d(_ReplicationPadNd):
-    """x continued along the last three dimensions with the elements at its ends."""
+    """Pad the last three dimensions by replicating the border."""
 
     _sides = 6
 
@@ -199,7 +199,7 @@ class ReplicationPad3d(_ReplicationPadNd):
 
 
 class CircularPad1d(_CircularPadNd):
-    """x continued along the last dimension with x from its other end on."""
+    """Pad the last dimension circularly."""
 
     _sides = 2
 
@@ -208,7 +208,7 @@ class CircularPad1d(_CircularPadNd):
 
 
 class CircularPad2d(_CircularPadNd):
-    """x continued along the last two dimensions with x from its other end on."""
+    """Pad the last two dimensions circularly."""
 
     _sides = 4
 
@@ -217,7 +217,7 @@ class CircularPad2d(_CircularPadNd):
 
 
 class CircularPad3d(_CircularPadNd):
-    """x continued along the last three dimensions with x from its other end on."""
+    """Pad the last three dimensions circularly."""
 
     _sides = 6
 

@@ -23,7 +23,7 @@ _ratio_3_t = Union[float, tuple[float, float, float]]  # noqa: UP007
 
 
 class _Pool(Layer):
-    """What pools: `_pooled` is the function of the input alone."""
+    """The base of the pools: `_pooled` is the function of the input alone."""
 
     _function: TorchFunction
     _rule: type[Function] | None = None  # where that is one recorded call
@@ -85,21 +85,21 @@ class _MaxPoolNd(_Pool):
 
 
 class MaxPool1d(_MaxPoolNd):
-    """y = the largest of x under each window, of (N, C, L) or (C, L).  dx = g, added there.
+    """y = the maximum of x in each window, x (N, C, L) or (C, L).  dx = g, added at the maximum.
 
-    A window has `kernel_size` elements, `dilation` apart, and the next begins `stride` further
-    (None: as long as the window); `padding` are elements around x, below all numbers, and with
-    `ceil_mode` a window may go beyond the end. `return_indices`: also the places, for
-    `MaxUnpool1d`.  Saved: the places, and x.
+    A window has `kernel_size` elements, `dilation` apart; windows start `stride` apart (default:
+    `kernel_size`). x is padded with `padding` elements of -inf on both sides; with `ceil_mode` the
+    last window may extend beyond them. `return_indices=True` also returns the positions of the
+    maxima, for `MaxUnpool1d`.  Saved: the positions, and x.
     """
 
     _function = staticmethod(F.max_pool1d)
 
 
 class MaxPool2d(_MaxPoolNd):
-    """y = the largest of x under each window, of (N, C, H, W) or (C, H, W).  dx = g, added there.
+    """y = the maximum of x in each window, x (N, C, H, W) or (C, H, W).  dx = g, added there.
 
-    The arguments are those of `MaxPool1d`, one number for both dimensions or two.
+    The arguments are those of `MaxPool1d`, each one number for both dimensions or two.
     """
 
     _function = staticmethod(F.max_pool2d)
@@ -107,10 +107,9 @@ class MaxPool2d(_MaxPoolNd):
 
 
 class MaxPool3d(_MaxPoolNd):
-    """y = the largest of x under each window, of (N, C, D, H, W) or (C, D, H, W).  dx = g, added
-    there.
+    """y = the maximum of x in each window, x (N, C, D, H, W) or (C, D, H, W).  dx = g, added there.
 
-    The arguments are those of `MaxPool1d`, one number for all dimensions or three.
+    The arguments are those of `MaxPool1d`, each one number for all dimensions or three.
     """
 
     _function = staticmethod(F.max_pool3d)
@@ -145,10 +144,10 @@ class _MaxUnpoolNd(Layer):
 
 
 class MaxUnpool1d(_MaxUnpoolNd):
-    """y = x at the places that `indices` name, 0 elsewhere: what `MaxPool1d` had, with
-    `return_indices`, of these arguments.  dx = g there.  Saved: the indices.
+    """y = x at the positions `indices`, 0 elsewhere.  dx = g there.  Saved: the indices.
 
-    `output_size`, given to `forward`, says which of several sizes y has.
+    The reverse of `MaxPool1d` with the same arguments and `return_indices=True`. Several input
+    sizes give the same pooled size: `output_size` in `forward` selects one.
     """
 
     _function = staticmethod(F.max_unpool1d)
@@ -164,7 +163,7 @@ class MaxUnpool1d(_MaxUnpoolNd):
 
 
 class MaxUnpool2d(_MaxUnpoolNd):
-    """y = x at the places that `indices` name, 0 elsewhere, as `MaxUnpool1d`."""
+    """y = x at the positions `indices`, 0 elsewhere, as `MaxUnpool1d`."""
 
     _function = staticmethod(F.max_unpool2d)
 
@@ -179,7 +178,7 @@ class MaxUnpool2d(_MaxUnpoolNd):
 
 
 class MaxUnpool3d(_MaxUnpoolNd):
-    """y = x at the places that `indices` name, 0 elsewhere, as `MaxUnpool1d`."""
+    """y = x at the positions `indices`, 0 elsewhere, as `MaxUnpool1d`."""
 
     _function = staticmethod(F.max_unpool3d)
 
@@ -216,11 +215,10 @@ class _AvgPoolNd(_Pool):
 
 
 class AvgPool1d(_AvgPoolNd):
-    """y = the sum of x under each window over n, of (N, C, L) or (C, L).  dx = g / n, added over
-    each window.
+    """y = (sum of x in each window) / n, x (N, C, L) or (C, L).  dx = g / n, added in each window.
 
-    Windows lie as those of `MaxPool1d`, none with a dilation. n is their length; without
-    `count_include_pad` only what of it lies on x.
+    The windows are those of `MaxPool1d` without dilation, and the padding is zero. n is the length
+    of a window; with `count_include_pad=False` the padding in it is not counted.
     """
 
     _function = staticmethod(F.avg_pool1d)
@@ -256,11 +254,10 @@ class _AvgPoolOverridden(_AvgPoolNd):
 
 
 class AvgPool2d(_AvgPoolOverridden):
-    """y = the sum of x under each window over n, of (N, C, H, W) or (C, H, W).  dx = g / n, added
-    over each window.
+    """y = (sum of x in each window) / n, x (N, C, H, W) or (C, H, W).  dx = g / n, added over each.
 
-    As `AvgPool1d`, each argument one number for both dimensions or two; `divisor_override` is
-    another n.
+    As `AvgPool1d`, each argument one number for both dimensions or two; `divisor_override`
+    replaces n.
     """
 
     _function = staticmethod(F.avg_pool2d)
@@ -281,8 +278,7 @@ class AvgPool2d(_AvgPoolOverridden):
 
 
 class AvgPool3d(_AvgPoolOverridden):
-    """y = the sum of x under each window over n, of (N, C, D, H, W) or (C, D, H, W).  dx = g / n,
-    added over each window.
+    """y = (sum of x in each window) / n, x (N, C, D, H, W) or (C, D, H, W).  dx = g / n, added.
 
     As `AvgPool2d`, each argument one number for all dimensions or three.
     """
@@ -348,10 +344,10 @@ class _FractionalMaxPoolNd(_Pool):
 
 
 class FractionalMaxPool2d(_FractionalMaxPoolNd):
-    """y = the largest of x under windows that lie at random (Graham, 2014).  dx = g, added there.
+    """y = the maximum of x in random windows (Graham, 2014).  dx = g, added at the maximum.
 
-    As many windows as `output_size` says, or `output_ratio` times the size of x; they are drawn
-    anew by each call.  Saved: the places, and x.
+    There are `output_size` windows, or `output_ratio` times the size of x; each call draws new
+    ones.  Saved: the positions, and x.
     """
 
     _function = staticmethod(F.fractional_max_pool2d)
@@ -369,7 +365,7 @@ class FractionalMaxPool2d(_FractionalMaxPoolNd):
 
 
 class FractionalMaxPool3d(_FractionalMaxPoolNd):
-    """y = the largest of x under windows that lie at random, as `FractionalMaxPool2d`."""
+    """y = the maximum of x in random windows, as `FractionalMaxPool2d`."""
 
     _function = staticmethod(F.fractional_max_pool3d)
 
@@ -422,22 +418,22 @@ class _LPPoolNd(_Pool):
 
 
 class LPPool1d(_LPPoolNd):
-    """y = (the sum of x^p under each window)^(1/p), p = `norm_type`; infinite: the largest |x|.
+    """y = (sum of x^p in each window)^(1/p), p = `norm_type`; for p = inf the maximum of |x|.
 
-    Windows lie as those of `AvgPool1d`, of which it is made; dx follows.
+    The windows are those of `AvgPool1d`. It is composed of operations that have rules.
     """
 
     _function = staticmethod(F.lp_pool1d)
 
 
 class LPPool2d(_LPPoolNd):
-    """y = (the sum of x^p under each window)^(1/p), as `LPPool1d`."""
+    """y = (sum of x^p in each window)^(1/p), as `LPPool1d`."""
 
     _function = staticmethod(F.lp_pool2d)
 
 
 class LPPool3d(_LPPoolNd):
-    """y = (the sum of x^p under each window)^(1/p), as `LPPool1d`."""
+    """y = (sum of x^p in each window)^(1/p), as `LPPool1d`."""
 
     _function = staticmethod(F.lp_pool3d)
 
@@ -463,24 +459,26 @@ class _AdaptiveMaxPoolNd(_Pool):
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPoolNd):
-    """y = the largest of x under `output_size` windows that lie as evenly as they can: the i-th of
-    o from i L / o, rounded down, to (i + 1) L / o, rounded up.  dx = g, added there.
+    """y = the maximum of x in `output_size` windows.  dx = g, added at the maximum.
 
-    `return_indices`: also the places.  Saved: the places, and x.
+    Window i of o goes from i L / o, rounded down, to (i + 1) L / o, rounded up. With
+    `return_indices=True` the positions are returned too.  Saved: the positions, and x.
     """
 
     _function = staticmethod(F.adaptive_max_pool1d)
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPoolNd):
-    """y = the largest of x under `output_size` windows, as `AdaptiveMaxPool1d`; None in it stands
-    for the size of x."""
+    """y = the maximum of x in `output_size` windows, as `AdaptiveMaxPool1d`.
+
+    None in `output_size` is the size of x.
+    """
 
     _function = staticmethod(F.adaptive_max_pool2d)
 
 
 class AdaptiveMaxPool3d(_AdaptiveMaxPoolNd):
-    """y = the largest of x under `output_size` windows, as `AdaptiveMaxPool2d`."""
+    """y = the maximum of x in `output_size` windows, as `AdaptiveMaxPool2d`."""
 
     _function = staticmethod(F.adaptive_max_pool3d)
 
@@ -504,21 +502,24 @@ class _AdaptiveAvgPoolNd(_Pool):
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPoolNd):
-    """y = the mean of x under `output_size` windows that lie as evenly as they can, as those of
-    `AdaptiveMaxPool1d`.  dx = g / n, added over each window.
+    """y = the mean of x in `output_size` windows of n elements.  dx = g / n, added in each.
+
+    The windows are those of `AdaptiveMaxPool1d`.
     """
 
     _function = staticmethod(F.adaptive_avg_pool1d)
 
 
 class AdaptiveAvgPool2d(_AdaptiveAvgPoolNd):
-    """y = the mean of x under `output_size` windows, as `AdaptiveAvgPool1d`; None in it stands for
-    the size of x. With one window: the mean of each channel."""
+    """y = the mean of x in `output_size` windows, as `AdaptiveAvgPool1d`.
+
+    None in `output_size` is the size of x.
+    """
 
     _function = staticmethod(F.adaptive_avg_pool2d)
 
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPoolNd):
-    """y = the mean of x under `output_size` windows, as `AdaptiveAvgPool2d`."""
+    """y = the mean of x in `output_size` windows, as `AdaptiveAvgPool2d`."""
 
     _function = staticmethod(F.adaptive_avg_pool3d)

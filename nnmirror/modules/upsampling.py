@@ -11,11 +11,11 @@ from .utils import _ratio_2_t, _ratio_any_t, _size_2_t, _size_any_t
 
 
 class Upsample(Layer):
-    """Images (N, C, ...) at another `size`, or at the old one times `scale_factor`.
+    """Resize images (N, C, ...) to `size`, or by `scale_factor`.
 
-    y = x with a matrix W_d along each dimension d of places:  dx = g with W_d^T along each. `mode`
-    is "nearest", "linear", "bilinear", "bicubic" or "trilinear"; with `align_corners` the outermost
-    places of both lie on each other.
+    y is x multiplied by a matrix W_d along each spatial dimension d:  dx is g multiplied by W_d^T.
+    `mode` is "nearest", "linear", "bilinear", "bicubic" or "trilinear"; with `align_corners=True`
+    the corner elements of both are at the same place.
     """
 
     __constants__ = [
@@ -72,7 +72,7 @@ class Upsample(Layer):
 
 
 class UpsamplingNearest2d(Upsample):
-    """`Upsample` of (N, C, H, W) by the nearest element."""
+    """`Upsample` of (N, C, H, W) with `mode="nearest"`."""
 
     def __init__(
         self, size: _size_2_t | None = None, scale_factor: _ratio_2_t | None = None
@@ -81,7 +81,7 @@ class UpsamplingNearest2d(Upsample):
 
 
 class UpsamplingBilinear2d(Upsample):
-    """`Upsample` of (N, C, H, W) between four neighbours, with the corners aligned."""
+    """`Upsample` of (N, C, H, W) with `mode="bilinear"` and `align_corners=True`."""
 
     def __init__(
         self, size: _size_2_t | None = None, scale_factor: _ratio_2_t | None = None
