@@ -155,6 +155,16 @@ def double_precision_and_inputs(nn):
     return (h * x).sum(), net, [*net.parameters(), x]
 
 
+def gradients_that_are_added_up(nn):
+    """Several come to one place; made in place, and where y * y is the second product."""
+    norm = nn.BatchNorm1d(3)
+    w = nn.Parameter(torch.randn(5, 3))
+    y = w * 2
+    rows = w.index_select(0, torch.tensor([1, 1])) - w[torch.tensor([0, 2])]
+    loss = (y * y).sum() + norm(w).pow(2).sum() + rows.exp().sum()
+    return loss + norm.eval()(w).sum(), norm, [*norm.parameters(), w]
+
+
 NETS = [
     hand_wired,
     sequential,
@@ -169,6 +179,7 @@ NETS = [
     attention,
     fifty_layers,
     double_precision_and_inputs,
+    gradients_that_are_added_up,
 ]
 
 

@@ -94,6 +94,7 @@ class Writer(bound.Writer):
                 key = self.place(target, output)
                 self.expected[key] = self.expected.get(key, 0) + 1
         self.came: dict[int, int] = {}  # and how many have come
+        self.parts: dict[int, str] = {}  # what their names begin with
         self.ends: dict[str, T] = {}  # the leaves, by their names
         self.totals: dict[int, T] = {}  # what has come, by the place
         self.values: dict[str, T] = {}  # what the source is given, by its names there
@@ -167,10 +168,20 @@ class Writer(bound.Writer):
             key, name = self.place(*edge), "d_" + self.name_at(*edge)
             count = self.came[key] = self.came.get(key, 0) + 1
             several = self.expected[key] > 1
-            self.call_it(result, f"{name}_{count}" if several else name)
+            self.call_it(result, self.name_of_part(name, key, count) if several else name)
             self.totals[key] = total = self.added(self.totals.get(key), result)
             if total is not result:
                 self.call_it(total, name)
+
+    def name_of_part(self, name: str, key: int, count: int) -> str:
+        """The name of one of several gradients that come to a place, and are added up."""
+        if key not in self.parts:
+            stem, numbers = name, range(1, self.expected[key] + 1)
+            while any(f"{stem}_{i}" in self.reader.taken for i in numbers):
+                stem += "_part"
+            self.reader.taken.update(f"{stem}_{i}" for i in numbers)
+            self.parts[key] = stem
+        return f"{self.parts[key]}_{count}"
 
     def call_it(self, grad: T, name: str) -> None:
         """Give `grad` this name, if need be besides another."""
@@ -184,6 +195,8 @@ class Writer(bound.Writer):
         again = self.aliases[id(grad), name] = f"t{next(self.temporaries)}"
         self.renamed[again] = name
         self.lines.append(Called(again, None, (), {}, [word], grad))
+        if word not in self.renamed and WORDS.match(word):
+            self.known[id(grad)] = again  # the other is of this step alone
 
     def use(self, grad: T, name: str) -> None:
         """Have `grad` called by this name from here on."""
