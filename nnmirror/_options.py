@@ -5,12 +5,12 @@ import signal
 import sys
 
 DESCRIPTION = """\
-Run a PyTorch script, unmodified, on the mirror.
+Run a PyTorch script, unmodified, with nnmirror in place of torch.nn and torch.optim.
 
-python -m nnmirror script.py args...             in place of: python script.py args...
-python -m nnmirror -m package.module args...     in place of: python -m package.module args...
+python -m nnmirror script.py args...             instead of: python script.py args...
+python -m nnmirror -m package.module args...     instead of: python -m package.module args...
 python -m nnmirror --check script.py args...     on both: is what it prints and saves identical?
-python -m nnmirror --report script.py            which names it uses, and are they mirrored?
+python -m nnmirror --report script.py            which names does it use, and are they mirrored?
 """
 
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--check",
         action="store_true",
-        help="run it on PyTorch and on the mirror, and compare what it prints and saves",
+        help="run it on PyTorch and on nnmirror, in exact mode; compare what it prints and saves",
     )
     made.add_argument(
         "--report",
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "--backend",
         choices=["nnmirror", "torch"],
         default="nnmirror",
-        help="what answers for torch.nn and torch.optim (default: nnmirror)",
+        help="what the script gets as torch.nn and torch.optim (default: nnmirror)",
     )
     made.add_argument("--seed", type=int, help="seed the random generators first")
     made.add_argument(
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIBRARY",
         action="append",
         default=[],
-        help="its models stay PyTorch's; may be given several times",
+        help="leave the models of this library to PyTorch; may be given several times",
     )
     made.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, help="a module to run, and its arguments"
