@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import nnmirror
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -163,6 +165,24 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     monkeypatch.setattr(digits, "train", seeded_otherwise)
     assert not digits.compare(briefly(epochs=1))
     assert capsys.readouterr().out.endswith("to the last bit: NO\n")
+
+
+def test_a_convolutional_net_is_trained_alike_on_both(digits, tmp_path):
+    """Nearly: the gradients of its convolutions may differ in the last bits."""
+    pytest.importorskip("matplotlib")
+    module = importlib.import_module("digits_cnn")
+    weights, losses = {}, {}
+    for name in ("torch", "nnmirror"):
+        said = []
+        args = argparse.Namespace(backend=name, epochs=1, lr=0.05, batch=32, channels=4, seed=0)
+        model, test, _ = module.train(args, say=said.append)
+        weights[name] = torch.cat([p.detach().flatten() for p in model.parameters()])
+        losses[name] = float(said[0].split()[3])
+        nn = torch.nn if name == "torch" else nnmirror
+        module.draw(str(tmp_path / f"{name}.png"), model, nn, test)
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert weights["torch"].allclose(weights["nnmirror"], atol=1e-4)
+    assert abs(losses["torch"] - losses["nnmirror"]) < 1e-5
 
 
 @pytest.mark.slow
