@@ -1,4 +1,4 @@
-"""Seeing gradients: what went through each layer of a model, forward and back.
+"""Norms of activations and gradients of each layer of a model, in training.
 
     with nnmirror.watch(model) as w:
         for x, t in batches:
@@ -60,31 +60,32 @@ class Backward:
 class Record:
     """One tensor that one call of a layer, or an operation between layers, returned.
 
-    A unit is a feature of the last dimension, and what lies along the others are the samples
-    (a vector is one sample). The shares of dead units are
+    A unit is a feature of the last dimension; the other dimensions are samples (a vector is one
+    sample). There are two shares of dead units:
 
-    - `dead`: of those whose output is <= 0 for every sample, after a ReLU or LeakyReLU. Such a
-      ReLU passes nothing on for the batch, such a LeakyReLU a small slope;
-    - `Backward.dead`: of those for which the gradient that the layer passes back, that of its
-      input, is exactly zero for every sample. For any operation on one tensor that keeps its
-      shape: a Tanh so far out that 1 - y^2 rounds to zero has such units as well.
+    - `dead`, after a ReLU or LeakyReLU: the share of units whose output is <= 0 for every sample.
+      Such a ReLU has no gradient for the whole batch, such a LeakyReLU only its small slope;
+    - `Backward.dead`, for an operation on one tensor that keeps its shape: the share of units whose
+      input gradient is exactly zero for every sample. A saturated Tanh, whose 1 - y^2 rounds to
+      zero, has such units too.
 
-    They are None where this cannot be asked: another layer, no sample, an input without gradient.
+    They are None if they are not defined: for other layers, without samples, or if the input does
+    not require grad.
     """
 
     step: int
-    # Its name in the model, "" for the model itself; of an operation, that of the module in whose
-    # forward it is.
+    # Its name in the model, "" for the model itself; for an operation, the name of the module whose
+    # forward calls it.
     layer: str
     call: int  # the index of this call among the layer's calls in the step
-    output: int | None  # which tensor of several that the call returned
+    output: int | None  # which one of several tensors that the call returned
     module: str  # the name of the layer's class
     formula: str  # the gradients, as the Function that was recorded documents them
     inputs: tuple[tuple[int, ...], ...]  # the shapes
     shape: tuple[int, ...]
     norm: float  # of the output, as it was when the layer returned it
     dead: float | None = None
-    backwards: list[Backward] = field(default_factory=list)  # one for each that came by
+    backwards: list[Backward] = field(default_factory=list)  # one for each backward
     operation: str | None = None  # the name of an operation between layers: "add", "tanh"
     value: torch.Tensor | None = None  # the output, with `values=True`
 
@@ -107,17 +108,16 @@ class Record:
 def watch(model: Module, *, operations: bool = True, values: bool = False) -> "Watch":
     """Record the norms of activations and gradients of every layer of `model`, inside a `with`.
 
-    With `operations=False` only layers, not what a `forward` calls between them. With `values=True`
-    the tensors too: copies of each output, of its gradient and of the parameters' gradients, in
-    every step.
+    `operations=False` leaves out the operations that a `forward` calls between layers.
+    `values=True` also keeps copies of each output, its gradient and the parameters' gradients.
+    `Record` says what is recorded, and `Watch` what a step is.
 
-    What is in a record: see `Record`; how they make steps: see `Watch`.
-
-    It costs time: a watched model is called layer by layer, its walk back is never bound, and hooks
-    compute the norms. Measured on one thread, a watched training step took 12 times as long as an
-    unwatched one with a `Sequential` of 2-25-25-25-1 in batches of 4, 15 times with the same wired
-    by hand (8 times with `operations=False`), 1.3 times with 784-512-512-10 in batches of 64. Of a
-    long training watch some steps: a watch may be entered again, and off it costs nothing.
+    It costs time: a watched model is called layer by layer, its backward is never replayed as
+    generated code, and hooks compute the norms. Measured on one thread, a watched training step
+    took 12 times as long as an unwatched one with a `Sequential` of 2-25-25-25-1 in batches of 4,
+    15 times with the same net wired by hand (8 times with `operations=False`), 1.3 times with
+    784-512-512-10 in batches of 64. In a long training, watch some steps: a watch can be entered
+    again, and costs nothing outside.
 
         w = nnmirror.watch(model)
         for step, (x, t) in enumerate(batches):
@@ -130,23 +130,22 @@ def watch(model: Module, *, operations: bool = True, values: bool = False) -> "W
 class Watch:
     """The records of a model's steps: `steps`, a list of lists of `Record`.
 
-    A step is a call of the model with grad mode on, and every backward that goes through it,
-    whenever it comes: one `Backward` for each, so two losses or `retain_graph=True` leave two.
-    Under `no_grad` nothing is recorded, so that an evaluation in between makes no step. Layers
-    called outside a call of the model (by `model.forward(x)`, or one by one) make a step
-    together, which ends with the first gradient or the next call of the model. A forward that
-    raises leaves the layers it came to.
+    A step is a call of the model with grad mode on, and every backward through it: each adds a
+    `Backward`, so two losses or `retain_graph=True` give two. Under `no_grad` nothing is recorded,
+    so that an evaluation in between makes no step. Layers called outside a call of the model (by
+    `model.forward(x)`, or one by one) together make a step, which ends with the first gradient or
+    the next call of the model. If a forward raises, the layers called before it are recorded.
 
-    A record is made of each call of a layer: of every module, but one that only hands on what
-    one of its modules returned, as a Sequential does. In a call of the model, one is made too of
-    each recorded operation that a `forward` calls between its layers, such as `F.relu(x)` or
-    `x + y`; the last, whose result the module returns, is shown as that module's. The model may be
-    driven by the tape or by hand (`model.backward(dy)`), but for a module with a `backward` of its
-    own, which by hand is passed by. Not seen are modules added inside the `with`, and a gradient
-    that comes to a parameter in a backward that does not go through its layer.
+    Each call of a module makes a record, unless the module only returns what one of its modules
+    returned, as a Sequential does. In a call of the model, so does each recorded operation that a
+    `forward` calls between its layers, such as `F.relu(x)` or `x + y`; if the module returns its
+    result, it is shown as that module's. The model may be trained by `loss.backward()` or by hand
+    (`model.backward(dy)`); by hand, a module with a `backward` of its own is not recorded. Modules
+    added inside the `with` are not seen, nor is a gradient that a parameter gets in a backward that
+    does not go through its layer.
 
-    Several watches may be on at once; one may be entered again, and goes on. A notebook shows the
-    first and the last step, and how the gradients went.
+    Several watches can be active at once, and one can be entered again. A notebook shows the
+    first and the last step, and the norms over the steps.
     """
 
     steps: list[list[Record]]
