@@ -830,6 +830,7 @@ class Writer:
             and memory not in self.shared
             and (grad.is_contiguous() if leaf.is_contiguous() else grad.stride() == leaf.stride())
             and grad.shape == leaf.shape
+            and grad.numel() > 0  # an empty one is contiguous however it is laid out
             and grad.dtype is leaf.dtype
         )
         if not (fits and grad._is_view()):
