@@ -4,9 +4,9 @@
     python examples/digits_cnn.py --backend torch
     python examples/digits_cnn.py --plot digits_cnn.png   # filters, activations, gradients
 
-The pictures are those of digits.py, 8 x 8 pixels, scaled to [0, 1]. Two convolutions of 3 x 3, each with ReLU and
-max pooling, then one linear layer: 8 x 8 -> 4 x 4 -> 2 x 2 -> 10. Cross entropy, SGD with momentum
-in shuffled batches of 32, under a cosine schedule.
+The pictures are those of digits.py, 8 x 8 pixels, scaled to [0, 1]. Two convolutions of 3 x 3, each
+with ReLU and max pooling, then one linear layer: 8 x 8, 4 x 4, 2 x 2, 10. Cross entropy, SGD with
+momentum in shuffled batches of 32, under a cosine schedule.
 """
 
 import argparse
