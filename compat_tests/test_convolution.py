@@ -183,6 +183,13 @@ def test_empty_batches(nn, optim):
 
 
 @parity
+def test_of_no_places(nn, optim):
+    """All that the transposed convolution makes is taken away by its padding."""
+    how = {"kernel_size": 2, "padding": (1, 0)}
+    return driven(made(nn, "ConvTranspose", 2, how), planes(2)[:, :, :1])
+
+
+@parity
 def test_initial_weights_and_init_functions(nn, optim):
     layers = [
         made(nn, kind, n, {"groups": 2}) for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)

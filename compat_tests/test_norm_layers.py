@@ -989,6 +989,16 @@ def test_group_norm_of_every_width(nn, optim, channels, dtype):
 
 
 @parity
+def test_group_norm_of_no_images(nn, optim):
+    layer = nn.GroupNorm(2, 4)
+    x, g = (nn.Parameter(torch.zeros(0, 4, 3)) for _ in range(2))
+    params = [x, *layer.parameters()]
+    first = torch.autograd.grad(layer(x), params, g, create_graph=True)
+    second = torch.autograd.grad(sum(t.sum() for t in first), [x, layer.weight, g])
+    return [t.detach() for t in first], second
+
+
+@parity
 def test_group_norm_trains(nn, optim):
     net = nn.Sequential(
         nn.GroupNorm(2, 4), nn.ReLU(), nn.GroupNorm(1, 4), nn.Flatten(), nn.Linear(16, 2)

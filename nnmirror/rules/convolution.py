@@ -64,7 +64,7 @@ class ConvolutionBackward(Rule):
         needs: Needs,
     ) -> tuple[T | None, ...]:
         g, x, w = grad, input, weight
-        if not x.numel() or not w.numel():
+        if not (g.numel() and x.numel() and w.numel()):
             of_b = g.new_empty(g.shape[1:2])
             every = zip((x, w, of_b), needs, strict=True)
             return tuple([torch.zeros_like(t) if need else None for t, need in every])

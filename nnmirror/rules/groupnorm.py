@@ -47,12 +47,12 @@ class NativeGroupNorm(Rule):
 
     @staticmethod
     def mean_again(input: T, mean: T) -> T:
-        rows = input.reshape(mean.numel(), -1)
+        rows = _of_groups(input, mean)
         return record(MeanOf, (rows, mean, (len(rows), 1)))[0]  # type: ignore[no-any-return]
 
     @staticmethod
     def r_again(input: T, mean: T, r: T) -> T:
-        rows = input.reshape(r.numel(), -1)
+        rows = _of_groups(input, r)
         return record(InverseStdOf, (rows, mean, r, (len(rows), 1)))[0]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -102,6 +102,11 @@ class NativeGroupNorm(Rule):
         return like(dx if need_x else None, input), None, like(dw, weight), db, None
 
 
+def _of_groups(input: T, mean: T) -> T:
+    """What each mean is of, in a row."""
+    return input.reshape(mean.numel(), input.numel() // max(1, mean.numel()))
+
+
 def _recorded(
     need_x: bool,
     need_w: bool,
@@ -115,10 +120,10 @@ def _recorded(
 ) -> Gradients:
     """The same, made of operations that are recorded, in PyTorch's order."""
     n, c = input.shape[:2]
-    shape = n, groups, c // groups, -1
+    shape = n, groups, c // groups, input.shape[2:].numel()
     x, g = input.reshape(shape), g.reshape(shape)
     mean, r = mean.reshape(n, groups, 1, 1), r.reshape(n, groups, 1, 1)
-    s = 1.0 / (x.shape[2] * x.shape[3])
+    s = 1.0 / max(1, x.shape[2] * x.shape[3])
     ds, db = (g * x).sum(3).unsqueeze(-1), g.sum(3).unsqueeze(-1)
     dx = dw = None
     if need_x:

@@ -57,7 +57,7 @@ class MeanOf(Rule):
 
     @staticmethod
     def d_input(g: T, input_shape: torch.Size, shape: Sequence[int]) -> T:
-        share = g.numel() / input_shape.numel()
+        share = g.numel() / max(1, input_shape.numel())
         return (g * share).reshape(shape).expand(input_shape)
 
 
@@ -73,7 +73,7 @@ class InverseStdOf(Rule):
         needs: Needs, g: T, input: T, mean: T, shape: Sequence[int], result: T
     ) -> Gradients:
         # The mean gets none: the sum of x - mean is zero.
-        slope = result * result * result * g * (-g.numel() / input.numel())
+        slope = result * result * result * g * (-g.numel() / max(1, input.numel()))
         return (input - mean.reshape(shape)) * slope.reshape(shape), None
 
 
