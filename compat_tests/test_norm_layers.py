@@ -988,6 +988,16 @@ def test_group_norm_of_every_width(nn, optim, channels, dtype):
     return results
 
 
+@pytest.mark.parametrize("images", [0, 1, 7])
+@parity
+def test_instance_norm_leaves_its_statistics_in_evaluation(nn, optim, images):
+    layer = nn.InstanceNorm1d(3, track_running_stats=True).eval()
+    layer.running_mean.copy_(torch.randn(3))
+    layer.running_var.copy_(torch.rand(3))
+    y = layer(torch.randn(images, 3, 4))
+    return y, [(b, b._version) for b in layer.buffers()]
+
+
 @parity
 def test_group_norm_of_no_images(nn, optim):
     layer = nn.GroupNorm(2, 4)

@@ -78,7 +78,7 @@ class Bridge:
         self.problems: list[str] = []
 
     def model(self, model: Any) -> Any:
-        if not issubclass(type(model), self.source):
+        if not isinstance(model, self.source):
             wanted = "torch.nn.Module" if self.to_mirror else "nnmirror.Module"
             raise TypeError(f"nnmirror: a {wanted} was expected, but got {torch.typename(model)}")
         new = self._module(model, "")

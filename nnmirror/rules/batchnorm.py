@@ -305,7 +305,8 @@ def instance_norm(
 ) -> T:
     """Batch normalisation of one image, whose channels are those of all images.
 
-    The running statistics become the mean of what each image would make of them.
+    With `use_input_stats` the running statistics become the mean of what each image would make of
+    them.
     """
     if not isinstance(input, T):
         args = input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps
@@ -325,6 +326,6 @@ def instance_norm(
     y = batch_norm(x, w, b, *stats, of_input, momentum, eps, cudnn_enabled)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         for kept, each in zip((running_mean, running_var), stats, strict=True):
-            if kept is not None and each is not None:
+            if use_input_stats and kept is not None and each is not None:
                 kept.copy_(each.view(n, c).mean(0))
     return view(y, input.shape)
