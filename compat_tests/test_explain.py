@@ -165,6 +165,12 @@ def gradients_that_are_added_up(nn):
     return loss + norm.eval()(w).sum(), norm, [*norm.parameters(), w]
 
 
+def two_leaves_of_one_gradient(nn):
+    v, w = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+    y = (v + w) * 1
+    return (y.exp() + y).sum(), (), [v, w]
+
+
 NETS = [
     hand_wired,
     sequential,
@@ -180,6 +186,7 @@ NETS = [
     fifty_layers,
     double_precision_and_inputs,
     gradients_that_are_added_up,
+    two_leaves_of_one_gradient,
 ]
 
 

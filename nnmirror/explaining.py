@@ -306,6 +306,9 @@ class Writer(bound.Writer):
             if (total := self.totals.get(self.place(leaf, 0))) is not None
         }
         needed = {self.known[id(g)].partition("[")[0] for g in gradients.values()}
+        # Two leaves may have one gradient, by a name for each.
+        names = [(id(g), "d_" + self.reader.identifiers[n]) for n, g in gradients.items()]
+        needed |= {self.aliases[at] for at in names if at in self.aliases}
         kept = {id(line) for line in without_unneeded(self.lines, needed)}
         blocks: list[list[str]] = []
         marks = [*(step.before for step in self.steps), len(self.lines)]
