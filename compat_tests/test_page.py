@@ -13,7 +13,7 @@ import torch
 import nnmirror
 from nnmirror import functional as F
 from nnmirror import nn
-from nnmirror.page import page
+from nnmirror.explaining.page import page
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .explanation import Explanation
+    from .explaining.explanation import Explanation
     from .modules.module import Module
 
 
@@ -44,6 +44,6 @@ def explain(
     a gradient: use `nnmirror.steps`, which calls hooks. If the input comes from torch's own graph,
     the function ends at that input.
     """
-    from . import explaining
+    from .explaining import explainer
 
-    return explaining.explained(tensor, modules, gradient, sys._getframe(1))
+    return explainer.explained(tensor, modules, gradient, sys._getframe(1))

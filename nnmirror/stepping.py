@@ -22,9 +22,9 @@ from ._upcalls import implements
 from .parameter import Parameter
 
 if TYPE_CHECKING:
-    from .explanation import Place
+    from .explaining.explanation import Place
+    from .explaining.naming import Names
     from .modules.module import Module
-    from .naming import Names
 
 T = torch.Tensor
 _recorded_at, _target = attrgetter("sequence"), itemgetter(0)
@@ -63,7 +63,7 @@ def steps(
 def _steps(
     walk: "Walk", grads: Sequence[T], modules: "Sequence[Module]", frame: FrameType | None
 ) -> "Iterator[Step]":
-    from .naming import Names, variables_of
+    from .explaining.naming import Names, variables_of
 
     with walk:
         walk.start(grads)
@@ -328,7 +328,7 @@ class Step:
     @property
     def place(self) -> "Place | None":
         """Where it was called, if that is known for certain."""
-        from .naming import place_of
+        from .explaining.naming import place_of
 
         return place_of(self._taking.node)
 
@@ -348,7 +348,7 @@ class Step:
         taking = self._taking
         if taking.results is None:
             return None
-        from .naming import argument_name
+        from .explaining.naming import argument_name
 
         return {
             argument_name(taking.node, place): grad

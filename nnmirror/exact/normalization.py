@@ -150,7 +150,7 @@ def _product_width(n: int, dtype: torch.dtype, threads: int, precision: str) -> 
 
     `threads` and `precision` are PyTorch's settings, on which it may depend.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with _torch.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
         k = torch.arange(3 * _BLOCK * n, dtype=dtype, device="cpu").view(-1, n)
         rows, times = torch.sin(k * k), torch.cos(3 * k)
         expected = _one_by_one(rows, times)

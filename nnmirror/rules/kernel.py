@@ -308,7 +308,8 @@ def _estrin(s: T, polynomial: list[T]) -> T:
 @functools.cache
 def _sleef_is_known(dtype: torch.dtype) -> bool:
     """Has this PyTorch, on this machine, the exp of `_sleef_exp`?"""
-    with torch.inference_mode(False), torch.no_grad():
+    # With no mode on: what is asked once is no part of a walk that is being recorded.
+    with _torch.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
         n = torch.arange(10000.0, dtype=dtype, device="cpu")
         far = n * (_SLEEF[dtype].most / 10000)
         every = torch.cat([far, torch.sin(n), torch.exp(-0.01 * n)])

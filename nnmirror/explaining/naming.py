@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from . import tape as _tape
-from . import tensor as _tensor
+from .. import tape as _tape
+from .. import tensor as _tensor
+from ..modules.explicit import Each, NodeCall, Traced
+from ..modules.module import Module
+from ..modules.segment import PartCall
+from ..origin import Origin
 from .explanation import Place
-from .modules.explicit import Each, NodeCall, Traced
-from .modules.module import Module
-from .modules.segment import PartCall
-from .origin import Origin
 
 _TEMPORARY = re.compile(r"t\d+")
 _RESERVED = {"backward", "base64", "torch", "values"}

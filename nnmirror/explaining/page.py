@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._torch import DisableTorchFunction
+from .._torch import DisableTorchFunction
 
 if TYPE_CHECKING:
     from .explanation import Explanation, Input, Leaf, Operation

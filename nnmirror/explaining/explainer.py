@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from . import beyond, documented
-from . import tape as _tape
-from . import walk as _walk
-from ._torch import DisableTorchFunctionSubclass
+from .. import beyond, documented
+from .. import tape as _tape
+from .. import walk as _walk
+from .._torch import DisableTorchFunctionSubclass
+from ..fast import bound, source
+from ..fast.binding import same_bits
+from ..fast.shorter import WORDS, Called, without_unneeded
+from ..modules.module import Module
+from ..watch import Watch
 from .explanation import Explanation, Input, Leaf, Operation, Result
-from .fast import bound, source
-from .fast.binding import same_bits
-from .fast.shorter import WORDS, Called, without_unneeded
-from .modules.module import Module
 from .naming import Names, argument_name, place_of, variables_of
 from .standalone import source_of
-from .watch import Watch
 
 T = torch.Tensor
 _WIDTH = 100
@@ -651,7 +651,7 @@ def expression(func: Any, args: Sequence[Any], words: list[str]) -> str:
             return _Operation(f"{_atom(words[1])} {symbol} {_atom(words[0])}")
         if dunder and bare[:1] == "i" and (symbol := _OPERATORS.get(bare[1:])):
             return f"{words[0]} {symbol}= {words[1]}"
-    if bare == "neg" and len(words) == 1:
+    if name in ("neg", "__neg__") and len(words) == 1:
         return _Operation(f"-{_atom(words[0])}")
     method = getattr(T, name, None)
     if method is not None and method in (func,) and args and isinstance(args[0], T):
