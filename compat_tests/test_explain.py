@@ -537,3 +537,23 @@ def test_a_saved_file_keeps_every_number(tmp_path):
         same = torch.equal(found[name].nan_to_num(nan=7), value.nan_to_num(nan=7))
         assert same, name
         assert torch.equal(found[name].signbit(), value.signbit()), name
+
+
+def test_an_in_place_negation_is_written_as_one():
+    """`-x` in its place would be a line without an effect."""
+
+    class Negated(nnmirror.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return -x
+
+        @staticmethod
+        def backward(ctx, g):
+            g = g.clone()
+            g.neg_()
+            return g
+
+    p = nnmirror.Parameter(torch.rand(3))
+    explanation = nnmirror.explain(Negated.apply(p).sum())
+    assert ".neg_()" in explanation.source
+    assert torch.equal(explanation.gradients["p"], -torch.ones(3))
