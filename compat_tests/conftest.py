@@ -67,3 +67,12 @@ def once(tmp_path_factory):
         return json.loads(file.read_text())
 
     return shared
+
+
+@pytest.fixture
+def one_thread():
+    """For bits that PyTorch's kernel has with one thread: with several it adds up otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

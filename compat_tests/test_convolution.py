@@ -53,6 +53,7 @@ def planes(n, batch=2, dtype=F64, channels=4):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("one_thread")
 @parity
 def test_convolutions(nn, optim, way, n):
     layer = made(nn, "Conv", n, WAYS[way])
@@ -61,6 +62,7 @@ def test_convolutions(nn, optim, way, n):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("way", TRANSPOSED)
+@pytest.mark.usefixtures("one_thread")
 @parity
 def test_transposed(nn, optim, way, n):
     layer = made(nn, "ConvTranspose", n, TRANSPOSED[way])

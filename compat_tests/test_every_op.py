@@ -41,6 +41,7 @@ CLOSE = {
         for turned in ("", "_transpose")
         for n in (1, 2, 3)
     },
+    "nn.functional.group_norm": (64, "in several threads its kernel adds in another order"),
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
 # For each set of samples PyTorch looks through the stack for a TestCase, of which there is none here;

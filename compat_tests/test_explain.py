@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import _state, functional, standalone
+from nnmirror import _state, functional
+from nnmirror.explaining import standalone
 from nnmirror.plain import here
 
 from .parity import parity

@@ -977,6 +977,7 @@ def test_group_norm_of_other_kinds(nn, optim):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [4, 10, 24, 44])
+@pytest.mark.usefixtures("one_thread")
 @parity
 def test_group_norm_of_every_width(nn, optim, channels, dtype):
     """The kernel adds up by registers: the places of a channel, and the channels of a group."""
@@ -1008,6 +1009,7 @@ def test_group_norm_of_no_images(nn, optim):
     return [t.detach() for t in first], second
 
 
+@pytest.mark.usefixtures("one_thread")
 @parity
 def test_group_norm_trains(nn, optim):
     net = nn.Sequential(
