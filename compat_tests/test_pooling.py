@@ -63,6 +63,7 @@ def test_second_derivatives(nn, optim, name, n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.usefixtures("one_thread")  # else PyTorch names the index that is found first
 @parity
 def test_places_and_back(nn, optim, n):
     pool = getattr(nn, f"MaxPool{n}d")(2, stride=2, return_indices=True)
@@ -249,6 +250,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.usefixtures("one_thread")  # else PyTorch names the index that is found first
 @parity
 @cpu_only("the messages of other devices' kernels differ")
 def test_wrong_arguments(nn, optim, name):

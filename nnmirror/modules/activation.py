@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .._torch import DisableTorchFunctionSubclass
 from ..init import constant_
-from ..overrides import is_subclass
+from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter
 from ..rules import activation as rules
 from ..rules import elementwise
@@ -293,8 +292,7 @@ class Softmax2d(Layer):
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is tuple:
             return self._run_on_tuple(softmax_rules.Softmax, (input, -3))
-        with DisableTorchFunctionSubclass():
-            dim = input.dim()
+        dim = dim_of(input)
         if dim not in (3, 4):
             raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {dim}D instead")
         if is_subclass(input):

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
-from ..overrides import is_subclass
+from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter, UninitializedBuffer, UninitializedParameter
 from ..rules.batchnorm import NativeBatchNorm
 from ..tape import Function
@@ -80,11 +80,7 @@ class _NormBase(Layer):
                 init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if is_subclass(input):
-            dim = input.dim()
-        else:
-            with DisableTorchFunctionSubclass():
-                dim = input.dim()
+        dim = dim_of(input)
         if dim not in self._dims:
             allowed = " or ".join([f"{n}D" for n in self._dims])
             raise ValueError(f"expected {allowed} input (got {dim}D input)")

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .._torch import DisableTorchFunctionSubclass
-from ..overrides import is_subclass
+from ..overrides import dim_of, is_subclass
 from ..rules import padding as rules
 from .layer import Layer
 from .module import keeps_call
@@ -73,10 +72,8 @@ class _CircularPadNd(_PadNd):
 
     def _check_input_dim(self, input: Tensor) -> None:
         n = self._sides // 2
-        with DisableTorchFunctionSubclass():
-            dim = input.dim()
-        if dim not in (n + 1, n + 2):
-            raise ValueError(f"expected {n + 1}D or {n + 2}D input (got {dim}D input)")
+        if dim_of(input) != n + 1 and dim_of(input) != n + 2:  # asked twice, as PyTorch does
+            raise ValueError(f"expected {n + 1}D or {n + 2}D input (got {input.dim()}D input)")
 
 
 class _ReflectionPadNd(_PadNd):
