@@ -33,9 +33,9 @@ with nn.watch(model) as seen:
     scheduler.step()
 model.load_state_dict(model.state_dict())
 print(seen.table(), loss.item(), scheduler.get_last_lr())
-print(isinstance(model, nn.Conv2d))  # type: ignore[attr-defined]  # an error, not Any
+print(isinstance(model, nn.LSTM))  # type: ignore[attr-defined]  # an error, not Any
 try:
-    print(nn.Conv2d(1, 1, 1))  # type: ignore[attr-defined]
+    print(nn.LSTM(1, 1))  # type: ignore[attr-defined]
 except NotImplementedError as e:
     print(e)
 lbfgs: optim.LBFGS = optim.LBFGS(model.parameters())
