@@ -18,18 +18,10 @@ from ..tape import Function
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import records_once
+from .utils import _ntuple, _size_1_t, _size_2_t, _size_3_t
 
-# Spelled as PyTorch's, for whoever asks for a signature.
-_size_1_t = Union[int, tuple[int]]  # noqa: UP007
-_size_2_t = Union[int, tuple[int, int]]  # noqa: UP007
-_size_3_t = Union[int, tuple[int, int, int]]  # noqa: UP007
 _Mode = Literal["zeros", "reflect", "replicate", "circular"]
 _MODES = {"zeros", "reflect", "replicate", "circular"}
-
-
-def for_each(value: Any, n: int) -> Any:
-    """A number as a tuple of n; a sequence as a tuple."""
-    return tuple(value) if hasattr(value, "__iter__") else (value,) * n
 
 
 class _ConvNd(Layer):
@@ -250,10 +242,10 @@ class Conv1d(_ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            for_each(kernel_size, 1),
-            for_each(stride, 1),
-            padding if isinstance(padding, str) else for_each(padding, 1),
-            for_each(dilation, 1),
+            _ntuple(1)(kernel_size),
+            _ntuple(1)(stride),
+            padding if isinstance(padding, str) else _ntuple(1)(padding),
+            _ntuple(1)(dilation),
             False,
             (0,),
             groups,
@@ -293,10 +285,10 @@ class Conv2d(_ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            for_each(kernel_size, 2),
-            for_each(stride, 2),
-            padding if isinstance(padding, str) else for_each(padding, 2),
-            for_each(dilation, 2),
+            _ntuple(2)(kernel_size),
+            _ntuple(2)(stride),
+            padding if isinstance(padding, str) else _ntuple(2)(padding),
+            _ntuple(2)(dilation),
             False,
             (0, 0),
             groups,
@@ -336,10 +328,10 @@ class Conv3d(_ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            for_each(kernel_size, 3),
-            for_each(stride, 3),
-            padding if isinstance(padding, str) else for_each(padding, 3),
-            for_each(dilation, 3),
+            _ntuple(3)(kernel_size),
+            _ntuple(3)(stride),
+            padding if isinstance(padding, str) else _ntuple(3)(padding),
+            _ntuple(3)(dilation),
             False,
             (0, 0, 0),
             groups,
@@ -374,12 +366,12 @@ class _ConvTransposeNd(_ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            for_each(kernel_size, n),
-            for_each(stride, n),
-            for_each(padding, n),
-            for_each(dilation, n),
+            _ntuple(n)(kernel_size),
+            _ntuple(n)(stride),
+            _ntuple(n)(padding),
+            _ntuple(n)(dilation),
             True,
-            for_each(output_padding, n),
+            _ntuple(n)(output_padding),
             groups,
             bias,
             padding_mode,
@@ -398,7 +390,7 @@ class _ConvTransposeNd(_ConvNd):
         dilation: list[int] | None = None,
     ) -> list[int]:
         if output_size is None:
-            return for_each(self.output_padding, 1)  # type: ignore[no-any-return]
+            return _ntuple(1)(self.output_padding)  # type: ignore[return-value]
         others = 2 if input.dim() == num_spatial_dims + 2 else 1
         if len(output_size) == others + num_spatial_dims:
             output_size = output_size[others:]

@@ -1,14 +1,11 @@
 """Fold and Unfold."""
 
-from typing import Union
-
 from torch import Tensor
 
 from .. import functional as F
 from .layer import Layer
 from .module import keeps_call
-
-_size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007  as in PyTorch's signatures
+from .utils import _size_any_t
 
 
 class Fold(Layer):

@@ -11,14 +11,18 @@ from ..rules import pooling as rules
 from ..tape import Function
 from .layer import Layer
 from .module import keeps_call, records_once
-from .utils import _ntuple, _single, _size_2_t
+from .utils import (
+    _ntuple,
+    _ratio_2_t,
+    _single,
+    _size_1_t,
+    _size_2_t,
+    _size_3_t,
+    _size_any_t,
+)
 
 # As they are written in PyTorch's signatures.
-_size_1_t = Union[int, tuple[int]]  # noqa: UP007
-_size_3_t = Union[int, tuple[int, int, int]]  # noqa: UP007
-_size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007
 _size_any_opt_t = Union[int, None, tuple[int | None, ...]]  # noqa: UP007
-_ratio_2_t = Union[float, tuple[float, float]]  # noqa: UP007
 _ratio_3_t = Union[float, tuple[float, float, float]]  # noqa: UP007
 
 

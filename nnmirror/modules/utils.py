@@ -6,7 +6,9 @@ from typing import Any, Union
 
 # As they are written in PyTorch's signatures.
 _size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007
+_size_1_t = Union[int, tuple[int]]  # noqa: UP007
 _size_2_t = Union[int, tuple[int, int]]  # noqa: UP007
+_size_3_t = Union[int, tuple[int, int, int]]  # noqa: UP007
 _size_4_t = Union[int, tuple[int, int, int, int]]  # noqa: UP007
 _size_6_t = Union[int, tuple[int, int, int, int, int, int]]  # noqa: UP007
 _ratio_any_t = Union[float, tuple[float, ...]]  # noqa: UP007
