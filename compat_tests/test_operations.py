@@ -73,6 +73,33 @@ def test_pointwise(nn, optim, name, dtype):
     ]
 
 
+UNDERIVED = {  # of PyTorch too
+    "x // y": lambda x, y: x // y,
+    "x // 0.5": lambda x, y: x // 0.5,
+    "5 // x": lambda x, y: 5 // x,
+    "5 % x": lambda x, y: 5 % x,
+    "torch.remainder(5, x)": lambda x, y: torch.remainder(5, x),
+    "torch.floor_divide(x, y)": torch.floor_divide,
+}
+
+
+@pytest.mark.parametrize("name", UNDERIVED)
+@parity
+def test_a_result_without_a_derivative_is_refused_on_the_way_back_only(nn, optim, name):
+    """`grid[(x // 0.1).long()]` runs with grad mode on."""
+    x, y = (
+        nn.Parameter(torch.tensor([1.5, -2.0, 0.7])),
+        nn.Parameter(torch.tensor([0.4, 0.3, -0.2])),
+    )
+    z = UNDERIVED[name](x, y)
+    outcome = [z, (z.detach() + 1).long(), z.requires_grad]
+    try:
+        z.sum().backward()
+    except RuntimeError as e:
+        outcome.append(str(e))
+    return outcome, x.grad, y.grad
+
+
 A = torch.tensor
 AMONG = {  # along a dimension, in a matrix, between two
     "cumprod": lambda x: x.cumprod(-1),

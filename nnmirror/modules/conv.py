@@ -74,8 +74,6 @@ class _ConvNd(Layer):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if isinstance(groups, Tensor):
-            groups = groups.detach()  # no number of PyTorch's: the error comes with the weight
         if groups <= 0:
             raise ValueError("groups must be a positive integer")
         if in_channels % groups != 0:

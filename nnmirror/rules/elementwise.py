@@ -15,7 +15,7 @@ from ..tape import constant, record
 from .arithmetic import shared, zero
 from .gradient import gradient
 from .kernel import laid_out_as, on_scalar_path
-from .registry import Gradients, Needs, Rule, composite, inplace, refusal, rule
+from .registry import Gradients, Needs, Rule, composite, inplace, rule
 
 T = torch.Tensor
 
@@ -587,17 +587,54 @@ class _Rest(Rule):
 @inplace(T.remainder_, T.__imod__)
 @rule(torch.remainder, T.remainder, T.__mod__)
 class Remainder(_Rest):
-    """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y)"""
+    """z = x - y floor(x / y):  dx = g,  dy = -g floor(x / y).
+
+    As in PyTorch, there is no gradient where x is a number.
+    """
+
+    @classmethod
+    def label_of(cls, input: T | Number, other: T | Number) -> str:
+        return super().label_of(input, other) if isinstance(input, T) else "NotImplemented"
 
     @staticmethod
-    def forward(input: T, other: T | Number) -> T:
+    def forward(input: T | Number, other: T | Number) -> T:
+        return torch.remainder(input, other)  # type: ignore[arg-type]  # of two numbers it is never asked
+
+    @staticmethod
+    def d_other(g: T, input: T | Number, other: T) -> T:
         if not isinstance(input, T):
-            raise refusal(torch.remainder, "for a number divided by a tensor")
-        return torch.remainder(input, other)
+            raise RuntimeError("derivative for aten::remainder is not implemented")
+        return -g * torch.div(input, other, rounding_mode="floor")
+
+
+@composite(T.__rmod__)
+def rmod(input: T, other: T | Number) -> T:
+    return record(Remainder, (other, input))[0]
+
+
+@inplace(T.floor_divide_, T.__ifloordiv__)
+@rule(torch.floor_divide, T.floor_divide, T.__floordiv__)
+class FloorDivide(Rule):
+    """z = floor(x / y).  As in PyTorch, there is a result but no gradient."""
+
+    @classmethod
+    def label_of(cls, input: T | Number, other: T | Number) -> str:
+        return "NotImplemented"
 
     @staticmethod
-    def d_other(g: T, input: T, other: T) -> T:
-        return -g * torch.div(input, other, rounding_mode="floor")
+    def forward(input: T | Number, other: T | Number) -> T:
+        return torch.floor_divide(input, other)
+
+    @staticmethod
+    def d_input(g: T) -> T:
+        raise RuntimeError("derivative for aten::floor_divide is not implemented")
+
+    d_other = d_input
+
+
+@composite(T.__rfloordiv__)
+def rfloordiv(input: T, other: T | Number) -> T:
+    return record(FloorDivide, (other, input))[0]
 
 
 @inplace(T.fmod_)
