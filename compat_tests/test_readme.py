@@ -10,6 +10,8 @@ import torch
 import nnmirror
 from nnmirror.rules import recorded
 
+from .parity import parity
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MIRRORED = (ROOT / "nnmirror" / "mirrored.md").read_text()
@@ -81,13 +83,24 @@ def test_every_file_that_a_text_names_is_there():
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
 
 
-def test_function_in_the_readme():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    place = next(i for i, code in enumerate(blocks) if "class Square" in code)
-    scope = {"nnmirror": nnmirror, "torch": torch}
-    for code in blocks[place : place + 2]:  # the second checks it
-        exec(code, scope)
-    assert "gradcheck(Square" in code
+@parity
+def test_tanh(nn, optim):
+    x = nn.Parameter(torch.randn(4, 25))
+    y = nn.Tanh()(x)
+    y.backward(torch.randn(4, 25))
+    return y, x.grad
+
+
+def test_the_test_in_the_readme_is_the_one_above():
+    shown = next(c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "@parity" in c)
+    assert shown in Path(__file__).read_text()
+
+
+def test_function_in_the_docstring_of_testing():
+    text = nnmirror.testing.__doc__
+    code = text[text.index("    import torch") : text.index("The package's own tests")]
+    scope = {}
+    exec(textwrap.dedent(code), scope)
     p = nnmirror.Parameter(torch.tensor([3.0]))
     scope["Square"].apply(p).backward()
     assert p.grad.item() == 6.0
