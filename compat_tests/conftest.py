@@ -5,6 +5,11 @@ import gc
 import json
 import os
 
+# The workers of pytest-xdist share the cores, and each has PyTorch's default number of threads.
+# Threads that wait for work must not keep a core busy meanwhile: half of the suite's time. It is
+# read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
