@@ -547,6 +547,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
     again_back = further > 0
     modules = modules_of(nn, dtype)
     params = [p for m in modules.values() for p in m.parameters()]
+    came: list[list[bool]] = [[] for _ in params]
     for i in program["frozen"]:
         params[i].requires_grad_(False)
     if program["hooks"]:
@@ -555,6 +556,10 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         modules["mixed net"][3].register_forward_hook(lambda m, a, o: o + 1)
         modules["linear"].register_forward_pre_hook(lambda m, a: (a[0] + 1,))
         params[0].register_hook(lambda g: g * 2) if params[0].requires_grad else None
+        if again_back:  # where no gradient comes, hooks are called with None
+            for i, p in enumerate(params):
+                if p.requires_grad:
+                    p.register_hook(lambda g, i=i: came[i].append(g is None))
     name, options = program["optimizer"]
     optimizer = getattr(optim, name)([p for p in params if p.requires_grad], lr=0.05, **options)
     schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.7) if program["schedule"] else None
@@ -580,6 +585,10 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     return GRADIENTS[name](a, b, params)
                 if a.dim() == 0 and name != "mse":
                     a = a * 1  # wrong in two ways, a stale view of a number: which is said first?
+                if again_back and a.dim() != 2 and re.search("linear|net|two", name):
+                    # The view as rows and the product are two nodes in PyTorch, at which gradients
+                    # of gradients are added up, and one in the mirror: the last bit may differ.
+                    a = a.reshape(-1, a.shape[-1])
                 if (
                     name in ("linear", "linear wide", "net", "two activations")
                     and program["retain_grad"]
@@ -588,10 +597,6 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                     # views of something unseen; a gradient retained at one is lost when a
                     # piece of it is changed in place.
                     return modules[name](a) * 1
-                if again_back and a.dim() != 2 and ("linear" in name or "net" in name):
-                    # The view as rows and the product are two nodes in PyTorch, at which gradients
-                    # of gradients are added up, and one in the mirror: the last bit may differ.
-                    a = a.reshape(-1, a.shape[-1])
                 if again_back and name == "embedding" and not a.numel():
                     return None  # PyTorch's second derivative fails at a reshape
                 return modules[name](a, b) if name == "mse" else modules[name](a)
@@ -652,6 +657,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         if schedule is not None:
             schedule.step()
         log.append([p.detach().clone() for p in params])
+    log.append(came)
     return log
 
 
@@ -746,6 +752,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--seed", type=int, default=0, help=f"of the first {CHUNK} programs")
     parser.add_argument(
         "--account",
         type=Path,
@@ -763,7 +770,8 @@ def main() -> None:
             print("the code has changed since: starting anew")
     done = {c["chunk"] for c in account["chunks"] if not c["failure"]}
     account["chunks"] = [c for c in account["chunks"] if not c["failure"]]
-    todo = [n for n in range(-(-args.examples // CHUNK)) if n not in done]
+    seeds = range(args.seed, args.seed - (-args.examples // CHUNK))
+    todo = [n for n in seeds if n not in done]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for chunk in pool.imap_unordered(one_chunk, todo):
             account["chunks"].append(chunk)

@@ -421,6 +421,25 @@ def test_legacy_hook_of_a_linear(nn, optim, tracked, bias, frozen):
     return [None if g is None else (g, g.stride()) for g in seen], dict(layer.named_parameters()), x
 
 
+@parity
+def test_hooks_where_no_gradient_comes(nn, optim):
+    """They are called with None. A convolution's gradient for its weight does not depend on it."""
+    conv, pre, log = nn.Conv1d(1, 1, 2), nn.Linear(4, 4), []
+    w = conv.weight
+    scaled = w * 2
+    scaled.register_hook(lambda g: log.append(("between", g is None)))
+    scaled.grad_fn.register_prehook(lambda gs: log.append(("before", gs[0] is None)))
+    w.register_hook(lambda g: log.append(("leaf", g is None)))
+    w.register_post_accumulate_grad_hook(lambda p: log.append(("after", p.grad is None)))
+    y = torch.nn.functional.conv1d(pre(torch.randn(1, 1, 4)), scaled)
+    (slope,) = torch.autograd.grad(y.sum(), scaled, create_graph=True)
+    found = torch.autograd.grad(slope.sum(), [w, pre.weight], retain_graph=True, allow_unused=True)
+    slope.sum().backward()
+    w.register_hook(lambda g: torch.ones_like(w))
+    with_ones = torch.autograd.grad(conv(y).sum(), w, create_graph=True)
+    return log, found, w.grad, pre.weight.grad, with_ones
+
+
 def graph(node):
     """Names of a node and of all behind it."""
     return node.name(), [n if n is None else graph(n) for n, _ in node.next_functions]

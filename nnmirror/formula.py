@@ -46,6 +46,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -571,6 +572,12 @@ def _overrides(function: Any, name: str) -> bool:
 
 
 def _names(function: Any) -> list[str]:
+    """The names of its parameters."""
+    if type(function) is FunctionType and not vars(function):
+        code = function.__code__
+        if not code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+            # The same: hundreds of functions are asked when the package is imported.
+            return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     return list(inspect.signature(function).parameters)
 
 

@@ -231,11 +231,11 @@ class Walk:
             for leaf in complete:
                 tensor, (grad,) = leaf.tensor, leaf.slots
                 del self.leaves[id(tensor)]
-                if grad is not None:
-                    if _tensor.is_torchs(tensor) and _walk._is_for_torch(tensor, self.order):
-                        self.to_torch.append((tensor, grad))
-                    else:
-                        _walk._finish_leaf(tensor, grad, False)
+                is_torchs = _tensor.is_torchs(tensor)
+                if not is_torchs or grad is None or not _walk._is_for_torch(tensor, self.order):
+                    _walk._finish_leaf(tensor, grad, False)
+                else:
+                    self.to_torch.append((tensor, grad))
                 _walk._run_reached_hooks(tensor)
 
     def leads_to(self, target: Any) -> bool:

@@ -12,7 +12,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -264,17 +264,19 @@ def walk(
         if (key in further or theirs_hooked) and slots[0] is not None:
             to_torch.append((target, slots[0]))  # torch's engine says what arrives there, too
         elif chosen and not (into and isinstance(target, _tensor.Tensor)):
-            if slots[0] is not None:
-                found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+            found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None or chosen:
-            if slots[0] is not None:
-                unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-                if _tensor.is_torchs(target) and _is_for_torch(target, order):
-                    to_torch.append((target, slots[0]))
-                else:
-                    _finish_leaf(target, slots[0], unshared)
+            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+            if (
+                not _tensor.is_torchs(target)
+                or slots[0] is None
+                or not _is_for_torch(target, order)
+            ):
+                _finish_leaf(target, slots[0], unshared)
+            else:
+                to_torch.append((target, slots[0]))
             _run_reached_hooks(target)
-        elif slots[0] is not None:
+        else:
             _run_tensor_hooks(_leaf_hooks(target), slots[0])
 
     def pass_on(node: _tape.Node, grad: Any) -> None:
@@ -366,9 +368,9 @@ def walk(
                 needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
                 if True not in needs:
                     continue
-            results, nothing = _step(node, slots, needs, create_graph)
+            results = _step(node, slots, needs, create_graph)
             slots = []
-            if not (retain_graph or nothing):
+            if not retain_graph:
                 node.free()
             results.reverse()
             for edge in node.edges:
@@ -429,18 +431,15 @@ def _step(
     slots: list[torch.Tensor | None],
     needs: tuple[bool, ...] | None,
     create_graph: bool,
-) -> tuple[list[torch.Tensor | None], bool]:
+) -> list[torch.Tensor | None]:
     """The step of any node with its hooks, for those of the gradients that are needed; all of
     them, where `needs` is None.
-
-    Returns them, and whether the node was not asked, as no gradient came to it.
     """
     if node.prehooks:
         slots = _run_prehooks(node.prehooks, slots)
     results: Any
-    # A user's Function is asked even then: what it returns may be zeros.
-    nothing = node.attributes is None and all(g is None for g in slots)
-    if nothing:
+    if node.attributes is None and all(g is None for g in slots):
+        # A user's Function is asked even then: what it returns may be zeros.
         results = [None] * len(node.edges)
     else:
         if create_graph:
@@ -452,7 +451,7 @@ def _step(
             _refuse_nan(node, results)
     if node.posthooks:
         results = _run_posthooks(node.posthooks, node.inputs, results, slots)
-    return results, nothing
+    return results  # type: ignore[no-any-return]
 
 
 def _leading_on(
@@ -712,7 +711,8 @@ def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
     )
 
 
-def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor, unshared: bool) -> None:
+def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) -> None:
+    """Add what came to a leaf to its `.grad`; its hooks are called even where that is nothing."""
     hooks = _leaf_hooks(leaf)
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)
@@ -722,8 +722,8 @@ def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor, unshared: bool) -> None
         before, after = leaf._accumulate_hooks
         unshared = False
     if before:
-        grad = cast("torch.Tensor", _run_prehooks(before, [grad])[0])
-    if leaf.requires_grad:  # else frozen since the forward
+        (grad,) = _run_prehooks(before, [grad])
+    if grad is not None and leaf.requires_grad:  # else frozen since the forward
         accumulate(leaf, grad, unshared, _walks.creates_graph)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
@@ -752,9 +752,9 @@ def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
 
 
 def _run_tensor_hooks(
-    hooks: dict[int, Callable[..., Any]] | None, grad: torch.Tensor
-) -> torch.Tensor:
-    """Call each hook with the gradient; what it returns replaces it."""
+    hooks: dict[int, Callable[..., Any]] | None, grad: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Call each hook with the gradient, None as by PyTorch; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
         with _tape.users_code(_walks.creates_graph):
             result = hook(grad)
@@ -798,11 +798,9 @@ def _replacements(hook: Any, grads: tuple[Any, ...], result: Any) -> tuple[Any, 
 
 def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
     for index, grad in enumerate(slots):
-        if grad is None:
-            continue
         if node.tensor_hooks is not None:
             grad = slots[index] = _run_tensor_hooks(node.tensor_hooks.get(index), grad)
-        if node.retained is not None and index in node.retained:
+        if grad is not None and node.retained is not None and index in node.retained:
             tensor = node.retained[index]()
             if tensor is not None:
                 held = tensor._gradient
