@@ -6,6 +6,7 @@ the first gradient to a second, and compares that.
 
 import functools
 import inspect
+import math
 
 import pytest
 import torch
@@ -111,6 +112,15 @@ def test_backward_of_a_gradient(nn, optim):
     model(X).square().mean().backward(create_graph=True)
     squares(grads(model)).backward()
     return [g.detach() for g in grads(model)], [recorded(g) for g in grads(model)]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
+@near(4)
+def test_backward_of_a_gradient_of_other_than_two_dimensions(nn, optim, shape):
+    model = wired(nn)
+    model(X.reshape(-1)[: math.prod(shape)].view(shape)).square().mean().backward(create_graph=True)
+    squares(grads(model)).backward()
+    return [g.detach() for g in grads(model)]
 
 
 @near(4)
