@@ -15,11 +15,12 @@ memory; with `--quick`, the variants of a row share a process.
 "Bits" says whether a few steps on both libraries gave the same bits: what the step returned, the
 weights, buffers and gradients. "exact mode": only within `nnmirror.exact()`, as by default the
 layer follows the plain formula (in brackets: how much that differs). "DIFFER": in exact mode too.
-A difference is relative to the largest number of the tensor; it says nothing of a Linear's bias
-before BatchNorm1d, whose gradient is 0 but for the rounding, which Adam then makes steps of.
+A difference is relative to the largest number of the tensor; it means nothing for a Linear's bias
+before BatchNorm1d, whose gradient is zero up to rounding, but which Adam moves all the same.
 
-Beside the plain nets run the same tensor operations called bare, with PyTorch's bits (the floor
-for anything written in Python), NumPy by hand, and JAX's jitted step where it is installed.
+The plain nets are also compared with the same tensor operations called directly, without layers
+(same bits as PyTorch; no Python code can be faster), with NumPy by hand, and with JAX's jitted step
+if it is installed.
 """
 
 import argparse
@@ -74,7 +75,7 @@ LONG = {"(16384, 256)", "1024-4096-4096-10, batch 1024"}  # left out by --quick
 
 
 def chosen(only: list[str], quick: bool) -> list[int]:
-    """The places of the rows asked for: by their group, or by a part of their name."""
+    """The indices of the selected rows: by group, or by a part of the name."""
 
     def asked(r: Row) -> bool:
         whole = f"{r.name}, {r.variant}"
@@ -90,7 +91,7 @@ def chosen(only: list[str], quick: bool) -> list[int]:
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
-    """What a step returned, or what it trains, as tensors of their own."""
+    """What a step returned, or what it trains, as copies."""
     if isinstance(value, tuple):
         return [t for part in value for t in tensors(part)]
     if isinstance(value, torch.Tensor):
@@ -161,7 +162,7 @@ def compared(
     """Microseconds of each contender, and how many times as fast as PyTorch each is."""
 
     def timed(action: Callable[[], Any], times: int) -> float:
-        if threads:  # those of the one before, which wait for work for a while, go to sleep
+        if threads:  # the previous contender's threads spin for a while before they sleep
             time.sleep(0.05)
             action()
         start = clock()
@@ -181,7 +182,7 @@ def compared(
     for action in made.values():
         timed(action, times)
     gc.collect()
-    gc.freeze()  # what building the contenders left is not gone over in everybody's turn
+    gc.freeze()  # objects made by building the contenders are not visited by each collection
     end = time.perf_counter() + (1 if quick else 10)
     rounds: list[dict[str, float]] = []
     while len(rounds) < 5 or (time.perf_counter() < end and len(rounds) < most):
@@ -199,7 +200,7 @@ def compared(
 
 @contextlib.contextmanager
 def beside(count: int) -> Iterator[None]:
-    """So many other processes, each with as much to do as there is time."""
+    """Other processes that keep the processor busy."""
     command = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -229,7 +230,7 @@ def measured(indices: list[int], args: argparse.Namespace) -> list[dict[str, Any
     flags = [f"--{name.replace('_', '-')}" for name in ("quick", "compile", "cpu_time")
              if getattr(args, name)]  # fmt: skip
     command = [sys.executable, __file__, *flags, "--measure", *map(str, indices)]
-    # NumPy's products of matrices go by this, not by torch.set_num_threads.
+    # NumPy's matrix products use this number, not torch.set_num_threads.
     env = {**os.environ, "OMP_NUM_THREADS": str(ROWS[indices[0]].threads)}
     ran = subprocess.run(command, capture_output=True, text=True, env=env)
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
@@ -327,22 +328,24 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="or part of a name")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer turns, nothing of the largest size"
+        "--only", nargs="+", default=[], metavar="GROUP", help="or a part of a name"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer turns, and without the largest nets"
     )
     parser.add_argument("--list", action="store_true", help="the groups and their rows")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="with one thread: the processor's time, where the machine does other work too",
+        help="measure CPU time instead of elapsed time (one thread only), for a busy machine",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("benchmark"),
-        help="where the table and the picture go, without the ending",
+        help="path of the table and the picture, without the file extension",
     )
     parser.add_argument("--measure", nargs="+", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)

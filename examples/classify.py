@@ -2,9 +2,9 @@
 
     python examples/classify.py            # about two minutes on two cores
 
-The net of examples/disk.py with two outputs, 2-25-25-25-2, one for each class. Printed is the
-share of test points on the wrong side after the last epoch, and whether both backends came to
-the same weights, to the last bit; the losses over the epochs go into a picture.
+The net of examples/disk.py with two outputs, 2-25-25-25-2, one for each class. It prints the share
+of test points on the wrong side after the last epoch, and whether both backends ended with the same
+weights, to the last bit, and plots the losses over the epochs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from disk import backend, disk, extras
 
-# What the last layer's output is given to, and what the target is: the class, or one-hot.
+# The activation after the last layer, and the target: the class, or one-hot.
 LOSSES = {
     "CrossEntropyLoss": (lambda nn: [], False),
     "NLLLoss": (lambda nn: [nn.LogSoftmax(1)], False),
@@ -103,11 +103,13 @@ def draw(plt: Any, curves: dict[str, dict[str, list[float]]], path: str) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=10, help="of each training")
-    parser.add_argument("--batch", type=int, default=10, help="points in a batch")
-    parser.add_argument("--points", type=int, default=1000, help="to train on, and as many to test")
-    parser.add_argument("--seed", type=int, default=0, help="of points, weights and batches")
-    parser.add_argument("--plot", default="classify.png", help="where the picture goes")
-    parser.add_argument("--quick", action="store_true", help="one epoch: a rehearsal")
+    parser.add_argument("--batch", type=int, default=10, help="points per batch")
+    parser.add_argument(
+        "--points", type=int, default=1000, help="number of training points, and of test points"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for points, weights and batches")
+    parser.add_argument("--plot", default="classify.png", help="path of the picture")
+    parser.add_argument("--quick", action="store_true", help="one epoch only, to try it out")
     args = parser.parse_args()
     if args.quick:
         args.epochs = 1

@@ -4,9 +4,9 @@
     python examples/digits.py --backend torch      # prints the same digits
     python examples/digits.py --backend both       # in turn, several times: same bits? how fast?
 
-1,797 pictures of 8 x 8 pixels, which come with scikit-learn; a quarter of them is kept for the
-test. The net is 64-64-64-10, trained by SGD with momentum on the cross entropy in shuffled
-batches of 32, under a cosine schedule.
+1,797 pictures of 8 x 8 pixels, which come with scikit-learn; a quarter of them is kept for testing.
+The net is 64-64-64-10, trained by SGD with momentum on the cross entropy in shuffled batches of 32,
+under a cosine schedule.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def accuracy(model: Any, pictures: TensorDataset) -> float:
 
 
 def train(args: argparse.Namespace, name: str, say: Any = print) -> dict[str, Any]:
-    """Train on one backend, and tell of it with `say`."""
+    """Train on one backend, and report with `say`."""
     nn, optim = backend(name)
     pictures, test = digits(args.seed)
     torch.manual_seed(args.seed)
@@ -130,12 +130,14 @@ def main() -> None:
         default="nnmirror",
         help="the library that trains, or both in turn, compared",
     )
-    parser.add_argument("--epochs", type=int, default=25, help="times through the pictures")
+    parser.add_argument("--epochs", type=int, default=25, help="number of epochs")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per batch")
     parser.add_argument("--width", type=int, default=64, help="units in each hidden layer")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, weights and batches")
-    parser.add_argument("--repeats", type=int, default=5, help="of --backend both")
+    parser.add_argument("--seed", type=int, default=0, help="seed for split, weights and batches")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="runs of each backend, with --backend both"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the net is small
     if args.backend == "both":

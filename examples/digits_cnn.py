@@ -138,12 +138,14 @@ def main() -> None:
     parser.add_argument(
         "--backend", choices=["nnmirror", "torch"], default="nnmirror", help="the library"
     )
-    parser.add_argument("--epochs", type=int, default=15, help="times through the pictures")
+    parser.add_argument("--epochs", type=int, default=15, help="number of epochs")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a batch")
-    parser.add_argument("--channels", type=int, default=8, help="of the first convolution")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, weights and batches")
-    parser.add_argument("--plot", metavar="FILE", help="draw what the net sees into FILE")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per batch")
+    parser.add_argument("--channels", type=int, default=8, help="channels of the first convolution")
+    parser.add_argument("--seed", type=int, default=0, help="seed for split, weights and batches")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="save the picture of what the net sees as FILE"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the net is small
     model, test, seconds = train(args)

@@ -6,7 +6,7 @@
 
 1,000 training and 1,000 test points, uniform in the unit square, labelled 1 inside the disk
 of area one half around its centre. The net is 2-25-25-25-1, trained by SGD on the squared
-error in batches of 4. The losses, the errors and a picture of both go with it.
+error in batches of 4. It prints losses and errors, and draws a picture of both.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def backend(name: str) -> tuple[ModuleType, ModuleType]:
 
 
 def extras() -> tuple[Any, Any]:
-    """matplotlib and tqdm, or a word on how to get them."""
+    """matplotlib and tqdm, or a message that says how to install them."""
     try:
         import matplotlib.pyplot as plt
         from tqdm import tqdm
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
 
 
 def draw(plt: Any, result: dict[str, Any], path: str, title: str) -> None:
-    """The loss curves, and where the net draws the line."""
+    """The loss curves, and the decision boundary of the net."""
     figure, (curves, plane) = plt.subplots(1, 2, figsize=(10, 4.2))
     epochs = range(1, len(result["train"]) + 1)
     curves.plot(epochs, result["train"], label="train")
@@ -178,14 +178,16 @@ def main() -> None:
         "--activation",
         choices=["relu", "leaky_relu"],
         default="relu",
-        help="between the hidden layers",
+        help="activation between the hidden layers",
     )
-    parser.add_argument("--epochs", type=int, default=25, help="times through the points")
+    parser.add_argument("--epochs", type=int, default=25, help="number of epochs")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
-    parser.add_argument("--batch", type=int, default=4, help="points in a batch")
-    parser.add_argument("--points", type=int, default=1000, help="to train on, and as many to test")
-    parser.add_argument("--seed", type=int, default=0, help="of points, weights and batches")
-    parser.add_argument("--plot", help="where the picture goes (default: disk-BACKEND.png)")
+    parser.add_argument("--batch", type=int, default=4, help="points per batch")
+    parser.add_argument(
+        "--points", type=int, default=1000, help="number of training points, and of test points"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for points, weights and batches")
+    parser.add_argument("--plot", help="path of the picture (default: disk-BACKEND.png)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     plt, tqdm = extras()

@@ -22,14 +22,14 @@ def start(sizes: tuple[int, ...], batch: int) -> tuple[list[Any], torch.Tensor, 
 
 
 def bare(sizes: tuple[int, ...], batch: int) -> Steps:
-    """The same tensor operations, into buffers that are there, and nothing else: PyTorch's bits."""
+    """The same tensor operations into preallocated buffers, and nothing else: PyTorch's bits."""
     linears, x, t = start(sizes, batch)
     ws, bs = ([getattr(m, n).detach() for m in linears] for n in ("weight", "bias"))
     wts = [w.t() for w in ws]
     hs = [x, *[torch.empty(batch, n) for n in sizes[1:]]]
     gs = [torch.empty_like(h) for h in hs]
     gts = [g.t() for g in gs]
-    # Many numbers are sooner chosen from by their bits than by a mask.
+    # For many numbers, selecting by bit operations is faster than a mask.
     by_bits = [h.numel() >= 4096 for h in hs]
     masks = [
         torch.empty(h.shape, dtype=torch.int32 if b else torch.bool)
@@ -100,7 +100,7 @@ def by_numpy(sizes: tuple[int, ...], batch: int) -> Steps:
 
 
 def by_jax(sizes: tuple[int, ...], batch: int) -> Steps:
-    """The step as one function that JAX compiles, in as many threads as it likes."""
+    """The step as one function that JAX compiles, in as many threads as JAX chooses."""
     import jax
     from jax import numpy as jnp
 

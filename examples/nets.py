@@ -6,8 +6,8 @@ data, and returns the step, to be called over and over, and what the step trains
     step, net = by_hand_relu(torch.nn, torch.optim)
     step()
 
-The step returns its loss (or its output), by which benchmark.py compares both libraries. Who calls
-the function seeds the random numbers. Further rows are in tutorials.py and updates.py.
+The step returns its loss (or its output), which benchmark.py compares between the libraries. The
+caller of the function seeds the random generator. Further rows are in tutorials.py and updates.py.
 """
 
 import itertools

@@ -27,7 +27,7 @@ T = torch.Tensor
 
 
 def extra(name: str) -> Any:
-    """A package that only the examples need, or a word on how to get it."""
+    """A package that only the examples need, or a message that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as e:
@@ -102,7 +102,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
     for name, epochs in (("Adam", args.epochs), ("LBFGS", args.lbfgs)):
         if name == "Adam":
             optimizer = optim.Adam(model.parameters(), lr=args.lr)
-        else:  # up to 20 iterations a step; it is to go on where it makes little progress
+        else:  # up to 20 iterations per step; do not stop where there is little progress
             optimizer = optim.LBFGS(
                 model.parameters(),
                 history_size=50,
@@ -126,7 +126,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
 
 
 def draw(plt: Any, result: dict[str, Any], args: argparse.Namespace, side: int = 101) -> None:
-    """What the net has found, the solution, how far they are apart, and the way there."""
+    """The net's solution, the exact one, their difference, and the losses in training."""
     steps = torch.linspace(0, 1, side)
     grid = torch.cartesian_prod(steps, steps)
     with torch.no_grad():
@@ -177,12 +177,14 @@ def main() -> None:
         "--lbfgs", type=int, default=25, help="steps of LBFGS after it, of 20 iterations"
     )
     parser.add_argument("--lr", type=float, default=2e-3, help="of Adam")
-    parser.add_argument("--points", type=int, default=1000, help="inside; a fifth as many around")
+    parser.add_argument(
+        "--points", type=int, default=1000, help="points inside; a fifth as many on the boundary"
+    )
     parser.add_argument("--width", type=int, default=20, help="units in each hidden layer")
-    parser.add_argument("--k", type=float, default=0.1, help="how well the rod conducts heat")
-    parser.add_argument("--seed", type=int, default=0, help="of points and weights")
-    parser.add_argument("--plot", metavar="FILE", help="draw a picture there")
-    parser.add_argument("--quick", action="store_true", help="a few steps: a rehearsal")
+    parser.add_argument("--k", type=float, default=0.1, help="thermal diffusivity of the rod")
+    parser.add_argument("--seed", type=int, default=0, help="seed for points and weights")
+    parser.add_argument("--plot", metavar="FILE", help="save a picture of the solution as FILE")
+    parser.add_argument("--quick", action="store_true", help="a few steps only, to try it out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     if args.quick:

@@ -2,7 +2,7 @@
 
     python examples/report.py                      # both backends; the table, report-*.png
     python examples/report.py --backend nnmirror   # one of them
-    python examples/report.py --quick              # a rehearsal
+    python examples/report.py --quick # a few iterations, to try it out
     python examples/report.py --puzzle             # why 0.25 here and 0.018 there: puzzle.png
 
 The net, the data and the seeds are those of disk.py. A loss is that of all 1,000 training or
@@ -64,7 +64,7 @@ def model_of(settings: Settings, nn: Any) -> Any:
 
 
 def sgd(settings: Settings, name: str, model: Any) -> Callable[[Any, Any], None]:
-    """A step as anyone writes it."""
+    """A usual training step."""
     nn, optim = backend(name)
     criterion = nn.MSELoss(reduction=settings.reduction)
     optimizer = optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
@@ -152,7 +152,7 @@ def trained(
 ) -> dict[Settings, dict[str, Run]]:
     """Each training on each backend, `jobs` at a time."""
     found: dict[Settings, dict[str, Run]] = {settings: {} for settings in todo}
-    # Longest first, so that the processes end together.
+    # Longest first, so that the processes finish at about the same time.
     order = sorted(found, key=lambda s: s.epochs, reverse=True)
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
@@ -176,7 +176,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def experiments() -> dict[str, list[Settings]]:
-    """The report's figures: its own settings first, then what else they may have been."""
+    """The report's figures: its own settings first, then other possible ones."""
     figures = {
         figure: [
             Settings(activation=activation, init=init, tanh=tanh, step=step)
@@ -308,7 +308,7 @@ def spread(losses: Sequence[float]) -> str:
 
 
 def inside(settings: Settings, name: str, marks: Sequence[int]) -> list[list[str]]:
-    """What goes on in a net after some of its first steps, on the training points."""
+    """The state of a net after some of its first steps, on the training points."""
     data, model, batches = prepared(settings, name)
     step, criterion = stepper(settings, name, model), backend(name)[0].MSELoss()
     rows = []
@@ -346,7 +346,7 @@ def draw_puzzle(plt: Any, drawn: dict[str, list[list[float]]], path: Path) -> No
     for name, curves in drawn.items():
         epochs = range(len(curves[0]))
         middle = [statistics.median(losses) for losses in zip(*curves, strict=True)]
-        # Some curves lie on one another: those of momentum are dashed, above the others.
+        # Some curves coincide: those with momentum are dashed and drawn above the others.
         dashed = {"linestyle": "--", "zorder": 3, "linewidth": 1.2}
         look: dict[str, Any] = dashed if "momentum" in name else {"linewidth": 2.6}
         (line,) = axis.plot(epochs, middle, label=name, **look)
@@ -401,13 +401,17 @@ def puzzle(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument(
-        "--backend", choices=BACKENDS, type=str, help="one of them (default: both, compared)"
+        "--backend", choices=BACKENDS, type=str, help="run on one backend (default: both, compared)"
     )
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: a few iterations")
-    parser.add_argument("--puzzle", action="store_true", help="the runs behind puzzle.md")
-    parser.add_argument("--seeds", type=int, default=3, help="of the puzzle's runs")
+    parser.add_argument("--quick", action="store_true", help="a few iterations, to try it out")
+    parser.add_argument(
+        "--puzzle", action="store_true", help="make the tables of puzzle.md instead"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the puzzle's runs")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("puzzle.png"), help="the puzzle's picture")
+    parser.add_argument(
+        "--out", type=Path, default=Path("puzzle.png"), help="path of the puzzle's picture"
+    )
     args = parser.parse_args()
     args.backend = [args.backend] if args.backend else list(BACKENDS)
     (puzzle if args.puzzle else report)(args)

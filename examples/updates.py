@@ -1,7 +1,7 @@
 """Reinforcement learning as people write it: rows of the benchmark, each an update (see nets.py).
 
-The environment is made up: observations and rewards are random numbers, from which a net learns
-nothing, but by the same calls.
+There is no real environment: observations and rewards are random numbers. A net learns nothing from
+them, but the calls are the same.
 """
 
 import random

@@ -4,10 +4,10 @@
 
 The course report's 2-25-25-25-1 net, trained in batches of 4 as in `disk.py`: with a Tanh after
 every Linear, with a ReLU after every Linear, and with LeakyReLU (and a Tanh at the end, as there);
-weights and biases drawn from U(0, 1), as in the report, or as PyTorch draws them. For each the
-table of the first and the last step of an epoch is printed, and in how many steps no gradient at
-all came to the first layer. The picture shows the norm of the gradient of each Linear's output
-over the steps.
+weights and biases drawn from U(0, 1), as in the report, or as PyTorch draws them. For each it
+prints the table of the first and the last step of an epoch, and the number of steps in which the
+first layer got no gradient at all. The picture shows the norm of the gradient of each Linear's
+output over the steps.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def run(net: str, init: str, args: argparse.Namespace) -> Any:
 
 
 def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
-    """A panel for each variant: the norms over the steps, zeros on the floor."""
+    """A panel for each variant: the norms over the steps, zeros at the lower edge."""
     floor, ceiling = 1e-12, 1e9
     figure, panels = plt.subplots(
         len(INITS), len(NETS), figsize=(11, 6.5), sharex=True, sharey=True, layout="constrained"
@@ -71,7 +71,7 @@ def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
             if record.module == "Linear":
                 layers.setdefault(record.layer, []).append(record.grad)
         for i, norms in enumerate(layers.values()):
-            lowest = floor / 4**i  # side by side, not one on the other
+            lowest = floor / 4**i  # side by side, so that they do not cover one another
             kept = [min(max(norm, lowest), ceiling) for norm in norms]
             axes.plot(kept, linewidth=0.9, label=f"Linear {i + 1}")
         axes.set(title=f"{net}, weights: {init}", yscale="log", ylim=(floor / 4**4, ceiling))
@@ -90,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
     parser.add_argument("--points", type=int, default=1000, help="a quarter as many steps")
-    parser.add_argument("--seed", type=int, default=0, help="of points and weights")
-    parser.add_argument("--plot", default="vanishing.png", help="where the picture goes")
+    parser.add_argument("--seed", type=int, default=0, help="seed for points and weights")
+    parser.add_argument("--plot", default="vanishing.png", help="path of the picture")
     args = parser.parse_args()
     plt, _ = extras()
     plt.switch_backend("Agg")

@@ -14,7 +14,7 @@ Pages to begin with:
 - `nnmirror.exact`: where bits differ, and exact mode.
 - `nnmirror.tensor`: what is refused, and what to do instead.
 - `nnmirror.explain`: the backward of your own net as a Python function, or as a page;
-  `nnmirror.stepping`: it, step by step; `nnmirror.plain`: with a debugger.
+  `nnmirror.stepping`: the same step by step; `nnmirror.plain`: in a debugger.
 - `nnmirror.watch`: the gradients of a model in training.
 - `nnmirror.testing`: checks for layers, losses and Functions of your own.
 - `nnmirror.bridge`: scripts, models and libraries of PyTorch.

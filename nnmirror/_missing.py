@@ -1,8 +1,8 @@
-"""What a module answers when asked for a name that PyTorch has and the mirror lacks.
+"""What a module returns for a name that PyTorch has and the mirror lacks.
 
-A class is answered by a stand-in of its name, as scripts ask `isinstance(m, (nn.Linear,
-nn.LSTM))` or keep a table of layers of which they make one: it is refused when one is made. Any
-other name is refused when it is looked up, as scripts ask `hasattr` whether a function is there.
+For a class it returns a stand-in of the same name, because scripts write `isinstance(m, (nn.Linear,
+nn.LSTM))` or keep a table of layer classes; making an instance raises. Any other name raises when
+it is looked up, because scripts use `hasattr` to find out whether a function exists.
 """
 
 import dis
@@ -22,9 +22,9 @@ _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
 def missing(
     module: str, mirrored: Iterable[str], ways: str = _WAYS, later: Iterable[str] = ()
 ) -> Callable[[str], Any]:
-    """A module's `__getattr__`; `ways` says what to do in place of a name that is not here.
+    """A module's `__getattr__`; `ways` says what to do instead of using a missing name.
 
-    `later` are modules in it that are imported when they are first asked for.
+    `later` are submodules that are imported on first use.
     """
     counterpart = _COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))
 
@@ -41,7 +41,7 @@ def missing(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if name in later:
             return importlib.import_module(f"{module}.{name}")
-        # torch has loaded it itself; nothing is imported to look at it.
+        # Look only at what torch has loaded already; import nothing.
         theirs = sys.modules.get(counterpart)
         value = None if theirs is None else vars(theirs).get(name)
         if stand_ins.can_be_for(value):
@@ -63,8 +63,8 @@ _COUNTERPARTS = {
 def _is_import(frame: Any) -> bool:
     """Is this frame at a `from module import name`?
 
-    That takes an AttributeError for an answer, and says no more than that it cannot import the
-    name. Everyone else (getattr, hasattr, inspect) is to have an AttributeError.
+    Python replaces an AttributeError there by its own message, which only says that it cannot
+    import the name. Everything else (getattr, hasattr, inspect) needs an AttributeError.
     """
     place: int = frame.f_lasti
     return bool(place >= 0 and frame.f_code.co_code[place] == _IMPORT_FROM)
@@ -76,14 +76,14 @@ _ROOTS = ("torch.nn", "torch.optim")
 
 
 class StandIns:
-    """Classes in place of PyTorch's own that are not mirrored.
+    """Stand-ins for PyTorch's classes that are not mirrored.
 
-    They can be asked about and derived from. `why(name)` is what is said when an instance is
-    made of one or of a class derived from it, and when it is asked for what only PyTorch's has;
-    `named(theirs)` is the name of PyTorch's class in what is said.
+    They work in isinstance and as base classes. `why(name)` is the error message when an instance
+    of one, or of a class derived from it, is made, and when an attribute is used that only
+    PyTorch's class has; `named(theirs)` is the name of PyTorch's class in that message.
     """
 
-    made: set[type] = set()  # by all of these
+    made: set[type] = set()  # of all instances of this class
 
     def __init__(self, why: Callable[[str], str], named: Callable[[type], str]) -> None:
         self.why = why
@@ -100,7 +100,7 @@ class StandIns:
         )
 
     def of(self, theirs: type) -> type:
-        """The one for PyTorch's class `theirs`."""
+        """The stand-in for PyTorch's class `theirs`."""
         if theirs in self.known:
             return self.known[theirs]
         name = self.named(theirs)
@@ -140,7 +140,7 @@ class _OnlyTheirs:
 
 
 def namesake(theirs: type) -> type | None:
-    """The mirror's class of the name and place of PyTorch's `theirs`."""
+    """The mirror's class with the name and module of PyTorch's `theirs`."""
     home = theirs.__module__
     if home.startswith("torch.optim"):
         places = [home.replace("torch.optim", "nnmirror.optim"), "nnmirror.optim"]

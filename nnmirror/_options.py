@@ -68,10 +68,10 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def answer_at_once() -> None:
-    """Called while Python looks for the module that `-m` names: is it this package?
+    """Called while Python looks for the module named by `-m`: is it this package?
 
-    If so, exits where nothing is to be run; and until it is, Ctrl-C ends the process, as a
-    traceback would show no line but of imports.
+    If so, it exits here for options that run nothing. Until a script runs, Ctrl-C ends the process
+    silently, since a traceback would only show imports.
     """
     named = sys.orig_argv[-len(sys.argv) :][0]
     if named.removeprefix("-m") not in ("nnmirror", "nnmirror.__main__"):

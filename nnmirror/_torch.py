@@ -1,16 +1,16 @@
-"""The private names of torch that the package uses, each with what for.
+"""The private names of torch that the package uses, and what each is for.
 
-Nothing else in the package names what torch keeps private, with two exceptions:
+No other file of the package uses private names of torch, with two exceptions:
 
 - `torch._C._nn.linear`, `.elu`, `.mse_loss` and so on are the functions that `torch.nn.functional`
-  calls, or names itself. They are what a rule stands for, and are named there.
-- Of a tensor: `_version`, which tells what was changed in place; `_base` and `_is_view()`;
-  `_make_subclass`, which makes a Parameter of it; `_backward_hooks` of one of torch's own;
-  `_cdata` of its storage. Without one of these the tape cannot be what it is.
+  calls, or names itself. Rules are registered for them, and name them.
+- Of a tensor: `_version`, which counts in-place changes; `_base` and `_is_view()`;
+  `_make_subclass`, which makes a Parameter; `_backward_hooks` of torch's own tensors; `_cdata` of
+  the storage. The tape cannot work without them.
 
-All are looked up when the package is imported: where one is gone, that fails, and says which.
-What would be done then stands with each, unless it is: fails at import, and the operation needs
-another kernel, or the plain formula.
+All are looked up when the package is imported; if one is missing, the import fails with its name.
+The comments say what could replace each. Where they say nothing, the operation would need another
+kernel or the plain formula.
 """
 
 import sys
@@ -19,40 +19,42 @@ from typing import Any
 import torch
 
 try:
-    # -- whether a tensor subclass is asked ----------------------------------------------
+    # -- whether a tensor subclass is dispatched to --------------------------------------
 
-    # Tracked tensors are plain ones inside a forward, a backward and the walk. Without it, all of
-    # these would be given plain aliases, and cost more. (It is in PyTorch's notes on extending.)
+    # Inside a forward, a backward and the walk, tracked tensors are used as plain ones. Without it,
+    # each would need a plain alias, which is slower. (PyTorch's notes on extending name it.)
     DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
-    # The same, for modes as well: the bits are compared where no mode may see it.
+    # The same, for modes as well: comparisons of bits must not be seen by a mode.
     DisableTorchFunction = torch._C.DisableTorchFunction
-    # The opposite, for a user's code inside: without it, hooks could not compute with what is
-    # tracked.
+    # The opposite, for a user's code inside: without it, hooks could not compute with tracked
+    # tensors.
     EnableTorchFunction = torch._C._EnableTorchFunction
-    # Would torch ask? Without these the two usual ways past `__torch_function__` go.
+    # Would torch dispatch to a subclass? Without these, the two usual shortcuts past
+    # `__torch_function__` are lost.
     is_torch_function_enabled = torch._C._is_torch_function_enabled
     is_torch_function_mode_enabled = torch._C._is_torch_function_mode_enabled
-    # What a subclass that is not to be asked has for `__torch_function__`.
+    # The `__torch_function__` of a subclass that does not take part in dispatch.
     disabled_torch_function_impl = torch._C._disabled_torch_function_impl
-    # In which order subclasses are asked; it could be written here.
+    # The order in which subclasses are tried; it could be written here.
     get_overloaded_args = torch.overrides._get_overloaded_args  # type: ignore[attr-defined]
-    # Is a TorchDispatchMode shown each operation? Then it is shown those of the layers and of the
-    # generic walk; without it, that could not be told, and no walk could be bound.
+    # Is a TorchDispatchMode active? Then it must see the operations of the layers and of the
+    # generic walk. Without this question, no walk could be bound.
     len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
-    # Likewise of a TorchFunctionMode. Without these, what such a mode keeps could be computed into.
+    # The same for a TorchFunctionMode. Without these, tensors that such a mode keeps could be
+    # overwritten.
     function_mode_stack = torch.overrides._get_current_function_mode_stack  # type: ignore[attr-defined]
 
     # -- PyTorch's modes -----------------------------------------------------------------
 
     # Torch's grad mode; its public form is a class, which costs more at each hook and walk.
     set_grad_enabled = torch._C._set_grad_enabled
-    # A context manager around what is to pass torch's autograd by. Without it, a bound walk and
-    # SGD's step take longer, and are right.
+    # A context manager that turns off torch's autograd. Without it, a bound walk and SGD's step are
+    # slower, but still right.
     AutoDispatchBelowAutograd: Any = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
-    # Autocast, which the tape refuses. The public question is for one device.
+    # Autocast, which the tape refuses. The public function asks about one device only.
     is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-    # It is off inside the forward of a torch.autograd.Function, and that alone: without it a
-    # gradient would be lost there in silence, so something else has to tell.
+    # It is off only inside the forward of a torch.autograd.Function. Without it, a gradient would
+    # be silently lost there, so another way to detect that would be needed.
     is_fwd_grad_enabled = torch._C._is_fwd_grad_enabled
     # What `no_grad` and `set_grad_enabled` are made of, for a mode of the mirror's own.
     DecoratorContextManager = torch.utils._contextlib._DecoratorContextManager
@@ -60,14 +62,15 @@ try:
 
     # -- transforms of torch.func, forward mode ------------------------------------------
 
-    # None outside the transforms of torch.func, inside which PyTorch's own call is made.
+    # None outside the transforms of torch.func; inside them, PyTorch's own function is called.
     peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
     # Is it one of their tensors?
     is_functorch_wrapped_tensor: Any = torch._C._functorch.is_functorch_wrapped_tensor
-    # What it wraps: whether that is tracked. Without it, its gradient would be lost in silence.
+    # The tensor that it wraps, which may be tracked. Without it, its gradient would be silently
+    # lost.
     get_unwrapped: Any = torch._C._functorch.get_unwrapped
-    # The older vmap, by which torch.autograd.gradcheck asks for a batch of gradients; they are
-    # taken out of it. Without these four that check is refused.
+    # The older vmap, which torch.autograd.gradcheck uses for a batch of gradients; the gradients
+    # are unwrapped from it. Without these four, that check is refused.
     is_legacy_batchedtensor: Any = torch._C._functorch.is_legacy_batchedtensor
     vmapmode_increment_nesting = torch._C._vmapmode_increment_nesting
     vmapmode_decrement_nesting = torch._C._vmapmode_decrement_nesting
@@ -75,7 +78,7 @@ try:
     remove_batch_dim = torch._remove_batch_dim
     # The tangent of a tensor in forward mode, in which a user's Function is refused.
     unpack_dual = torch._unpack_dual
-    # What is said of these where they are refused.
+    # Their names in the messages that refuse them.
     of_forward_mode: Any = (torch._make_dual, torch._unpack_dual)
 
     # -- tensors -------------------------------------------------------------------------
@@ -85,42 +88,43 @@ try:
     # The metaclass of Buffer and Parameter.
     TensorMeta = torch._C._TensorMeta
     # How many tensors share a storage, and how a view was made: for an in-place operation that
-    # brings a gradient into memory which others see. Without them it is refused there.
+    # brings a gradient into shared memory. Without them it is refused.
     storage_Use_Count = torch._C._storage_Use_Count
     get_creation_meta: Any = torch._C._autograd._get_creation_meta  # type: ignore[attr-defined]
-    # Says that a tensor was changed, where it was by way of an alias.
+    # Marks a tensor as changed when it was changed through an alias.
     increment_version = torch._C._increment_version
     # May `p.data = moved` be, for `Module.to`?
     has_compatible_shallow_copy_type = torch._has_compatible_shallow_copy_type
-    # The widest line of a printed tensor, for the `grad_fn=` behind it.
+    # The line width of a printed tensor, for the `grad_fn=` after it.
     PRINT_OPTS: Any = torch._tensor_str.PRINT_OPTS
 
-    # -- what is asked of torch ----------------------------------------------------------
+    # -- functions of torch --------------------------------------------------------------
 
-    # Torch's engine, which goes back over what torch itself recorded in front of mirrored layers.
-    # Without it, gradients for tensors that lie there are refused.
+    # Torch's engine, which runs the backward of what torch itself recorded in front of mirrored
+    # layers. Without it, gradients for tensors there are refused.
     engine: Any = torch._C._ImperativeEngine()  # type: ignore[attr-defined]
-    # Handed on to a hook of torch.autograd.graph as its `torch._C`, but for two questions.
+    # Stands in for `torch._C` in torch.autograd.graph, with two functions replaced.
     C: Any = torch._C
     # The arguments of `Module.to`, with PyTorch's errors.
     parse_to = torch._C._nn._parse_to  # type: ignore[attr-defined]
     # Which arguments of an operation are numbers.
     jit_get_schemas_for_operator: Any = torch._C._jit_get_schemas_for_operator
-    # The name of a device that somebody added to PyTorch.
+    # The name of a device type that was added to PyTorch.
     get_privateuse1_backend_name = torch._C._get_privateuse1_backend_name
-    # How optimisers and clip_grad_norm_ sort what one kernel takes.
+    # How optimisers and clip_grad_norm_ group tensors for one kernel.
     group_tensors_by_device_and_dtype = torch._C._group_tensors_by_device_and_dtype
-    # Of attention: the kernel that PyTorch would take, and whether it may round in half precision.
+    # For attention: the kernel that PyTorch would choose, and whether it may round in half
+    # precision.
     fused_sdp_choice: Any = torch._fused_sdp_choice
     get_math_sdp_allow_fp16_bf16_reduction: Any = torch._C._get_math_sdp_allow_fp16_bf16_reduction
-    # Of a convolution: the kernel that PyTorch takes for it and how that lays out its result.
+    # For a convolution: the kernel that PyTorch chooses, and the memory format of its result.
     # Without them, the plain formula.
     ConvBackend: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
     select_conv_backend: Any = torch._C._select_conv_backend
     conv_determine_backend_memory_format: Any = torch._C._conv_determine_backend_memory_format
     # Where `UndefinedGrad` is, which torch.utils.data and others call.
     functions: Any = torch._C._functions
-    # Functions that torch hands to `__torch_function__` beside those of the same name in `torch`.
+    # Functions that torch passes to `__torch_function__` besides those of the same name in `torch`.
     VariableFunctions: Any = torch._C._VariableFunctions
     broadcast_tensors: Any = torch._VF.broadcast_tensors  # type: ignore[attr-defined]
     meshgrid: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
@@ -131,7 +135,7 @@ try:
     # `in_dims` and `out_dims` of vmap, one for each tensor.
     broadcast_to_and_flatten: Any = torch.utils._pytree._broadcast_to_and_flatten
 
-    # -- kernels whose public operation is made of them ----------------------------------
+    # -- kernels that a public operation is composed of ----------------------------------
 
     batch_norm_impl_index = torch._batch_norm_impl_index
     euclidean_dist = torch._euclidean_dist
@@ -152,7 +156,7 @@ try:
     standard_gamma_grad = torch._standard_gamma_grad
 
     # -- operations on lists of tensors, as torch.optim has them -------------------------
-    # Without them, optimisers go by loops.
+    # Without them, optimisers loop over the parameters.
 
     foreach_add = torch._foreach_add
     foreach_add_ = torch._foreach_add_
@@ -187,15 +191,16 @@ except (AttributeError, ImportError) as error:
         " setup.cfg of nnmirror for the versions that they go together in"
     ) from error
 
-# Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch tells
-# this nowhere else; it is only read, and without that module or name there is no forward mode.
+# Its "_current_level" is -1 outside of `dual_level()`, where no tensor has a tangent. Torch has no
+# other way to ask; it is only read, and without that module or name there is no forward mode.
 forward_mode: dict[str, Any] = {"_current_level": -1}
 if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
     forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
 
 
 def is_shown() -> bool:
-    """Is a mode shown each operation? Not if that only says on which device a tensor is made."""
+    """Does a mode see each operation? One that only sets the device of new tensors does not
+    count."""
     if len_torch_dispatch_stack():
         return True
     if not is_torch_function_mode_enabled():

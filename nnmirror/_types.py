@@ -11,10 +11,10 @@ __all__ = ["Dims", "IndexLike", "Number", "Size", "TorchFunction"]
 
 # An argument `dim`; None for all dimensions.
 Dims: TypeAlias = int | list[int] | tuple[int, ...] | None
-# What stands between the brackets of `x[...]`: one of these, or a tuple of them.
+# What `x[...]` may be indexed with: one of these, or a tuple of them.
 _Part: TypeAlias = int | bool | slice | EllipsisType | Tensor | Sequence[Any] | None
 IndexLike: TypeAlias = _Part | tuple[_Part, ...]
 # One number, or one for each dimension.
 Size: TypeAlias = int | tuple[int, ...] | list[int]
-# One of PyTorch's functions, or what is called in its place.
+# One of PyTorch's functions, or a replacement for it.
 TorchFunction: TypeAlias = Callable[..., Any]

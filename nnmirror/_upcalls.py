@@ -1,4 +1,4 @@
-"""Calls from a lower module to a higher one, without a circle of imports.
+"""Calls from a lower module to a higher one, without circular imports.
 
 Modules import only modules below them:
 
@@ -13,14 +13,14 @@ the function, under `upcall`, which names the module that has it:
     def backward(...) -> None:
         raise NotImplementedError
 
-and that module, which imports the lower one anyway, puts its own in the place:
+and that module, which imports the lower one anyway, supplies it:
 
     @implements(tensor)
     def backward(...) -> None: ...
 
-From then on that is the function which the lower module finds under the name, as any other of its
-globals: a call costs nothing more. So it is called by this name in the module that declares it, and
-is not to be imported from there. A class is declared in the same way.
+From then on the lower module finds that function under the name, like any other of its globals, so
+that a call costs nothing extra. It must be called by this name in the module that declares it, and
+not be imported from there. A class is declared in the same way.
 
 After `import nnmirror` all are in place.
 """
@@ -35,7 +35,7 @@ _homes: dict[tuple[str, str], str] = {}  # of (the module that declares it, its 
 
 
 def upcall(home: str) -> Callable[[F], F]:
-    """Declare what the module `home` has, further up."""
+    """Declare a function or class that the higher module `home` defines."""
 
     def declare(function: F) -> F:
         _homes[function.__module__, function.__name__] = home
@@ -45,7 +45,7 @@ def upcall(home: str) -> Callable[[F], F]:
 
 
 def implements(lower: ModuleType) -> Callable[[F], F]:
-    """Put the decorated function in the place where `lower` declares it."""
+    """Make the decorated function the one that `lower` declares."""
 
     def put(function: F) -> F:
         if _homes.get((lower.__name__, function.__name__)) != function.__module__:

@@ -1,4 +1,4 @@
-"""Which PyTorch is beside us, where it matters: what differs from the version in setup.cfg."""
+"""Which version of PyTorch is installed, where its behaviour differs from that in setup.cfg."""
 
 import torch
 

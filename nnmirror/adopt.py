@@ -1,25 +1,25 @@
 """A torch.nn module becomes a mirrored one where the two libraries meet.
 
-What a library built is made of torch.nn's modules. It becomes mirrored when
+A model that a library builds consists of torch.nn modules. It becomes mirrored when
 
 - it is made a part of a mirrored module: `self.backbone = resnet18()`, `nn.Sequential(*layers)`;
 - a mirrored module is made a part of it: `model.fc = nn.Linear(512, 10)`;
 - a script that `python -m nnmirror` runs calls it, or looks at the modules in it (see runner).
 
-It is the same object before and after, and so is every module and parameter in it, as in
-PyTorch: whoever holds one (an optimiser that was made before, a list of layers, the library
-itself) holds the mirrored one. What is exchanged is their class: a library's own class for its twin
-(see bridge), a layer for its namesake, `torch.nn.Parameter` for `nnmirror.Parameter`. Hooks of
-modules stay where they are. All of it is exchanged or, where a layer is not mirrored, nothing; a
-TypeError then names each of those with its place. What torch's autograd recorded before still
-brings its gradients to the parameters.
+It stays the same object, and so does every module and parameter in it, so that existing references
+(an optimiser, a list of layers, the library itself) remain valid. Only their classes are exchanged:
+a library's own class for its twin (see bridge), a layer for the mirrored layer of the same name,
+`torch.nn.Parameter` for `nnmirror.Parameter`. Hooks of modules are kept. Either everything is
+exchanged or, if a layer is not mirrored, nothing; a TypeError then names each such layer with its
+path. Graphs that torch's autograd recorded before still bring their gradients to the parameters.
 
 The twin of a library's class is not a subclass of it, but `isinstance(model, ResNet)` stays true
-for whoever asks, but torch itself; so does `isinstance(layer, torch.nn.BatchNorm2d)`, by which a
-library finds the layers that its `train` freezes.
+everywhere except inside torch; so does `isinstance(layer, torch.nn.BatchNorm2d)`, which a library
+may use to find the layers that its `train` freezes.
 
-A module that is made a part of while its own `__init__` runs is not converted: there a library's
-base class (`LightningModule`, `Metric`) is to be what its library drives.
+A module to which a mirrored one is assigned while its own `__init__` runs is not converted: a class
+derived from a library's base class (`LightningModule`, `Metric`) must stay what that library
+expects.
 """
 
 import sys
@@ -46,7 +46,7 @@ kept: set[str] = set()
 def become_mirrored(model: Any) -> list[str]:
     """Make the torch.nn module `model` a mirrored one, in place.
 
-    Returns what stands against it, each with its place; if anything does, nothing was changed.
+    Returns the reasons against it, each with a path; if there are any, nothing was changed.
     """
     library = type(model).__module__.partition(".")[0]
     if library in kept:
@@ -72,7 +72,7 @@ def class_that_was(module: Module) -> type | None:
 
 
 class _InPlace(Bridge):
-    """A conversion in which the new objects are the old ones."""
+    """A conversion that keeps the objects and changes their classes."""
 
     keeps_hooks = True
 
@@ -98,7 +98,7 @@ class _InPlace(Bridge):
         return param
 
     def commit(self) -> None:
-        """Exchange the classes: of all modules, or where one cannot have another, of none."""
+        """Exchange the classes of all modules, or of none if one cannot be exchanged."""
         before: list[tuple[Any, type]] = []
         try:
             for module, cls, _ in self.modules.values():
@@ -112,7 +112,7 @@ class _InPlace(Bridge):
             return
         for module, _, state in self.modules.values():
             own = module.__dict__
-            # The registries are the same ones, with the same objects: somebody may hold them.
+            # The registries stay the same objects, since there may be references to them.
             own.update({k: v for k, v in state.items() if k not in _module.REGISTRIES})
             own["_became_mirrored"] = True
         for param in self.parameters:
@@ -127,16 +127,17 @@ def _become_mirrored_parameter(param: Any) -> None:
     if requires_grad and param._use_count() > 1:
         _deliver_from_torchs_graph(param)
     param.grad = None
-    param.requires_grad_(False)  # for torch, whose graph is not to be built on it
+    param.requires_grad_(False)  # torch must not record it any more
     param.__class__ = Parameter
     param._requires_grad = requires_grad
     param.grad = grad
 
 
 def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
-    """Let what torch recorded with the parameter bring it the gradients that torch no longer adds.
+    """Add the gradients from graphs that torch recorded with the parameter, which torch no longer
+    does.
 
-    Its AccumulateGrad lives as long as something was recorded with it.
+    Its AccumulateGrad lives as long as such a graph.
     """
     with torch.inference_mode(False), torch.enable_grad():
         accumulate: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
@@ -157,7 +158,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
             if leaf.grad is None:
                 leaf.grad = grad.clone()
             else:
-                leaf.grad.add_(grad)  # as PyTorch: who holds it sees the sum
+                leaf.grad.add_(grad)  # in place, as in PyTorch: others may hold it
 
     accumulate.register_prehook(deliver)
 

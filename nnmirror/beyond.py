@@ -1,9 +1,9 @@
-"""Beyond the mirror: the graph of torch's own in front of a mirrored layer.
+"""Torch's own graph in front of a mirrored layer.
 
 A script may compute with tensors that require grad for torch before it calls a mirrored module:
-`net(torch.cat([x, t], 1))`. What torch recorded there, torch's engine goes back over, from the
-gradient that the mirror's walk brings. With `create_graph=True` that is recorded as one call of
-`TorchGraph`, for whose gradient torch's engine goes back over what it did then.
+`net(torch.cat([x, t], 1))`. The backward of that part is run by torch's engine, starting from the
+gradient that the mirror's walk computes. With `create_graph=True` it is recorded as one call of
+`TorchGraph`, whose gradient is again computed by torch's engine.
 """
 
 import weakref
@@ -29,19 +29,19 @@ def joined(dim: int, tensors: Sequence[T]) -> Any:
 
 
 class _Result(NamedTuple):
-    """What is known of a result of torch's own that the mirror was given."""
+    """What is known about a result of torch's own that the mirror was given."""
 
     tensor: "weakref.ref[T]"
-    made_by: int  # the number of torch's node that made it; another, where it was changed in place
-    since: int  # what the tape recorded later leads to that node
-    over: _tensor.Tensor | None  # what it was taken over as
+    made_by: int  # the number of torch's node that made it; it changes with an in-place change
+    since: int  # calls recorded later have an edge to that node
+    over: _tensor.Tensor | None  # the mirrored tensor that stands for it
 
 
-_results: dict[int, _Result] = {}  # by id; on the tensors themselves a checkpoint would have it
+_results: dict[int, _Result] = {}  # by id; an attribute of the tensors would end up in a checkpoint
 
 
 def _known(tensor: T) -> _Result | None:
-    """What is known of a result, as it was when it was met last."""
+    """What is known about a result, as of its last use."""
     found = _results.get(id(tensor))
     return found if found is not None and found.tensor() is tensor else None
 
@@ -53,11 +53,11 @@ def _number_of(tensor: T) -> int:
 
 @implements(_tape)
 def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
-    """A result of torch's own as one of the mirror's; None if that cannot be, or not `may_be`.
+    """A result of torch's own as one of the mirror's; None if that is impossible, or not `may_be`.
 
-    It can where torch.cat made it of leaves, as the input of physics-informed nets: nothing else
-    lies in torch's graph, so nothing there can have a hook. Those of the tensor itself are looked
-    for by the walk. (A hook on its `grad_fn` is not seen.)
+    It is possible if torch.cat made it of leaves, like the input of physics-informed nets: torch's
+    graph then has no other tensor that could have a hook. The walk looks for hooks of the tensor
+    itself. (A hook on its `grad_fn` is not seen.)
     """
     known = _known(tensor)
     if (
@@ -70,7 +70,7 @@ def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
 
 
 def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
-    """Remember what makes a result of torch's own now."""
+    """Remember which node of torch makes a result now."""
     key = id(tensor)
     found = _results[key] = _Result(
         weakref.ref(tensor, lambda ref: _results.pop(key, None)),
@@ -92,12 +92,12 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     ):
         return None
     dim = made_by._saved_dim
-    dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without its sign
+    dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without the sign
     try:
         node = _cat_of(dim, leaves)
     except (IndexError, RuntimeError):
         return None
-    if node.outputs[0][0] != tensor.shape:  # a leaf is another since
+    if node.outputs[0][0] != tensor.shape:  # a leaf has changed since
         return None
     made: Any = tensor.detach()
     made.__class__ = _tensor.Tensor
@@ -107,7 +107,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
 
 
 def _cat_of(dim: int, leaves: list[Any]) -> _tape.Node:
-    """The node of torch.cat, recorded; made like an earlier one where that is known."""
+    """The node of torch.cat, recorded; copied from an earlier one if there is one."""
     try:
         key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
     except Unsigned:
@@ -133,7 +133,7 @@ _MOST_CATS = 64
 
 @implements(_tape)
 def edge_to(tensor: T) -> _tape.Edge:
-    """Where the gradient of a result of torch's own goes."""
+    """The edge for the gradient of a result of torch's own."""
     known = _known(tensor)
     if known is None or known.made_by != _number_of(tensor):
         known = _meet(tensor)
@@ -141,10 +141,10 @@ def edge_to(tensor: T) -> _tape.Edge:
 
 
 def catch_up(node: _tape.Node, tensor: T) -> bool:
-    """See to what became of torch's `tensor` since `node`, which leads to it, was recorded.
+    """Account for changes of torch's `tensor` since `node`, which has an edge to it, was recorded.
 
-    As PyTorch saves the tensor itself, what is saved here gets its data, if that is another.
-    Returns whether another node of torch's makes it, so that no gradient may go there.
+    PyTorch saves the tensor itself, so if its data was replaced, what is saved here gets the new
+    data. Returns whether another node of torch makes it now, so that no gradient may go there.
     """
     if node.theirs is not None:
         node.theirs.catch_up()
@@ -161,7 +161,7 @@ def catch_up(node: _tape.Node, tensor: T) -> bool:
 
 
 def followed(plan: Any, edges: Sequence[_tape.Edge | None], tensor: T) -> list[int]:
-    """Which of what a node saved of torch's `tensor` has the data that it has now."""
+    """Which saved aliases of torch's `tensor` in a node have its present data."""
     if plan is None or tensor.layout is not torch.strided:
         return []
     edge_at = dict(enumerate(edges))
@@ -174,7 +174,7 @@ def followed(plan: Any, edges: Sequence[_tape.Edge | None], tensor: T) -> list[i
 
 
 def has_changed(node: _tape.Node, tensor: T) -> bool:
-    """Was torch's `tensor` made by another of its nodes when `node` was recorded?"""
+    """Was torch's `tensor` the result of another node of torch when `node` was recorded?"""
     known = _known(tensor)
     return known is not None and (
         known.since > node.sequence or known.made_by != _number_of(tensor)
@@ -182,38 +182,39 @@ def has_changed(node: _tape.Node, tensor: T) -> bool:
 
 
 def was_result(tensor: T) -> bool:
-    """Did torch's graph lie behind it when the mirror was given it?"""
+    """Did it come from torch's graph when the mirror was given it?"""
     return _known(tensor) is not None
 
 
 def is_unusual(node: _tape.Node, tensor: T) -> bool:
-    """Is more to be done with the gradient of torch's `tensor`, to which `node` leads?"""
+    """Does torch's `tensor`, to which `node` has an edge, need its gradient for more than
+    `.grad`?"""
     return is_hooked(tensor) or has_changed(node, tensor)
 
 
 class _Theirs:
-    """Torch's tensor that a node was taken over of; None where it is gone, or is another since."""
+    """Torch's tensor that a node stands for; None if it is gone or has changed since."""
 
     def __init__(self, tensor: T, made: _tensor.Tensor) -> None:
         self.tensor, self.made_by = weakref.ref(tensor), _number_of(tensor)
-        self.made = weakref.ref(made)  # as which it was taken over
+        self.made = weakref.ref(made)  # the mirrored tensor that stood for it
 
     def __call__(self) -> T | None:
         tensor = self.tensor()
         if tensor is None or _number_of(tensor) == self.made_by:
             return tensor
-        if is_hooked(tensor):  # was it hooked before, or since?
+        if is_hooked(tensor):  # did it have a hook before, or does it now?
             raise NotImplementedError(CHANGED)
         return None
 
     def catch_up(self) -> None:
-        """As above: what was saved of it gets the data that it has now."""
+        """As above: what was saved of it gets its present data."""
         tensor, made = self.tensor(), self.made()
         if tensor is not None and made is not None and not tensor.is_set_to(made):
             _tensor._C_data.__set__(made, tensor.detach())
 
     def is_usual(self) -> bool:
-        """Is there nothing to do for it: no hook, and no other data?"""
+        """Is nothing special needed for it: no hook, no replaced data?"""
         tensor, made = self.tensor(), self.made()
         return tensor is None or not (
             is_hooked(tensor) or (made is not None and not tensor.is_set_to(made))
@@ -228,7 +229,7 @@ CHANGED = (
 
 
 def is_hooked(tensor: T | None) -> bool:
-    """Is something to be done with its gradient on the way?"""
+    """Must something be done with its gradient on the way?"""
     return tensor is not None and bool(tensor._backward_hooks or tensor.retains_grad)
 
 
@@ -259,7 +260,7 @@ def behind(tensors: Iterable[T]) -> tuple[list[T], set[Any]]:
 
 
 def leads_to(tensor: T, ends: Sequence[T]) -> bool:
-    """Does torch's graph behind `tensor`, a result, lead to one of `ends`?"""
+    """Does torch's graph of `tensor`, a result, reach one of `ends`?"""
     leaves, nodes = behind([tensor])
     within = {id(leaf) for leaf in leaves}
     return any(
@@ -277,13 +278,13 @@ def go_back(
     create_graph: bool,
     stands_for: dict[int, T] | None = None,
 ) -> Sequence[T | None]:
-    """The gradients of torch's `tensors` for torch's `inputs`, from `grads`; None where there is
-    no way. Recorded with `create_graph`.
+    """The gradients of torch's `tensors` for torch's `inputs`, from `grads`; None where they are
+    not connected. Recorded with `create_graph`.
 
     `stands_for` says which tracked tensors some of torch's leaves stand for.
     """
     asked = [x for x in inputs if x.requires_grad]
-    if len(asked) < len(inputs):  # some were frozen since
+    if len(asked) < len(inputs):  # some were frozen in the meantime
         found: Sequence[T | None] = ()
         if asked:
             found = go_back(tensors, grads, asked, retain_graph, create_graph, stands_for)
@@ -297,7 +298,7 @@ def go_back(
     of = _Piece(tuple(tensors), tuple(inputs), tuple(ends))
     args = of, *grads, *[stands_for.get(id(end), end) for end in ends]
     results, node = _tape.record(TorchGraph, args)
-    # What torch made is an end, but no way on: the leaves behind it get all of theirs here.
+    # A result of torch among the inputs gets its gradient, and so do the leaves behind it.
     edges = list(node.edges)  # type: ignore[union-attr]
     for i, end in enumerate(ends, start=1 + len(grads)):
         if not end.is_leaf:
@@ -326,7 +327,7 @@ def _gradients(
 
 
 def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
-    """Go on from torch's tensors with their gradients, and add what arrives to the leaves'."""
+    """Continue the backward from torch's tensors, and add to the `.grad` of the leaves."""
     tensors, grads = zip(*arrived, strict=True)
     engine.run_backward(
         tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
@@ -341,7 +342,7 @@ _HOOKED = (
 
 
 class _Piece(NamedTuple):
-    """A piece of torch's graph: what it is entered by, asked for, and the leaves in it."""
+    """A piece of torch's graph: its outputs, the inputs asked for, and its leaves."""
 
     tensors: tuple[T, ...]
     inputs: tuple[T, ...]
@@ -351,7 +352,7 @@ class _Piece(NamedTuple):
 class TorchGraph(_tape.Function):
     """Z = J^T G, J the Jacobian of what torch's own autograd recorded
 
-    The gradients are those of what torch's engine did to compute it.  Saved: what it recorded.
+    Its gradients are those of the operations of torch's engine. Saved: the graph of these.
     """
 
     is_rule = True
@@ -391,7 +392,8 @@ class TorchGraph(_tape.Function):
         )
         for end, grad in zip(of.ends, found[len(given) :], strict=True):
             if grad is not None and end.is_leaf and end._backward_hooks:
-                # Its hooks have run for this part of its gradient, and would again for all of it.
+                # Its hooks have run for this part of the gradient; they must not run again for the
+                # whole.
                 raise NotImplementedError(_HOOKED)
         return None, *found
 

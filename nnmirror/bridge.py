@@ -60,19 +60,19 @@ _twins: "weakref.WeakKeyDictionary[type, weakref.ref[type]]" = weakref.WeakKeyDi
 
 
 class Bridge:
-    """One conversion: what became of each module, parameter and buffer."""
+    """One conversion: the new object for each module, parameter and buffer."""
 
-    keeps_hooks = False  # of modules: they would be left behind
+    keeps_hooks = False  # of modules: they would be lost
 
     def __init__(self, to_mirror: bool, copy: bool) -> None:
-        import torch.nn as torch_nn  # asked for by whoever calls this, and by nobody else
+        import torch.nn as torch_nn  # only if the caller of this class asks for it
 
         self.torch_nn = torch_nn
         self.copy = copy
         self.to_mirror = to_mirror
         self.source: Any = torch_nn.Module if to_mirror else Module
         self.target: Any = Module if to_mirror else torch_nn.Module
-        # With the originals, so that no id is used twice.
+        # With the originals, so that no id is reused.
         self.done: dict[int, tuple[Any, Any]] = {}
         self.copied: dict[int, Any] = {}  # deepcopy's memo
         self.problems: list[str] = []
@@ -97,7 +97,7 @@ class Bridge:
     def _module(self, module: Any, path: str) -> Any:
         if id(module) in self.done:
             return self.done[id(module)][1]
-        # Of its type, since one that became mirrored in place says that it is torch.nn's too.
+        # By type: the `__class__` of a model that became mirrored in place is torch.nn's too.
         if issubclass(type(module), self.target):  # assigned into it
             return self._plain(module)
         cls = self._class(type(module), path, module)
@@ -127,12 +127,12 @@ class Bridge:
         return new
 
     def _begin(self, module: Any, cls: type) -> tuple[Any, dict[str, Any]]:
-        """What `module` becomes, of the class `cls`, and the attributes to be filled."""
+        """The new object for `module`, of the class `cls`, and the attributes to be filled."""
         new: Any = object.__new__(cls)
         return new, new.__dict__
 
     def _method(self, new: Any, name: str) -> Any:
-        """A method of what a module became."""
+        """A method of the new object of a module."""
         return getattr(new, name)
 
     def _attribute(self, value: Any, path: str) -> Any:
@@ -201,7 +201,8 @@ class Bridge:
         return new
 
     def _plain(self, value: Any) -> Any:
-        """A buffer, or what is neither module nor parameter: itself, or with `copy` a copy."""
+        """A buffer or another value that is neither module nor parameter: itself, or with `copy` a
+        copy."""
         return _copy.deepcopy(value, self.copied) if self.copy else value
 
     def _data(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -240,7 +241,7 @@ class Bridge:
         return target.get(cls.__name__) if source.get(cls.__name__) is cls else None
 
     def _twin(self, cls: type, bases: tuple[Any, ...], path: str) -> type:
-        """A class like `cls` on other bases. Its methods' `super()` is its own."""
+        """A class like `cls` with other bases, with `super()` in its methods adapted."""
         cell = types.CellType()
         namespace: dict[str, Any] = {_ORIGIN: cls}
         for name, value in cls.__dict__.items():
@@ -257,9 +258,9 @@ class Bridge:
         return twin
 
 
-# What calls left, and that it became what it is in place (see adopt).
+# The records of calls, and that it became mirrored in place (see adopt).
 _LEFT_OUT = ("_call", "_runs", "_became_mirrored")
-_A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # which each class makes anew
+_A_CLASS_OF_ITS_OWN = ("__dict__", "__weakref__", "_abc_impl")  # each class makes its own
 
 
 def origin_of(cls: type) -> type | None:
@@ -272,9 +273,10 @@ _NEW = vars(copyreg)["__newobj__"]
 
 @implements(_module)
 def reduced(module: Module, made: Any) -> Any:
-    """What `module` is pickled as, given what any object of its class would be.
+    """What `module` is pickled as, given the default for an object of its class.
 
-    The twin of a class is found by no name, so that it is made again of that class.
+    A twin class has no importable name, so it is made again from the original class when it is
+    loaded.
     """
     cls = type(module)
     origin = origin_of(cls)
@@ -301,14 +303,14 @@ def _hooks_on(param: Any) -> bool:
 
 
 def _unwrapped(value: Any) -> Any:
-    """A forward as its author wrote it: a mirrored class notes the calls of its own."""
+    """A forward as its author wrote it: a mirrored class wraps its own to record calls."""
     if isinstance(value, types.FunctionType) and value.__globals__ is vars(_module):
         return getattr(value, "__wrapped__", value)
     return value
 
 
 def _with_class(value: Any, old: type, cell: Any) -> Any:
-    """What a class holds, with `cell` wherever a function's `super()` looks for `old`."""
+    """The contents of a class, with `cell` wherever a function's `super()` refers to `old`."""
     if isinstance(value, staticmethod | classmethod):
         return type(value)(_with_class(value.__func__, old, cell))
     if isinstance(value, property):

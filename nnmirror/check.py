@@ -1,11 +1,11 @@
 """Run a script on PyTorch and on the mirror, and compare what it prints and saves.
 
-Each run starts in a copy of the current directory that lies at the same path, so that the
-second sees nothing of the first and both print the same paths. What is compared: standard
-output byte for byte, and every file made or changed there: files that torch.save or pickle
-wrote by what they hold (the bits of tensors, the names of classes and their state; a class of
-torch.nn and the mirror's of the same name are equal), all others byte for byte; and, where both
-fail, the last line of the error. Both runs are in exact mode.
+Each run starts in a copy of the current directory at the same path, so that the second run does not
+see the files of the first and both print the same paths. It compares standard output byte for byte;
+every file that was made or changed (files written by torch.save or pickle by their contents: the
+bits of tensors, the names of classes and their state, where a class of torch.nn equals the mirror's
+of the same name; all others byte for byte); and, if both fail, the last line of the error. Both
+runs are in exact mode.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _EVEN_SO = "Both ran in exact mode. The gradients that differ even so: nnmirror/
 
 @dataclass
 class Run:
-    """What one run left."""
+    """The outcome of one run."""
 
     name: str
     status: int
@@ -52,9 +52,9 @@ class Run:
 def check(
     arguments: list[str], seeds: list[str], seed: int = 0, options: Sequence[str] = ()
 ) -> int:
-    """Run `python -m nnmirror arguments` on both; print what was found; 0 if identical.
+    """Run `python -m nnmirror arguments` on both, print the differences; 0 if there are none.
 
-    `seeds` are the places where the script seeds the generators itself, `options` further ones of
+    `seeds` are the lines where the script seeds the generators itself, `options` further options of
     the command line.
     """
     with tempfile.TemporaryDirectory(prefix="nnmirror-check-") as name:
@@ -70,8 +70,8 @@ def check(
     return 0 if same else 1
 
 
-# `python -m nnmirror`, found where this one was, wherever it is started. Ctrl-C reaches it too, and
-# ends it without a word.
+# `python -m nnmirror` of this installation, from any directory. Ctrl-C reaches it too, and ends it
+# silently.
 _RUN = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -93,7 +93,7 @@ def _run(
     environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONUNBUFFERED": "1"}
     environment["NNMIRROR_EXACT"] = "1"  # all bits are compared
     start = time.perf_counter()
-    # What it says is shown as it comes, with the paths of the files that were copied.
+    # Its standard error is shown as it comes, with the original paths.
     with subprocess.Popen(
         [*command, *arguments],
         cwd=work,
@@ -109,9 +109,9 @@ def _run(
                 relay.join()
             status = process.wait()
         except KeyboardInterrupt:
-            process.terminate()  # where it reached this process alone
+            process.terminate()  # if only this process got it
             process.wait()
-            for relay in (errors, prints):  # what it started may hold a pipe open
+            for relay in (errors, prints):  # a child process may keep a pipe open
                 relay.join(timeout=1)
             raise
     seconds = time.perf_counter() - start
@@ -134,7 +134,7 @@ def _run(
 
 
 class _Relay(threading.Thread):
-    """Shows what comes through a pipe, and keeps it; `work` is named as what it is a copy of."""
+    """Shows what comes through a pipe, and keeps it, with the original path in place of `work`."""
 
     def __init__(self, pipe: Any, sink: Any, work: Path, prefix: str = "") -> None:
         super().__init__(daemon=True)
@@ -151,7 +151,7 @@ class _Relay(threading.Thread):
         rest = b""
         while chunk := os.read(self.pipe.fileno(), 65536):
             rest += chunk
-            # Whole lines, or a path might be cut in two; a progress bar ends its own with \r.
+            # Whole lines, so that no path is cut in two; a progress bar ends its lines with \r.
             end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
             self._show(rest[:end])
             rest = rest[end:]
@@ -174,7 +174,8 @@ class _Relay(threading.Thread):
 
 
 def _script_in(work: Path, script: str) -> str:
-    """The script's path for a run in `work`: that of its copy, as it may write beside itself."""
+    """The script's path for a run in `work`: its copy there, as it may write files beside
+    itself."""
     full, here = Path(os.path.realpath(script)), Path(os.path.realpath(Path.cwd()))
     copied = work / full.relative_to(here) if full.is_relative_to(here) else None
     if copied is None or not copied.exists():
@@ -183,7 +184,7 @@ def _script_in(work: Path, script: str) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a directory: without what is hidden or installed there, large files as links."""
+    """Copy a directory, without hidden and installed files, and with large files as links."""
 
     def leave_out(directory: str, names: list[str]) -> list[str]:
         return [
@@ -293,7 +294,7 @@ def compare_files(expected: Path, actual: Path) -> str | None:
 
 
 class _Object:
-    """What stands for an object of any other class in a file: what it was pickled with."""
+    """Stands for an object of any other class in a file: what it was pickled with."""
 
     args: tuple[Any, ...]
     state: Any = None
@@ -408,7 +409,7 @@ def _unlike(expected: Any, actual: Any, where: str, seen: dict[Any, Any]) -> str
     if type(expected) is not type(actual):
         return f"{where}: {type(expected).__name__} and {type(actual).__name__}"
     if isinstance(expected, dict) and any(isinstance(key, _Object) for key in expected):
-        # As an optimiser keeps its state, by parameter: an object is no key of another dict.
+        # Keys may be objects, as in an optimiser's state: they equal no key of the other dict.
         return _unlike(list(expected.items()), list(actual.items()), where, seen)
     if isinstance(expected, dict):
         if set(expected) != set(actual):
@@ -430,7 +431,7 @@ _CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
 def _public(state: Any) -> Any:
-    """A pickled module's state without what only its own library reads."""
+    """A pickled module's state without the private parts of either library."""
     if not isinstance(state, dict):
         return state
     return {k: v for k, v in state.items() if k in _CONTENTS or not str(k).startswith("_")}

@@ -19,7 +19,7 @@ _SENTENCE = re.compile(r"\.\s")
 
 
 def gradients(function: Any) -> str:
-    """Those of a Function, or of what it is derived from; else its docstring's first line."""
+    """Those of a Function or of its base class; else the first line of its docstring."""
     classes = list(_classes(function))
     for cls in classes:
         found = gradients_in(cls.__doc__)
@@ -29,7 +29,7 @@ def gradients(function: Any) -> str:
 
 
 def value(function: Any) -> str:
-    """What it computes: "y = tanh(x)"; "" if it is not said."""
+    """What it computes: "y = tanh(x)"; "" if the docstring does not say."""
     return next((found for cls in _classes(function) if (found := _halves(cls.__doc__)[0])), "")
 
 

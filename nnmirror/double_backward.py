@@ -1,14 +1,14 @@
-"""A backward that is recorded itself, for gradients of gradients (`create_graph=True`).
+"""A backward that is itself recorded, for gradients of gradients (`create_graph=True`).
 
 A rule's gradients are made of operations that have rules. So the walk with `create_graph=True`
-calls them with tracked tensors in the place of what was saved, and the tape records what they
-compute. What was saved knows where it came from:
+calls them with tracked tensors in place of the saved ones, and the tape records the computation.
+Each saved tensor is connected to its origin:
 
-- an argument of the call: by the edge of the node at its place;
+- an argument of the call: by the node's edge for it;
 - a result: by the node itself;
-- what the forward keeps, a mask or indices: no gradient goes through it;
-- what it keeps and is `derived` from the arguments (a mean): the rule's `<name>_again` computes it
-  once more from the arguments, in operations that have rules.
+- a mask or indices that the forward keeps: no gradient goes through it;
+- a value that it keeps and that is `derived` from the arguments (a mean): the rule's `<name>_again`
+  computes it again from the arguments, in operations that have rules.
 
 A gradient that is not made of such operations (one that is written for speed, or follows a
 kernel's rounding) is a rule of its own, with a forward and gradients: see rules/gradient.py.
@@ -38,7 +38,7 @@ def run_recorded(
     again = node.copied()
     again.creates_graph = True
     if node._saved:
-        with DisableTorchFunctionSubclass():  # what was saved leads to the node itself
+        with DisableTorchFunctionSubclass():  # saved results have the node itself as their history
             again._saved, again._versions = _restored(node)
     if node.attributes is not None:
         recorded = again.run(grads)
@@ -63,7 +63,7 @@ def run_recorded(
 
 
 def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[T | None]) -> None:
-    """Raise if a gradient that is linear in what depends on something depends on nothing."""
+    """Raise if a gradient carries no history although it depends linearly on tensors that do."""
     if not any(g is not None and g.requires_grad for g in grads):
         return
     for result in results:
@@ -80,7 +80,7 @@ def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
 
 
 def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
-    """The plan of a node for the gradients of another rule with the same forward."""
+    """The plan of a node, for the gradients of another rule with the same forward."""
     plan, formulas = node.plan, rule.formulas
     if plan is None or formulas is None:
         raise _no_second(rule)
@@ -101,7 +101,7 @@ def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
 
 
 def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
-    """What was saved, as tensors that lead to where it came from; and the versions then."""
+    """The saved tensors, connected to their origins; and their versions when saved."""
     saved, versions = list(node._saved or ()), list(node._versions)
     if node.attributes is not None:
         return [_of_user(node, tensor) for tensor in saved], versions
@@ -129,13 +129,13 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
             value = node.saved(i)
             again = saved[i] = _derived(node, names[i], saved)
             if isinstance(again, _tensor.Tensor):
-                _tensor._C_data.__set__(again, value)  # the bits of the forward
+                _tensor._C_data.__set__(again, value)  # with the bits of the forward
             versions[i] = again._version
     return saved, versions
 
 
 def _of_user(node: _tape.Node, tensor: Any) -> Any:
-    """What a user's Function saved, with the history that it has."""
+    """What a user's Function saved, with its history."""
     if not isinstance(tensor, T):
         return tensor
     index = getattr(tensor, "_alias_of_output", None)
@@ -147,7 +147,7 @@ def _of_user(node: _tape.Node, tensor: Any) -> Any:
 
 
 def led_to(tensor: T, edge: _tape.Edge | None) -> T:
-    """`tensor`, tracked: a gradient that reaches it goes to `edge`."""
+    """`tensor` as a tracked one, whose gradient goes to `edge`."""
     if edge is None or not tensor.is_floating_point():
         return tensor if type(tensor) is T and not tensor.requires_grad else tensor.detach()
     target, index = edge
@@ -165,7 +165,7 @@ def led_to(tensor: T, edge: _tape.Edge | None) -> T:
 
 
 def _derived(node: _tape.Node, name: str, saved: Sequence[Any]) -> T:
-    """What the forward computed from the arguments, computed from them once more."""
+    """A value that the forward derived from the arguments, computed again from them."""
     function, plan = node.function, node.plan
     again = getattr(function, f"{name}_again", None)
     if again is None or plan is None:

@@ -1,7 +1,7 @@
 """The activations as PyTorch's kernels round them.
 
-float16 and bfloat16 are computed in float32. Where a kernel takes the numbers that fill vector
-registers in one way and those left over in another, there is a formula for each (see
+float16 and bfloat16 are computed in float32. Where a kernel treats numbers that fill whole vector
+registers differently from the remaining ones, there is a formula for each (see
 `nnmirror/rules/kernel.py`).
 """
 
@@ -70,9 +70,9 @@ def _elu_grad(g: T, input: T, alpha: float, scale: float, input_scale: float) ->
 
 
 def _below(how: tuple[float, float, float], like: T) -> tuple[Any, Any]:
-    """What g is multiplied with in the branch below 0, and in the other: (g i (a s)) and (g s).
+    """The factors of g below 0 and above: (g i (a s)) and (g s).
 
-    Nothing, where that is 1, as it nearly always is.
+    None where that is 1, as it nearly always is.
     """
     a, s, i = how
     plain = a == s == i == 1
@@ -169,8 +169,8 @@ class Silu(rules.Silu):
 
 @exact_of(rules.Gelu, "GELU", units=24)
 class Gelu(rules.Gelu):
-    """Nearly: PyTorch's kernels have an erf and a tanh of their own, which no tensor operation
-    computes. The gradient can be off by a few units in the last place."""
+    """Not always the same bits: PyTorch's kernels have an erf and a tanh of their own, which no
+    tensor operation computes. The gradient can be off by a few units in the last place."""
 
     is_recordable = True
 
@@ -245,7 +245,7 @@ class LogSigmoid(rules.LogSigmoid):
 
     @staticmethod
     def e_again(input: T) -> T:
-        """As it was: PyTorch takes no gradient by way of it."""
+        """As it was: PyTorch sends no gradient through it."""
         return torch.ops.aten.log_sigmoid_forward(input.detach())[1]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -291,8 +291,9 @@ def _hardswish_grad(g: T, input: T) -> T:
 
 @exact_of(rules.Mish, "Mish", units=20)
 class Mish(rules.Mish):
-    """Nearly: PyTorch's kernel has an exp of positive numbers, a log1p and a tanh of its own, which
-    no tensor operation computes. The gradient can be off by a few units in the last place."""
+    """Not always the same bits: PyTorch's kernel has an exp of positive numbers, a log1p and a tanh
+    of its own, which no tensor operation computes. The gradient can be off by a few units in the
+    last place."""
 
     is_recordable = True
 
@@ -310,8 +311,8 @@ class Mish(rules.Mish):
 
 @exact_of(softmax.Softplus, "Softplus", units=4)
 class Softplus(softmax.Softplus):
-    """g e / (e + 1). Nearly: where b x > 0 the kernel rounds exp differently from any tensor
-    operation, and about one gradient in thirty is off in its last place."""
+    """g e / (e + 1). Not always the same bits: where b x > 0 the kernel rounds exp differently from
+    any tensor operation, and about one gradient in thirty differs in its last place."""
 
     is_recordable = True
 
@@ -369,7 +370,7 @@ class Softshrink(rules.Softshrink):
 
 @exact_of(Prelu, "PReLU", units=2)
 class PreluKernel(Prelu):
-    """dw is 0 where x > 0, be g negative or infinite."""
+    """dw is 0 where x > 0, even if g is negative or infinite."""
 
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, weight: T) -> Gradients:

@@ -20,13 +20,13 @@ ATTACHED: list[Attached] = []
 
 
 def exact_of(rule: type[Function], *layers: str, units: float) -> Callable[[F], F]:
-    """Let the decorated subclass of `rule` be recorded in its place in exact mode.
+    """Record the decorated subclass of `rule` instead of it in exact mode.
 
-    Where its gradients are rules too (see rules/gradient.py), it says `is_recordable`: gradients of
-    gradients then have PyTorch's bits as well.
+    If its gradients are rules too (see rules/gradient.py), it has `is_recordable = True`: gradients
+    of gradients then have PyTorch's bits as well.
 
-    `layers` are the modules that record the rule. `units` bounds by how much the plain formula
-    differs from the exact one: |a - b| <= units eps max|b|, eps that of the dtype.
+    `layers` are the modules that record the rule. `units` bounds the difference of the plain
+    formula from the exact one: |a - b| <= units eps max|b|, eps that of the dtype.
     """
 
     def attach(variant: F) -> F:

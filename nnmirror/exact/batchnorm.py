@@ -1,6 +1,6 @@
 """Batch normalisation, rounded as PyTorch's CPU kernels round it.
 
-The backward adds up in one of three ways, by how x and g lie in memory: row by row (channels
+The backward sums in one of three orders, by the memory layout of x and g: row by row (channels
 last), plane by plane (contiguous), or element by element. On another device than the CPU the plain
 formula is used.
 """
@@ -100,14 +100,15 @@ def _sums(
 ) -> tuple[T, T, IndexLike]:
     """sum of g and sum of g (x - mean), per channel.
 
-    And for which elements of dx the kernel takes (x - mean) k from the rest without rounding it.
+    And for which elements of dx the kernel subtracts (x - mean) k from the rest without rounding it
+    first.
     """
     channels = g.shape[1]
     narrow, lanes = dtype.itemsize == 2, 32 // dtype.itemsize
     total = torch.float32 if narrow else torch.float64
     if layout is None:
         around = [0, *range(2, g.dim())]
-        # In the order in which x lies in memory.
+        # In the memory order of x.
         dims = sorted(around, key=centred.stride, reverse=True)
         products = (centred * g).permute(*dims, 1).reshape(n, channels)
         kept = torch.float32 if dtype is torch.float16 else dtype
@@ -133,7 +134,7 @@ def _sums(
 def _narrow_planes(g: T, centred: T, half: bool) -> tuple[T, T]:
     """The two sums where the kernel converts from 16 bits.
 
-    All registers of all planes are added to one, and what does not fill them to one number.
+    All registers of all planes are added to one register, and the remaining elements to one number.
     """
     batch, channels, size = g.shape
     end = size - size % 16

@@ -4,10 +4,10 @@
     dw = sum over the images of (ds - mean db) r
     dx = r w g + p x + q,  p = (mean sum(db w) - sum(ds w)) r^3 / n,  q = -p mean - r sum(db w) / n
 
-with the last sums over the channels of a group, of n elements. The places are added up by the lanes
-of a register of 32 bytes; so are the channels, with fused multiply-adds, and what does not fill
-that is added last: by 16 bytes, and then one by one, fused again. The plain formula is used for 16
-bits, for channels last, and on another device than the CPU.
+with the last sums over the channels of a group, of n elements. The places are summed by the lanes
+of a register of 32 bytes; so are the channels, with fused multiply-adds. What does not fill a
+register is added last: 16 bytes together, then one by one, fused again. The plain formula is used
+for 16 bits, for channels last, and on another device than the CPU.
 """
 
 import torch
@@ -59,7 +59,7 @@ class NativeGroupNorm(groupnorm.NativeGroupNorm):
             x, g = (t.reshape(*shape, -1) for t in (x, g))
             dx = torch.addcmul(p.view(n, -1, 1, 1) * x, scale.expand_as(x), g)
             dx = (dx + q.view(n, -1, 1, 1)).view(input.shape)
-            if dx.stride() != input.stride():  # of one place: which format it has is not seen
+            if dx.stride() != input.stride():  # one place: either memory format
                 dx = torch.empty_like(input).copy_(dx)
         return dx, None, dw, of_bias, None
 

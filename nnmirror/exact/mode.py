@@ -1,4 +1,4 @@
-"""Exact mode: PyTorch's bits even where they cost time.
+"""Exact mode: PyTorch's bits even where they take longer.
 
 By default a layer whose kernel rounds in an order of its own computes the plain formula, and its
 gradients differ by a few units in the last place. In exact mode they have PyTorch's bits.
@@ -51,6 +51,6 @@ class exact(NoParamDecoratorContextManager):
 
 
 def chosen(function: "type[Function]") -> "type[Function]":
-    """What is recorded for a function that has an exact form: that one, or itself."""
+    """The exact form of a function in exact mode, else the function itself."""
     found = function.exact if is_exact() else None
     return function if found is None else found

@@ -3,9 +3,9 @@
     db = sum of the rows of g,  dw = sum of the rows of g (r x - r mean)
     dx = r g w + p x + q,  p = (mean sum(g w) - sum(g w x)) r^3 / n,  q = -p mean - r sum(g w) / n
 
-What surrounds the formulas is the order in which the backward adds up: each row by the lanes of a
-vector register, the rows one after another, as fused multiply-adds, which is what `torch.addcmul`
-does. On another device than the CPU the plain formula is used.
+Everything around the formulas reproduces the order of summation: each row by the lanes of a vector
+register, the rows one after another, with fused multiply-adds, as `torch.addcmul` computes them. On
+another device than the CPU the plain formula is used.
 """
 
 import functools
@@ -25,9 +25,9 @@ T = torch.Tensor
 def row_sum(x: T, times: T | None, narrow: bool, mixed: bool) -> T:
     """The sum of each row of x, or of x times another.
 
-    `narrow` where the kernel converts from 16 bits, `mixed` where the weight has 32 bits then.
-    By lanes of 32 bytes on every machine; the remainder is added last, with fused multiply-adds.
-    Converted from 16 bits, all multiply-adds are fused.
+    `narrow` if the kernel converts from 16 bits, `mixed` if the weight has 32 bits then. By lanes
+    of 32 bytes on every machine; the remainder is added last, with fused multiply-adds. For input
+    converted from 16 bits, all multiply-adds are fused.
     """
     terms = x if times is None else x * times
     if not x.is_cpu:
@@ -90,8 +90,8 @@ def rows_in_turn(rows: T) -> T:
 def rows_fused(rows: T, times: T, dtype: torch.dtype) -> T:
     """The sum of the rows times those of another, each step rounded once, to `dtype`.
 
-    Many rows are summed by products of matrices, where this machine's add in that order. Else
-    there is one call for each row: ten times the kernel's time and more.
+    Many rows are summed by matrix products, if those of this machine sum in that order. Else there
+    is one call per row, which takes ten times as long as the kernel, or more.
     """
     if dtype is rows.dtype and len(rows):
         if len(rows) > _BLOCK // 2:
@@ -113,7 +113,7 @@ def _one_by_one(rows: T, times: T) -> T:
     return total
 
 
-# So many rows, and the total so far, a product of matrices takes as one block.
+# A matrix product processes this many rows, and the total so far, as one block.
 _BLOCK = 127
 _WIDTHS = (16, 12, 32, 24, 48)
 
@@ -146,7 +146,8 @@ def _by_products(rows: T, times: T, width: int) -> T:
 
 @functools.lru_cache(maxsize=1024)
 def _product_width(n: int, dtype: torch.dtype, threads: int, precision: str) -> int:
-    """The width by which `_by_products` has the bits of one call for each row, here; 0 for none.
+    """The width for which `_by_products` has the bits of one call per row on this machine; 0 for
+    none.
 
     `threads` and `precision` are PyTorch's settings, on which it may depend.
     """
@@ -163,7 +164,7 @@ def _product_width(n: int, dtype: torch.dtype, threads: int, precision: str) -> 
 def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) -> T:
     """The sum of the rows of g, or of g times another, one row after another in each thread.
 
-    Each step rounds once, to `dtype`. What the threads have is added in `at_last`.
+    Each step rounds once, to `dtype`. The sums of the threads are added in `at_last`.
     """
     if not g.is_cpu:
         return (g if times is None else g * times).sum(0)
@@ -213,9 +214,9 @@ class NativeLayerNorm(normalization.NativeLayerNorm):
             elif w.dtype is dtype:
                 w_row = w.reshape(1, n).to(g.dtype)
                 gw = w_row.expand_as(g)
-                # The rows of one below those of the other: each is added up by itself.
+                # The rows of one below those of the other: each row is summed on its own.
                 ds, dm = sums(torch.cat([g * rows, g]), w_row.expand(2 * m, n)).split(m)
-            else:  # the kernel for a weight wider than x multiplies in another order
+            else:  # the kernel for a weight of higher precision than x multiplies in another order
                 gw = w.reshape(1, n).expand_as(g)
                 ds, dm = sums(g * gw, rows, mixed=True), sums(g * gw, None, mixed=True)
             ds, dm, scale = ds.unsqueeze(1), dm.unsqueeze(1), 1 / n

@@ -2,8 +2,8 @@
 
 Along the last dimension these keep one partial sum for each lane of a vector register; along any
 other they add row after row, as fused multiply-adds, which is what `torch.addcmul` does. Measured
-with every instruction set that PyTorch can be told to use; on another device than the CPU the
-plain formula is used.
+with every instruction set that PyTorch can be set to use; on another device than the CPU the plain
+formula is used.
 """
 
 import torch
@@ -76,7 +76,7 @@ def log_softmax_grad(g: T, result: T, dim: int) -> T:
         s, e = lane_sum(wide, narrow), vector_exp(y)
     else:
         s = in_turn(wide.movedim(dim, -1), wide.shape[dim])
-        # The vectorized exp for whole registers of the dimensions behind dim.
+        # The vectorized exp for whole registers of the dimensions after dim.
         inner = y.flatten(dim + 1)
         whole = inner.shape[-1] - inner.shape[-1] % (lanes(y) * (1 + narrow))
         e = torch.cat([vector_exp(inner[..., :whole]), scalar_exp(inner[..., whole:])], -1)

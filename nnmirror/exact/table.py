@@ -1,6 +1,6 @@
-"""Which layers have PyTorch's bits in exact mode alone.
+"""The layers that have PyTorch's bits only in exact mode.
 
-All others have them always. Each module of exact forms is imported here, which attaches them.
+All others always have them. Importing the modules of exact forms here attaches them.
 """
 
 from . import activation, batchnorm, groupnorm, normalization, softmax  # noqa: F401

@@ -1,6 +1,6 @@
 """What `nnmirror.explain` is made of.
 
-`explainer.py` goes back over a graph and writes the function, `naming.py` finds the reader's names
-for it. `explanation.py` is what a user gets; `standalone.py` makes a file of it, and `page.py` a
+`explainer.py` runs the backward of a graph and writes the function, `naming.py` finds the names for
+it. `explanation.py` is what a user gets; `standalone.py` writes it as a script, and `page.py` as a
 page.
 """

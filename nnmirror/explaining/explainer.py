@@ -1,7 +1,7 @@
-"""How `nnmirror.explain` goes back over a graph, and writes down what it does.
+"""How `nnmirror.explain` runs the backward of a graph and writes it down.
 
-The steps are taken and noted as those of a walk that is bound (see `fast/bound.py`), and written
-in the reader's names. What comes out is run, and must give the gradients that the steps gave.
+The steps are run and recorded like those of a walk that is bound (see `fast/bound.py`), and written
+with the reader's names. The written function is then run, and must give the same gradients.
 """
 
 import functools
@@ -41,7 +41,7 @@ def explained(
     try:
         return _explained(tensor, grad, modules, variables_of(frame))
     finally:
-        torch.set_rng_state(state)  # should the backward of a user's Function have drawn
+        torch.set_rng_state(state)  # in case the backward of a user's Function draws
 
 
 @_walk.unrecorded
@@ -56,7 +56,7 @@ def _explained(
 
 
 class _Notes(bound.Notes):
-    """Notes, besides, what assigns to a part of a tensor."""
+    """Records assignments to a part of a tensor as well."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is T.__setitem__:
@@ -68,8 +68,8 @@ class _Notes(bound.Notes):
 class Writer(bound.Writer):
     """Writes the source of the walk from `root` for a reader.
 
-    It leaves the graph as it was. A step that depends on the numbers in a tensor is written as it
-    is for these.
+    It leaves the graph unchanged. A step that depends on the numbers in a tensor is written as it
+    ran for these numbers.
     """
 
     def __init__(
@@ -88,22 +88,22 @@ class Writer(bound.Writer):
         for node in self.order:
             _refuse_hooks(node)
         self.reader = Names(self.order, self.layers, modules, variables)
-        self.expected: dict[int, int] = {}  # how many gradients come to a place
+        self.expected: dict[int, int] = {}  # how many gradients each place gets
         for target, output in [root, *(e for n in self.order for e in n.edges if e is not None)]:
             if output != _tape.NO_FURTHER:
                 key = self.place(target, output)
                 self.expected[key] = self.expected.get(key, 0) + 1
-        self.came: dict[int, int] = {}  # and how many have come
-        self.parts: dict[int, str] = {}  # what their names begin with
+        self.came: dict[int, int] = {}  # and how many have arrived
+        self.parts: dict[int, str] = {}  # the prefix of their names
         self.ends: dict[str, T] = {}  # the leaves, by their names
-        self.totals: dict[int, T] = {}  # what has come, by the place
-        self.values: dict[str, T] = {}  # what the source is given, by its names there
-        self.at: dict[Any, str] = {}  # these names, by where the tensors are in memory
-        self.renamed: dict[str, str] = {}  # what is computed on the way
+        self.totals: dict[int, T] = {}  # the gradients that have arrived, by place
+        self.values: dict[str, T] = {}  # the arguments of the function, by name
+        self.at: dict[Any, str] = {}  # these names, by the memory of the tensors
+        self.renamed: dict[str, str] = {}  # intermediate results
         self.aliases: dict[tuple[int, str], str] = {}  # further names of a gradient
-        self.numbers: dict[Any, str] = {}  # tensors without dimensions that are the same always
+        self.numbers: dict[Any, str] = {}  # constant tensors without dimensions
         self.steps: list[_Step] = []
-        self.copies: dict[Any, T] = {}  # by where the tensors are in memory
+        self.copies: dict[Any, T] = {}  # by the memory of the tensors
         self.found_results: dict[tuple[int, int], T] = {}  # by the operation and the output
         for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
             if type(target) is not _tape.Node:
@@ -112,7 +112,7 @@ class Writer(bound.Writer):
                 self.at.setdefault(_memory(target), self.reader.identifiers[name])
 
     def place(self, target: Any, output: int) -> int:
-        """What stands for where a gradient goes: a result, or a leaf."""
+        """The key of the place that a gradient goes to: a result, or a leaf."""
         if type(target) is not _tape.Node:
             return -id(target)
         return self.index[id(target)] * 4096 + output
@@ -125,12 +125,12 @@ class Writer(bound.Writer):
     # -- going back ----------------------------------------------------------------------
 
     def start_with(self, grad: T) -> None:
-        """Go back from the root with this gradient."""
+        """Run the backward from the root with this gradient."""
         self.alive.append(grad)
         self.start = grad
         self.first = "d_" + self.name_at(*self.root)
         self.known[id(grad)] = self.first
-        self.since = 0  # where the lines of the step begin
+        self.since = 0  # the first line of the step
         self.totals[self.place(*self.root)] = grad
         for node in self.order:
             slots: list[Any] = []
@@ -152,7 +152,7 @@ class Writer(bound.Writer):
                 self.use(total, "d_" + self.reader.identifiers[name])
 
     def take(self, step: "_Step") -> None:
-        """Take one step, and write what it calls."""
+        """Run one step, and write its torch calls."""
         node = step.node
         saved = node._saved
         with _Notes() as notes:
@@ -174,7 +174,7 @@ class Writer(bound.Writer):
                 self.call_it(total, name)
 
     def name_of_part(self, name: str, key: int, count: int) -> str:
-        """The name of one of several gradients that come to a place, and are added up."""
+        """The name of one of several gradients that are summed at a place."""
         if key not in self.parts:
             stem, numbers = name, range(1, self.expected[key] + 1)
             while any(f"{stem}_{i}" in self.reader.taken for i in numbers):
@@ -184,7 +184,7 @@ class Writer(bound.Writer):
         return f"{self.parts[key]}_{count}"
 
     def call_it(self, grad: T, name: str) -> None:
-        """Give `grad` this name, if need be besides another."""
+        """Give `grad` this name, as a second one if it has a name already."""
         word = self.known[id(grad)]
         if self.renamed.get(word, word) == name:
             return
@@ -196,10 +196,10 @@ class Writer(bound.Writer):
         self.renamed[again] = name
         self.lines.append(Called(again, None, (), {}, [word], grad))
         if word not in self.renamed and WORDS.match(word):
-            self.known[id(grad)] = again  # the other is of this step alone
+            self.known[id(grad)] = again  # the other name is of this step only
 
     def use(self, grad: T, name: str) -> None:
-        """Have `grad` called by this name from here on."""
+        """Use this name for `grad` from here on."""
         if (id(grad), name) not in self.aliases:
             self.call_it(grad, name)
         self.known[id(grad)] = self.aliases.get((id(grad), name), self.known[id(grad)])
@@ -213,11 +213,12 @@ class Writer(bound.Writer):
         return mine
 
     def saved(self, node: _tape.Node) -> list[tuple[str, T, str]]:
-        """What a node keeps: by which name, and the name of what was kept, if that has one."""
+        """The saved tensors of a node: the name of each in the rule, and the name of its value, if
+        it has one."""
         found: list[tuple[str, T, str]] = []
         plan = node.plan
         for i, tensor in enumerate(node._saved or ()):
-            if isinstance(tensor, _tape.Node):  # of a change in place
+            if isinstance(tensor, _tape.Node):  # of an in-place change
                 found += self.saved(tensor)
             if not isinstance(tensor, T):
                 continue
@@ -239,7 +240,7 @@ class Writer(bound.Writer):
         return found
 
     def value(self, tensor: T, stem: str, given: str = "") -> str:
-        """The name of what the source is given; that of a leaf or a result is `given`."""
+        """The name of an argument of the function; that of a leaf or a result is `given`."""
         key = _memory(tensor)
         name = self.at.get(key)
         if name is None:
@@ -266,7 +267,7 @@ class Writer(bound.Writer):
         return super().word(value, mine)
 
     def number(self, value: T) -> str:
-        """The name of a number that is a tensor."""
+        """The name of a number held as a tensor."""
         if value.numel() > 16:
             return self.value(value, "constant")
         literal = source_of(value)
@@ -299,14 +300,14 @@ class Writer(bound.Writer):
     # -- the whole -----------------------------------------------------------------------
 
     def explanation(self) -> Explanation:
-        """The records, and the source, which is run to see that it is right."""
+        """The operations and the source, which is run to check it."""
         gradients = {
             name: total
             for name, leaf in self.ends.items()
             if (total := self.totals.get(self.place(leaf, 0))) is not None
         }
         needed = {self.known[id(g)].partition("[")[0] for g in gradients.values()}
-        # Two leaves may have one gradient, by a name for each.
+        # Two leaves may share one gradient, under two names.
         names = [(id(g), "d_" + self.reader.identifiers[n]) for n, g in gradients.items()]
         needed |= {self.aliases[at] for at in names if at in self.aliases}
         kept = {id(line) for line in without_unneeded(self.lines, needed)}
@@ -344,13 +345,13 @@ class Writer(bound.Writer):
         return Explanation(operations, leaves, text, given, backward)
 
     def nested(self, calls: Sequence[Any]) -> list[str]:
-        """The lines of a step. What is used once, and soon, is written where it is used."""
+        """The lines of a step. A value that is used once, and soon, is written where it is used."""
         uses: dict[str, int] = {}
         for call in calls:
             for name in (n for word in call.words for n in WORDS.findall(word)):
                 uses[name] = uses.get(name, 0) + 1
         lines: list[str] = []
-        waiting: dict[str, str] = {}  # calls that may be written into one that follows
+        waiting: dict[str, str] = {}  # calls that may be written into a later one
         for k, call in enumerate(calls):
             if call.changes() if call.func is not None else False:
                 lines += [f"{name} = {text}" for name, text in waiting.items()]
@@ -381,7 +382,7 @@ class Writer(bound.Writer):
         return lines
 
     def numbered(self, lines: list[str]) -> list[str]:
-        """With what is computed on the way named t1, t2 ... in each step."""
+        """With intermediate results named t1, t2 ... in each step."""
         names: dict[str, str] = {}
 
         def rename(match: re.Match[str]) -> str:
@@ -472,9 +473,9 @@ class Writer(bound.Writer):
         )
 
     def find_results(self) -> None:
-        """Find the values of all results, as far as somebody has kept them.
+        """Find the values of all results, as far as they have been kept.
 
-        Else they are computed once more, from what is known.
+        The others are computed again from known values.
         """
         for node in reversed(self.order):
             labels = self.reader.labels[id(node)]
@@ -522,7 +523,7 @@ class Writer(bound.Writer):
         return outs if [getattr(o, "shape", None) for o in outs] == shapes else None
 
     def copy(self, tensor: T) -> T:
-        """As it is now, whatever becomes of it."""
+        """A copy, which later changes do not affect."""
         key = _memory(tensor)
         if key not in self.copies:
             self.copies[key] = _copy_of(tensor.detach())
@@ -564,7 +565,7 @@ def _changes(name: str, call: Any) -> bool:
 
 
 class _Step:
-    """One step back: what came, what it gave, and the lines that were written of it."""
+    """One step of the backward: the gradients it got, those it gave, and its lines of source."""
 
     def __init__(self, node: _tape.Node, slots: list[Any], results: list[Any], before: int) -> None:
         self.node, self.slots, self.results = node, slots, results
@@ -573,7 +574,7 @@ class _Step:
 
 
 def _refuse_hooks(node: _tape.Node) -> None:
-    """Raise for a hook that may change a gradient: it would be called, and could not be written."""
+    """Raise for a hook that may change a gradient: it cannot be written into the function."""
     hooks = [*(node.prehooks or {}).values(), *(node.posthooks or {}).values()]
     for of_output in (node.tensor_hooks or {}).values():
         hooks += of_output.values()
@@ -610,7 +611,7 @@ def _copy_of(tensor: T) -> T:
 
 
 def _memory(tensor: T) -> Any:
-    """What two tensors with the same numbers in the same memory have alike."""
+    """A key that is equal for tensors with the same numbers in the same memory."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
@@ -633,7 +634,7 @@ _HOMES = {
 
 
 def expression(func: Any, args: Sequence[Any], words: list[str]) -> str:
-    """A torch call as one would write it."""
+    """A torch call as a person would write it."""
     name = getattr(func, "__name__", "")
     bare = name.strip("_")
     if name == "__get__":
@@ -675,7 +676,7 @@ def _atom(word: str) -> str:
 
 
 def _index(word: str) -> str:
-    """slice(None, 3, None) as it stands between brackets."""
+    """slice(None, 3, None) as it is written in brackets."""
 
     def short(match: re.Match[str]) -> str:
         start, stop, step = ("" if part == "None" else part for part in match[1].split(", "))

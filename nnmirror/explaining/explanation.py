@@ -17,7 +17,7 @@ class Place:
 
     filename: str
     line: int
-    text: str  # the source line, stripped; "" if it cannot be had
+    text: str  # the source line, stripped; "" if it is not available
     function: str  # the function that it is in
 
     def __str__(self) -> str:
@@ -28,9 +28,8 @@ class Place:
 class Result:
     """One result of an operation.
 
-    `value` is None where nobody has kept it, and it cannot be computed once more from what was.
-    `gradient` is what the walk brings to it; None where
-    the loss does not depend on it.
+    `value` is None if it has not been kept and cannot be computed again from what has been.
+    `gradient` is its gradient; None if the loss does not depend on it.
     """
 
     name: str  # in the source, such as "fc1"; that of its gradient is "d_fc1"
@@ -44,9 +43,9 @@ class Result:
 class Input:
     """One argument of an operation that is a tensor.
 
-    It comes from result `output` of operation `operation`; or from the leaf `leaf`; or, with both
-    None, it gets no gradient. `gradient` is what this operation gives for it, before that of other
-    uses is added.
+    It is result `output` of operation `operation`, or the leaf `leaf`; if both are None, it gets no
+    gradient. `gradient` is the contribution of this operation, before those of other uses are
+    added.
     """
 
     name: str  # of the argument, as the rule has it: "input", "weight"
@@ -61,7 +60,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor that gets a gradient, and that no operation made: a parameter, or an input."""
+    """A tensor that gets a gradient and is not the result of an operation: a parameter or an
+    input."""
 
     name: str  # as in `named_parameters`: "fc1.weight"
     identifier: str  # in the source: "fc1_weight"
@@ -76,16 +76,16 @@ class Operation:
 
     index: int  # in `Explanation.operations`
     node: str  # as PyTorch names it: "TanhBackward0"
-    # The module that called it, as in `named_modules`: "fc2", "net.2"; "" for what was called
-    # outside of every module but the outermost.
+    # The module that called it, as in `named_modules`: "fc2", "net.2"; "" for a call in the
+    # outermost module, or outside of any.
     module: str
     module_class: str  # "Linear"; "" if no module is known
     computes: str  # its formula, as its rule documents it: "y = tanh(x)"
     formula: str  # those of the gradients: "dx = g (1 - y^2)"
     results: tuple[Result, ...]
     inputs: tuple[Input, ...]
-    saved: dict[str, torch.Tensor] = field(default_factory=dict)  # by the rule's names
-    arguments: dict[str, Any] = field(default_factory=dict)  # further ones, no tensors: "dim"
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)  # with the rule's names
+    arguments: dict[str, Any] = field(default_factory=dict)  # others than tensors: "dim"
     place: Place | None = None  # where it was called; None if that is not known for certain
     source: str = ""  # its lines of the source
     line: int = 0  # the first of them, counted from 1
@@ -115,7 +115,7 @@ class Explanation:
         self.operations = operations
         self.leaves = leaves
         self.source = source
-        self.values = values  # what the function is given, by the names of its arguments
+        self.values = values  # the arguments of the function, by name
         self._compiled = compiled
 
     @property

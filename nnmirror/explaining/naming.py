@@ -1,11 +1,11 @@
-"""The reader's names of what a graph consists of: its leaves, modules and results.
+"""The reader's names for the parts of a graph: its leaves, modules and results.
 
-A leaf has the name of the parameter in its module. Which module recorded a call is known for
-certain of the first call with its signature, and in plain mode (see `origin.py`). Else a module
-tells of its latest call, and a parameter of the module that owns it.
+A leaf has the name of the parameter in its module. Which module recorded a call is certain for the
+first call with its signature, and in plain mode (see `origin.py`). Otherwise it follows from the
+latest call of each module, and from the module that owns a parameter.
 
-The modules are those that are alive and have to do with the graph; a variable of the caller that
-holds one, or a tensor, gives it its name.
+The modules are those that are alive and belong to the graph. A module or tensor held by a variable
+of the caller has the name of that variable.
 """
 
 import gc
@@ -39,10 +39,10 @@ def identifier(name: str, kind: str = "") -> str:
 
 
 class Names:
-    """Those of one graph.
+    """The names of one graph.
 
-    `order` are its nodes in the order of the walk, `layers` those that the node of a segment stands
-    for, by its id. `modules` are asked first, `variables` are the caller's.
+    `order` has its nodes in the order of the walk, `layers` the nodes that the node of a segment
+    stands for, by its id. `modules` take precedence; `variables` are the caller's.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Names:
     # -- modules ---------------------------------------------------------------------------
 
     def _roots(self, given: Sequence[Module]) -> list[tuple[str, Module]]:
-        """The outermost modules that have to do with the graph, and what their names begin with."""
+        """The outermost modules of the graph, and the prefixes of their names."""
         leaves = {
             id(e[0])
             for node in self.order
@@ -141,8 +141,8 @@ class Names:
 
     def _modules_of_nodes(self, calls: Sequence[tuple[Module, Any]]) -> dict[int, tuple[str, str]]:
         found: dict[int, tuple[str, str]] = {}
-        # What lies between the input and the output of a module is the module's; the smaller the
-        # piece, the nearer the module.
+        # The calls between the input and the output of a module belong to it; of nested modules,
+        # the one with the fewest calls is the innermost.
         spans = [(m, self._span(call)) for m, call in calls if isinstance(call, Traced)]
         for m, span in sorted(spans, key=lambda pair: -len(pair[1])):
             found.update(dict.fromkeys(span, self.modules[id(m)]))
@@ -186,7 +186,7 @@ class Names:
     # -- results and leaves ------------------------------------------------------------------
 
     def unique(self, stem: str) -> str:
-        """A name in the source, which `d_` may be put in front of."""
+        """A name in the source, to which `d_` may be prefixed."""
         name, count = stem, 1
         while name in self.taken or f"d_{name}" in self.taken or _TEMPORARY.fullmatch(name):
             count += 1
@@ -275,7 +275,7 @@ def argument_name(node: _tape.Node, place: int) -> str:
 
 
 def _call_of(module: Module) -> Any:
-    """What a module keeps of its latest call."""
+    """What a module keeps from its latest call."""
     call: Any = module.__dict__.get("_call")
     while not isinstance(call, _tape.Node) and hasattr(call, "call"):
         call = call.call  # of a layer given a tuple; of one that is watched
@@ -287,7 +287,7 @@ def _nodes_of(
 ) -> Iterator[_tape.Node]:
     """The nodes that the latest call of a module made, as far as it is known to have made them.
 
-    Without `layers` those that have something to do with it.
+    Without `layers`, all nodes that are related to it.
     """
     if isinstance(call, _tape.Node):
         yield call

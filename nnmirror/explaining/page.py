@@ -1,7 +1,7 @@
 """An explanation as a page: one file, with the net from its input to the loss and back.
 
-The rows of the net are plain HTML, written here, so that they are there without a script and in
-print. What a click shows is data in the page, of which `page.html` makes the rest.
+The rows of the net are plain HTML, written here, so that they appear without JavaScript and in
+print. What a click shows is stored as data in the page, and displayed by the script in `page.html`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _SMALL = 400  # numbers of a tensor that are shown one by one
 _MOST = 60_000  # of all tensors together, so that the page of a large net stays a small file
-# Arguments that are no input of the net, though no gradient is asked for them.
+# Arguments that do not count as inputs of the net, although they get no gradient.
 _OF_A_LAYER = ("weight", "bias", "running_mean", "running_var")
-_LANE = 12  # pixels from one line of the graph to the next
+_LANE = 12  # pixels between neighbouring lines of the graph
 
 
 def page(explanation: Explanation) -> str:
@@ -47,17 +47,17 @@ def in_a_notebook(explanation: Explanation) -> str:
 
 @dataclass
 class _Row:
-    """A line of the net: an operation, or a tensor that comes in."""
+    """A row of the net: an operation, or an input tensor."""
 
     label: str
     operation: Operation | None = None
-    given: Input | None = None  # without a gradient
-    leaf: Leaf | None = None  # with one
-    sources: list[int] = field(default_factory=list)  # the rows that its inputs come from
+    given: Input | None = None  # inputs that get no gradient
+    leaf: Leaf | None = None  # inputs that get one
+    sources: list[int] = field(default_factory=list)  # the rows of its inputs
 
     @property
     def value(self) -> torch.Tensor | None:
-        """Of a tensor that comes in."""
+        """Of an input tensor."""
         if self.leaf is not None:
             return self.leaf.value
         return None if self.given is None else self.given.value
@@ -74,15 +74,15 @@ class _Page:
         self.explanation = explanation
         self.numbers = 0  # so far
         self.tensors: list[dict[str, Any]] = []
-        self.places: dict[Any, int] = {}  # in it, by where a tensor lies
-        self.kept: list[torch.Tensor] = []  # so that no other comes to lie there
+        self.places: dict[Any, int] = {}  # the index of a tensor, by its memory
+        self.kept: list[torch.Tensor] = []  # so that the memory is not reused
         self.values = self._values()
         self.row_of: dict[int, int] = {}  # by the index of an operation
-        self.given: set[Any] = set()  # where the tensors lie that have a row, and no gradient
+        self.given: set[Any] = set()  # the memory of tensors that have a row but no gradient
         self.rows = self._rows()
 
     def _values(self) -> dict[tuple[int, int], torch.Tensor]:
-        """The results that are still there: some are, as some operation has saved them."""
+        """The results that still exist because some operation has saved them."""
         found: dict[tuple[int, int], torch.Tensor] = {}
         for operation in self.explanation.operations:
             for k, result in enumerate(operation.results):
@@ -97,7 +97,8 @@ class _Page:
         return found
 
     def _rows(self) -> list[_Row]:
-        """Forward, each input that is no parameter before the first operation that takes it."""
+        """The rows in the order of the forward; an input other than a parameter is before its first
+        use."""
         names = {_place(t): name for name, t in self.explanation.values.items()}
         rows: list[_Row] = []
         of_tensor: dict[Any, int] = {}
@@ -157,7 +158,7 @@ class _Page:
         return made
 
     def _norm(self, t: torch.Tensor | None) -> str:
-        """Its norm, as it is written in a row."""
+        """Its norm, as shown in a row."""
         if t is None or not t.numel():
             return ""
         return number(norm(t))
@@ -218,7 +219,7 @@ class _Page:
         for i, (row, lane, size) in enumerate(zip(self.rows, lanes, norms, strict=True)):
             share = None
             if size is not None:
-                # As a logarithm, a bar that is empty for the smallest would say that it is zero.
+                # On a logarithmic scale, an empty bar for the smallest norm would look like zero.
                 share = 0.0 if size == 0 else 1.0
                 if 0 < size < math.inf and high > low:
                     share = 0.08 + 0.92 * (math.log10(size) - low) / (high - low)
@@ -250,7 +251,7 @@ class _Page:
         return f'<button class="cell f" data-row="{i}" data-phase="f">{said}</button>'
 
     def _is_beside(self, given: Input) -> bool:
-        """Is it written in the row of its operation, and has none of its own?"""
+        """Is it shown in the row of its operation instead of a row of its own?"""
         if given.operation is not None or given.value is None:
             return False
         leaf = self.explanation.leaves.get(given.leaf or "")
@@ -348,7 +349,7 @@ class _Page:
 
 
 def _label(operation: Operation) -> str:
-    """Its name in the source, or that of its module, where this is named after it."""
+    """Its name in the source, or that of its module if the name is derived from it."""
     if not operation.results:
         return operation.node
     name = operation.results[0].name
@@ -373,7 +374,7 @@ def _line(
     chips: Sequence[str] = (),
     bar: str = "",
 ) -> str:
-    """A cell: a line of what it is, then the formula, then what belongs to it."""
+    """A cell: a title line, then the formula, then chips."""
     said = "".join(
         f'<{tag} class="{name}">{html.escape(text)}</{tag}>'
         for tag, name, text in (
@@ -400,16 +401,16 @@ def _chip(name: str, leaf: str, shape: str, size: str) -> str:
 
 
 def _lanes(rows: Sequence[_Row]) -> tuple[list[str], int]:
-    """The lines between the rows, for each row its piece of them, and how wide they are.
+    """The lines between the rows: the piece of each row, and their total width.
 
-    The rightmost lane leads from a row to the next. A result that is used further down has a lane
-    of its own, to the last row that takes it.
+    The rightmost lane connects a row with the next. A result that is used further down has a lane
+    of its own, up to the last row that uses it.
     """
     takers: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         for source in row.sources:
             takers.setdefault(source, []).append(i)
-    free: list[int] = []  # of each lane but the rightmost, from which row on
+    free: list[int] = []  # for each lane but the rightmost: from which row on it is free
     lane_of: dict[int, int] = {}  # of a row that has one
     for i in range(len(rows)):
         if (last := max(takers.get(i, [0]))) > i + 1:
@@ -476,7 +477,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _place(t: torch.Tensor | None) -> Any:
-    """Where a tensor lies: two of the same place are the same numbers."""
+    """The memory of a tensor: two tensors with the same key have the same numbers."""
     if t is None:
         return None
     return t.data_ptr(), tuple(t.shape), t.stride()

@@ -1,4 +1,4 @@
-"""A file with a backward and the values that it needs, which runs by itself: `Explanation.save`."""
+"""A script with a backward and the values that it needs: `Explanation.save`."""
 
 import base64
 import os
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-_SMALL = 64  # numbers of a tensor that is written out
+_SMALL = 64  # a tensor with more numbers is packed
 _WIDTH = 96
 
 
 def save(source: str, given: Mapping[str, torch.Tensor], path: Any) -> None:
-    """Write the function `source`, and the values that it is given."""
+    """Write the function `source` and its arguments."""
     text = written(source, given)
     with open(os.fspath(path), "w", encoding="utf-8") as file:
         file.write(text)
@@ -57,7 +57,7 @@ if __name__ == "__main__":
 
 
 def source_of(value: torch.Tensor) -> str:
-    """An expression that gives a tensor with the same numbers, laid out alike."""
+    """An expression for a tensor with the same numbers and strides."""
     plain = value.detach().cpu()
     device = "" if value.device.type == "cpu" else f'.to("{value.device}")'
     if plain.layout is not torch.strided:

@@ -1,7 +1,7 @@
-"""What makes the tape fast, and changes no bit: signatures, and source for what comes again.
+"""Faster execution with the same bits: signatures, and generated source for repeated graphs.
 
 .. include:: README.md
 """
 
 enabled = True
-after = 3  # how often a walk comes before it is bound; 1 is for tests: a difference then raises
+after = 3  # how often a walk must occur before it is bound; with 1, for tests, a difference raises

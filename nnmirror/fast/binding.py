@@ -1,8 +1,8 @@
-"""When a walk is bound, and when it is trusted.
+"""When a walk is bound, and when the bound walk is used.
 
-A walk that came a few times is bound (`bound.py`), run once beside the generic one, and used from
-then on if it gave the same bits. It is offered from a loss as a whole, and from any node that the
-generic walk comes to.
+A walk that has occurred a few times is bound (`bound.py`), run once beside the generic one, and
+used from then on if it gave the same bits. This applies to the whole walk from a loss, and to the
+walk from any node that the generic walk reaches.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from . import bound as _bound
 @implements(_walk)
 @unrecorded
 def walk_bound(loss: Any, retain_graph: bool) -> bool:
-    """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
+    """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
     if node is None or sign is None or sign.bound is False:
@@ -45,11 +45,11 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
                 return False
         start = _tape.constant(1.0, dtype, device)
         if not bound.trusted:
-            with quietly():  # the walk that follows gives its warnings
+            with quietly():  # the generic walk that follows warns
                 if not _is_right(bound, node, start):
                     return False
         if bound.is_ours:
-            with _torch.AutoDispatchBelowAutograd():  # torch need not ask its own at each call
+            with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
                 found = bound.run(node, start, retain_graph, accumulate)
         else:
             found = bound.run(node, start, retain_graph, accumulate)
@@ -60,7 +60,7 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
                 if own is True and getattr(leaf, "_gradient", 0) is None:
                     leaf._gradient = grad
                 elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
-                    leaf._gradient = grad.detach()  # of memory that nobody else has
+                    leaf._gradient = grad.detach()  # with memory that nothing else refers to
                 else:
                     add_to_grad(leaf, grad, bool(own))
     return True
@@ -75,7 +75,7 @@ def bound_part(
     ready: list[tuple[int, _tape.Node]],
     retain_graph: bool,
 ) -> Any:
-    """The walk behind `node`, as far as it is bound: see `BoundPart`; None if it is not."""
+    """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
     if sign is None or sign.parts is False:
         return None
@@ -115,11 +115,11 @@ def bound_part(
     return part.walk(node, grad, retain_graph, state)
 
 
-_MOST_PARTS = 4  # for gradients of different strides
+_MOST_PARTS = 4  # one for each strides of the gradient
 
 
 def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
-    """Has the bound walk the bits of the generic one? Else it is never used."""
+    """Does the bound walk have the bits of the generic one? If not, it is never used."""
     found: list[Any] = []
     rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
     if rest is None:
@@ -136,7 +136,7 @@ def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
 
 
 def _bind(node: _tape.Node) -> Any:
-    """The walk from a loss, bound; False if it cannot be."""
+    """The bound walk from a loss; False if it cannot be bound."""
     shape, dtype, device = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return False
@@ -148,14 +148,14 @@ def _bind(node: _tape.Node) -> Any:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without warnings: what is computed here is computed once more."""
+    """Without warnings, as the same is computed again afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """Of the same layout and the same bits, but for what a NaN holds."""
+    """The same layout and the same bits, except the payload of a NaN."""
     if grad.is_meta:
         return True
     return (

@@ -1,17 +1,18 @@
-"""A walk bound: recorded once, and run from then on as straight-line Python.
+"""Bound walks: a walk is recorded once, and run from then on as straight-line Python.
 
-`bind` goes over the nodes behind a loss in the order of the generic walk, with a
-`TorchFunctionMode` that notes each torch call. The notes become the source of a function, in
-`linecache`, so that a debugger steps through it and a traceback shows it. It is given the last
-node, follows the edges to the others, and finds in them what they saved: it holds no tensor but
-constants, so it may run in several threads at once, and keeps no model alive.
+`bind` runs the nodes of a graph in the order of the generic walk, under a `TorchFunctionMode` that
+records each torch call. The recorded calls become the source of a function, which is in
+`linecache`, so that a debugger steps through it and a traceback shows it. The function gets the
+last node, follows the edges to the others, and reads the saved tensors from them. It holds no
+tensor except constants, so it may run in several threads at the same time, and keeps no model
+alive.
 
-A node whose backward looks at the numbers in a tensor, or that was written by a user, becomes one
-call of the generic step.
+A node whose backward depends on the numbers in a tensor, or was written by a user, becomes one call
+of the generic step.
 
-The function first asks whether the graph is as it was when it was bound: the same nodes reached in
-the same ways, nothing saved that was changed or freed since, no hook, every parameter as it was
-when it was used. If not, it returns None, and the generic walk goes.
+The function first checks that the graph is like the one that was bound: the same nodes connected in
+the same way, no saved tensor changed or freed, no hook, and no parameter replaced since its use. If
+not, it returns None, and the generic walk runs.
 """
 
 import heapq
@@ -42,8 +43,8 @@ from .shorter import (
 )
 from .signature import of_tensor
 
-_MOST_NODES = 128  # of a walk that is bound
-_FEWEST, _MOST = 3, 32  # of a part: short ones come again in graphs of any length
+_MOST_NODES = 128  # at most, of a walk that is bound
+_FEWEST, _MOST = 3, 32  # of a part: short parts recur in graphs of any length
 _TAKEN = {
     "backward",
     "e",
@@ -62,7 +63,7 @@ _TAKEN = {
     "take",
 }  # names in the source
 
-# Questions about a tensor whose answers follow from its layout.
+# Functions of a tensor that depend on its layout only.
 _QUESTIONS = {
     "dim",
     "element_size",
@@ -80,38 +81,39 @@ _QUESTIONS = {
     "is_set_to",
 }
 _ANSWERS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, type(None))
-_ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # the same as functions and as methods
+_ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # as functions and as methods
 _LITERALS = (bool, int, float, str, type(None))
 
 
 class ChangedSince(Exception):
-    """The graph is no longer as it was when it was recorded."""
+    """The graph has changed since it was recorded."""
 
 
 class Bound:
-    """The walk from one node, bound: `run(node, g, retain_graph, give)`.
+    """The bound walk from one node: `run(node, g, retain_graph, give)`.
 
-    Returns (leaf, its gradient, whether nobody else holds that) for each leaf in the order of the
-    generic walk; None if the graph is another than the one that was bound. Large gradients go to
-    `give(leaf, gradient, ...)` as soon as they are there instead.
+    Returns (leaf, its gradient, whether nothing else refers to that) for each leaf in the order of
+    the generic walk; None if the graph is not like the one that was bound. Large gradients are
+    instead passed to `give(leaf, gradient, ...)` as soon as they are computed.
     """
 
     def __init__(self, text: str, environment: dict[str, Any]) -> None:
         self.trusted = False  # it was compared with the generic walk
-        self.is_ours = False  # no code of a user's runs in it
+        self.is_ours = False  # it runs no user code
         self.compiled = source.Compiled(text, "backward", "walk", environment)
         self.source = text
         self.run = self.compiled.function
 
 
 class BoundPart(Bound):
-    """The part of a walk behind one node, bound: `run(node, g, retain_graph, state, floor, more)`.
+    """A bound part of the walk from one node: `run(node, g, retain_graph, state, floor, more)`.
 
-    It is of those nodes that the generic walk runs next, and whose gradients all come from within;
-    or are there, as for two heads on one trunk: then it has several entries. `more` has the further
-    ones, each with what has come to it, and `floor` is the sequence of the latest node that waits
-    its turn besides. Returns where the gradients go, leaves and other nodes, and the gradients, the
-    last first; None if it is not as it was.
+    It consists of the nodes that the generic walk would run next and whose gradients all come from
+    within the part, or have arrived already. In the second case, as for two heads on one trunk, it
+    has several entries: `more` has the further ones, each with the gradients that have arrived.
+    `floor` is the sequence number of the latest other node that is waiting. Returns the targets of
+    the gradients (leaves and other nodes) and the gradients, the last first; None if the graph is
+    not like the one that was bound.
     """
 
     def __init__(self, text: str, environment: dict[str, Any], entries: int) -> None:
@@ -121,7 +123,8 @@ class BoundPart(Bound):
     def walk(
         self, node: Any, grad: Any, retain_graph: bool, state: "State", trying: bool = False
     ) -> Any:
-        """`run` where a generic walk has come to `node`; `trying`, the walk has it before it."""
+        """Call `run` where a generic walk has reached `node`; if `trying`, the walk then runs it
+        too."""
         ready = state.ready
         if len(ready) < self.more:
             return None
@@ -137,15 +140,15 @@ class BoundPart(Bound):
 
 
 class State(NamedTuple):
-    """How far a generic walk has come."""
+    """The progress of a generic walk."""
 
-    counts: dict[int, int]  # by id, how many gradients a node or a leaf waits for
-    arrived: dict[int, list[torch.Tensor | None]]  # what has come, to each that waits for more
-    ready: list[tuple[int, _tape.Node]]  # a heap of those that wait their turn
+    counts: dict[int, int]  # by id, how many gradients a node or a leaf still waits for
+    arrived: dict[int, list[torch.Tensor | None]]  # by id, those that wait for more
+    ready: list[tuple[int, _tape.Node]]  # a heap of the nodes that are ready
 
 
 def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart | None:
-    """The part behind `root`, bound; None if it cannot be.
+    """The bound part from `root`; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
     """
@@ -160,14 +163,14 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
 
 
 def by_steps(root: _tape.Node, grad: torch.Tensor, state: State) -> list[torch.Tensor]:
-    """What the nodes of the part give one by one."""
+    """The gradients that the nodes of the part give one by one."""
     writer = Writer(root, state)
     writer.go_back(grad)
     return [g for _, _, g in writer.results]
 
 
 def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
-    """The walk from `root` with the gradient `grad`, bound; None if it cannot be.
+    """The bound walk from `root` with the gradient `grad`; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
     """
@@ -182,7 +185,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
 
 
 class Notes(TorchFunctionMode):
-    """Notes the torch calls that are made in it."""
+    """Records the torch calls within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,14 +209,14 @@ class Notes(TorchFunctionMode):
 class Writer:
     """Writes the source of the walk from `root`.
 
-    In it n0, n1 ... are the nodes in the order of the walk, s0, s1 ... what they saved, w0, w1 ...
-    the leaves, t0, t1 ... what is computed.
+    In it n0, n1 ... are the nodes in the order of the walk, s0, s1 ... their saved tensors, w0, w1
+    ... the leaves, t0, t1 ... computed tensors.
     """
 
     def __init__(self, root: _tape.Node, state: State | None = None) -> None:
         self.is_part = state is not None
         self.entries = [root]
-        self.come: list[torch.Tensor] = []  # what has come to the further entries of a part
+        self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
         self.counts: dict[int, int] = {}  # of the further nodes of a part
         if state is None:
             self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
@@ -230,9 +233,9 @@ class Writer:
         """Name the nodes of `whole`."""
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
         self.named: set[int] = set()  # the layers of segments
-        # In place of the node of a segment come those of its layers.
+        # The node of a segment is replaced by those of its layers.
         self.layers: dict[int, list[_tape.Node]] = {}
-        self.saved_as: dict[int, str] = {}  # where the source finds what a node saved
+        self.saved_as: dict[int, str] = {}  # where the source finds the saved tensors of a node
         self.order: list[_tape.Node] = []
         for node in self.whole:
             saved = f"s{self.names[id(node)][1:]}"
@@ -248,27 +251,27 @@ class Writer:
         self.environment: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
         self.lines: list[str | Called | _Give] = []
-        self.known: dict[int, str] = {}  # of the tensors that the walk has made: their names
-        self.alive: list[Any] = []  # so that no id is given twice
-        self.shared: set[int] = set()  # memory that others may hold
-        self.handed_on: set[int] = set()  # memory that generic steps were given, or returned
+        self.known: dict[int, str] = {}  # the names of the tensors that the walk has made
+        self.alive: list[Any] = []  # so that no id is reused
+        self.shared: set[int] = set()  # memory that is referred to elsewhere
+        self.handed_on: set[int] = set()  # memory passed to or returned by generic steps
         self.arrivals: dict[int, tuple[Any, torch.Tensor]] = {}  # leaves and their gradients
-        self.given: set[int] = set()  # leaves whose gradient does not wait for the end
-        self.freed: set[int] = set()  # nodes that are freed on the way
+        self.given: set[int] = set()  # leaves whose gradient is passed on before the end
+        self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
         self.results: list[tuple[Any, int, torch.Tensor]] = []
-        # What is large is computed into the memory of the first argument, by this.
+        # A large result is computed into the memory of the first argument, by this method.
         self.changing: dict[str, Any] = {}
-        self.twice: list[str] = []  # conditions: what one node has in two places
-        self.first_place: dict[Any, str] = {}  # where what is saved was found first
-        self.same: dict[str, str] = {}  # of another place: that one
+        self.twice: list[str] = []  # conditions: one node has the same tensor in two places
+        self.first_place: dict[Any, str] = {}  # where each saved tensor was found first
+        self.same: dict[str, str] = {}  # for a second place: the first one
         self.temporaries = itertools.count()
 
     def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
-        As far as their gradients come from one another, or are there; and where nodes that wait
-        their turn are among them, as far as all this hangs together.
+        As far as their gradients come from one another or have arrived; with waiting nodes among
+        them, as far as all are connected.
         """
         found: list[_tape.Node] = []
         counts, arrived = state.counts, state.arrived
@@ -301,15 +304,15 @@ class Writer:
         while not _hangs_together(found):
             found.pop()
         self.entries = [node for node in found if id(node) in entries]
-        # One gradient may have come to several: each has a name of its own.
+        # Several may have got the same gradient: each has a name of its own.
         self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
         self.counts = {id(node): reached[id(node)] for node in found if id(node) not in entries}
         return found
 
-    # -- going back ----------------------------------------------------------------------
+    # -- the walk ------------------------------------------------------------------------
 
     def go_back(self, grad: torch.Tensor) -> None:
-        """Go back from the entries, as the generic walk does, and write what is called."""
+        """Walk from the entries as the generic walk does, and write the torch calls."""
         self.start = grad
         slots: dict[int, list[Any]] = {}
         for i, (entry, start) in enumerate(zip(self.entries, [grad, *self.come], strict=True)):
@@ -365,7 +368,7 @@ class Writer:
                     self.lines.append(f"if not retain_graph: {saved} = None")
 
     def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
-        """Take the step of `node`, and write what it calls."""
+        """Run the step of `node`, and write its torch calls."""
         mine = self.kept(node)
         given = node.given
         sign = node.signature
@@ -388,11 +391,11 @@ class Writer:
         return results
 
     def write_step(self, notes: Notes, results: list[Any], mine: dict[int, str]) -> None:
-        """Write the calls of one step; `mine` names what its node keeps."""
+        """Write the calls of one step; `mine` has the names of its node's saved tensors."""
         for func, args, kwargs, out in notes.calls:
             self.alive += [args, kwargs, out]
             if hasattr(out, "_is_constant"):
-                continue  # made now, and kept
+                continue  # made now by the node, which keeps it
             if kwargs.get("out", ...) is None:
                 kwargs = {key: value for key, value in kwargs.items() if key != "out"}
             words = [self.word(a, mine) for a in args]
@@ -404,7 +407,7 @@ class Writer:
                 self.alive.append(result)
 
     def kept(self, node: _tape.Node) -> dict[int, str]:
-        """Where the source finds what `node` keeps, by the ids of the tensors."""
+        """Where the source finds the saved tensors of `node`, by their ids."""
         mine: dict[int, str] = {}
         for i, tensor in enumerate(node._saved or ()):
             if tensor is not None:
@@ -415,7 +418,7 @@ class Writer:
         return mine
 
     def open(self, node: _tape.Node, index: int) -> Any:
-        """What a node was given: a number as one that may differ."""
+        """An argument that a node keeps; a number becomes one that may differ."""
         value = node.given[index]
         if type(value) is not float:
             return value
@@ -426,16 +429,17 @@ class Writer:
         return value
 
     def found(self, tensor: torch.Tensor, place: str, mine: dict[int, str]) -> None:
-        """A node keeps `tensor` in `place`, and perhaps in another: that may differ next time."""
+        """A node keeps `tensor` in `place`, perhaps in a second place too, where the next graph may
+        have another."""
         known = mine.setdefault(id(tensor), place)
         if known != place:
             self.twice.append(f"{known} is not {place}")
-        elif size_of(tensor) < LARGE:  # which waits for the end of the walk
+        elif size_of(tensor) < LARGE:  # it is not freed before the end of the walk
             at = memory_of(tensor), tensor.storage_offset(), of_tensor(tensor)
             self.same[place] = self.first_place.setdefault(at, place)
 
     def step(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
-        """Take the step of `node`, and write it as one call."""
+        """Run the step of `node`, and write it as one call."""
         if id(node) not in self.names:
             raise Unbindable  # a layer of a segment has no node of its own
         results = _walk.validated(node, node.run(slots))
@@ -449,12 +453,12 @@ class Writer:
         self.alive += results
         memories = {memory_of(t) for t in [*slots, *results] if t is not None}
         self.handed_on |= memories
-        if not node.function.is_rule:  # its author may keep what it was given, or returned
+        if not node.function.is_rule:  # user code may keep what it was given or returned
             self.shared |= memories
         return results
 
     def added(self, held: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
-        """One more gradient for the same place."""
+        """Another gradient for the same place."""
         if held is None:
             return grad
         total = held + grad
@@ -476,17 +480,17 @@ class Writer:
                     self.known[id(item)] = f"{name}[{i}]"
                 else:
                     raise Unbindable
-        elif id(out) not in self.known and id(out) not in mine:  # else changed, or handed on
+        elif id(out) not in self.known and id(out) not in mine:  # otherwise changed or passed on
             name = self.known[id(out)] = f"t{next(self.temporaries)}"
         self.lines.append(call._replace(name=name))
 
     def word(self, value: Any, mine: dict[int, str]) -> str:
-        """The source for an argument of a noted call."""
+        """The source for an argument of a recorded call."""
         if isinstance(value, torch.Tensor):
             name = mine.get(id(value)) or self.known.get(id(value))
             if name is None:
                 if not hasattr(value, "_is_constant"):
-                    raise Unbindable  # where it came from is not known
+                    raise Unbindable  # its origin is unknown
                 name = self.constant(value)
             return name
         if type(value) is Given:
@@ -499,7 +503,7 @@ class Writer:
         raise Unbindable
 
     def constant(self, value: Any) -> str:
-        """The source for what is the same in every walk."""
+        """The source for a constant of all walks."""
         if type(value) in _LITERALS and repr(value) not in ("nan", "inf", "-inf"):
             return repr(value)
         name = self.constants.get(id(value))
@@ -581,22 +585,22 @@ class Writer:
         ends: dict[int, str],
         expanding: bool = False,
     ) -> dict[int, str]:
-        """Write how the nodes are found, and what makes the graph another; the leaves' names."""
+        """Write how the nodes are found, and the checks of the graph; the leaves' names."""
         leaves: dict[int, str] = {}
         fetched = {id(node) for node in self.entries}
         last_name = self.names[id(self.whole[-1])]
         for i, node in enumerate(self.whole):  # each has a name by then
             name = self.names[id(node)]
-            # One that somebody has looked at may lead elsewhere since.
+            # One that was exposed to the user may have other edges since.
             looked_at = ""
             if node.segment is not None:
                 looked_at = f" or {name}.segment is None"
-            elif "before" in vars(node):  # it was one, and is its last layer's now
+            elif "before" in vars(node):  # it was a segment's, and is now its last layer's
                 looked_at = f" or {name}.segment is not None"
             if expanding:
                 looked_at = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
-            if node.is_watched:  # else it would be another signature's
+            if node.is_watched:  # otherwise it has another signature
                 self.environment["SEEN"] = _tape.SEEN
                 if expanding:
                     lines.append(f"if {name}.is_watched is False: {name}.as_seen()")
@@ -651,15 +655,15 @@ class Writer:
                     lines.append(f"{to} = e[{place}][0]")
                     conditions.append(f"(of := {to}._signature) is None")
                     conditions.append(f"of.serial != {target._signature.serial}")
-            # Gradients are added up in the order in which the calls were recorded. And two calls of
-            # one signature may have been one.
+            # Gradients are summed in the order in which the calls were recorded. And what are two
+            # calls with one signature here may have been a single call.
             if i + 1 < len(self.whole) and not follows:
                 before = self.names[id(self.whole[i + 1])]
                 conditions.append(f"{name}.sequence <= {before}.sequence")
         return leaves
 
     def ask_of_entries(self, lines: list[str], conditions: list[str]) -> None:
-        """Write what the further entries of a part are, and what makes them others."""
+        """Write how the further entries of a part are found, and their checks."""
         for i, entry in enumerate(self.entries[1:], start=1):
             name = self.names[id(entry)]
             assert entry.signature is not None
@@ -676,7 +680,7 @@ class Writer:
     def fetch_saved(
         self, lines: list[str], conditions: list[str], leaves: dict[int, str]
     ) -> list[str]:
-        """The same for what they saved; returns what frees it."""
+        """The same for their saved tensors; returns the lines that free them."""
         free: list[str] = []
         for node in self.whole:
             name = self.names[id(node)]
@@ -709,16 +713,17 @@ class Writer:
         return free
 
     def taken(self) -> set[int]:
-        """Memory that others hold, or will."""
+        """Memory that is, or will be, referred to elsewhere."""
         taken = self.shared | self.handed_on
         taken |= {memory_of(g) for _, g in self.arrivals.values()}
         taken |= {memory_of(g) for _, _, g in self.results}
         return taken | {memory_of(t) for n in self.order for t in n._saved or () if t is not None}
 
     def shorter(self) -> "tuple[list[str | Called | _Give], list[str]]":
-        """The lines, without what need not be done in each walk; and what makes them wrong."""
+        """The lines, without what need not be done in each walk; and the conditions under which
+        they do not hold."""
         start, taken = self.start, self.taken()
-        if not self.is_part:  # else the gradient to start from is another each time
+        if not self.is_part:  # otherwise the initial gradient differs each time
             taken -= {memory_of(start)} - {memory_of(g) for _, g in self.arrivals.values()}
 
         def fixed(tensor: torch.Tensor) -> bool:
@@ -751,15 +756,15 @@ class Writer:
         return f"{name} = {text}" if name else text
 
     def memory(self) -> "_Memory | None":
-        """Memory that is used again for what is small, and seen by nobody."""
+        """Memory that is reused for small tensors that nothing else refers to."""
         taken = self.taken()
-        sharing: dict[int, set[int]] = {}  # by the memory, which tensors are in it
+        sharing: dict[int, set[int]] = {}  # the tensors in each memory
         for line in self.lines:
             for out in _tape.tensors_in(line.out) if isinstance(line, Called) else ():
                 sharing.setdefault(memory_of(out), set()).add(id(out))
         memory = _Memory()
-        last: dict[str, int] = {}  # where a name is used last
-        until: dict[int, int] = {}  # and where the memory is, by that
+        last: dict[str, int] = {}  # the last use of each name
+        until: dict[int, int] = {}  # and thereby of each memory
         holds = {
             name: memory_of(out)
             for line in self.lines
@@ -783,7 +788,7 @@ class Writer:
                 continue
             is_last = bool(line.words) and last.get(line.words[0]) == i
             first = line.args[0] if is_last else None
-            if isinstance(first, torch.Tensor):  # else a view of it is used later
+            if isinstance(first, torch.Tensor):  # otherwise a view of it is used later
                 is_last = len(sharing.get(memory_of(first), ())) == 1
             if size_of(out) >= LARGE:
                 if is_last and _is_alike(first, out) and memory_of(first) not in taken:
@@ -796,7 +801,7 @@ class Writer:
         return memory
 
     def dropped(self, lines: list[str]) -> list[str]:
-        """`lines`, with large tensors let go of after the last that needs them."""
+        """`lines`, with large tensors freed after their last use."""
         large = {
             name.partition("[")[0]
             for t in self.alive
@@ -817,9 +822,9 @@ class Writer:
         return [text for i, line in enumerate(lines) for text in (line, *last.get(i, ()))]
 
     def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> str:
-        """May `grad` become the leaf's `.grad` itself? It fits, and nobody else holds it.
+        """May `grad` itself become the leaf's `.grad`? It fits, and nothing else refers to it.
 
-        A view may not: of it there will be a copy with its strides.
+        A view may not: it will be copied with its strides.
         """
         memory = memory_of(grad)
         saved = {memory_of(t) for node in self.order for t in node._saved or () if t is not None}
@@ -830,7 +835,7 @@ class Writer:
             and memory not in self.shared
             and (grad.is_contiguous() if leaf.is_contiguous() else grad.stride() == leaf.stride())
             and grad.shape == leaf.shape
-            and grad.numel() > 0  # an empty one is contiguous however it is laid out
+            and grad.numel() > 0  # an empty one is contiguous whatever its strides
             and grad.dtype is leaf.dtype
         )
         if not (fits and grad._is_view()):
@@ -840,7 +845,7 @@ class Writer:
 
 
 def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
-    """Does each lead to, or come from, another of them, and so on to the first?"""
+    """Are they all connected by edges?"""
     beside: dict[int, list[int]] = {id(node): [] for node in nodes}
     for node in nodes:
         for edge in node.edges:
@@ -848,13 +853,13 @@ def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
                 beside[id(node)].append(id(edge[0]))
                 beside[id(edge[0])].append(id(node))
     found = [id(node) for node in nodes[:1]]
-    for key in found:  # which grows on the way
+    for key in found:  # the list grows during the loop
         found += [other for other in beside[key] if other not in found]
     return len(set(found)) == len(nodes)
 
 
 def goes_on(leaf: torch.Tensor) -> bool:
-    """Has torch's engine more to do with the gradient of its own tensor than to keep it?"""
+    """Does torch's engine do more with the gradient of its own tensor than store it?"""
     return bool(
         not leaf.is_leaf
         or leaf._backward_hooks
@@ -865,30 +870,30 @@ def goes_on(leaf: torch.Tensor) -> bool:
 
 
 class _Memory:
-    """What a bound walk computes into, and takes anew only if it runs in several threads at once.
+    """The buffers of a bound walk; a second set is made only if it runs in several threads at the
+    same time.
 
-    `take` gives the tensors for `names`, in their order. Views of them are made once.
+    `take` returns the tensors for `names`, in order. Views of them are made once.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.views: set[str] = set()  # made with the memory, and not to be computed
+        self.views: set[str] = set()  # views made with the memory, which need not be computed
         self.writers: set[str] = set()  # computed into `out=`
-        self.in_place: dict[
-            str, Any
-        ] = {}  # computed into the memory of the first argument, by this
+        # Computed into the memory of the first argument, by this method.
+        self.in_place: dict[str, Any] = {}
         self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
         self.places: dict[int, int] = {}  # of the tensors that were recorded
         self.kinds: dict[int, Any] = {}  # of memory of its own: the layout
-        self.until: dict[int, int] = {}  # the last call that needs what is there
+        self.until: dict[int, int] = {}  # the last call that reads it
         self.spare: list[list[torch.Tensor]] = []
 
     def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
-        """Have the result of `call` in this memory, if it can be.
+        """Put the result of `call` into this memory, if possible.
 
-        If its first argument is used there for the last time, and has its memory for itself, that
-        may be its memory. Else it is one that was needed until before this call, the `now`-th, if
-        there is one: what is written soon after it was read is in the cache still.
+        If its first argument is used there for the last time, and nothing shares its memory, the
+        result may take that memory. Otherwise it takes, if possible, memory that was last read
+        shortly before this call, the `now`-th, as that is still in the cache.
         """
         out = call.out
         changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
@@ -915,7 +920,7 @@ class _Memory:
             def view(made: list[torch.Tensor]) -> torch.Tensor:
                 return func(*[a if at is None else made[at] for a, at in given])  # type: ignore[no-any-return]
 
-            # The recorded tensors go; their places stay.
+            # The recorded tensors are released; their places stay.
             given = [(None if isinstance(a, torch.Tensor) else a, at) for a, at in given]
             self.views.add(call.name)
             self.makers.append(view)
@@ -968,7 +973,7 @@ _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 
 
 def _writer(call: Called) -> Any:
-    """The function that computes the call into its `out=`; None if there is none."""
+    """The function that computes the call with `out=`; None if there is none."""
     name = getattr(call.func, "__name__", "")
     writer = getattr(torch, name, None)
     out = call.out
@@ -988,7 +993,7 @@ def _twin(func: Any) -> Any:
 
 
 class _Give(NamedTuple):
-    """In place of a line: hand a leaf its gradient."""
+    """In place of a line: pass a leaf its gradient."""
 
     leaf: torch.Tensor
     grad: torch.Tensor

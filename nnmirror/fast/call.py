@@ -1,11 +1,10 @@
-"""A recorded call that came before, written out: what is asked, computed and kept, and no more.
+"""Generated functions for repeated calls: only the necessary checks, the operation, and its node.
 
-`tape.record` finds the signature of a call by looking at each argument. When a signature comes
-again, a function is written that asks whether the arguments are those of this signature, with what
-is known of them by then, and makes the node. It is the first that is tried from then on; for a call
-with other arguments it returns None.
+`tape.record` finds the signature of a call by inspecting each argument. When a signature occurs
+again, a function is written that checks whether the arguments belong to this signature, computes,
+and makes the node. From then on it is tried first; for a call with other arguments it returns None.
 
-The source names nothing of one call: calls with the same kinds of arguments share it.
+The source contains nothing specific to one call: calls with the same kinds of arguments share it.
 """
 
 import functools
@@ -31,15 +30,15 @@ def write(
     edges: Sequence[Any],
     parts: Mapping[str, Any],
 ) -> Written | bool:
-    """The calls of `function` with the signature `found`, of which this is one; False if there is
-    more to them than can be written.
+    """The function for calls of `function` with the signature `found`, like this one; False if such
+    calls cannot be written.
 
-    `parts` has what the tape's own part of the source names.
+    `parts` has the names that the source uses from the tape.
     """
     plan = found.plan
     if plan is None or plan.copied or plan.is_open:
         return False
-    kept: list[str] = []  # what forward returns besides its result
+    kept: list[str] = []  # what forward returns in addition to its result
     if type(plan) is formula.PlanOfMore:
         if plan.formulas.several or plan.formulas.underived:
             return False
@@ -51,7 +50,7 @@ def write(
     new = {"compute": plan.compute, "function": function, **parts}
     text.lines.append(f"{', '.join(['out', *kept])} = compute({', '.join(text.names)})")
     if formula.RESULT in plan.saves:
-        text.lines.append("result = out.detach()")  # itself, it would keep itself alive
+        text.lines.append("result = out.detach()")  # saved itself, it would keep itself alive
     versions = [
         "0" if name == "result" and inspect.isbuiltin(plan.compute) else f"{name}._version"
         for name in saved
@@ -110,7 +109,7 @@ class _Text:
                 self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
 
     def asked(self, i: int, arg: Any, edge: Any) -> list[str]:
-        """What makes argument `i` another than that of the signature."""
+        """The conditions under which argument `i` does not match the signature."""
         a, n = f"a{i}", f"n{i}"
         if edge is None:
             self.edges.append("None,")
@@ -118,7 +117,7 @@ class _Text:
         target, index = edge
         if is_torchs(target):
             self.edges.append(f"(x{i}, 0),")
-            if isinstance(arg, Tensor):  # it stands for that
+            if isinstance(arg, Tensor):  # an alias of a tensor of torch's
                 theirs = [
                     f"type({a}) is not Tensor",
                     f"{a}._node is not None",
@@ -163,7 +162,7 @@ class _Text:
         return conditions
 
     def asked_of_plain(self, a: str, i: int, arg: Any) -> list[str]:
-        """The same of an argument without a gradient."""
+        """The same for an argument without a gradient."""
         kind = type(arg)
         if isinstance(arg, torch.Tensor):
             conditions = [f"type({a}) is not {self.constant('kind', i, kind)}"]
@@ -180,7 +179,7 @@ class _Text:
         return []
 
     def of_layout(self, a: str, i: int, arg: torch.Tensor) -> list[str]:
-        """What makes a tensor one of another layout."""
+        """The conditions under which a tensor has another layout."""
         shape, stride, dtype, device = of_tensor(arg)
         return [
             f"{a}.shape != {self.constant('shape', i, shape)}",
@@ -190,18 +189,18 @@ class _Text:
         ]
 
     def asked_at_length(self, i: int, arg: Any) -> None:
-        """The same of one that is compared item by item."""
+        """The same for one that is compared item by item."""
         value = self.constant("value", i, of_value(arg))
         self.lines.append(f"if not is_alike(a{i}, {value}): return None")
 
     def constant(self, kind: str, i: int, value: Any) -> str:
-        """The name of something that this signature alone has."""
+        """The name of a constant of this signature."""
         name = f"{kind}{i}"
         self.environment[name] = value
         return name
 
     def saved(self, place: int, in_memory: bool) -> str:
-        """The name of what is saved of an argument, or of the result."""
+        """The name of the saved alias of an argument, or of the result."""
         if place < 0:
             return "result"
         if not in_memory:

@@ -1,9 +1,10 @@
-"""Recording calls that have no signature: one function for all calls with arguments of one kind.
+"""Recorders for calls without a signature: one function for all calls with the same kinds of
+arguments.
 
-A call whose shapes differ each time, by a slice that grows or a sequence of another length, has no
-signature to be found by. What else its node needs follows from the rule, from the types of the
-arguments, and from which of them require grad. So for these a function is written, as real Python
-source: it asks whether the arguments are as it takes them, computes, and makes the node.
+A call whose shapes differ each time (a slice that grows, sequences of different lengths) has no
+signature. All else that its node needs follows from the rule, from the types of the arguments, and
+from which of them require grad. For these, a function is written as Python source: it checks the
+arguments, computes, and makes the node.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +19,17 @@ from .. import views as _views
 from .._upcalls import implements
 from . import source
 
-# `record` of a call with these arguments; None, before anything is computed, if it takes others.
+# Records a call with these arguments; returns None, before anything is computed, if they do not
+# fit.
 Recorder: TypeAlias = Callable[[tuple[Any, ...]], "tuple[Any, _tape.Node] | None"]
 
 _MOST = 64  # kept for one rule
-_HOMES = ("builtins", "torch")  # of the types of arguments: a user's own are not kept
+_HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
 
 
 @implements(_tape)
 def learn(function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
-    """Write a recorder for calls such as this, if it came before."""
+    """Write a recorder for calls like this one, if there was one before."""
     kinds = tuple(map(type, args))
     known = function.recorders.get(kinds)
     if known is None:
@@ -47,7 +49,7 @@ def _takes_none(args: tuple[Any, ...]) -> None:
 
 
 def _is_kept(kind: type) -> bool:
-    """Not a tensor subclass, which is asked, nor a class of a user's."""
+    """Neither a tensor subclass, which has its own dispatch, nor a user's class."""
     sort = _tape.kind_of(kind)
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
@@ -55,9 +57,9 @@ def _is_kept(kind: type) -> bool:
 def _written(
     function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...], other: Recorder
 ) -> Recorder | None:
-    """The recorder for arguments of these types, of which those with `needs` require grad.
+    """The recorder for arguments of these types, of which those in `needs` require grad.
 
-    Those of these types that it does not take it hands on to the `other`.
+    It passes arguments of these types that do not fit to `other`.
     """
     formulas = function.formulas
     first = args[0] if args else None
@@ -190,12 +192,12 @@ def _written(
     head = f"{_tuple(names)} = args" if names else "pass"
     text = "\n    ".join(["def record(args):", head, *lines]) + "\n"
     compiled = source.Compiled(text, "record", f"recorder of {function.__name__}", environment)
-    environment["compiled"] = compiled  # so that its source is there as long as the function
+    environment["compiled"] = compiled  # so that the source lives as long as the function
     return compiled.function
 
 
-# What nodes have alike whose results are laid out alike: not each has its own, as the collector of
-# garbage looks at all there are, time and again.
+# Shared by all nodes whose results have the same layout, so that the garbage collector has fewer
+# objects to visit.
 _outputs: dict[Any, tuple[Any, ...]] = {}
 
 

@@ -1,12 +1,12 @@
-"""A walk with `create_graph=True`, replayed: what it computes and records, as straight-line Python.
+"""Replays of walks with `create_graph=True`: what they compute and record, as straight-line Python.
 
-The generic walk hands tracked tensors to the rules' gradients, and each operation on them finds its
-way through torch's dispatch to the tape. Of a graph that comes again it is known which operations
-these are, and which nodes they leave. So they are written out: compute, and make the nodes. These
-are the same nodes, with the same signatures, as those of the generic walk.
+The generic walk passes tracked tensors to the rules' gradients, and each operation on them goes
+through torch's dispatch to the tape. For a graph that occurs again, the operations and the nodes
+that they make are known, so they are written as source that computes and makes the nodes. These are
+the same nodes, with the same signatures, as those of the generic walk.
 
-The first replay runs beside the generic walk. It is trusted if its gradients have the same bits,
-and if its nodes are of the same functions, with the same edges and the same saved tensors.
+The first replay runs beside the generic walk. It is used from then on if its gradients have the
+same bits, and its nodes have the same functions, edges and saved tensors.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,13 @@ from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 from .signature import of_tensor
 
 T = torch.Tensor
-_MOST_KEPT = 8  # replays from one signature
+_MOST_KEPT = 8  # at most, replays from one signature
 _DETACH = (T.detach, torch.detach)
 
 
 class Replay:
-    """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is another."""
+    """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
+    one."""
 
     def __init__(self, text: str, environment: dict[str, Any]) -> None:
         self.trusted = False
@@ -50,9 +51,9 @@ def replayed(
     retain_graph: bool,
     generic: Any,
 ) -> list[T | None] | None:
-    """The walk from `edges` with create_graph, if it came before; None for the generic one to go.
+    """The replayed walk from `edges` with create_graph; None if the generic one has to run.
 
-    `generic()` goes the generic way.
+    `generic()` runs the generic walk.
     """
     if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
@@ -81,7 +82,7 @@ def replayed(
                 writer = _Writer(node, only)
                 writer.go_back(grad)
             found = Replay(writer.source(), writer.environment)
-        except _bound.ChangedSince:  # it may be another when it has come as often again
+        except _bound.ChangedSince:  # try again when it has occurred as often once more
             sign.replays[key] = 0
             return None
         except (Unbindable, RuntimeError, NotImplementedError):
@@ -107,7 +108,7 @@ def replayed(
 class _Writer(_bound.Writer):
     """Writes the source of the walk from `root` to the `ends`.
 
-    As for a bound walk; m0, m1 ... are the nodes that it makes.
+    As in a bound walk; m0, m1 ... are the nodes that it makes.
     """
 
     def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
@@ -120,11 +121,11 @@ class _Writer(_bound.Writer):
             if any(e is not None and id(e[0]) in self.reaches for e in node.edges):
                 self.reaches.add(id(node))
         self.found_at: dict[tuple[int, int], T] = {}
-        self.fresh: dict[str, int] = {}  # names of what has memory of its own, and that
-        self.changed: set[int] = set()  # memory that is changed
+        self.fresh: dict[str, int] = {}  # names of tensors with own memory, and that
+        self.changed: set[int] = set()  # memory that is changed in place
 
     def go_back(self, grad: T) -> None:
-        """Take the generic walk's steps from the root, and write each."""
+        """Run the generic walk's steps from the root, and write each."""
         self.known[id(grad)] = "g"
         self.alive.append(grad)
         slots: dict[int, list[Any]] = {id(self.root): [grad]}
@@ -154,13 +155,13 @@ class _Writer(_bound.Writer):
                     self.found_at[id(target), 0] = self.sum(held, result)
 
     def recorded(self, node: _tape.Node, given: list[T], needs: tuple[bool, ...]) -> Any:
-        """Take the step of `node`, and write what it calls."""
+        """Run the step of `node`, and write its calls."""
         mine: dict[int, str] = {}
         self.lines.append(f"# {_tape.bare(node.name())}")
         for i, tensor in enumerate(node._saved or ()):
             if isinstance(tensor, T):
                 self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
-                for edge in node.edges:  # a leaf is not told from the alias that was saved
+                for edge in node.edges:  # a leaf counts as the alias of it that was saved
                     leaf = None if edge is None else edge[0]
                     if isinstance(leaf, _tensor.Tensor) and vars(leaf).get("_plain") is tensor:
                         mine.setdefault(id(leaf), mine[id(tensor)])
@@ -174,25 +175,25 @@ class _Writer(_bound.Writer):
             if result is not None and id(result) not in self.known:
                 self.known[id(result)] = self.word(result, mine)
                 self.alive.append(result)
-        self.known.update(mine)  # what the new nodes save
+        self.known.update(mine)  # the saved tensors of the new nodes
         self.alive += [node._saved]
         return results
 
     def write(self, notes: Any, mine: dict[int, str]) -> None:
-        """Write the calls that were noted."""
+        """Write the recorded calls."""
         if notes.reads_data:
             raise Unbindable
         for func, args, kwargs, out in notes.calls:
             self.alive += [args, kwargs, out]
             if hasattr(out, "_is_constant"):
                 continue
-            if func in _DETACH:  # an alias, of which there is no need
+            if func in _DETACH:  # an alias, which is not needed
                 self.known[id(out)] = self.word(args[0], mine)
                 continue
             call = Called("", func, args, kwargs, [], out)
             if not isinstance(out, T):
                 raise Unbindable
-            if call.changes():  # what was computed on the way to a gradient, if it is that
+            if call.changes():  # an intermediate result of a gradient, if it is one
                 if "out" in kwargs or _bound.WORDS.fullmatch(self.word(args[0], mine)) is None:
                     raise Unbindable
                 self.changed.add(memory_of(out))
@@ -204,7 +205,7 @@ class _Writer(_bound.Writer):
                 self.fresh[self.known[id(out)]] = memory_of(out)
 
     def sum(self, held: T | None, grad: T) -> T:
-        """One more gradient where one arrived before, and the source that adds it."""
+        """Another gradient for a place that has one, and the source that adds it."""
         if held is None:
             return grad
         with _bound.Notes() as notes, EnableTorchFunction():
@@ -277,7 +278,7 @@ class _Writer(_bound.Writer):
         return "\n    ".join(lines) + "\n"
 
     def base_of(self, result: Any, i: int, places: dict[int, str]) -> list[str]:
-        """The source that makes the i-th result a view of what it was taken of."""
+        """The source that makes the i-th result a view of its base."""
         call = next((c for c in self.lines if isinstance(c, Called) and c.out is result), None)
         base: Any = None if call is None or not call.args else call.args[0]
         made_by = getattr(base, "_node", None)
@@ -291,7 +292,7 @@ class _Writer(_bound.Writer):
         ]
 
     def new_nodes(self, results: Sequence[T]) -> list[_tape.Node]:
-        """The nodes that the walk recorded, in the order in which it did."""
+        """The nodes that the walk recorded, in order."""
         made: dict[int, _tape.Node] = {}
         stack = [r._node for r in results if isinstance(r, _tensor.Tensor)]
         while stack:
@@ -332,14 +333,14 @@ class _Writer(_bound.Writer):
         ]
 
     def version(self, word: str) -> str:
-        """The source for the version of what is saved."""
+        """The source for the version of a saved tensor."""
         if word == "None":
             return "None"
         is_new = self.fresh.get(word, 0) not in self.changed | {0}
         return "0" if is_new else f"{word}._version"
 
     def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, Any]) -> str:
-        """Where what a new node saves is found."""
+        """Where the saved tensors of a new node are found."""
         tensor = (node._saved or ())[i]
         if tensor is None:
             return "None"
@@ -356,7 +357,7 @@ class _Writer(_bound.Writer):
     def seen(
         self, made: Sequence[_tape.Node], results: Sequence[T], results_of: dict[int, Any]
     ) -> set[str]:
-        """The names of what is returned, or kept by a node."""
+        """The names of tensors that are returned, or saved by a node."""
         words = {self.known[id(r)] for r in results}
         for node in made:
             words.add(self.known[id(results_of[id(node)])])
@@ -370,7 +371,7 @@ class _Writer(_bound.Writer):
         return line.name in names or line.changes() or memory_of(line.out) in self.changed
 
     def needed(self, seen: set[str]) -> set[str]:
-        """The names of what is computed and used."""
+        """The names of computed tensors that are used."""
         names = set(seen)
         for line in reversed(self.lines):
             if isinstance(line, Called) and self.is_needed(line, names):
@@ -379,7 +380,7 @@ class _Writer(_bound.Writer):
 
 
 def _alike(expected: Any, actual: Any) -> bool:
-    """Are these two results, with all that was recorded, the same?"""
+    """Are these two results equal, including their recorded graphs?"""
     return _same(expected, actual) and _same_graph(expected, actual)
 
 
@@ -392,7 +393,7 @@ def _same(a: T, b: T) -> bool:
 
 
 def _same_graph(expected: Any, actual: Any) -> bool:
-    """Were they recorded by nodes alike, from the same leaves and the same nodes before?"""
+    """Do they come from equal nodes, with the same leaves and the same earlier nodes?"""
     seen: dict[int, Any] = {}
     stack = [(getattr(expected, "_node", None), getattr(actual, "_node", None))]
     while stack:

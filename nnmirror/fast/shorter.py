@@ -1,7 +1,7 @@
-"""The notes of a walk, made shorter: the same numbers by fewer calls, and by cheaper ones.
+"""Simplify the recorded calls of a walk: the same numbers with fewer and cheaper calls.
 
-Each of these says the same for every walk of one signature. The comparison with the generic walk
-that a bound walk must pass (see `binding.py`) is made of what comes out here.
+Each simplification holds for every walk with the same signature. The comparison with the generic
+walk that a bound walk must pass (see `binding.py`) uses the simplified calls.
 """
 
 import re
@@ -12,18 +12,18 @@ import torch
 
 from .. import tape as _tape
 
-LARGE = 1 << 18  # bytes: from here on memory is given back as soon as it may be
+LARGE = 1 << 18  # bytes: memory of this size or more is freed as soon as possible
 WORDS = re.compile(r"\bt\d+\b")
 _WIDE = (torch.float32, torch.float64)
-# Functions of a tensor and a number, which they take sooner as a tensor without dimensions.
+# Functions of a tensor and a number, which are faster with a tensor without dimensions.
 _TAKE_NUMBERS = {"add", "div", "eq", "ge", "gt", "le", "lt", "mul", "ne", "sub"}
 _OPERATORS: dict[Any, Any] = {torch.Tensor.__eq__: torch.eq, torch.Tensor.__ne__: torch.ne}
 
 
 class Called(NamedTuple):
-    """A torch call, of which the source makes a line."""
+    """A torch call, which becomes a line of source."""
 
-    name: str  # of its result; empty if that has one
+    name: str  # of its result; empty if that has a name already
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -31,7 +31,7 @@ class Called(NamedTuple):
     out: Any
 
     def changes(self) -> bool:
-        """Does it change a tensor that there was?"""
+        """Does it change an existing tensor?"""
         name = getattr(self.func, "__name__", "")
         in_place = name.endswith("_") and not name.endswith("__")
         return in_place or name == "__setitem__" or name.startswith("__i") or "out" in self.kwargs
@@ -43,7 +43,7 @@ def size_of(tensor: torch.Tensor) -> int:
 
 
 def memory_of(tensor: Any) -> int:
-    """What stands for the memory that it is in; 0 for what is no tensor."""
+    """A key for the memory of a tensor; 0 for other values."""
     return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else 0
 
 
@@ -54,10 +54,10 @@ def shorter(
     needed: set[str],
     environment: dict[str, Any],
 ) -> list[Any]:
-    """`lines` without what need not be done, or not in each walk.
+    """`lines` without what is unnecessary, or needs to be done only once for all walks.
 
-    `fixed` tells a tensor that is the same in each walk, `kept` holds the memory that a walk must
-    have for itself, `needed` the names that are used besides.
+    `fixed` says whether a tensor is the same in each walk, `kept` is the memory that each walk must
+    have for itself, `needed` the names that are used elsewhere.
     """
     return without_unneeded(_without_fixed(lines, fixed, kept, environment), needed)
 
@@ -65,11 +65,11 @@ def shorter(
 def without_repeated(
     lines: Sequence[Any], same: dict[str, str], kept: set[int], seen: set[str]
 ) -> tuple[list[Any], list[str]]:
-    """Without calls that compute what one before has computed, and without t(t(x)) of what a node
-    saved; and what of the graph makes it wrong.
+    """Without calls that an earlier call makes redundant, and without t(t(x)) of a saved tensor;
+    and the conditions on the graph under which this does not hold.
 
-    `same` says in which place a tensor was found first that is in other places too. `kept` holds
-    memory that others may hold, `seen` the names of what is not used in the walk alone.
+    `same` gives the place where a tensor with several places was found first. `kept` is memory that
+    may be referred to elsewhere, `seen` the names of tensors that are also used outside the walk.
     """
     holders: dict[int, int] = {}
     in_place: set[int] = set()
@@ -81,7 +81,7 @@ def without_repeated(
                 in_place.add(memory)
     guards: list[str] = []
     computed: dict[Any, Called] = {}
-    transposed: dict[str, Called] = {}  # what a node saved
+    transposed: dict[str, Called] = {}  # saved by a node
     instead: dict[str, str] = {}
     objects: dict[int, Any] = {}
     left: list[Any] = []
@@ -135,7 +135,8 @@ def _without_fixed(
     kept: set[int],
     environment: dict[str, Any],
 ) -> list[Any]:
-    """Without the calls whose result is the same in each walk: it goes into `environment`."""
+    """Without the calls whose result is the same in each walk; the result goes into
+    `environment`."""
     changed = set(kept)
     for line in lines:
         if isinstance(line, Called) and line.changes():
@@ -163,13 +164,13 @@ def _without_fixed(
 
 
 def without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
-    """Without calls whose result nobody uses."""
+    """Without calls whose result is not used."""
     needed = set(needed)
     left: list[Any] = []
     for line in reversed(lines):
         if isinstance(line, Called):
             if line.name not in needed and not line.changes():
-                continue  # it made what is not used, or handed on what there was
+                continue  # its result is not used, or is one of its arguments
             words: Sequence[str] = line.words
         else:
             words = [line] if isinstance(line, str) else []
@@ -196,7 +197,7 @@ def cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
             x, mask, value = filled.args
             of_x, of_mask, of_value = filled.words
             if not mask.stride() == first.stride() == call.out.stride():
-                return call  # the result would be laid out otherwise
+                return call  # the result would have another layout
             return call._replace(
                 func=torch.where, args=(mask, value, x), words=[of_mask, of_value, of_x]
             )
@@ -237,17 +238,17 @@ def _as_sum(call: Called) -> Called:
 
 
 class Given(float):
-    """A number that a node was given, and may be another in the next walk.
+    """A number among a node's arguments that may differ in the next walk.
 
-    It may be handed to torch calls. What is computed from it, or asked of it, would be noted as
-    if it were always the same.
+    It may be passed to torch calls. Anything else, such as arithmetic or a comparison, would be
+    recorded as a constant, and raises.
     """
 
     place: str  # in the source
 
 
 class Unbindable(Exception):
-    """The notes cannot follow what was done."""
+    """Something was done that the record of calls cannot show."""
 
 
 def _unbindable(*args: Any) -> Any:

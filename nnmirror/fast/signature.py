@@ -1,12 +1,12 @@
-"""Signatures: how a tracked tensor came about, interned.
+"""Signatures: how a tracked tensor was computed, as interned objects.
 
-The signature of a recorded call says all that its backward may depend on, but for the numbers
-in the tensors: the function, the signatures of its inputs, its other arguments, and the layout
-of plain tensors. So two graphs whose last nodes have one signature go back by the same
-operations, if they also share their nodes in the same way (`bound.py` looks).
+The signature of a recorded call contains everything that its backward may depend on except the
+numbers in the tensors: the function, the signatures of its inputs, its other arguments, and the
+layout of plain tensors. So two graphs whose last nodes have the same signature have the same
+operations in their backward, if nodes are also shared in the same way (`bound.py` checks that).
 
-A signature holds no tensor. Each is kept by the signature of its first tracked input, up to
-that of a leaf, which is kept by the leaf: with a model go the signatures that it made.
+A signature holds no tensor. Each is stored with the signature of its first tracked input, up to
+that of a leaf, which is stored with the leaf: when a model is freed, so are its signatures.
 """
 
 import itertools
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 _serials = itertools.count()
-_MOST = 64  # that one signature keeps of those that follow it
-_MOST_OF_ONE = 16  # of them by one function, before its calls are taken to differ each time
+_MOST = 64  # at most, signatures stored with one signature
+_MOST_OF_ONE = 16  # of them for one function, before its calls are treated as different each time
 
 
 NO_CALLS: dict[Any, Any] = {}
 
 
 class Signature:
-    """Of a recorded call, or of a leaf."""
+    """The signature of a recorded call or of a leaf."""
 
     __slots__ = (
         "__weakref__",
@@ -51,37 +51,38 @@ class Signature:
         "written",
     )
 
-    # Of a call, what each node of it has alike:
+    # For a call, what all its nodes have in common:
     label: str
     plan: Any
     places: Sequence[int]
     needs: tuple[bool, ...]
     outputs: Sequence[Any]
-    makes_new: bool  # its result is new, or a view
+    makes_new: bool  # whether its result is new or a view
 
     def __init__(self) -> None:
-        # What stands for this one in the keys of others: they would make cycles.
+        # Stands for this one in the keys of others, as a reference to it would make a cycle.
         self.serial = next(_serials)
-        # Of the calls on what this signature stands for, by function and other arguments.
+        # The signatures of calls on a tensor with this signature, by function and other arguments.
         self.next: dict[Any, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
-        # Functions that are called otherwise each time: their numbers no longer count (True), or
-        # that was not all that differs, and their calls are no longer signed (False).
+        # Functions whose calls differ each time: by numbers, which are then left out (True), or by
+        # more, so that their calls get no signature any more (False).
         self.varying: dict[Any, bool] = {}
-        # Of these the latest of each function, as it is tried first: written out (see call.py), and
-        # its signature.
+        # The latest call of each function, which is tried first: the generated function (see
+        # call.py), and its signature.
         self.calls: dict[Any, Any] = NO_CALLS
-        self.written: Any = None  # this call, written out; False if it cannot be
-        self.walks = 0  # how often a walk began here
-        self.visits = 0  # how often the generic walk came here
-        # Parts of a walk from here, by the strides of the gradient; False if there can be none.
+        self.written: Any = None  # this call's generated function; False if there is none
+        self.walks = 0  # how many walks began here
+        self.visits = 0  # how often the generic walk reached it
+        # Bound parts from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
-        # Of a call: what its nodes have alike once they are as PyTorch's (see `Node.as_seen`).
+        # For a call: what its nodes have in common when they are like PyTorch's (see
+        # `Node.as_seen`).
         self.seen: Signature | None = None
         self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
-        self.is_plain = True  # it has one output, which is no view
-        self.origin: Any = None  # the first such call: its sequence, and where it was made
+        self.is_plain = True  # it has one output, which is not a view
+        self.origin: Any = None  # of the first such call: its sequence number and its place
         self.checks_shape = False  # the shape of the result depends on the data
 
     def output(self, index: int) -> "Signature":
@@ -95,11 +96,12 @@ class Signature:
         return self.siblings[index]
 
     def follow(self, function: Any, key: Any, made: "Signature") -> None:
-        """Keep `made` as what comes of the call `key` of `function`.
+        """Store `made` as the signature of the call `key` of `function`.
 
-        A function may be called otherwise each time. If that is by a number that follows a
-        schedule, the number is taken for an operand, which may differ (see `numbers_apart`). If
-        it is by a slice that grows, it makes no graph twice: its calls are not signed any more.
+        The calls of a function may differ each time. If they differ in a number, such as one that
+        follows a schedule, the number is treated as an operand (see `numbers_apart`). If they
+        differ in a slice that grows, no graph occurs twice, and its calls get no signature any
+        more.
         """
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= _MOST_OF_ONE:
@@ -117,11 +119,11 @@ _CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
 class Unsigned(Exception):
-    """An argument that no signature can stand for."""
+    """An argument that cannot be part of a signature."""
 
 
 def of_tensor(tensor: torch.Tensor) -> Any:
-    """What stands for a tensor that carries no gradient: its layout."""
+    """The key of a tensor that carries no gradient: its layout."""
     try:
         return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
     except RuntimeError:  # a sparse one
@@ -129,7 +131,7 @@ def of_tensor(tensor: torch.Tensor) -> Any:
 
 
 def numbers_apart(key: Sequence[Any]) -> list[Any] | None:
-    """A key of a call whose numbers are operands, from that of a call; None if it has no number."""
+    """The key of a call with its numbers as operands; None if it has no number."""
     apart = [_NUMBER if type(part) is tuple and part[0] is float else part for part in key]
     return apart if _NUMBER in apart else None
 
@@ -138,10 +140,10 @@ _NUMBER = float, "any"
 
 
 def of_value(value: Any) -> Any:
-    """What stands for an argument that is no tensor."""
+    """The key of an argument that is not a tensor."""
     kind = type(value)
     if kind is float:
-        # Zeros differ by their sign; a NaN is never found again.
+        # Zeros differ by sign; a NaN never compares equal.
         return (kind, value) if value else (kind, repr(value))
     if value is None or kind is str or kind in _CONSTANTS:
         return value

@@ -1,4 +1,4 @@
-"""Functions made of generated source, which a debugger steps through and a traceback shows."""
+"""Functions from generated source, which debuggers and tracebacks can show."""
 
 import itertools
 import keyword
@@ -10,7 +10,7 @@ _source_numbers = itertools.count()
 
 
 class Compiled:
-    """A function made of its source, which is in `linecache` as long as this lives."""
+    """A function compiled from source, which is in `linecache` as long as the function lives."""
 
     def __init__(self, source: str, name: str, kind: str, environment: dict[str, Any]) -> None:
         self.source = source
@@ -18,16 +18,16 @@ class Compiled:
         lines = source.splitlines(keepends=True)
         linecache.cache[self.filename] = len(source), None, lines, self.filename
         exec(compile(source, self.filename, "exec"), environment)
-        self.function: Callable[..., Any] = environment.pop(name)  # else it would hold itself
+        self.function: Callable[..., Any] = environment.pop(name)  # no cycle
 
     def __del__(self) -> None:
         linecache.cache.pop(self.filename, None)
 
 
 def name_of(function: Any, environment: dict[str, Any], taken: Collection[str] = ()) -> str:
-    """A readable name for `function` in the source; it is put into `environment` under that."""
+    """A readable name for `function` in the source, under which it is put into `environment`."""
     name = getattr(function, "__name__", "").partition(".")[0]
-    if name.startswith("__"):  # else what changes in place keeps its underscore
+    if name.startswith("__"):  # so that in-place functions keep their underscore
         name = name.strip("_")
     if name == "get":
         name = function.__self__.__name__
