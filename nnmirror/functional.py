@@ -176,9 +176,9 @@ __all__ = [
 class Linear(Rule):
     """Y = X W^T + b:  db = sum of the rows of G,  dX = G W,  dW = G^T X
 
-    X is (*, in), W is (out, in), b is (out); leading dimensions are laid out as rows.
-    Saved: X where W needs a gradient, and W: as PyTorch, which saves a view of W, in the memory
-    that it has then, whatever is put in the place of its `data` later.
+    X is (*, in), W is (out, in), b is (out); leading dimensions are treated as rows. Saved: X if W
+    needs a gradient, and W. As in PyTorch, which saves a view of W, a later assignment to `W.data`
+    does not change what was saved.
     """
 
     input_place = 1
@@ -234,7 +234,7 @@ class Linear(Rule):
 
     @staticmethod
     def copied(bias: T | None, input: T, weight: T) -> tuple[str, ...]:
-        """X, where its leading dimensions cannot be seen as rows."""
+        """X, where its leading dimensions cannot be viewed as rows."""
         if input.dim() < 3 or not (_trains(weight) or rows_of_one_matrix(input)):
             return ()
         x = input.detach()
@@ -272,7 +272,7 @@ class Linear(Rule):
 
 
 def _addmm(bias: Any, input: T, weight: Any) -> T:
-    if weight._has_moved:  # for one product it is not worth a transpose
+    if weight._has_moved:  # a transpose does not pay for one product
         weight._has_moved = False
         return torch._C._nn.linear(input, weight, bias)
     return torch.addmm(bias._plain, input, weight._transposed)
@@ -345,10 +345,10 @@ class _Rows(NamedTuple):
 
 
 def _with_transpose(node: Node) -> None:
-    """Show W^T as the last input of a product of matrices, and what makes it of W.
+    """Make W^T an input of the matrix product, and record the transpose of W.
 
-    PyTorch records the two separately, as `grad_fn` shows. Of gradients of gradients several come
-    to W^T, and their sum goes on to W.
+    PyTorch records the two separately, as `grad_fn` shows. In gradients of gradients, W^T may get
+    several gradients, whose sum is passed on to W.
     """
     if node.label not in ("AddmmBackward0", "MmBackward0"):
         return
@@ -392,7 +392,7 @@ def _with_plan_for_other(node: Node) -> None:
     node.like = like.seen
 
 
-_JUST_BEFORE = 2.0**-16  # the numbers of nodes expanded from one call lie further apart
+_JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one call
 
 
 class _LinearOfTransposed(Linear):
@@ -407,7 +407,7 @@ class _LinearOfTransposed(Linear):
     def d_input(g: T, weight: T, how: "_Rows") -> T:
         if not is_torch_function_enabled():
             return Linear.d_input(g, weight, how)
-        transposed = weight  # in a walk that is recorded
+        transposed = weight  # in a recorded walk
         return transposed.mm(g.t()).t() if how.by_columns else g.mm(transposed.t())
 
     @staticmethod
@@ -828,7 +828,7 @@ def softshrink(input: T, lambd: float = 0.5) -> T:
 
 
 def check_probability(p: float) -> None:
-    """PyTorch's error for a probability of dropout that is none."""
+    """PyTorch's error for a number that is not a probability."""
     if p < 0 or p > 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
@@ -1451,7 +1451,7 @@ def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
     """(x - t) (2 / n) g, multiplied in that order as PyTorch's kernel does."""
     if scale is None:
         x, t = _squared(x, t)
-        d = (x - t).contiguous()  # however x is laid out
+        d = (x - t).contiguous()  # whatever the strides of x
         count = x.numel() if reduction == "mean" else 1
         scale = _number(2.0 / count if count else float("inf"), d)
     else:
@@ -1461,7 +1461,7 @@ def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
 
 
 def _squared(input: T, target: T) -> tuple[T, T]:
-    """Both of one shape, and of dtypes whose difference there is."""
+    """Do both have the same shape, and dtypes that can be subtracted?"""
     if input.shape != target.shape:
         input, target = torch.broadcast_tensors(input, target)
     if not (input.dtype is target.dtype is torch.float32):
@@ -1475,7 +1475,7 @@ def _squared(input: T, target: T) -> tuple[T, T]:
 
 
 def _mean_square(x: T, t: T) -> T:
-    """The mean with the bits of torch.mean, in fewer calls from Python."""
+    """The mean with the bits of torch.mean, with fewer calls from Python."""
     if x.is_cpu:
         return _mean_of(_number(float(x.numel()), x), x, t)
     loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
@@ -1531,7 +1531,8 @@ def _weighted_mean(error: T, weight: T, reduction: str) -> T:
 
 
 def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> bool:
-    """Do they? With PyTorch's warning before a loss broadcasts; for tuples, item by item."""
+    """Do input and target have the same shape? With PyTorch's warning if a loss broadcasts; for
+    tuples, item by item."""
     if type(input) is tuple:
         for pair in zip(input, target, strict=False):
             warn_if_sizes_differ(*pair, stacklevel)
@@ -1978,8 +1979,8 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel:
 
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
 NAMED["torch.nn.functional", "_threshold"] = threshold  # its name there
-for _name, _function in _pooling.FUNCTIONS.items():  # those with indices are no functions here
+for _name, _function in _pooling.FUNCTIONS.items():  # not those with indices
     NAMED["torch.nn.functional", _name] = globals().get(_name, _function)
 
-if not TYPE_CHECKING:  # which then reports such a name itself
+if not TYPE_CHECKING:  # a type checker reports such a name itself
     __getattr__ = missing(__name__, __all__)

@@ -2,7 +2,7 @@
 
 The mirror follows `torch.is_grad_enabled()`, so `with torch.no_grad():` means what it
 always means. The three names below override that for the mirror alone, in the current
-thread: a script may switch torch's own autograd off for good with
+thread: a script may turn torch's own autograd off for the whole run with
 `torch.set_grad_enabled(False)` and still train, under `nnmirror.set_grad_enabled(True)`.
 """
 
@@ -21,7 +21,7 @@ class _Override(threading.local):
 _override = _Override()
 
 
-in_inference_mode = torch.is_inference_mode_enabled  # nothing is recorded there, in either mode
+in_inference_mode = torch.is_inference_mode_enabled  # nothing is recorded in inference mode
 
 
 def is_grad_enabled() -> bool:
@@ -72,7 +72,7 @@ class set_grad_enabled(DecoratorContextManager):
         _override.mode = self._before
 
     def clone(self) -> "set_grad_enabled":
-        """One more of the same, for each call of a decorated function."""
+        """A new context manager for each call of a decorated function."""
         before = _override.mode
         copy = self.__class__(self._mode)
         _override.mode = before

@@ -75,7 +75,7 @@ _FanMode = Literal["fan_in", "fan_out"]
 
 
 def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run `function` on the bare values: neither torch nor the mirror records it."""
+    """Run `function` without recording by torch or by the mirror."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -91,7 +91,7 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def _with_a_gradient(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """One of the numbers is a tensor that requires grad: the operations have errors for it."""
+    """For arguments that are tensors which require grad: the operations raise their errors."""
     tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())
     with DisableTorchFunctionSubclass():
         asked: Any = torch.Tensor._make_subclass(Tracked, tensor.detach())

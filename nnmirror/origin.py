@@ -1,7 +1,7 @@
 """Where a call was made: the line of the user's script, and the module whose forward it was in.
 
-Looking at frames costs some microseconds, so it is done where that is rare: when a call gets a
-signature that is new, and in plain mode.
+Inspecting frames takes some microseconds, so it is only done for calls that get a new signature,
+and in plain mode.
 """
 
 import functools
@@ -19,7 +19,7 @@ _INSIDE = tuple(
 
 
 class Origin:
-    """Of one call. Holds no frame, and the module weakly."""
+    """The origin of one call. It holds no frame, and the module weakly."""
 
     __slots__ = ("code", "instruction", "module")
 
@@ -44,7 +44,7 @@ def _is_inside(filename: str) -> bool:
 
 
 def of_this_call() -> Origin:
-    """That of the call which is being recorded."""
+    """The origin of the call that is being recorded."""
     frame: FrameType | None = sys._getframe(1)
     code, instruction, module = None, 0, None
     while frame is not None and (code is None or module is None):

@@ -1,15 +1,15 @@
-"""Tensor subclasses: who defines a `__torch_function__` is asked, as by PyTorch's own functions.
+"""Tensor subclasses: calls are dispatched to their `__torch_function__`, as by PyTorch's functions.
 
     class Named(torch.Tensor): ...
 
-    y = nnmirror.Linear(3, 2)(x.as_subclass(Named))  # a Named, trained or not
+    y = nnmirror.Linear(3, 2)(x.as_subclass(Named)) # a Named, tracked or not
 
-A mirrored function that is given such a tensor asks its `__torch_function__`, whose default
-calls the function and makes the result one of the subclass. Where the result is tracked, its
-class has to be `Tensor` too: it is made of the two (`tracked_class`).
+A mirrored function that is given such a tensor calls its `__torch_function__`, which by default
+calls the function and converts the result to the subclass. If the result is tracked, its class also
+has to be `Tensor`: a class derived from both is used (`tracked_class`).
 
-`__torch_function__` may call the function with dispatch disabled, where the tape sees nothing.
-So it is given a `Called` in place of the function, which is equal to it and always recorded.
+`__torch_function__` may call the function with dispatch disabled, when nothing is recorded. So it
+gets a `Called` instead of the function, which compares equal to it and is always recorded.
 """
 
 import functools
@@ -33,7 +33,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 
 class _Asked(threading.local):
-    already: bool = False  # about a function whose parts are being called
+    already: bool = False  # for a function whose operations are being called
 
 
 _asked = _Asked()
@@ -44,12 +44,12 @@ def _is_asked() -> bool:
 
 
 def is_subclass(value: Any) -> bool:
-    """Is it a tensor of a class with a `__torch_function__`, and that to be asked?"""
+    """Is it a tensor of a class with a `__torch_function__` that is to be called?"""
     return kind_of(type(value)) is SUBCLASS and _is_asked()
 
 
 def dim_of(input: torch.Tensor) -> int:
-    """`input.dim()`, for which PyTorch's modules ask a subclass."""
+    """`input.dim()`, which PyTorch's modules dispatch to a subclass."""
     if is_subclass(input):
         return input.dim()
     with DisableTorchFunctionSubclass():
@@ -57,7 +57,7 @@ def dim_of(input: torch.Tensor) -> int:
 
 
 class Called:
-    """A function as a `__torch_function__` is given it."""
+    """Stands for a function when a `__torch_function__` is called."""
 
     def __init__(self, func: Any, run: Callable[..., Any]) -> None:
         self.func, self.run = func, run
@@ -82,7 +82,7 @@ class Called:
                 tensors = tensors_in((args, kwargs)) if is_grad_enabled() else ()
                 if not any(t.requires_grad for t in tensors):
                     return self.run(*args, **kwargs)
-            with EnableTorchFunction():  # the parts of which it is made are recorded by it
+            with EnableTorchFunction():  # it records the operations that it consists of
                 return self.run(*args, **kwargs)
         finally:
             _asked.already = before
@@ -92,9 +92,9 @@ class Called:
 def answered(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
-    """`record(function, args, inplace)`, where a tensor subclass is among the arguments."""
+    """`record(function, args, inplace)` if there is a tensor subclass among the arguments."""
     func = function.public if "public" in vars(function) else function.infer
-    if func is None or inplace is not None or not _is_asked():  # torch asks about what is in place
+    if func is None or inplace is not None or not _is_asked():  # torch dispatches in place
         return record(function, args, inplace, asks=False)
     given = function.as_called(*args)
     node = None
@@ -105,7 +105,7 @@ def answered(
         if same and not kwargs:
             out, node = record(function, args, asks=False)
             return out
-        # Who was asked has put others in their places.
+        # The subclass has replaced the arguments.
         return RULES[func](*now, **kwargs)
 
     asked = [a for a in args if kind_of(type(a)) is SUBCLASS]
@@ -113,7 +113,8 @@ def answered(
 
 
 def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As `torch.overrides.handle_torch_function`; modes see the parts, with or without it."""
+    """As `torch.overrides.handle_torch_function`; modes see the single operations in either
+    case."""
     asked = _torch.get_overloaded_args(tensors)  # the most derived first
     types = tuple(map(type, asked))
     for tensor in asked:
@@ -127,7 +128,7 @@ def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict
 
 
 def overridable(function: C) -> C:
-    """Have subclasses asked about the decorated function as a whole, not about its parts."""
+    """Dispatch the decorated function as a whole, not operation by operation."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -147,7 +148,7 @@ def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _unasked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call it; torch would ask a subclass about the parts of which it is made."""
+    """Call it; torch would dispatch each of its operations to a subclass."""
     if not _torch.is_torch_function_enabled():
         return function(*args, **kwargs)
     with DisableTorchFunctionSubclass():
@@ -163,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 
 class _OfSubclass(Tensor):
-    """What a tracked tensor of a subclass has besides: results are of the subclass as well."""
+    """Mixin of a tracked tensor of a subclass: its results are of the subclass too."""
 
     _of: type[torch.Tensor]  # the subclass
 

@@ -16,7 +16,7 @@ class Parameter(Tensor):
     As `torch.nn.Parameter`, it shares the memory of `data`.
     """
 
-    _is_param = True  # what isinstance(p, torch.nn.Parameter) asks
+    _is_param = True  # isinstance(p, torch.nn.Parameter) reads this
 
     def __new__(cls, data=None, requires_grad=True):
         # type: (torch.Tensor | None, bool) -> Parameter
@@ -38,7 +38,7 @@ class Parameter(Tensor):
         return "Parameter containing:\n" + super().__repr__()
 
     def __format__(self, format_spec: str) -> str:
-        return object.__format__(self, format_spec)  # PyTorch formats a Parameter no other way
+        return object.__format__(self, format_spec)  # as PyTorch formats a Parameter
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
         if id(self) in memo:
@@ -56,7 +56,7 @@ class _BufferMeta(_torch.TensorMeta):
 class Buffer(torch.Tensor, metaclass=_BufferMeta):
     """A tensor that a module registers as a buffer when it is assigned, as `torch.nn.Buffer`.
 
-    As there, what is made is a plain tensor, marked.
+    As in PyTorch, the result is a plain tensor with a mark.
     """
 
     persistent: bool
@@ -72,7 +72,7 @@ class Buffer(torch.Tensor, metaclass=_BufferMeta):
 
 
 class UninitializedTensorMixin:
-    """A tensor whose shape is not known yet; `materialize` makes an ordinary one of it."""
+    """A tensor whose shape is not known yet; `materialize` turns it into an ordinary one."""
 
     cls_to_become: type
 
@@ -97,7 +97,7 @@ class UninitializedTensorMixin:
     ]
 
     def materialize(self: Any, shape, device=None, dtype=None) -> None:  # type: ignore[no-untyped-def]
-        """Take memory of this shape, on this device and of this dtype or those it has."""
+        """Allocate memory of this shape, with the given device and dtype or its own."""
         data = self.data
         self.data = torch.empty(
             shape,
@@ -108,7 +108,7 @@ class UninitializedTensorMixin:
 
     @property
     def shape(self) -> Any:
-        """Not there yet: a RuntimeError."""
+        """Not known yet: raises RuntimeError."""
         raise RuntimeError(
             "Can't access the shape of an uninitialized parameter or buffer. This error usually"
             " happens in `load_state_dict` when trying to load an uninitialized parameter into an"
@@ -117,7 +117,7 @@ class UninitializedTensorMixin:
         )
 
     def share_memory_(self) -> NoReturn:
-        """Not possible yet: a RuntimeError."""
+        """Not possible yet: raises RuntimeError."""
         raise RuntimeError(
             "Can't share memory on an uninitialized parameter or buffer. Call `forward` to"
             " initialize the parameters before calling `module.share_memory()`."
@@ -131,7 +131,7 @@ class UninitializedTensorMixin:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A property of a tensor is asked for by a "method-wrapper".
+        # A property of a tensor is read by a "method-wrapper".
         if func in cls._allowed_methods or type(func).__name__ == "method-wrapper":
             with DisableTorchFunctionSubclass():
                 result = func(*args, **(kwargs or {}))
@@ -151,10 +151,11 @@ def is_lazy(param: Any) -> bool:
 
 
 class UninitializedParameter(UninitializedTensorMixin, Parameter):  # type: ignore[misc, override]
-    """A Parameter whose shape is not known yet, as of a lazy module that was not called yet.
+    """A Parameter whose shape is not known yet, such as that of a lazy module before its first
+    call.
 
-    It can be moved, be given another dtype and be copied, and be made a Parameter by
-    `materialize(shape)`; anything else raises PyTorch's error.
+    It can be moved, cast and copied, and becomes a Parameter by `materialize(shape)`; anything else
+    raises PyTorch's error.
     """
 
     cls_to_become = Parameter
@@ -193,6 +194,6 @@ ORDINARY.add(Parameter)
 LEAVES.add(Parameter)
 UNASKED.add(Parameter)
 
-# A file that holds parameters (a list of them; state_dicts hold plain tensors) loads with
-# torch.load's weights_only, as one of PyTorch's parameters does.
+# torch.load with weights_only loads a file that has parameters in it, as it does for PyTorch's
+# parameters.
 torch.serialization.add_safe_globals([rebuild, Parameter])

@@ -13,13 +13,13 @@ from ._torch import NoParamDecoratorContextManager
 
 
 class _Here(threading.local):
-    """Of this thread."""
+    """Per thread."""
 
     is_plain: bool = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
 
 
 here = _Here()
-_state.plain = int(here.is_plain)  # in how many threads and contexts: at 0 no thread need ask
+_state.plain = int(here.is_plain)  # the number of threads and contexts: at 0 no thread has to check
 _counting = threading.Lock()
 
 

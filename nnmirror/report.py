@@ -1,9 +1,9 @@
 """Which names of torch.nn, torch.optim and torch.autograd a script uses, without running it.
 
-Read from the source of the script and of the modules under its directory that it imports:
-imports under any name, and attributes of what was imported or assigned from it; and calls that
-the mirror refuses, as far as they can be told from the source. What a script looks up by a
-string (`getattr(nn, name)`) is not seen.
+It reads the source of the script, and of the modules in its directory that it imports, and finds
+imports under any name, attributes of imported names and of variables assigned from them, and calls
+that the mirror refuses, as far as the source shows them. Names that a script looks up by string
+(`getattr(nn, name)`) are not found.
 """
 
 import ast
@@ -22,7 +22,7 @@ _PACKAGES = ("torch.nn.", "torch.optim.", "torch.autograd.")
 
 
 NO, REFUSED = "NOT MIRRORED", "REFUSED"  # else "mirrored", or runner.NAMED_ONLY
-AT_RUN_TIME = "at run time"  # it turns out whether a call is refused
+AT_RUN_TIME = "at run time"  # whether it is refused depends on the call
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Use:
     name: str
     answer: str
     why: str = ""  # it is refused
-    stops: str = "if it gets there"  # of what is not mirrored: where the script does
+    stops: str = "if it gets there"  # if it is not mirrored: where the script stops
 
     @property
     def mirrored(self) -> bool:
@@ -43,13 +43,13 @@ class Use:
 
 @dataclass
 class Source:
-    """One file: the dotted names that its own names stand for, and what it uses."""
+    """One file: the dotted names that its own names refer to, and what it uses."""
 
     file: str
     package: str
     names: dict[str, str] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
-    used: set[tuple[int, str, bool]] = field(default_factory=set)  # line, name, is it only named
+    used: set[tuple[int, str, bool]] = field(default_factory=set)  # line, name, only mentioned?
     refused: list[tuple[int, str, str]] = field(default_factory=list)  # line, call, why
     built: list[tuple[int, str, str]] = field(default_factory=list)  # line, library's name, why
     imported: list[str] = field(default_factory=list)
@@ -105,8 +105,8 @@ class Source:
                     self.refused.append((value.lineno, f"{argument}=True", why))
 
     def _read_libraries(self, nodes: list[ast.AST]) -> None:
-        """Where a mirrored layer may come into a library's model."""
-        models: dict[str, str] = {}  # what is assigned from a library's call, and that call
+        """Where a mirrored layer may become part of a library's model."""
+        models: dict[str, str] = {}  # variables assigned from a call of a library, and that call
         layers = {
             node.name
             for node in nodes
@@ -165,7 +165,8 @@ class Source:
             self.used.add((node.lineno, dotted, True))
 
     def _dotted(self, node: ast.AST, torchs: bool = True) -> str | None:
-        """What an expression like `nn.functional.relu` stands for, if it is torch's (or not)."""
+        """The dotted name that an expression like `nn.functional.relu` refers to, of torch or
+        not."""
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
@@ -179,7 +180,7 @@ class Source:
 
 
 def read(what: str, as_module: bool = False) -> list[Source]:
-    """The script (or with `as_module`, what `python -m` runs) and its own modules."""
+    """The script (with `as_module`, the module that `python -m` runs) and its own modules."""
     if as_module:
         root = Path(os.getcwd())
         to_read = [*_files(f"{what}.__main__", root), *_files(what, root)]
@@ -198,7 +199,7 @@ def read(what: str, as_module: bool = False) -> list[Source]:
 
 
 def uses(sources: list[Source], load: bool = False) -> list[Use]:
-    """What was found. With `load`, libraries are imported to see what their classes are."""
+    """The names and calls found. With `load`, libraries are imported to inspect their classes."""
     found = {}
     for source in sources:
         here = [
@@ -218,7 +219,7 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
 _TRANSFORMS = "if parameters used in it require grad; nnmirror.func.{} gives the same"
-# What is refused when it is called, and what to do instead.
+# Calls that are refused, and what to do instead.
 _REFUSED_NAMES = {
     "torch.autocast": "convert model and input with .to(dtype)",
     "torch.amp.autocast": "convert model and input with .to(dtype)",
@@ -238,7 +239,7 @@ _REFUSED_NAMES = {
     },
     "torch.func.linearize": f"if parameters used in it require grad; {_TO_TORCH}",
 }
-# And by an argument that is True: of calls that begin so, the argument.
+# Calls that are refused if an argument is True: the start of the name, and the argument.
 _REFUSED_ARGUMENTS = (
     ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),
@@ -263,7 +264,7 @@ def _asked_about(node: ast.AST) -> list[ast.AST]:
 
 
 def _may_be_a_model(library: str, load: bool, derived: bool) -> bool:
-    """Is the library's class a torch.nn.Module? Of what a function makes, nobody knows."""
+    """Is the library's class a torch.nn.Module? Unknown for the result of a function."""
     parts = library.split(".")
     top = parts[0]
     if top in sys.stdlib_module_names or top in ("torch", "nnmirror"):
@@ -274,7 +275,7 @@ def _may_be_a_model(library: str, load: bool, derived: bool) -> bool:
     for n in range(len(parts), 0, -1):
         try:
             value = importlib.import_module(".".join(parts[:n]))
-        except Exception:  # a class, say, or a library that is not there
+        except Exception:  # for example a class, or a library that is not installed
             continue
         for part in parts[n:]:
             value = getattr(value, part, None)
@@ -312,11 +313,11 @@ def _files(name: str, root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(dotted: str, named: bool) -> Iterator[tuple[str, str, str]]:
-    """The name in one of the packages that `dotted` leads to, how it is answered, and where
-    a script that uses it stops.
+    """The name in one of the packages that `dotted` refers to, whether it is mirrored, and where a
+    script that uses it stops.
 
-    `torch.nn.Module.forward` leads to `torch.nn.Module`; a module alone to nothing. A class that
-    is only `named` does no harm.
+    `torch.nn.Module.forward` refers to `torch.nn.Module`; a module by itself to nothing. A class
+    that is only `named` does not stop the script.
     """
     if not dotted.startswith(_PACKAGES):
         return
@@ -326,7 +327,7 @@ def _resolved(dotted: str, named: bool) -> Iterator[tuple[str, str, str]]:
         name += f".{part}"
         value = getattr(module, part, None)
         if not isinstance(value, ModuleType):
-            # Where torch has not loaded the module, neither has the mirror.
+            # If torch has not loaded the module, neither has the mirror.
             found = runner.support(module, part) if hasattr(module, part) else None
             stops = "if it makes one" if found == runner.NAMED_ONLY else "if it gets there"
             if found == runner.NAMED_ONLY and not named:
@@ -361,7 +362,7 @@ def render(found: list[Use]) -> str:
 
 
 def warn(what: str, as_module: bool = False) -> None:
-    """Say on stderr, before it runs, at which names and calls a script will stop."""
+    """Report on stderr, before the script runs, the names and calls at which it will stop."""
     try:
         found = uses(read(what, as_module))
     except (OSError, SyntaxError):

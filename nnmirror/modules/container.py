@@ -98,7 +98,7 @@ class Sequential(_Numbered):
         modules, place = iter(self), 0
         for module in modules:
             run = None if runs is None else runs.at.get(place)
-            # What was called before may have exchanged what comes now.
+            # An earlier module may have replaced a later one.
             if run is not None and runs is not None and (not place or runs.are(own["_modules"])):
                 out = run(input)
                 if out is not NotImplemented:

@@ -165,8 +165,8 @@ class _ConvNd(Layer):
             self.padding_mode = "zeros"
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What `forward` does with these; a class of yours may call it with others, or have its
-        own."""
+        """What `forward` does with this weight and bias; a subclass may override it, or call it
+        with others."""
         padding = self.padding
         if self.padding_mode != "zeros":
             twice: Any = self._reversed_padding_repeated_twice
@@ -198,7 +198,7 @@ class _ConvNd(Layer):
         return self._run_apart(input)
 
     def _run_apart(self, input: Any, *more: Any) -> Any:
-        """A call that is not one recorded operation on a batch."""
+        """For a call that is not a single recorded operation on a batch."""
 
         def run(x: Tensor) -> Tensor:
             return self._conv_forward(x, self.weight, self.bias, *more)

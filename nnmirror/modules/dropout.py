@@ -76,7 +76,7 @@ class _OfFunction(_DropoutNd):
             if not rules.drops(input, self.p, self.training):
                 self.__dict__["_call"] = passed_on
                 return self._dropped(input)
-            if self._is_inplace():  # is not driven by hand: what the input was is gone
+            if self._is_inplace():  # cannot be driven by hand: the input has been overwritten
                 return self._dropped(input)
         elif not isinstance(input, Tensor | tuple):
             return self._dropped(input)  # PyTorch's error
@@ -113,9 +113,9 @@ class Dropout3d(_OfFunction):
 class AlphaDropout(_OfFunction):
     """y = x m + b in training, for nets of SELU: mean and variance stay.  dx = g m.
 
-    m = 0 with probability `p`, and b is such that y is then what SELU is far below 0, scaled and
-    shifted as all are: `nnmirror.rules.dropout.alpha_dropout`. y = x in evaluation. Not in place,
-    whatever `inplace` says, as PyTorch's (Klambauer et al., 2017).
+    m = 0 with probability `p`, and b is such that y is then the limit of SELU far below 0, scaled
+    and shifted like all others: `nnmirror.rules.dropout.alpha_dropout`. y = x in evaluation. Not in
+    place, whatever `inplace` says, as PyTorch's (Klambauer et al., 2017).
     """
 
     def _dropped(self, input: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Driving a net by hand: the calls that `Module.backward` differentiates.
 
-Each forward stores a `Call` in its module. Called with the gradient of the output, it
-accumulates the parameters' `.grad` and returns the gradient for the input. A layer's is its
-one recorded call, a Sequential's the chain of its children's, and any other module's the
-piece of tape between its inputs and its output.
+Each forward stores a `Call` in its module. Called with the gradient of the output, it accumulates
+the parameters' `.grad` and returns the gradient of the input. For a layer it is the one recorded
+call, for a Sequential the chain of its children's calls, and for any other module the part of the
+graph between its inputs and its output.
 """
 
 import weakref
@@ -54,7 +54,7 @@ class NodeCall:
 
 
 def way_back(call: tape.Node | Call | None) -> Call | None:
-    """What a forward stored in its module, as a call: a layer stores its node alone."""
+    """The `Call` that a forward stored in its module; a layer stores only its node."""
     return NodeCall(call) if isinstance(call, tape.Node) else call
 
 
@@ -107,10 +107,10 @@ class Chain:
 
 
 class Traced:
-    """The piece of tape between the inputs of a module's forward and what it returned.
+    """The part of the graph between the inputs of a module's forward and its outputs.
 
-    `weakly`, it lives as long as somebody else holds the output's graph: for a graph whose
-    hooks lead back to the module, which must not keep it alive.
+    With `weakly`, the reference to the graph is weak: for a graph whose hooks refer to the module,
+    which must not keep it alive.
     """
 
     def __init__(self, inputs: tuple[Any, ...], output: Any, weakly: bool = False) -> None:

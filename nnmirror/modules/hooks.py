@@ -1,8 +1,8 @@
 """The hooks of modules: their registries, and the call that fires them.
 
-Order, arguments and what a return value replaces are PyTorch's. Backward hooks stand at
-two boundaries, recorded calls that pass their inputs on unchanged: one before forward,
-whose gradients are the module's grad_input, and one after it, for grad_output.
+Order, arguments and what a return value replaces are PyTorch's. Backward hooks are attached to two
+boundaries, recorded calls that return their inputs unchanged: one before forward, whose gradients
+are the module's grad_input, and one after it, for grad_output.
 """
 
 import functools
@@ -65,7 +65,7 @@ def add(
 
 
 def registered(registry: Registry, module: "_module.Module", name: str, value: Any) -> Any:
-    """`value` as the registration hooks leave it."""
+    """`value` after the registration hooks."""
     for hook in registry.values():
         result = hook(module, name, value)
         if result is not None:
@@ -214,7 +214,7 @@ class _Call:
             self._add_legacy_hooks(legacy)
         if self.result is not made or boundary is not None:
             # Module.backward has to start from what the caller sees.
-            # A boundary's node leads back to the module, which must not keep it alive.
+            # A boundary's node refers to the module, which must not keep it alive.
             weakly = boundary is not None
             module.__dict__["_call"] = (
                 Traced(given, self.result, weakly) if is_grad_enabled() else None
@@ -305,7 +305,7 @@ def _backward_hooks(module: "_module.Module") -> tuple[list[Hook], list[Hook]]:
 
 
 class _BoundaryFunction(Function):
-    """Passes tensors on, and their gradients back: a place for hooks to stand."""
+    """Returns its inputs, and passes the gradients back: a node that hooks are attached to."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -331,7 +331,7 @@ class _Boundary:
         self.hooks = hooks
         self.pre_hooks = pre_hooks
         self.grad_outputs: Grads | None = None
-        self.inputs = self.outputs = 0  # how many
+        self.inputs = self.outputs = 0  # the number of outputs
         self.input_places: list[int] | None = None
         self.output_places: list[int] | None = None
 
@@ -354,7 +354,7 @@ class _Boundary:
 
     def _on_grad_input(self, grads: Grads, _: Grads) -> Grads | None:
         if self.grad_outputs is None:
-            # A gradient came to the input past the module's output: nothing to report.
+            # The input got a gradient that did not pass through the output: do not call the hooks.
             return None
         grad_input = _spread(self.input_places, grads, self.inputs)
         for hook in self.hooks:
@@ -384,11 +384,11 @@ class _Boundary:
             self.grad_outputs = result
         grad_outputs = self.grad_outputs
         if self.input_places is None and (self.hooks or not SINCE_2_14):
-            self._fire_without_inputs()  # which before 2.14 warns for the sake of no hook
+            self._fire_without_inputs()  # before 2.14, PyTorch warns even without a hook
         return tuple(grad_outputs[i] for i in self.output_places or ())
 
     def _fire_without_inputs(self) -> None:
-        """No input requires grad, so no gradient will arrive there to fire the hooks."""
+        """Call the hooks without grad_input, as no input requires grad."""
         warnings.warn(
             "Full backward hook is firing when gradients are computed with respect to module"
             " outputs since no inputs require gradients. See"
@@ -418,7 +418,7 @@ def _spread(places: list[int] | None, values: Grads, count: int) -> Grads:
 def _pass_through(
     args: tuple[Any, ...], stand_at: Callable[[Node], None]
 ) -> tuple[tuple[Any, ...], list[int] | None]:
-    """Send the tensors among `args` through a boundary; where they stand, if any was tracked."""
+    """Pass the tensors among `args` through a boundary; their places, if any was tracked."""
     places = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
     if not (is_grad_enabled() and any(args[i].requires_grad for i in places)):
         return args, None
@@ -431,7 +431,7 @@ def _pass_through(
 
 
 def _warn_of_legacy_hook(inputs: object, result: object, node: Node) -> None:
-    """Say what a legacy hook will miss; PyTorch's four warnings."""
+    """PyTorch's four warnings about what a legacy hook does not see."""
     start = "Using a non-full backward hook when "
     end = " is deprecated and will be removed in future versions. This hook will be missing some "
     full = " Please use register_full_backward_hook to get the documented behavior."

@@ -41,7 +41,7 @@ class _InstanceNorm(_NormBase):
         error_msgs: list[str],
     ) -> None:
         if local_metadata.get("version") is None and not self.track_running_stats:
-            # State saved when running statistics were tracked unless told otherwise.
+            # State saved when running statistics were tracked by default.
             keys = [f"{prefix}{n}" for n in ("running_mean", "running_var")]
             keys = [key for key in keys if key in state_dict]
             if keys:

@@ -19,11 +19,11 @@ from .module import Module
 class Layer(Module):
     """The base of the mirrored layers: `forward` runs one Function and keeps its node.
 
-    The node is kept whether or not anything requires grad, so that a layer on its own can
-    be driven by hand: `y = layer.forward(x); dx = layer.backward(dy)`.
+    The node is kept even if nothing requires grad, so that a single layer can be driven by hand: `y
+    = layer.forward(x); dx = layer.backward(dy)`.
 
-    Given a tuple of tensors, a layer returns a tuple: tensors of one shape are stacked to
-    a batch, so that one call serves all.
+    Given a tuple of tensors, a layer returns a tuple. Tensors of the same shape are stacked to a
+    batch, and computed with one call.
     """
 
     def _run(self, function: type[Function], *args: Any) -> Any:
@@ -60,7 +60,8 @@ class Layer(Module):
         return tuple(outs)
 
     def _run_whole(self, function: TorchFunction, *inputs: Any) -> Any:
-        """function(*inputs) for a tensor subclass: dispatched as a whole, not by its parts."""
+        """function(*inputs) for a tensor subclass: dispatched as a whole, not operation by
+        operation."""
         out = function(*inputs)
         with DisableTorchFunctionSubclass():
             self.__dict__["_call"] = Traced(inputs, out) if is_grad_enabled() else None
@@ -75,7 +76,7 @@ class Layer(Module):
     def _run_several(
         self, function: TorchFunction, inputs: tuple[Any, ...], others: tuple[Any, ...] = ()
     ) -> Any:
-        """function(*inputs, *others), several recorded calls maybe, kept for `backward`.
+        """function(*inputs, *others), perhaps several recorded calls, kept for `backward`.
 
         As with any layer, tuples are taken item by item, and `backward` gives a gradient for
         each of `inputs` whether or not it requires one; of `others` (targets) it gives none.
@@ -112,18 +113,18 @@ class Layer(Module):
         apart = any(x is not y for x, y in zip(inputs, given, strict=True))
         tensors = (*inputs, *others, *self._weights()) if apart else ()
         if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
-            # For the caller nothing requires grad.
+            # The caller gets a result that does not require grad.
             return tuple([t.detach() for t in out]) if type(out) is tuple else out.detach()
         return out
 
     def _weights(self) -> list[torch.Tensor | None]:
-        """Its parameters, but for one given as a number, such as an `eps`."""
+        """Its parameters, except one given as a number, such as an `eps`."""
         numbers: Sequence[str] = getattr(type(self), "__constants__", ())
         return [p for name, p in self._parameters.items() if name not in numbers]
 
 
 def _leaf_of_its_own(x: Any) -> Any:
-    """An input that requires no grad as one that does, for `Module.backward`; else itself."""
+    """An alias that requires grad of an input that does not, for `Module.backward`; else itself."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         return x
     return x if x.requires_grad or x.is_inference() else x.detach().requires_grad_()

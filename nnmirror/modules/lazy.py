@@ -34,7 +34,7 @@ class LazyModuleMixin:
             destination[prefix + name] = value if kept else value.detach()
 
     def _lazy_load_hook(self: Any, state_dict: Any, prefix: str, *more: Any) -> None:
-        """Before a state is loaded: give what has no shape yet the one that is in the state."""
+        """Before a state is loaded: give uninitialized parameters the shapes in the state."""
         for name, param in itertools.chain(self._parameters.items(), self._buffers.items()):
             given = state_dict.get(prefix + name)
             if given is not None and is_lazy(param) and not is_lazy(given):

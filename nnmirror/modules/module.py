@@ -1,8 +1,8 @@
 """Module: the base class, as `torch.nn.Module`.
 
-Registration, traversal, state and hooks follow PyTorch's, names of the private registries
-included, since scripts and libraries look into them. What the mirror adds is `backward`
-and `param`, for driving a net without a tape.
+Registration, traversal, state and hooks follow PyTorch's, including the names of the private
+registries, which scripts and libraries use. The mirror adds `backward` and `param`, for driving a
+net layer by layer.
 """
 
 import functools
@@ -64,7 +64,7 @@ _grad_t = tuple[Tensor, ...] | Tensor
 _EXTRA_STATE = "_extra_state"
 
 
-# Every hook that sees all calls, and the names of a module's own for its calls.
+# The registries of global hooks, and the names of a module's own registries.
 GLOBAL_HOOKS = (
     _global_backward_pre_hooks,
     _global_backward_hooks,
@@ -88,7 +88,7 @@ class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpec
 
 
 def is_parameter(value: object) -> bool:
-    # A torch.nn.Parameter in a mirrored module is one as well: it gets its gradient.
+    # A torch.nn.Parameter in a mirrored module counts as a parameter too, and gets its gradient.
     return isinstance(value, Parameter) or (
         type(value).__module__ == "torch.nn.parameter" and (type(value).__name__ == "Parameter")
     )
@@ -103,7 +103,7 @@ def _is_torch_module(value: object) -> bool:
 
 @upcall("nnmirror.adopt")
 def become_mirrored(model: Any) -> list[str]:
-    """Make a torch.nn module a mirrored one, in place; else say what stands against it."""
+    """Make a torch.nn module a mirrored one, in place; or return the reasons against it."""
     raise NotImplementedError
 
 
@@ -153,9 +153,9 @@ _unimplemented.__name__ = "_forward_unimplemented"
 
 
 class _Untraceable:
-    """In place of torch.compile's mark on its own wrappers: raises when it is compared.
+    """Raises when torch.compile looks for its own mark on a mirrored module.
 
-    torch.compile first looks for that mark on whatever it is given.
+    torch.compile first compares this attribute of whatever it is given.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -190,13 +190,14 @@ _ASKERS = {
 }
 
 
-_TAKERS = ("__setattr__", "add_module")  # of torch.nn.Module: they take a module in
+_TAKERS = ("__setattr__", "add_module")  # methods of torch.nn.Module that register a module
 
 
 def _let_in(module: Any, frame: Any) -> None:
-    """A torch.nn module takes in a mirrored one: it becomes mirrored itself, or a TypeError.
+    """A mirrored module is assigned to a torch.nn module, which becomes mirrored itself; or a
+    TypeError.
 
-    `frame` is that of torch's function, which goes on with what has become of it.
+    `frame` is that of torch's function, which then continues with the mirrored module.
     """
     outer, name = frame.f_locals["self"], frame.f_locals["name"]
     why = _LEFT_OUT
@@ -213,14 +214,15 @@ def _let_in(module: Any, frame: Any) -> None:
 
 
 class _RefusedByTorchModules:
-    """Not to be an attribute of a `torch.nn.Module`, which would train without it in silence.
+    """Must not be an attribute of a `torch.nn.Module`, which would silently not train it.
 
-    One that a library has made becomes mirrored itself (see adopt); one that is being made, or
-    cannot, refuses.
+    A torch.nn.Module that a library has made becomes mirrored itself (see adopt); one that is being
+    made, or cannot become mirrored, raises.
 
-    PyTorch's modules keep what is not a `torch.nn.Module` as a plain attribute, so its parameters
-    would be missing in `parameters()`. Their check is isinstance, which reads `__class__`; so do
-    functions that take only a `torch.nn.Module`, whose own error would say less.
+    PyTorch's modules store anything that is not a `torch.nn.Module` as a plain attribute, so its
+    parameters would be missing in `parameters()`. They check with isinstance, which reads
+    `__class__`; so do functions that accept only a `torch.nn.Module`, whose own error would be less
+    helpful.
     """
 
     def _class(self) -> type:
@@ -241,7 +243,7 @@ class _RefusedByTorchModules:
     def _set_class(self, cls: type) -> None:
         object.__dict__["__class__"].__set__(self, cls)
 
-    if not TYPE_CHECKING:  # which knows what `__class__` is
+    if not TYPE_CHECKING:  # it knows what `__class__` is
         __class__ = property(_class, _set_class)
     del _class, _set_class
 
@@ -256,8 +258,8 @@ def _is_asked_by(name: str, file: str) -> bool:
     return code is not None and code.co_name == name and code.co_filename.endswith(file)
 
 
-# Of torch.func.functional_call: what exchanges the tensors of a module. It asks for a Module, and
-# goes by what the mirror's has under the same names.
+# The class that torch.func.functional_call uses to exchange a module's tensors. It requires a
+# torch.nn.Module, but uses only attributes that the mirror's has too.
 _FUNCTIONAL_CALL = os.path.join("torch", "nn", "utils", "_named_member_accessor.py")
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _MIRROR = os.path.join(os.path.dirname(tape.__file__), "")
@@ -309,7 +311,7 @@ class Module(_RefusedByTorchModules):
                 raise TypeError(
                     f"{name}.__init__() takes 1 positional argument but {len(args) + 1} were given"
                 )
-        # Written past __setattr__, which needs the registries to be there.
+        # Without __setattr__, which needs the registries to exist.
         self.__dict__.update(
             training=True,
             _parameters={},
@@ -352,7 +354,7 @@ class Module(_RefusedByTorchModules):
         return call(gradient)
 
     def _call_for_chain(self) -> Call | None:
-        """What a Sequential calls for this module's backward: its own `backward` if it has one."""
+        """The backward of this module within a Sequential: its own `backward` if it defines one."""
         return way_back(self._call) if type(self).backward is Module.backward else self.backward
 
     def param(self) -> list[tuple[Parameter, Tensor | None]]:
@@ -469,7 +471,7 @@ class Module(_RefusedByTorchModules):
                 raise AttributeError("cannot assign module before Module.__init__() call")
             if not isinstance(value, Module):
                 value = _as_mirrored(value, name)
-            own.pop("_runs", None)  # which knows the one that was there
+            own.pop("_runs", None)  # it has a reference to the old one
             self._forget(name, "_parameters", "_buffers")
             modules[name] = hooks.registered(_global_module_registration_hooks, self, name, value)
         elif modules is not None and name in modules:
@@ -486,7 +488,7 @@ class Module(_RefusedByTorchModules):
             super().__setattr__(name, value)
 
     def _forget(self, name: str, *registries: str) -> None:
-        """`name` is about to be registered elsewhere."""
+        """Remove `name` from the other registries."""
         for registry in (self.__dict__, *(self.__dict__[r] for r in registries)):
             registry.pop(name, None)
         self._non_persistent_buffers_set.discard(name)
@@ -814,7 +816,7 @@ class Module(_RefusedByTorchModules):
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the parameters' gradients, or set them to zero."""
+        """Set the parameters' gradients to None, or to zero."""
         for p in self.parameters():
             clear_grad(p, set_to_none)
 
@@ -834,7 +836,7 @@ class Module(_RefusedByTorchModules):
             return hooks.call_with_hooks(self, args, kwargs)
         if kwargs or len(args) != 1:
             return self.forward(*args, **kwargs)
-        return self.forward(args[0])  # a call with one argument, which takes less time
+        return self.forward(args[0])  # a call with one argument, which is faster
 
     __call__: Callable[..., Any] = _call_impl
 
@@ -924,7 +926,7 @@ class Module(_RefusedByTorchModules):
         raise RuntimeError(_NEVER_CALLED.format("get"))
 
     def set_extra_state(self, state: Any) -> None:
-        """Take back what `get_extra_state` gave."""
+        """Restore the state returned by `get_extra_state`."""
         raise RuntimeError(_NEVER_CALLED.format("set"))
 
     def _register_state_dict_hook(self, hook: hooks.Hook) -> RemovableHandle:
@@ -1068,7 +1070,7 @@ class Module(_RefusedByTorchModules):
             )
             return
         if len(param.shape) == 0 and len(value.shape) == 1 and value.shape[0] == 1:
-            value = value[0]  # written so by versions before 0.4
+            value = value[0]  # the format of PyTorch before 0.4
         if value.shape != param.shape:
             errors.append(
                 f"size mismatch for {key}: copying a param with shape {value.shape} from"
@@ -1153,18 +1155,18 @@ class Module(_RefusedByTorchModules):
         return _IncompatibleKeys(missing, unexpected)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Another protocol asks for `__class__`, which is not always the type (see adopt).
+        # Other protocols use `__class__`, which is not always the type (see adopt).
         return reduced(self, super().__reduce_ex__(max(protocol, 2)))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_call", "_runs"):  # what calls left
+        for name in ("_call", "_runs"):  # the record of the last call
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for name in _HOOK_REGISTRIES:  # not there in what older versions saved
+        for name in _HOOK_REGISTRIES:  # missing in files of older versions
             self.__dict__.setdefault(name, OrderedDict())
         self.__dict__.setdefault("_non_persistent_buffers_set", set())
         self.__dict__.setdefault("_is_full_backward_hook", None)
@@ -1175,7 +1177,7 @@ class Module(_RefusedByTorchModules):
         return type(self).__name__
 
     def extra_repr(self) -> str:
-        """What stands between the brackets when the module is printed."""
+        """The text in the parentheses when the module is printed."""
         return ""
 
     def __repr__(self) -> str:
@@ -1212,9 +1214,9 @@ _NEVER_CALLED = (
 
 @unrecorded
 def _copy_plainly(param: Tensor, value: Any) -> bool:
-    """`param.copy_(value)` for tensors of one shape that are no subclass to be asked.
+    """`param.copy_(value)` for tensors of the same shape, without subclasses that define dispatch.
 
-    False in any other case, and where that is an error.
+    False in any other case, and if copying fails.
     """
     if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
         return False
@@ -1245,7 +1247,7 @@ def clear_grad(param: Tensor, set_to_none: bool) -> None:
 
 
 def _keeping_call(forward: TorchFunction) -> TorchFunction:
-    """A user's forward that keeps its arguments and result for `backward`."""
+    """Wraps a user's forward, to keep its arguments and result for `backward`."""
 
     @functools.wraps(forward)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -1266,6 +1268,6 @@ def keeps_call(forward: F) -> F:
 
 
 def records_once(forward: F) -> F:
-    """Marks a forward that is one `_run`, and nothing besides."""
+    """Marks a forward that consists of a single `_run`."""
     forward._records_once = True  # type: ignore[attr-defined]
     return keeps_call(forward)

@@ -63,7 +63,7 @@ class LayerNorm(Layer):
     @records_once
     def forward(self, input: Tensor) -> Tensor:
         args = (self.normalized_shape, self.weight, self.bias, self.eps)
-        if not isinstance(input, (Tensor, tuple)):  # a union of the two takes several times as long
+        if not isinstance(input, (Tensor, tuple)):  # a union type takes several times as long
             return F.layer_norm(input, *args)
         return self._run(NativeLayerNorm, input, *args)
 

@@ -19,19 +19,20 @@ from .utils import _ntuple, _size_2_t, _size_4_t, _size_6_t
 
 
 class _PadNd(Layer):
-    """dx = g where x went, added up; see `nnmirror.rules.padding`."""
+    """dx = g summed over the places that an element was copied to; see `nnmirror.rules.padding`."""
 
     __constants__ = ["padding"]
     padding: Sequence[int]
     _mode = "constant"
-    _sides: int  # twice the dimensions that are padded
+    _sides: int  # twice the number of padded dimensions
 
     def __init__(self, padding: Any) -> None:
         super().__init__()
         self.padding = _ntuple(self._sides)(padding)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Raise for an input of other dimensions, where PyTorch's module asks for them."""
+        """Raise for an input with a wrong number of dimensions, where PyTorch's module checks
+        it."""
 
     def _value(self) -> float | None:
         return None
@@ -72,7 +73,7 @@ class _CircularPadNd(_PadNd):
 
     def _check_input_dim(self, input: Tensor) -> None:
         n = self._sides // 2
-        if dim_of(input) != n + 1 and dim_of(input) != n + 2:  # asked twice, as PyTorch does
+        if dim_of(input) != n + 1 and dim_of(input) != n + 2:  # called twice, as by PyTorch
             raise ValueError(f"expected {n + 1}D or {n + 2}D input (got {input.dim()}D input)")
 
 

@@ -30,7 +30,7 @@ class _Pool(Layer):
     """The base of the pools: `_pooled` is the function of the input alone."""
 
     _function: TorchFunction
-    _rule: type[Function] | None = None  # where that is one recorded call
+    _rule: type[Function] | None = None  # if that is a single recorded call
 
     def _pooled(self, input: Tensor) -> Any:
         raise NotImplementedError

@@ -1,13 +1,13 @@
-"""Layers in a row, called as one: nobody sees what goes from one to the next.
+"""Consecutive layers called as one function, whose intermediate results are not exposed.
 
-A Sequential calls its layers one by one until the same layout of input has come a few times. Then
-the calls that its layers record are written as a straight-line function, which computes the same
-on plain tensors and leaves one node. The bound walk (`bound.py`) goes back over that node as it
-is. Whoever looks at a `grad_fn`, and the generic walk, get the layers' own nodes, made of what was
-saved: nothing can be told apart from the layers called one by one.
+A Sequential calls its layers one by one until an input of the same layout has occurred a few times.
+Then the calls that its layers record are written as a straight-line function, which computes the
+same on plain tensors and records one node. The bound walk (`bound.py`) uses that node directly. For
+the generic walk, and when a `grad_fn` is accessed, the layers' own nodes are made from the saved
+tensors: the result is the same as that of calling the layers one by one.
 
-Only layers are taken whose forward is one recorded call (`records_once`). The function asks at each
-call whether they are as they were: no hook, the same parameters, the same settings.
+A segment only has layers whose forward is one recorded call (`records_once`). At each call the
+function checks that they have not changed: no hook, the same parameters, the same settings.
 """
 
 from collections.abc import Sequence
@@ -29,22 +29,22 @@ from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
 
 _new_node = object.__new__
-_MOST = 8  # layouts of the input that one run keeps segments for
+_MOST = 8  # at most, layouts of the input for which a run has segments
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
 class Unwritable(Exception):
-    """The layers' calls cannot be one."""
+    """The layers' calls cannot be written as one function."""
 
 
 class Segment(tape.Function):
-    """What stands for the calls of several layers, until somebody looks."""
+    """Stands for the calls of several layers until their own nodes are needed."""
 
     is_rule = True
 
 
 class Inner:
-    """What the node of one layer of a segment is made of."""
+    """What the node of one layer of a segment consists of."""
 
     def __init__(self, node: tape.Node, params: set[int]) -> None:
         plan = node.plan
@@ -53,7 +53,7 @@ class Inner:
         self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
-        # Where the gradients go: to a parameter, None for nowhere, or ... to what came before.
+        # The targets of the gradients: a parameter, None, or ... for the previous layer.
         self.edges: list[Any] = []
         for edge in node.edges:
             if edge is None or id(edge[0]) in params:
@@ -69,7 +69,7 @@ class Inner:
         saved: Sequence[Any] | None,
         versions: Sequence[int],
     ) -> None:
-        """Make `node` that of the layer; `before` is where the gradient of its input goes."""
+        """Make `node` that of the layer; `before` is the edge of its input."""
         node.function, node.plan, node.label = self.function, self.plan, self.label
         node.signature = self.signature
         node.given = self.given
@@ -80,16 +80,16 @@ class Inner:
 
 
 class Form:
-    """What the node of a segment stands for, for one layout of the input.
+    """The layers that the node of a segment stands for, for one layout of the input.
 
-    Kept by each node: it leads to the parameters, and not to the layers.
+    Each node has a reference to it. It refers to the parameters, but not to the layers.
     """
 
     def __init__(self, inner: list[Inner], visible: list[tuple[int, int]]) -> None:
         self.inner = inner
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
-        # The edges that lead out, in the order of the walk: ... for that of the input.
+        # The edges to other nodes and leaves, in the order of the walk: ... for that of the input.
         self.edges: list[Any] = []
         for made in reversed(inner):
             for edge in made.edges:
@@ -100,7 +100,8 @@ class Form:
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
     def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
-        """The layers' own nodes, from what was saved with `node`; the last made of `last`."""
+        """The layers' own nodes, from the tensors saved with `node`; `last` becomes the last
+        one."""
         every: Any = node._saved
         before = next((e for e, of in zip(node.edges, self.edges, strict=True) if of is ...), None)
         sequence, count = node.sequence, len(self.inner)
@@ -120,7 +121,7 @@ class Form:
         return made
 
     def expand(self, node: tape.Node) -> None:
-        """Turn the node of a segment into that of its last layer, the others behind it."""
+        """Turn the node of a segment into that of its last layer, with edges to the others."""
         node.segment = node.signature = None
         node.before = self.nodes(node, node)[:-1]  # type: ignore[attr-defined]
         for made in node.before:  # type: ignore[attr-defined]
@@ -135,20 +136,20 @@ def nodes(node: tape.Node) -> list[tape.Node]:
 
 
 class Run:
-    """Layers in a row that record one call each."""
+    """Consecutive layers that record one call each."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
         # The node of the latest call, for `Module.backward` of a layer.
         self.last: list[Any] = [None]
-        self.one_by_one = NOT_RECORDED  # in place of that, where they were called one by one
+        self.one_by_one = NOT_RECORDED  # instead, if they were called one by one
         self.calls = [PartCall(self.last, i) for i in range(len(layers))]
         self.kept: dict[Any, list[Written]] = {}
-        self.waits: dict[Any, int] = {}  # how many calls to go until one is to be written
+        self.waits: dict[Any, int] = {}  # the number of calls until a segment is written
         self.patience: dict[Any, int] = {}
 
     def __call__(self, x: Any) -> Any:
-        """The output; NotImplemented where the layers are to be called one by one."""
+        """The output; NotImplemented if the layers have to be called one by one."""
         if type(x) is not torch.Tensor and type(x) is not Tensor:
             return NotImplemented
         with DisableTorchFunctionSubclass():
@@ -184,7 +185,7 @@ class Run:
                 made = _new_node(tape.Node)
                 try:
                     out = written.function(plain, made)
-                except RuntimeError:  # as of a tensor of inference mode: the layers say it
+                except RuntimeError:  # inference mode: the layers raise
                     return NotImplemented
                 if out is None:
                     continue
@@ -211,15 +212,15 @@ class Run:
         return WholeCall(self.last[0])
 
     def _meet(self, key: Any, x: torch.Tensor) -> Any:
-        """Nothing is written for such an input: write it, if it comes again and again."""
+        """There is no segment for such an input: write one, if it occurs repeatedly."""
         left = self.waits.get(key, fast.after - 1)
         if left > 0 or x.is_inference():
             if len(self.waits) >= 4 * _MOST:
                 self.waits.clear()
             self.waits[key] = left - 1
             return NotImplemented
-        # Each time it has to be done again, after more calls: what changes all the time
-        # is better called layer by layer.
+        # Wait for more calls each time that it is repeated: layers that keep changing are better
+        # called one by one.
         self.waits[key] = self.patience[key] = 2 * self.patience.get(key, 8)
         with _torch.EnableTorchFunction():
             out, noted = self._watched(x)
@@ -234,7 +235,7 @@ class Run:
         return out
 
     def _watched(self, x: Any) -> tuple[Any, list[Any]]:
-        """Call the layers one by one, and note what each records."""
+        """Call the layers one by one, and keep what each records."""
         noted = []
         way_back = []
         for layer in self.layers:
@@ -257,10 +258,10 @@ class Run:
 
 
 class Written:
-    """The calls of a run of layers, as one function of the input and of a node.
+    """The calls of a run of layers, as one function of the input and a node.
 
-    It keeps with the node what each layer saves, and returns the output; None if a layer is no
-    longer as it was. It holds no tensor but the parameters.
+    It saves with the node what each layer saves, and returns the output; None if a layer has
+    changed. It holds no tensors except the parameters.
     """
 
     def __init__(self, calls: "list[Call]", parts: "list[PartCall]", recording: bool) -> None:
@@ -295,7 +296,7 @@ class Written:
     def _record(
         self, calls: "list[Call]", inner: list[Inner], parts: "list[PartCall]"
     ) -> list[tuple[int, int]]:
-        """Write what records; returns which of the saved tensors a user can change."""
+        """Write the part that records; returns which of the saved tensors a user can change."""
         text = self.text
         text.lines.append("version = h._version")
         visible: list[tuple[int, int]] = []
@@ -303,8 +304,8 @@ class Written:
         for k, (call, made) in enumerate(zip(calls, inner, strict=True)):
             plan, last = made.plan, k == len(calls) - 1
             text.lines.append(f"# {tape.bare(made.label or made.function.node_name())}")
-            before: list[str] = []  # what is saved before the call, ...
-            after: list[str] = []  # ... and of it
+            before: list[str] = []  # saved before the call, ...
+            after: list[str] = []  # ... and after it
             for i, place in enumerate(plan.saves):
                 if place >= 0:
                     if after:
@@ -314,7 +315,7 @@ class Written:
                     if word != "h" or k == 0:
                         visible.append((k, i))
                         versions.append("version" if word == "h" else f"{word}._version")
-                elif last:  # which would keep itself alive
+                elif last:  # saved itself, it would keep itself alive
                     after.append("h.detach()")
                     visible.append((k, i))
                     versions.append("0")
@@ -372,7 +373,7 @@ class Call:
         self.params: dict[str, Any] = dict(layer._parameters)
 
     def node(self) -> tape.Node:
-        """What the call left on the tape."""
+        """The node that the call recorded."""
         node = self.layer._call
         if type(node) is not tape.Node or getattr(self.out, "_node", None) is not node:
             raise Unwritable
@@ -382,8 +383,8 @@ class Call:
 class _Text:
     """The source of a segment, being written.
 
-    In it h is what goes from layer to layer, w0, w1 ... are the parameters, s0, s1 ... what the
-    layers save, m0, m1 ... the layers' own dictionaries.
+    In it h is the value passed from layer to layer, w0, w1 ... are the parameters, s0, s1 ... what
+    the layers save, m0, m1 ... the `__dict__`s of the layers.
     """
 
     def __init__(self, calls: "list[Call]") -> None:
@@ -420,7 +421,7 @@ class _Text:
                 self.guards.append(f'{own}.get("{name}", ...) is not {value}')
 
     def param(self, param: Any) -> str:
-        """The name of a parameter, which has to be as it was."""
+        """The name of a parameter, and a check that it has not changed."""
         name = self.params.get(id(param))
         if name is None:
             name = self.params[id(param)] = f"w{len(self.params)}"
@@ -457,12 +458,12 @@ class _Text:
         self.lines.append(f"{result} = {source.name_of(compute, self.environment)}({words})")
 
     def left_by(self, call: Call, part: Any) -> None:
-        """What `Module.backward` of the layer goes back over."""
+        """The call that `Module.backward` of the layer uses."""
         value = "None" if part is None else self.constant(part, "call")
         self.lines.append(f'{self.owned[id(call.layer)]}["_call"] = {value}')
 
     def constant(self, value: Any, name: str) -> str:
-        """The name of what is the same at each call."""
+        """The name of a constant."""
         name = f"{name.strip('_')}_{len(self.environment)}"
         self.environment[name] = value
         return name
@@ -482,7 +483,7 @@ class _Text:
 
 
 class PartCall:
-    """The call of one layer of a run, should `Module.backward` be asked for it."""
+    """The call of one layer of a run, in case its `Module.backward` is used."""
 
     def __init__(self, last: list[Any], place: int) -> None:
         self.last, self.place = last, place
@@ -505,19 +506,19 @@ class WholeCall:
 
 
 def records_once(layer: Any) -> bool:
-    """Is the forward of this layer one recorded call, and nothing else?"""
+    """Does the forward of this layer consist of one recorded call?"""
     run = type(layer)._run
     by_run = run is Layer._run or getattr(run, "_records_once", False)
     return by_run and getattr(type(layer).forward, "_records_once", False)
 
 
 def is_part(layer: Any) -> bool:
-    """May this be a layer of a run?"""
+    """Can this be a layer of a run?"""
     return isinstance(layer, Layer) and records_once(layer) and not is_hooked(layer)
 
 
 def is_hooked(layer: Any) -> bool:
-    """Has the module hooks for its calls?"""
+    """Does the module have hooks for its calls?"""
     own = getattr(layer, "__dict__", {})
     return any([own.get(name) for name in CALL_HOOKS])
 
@@ -528,7 +529,7 @@ class Runs:
     def __init__(self, modules: dict[str, Any]) -> None:
         self.modules = [*modules.values()]
         self.hooked = [is_hooked(module) for module in self.modules]
-        self.at: dict[int, Run] = {}  # by where they begin
+        self.at: dict[int, Run] = {}  # by the index of the first layer
         start = 0
         for place, module in enumerate([*self.modules, None]):
             if not is_part(module):
@@ -540,14 +541,14 @@ class Runs:
         self.whole = first if all_of_it else None
 
     def stand(self, modules: dict[str, Any]) -> bool:
-        """Are the modules, and which of them have hooks, as they were?
+        """Are the modules, and those of them that have hooks, unchanged?
 
-        Where all of them are one run, that asks about the hooks itself.
+        If all of them form one run, the run checks the hooks itself.
         """
         if not self.are(modules):
             return False
         return self.whole is not None or self.hooked == [*map(is_hooked, self.modules)]
 
     def are(self, modules: dict[str, Any]) -> bool:
-        """Are these the modules still?"""
+        """Are these still the modules?"""
         return len(modules) == len(self.modules) and all(map(is_, modules.values(), self.modules))

@@ -16,11 +16,11 @@ from .module import keeps_call
 
 
 class Embedding(Layer):
-    """y = the rows of the table that the input, of whole numbers, names.
+    """y = the rows of the table at the indices in the input.
 
-    dW = for each row, the sum of the gradients of where it was named; the row `padding_idx`,
-    zero at first, gets none, and with `scale_grad_by_freq` each is divided by how often its row
-    was named. With `max_norm` each forward first scales the rows it names down to that norm.
+    dW = for each row, the sum of the gradients over its occurrences; the row `padding_idx`, zero at
+    first, gets none, and with `scale_grad_by_freq` each sum is divided by the number of
+    occurrences. With `max_norm` each forward first scales the rows it uses down to that norm.
     Saved: the input. `sparse=True` is refused where the table is trained.
 
     `weight` (num_embeddings, embedding_dim) is drawn from N(0, 1).

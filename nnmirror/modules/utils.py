@@ -1,4 +1,4 @@
-"""Arguments that are a number for all dimensions, or one for each."""
+"""Arguments that are one number for all dimensions, or one number per dimension."""
 
 import itertools
 from collections.abc import Callable, Iterable

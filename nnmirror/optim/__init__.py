@@ -35,7 +35,7 @@ else:
 
     def __getattr__(name):
         """Any other optimiser is PyTorch's own, which works on mirrored parameters."""
-        import torch.optim as theirs  # only if one of its names is used
+        import torch.optim as theirs  # imported only if one of its names is used
 
         value = vars(theirs).get(name)
         if isinstance(value, type) and issubclass(value, theirs.Optimizer):

@@ -25,7 +25,8 @@ __all__ = ["Adagrad"]
 
 
 class Adagrad(StepwiseOptimizer):
-    """Adagrad (Duchi et al., 2011, JMLR 12): a step shrinks with the squares summed so far.
+    """Adagrad (Duchi et al., 2011, JMLR 12): steps are divided by the root of the sum of squared
+    gradients.
 
     For each parameter p with gradient g, at its step number t:
 
@@ -36,8 +37,8 @@ class Adagrad(StepwiseOptimizer):
 
     Saved in `state`, from the constructor on: step, t; sum, s. `foreach` and `fused` choose
     torch's kernels of the same names, as in PyTorch, and with them their rounding. With
-    `differentiable` the step is recorded: the parameters, which may be no leaves, then depend on
-    their gradients. Of a sparse gradient only the entries that are there are stepped.
+    `differentiable` the step is recorded: the parameters, which need not be leaves, then depend on
+    their gradients. For a sparse gradient, only the rows that it contains are updated.
     """
 
     _device_was_checked = False
@@ -132,7 +133,7 @@ class Adagrad(StepwiseOptimizer):
             grad = grad.add(param, alpha=group["weight_decay"])
         size = to_scalar(group["lr"]) / (1 + (step.item() - 1) * group["lr_decay"])
         if grad.is_sparse:
-            grad = grad.coalesce()  # an entry given twice is one entry, to be squared as one
+            grad = grad.coalesce()  # duplicate entries are summed before squaring
             values = grad._values()
             sum.add_(_with_values(grad, values.pow(2)))
             denom = sum.sparse_mask(grad)._values().sqrt_().add_(group["eps"])
@@ -169,7 +170,7 @@ class Adagrad(StepwiseOptimizer):
         denom = _torch.foreach_sqrt(sum)
         _torch.foreach_add_(denom, group["eps"])
         if group["maximize"] or group["weight_decay"] != 0:
-            _torch.foreach_mul_(grads, minus_sizes)  # which in halves rounds differently
+            _torch.foreach_mul_(grads, minus_sizes)  # which rounds differently in half precision
         else:
             grads = _torch.foreach_mul(grads, minus_sizes)
         _torch.foreach_addcdiv_(params, grads, denom)
@@ -198,5 +199,5 @@ class Adagrad(StepwiseOptimizer):
 
 
 def _with_values(like: Tensor, values: Tensor) -> Tensor:
-    """A sparse tensor with other values at the same places."""
+    """A sparse tensor with other values at the same indices."""
     return torch.sparse_coo_tensor(like._indices(), values, like.size())

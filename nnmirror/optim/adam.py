@@ -25,7 +25,8 @@ __all__ = ["Adam"]
 
 
 class Adam(StepwiseOptimizer):
-    """Adam (Kingma and Ba, 2014, arXiv:1412.6980): steps of about lr, whatever the scale of g.
+    """Adam (Kingma and Ba, 2014, arXiv:1412.6980): steps of about lr, independent of the scale of
+    g.
 
     For each parameter p with gradient g, at its step number t:
 
@@ -39,8 +40,8 @@ class Adam(StepwiseOptimizer):
 
     Saved in `state`: step, t; exp_avg, m; exp_avg_sq, v; max_exp_avg_sq, w with amsgrad.
     `foreach` and `fused` choose torch's kernels of the same names, as in PyTorch, and with
-    them their rounding. With `differentiable` the step is recorded: the parameters, which may be no
-    leaves, then depend on their gradients, and on options that are tensors that require grad.
+    them their rounding. With `differentiable` the step is recorded: the parameters, which need not
+    be leaves, then depend on their gradients, and on options that are tensors which require grad.
     Sparse gradients are refused.
     """
 
@@ -85,7 +86,7 @@ class Adam(StepwiseOptimizer):
                     raise ValueError(f"Tensor betas[{i}] must be 1-element")
         defaults = {
             "lr": lr,
-            # A third one is an error at the first step, and since PyTorch 2.14 as if not there.
+            # A third one is an error at the first step, and ignored since PyTorch 2.14.
             "betas": tuple(map(to_scalar, betas[:2] if SINCE_2_14 else betas)),
             "eps": eps,
             "weight_decay": weight_decay,
@@ -122,7 +123,7 @@ class Adam(StepwiseOptimizer):
 
     def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
         if group["foreach"] is None and not group["capturable"] and isinstance(group["lr"], Tensor):
-            return False  # it was not chosen, and would be refused
+            return False  # not chosen explicitly, and it would be refused
         return super()._by_foreach(group, params)
 
     def _check(self, group: Group, lists: Lists) -> None:
@@ -184,7 +185,7 @@ class Adam(StepwiseOptimizer):
         exp_avg_sq: Tensor,
         max_exp_avg_sq: Tensor | None = None,
     ) -> None:
-        """`_one`, with `differentiable`: what is saved is not changed later."""
+        """`_one`, with `differentiable`: saved tensors are not changed later."""
         if step.requires_grad:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         lr, eps = to_scalar(group["lr"]), group["eps"]
@@ -301,7 +302,7 @@ _NO_TENSOR = "{} as a Tensor is not supported for capturable=False and foreach=T
 
 
 def _begun(group: Group, param: Tensor, grad: Tensor, step: Tensor, lr: float | Tensor) -> Tensor:
-    """Count the step and decay the weights; the gradient to step by."""
+    """Count the step and decay the weights; the gradient to use."""
     decay = group["weight_decay"]
     if group["maximize"]:
         grad = -grad

@@ -11,7 +11,7 @@ __all__ = ["AdamW"]
 
 
 class AdamW(Adam):
-    """Adam whose weight decay is no part of the gradient (Loshchilov and Hutter, 2017,
+    """Adam whose weight decay is not part of the gradient (Loshchilov and Hutter, 2017,
     arXiv:1711.05101).
 
     For each parameter p, p = (1 - lr weight_decay) p, then Adam's step with no weight decay.

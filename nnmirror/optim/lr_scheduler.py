@@ -2,9 +2,9 @@
 
 A scheduler sets `lr` in the groups of its optimiser, once when it is made and at each `step`.
 t is `last_epoch`, the number of steps since; base is `initial_lr`, the rate it began with. Most
-are recurrences on the present rate, so that several can be chained; some have a closed form
-as well, which the deprecated `step(epoch)` uses. The order in which they compute is PyTorch's,
-and so are the rates, to the last bit, and what `state_dict` holds.
+are recurrences on the present rate, so that several can be chained; some have a closed form as
+well, which the deprecated `step(epoch)` uses. The order of computation is PyTorch's, and so are the
+rates, to the last bit, and the contents of `state_dict`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _checked(optimizer: Optimizer) -> Optimizer:
     """An optimiser of the mirror or of PyTorch."""
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer)
-        if kind is type(Optimizer):  # a class: PyTorch's have no metaclass
+        if kind is type(Optimizer):  # PyTorch's classes have no metaclass
             kind = type
         raise TypeError(f"{kind.__name__} is not an Optimizer")
     return optimizer
@@ -97,8 +97,8 @@ def _per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
 class LRScheduler:
     """The base: `get_lr`, which a scheduler defines, gives the next rate of each group.
 
-    `state_dict` holds everything but the optimiser. With `last_epoch` other than -1 it goes
-    on from there; the groups must then hold `initial_lr`.
+    `state_dict` has everything except the optimiser. With `last_epoch` other than -1 it continues
+    from there; the groups must then have `initial_lr`.
     """
 
     _get_lr_called_within_step: bool = False
@@ -140,7 +140,7 @@ class LRScheduler:
             setattr(self, name, False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the scheduler holds but the optimiser."""
+        """Everything in the scheduler except the optimiser."""
         return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class LRScheduler:
         raise NotImplementedError
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on by one, or to `epoch` (deprecated), and set the rates."""
+        """Advance by one, or to `epoch` (deprecated), and set the rates."""
         if self._step_count == 1:
             if not hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
                 warnings.warn(
@@ -196,10 +196,10 @@ class LRScheduler:
             _set(group, "lr", rate)
         self._last_lr: list[float | Tensor] = _values(self.optimizer, "lr")
 
-    # What the formulas are made of.
+    # Parts of the formulas.
 
     def _asked(self) -> None:
-        """Warn who calls `get_lr` for the present rate."""
+        """Warn if `get_lr` is called for the present rate."""
         if not self._get_lr_called_within_step:
             warnings.warn(
                 "To get the last learning rate computed by the scheduler, please use"
@@ -216,14 +216,14 @@ class LRScheduler:
 
 
 class _LRScheduler(LRScheduler):
-    """The name it had before."""
+    """Its older name."""
 
 
 def _note_steps(optimizer: Any) -> None:
     """Wrap `optimizer.step` to record that it was called, for the warning about the order."""
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         return
-    weakly = weakref.ref(optimizer)  # the optimiser is not to hold itself
+    weakly = weakref.ref(optimizer)  # so that the optimiser does not hold itself
     function = optimizer.step.__func__
 
     @functools.wraps(function)
@@ -237,7 +237,7 @@ def _note_steps(optimizer: Any) -> None:
 
 
 class _ByFunction(LRScheduler):
-    """Factors that functions of t give, one function for all groups or one for each."""
+    """Factors given by functions of t: one function for all groups, or one per group."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class _ByFunction(LRScheduler):
         pass
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any scheduler; of the functions, those that are objects with a state."""
+        """As for any scheduler, with the state of those functions that are objects."""
         state = super().state_dict()
         del state["lr_lambdas"]
         state["lr_lambdas"] = [
@@ -269,7 +269,7 @@ class _ByFunction(LRScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any scheduler; functions stay, objects take over their state."""
+        """As for any scheduler; functions stay as they are, objects get their state."""
         self.__dict__.update({k: v for k, v in state_dict.items() if k != "lr_lambdas"})
         for i, saved in enumerate(state_dict["lr_lambdas"]):
             if saved is not None:
@@ -475,8 +475,8 @@ class PolynomialLR(LRScheduler):
 class CosineAnnealingLR(LRScheduler):
     """lr = m + (base - m) (1 + cos(pi t / n)) / 2, with m `eta_min` and n `T_max`
 
-    Loshchilov and Hutter, 2017 (arXiv:1608.03983), without the restarts. Like PyTorch it gives
-    the recurrence of this; beyond t = n it rises again.
+    Loshchilov and Hutter, 2017 (arXiv:1608.03983), without the restarts. Like PyTorch, it computes
+    this as a recurrence; after t = n it rises again.
     """
 
     def __init__(
@@ -551,7 +551,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         return [low + (base - low) * now / 2 for base in self.base_lrs]
 
     def step(self, epoch=None) -> None:  # type: ignore[no-untyped-def]
-        """Go on by one, or to `epoch`, which may be a fraction of one."""
+        """Advance by one, or to `epoch`, which may be fractional."""
         if epoch is None and self.last_epoch < 0:
             epoch = 0
         if epoch is None:
@@ -582,7 +582,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
 
 def _one_optimizer(name: str, schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> None:
-    """All of `schedulers` can be stepped without more, and belong to `optimizer`."""
+    """Check that all `schedulers` can be stepped without arguments, and belong to `optimizer`."""
     for i, scheduler in enumerate(schedulers):
         if not hasattr(scheduler, "optimizer"):
             raise TypeError(f"{name} at index {i} should have `optimizer` as its attribute.")
@@ -641,8 +641,7 @@ class SequentialLR(_OfSeveral):
         self._milestones = milestones
         self.last_epoch = last_epoch + 1
         self.optimizer = optimizer
-        # Each has made its first step when it was made: take that back, then let the one that
-        # begins make it.
+        # Each did its first step when it was constructed: undo that, then let the first one do it.
         for group in self.optimizer.param_groups:
             _set(group, "lr", group["initial_lr"])
         self.recursive_undo()
@@ -651,7 +650,7 @@ class SequentialLR(_OfSeveral):
         self._last_lr = first.get_last_lr()
 
     def recursive_undo(self, sched=None) -> None:  # type: ignore[no-untyped-def]
-        """Take a step back, in the schedulers of schedulers too."""
+        """Undo a step, also in nested schedulers."""
         scheduler = self if sched is None else sched
         if hasattr(scheduler, "_schedulers"):
             for inner in scheduler._schedulers:
@@ -696,10 +695,11 @@ class ChainedScheduler(_OfSeveral):
 
 
 class ReduceLROnPlateau(LRScheduler):
-    """lr = lr factor when the metric has not become better for more than `patience` steps
+    """lr = lr factor when the metric has not improved for more than `patience` steps
 
-    Better is lower (or higher, by `mode`) than the best by more than `threshold`, as a share of
-    it or absolutely. After that, `cooldown` steps are not counted; `min_lr` is the least rate.
+    An improvement is lower (or higher, by `mode`) than the best by more than `threshold`, relative
+    to it or absolute. After a reduction, `cooldown` steps are not counted; `min_lr` is the least
+    rate.
     """
 
     def __init__(
@@ -738,7 +738,7 @@ class ReduceLROnPlateau(LRScheduler):
         self.num_bad_epochs = 0
 
     def step(self, metrics: SupportsFloat, epoch=None) -> None:  # type: ignore[no-untyped-def,override]
-        """Note the metric of one more epoch."""
+        """Process the metric of an epoch."""
         current = float(metrics)
         if epoch is None:
             epoch = self.last_epoch + 1
@@ -779,7 +779,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     @property
     def in_cooldown(self):  # type: () -> bool
-        """Whether it waits after a reduction."""
+        """Whether it is in the cooldown after a reduction."""
         return self.cooldown_counter > 0
 
     def _is_better(self, value: float, best: float) -> bool:
@@ -807,7 +807,8 @@ class ReduceLROnPlateau(LRScheduler):
 
 
 class _Cycling(LRScheduler):
-    """What CyclicLR and OneCycleLR share: momentum, or Adam's first beta, goes the other way."""
+    """Shared by CyclicLR and OneCycleLR: momentum, or Adam's first beta, changes in the opposite
+    direction."""
 
     use_beta1: bool
 
@@ -914,7 +915,7 @@ class CyclicLR(_Cycling):
         return rates
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any scheduler; of `scale_fn`, its state if it is an object with one."""
+        """As for any scheduler, with the state of `scale_fn` if it is an object."""
         state = super().state_dict()
         scale = state.pop("_scale_fn_custom")
         stateful = scale is not None and not isinstance(scale, types.FunctionType)
@@ -922,7 +923,7 @@ class CyclicLR(_Cycling):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any scheduler; a `scale_fn` stays, an object takes over its state."""
+        """As for any scheduler; a function `scale_fn` stays as it is, an object gets its state."""
         scale = state_dict.pop("_scale_fn_custom")
         super().load_state_dict(state_dict)
         if scale is not None:
@@ -933,8 +934,8 @@ class CyclicLR(_Cycling):
 class OneCycleLR(_Cycling):
     """lr from max / div_factor up to max, and down to that / final_div_factor, in one cycle
 
-    In two phases, or three (up, down by as much, then on), each along half a cosine or a line;
-    momentum the other way. Smith and Topin, 2018 (arXiv:1708.07120).
+    In two phases, or three (up, symmetrically down, then further down), each along half a cosine or
+    a line; momentum changes in the opposite direction. Smith and Topin, 2018 (arXiv:1708.07120).
     """
 
     def __init__(
@@ -1033,5 +1034,5 @@ def _total(total_steps: int | None, epochs: int | None, steps_per_epoch: int | N
     return epochs * steps_per_epoch
 
 
-if not TYPE_CHECKING:  # which then reports such a name itself
+if not TYPE_CHECKING:  # a type checker reports such a name itself
     __getattr__ = missing(__name__, __all__)

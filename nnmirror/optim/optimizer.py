@@ -38,8 +38,8 @@ _HOOK_REGISTRIES = (
 class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no subclasses
     """Base class of the optimisers: `params` in groups, each with its options.
 
-    `params` is an iterable of tensors, of `(name, tensor)` pairs, or of dicts that hold
-    such an iterable under "params" beside the options of that group.
+    `params` is an iterable of tensors, of `(name, tensor)` pairs, or of dicts with such an iterable
+    under "params" and options for that group.
 
     Those of `torch.optim` count as its instances: they work on mirrored parameters.
     """
@@ -49,7 +49,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
 
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
-        # Known by name, as nothing is imported of torch.optim.
+        # Recognized by name, as torch.optim is not imported.
         theirs = cls is Optimizer and any(
             (base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer")
             for base in other.__mro__
@@ -132,7 +132,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         self.param_groups.append(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the parameters' gradients, or set them to zero."""
+        """Set the parameters' gradients to None, or to zero."""
         for group in self.param_groups:
             for param in group["params"]:
                 if set_to_none and type(param) is Parameter:
@@ -147,7 +147,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         raise NotImplementedError
 
     def _hook_step(self) -> None:
-        """Have the class's `step` fire the step hooks, whichever subclass defines it."""
+        """Make the class's `step` call the step hooks, whichever subclass defines it."""
         cls = type(self)
         if not getattr(cls.step, "hooked", None):
             cls.step = self.profile_hook_step(cls.step)  # type: ignore[method-assign]
@@ -220,14 +220,14 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
     # -- state -------------------------------------------------------------------------------
 
     def state_dict(self) -> StateDict:
-        """The state and the groups, parameters written as numbers; torch.optim reads it too."""
+        """The state and the groups, with parameters as indices; torch.optim can load it too."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
             pre_hook(self)
         numbers: dict[int, int] = {}
         groups = []
         start = 0
         for group in self.param_groups:
-            # A parameter twice in a group has its later number there.
+            # A parameter that is twice in a group has its later index there.
             numbers = {id(p): i for i, p in enumerate(group["params"], start)} | numbers
             packed = {k: v for k, v in group.items() if k != "params"}
             packed["params"] = [numbers[id(p)] for p in group["params"]]
@@ -244,7 +244,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         return result
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Take over a state_dict, of this optimiser or of its torch.optim original.
+        """Load a state_dict of this optimiser or of its torch.optim original.
 
         State tensors are cast to the dtype and device of their parameters.
         """
@@ -309,7 +309,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
 def _cast(value: Any, param: torch.Tensor, options: Options, key: Any = None) -> Any:
     """A copy of a saved state value, its tensors on the parameter's device and dtype."""
     if isinstance(value, torch.Tensor):
-        if key == "step":  # a counter: float32 where a kernel reads it, else as it is
+        if key == "step":  # a counter: float32 if a kernel reads it, else unchanged
             if options.get("capturable") or options.get("fused"):
                 return value.to(dtype=torch.float32, device=param.device)
             return value
@@ -324,7 +324,7 @@ def _cast(value: Any, param: torch.Tensor, options: Options, key: Any = None) ->
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:
-    """The loss from `closure`, with gradients recorded whatever mode `step` is called in."""
+    """The loss from `closure`, with grad mode on even if `step` is called with it off."""
     if closure is None:
         return None
     with torch.enable_grad():

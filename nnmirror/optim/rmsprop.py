@@ -35,7 +35,7 @@ class RMSprop(StepwiseOptimizer):
 
     Saved in `state`: step; square_avg, v; momentum_buffer, b; grad_avg, a. `foreach` chooses
     torch's kernels of the same name, as in PyTorch. With `differentiable` the step is recorded:
-    the parameters, which may be no leaves, then depend on their gradients. Sparse gradients are
+    the parameters, which need not be leaves, then depend on their gradients. Sparse gradients are
     refused.
     """
 
@@ -145,7 +145,7 @@ class RMSprop(StepwiseOptimizer):
         grad_avg: Tensors | None = None,
     ) -> None:
         lr, alpha = to_scalar(group["lr"]), group["alpha"]
-        lr_of_graph = group["capturable"] and isinstance(lr, Tensor)  # not to be read as a number
+        lr_of_graph = group["capturable"] and isinstance(lr, Tensor)  # not to be made a number
         if group["maximize"]:
             grads = _torch.foreach_neg(grads)
         count(step)

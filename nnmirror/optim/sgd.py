@@ -37,7 +37,7 @@ class SGD(Optimizer):
 
     Saved in `state`: momentum_buffer, b. `foreach` and `fused` choose torch's kernels of
     the same names, as in PyTorch, and with them their rounding. With `differentiable` the step is
-    recorded: the parameters, which may be no leaves, then depend on their gradients, and on `lr`
+    recorded: the parameters, which need not be leaves, then depend on their gradients, and on `lr`
     and `weight_decay` if these are tensors that require grad.
     """
 
@@ -137,7 +137,7 @@ class SGD(Optimizer):
 
 
 def _step_plainly(group: dict[str, Any]) -> bool:
-    """p = p - lr g and no more, for the mirror's own parameters: False if it is not that."""
+    """p = p - lr g for the mirror's own parameters, without further options; else False."""
     lr = group["lr"]
     if (
         group["momentum"] != 0
@@ -211,7 +211,7 @@ def _foreach(
             if buffers[i] is None:
                 buffers[i] = grad.clone()
         if group["nesterov"]:
-            _torch.foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as PyTorch's
+            _torch.foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as in PyTorch
         else:
             grads = buffers
     _torch.foreach_add_(params, grads, alpha=-lr)

@@ -17,7 +17,7 @@ class SignSGD(StepwiseOptimizer):
 
         g = -g                              with maximize
         b = momentum b + (1 - momentum) g   with momentum, from b = 0; else b = g
-        p = (1 - lr weight_decay) p         decoupled: the sign does not see the decay
+        p = (1 - lr weight_decay) p decoupled: the decay is not in the sign
         p = p - lr sign(b)
 
     Every element moves by lr, or not at all where b is 0: lr is an absolute length, far

@@ -1,8 +1,8 @@
-"""What Adam, RMSprop, Adagrad and SignSGD share: how a group of parameters is stepped.
+"""Shared by Adam, RMSprop, Adagrad and SignSGD: how a group of parameters is updated.
 
-An optimiser says which tensors it keeps for a parameter, and how a step changes them: one
+An optimiser defines which tensors it keeps for a parameter, and how a step changes them: one
 parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused kernels. Small
-parameters on the CPU are stepped as one flat tensor (`flat.py`).
+parameters on the CPU are updated as one flat tensor (`flat.py`).
 """
 
 import functools
@@ -43,10 +43,10 @@ def _capturable_devices() -> list[str]:
 
 
 class StepwiseOptimizer(Optimizer):
-    """An optimiser that keeps for a parameter what it needs from the first gradient on."""
+    """An optimiser whose state for a parameter is created at its first gradient."""
 
     _no_sparse: ClassVar[str | None] = None  # the error for a sparse gradient
-    _counts_on: str | None = None  # where a counter is that no kernel reads; None, the default
+    _counts_on: str | None = None  # device of a counter that no kernel reads; None: the default
 
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
@@ -81,19 +81,19 @@ class StepwiseOptimizer(Optimizer):
         }
 
     def _check(self, group: Group, lists: Lists) -> None:
-        """Refuse what the options of the group cannot do with its parameters."""
+        """Raise if the options of the group do not work with its parameters."""
 
     def _by_foreach(self, group: Group, params: list[Tensor]) -> bool:
         """Whether to step the parameters with foreach kernels."""
         return foreach_is_chosen(group, params)
 
-    # A step, given the group, the parameters, their gradients, and what is kept by its name:
+    # A step, given the group, the parameters, their gradients, and the state by name:
     _one: ClassVar[Callable[..., None]]  # of one parameter
-    _many: ClassVar[Callable[..., None]]  # of several of one kind, with foreach kernels
-    _fused: ClassVar[Callable[..., None]]  # of several of one kind, with a fused kernel
+    _many: ClassVar[Callable[..., None]]  # of several of one dtype and device, by foreach
+    _fused: ClassVar[Callable[..., None]]  # the same by a fused kernel
     _recorded: ClassVar[Callable[..., None]]  # of one, in operations that are recorded
 
-    # -- how it is done ----------------------------------------------------------------------
+    # -- the step ----------------------------------------------------------------------------
 
     def _step_group(self, group: Group, place: int) -> None:
         names = self._kept(group)
@@ -142,13 +142,13 @@ class StepwiseOptimizer(Optimizer):
             self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
 
     def _scaling(self) -> dict[str, Tensor | None]:
-        """What a GradScaler leaves here."""
+        """Attributes that a GradScaler sets."""
         return {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
 
     def _step_fused(
         self, group: Group, lists: Lists, grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        # What a GradScaler leaves for the kernel: it unscales, and skips where inf was found.
+        # Set by a GradScaler for the kernel, which unscales, and skips the step if inf was found.
         for part in by_kind(lists):
             device = part["params"][0].device
             scaling = {
@@ -169,9 +169,9 @@ class StepwiseOptimizer(Optimizer):
 
 
 def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None = None) -> Tensor:
-    """A counter of steps: on the parameter's device if a kernel reads it there, else on `device`.
+    """A step counter: on the parameter's device if a kernel reads it there, else on `device`.
 
-    Where that is None, on the default device, as in PyTorch: the CPU, if a script names no other.
+    If that is None, on the default device, as in PyTorch.
     """
     with_param = group.get("capturable") or group.get("fused")
     double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
@@ -183,17 +183,18 @@ def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None 
 
 
 def count(steps: Tensors) -> None:
-    """One more step, for many parameters."""
+    """Increment the step counters of many parameters."""
     _torch.foreach_add_(steps, torch.tensor(1.0, device="cpu") if steps[0].is_cpu else 1)
 
 
 def to_scalar(x: N) -> N:
-    """An option of one element as a tensor without dimensions; a number as it is."""
+    """An option that is a tensor of one element, without dimensions; a number unchanged."""
     return x.squeeze() if isinstance(x, Tensor) and x.dim() != 0 else x
 
 
 def refuse_negative(*options: tuple[str, float | Tensor]) -> None:
-    """Refuse an option below zero: pairs of what the message calls it and its value."""
+    """Raise for an option below zero; the options are pairs of the name in the message and the
+    value."""
     for name, value in options:
         if not 0.0 <= value:  # noqa: SIM300  # in PyTorch's order: a TypeError quotes it
             raise ValueError(f"Invalid {name}: {value}")
@@ -202,7 +203,7 @@ def refuse_negative(*options: tuple[str, float | Tensor]) -> None:
 def decayed(grad: Tensor, param: Tensor, decay: float | Tensor) -> Tensor:
     """The gradient with that of the weight decay, in a step that may be recorded."""
     if isinstance(decay, Tensor) and decay.requires_grad:
-        return grad.addcmul_(param.clone(), decay)  # into .grad, as PyTorch's
+        return grad.addcmul_(param.clone(), decay)  # into .grad, as in PyTorch
     return grad.add(param, alpha=decay)  # type: ignore[arg-type]
 
 
@@ -213,7 +214,7 @@ def check_not_differentiable(differentiable: bool) -> None:
 
 
 def check_fused(param: Tensor) -> None:
-    """Refuse a parameter that no fused kernel takes."""
+    """Raise for a parameter that no fused kernel accepts."""
     if not param.is_floating_point() or param.device.type not in _fused_devices():
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported"
@@ -222,7 +223,7 @@ def check_fused(param: Tensor) -> None:
 
 
 def check_capturable(lists: Lists, xla: bool = True) -> None:
-    """Refuse parameters whose step no graph of a device can hold."""
+    """Raise for parameters whose step cannot be captured in a device graph."""
     devices = [*_capturable_devices(), *(["xla"] if xla else [])]
     for param, step in zip(lists["params"], lists["step"], strict=True):
         if param.device.type != step.device.type or param.device.type not in devices:
@@ -233,10 +234,10 @@ def check_capturable(lists: Lists, xla: bool = True) -> None:
 
 
 def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
-    """Whether to step with foreach kernels: as asked, else on the devices they are made for."""
+    """Whether to use foreach kernels: as the option says, else by device."""
     if group["foreach"] is not None or group.get("fused") is not None:
         return bool(group["foreach"])
-    if params[0].is_cpu:  # nearly always, and not among these devices
+    if params[0].is_cpu:  # nearly always, and no such device
         return False
     devices = foreach_devices()
     return all(p.device.type in devices and is_usual(p) for p in params)

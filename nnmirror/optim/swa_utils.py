@@ -16,11 +16,11 @@ __all__ = ["SWALR"]
 
 
 class SWALR(LRScheduler):
-    """From the present rate to `swa_lr` in `anneal_epochs` steps, and no further.
+    """From the present rate to `swa_lr` in `anneal_epochs` steps, then constant.
 
     After t of n steps the rate is a s + (1 - a) b, with s = `swa_lr`, b the rate it came from, and
-    a = t/n ("linear") or (1 - cos(pi t/n)) / 2 ("cos").  b is worked out anew from the present
-    rate at each step, so that other schedulers may run before.
+    a = t/n ("linear") or (1 - cos(pi t/n)) / 2 ("cos").  b is computed again from the present rate
+    at each step, so that other schedulers may run before.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -79,12 +79,12 @@ class SWALR(LRScheduler):
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.__dict__.update(state_dict)
         self._set_anneal_func(self._anneal_strategy)
 
 
-if not TYPE_CHECKING:  # which then reports such a name itself
+if not TYPE_CHECKING:  # a type checker reports such a name itself
     __getattr__ = missing(
         __name__, __all__, "take it from torch.optim.swa_utils, for nnmirror.to_torch(model)"
     )

@@ -10,5 +10,5 @@ from .distributed import DistributedDataParallel
 
 __all__ = ["DistributedDataParallel"]
 
-if not TYPE_CHECKING:  # which then reports such a name itself
+if not TYPE_CHECKING:  # a type checker reports such a name itself
     __getattr__ = missing(__name__, __all__)

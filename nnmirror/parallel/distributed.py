@@ -29,20 +29,20 @@ class DistributedDataParallel(Module):
 
     Each process has a copy of `module` and its own part of the data. The copies start from
     rank 0's weights; in each backward the gradients are averaged,
-    `p.grad = sum over ranks of (p.grad / n)`, by the all-reduces of `torch.distributed`, so
-    all take the same step. What is sent when, and in which pieces, is PyTorch's: see
+    `p.grad = sum over ranks of (p.grad / n)`, by the all-reduces of `torch.distributed`, so that
+    all take the same step. Buckets and their order are PyTorch's: see
     `nnmirror/parallel/reducer.py`.
 
     Needs `torch.distributed.init_process_group` before. Construction, forward and backward
-    are done by all processes in the same order. An error in one ends the others: their next
-    exchange fails.
+    are done by all processes in the same order. An error in one process ends the others: their next
+    collective fails.
 
-    A parameter that no gradient reaches is an error at the next forward, unless
-    `find_unused_parameters` or `static_graph` is set; then it counts as zero where other
-    ranks use it, and its `.grad` is left alone where none does.
+    A parameter that gets no gradient is an error at the next forward, unless
+    `find_unused_parameters` or `static_graph` is set; then its gradient counts as zero if other
+    ranks use it, and its `.grad` stays unchanged if none does.
 
-    Saved: nothing beside the buckets, which hold a copy of all gradients (with
-    `gradient_as_bucket_view` they are the gradients).
+    Saved: only the buckets, which hold a copy of all gradients (with `gradient_as_bucket_view` they
+    are the gradients).
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class DistributedDataParallel(Module):
             warnings.warn(_NEEDLESS, stacklevel=2)
 
     def _check(self, module: Module, device_ids: Any, output_device: Any) -> list[torch.Tensor]:
-        """The parameters that are not to be ignored, if they and the devices are in order."""
+        """The parameters that are not ignored, after checks of them and of the devices."""
         parameters: list[torch.Tensor] = [
             p for name, p in module.named_parameters() if name not in self.parameters_to_ignore
         ]
@@ -153,7 +153,7 @@ class DistributedDataParallel(Module):
         return parameters
 
     def _buffer_flags(self, broadcast_buffers: bool | None, forward_sync: bool | None) -> bool:
-        """Set whether each forward takes rank 0's buffers; return whether construction does."""
+        """Set whether each forward copies rank 0's buffers; return whether construction does."""
         if broadcast_buffers is not None:
             both = forward_sync is not None
             warnings.warn(_BOTH_FLAGS if both else _OLD_FLAG, FutureWarning, stacklevel=3)
@@ -180,12 +180,12 @@ class DistributedDataParallel(Module):
         self.bucket_bytes_cap = int(cap * _MIB)
         self.bucket_bytes_cap_list = [int(mb * _MIB) for mb in several or ()]
         self.bucket_bytes_cap_default = default
-        # A small first bucket is on its way sooner.
+        # A small first bucket can be sent earlier.
         first = dist._DEFAULT_FIRST_BUCKET_BYTES if default else self.bucket_bytes_cap
         self._bucket_limits = self.bucket_bytes_cap_list or [first, self.bucket_bytes_cap]
 
     def _trained(self) -> tuple[list[Any], list[str]]:
-        """The parameters to reduce and their names, a shared one once, with its last name."""
+        """The parameters to reduce and their names; a shared one once, with its last name."""
         found: dict[int, tuple[Any, str]] = {}
         for path, module in self.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
@@ -212,9 +212,9 @@ class DistributedDataParallel(Module):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within it gradients accumulate in each process; the first backward after it reduces.
+        """Within it, gradients accumulate in each process; the first backward after it reduces.
 
-        The forward belongs inside as well.
+        The forward has to be inside as well.
         """
         before = self.require_backward_grad_sync
         self.require_backward_grad_sync = False
@@ -228,7 +228,7 @@ class DistributedDataParallel(Module):
         if recorded:
             self.reducer.rebuild_buckets()
         if self.will_sync_module_buffers():
-            # As .data: no version changes, so a graph that saved a buffer can still go back.
+            # Like .data: the version does not change, so a graph that saved a buffer stays valid.
             self._broadcast([b.data for b in self._synced_buffers()])
         if self.device_ids:
             device = torch.device(self.device_type, self.device_ids[0])
@@ -244,7 +244,7 @@ class DistributedDataParallel(Module):
         return self._behind_sink(output) if watched else output
 
     def _behind_sink(self, output: Any) -> Any:
-        """The output behind a node that every walk through it starts with."""
+        """The output with a node in front at which every walk from it starts."""
         leaves, spec = tree_flatten(output)
         if not any(map(_is_tracked, leaves)):
             return output
@@ -263,7 +263,7 @@ class DistributedDataParallel(Module):
     # -- buffers and weights -------------------------------------------------------------------
 
     def will_sync_module_buffers(self) -> bool:
-        """Does the next forward begin with taking rank 0's buffers?"""
+        """Does the next forward start by copying rank 0's buffers?"""
         return bool(
             self.require_forward_param_sync and self.forward_sync_buffers and self._synced_buffers()
         )
@@ -324,7 +324,7 @@ class DistributedDataParallel(Module):
 
 
 class _DDPSink(tape.Function):
-    """The identity, on copies; outputs the loss does not use pass on that there is no gradient."""
+    """The identity, with copies; outputs that the loss does not use pass None on."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -361,7 +361,7 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """What a forward is given, its tensors moved to the device."""
+    """The arguments of a forward, with tensors moved to the device."""
     if isinstance(value, torch.Tensor):
         return value if value.device == device else value.to(device)
     if isinstance(value, dict) and value:

@@ -1,14 +1,14 @@
-"""Reducer: gradients averaged over processes while the walk back is still going on.
+"""Reducer: gradients are averaged over processes while the backward is still running.
 
-The parameters are put into buckets. As soon as the last gradient of a bucket is there, the
-bucket's all-reduce is started; the next layers' backward runs meanwhile. When the walk ends,
-all are waited for, and the averages become the parameters' `.grad`.
+The parameters are put into buckets. When the last gradient of a bucket has been computed, the
+bucket's all-reduce is started while the backward of the next layers runs. At the end the reducer
+waits for all, and the averages become the parameters' `.grad`.
 
-The sum of more than two processes depends on which process adds which part first, so the
-bits depend on what lies where in which bucket. Everything here follows the order of PyTorch's
-reducer (Li et al., "PyTorch Distributed", 2020): one bucket for all in the first iteration
-(by size if unused parameters are looked for), then buckets by size in the order in which the
-gradients arrived on rank 0; 1/n multiplied in while a gradient is copied into its bucket.
+The rounding of a sum over more than two processes depends on the order of summation, so the bits
+depend on the position of each gradient in its bucket. Everything here follows the order of
+PyTorch's reducer (Li et al., "PyTorch Distributed", 2020): one bucket for all in the first
+iteration (by size if unused parameters are looked for), then buckets by size in the order in which
+the gradients arrived on rank 0; 1/n multiplied in while a gradient is copied into its bucket.
 """
 
 import warnings
@@ -30,13 +30,13 @@ class Bucket:
     def __init__(self, indices: list[int], params: Sequence[torch.Tensor]) -> None:
         self.indices = indices
         self.pending = len(indices)
-        self.work: Any = None  # the all-reduce under way
+        self.work: Any = None  # the running all-reduce
         self.flat = torch.empty(
             sum(params[i].numel() for i in indices),
             dtype=params[indices[0]].dtype,
             device=params[indices[0]].device,
         )
-        self.views: list[torch.Tensor] = []  # each of its parameter's layout
+        self.views: list[torch.Tensor] = []  # each with its parameter's layout
         start = 0
         for param in (params[i] for i in indices):
             part = self.flat[start : start + param.numel()]
@@ -65,10 +65,10 @@ class Reducer:
         self.world = process_group.size()
         self.later_limits = later_limits
         self.static_graph = static_graph
-        self.find_unused = find_unused and not static_graph  # else, learned in the first walk
+        self.find_unused = find_unused and not static_graph  # otherwise, found in the first walk
         self.as_views = as_views
-        self.expecting = False  # the next walk is to reduce
-        self.unfinished = False  # some gradients are in, and not yet all
+        self.expecting = False  # the next walk reduces
+        self.unfinished = False  # some gradients have arrived, but not all
         self.rebuilt = self.find_unused  # the buckets are final
         self.unused: list[int] = []  # on this rank, as far as known
         self.unused_marked = False
@@ -76,15 +76,15 @@ class Reducer:
         self.arrived: list[int] = []  # in the order of the first walk
         self.used = torch.zeros(len(self.params), dtype=torch.int32)  # since the last reduction
         self.used_work: Any = None
-        self.next = 0  # the bucket to be reduced next: all ranks must keep to one order
+        self.next = 0  # the bucket to reduce next: all ranks must use the same order
         self.in_walk = False
         self.walks = 0
-        # How often a walk leads to each parameter, counted in the first one of a static graph.
+        # How often a walk reaches each parameter, counted in the first one of a static graph.
         self.times = [0] * len(self.params)
         self.left = list(self.times)
         buckets, _ = dist._compute_bucket_assignment_by_size(self.params, first_limits)
         self._make_buckets(list(reversed(buckets)))
-        this = weakref.ref(self)  # the hooks do not keep it, and what it holds, alive
+        this = weakref.ref(self)  # the hooks hold it weakly
         self.handles = [_on_arrival(this, i, param) for i, param in enumerate(self.params)]
 
     def __del__(self) -> None:
@@ -108,7 +108,8 @@ class Reducer:
                     self._set_grad(index, view)
 
     def rebuild_buckets(self) -> None:
-        """Before a forward: fail if the last reduction is incomplete; once, order the buckets."""
+        """Before a forward: raise if the last reduction is incomplete; the first time, order the
+        buckets."""
         if self.unfinished:
             raise RuntimeError(self._unfinished_message())
         if self.rebuilt or not self.arrived:
@@ -121,7 +122,7 @@ class Reducer:
         self._make_buckets(self._from_rank_0(buckets))
 
     def _from_rank_0(self, buckets: list[list[int]]) -> list[list[int]]:
-        """Rank 0's buckets: elsewhere the gradients may have come in another order."""
+        """Use rank 0's buckets: on other ranks the gradients may have arrived in another order."""
         device, n = self.params[0].device, len(self.params)
         sent = torch.zeros(2 * n + 1, dtype=torch.int32)
         sizes = [len(b) for b in buckets]
@@ -138,7 +139,7 @@ class Reducer:
     # -- one iteration -------------------------------------------------------------------------
 
     def prepare_for_backward(self, outputs: list[Any]) -> None:
-        """After a forward: the next walk reduces. `outputs` tell which parameters it will reach."""
+        """After a forward: the next walk reduces. `outputs` show which parameters it will reach."""
         self.expecting = True
         self.next = 0
         for bucket in self.buckets:
@@ -153,7 +154,7 @@ class Reducer:
             self.unused = [i for i, p in enumerate(self.params) if id(p) not in reached]
 
     def arrive(self, index: int) -> None:
-        """A walk has led to a parameter, and added to its `.grad` what there was to add."""
+        """Called when a walk has reached a parameter and accumulated its `.grad`."""
         if not self.in_walk:
             self.in_walk = True
             self.walks += 1
@@ -237,7 +238,7 @@ class Reducer:
         self._finish()
 
     def _finish(self) -> None:
-        """Wait for all that was started, and hand out the averages."""
+        """Wait for the all-reduces, and set the averages."""
         self.expecting = self.unfinished = self.in_walk = False
         if self.static_graph and self.walks > 1 and not self.rebuilt:
             self.arrived += self.unused
@@ -253,7 +254,7 @@ class Reducer:
                 self.used.zero_()
             else:
                 self.used = used
-        # A parameter used nowhere keeps its gradient, or that it has none.
+        # A parameter that no rank uses keeps its gradient, or None.
         keeps = (used == 0).tolist() if self.find_unused or self.static_graph else None
         for index, (_, view) in self.place.items():
             if keeps is None or not keeps[index]:

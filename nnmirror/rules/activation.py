@@ -1,9 +1,10 @@
 """The activations that are smooth or bounded: ELU, SiLU, GELU, Hardtanh.
 
-`g` is the gradient of the result, `h` that of the gradient dx, and ddx the gradient that x gets by
-it: the second derivative, in the order in which PyTorch multiplies. Where PyTorch's kernels round
+`g` is the gradient of the result, `h` that of the gradient dx, and ddx the gradient that x gets
+from it: the second derivative, multiplied in PyTorch's order. Where PyTorch's kernels round
 differently, or differ from each other, `nnmirror/exact/activation.py` follows them. Of two operands
-the second is computed first, as C++ has it there: third derivatives are added up in that order.
+the second is computed first, as in PyTorch's C++ code, because third derivatives are summed in that
+order.
 """
 
 import inspect
@@ -80,7 +81,7 @@ def _elu_slope(x: T, below: float, over: float, rate: float) -> T:
 
 
 def _alike(a: float, b: float, x: T) -> bool:
-    """Are these the same number in the dtype of x?"""
+    """Do these round to the same number in the dtype of x?"""
     return math.isclose(a, b, rel_tol=torch.finfo(x.dtype).eps / 2)
 
 
@@ -88,7 +89,7 @@ def _alike(a: float, b: float, x: T) -> bool:
 class EluInplace(Elu):
     """`Elu` into the memory of its input:  dx = g where y > 0, else g (y + a)
 
-    What y gets by h is h g i where y < 0, else 0.  Saved: y.
+    The gradient of y from h is h g i where y < 0, else 0. Saved: y.
     """
 
     is_inplace = True
@@ -256,7 +257,7 @@ def _into(of: type[Rule], function: TorchFunction, number: int = 0) -> type[Rule
 class Silu(Rule):
     """y = x z with z = sigmoid(x):  dx = g (z + y (1 - z)).  Saved: x.
 
-    Recorded, as PyTorch then has it, by its operations: g z (1 + x (1 - z)).
+    With create_graph it is recorded as separate operations, as in PyTorch: g z (1 + x (1 - z)).
     Hendrycks and Gimpel, 2016 (arXiv:1606.08415), who call it so; Swish elsewhere.
     """
 
@@ -339,7 +340,7 @@ def _gelu_grad(g: T, x: T, approximate: str) -> T:
 
 @composite(torch._C._nn.gelu)
 def gelu(*args: Any, **kwargs: Any) -> T:
-    """`Gelu`; what it approximates by is given by keyword alone."""
+    """`Gelu`; `approximate` is keyword-only."""
     if len(args) != 1 or kwargs.keys() - {"approximate"}:
         raise unplaced(torch._C._nn.gelu, args, kwargs)
     return record(Gelu, (args[0], kwargs.get("approximate", "none")))[0]
@@ -358,7 +359,7 @@ def _gelu_slope_tanh(x: T) -> T:
     square = x * x
     twice = torch.addcmul(number(b, x), square, number(b * c, x)).mul_(x)
     inner = torch.addcmul(number(b, x), square, number(3 * b * c, x), out=square).mul_(x)
-    s, rest = torch.sigmoid(twice), twice.neg_().sigmoid_()  # which is more exact than 1 - s
+    s, rest = torch.sigmoid(twice), twice.neg_().sigmoid_()  # more accurate than 1 - s
     return inner.mul_(rest).mul_(s).add_(s)
 
 
@@ -427,7 +428,7 @@ def _log_sigmoid_slope(x: T) -> T:
 class Hardsigmoid(Rule):
     """y = x / 6 + 1/2 clipped to [0, 1]:  dx = g / 6 where -3 < x < 3, else 0.  Saved: x.
 
-    PyTorch has no second derivative of it, not even the zeros that it is, but an error.
+    Its second derivative is zero, but raises an error, as in PyTorch.
     """
 
     infer = staticmethod(torch._C._nn.hardsigmoid)
@@ -504,8 +505,8 @@ HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 class Mish(Rule):
     """y = x t, t = tanh(log(1 + exp(x))):  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
 
-    With r = 1 - s, t = s (1 + r) / (1 + r^2). Recorded, as PyTorch then has it, by its operations.
-    Misra, 2019 (arXiv:1908.08681).
+    With r = 1 - s, t = s (1 + r) / (1 + r^2). With create_graph it is recorded as separate
+    operations, as in PyTorch. Misra, 2019 (arXiv:1908.08681).
     """
 
     infer = staticmethod(torch._C._nn.mish)
@@ -550,7 +551,7 @@ class Threshold(Rule):
 
 @gradient("ThresholdBackward")
 def _threshold_grad(g: T, x: T, threshold: float) -> T:
-    # Laid out as x, as ReLU's.
+    # With the strides of x, as for ReLU.
     return laid_out_as(in_pieces(_kept_above, g, x, threshold), x)
 
 

@@ -28,11 +28,11 @@ T = torch.Tensor
 
 
 _NUMBERS = (int, float, bool)
-_ONE = 1  # the default of alpha: passing a number takes time
+_ONE = 1  # the default alpha: passing a number takes time
 
 
 def scaled(g: T, factor: T | Number) -> T:
-    """g * factor, left alone for a factor of one as PyTorch leaves it."""
+    """g * factor, or g itself for a factor of one, as in PyTorch."""
     return g if type(factor) in _NUMBERS and factor == 1 else g * factor
 
 
@@ -41,7 +41,7 @@ def zero(g: T) -> T:
 
 
 def shared(needs: Needs, g: T, equal: T, x_loses: T, y_loses: T) -> Gradients:
-    """Of x and y, each gets g where it does not lose, half of it where both are equal."""
+    """The larger (or smaller) of x and y gets g, and each gets half of it where both are equal."""
     halved = torch.where(equal, g / 2, g)
     return (
         halved.masked_fill(x_loses, 0) if needs[0] else None,
@@ -160,7 +160,7 @@ class Div(Rule):
     def d_other(g: T, input: T, other: T | Number, rounding_mode: str | None) -> T:
         if rounding_mode is not None:
             return torch.zeros_like(g)
-        slope = (input / other) / other  # first, as C++ has it
+        slope = (input / other) / other  # first, as in PyTorch's C++ code
         return -g * slope
 
 
@@ -260,7 +260,7 @@ def float_power(input: T | Number, exponent: T | Number) -> T:
     numbers = [x for x in (input, exponent) if not isinstance(x, T)]
     if not all(isinstance(x, bool | int | float | complex) for x in numbers):
         raise unplaced(torch.float_power, (input, exponent), {})
-    power = _in_double(exponent)  # first, as C++ has it
+    power = _in_double(exponent)  # first, as in PyTorch's C++ code
     return record(Pow, (_in_double(input), power))[0]
 
 
@@ -284,7 +284,7 @@ def square_(input: T) -> T:
 class Clamp(Rule):
     """z = min(max(x, lo), hi), lo and hi numbers:  dx = g where lo <= x <= hi, else 0
 
-    From PyTorch 2.14 on x gets nothing where it is at a bound.
+    From PyTorch 2.14 on, dx is 0 where x is at a bound.
     """
 
     public = staticmethod(torch.clamp)
@@ -307,8 +307,8 @@ class Clamp(Rule):
 class ClampTensor(Rule):
     """The same with tensors as bounds:  dx = g where lo <= x <= hi, else 0
 
-    dlo = g where x < lo < hi, dhi = g where x > hi or hi < lo. From PyTorch 2.14 on x gets half
-    where it is at a bound, which gets the other half: `_shared_at_ties`.
+    dlo = g where x < lo < hi, dhi = g where x > hi or hi < lo. From PyTorch 2.14 on, x and the
+    bound get half of g each where they are equal: `_shared_at_ties`.
     """
 
     public = staticmethod(torch.clamp)
@@ -361,7 +361,7 @@ def _bounded(
         return Clamp, (min, max)
     if isinstance(min, T | None) and isinstance(max, T | None):
         return ClampTensor, (min, max)
-    # A tensor beside a number is the number that it holds.
+    # A tensor next to a number is converted to its number.
     if has_gradient(min) or has_gradient(max):
         raise unplaced(torch.clamp, (input, min, max), {})
     with DisableTorchFunctionSubclass(), torch.no_grad():

@@ -1,6 +1,6 @@
-"""Operations that put values into a tensor: assignment, filling, scattering.
+"""Operations that write values into a tensor: assignment, filling, scattering.
 
-The gradient of what was overwritten is zero there; that of the values is g at their places.
+The gradient of overwritten elements is zero; that of the values is g at their places.
 """
 
 import warnings
@@ -191,7 +191,8 @@ def _all_of(indices: Sequence[T | None]) -> tuple[T | slice, ...]:
 
 
 def _split(index: IndexLike, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """x[index] as x[basic][advanced]: first what makes a view, then masks and index tensors."""
+    """x[index] as x[basic][advanced]: first the part that makes a view, then masks and index
+    tensors."""
     parts: list[Any] = []
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, range):
@@ -204,7 +205,7 @@ def _split(index: IndexLike, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]
         parts.append(part)
 
     def used(part: object) -> int:
-        """How many dimensions of x this part of the index is for."""
+        """The number of dimensions of x that this part of the index covers."""
         if part is None or part is Ellipsis:
             return 0
         if isinstance(part, T) and part.dtype is torch.bool:
@@ -223,7 +224,7 @@ def _split(index: IndexLike, input: T) -> tuple[tuple[Any, ...], tuple[Any, ...]
             if part is None or isinstance(part, slice):
                 advanced.append(slice(None))
         else:
-            # A mask of no dimension takes none: it is put on a new one.
+            # A mask without dimensions covers none: it indexes a new one.
             basic += [slice(None)] * used(part) if used(part) else [None]
             advanced.append(part if used(part) else part.reshape(1))
     return tuple(basic), tuple(advanced)
@@ -237,7 +238,7 @@ def _changes_nothing(basic: tuple[object, ...]) -> bool:
 def setitem(input: T, index: IndexLike, value: Any) -> None:
     """x[index] = v: a copy into the view x[index], or an index_put_ with masks and indices."""
     if index is False:
-        return  # as PyTorch: an empty selection
+        return  # as in PyTorch: an empty selection
     if not isinstance(value, T):
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
@@ -252,7 +253,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
             change_of(input)  # PyTorch looks at this first
         with DisableTorchFunctionSubclass(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it was given above
+            warnings.simplefilter("ignore")  # already raised above
             copy = input.detach().clone()
             copy[index] = copy if value is input else value.detach()  # PyTorch's own error
         raise
@@ -260,7 +261,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         part is None or part is Ellipsis or isinstance(part, list | tuple | slice | T)
         for part in index
     ):
-        index = tuple(index)  # as PyTorch takes, with a warning, a list of more than numbers
+        index = tuple(index)  # a list with more than numbers, as in PyTorch (with a warning)
     basic, advanced = _split(index, input)
     view = input if _changes_nothing(basic) else shape.getitem(input, basic)
     if all(isinstance(p, slice) for p in advanced):
@@ -430,7 +431,7 @@ def _source(func: TorchFunction, src: T | None, kwargs: dict[str, Any]) -> T | N
 class Put(Rule):
     """z = x, laid out in a row, with s put at `index`:  dx = g, zero there,  ds = g there
 
-    With `accumulate` s is added, and dx = g.
+    With `accumulate`, s is added and dx = g.
     """
 
     uncounted = (1,)
@@ -451,10 +452,10 @@ class Put(Rule):
 class _Reduced(Rule):
     """z = x and what of s is put at the same place, reduced to one:
 
-    sum:  dx = g,  ds = g there;  mean:  both divided by how many were reduced;  amax, amin:  g
-    shared evenly between those equal to z;  prod:  g times the product of the others. Where x is
-    not included and something was put, dx = 0.  Saved: x, s, index and z, whatever is needed of
-    them, as PyTorch does: none may be changed.
+    sum: dx = g, ds = g there; mean: both divided by the number of reduced elements; amax, amin: g
+    shared evenly between those equal to z; prod: g times the product of the others. If x is not
+    included, dx = 0 where something was written. Saved: x, s, index and z, all of them as in
+    PyTorch, so that none may be changed.
     """
 
     uncounted = (2,)

@@ -1,5 +1,5 @@
-"""Attention: y = softmax(c q k^T) v, by operations that have rules or, block by block, as the
-kernel that PyTorch takes on the CPU computes it.
+"""Attention: y = softmax(c q k^T) v, by operations that have rules or, block by block, like the
+kernel that PyTorch uses on the CPU.
 """
 
 import math
@@ -40,8 +40,8 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
 
     with s = p (g v^T - r), r = the sum of g y along the last dimension. Saved: q, k, v, the mask,
     y, and l, the logarithm of the sum that each row of p was divided by. p is computed again, as
-    exp(c q k^T + mask - l), in blocks of rows and columns, and never whole; but whole, and without
-    l, in a backward that is recorded (PyTorch has no gradient of this gradient).
+    exp(c q k^T + mask - l), in blocks of rows and columns. In a recorded backward it is computed as
+    a whole, and without l (PyTorch has no gradient of this gradient).
 
     Dao et al., 2022 (arXiv:2205.14135), algorithm 4.
     """
@@ -58,7 +58,7 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
 
     @staticmethod
     def logsum_again(logsum: T) -> T:
-        return logsum  # which a recorded gradient does without
+        return logsum  # not used by a recorded gradient
 
     @staticmethod
     def gradients(
@@ -85,7 +85,7 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
         if mask is not None:
             mask = mask.expand(*q.shape[:3], keys)
         dq, dk, dv = (_heads_last(torch.zeros_like(t)) for t in (q, k, v))
-        shared = q.shape[1] // k.shape[1]  # so many heads of q have one head of k and v
+        shared = q.shape[1] // k.shape[1]  # the number of heads of q per head of k and v
         for first in range(shared):
             of = slice(first, None, shared)
             for m in range(0, length, rows):
@@ -136,15 +136,16 @@ def _with_whole(
 
 
 def _heads_last(x: T) -> T:
-    """Laid out in memory as (batch, length, heads, size), in which order the kernel iterates."""
+    """With the memory layout (batch, length, heads, size), the order in which the kernel
+    iterates."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
     """factor a b for each matrix, added to `to` if there is one.
 
-    Of matrices as small as these torch.bmm has a loop of its own, which rounds differently. What a
-    product with a single row, or column, rounds to depends on the memory layout of the matrices.
+    For matrices this small, torch.bmm has a loop of its own, which rounds differently. The rounding
+    of a product with a single row or column depends on the memory layout of the matrices.
     """
     batch, heads, m, n = *a.shape[:-1], b.shape[-1]
     total: T = a.new_empty(batch, heads, m, n) if to is None else to
@@ -157,7 +158,7 @@ def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
         for i in range(batch):
             total[i].baddbmm_(a[i], b[i], beta=beta, alpha=factor)
     else:
-        flat = total.flatten(0, 1)  # a copy, if they do not lie one behind the other
+        flat = total.flatten(0, 1)  # a copy, if they are not adjacent in memory
         flat.baddbmm_(_in_a_row(a), _in_a_row(b), beta=beta, alpha=factor)
         if flat.data_ptr() != total.data_ptr():
             total.copy_(flat.view(total.shape))
@@ -165,7 +166,7 @@ def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
 
 
 def _in_a_row(x: T) -> T:
-    """All matrices of a batch, one behind the other, each by rows or by columns as it is."""
+    """All matrices of a batch, adjacent in memory, each row-major or column-major as it was."""
     return x.flatten(0, 1) if x.stride(-1) == 1 else x.mT.flatten(0, 1).mT
 
 
@@ -184,9 +185,9 @@ def scaled_dot_product_attention(
     """y = softmax(c q k^T + mask) v, c = `scale` or 1 / sqrt(the size of a head)
 
     Shapes: q (..., l, e), k (..., s, e), v (..., s, n), the mask (..., l, s); y is (..., l, n). The
-    mask is added, or says True where q sees k; `is_causal` masks what comes after. With
-    `enable_gqa` several heads of q share one of k and v. Whether the formula is that of
-    `ScaledDotProductFlashAttentionForCpu` is PyTorch's choice.
+    mask is added, or is True where q attends to k; `is_causal` masks later positions. With
+    `enable_gqa` several heads of q share one of k and v. `ScaledDotProductFlashAttentionForCpu` is
+    used whenever PyTorch uses that kernel.
 
     Vaswani et al., 2017 (arXiv:1706.03762).
     """
@@ -203,7 +204,7 @@ def scaled_dot_product_attention(
         if kind is torch.bool:
             attn_mask = _added(attn_mask, query)
     if any(0 in t.shape for t in tensors):
-        # As PyTorch, which looks no further: zeros, and a gradient of zero for each.
+        # As in PyTorch, without further checks: zeros, and gradients of zero.
         zeros = query.new_zeros((*query.shape[:-1], value.shape[-1]))
         total = (query.sum() + key.sum()) + value.sum()
         return record(Add, (zeros, record(Mul, (total, 0))[0]))[0]
@@ -246,7 +247,7 @@ def scaled_dot_product_attention(
 
 
 def _added(seen: T, like: T) -> T:
-    """What to add to a row where only these are seen: 0 there, minus infinity elsewhere."""
+    """What to add to a row that attends only to these: 0 there, minus infinity elsewhere."""
     zero, never = (like.new_full((), x) for x in (0.0, -math.inf))
     with DisableTorchFunctionSubclass():
         return torch.where(seen, zero.detach(), never.detach())

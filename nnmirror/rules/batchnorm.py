@@ -160,7 +160,7 @@ class NativeBatchNormBackward(Rule):
 
 
 def _channel_sum(x: T, keepdim: bool = True) -> T:
-    """The sum over all dimensions but that of the channels, one after another."""
+    """The sum over all dimensions except the channels, one after another."""
     x = x.sum(0, keepdim)
     for dim in range(x.dim() - 1, int(keepdim), -1):
         x = x.sum(dim, keepdim)
@@ -180,7 +180,7 @@ class NativeBatchNorm(Rule):
 
     infer = staticmethod(_infer)
     keeps = derived = ("mean", "r")
-    counted = (0, 1, 2)  # PyTorch's node has a place for a weight that is not there
+    counted = (0, 1, 2)  # PyTorch's node has a place for a missing weight
 
     @staticmethod
     def forward(
@@ -247,7 +247,7 @@ def _by_channel(values: T, x: T) -> T:
 def _centred(x: T, mean: T) -> T:
     if x.dim() < 4 or not x.is_contiguous():
         return x - mean
-    # Images of one element may be laid out as both formats; the kernel takes the usual one.
+    # Images of one element fit both memory formats; the kernel treats them as contiguous.
     return torch.sub(x, mean, out=torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
@@ -270,7 +270,7 @@ def batch_norm(
 
 
 def _refuse_shared_statistics(running_mean: T | None, training: bool) -> None:
-    """PyTorch's error where each item of a vmap would change the statistics of all."""
+    """PyTorch's error if each item of a vmap would change the shared statistics."""
     if training and not any(running_mean is t for t in (None, *mapping.items)):
         raise RuntimeError(
             "Batch norm got a batched tensor as input while the running_mean or running_var, which"
@@ -282,7 +282,7 @@ def _refuse_shared_statistics(running_mean: T | None, training: bool) -> None:
 
 
 def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
-    """An empty batch: other nodes, gradients of zeros, and the running statistics stay."""
+    """An empty batch: other nodes, gradients of zero, and unchanged running statistics."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         _infer(input, weight, bias, *how)  # raises PyTorch's errors
     y = record(Clone, (input,))[0]
@@ -305,8 +305,8 @@ def instance_norm(
 ) -> T:
     """Batch normalisation of one image, whose channels are those of all images.
 
-    With `use_input_stats` the running statistics become the mean of what each image would make of
-    them.
+    With `use_input_stats`, each image updates the running statistics separately, and they become
+    the mean of the results.
     """
     if not isinstance(input, T):
         args = input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps

@@ -1,9 +1,10 @@
 """Functions that PyTorch composes of other operations: distances, and losses made of them.
 
-Each has the operations that PyTorch's has, in its order, and so its rounding; their own
-backwards are all there is. A number that PyTorch makes a tensor of, to subtract from it, is
-made one here too: in 16 bits it is rounded first. Of two operands the second comes first, as
-C++ has it there: the order in which a tensor's gradients are added is that of the calls.
+Each consists of the same operations as PyTorch's, in the same order, and so has its rounding; the
+backward is that of these operations. A number that PyTorch converts to a tensor before a
+subtraction is converted here too: in 16 bits it is rounded first. Of two operands the second is
+computed first, as in PyTorch's C++ code, because the order of the calls is the order in which
+gradients are summed.
 """
 
 import math
@@ -26,7 +27,7 @@ _EPSILON = torch.tensor(1e-12).item()  # a float32 in PyTorch
 
 
 def as_function(function: type[Function]) -> TorchFunction:
-    """The function as a rule records it: an argument may be a tensor in torch's own graph."""
+    """The function as it is recorded, also if an argument is in torch's own graph."""
     return lambda *args: record(function, args)[0]
 
 
@@ -59,7 +60,7 @@ def _are_tensors(func: TorchFunction, args: tuple[object, ...], count: int) -> N
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """z = sum of (x / |x|) (y / |y|) along dim, the lengths at least eps
 
-    Its gradient is that of the quotients, the length's where it is above eps or not.
+    Its gradient is that of the quotients, even where a length is below eps.
     """
     _are_tensors(torch.cosine_similarity, (x1, x2, dim, eps), 2)
     dtype = torch.result_type(x1, x2)
@@ -68,7 +69,7 @@ def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     x1, x2 = (x if x.is_floating_point() else x.to(dtype) for x in (x1, x2))
     if x1.shape != x2.shape:
         x1, x2 = broadcast_tensors(x1, x2)
-    # Cloned, as they are changed where the gradient does not see it.
+    # Cloned, as they are changed in place without recording.
     sizes = [record(LinalgVectorNorm, (x, 2, dim, True, None))[0].clone() for x in (x1, x2)]
     with DisableTorchFunctionSubclass(), torch.no_grad():
         for size in sizes:

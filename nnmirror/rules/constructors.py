@@ -1,7 +1,7 @@
-"""Functions that make a tensor from any data without `__torch_function__`, as `torch.as_tensor`.
+"""Functions that make a tensor from data without `__torch_function__`, such as `torch.as_tensor`.
 
 PyTorch does not dispatch them to a tensor subclass, so the gradient of a tracked tensor would be
-lost in silence. Importing nnmirror therefore replaces them in `torch` by functions of the same name
+silently lost. Importing nnmirror therefore replaces them in `torch` by functions of the same name
 that look for a tracked tensor among their arguments and otherwise call PyTorch's own.
 """
 
@@ -26,7 +26,7 @@ def _is_tracked(value: object) -> bool:
 
 
 def _answered(function: TorchFunction, answer: TorchFunction) -> None:
-    """Call `answer` in place of torch's `function` where an argument is tracked."""
+    """Call `answer` instead of torch's `function` if an argument is tracked."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ def _answered(function: TorchFunction, answer: TorchFunction) -> None:
 def _theirs(value: Any) -> Any:
     """A tracked tensor as one of torch's own that requires grad, for PyTorch's errors.
 
-    They name its class.
+    These name its class.
     """
     if not _is_tracked(value):
         return value

@@ -8,13 +8,14 @@ and d the dilation,
     y[n, o, l] = sum over c, k of w[o, c, k] x[n, c, s l + d k - p] + b[o]
 
 so that  dx = g * w transposed,  dw[o, c, k] = sum over n, l of g[n, o, l] x[n, c, s l + d k - p],
-and db = the sum of g over n and l. The transposed convolution is what gives dx: its own dx is a
-convolution, and in its dw x and g change places. Dumoulin and Visin, 2016 (arXiv:1603.07285).
+and db = the sum of g over n and l. dx is a transposed convolution. The dx of a transposed
+convolution is a convolution, and in its dw x and g are exchanged. Dumoulin and Visin, 2016
+(arXiv:1603.07285).
 
-dx has PyTorch's bits, but for some shapes of strided convolutions in float32. dw has them where
-PyTorch multiplies matrices itself (float64; float32 for single small pictures). Where oneDNN does
-the work, no tensor operation adds up in its order: dw is off by some units in the last place (the
-README says by how many), as is db.
+dx has PyTorch's bits, except for some shapes of strided convolutions in float32. dw has them where
+PyTorch itself multiplies matrices (float64; float32 for single small images). Where oneDNN computes
+it, no tensor operation sums in the same order: dw and db differ by some units in the last place
+(nnmirror/exact/README.md says by how many).
 """
 
 import functools
@@ -161,7 +162,7 @@ def input_grad(
             if dx.shape[i] > shape[i]:
                 dx = dx.narrow(i, 0, shape[i])
         return dx
-    # At its end x may have places that the kernel does not reach.
+    # The kernel may not reach the last elements of x.
     beyond = [
         shape[i + 2]
         - (stride[i] * (g.shape[i + 2] - 1) + dilation[i] * (w.shape[i + 2] - 1) + 1)
@@ -172,8 +173,8 @@ def input_grad(
 
 
 def _exchange(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes) -> T:
-    """g * x where batch and channels, and stride and dilation, have changed places: dw with its
-    first two dimensions exchanged, and what lies beyond the kernel."""
+    """g * x with batch and channels, and stride and dilation, exchanged: dw with its first two
+    dimensions exchanged, and elements beyond the kernel."""
     zeros = [0] * len(stride)
     x, g = x.transpose(0, 1), g.transpose(0, 1)
     return torch.convolution(x, g, None, dilation, padding, stride, False, zeros, 1)
@@ -190,7 +191,8 @@ def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kerne
 def _patches(
     x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size, places: torch.Size
 ) -> T:
-    """What of x the kernel lies on, at each place: (batch, channels, *kernel, *places)."""
+    """The elements of x under the kernel, at each position: (batch, channels, *kernel,
+    *positions)."""
     if any(padding):
         x = torch.constant_pad_nd(x, [p for p in reversed(padding) for _ in range(2)])
     first, channels, *steps = x.stride()
@@ -208,7 +210,7 @@ def _patches(
 def _by_groups(
     g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size, groups: int
 ) -> T:
-    """dw as the sum over the batch of products of matrices, one for each group."""
+    """dw as the sum over the batch of matrix products, one for each group."""
     patches = _patches(x, stride, padding, dilation, kernel, g.shape[2:])
     batch, out, length = len(g), g.shape[1], g.shape[2:].numel()
     columns = patches.reshape(batch * groups, -1, length)
@@ -227,8 +229,8 @@ def _by_samples(
     groups: int,
     backend: Any,
 ) -> T:
-    """dw as PyTorch's own kernels have it: group by group, the product of each sample's matrices
-    added to what is there."""
+    """dw as PyTorch's own kernels compute it: for each group, the matrix product of each sample is
+    accumulated."""
     every = []
     for rows, part in zip(g.chunk(groups, 1), x.chunk(groups, 1), strict=True):
         patches = _patches(part.contiguous(), stride, padding, dilation, kernel, g.shape[2:])
@@ -238,7 +240,7 @@ def _by_samples(
         if backend in _OF_ALL_PATCHES:
             columns = patches.contiguous().view(len(x), height, -1)
             if backend == _torch.ConvBackend.Slow3d and rows.shape[1] == 1:
-                dw = dw.view(height, 1)  # which is a product of matrices, not with a vector
+                dw = dw.view(height, 1)  # a matrix product, not one with a vector
                 for row, column in zip(rows, columns, strict=True):
                     dw.addmm_(column, row.t())
                 dw = dw.t()
@@ -256,10 +258,10 @@ def _by_samples(
     return dw.reshape(g.shape[1], -1, *kernel)
 
 
-_MANY = 64  # channels: from here on oneDNN is slower with batch and channels exchanged
+_MANY = 64  # with more channels, oneDNN is slower with batch and channels exchanged
 
 
-# Those of PyTorch's kernels that multiply matrices: two lay out the patches of all samples first.
+# PyTorch's kernels that multiply matrices: two arrange the patches of all samples first.
 _OF_ALL_PATCHES = {_torch.ConvBackend.Slow2d, _torch.ConvBackend.Slow3d}
 _NATIVE = _OF_ALL_PATCHES | {
     _torch.ConvBackend.SlowDilated2d,
@@ -293,7 +295,7 @@ class Convolution(Rule):
             return torch.convolution(input, weight, bias, *how)
         except (RuntimeError, TypeError) as error:
             failed = error
-        # The error of what was called, or what that computes of complex numbers.
+        # PyTorch's error, or its result for complex numbers.
         called = _CALLED[transposed][weight.dim() - 3]
         more = (output_padding, groups, dilation) if transposed else (dilation, groups)
         y: T = called(input, weight, bias, stride, padding, *more)
@@ -321,7 +323,7 @@ class Convolution(Rule):
 
 
 def _each(value: Any, n: int) -> Any:
-    """One number for each of n dimensions; None if it is not that."""
+    """One number for each of n dimensions; None if the argument is something else."""
     if type(value) is int:
         return (value,) * n
     if isinstance(value, tuple | list):
@@ -347,8 +349,8 @@ def convolved(
     output_padding: Any,
     groups: Any,
 ) -> T:
-    """A convolution in n dimensions, of a batch or of one sample; `args` are those it was called
-    with, for PyTorch's errors."""
+    """A convolution in n dimensions, of a batch or a single sample; `args` are the original
+    arguments, for PyTorch's errors."""
     how = _each(stride, n), _each(padding, n), _each(dilation, n)
     more = _each(output_padding, n)
     fits = isinstance(input, T) and isinstance(weight, T) and type(groups) is int
@@ -371,7 +373,7 @@ def convolved(
 def _padded(
     n: int, args: tuple[Any, ...], input: T, weight: T, stride: Sizes, padding: str, dilation: Sizes
 ) -> tuple[T, Any]:
-    """The input and the padding in numbers where that is "same" or "valid"; None if it is not."""
+    """The input and the numeric padding for "same" or "valid"; None for any other padding."""
     if padding == "valid":
         return input, (0,) * n
     if padding != "same" or any(s != 1 for s in stride) or weight.dim() != n + 2:
@@ -421,7 +423,7 @@ def _conv_transpose(n: int) -> TorchFunction:
         how = stride, padding, dilation, output_padding, groups
         return convolved(n, True, args, input, weight, bias, *how)
 
-    call.__doc__ = f"""What is the gradient of a convolution for its input: x, of shape
+    call.__doc__ = f"""The gradient of a convolution for its input: x, of shape
     (N, C, *{n}) or (C, *{n}), and `weight`, (C, O / groups, *{n}), give (N, O, *{n}) or (O, *{n});
     see `nnmirror.rules.convolution`."""
     return call
