@@ -440,6 +440,19 @@ def test_hooks_where_no_gradient_comes(nn, optim):
     return log, found, w.grad, pre.weight.grad, with_ones
 
 
+@parity
+def test_a_view_changed_in_place_gets_the_gradient_of_what_was_saved(nn, optim):
+    """What `tanh_` saves is the view as it is then; its hooks see gradients of gradients."""
+    w, log = nn.Linear(3, 3).weight, []
+    a = w * 1
+    view = torch.tanh_(a.t())
+    view.register_hook(lambda g: log.append(g.detach()))
+    view.retain_grad()
+    (slope,) = torch.autograd.grad(a.square().sum(), w, create_graph=True)
+    slope.square().sum().backward()
+    return log, view.grad, w.grad
+
+
 def graph(node):
     """Names of a node and of all behind it."""
     return node.name(), [n if n is None else graph(n) for n, _ in node.next_functions]

@@ -115,6 +115,7 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
         names: Sequence[str] = ()
     else:
         places, names = plan.saves, plan.names
+    as_result = (node.seen_by and node.seen_by()) or node
     for i, tensor in enumerate(saved):
         if tensor is None:
             continue
@@ -123,7 +124,7 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
             if place >= 0:
                 saved[i] = led_to(function.leading(place, tensor), function.origin(node, place))
             else:
-                saved[i] = led_to(tensor, (node, ~place))
+                saved[i] = led_to(tensor, (as_result, ~place))
     for i in range(len(places), len(saved)):
         if saved[i] is not None and names[i] in function.derived:
             value = node.saved(i)

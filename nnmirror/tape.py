@@ -139,6 +139,8 @@ class Node:
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
     theirs: Any = None  # of what torch recorded, taken over: a weak reference to torch's tensor
+    # Of a change of a view in place: a weak reference to the node of the view as it was then.
+    seen_by: "Callable[[], Node | None] | None" = None
     # True: it has, or had, one of these four. SEEN: it is as PyTorch's, which its signature does
     # not say (see `as_seen`).
     is_watched: bool | str = False

@@ -15,6 +15,7 @@ objects, the youngest first.
 """
 
 import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -201,6 +202,8 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
     _tape.made_by(base, copy, 0)  # type: ignore[arg-type]
     view._view_of = base, -1, "plain"
     renew(view)
+    if view._node is not None:
+        node.seen_by = weakref.ref(view._node)
 
 
 @implements(_tape)
