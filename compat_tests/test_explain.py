@@ -1,11 +1,15 @@
 """nnmirror.explain: the backward written out, which a reader may trust and run by itself."""
 
+import bdb
 import collections
 import contextlib
 import importlib.util
+import inspect
 import io
 import pdb
+import re
 import runpy
+import signal
 import sys
 import threading
 
@@ -13,9 +17,10 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import _state, functional
+from nnmirror import functional
+from nnmirror._state import here
+from nnmirror.exact import activation
 from nnmirror.explaining import standalone
-from nnmirror.plain import here
 
 from .parity import parity
 
@@ -398,28 +403,127 @@ def test_a_hook_that_may_change_a_gradient_is_refused_by_name():
         nnmirror.explain(net(torch.randn(4, 3)).sum())
 
 
-class Stepper(pdb.Pdb):
-    """pdb, given `s` again and again."""
-
+class Wired(nnmirror.Module):
     def __init__(self):
-        super().__init__(stdin=io.StringIO(), stdout=io.StringIO(), readrc=False, nosigint=True)
-        self.stops: list[str] = []
+        super().__init__()
+        self.l1, self.l2 = nnmirror.Linear(3, 4), nnmirror.Linear(4, 1)
 
-    def interaction(self, frame, traceback):
-        self.stops.append(frame.f_code.co_qualname)
-        self.set_step()
+    def forward(self, x):
+        h = torch.tanh(self.l1(x))
+        return self.l2(h)
 
 
-def test_a_debugger_soon_comes_to_a_formula():
-    """By `s` on `loss.backward()`, which in usual mode takes hundreds, or never comes to one."""
-    net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
-    with nnmirror.plain():
-        for _ in range(2):
-            loss = nnmirror.MSELoss()(net(torch.randn(5, 3)), torch.randn(5, 1))
-            stepper = Stepper()
-            stepper.runcall(loss.backward)
-            assert stepper.stops.index("MseLoss.d_input") < 70
-            assert stepper.stops.index("Tanh.d_input") < 420
+def pdbs_set_trace():
+    raise AssertionError("pdb was started otherwise")
+
+
+pdbs_set_trace.__module__ = "pdb"
+
+
+@pytest.fixture
+def at_the_prompt(monkeypatch, capsys):
+    """Runs a script, its breakpoints as without pytest, and answers pdb with commands, then `c`.
+
+    Returns where it stopped, and what was printed.
+    """
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+    monkeypatch.setattr(sys, "breakpointhook", sys.__breakpointhook__)
+    monkeypatch.setattr(pdb, "set_trace", pdbs_set_trace)
+    tracer, interrupt = sys.gettrace(), signal.getsignal(signal.SIGINT)
+
+    def run(script, *commands):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*commands, "c", "c", "c"])))
+        try:
+            script()
+        finally:
+            sys.settrace(tracer)
+            signal.signal(signal.SIGINT, interrupt)
+            bdb.Breakpoint.clearBreakpoints()
+        said = capsys.readouterr().out
+        return re.findall(r"^(?:\(Pdb\) )*> .*?\)(\S+?)\(\)", said, re.M), said
+
+    return run
+
+
+def test_by_s_a_debugger_goes_from_the_script_to_the_formulas(at_the_prompt):
+    """To their call, as it goes to any, and then to their line; past all that lies between."""
+    net, criterion = Wired(), nnmirror.MSELoss()
+    row = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
+    x, target = torch.randn(5, 3), torch.randn(5, 1)
+    loss, sgd = criterion(net(x), target), nnmirror.optim.SGD(net.parameters(), lr=0.1)
+
+    @nnmirror.plain()
+    def script(call, *args):
+        breakpoint()
+        call(*args)
+
+    def stops(call, commands):
+        commands = commands.split()
+        return at_the_prompt(lambda: script(*call), *commands)[0][1 : len(commands) + 1]
+
+    forward = ["forward", "forward", "Linear.forward", "Linear.forward"]  # the net's, the rule's
+    assert stops((net, x), "s s s s") == forward
+    assert stops((row, x), "s s r s") == ["Linear.forward"] * 3 + ["Tanh.forward"]
+    assert stops((criterion, x, x + 1), "s") == ["MseLoss.forward"]
+    assert stops((sgd.step,), "s") == ["_step_plainly"]
+    assert stops((loss.backward,), "s r s r s r s r s s s s") == [
+        *["MseLoss.d_input"] * 2,
+        *[f"Linear.d_{name}" for name in ("bias", "input", "weight") for _ in range(2)],
+        *["Tanh.d_input"] * 2,
+        *["_tanh_grad"] * 2,
+    ]
+    # From the end of what a formula calls, and from that of a formula, to what called it.
+    assert stops((net, x), "s s s s s r r") == [*forward, "_linear", "_linear", "Linear.forward"]
+    assert stops((net, x), "s s s s n r") == [*forward, "Linear.forward", "forward"]
+
+
+def test_a_debugger_says_whose_formula_it_is_and_finds_it_by_its_name(at_the_prompt):
+    net, x = Wired(), torch.randn(5, 3)
+
+    @nnmirror.plain()
+    def script():
+        breakpoint()
+        net(x).sum().backward()
+
+    commands = "b Tanh.d_input", "c", "b nnmirror.functional.Linear.d_weight, g.numel() > 4", "c"
+    stops, said = at_the_prompt(script, *commands)
+    assert stops == ["script", "Tanh.d_input", "Linear.d_weight"]
+    assert ")Tanh.d_input()  dx = g (1 - y^2)\n-> return " in said
+    for name, function in {  # as they were written, not what is around them
+        "nnmirror.functional.Linear.forward": functional.Linear.formulas.raw_forward,
+        "Wired.forward": inspect.unwrap(Wired.forward),
+        "nnmirror.exact.activation.Gelu.d_input": vars(activation.Gelu)["d_input"],
+    }.items():
+        code = getattr(function, "__func__", function).__code__
+        said = at_the_prompt(script, f"b {name}")[1]
+        assert f"Breakpoint 1 at {code.co_filename}:{code.co_firstlineno}\n" in said
+    said = at_the_prompt(script, "b Tanh.d_output")[1]
+    assert "*** The specified object 'Tanh.d_output' is not a function" in said
+
+
+def test_a_debugger_goes_the_short_way_however_it_was_started(at_the_prompt):
+    loss = nnmirror.MSELoss()(Wired()(torch.randn(5, 3)), torch.randn(5, 1))
+
+    @nnmirror.plain()
+    def by_pdb():
+        pdb.set_trace()
+        loss.backward(retain_graph=True)
+
+    def by_name():
+        nnmirror.set_trace(header="here")
+        loss.backward(retain_graph=True)
+
+    def before():  # as by `python -m pdb`
+        pdb.Pdb(nosigint=True).set_trace()
+        with nnmirror.plain():
+            loss.backward(retain_graph=True)
+
+    for script, commands in ((by_pdb, "s"), (by_name, "s"), (before, "n s")):
+        stops, said = at_the_prompt(script, *commands.split())
+        assert stops[len(commands.split())] == "MseLoss.d_input"
+        assert said.startswith("here\n") is (script is by_name)
+        assert not here.is_plain
+        assert pdb.set_trace is pdbs_set_trace
 
 
 def test_in_plain_mode_the_rules_themselves_are_called():
@@ -463,12 +567,11 @@ def test_plain_mode_is_a_threads_own():
 
 def test_the_environment_turns_plain_mode_on(monkeypatch):
     monkeypatch.setenv("NNMIRROR_PLAIN", "1")
-    monkeypatch.setattr(_state, "plain", 0)
-    spec = importlib.util.find_spec("nnmirror.plain")
+    spec = importlib.util.find_spec("nnmirror._state")
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)
     assert again.here.is_plain
-    assert _state.plain == 1
+    assert again.plain == 1
 
 
 def test_torchs_own_graph_in_front_is_left_to_torch():

@@ -183,7 +183,7 @@ from .modules import (
     ZeroPad3d,
 )
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
-from .plain import plain
+from .plain import plain, set_trace
 from .stepping import steps
 from .tape import Function
 from .tensor import Tensor
@@ -352,6 +352,7 @@ __all__ = [
     "plain",
     "set_exact",
     "set_grad_enabled",
+    "set_trace",
     "steps",
     "testing",
     "to_torch",

@@ -3,7 +3,7 @@
 They are read and set as `_state.name`. State that is kept elsewhere:
 
 - Per thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py,
-  `here` in plain.py), the running walk (`_walks` in walk.py), the running calls of `vmap`
+  `here` below), the running walk (`_walks` in walk.py), the running calls of `vmap`
   (`mapping` in tape.py), the subclass that is being dispatched to (`_asked` in overrides.py).
 - `nnmirror.fast.enabled` and `nnmirror.fast.after`: whether walks are bound, and after how many
   repetitions.
@@ -21,6 +21,7 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 
 import itertools
 import os
+import threading
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -29,8 +30,18 @@ leaf_hooks_exist = False
 # Exact mode, where no `with exact()` says otherwise (see exact/mode.py).
 exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
-# How often plain mode is on, over all threads (see plain.py): at 0 no thread has to check.
-plain = 0
+
+class _Here(threading.local):
+    """State of the thread."""
+
+    # Plain mode (see plain.py): whether it is on, and how many contexts have turned it on.
+    is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
+    depth = int(is_plain)
+
+
+here = _Here()
+# The number of such contexts over all threads: at 0 no thread has to check.
+plain = here.depth
 
 # Warnings that PyTorch gives only once: have they been given?
 warned_of_numbers = False  # a tensor with a gradient was converted to a number

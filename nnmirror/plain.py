@@ -2,24 +2,19 @@
 
 Calls and graphs that repeat usually run as generated source (see `nnmirror.fast`). In plain mode
 each call runs the rule's `forward`, and each step of the backward the rule's gradients, so that
-breakpoints there are hit. The bits are the same.
+breakpoints there are hit, and `s` at pdb's prompt goes from the script straight to the formulas
+(see `nnmirror.debugger`). The bits are the same.
 """
 
-import os
+import functools
+import sys
 import threading
+from typing import Any
 
 from . import _state
+from ._state import here
 from ._torch import NoParamDecoratorContextManager
 
-
-class _Here(threading.local):
-    """Per thread."""
-
-    is_plain: bool = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
-
-
-here = _Here()
-_state.plain = int(here.is_plain)  # the number of threads and contexts: at 0 no thread has to check
 _counting = threading.Lock()
 
 
@@ -28,25 +23,62 @@ class plain(NoParamDecoratorContextManager):
 
     A context manager and a decorator. NNMIRROR_PLAIN=1 in the environment turns it on for the whole
     process. The layers of a Sequential are called one by one, and optimisers update one parameter
-    after another. A breakpoint in a rule is hit at each call (`forward` of
-    `nnmirror.functional.Linear`, `d_input` of `nnmirror.functional.Tanh`), and a debugger that
-    steps into `loss.backward()` soon reaches a formula:
+    after another. pdb stops in the rules, and its `s` (step) goes from a line of the script to the
+    first formula that the line comes to:
 
-        loss = criterion(model(x), target)
-        breakpoint()             # (Pdb) b nnmirror.functional.Tanh.d_input
-        loss.backward()          # (Pdb) c
+        with nnmirror.plain():
+            loss = criterion(model(x), target)
+            breakpoint()
+            loss.backward()
+
+        (Pdb) s                  # to `d_input` of the loss
+        (Pdb) r                  # to its end, with what it returns; s goes on to the next formula
+        (Pdb) b Tanh.d_input     # or: from here to the Tanh
+        (Pdb) c
+
+    So goes the debugger that `breakpoint()` or `pdb.set_trace()` starts within plain mode, and that
+    of `python -m pdb script.py`. Where `breakpoint()` is another's (by PYTHONBREAKPOINT, in a
+    notebook, in pytest), call `nnmirror.set_trace()`.
 
     Each recorded call keeps its result, its module and its line in the script, which
     `nnmirror.explain` shows. Outputs, gradients and trained weights have the same bits.
     """
 
     def __enter__(self) -> None:
-        self._before = here.is_plain
-        here.is_plain = True
-        with _counting:
-            _state.plain += 1
+        _go(1)
 
     def __exit__(self, *exc: object) -> None:
-        here.is_plain = self._before
-        with _counting:
-            _state.plain -= 1
+        _go(-1)
+
+
+def set_trace(*, header: str | None = None, **options: Any) -> None:
+    """Start pdb here, as `pdb.set_trace`, in plain mode until pdb is left.
+
+    `s` goes to the formulas (see `plain`). PYTHONBREAKPOINT=nnmirror.set_trace makes it what
+    `breakpoint()` calls.
+    """
+    from . import debugger
+
+    leave = None
+    if not here.is_plain:
+        _go(1)
+        leave = functools.partial(_go, -1)
+    debugger.set_trace(sys._getframe(1), header, options, leave)
+
+
+def _go(deeper: int) -> None:
+    """Enter a context in this thread, or leave one."""
+    from . import debugger  # now, as whoever steps would step through it later
+
+    here.depth += deeper
+    with _counting:
+        _state.plain += deeper
+        if _state.plain:
+            debugger.take_over(set_trace)
+        else:
+            debugger.give_back(set_trace)
+    here.is_plain = here.depth > 0  # last: a debugger has gone past what is above
+
+
+if here.is_plain:
+    _go(0)

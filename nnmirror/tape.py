@@ -24,6 +24,7 @@ import torch
 
 from . import _state, _torch, formula
 from . import tensor as _tensor
+from ._state import here as _here
 from ._state import sequence as _sequence
 from ._torch import (
     DisableTorchFunctionSubclass,
@@ -43,7 +44,6 @@ from .fast.signature import (
 )
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .origin import of_this_call
-from .plain import here as _here
 from .tensor import add_hook, bare, no_complex
 
 if TYPE_CHECKING:

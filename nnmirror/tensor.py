@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _state, _torch
+from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import upcall
 from .fast.signature import Signature
 from .grad_mode import _override, in_inference_mode
-from .plain import here as _here
 
 if TYPE_CHECKING:
     from . import tape as _tape

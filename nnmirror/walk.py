@@ -19,11 +19,11 @@ import torch
 from . import _state, _torch, beyond, fast
 from . import tape as _tape
 from . import tensor as _tensor
+from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .grad_mode import _override
-from .plain import here as _here
 from .tensor import C_dtype, C_grad, C_shape
 
 _R = TypeVar("_R")

@@ -11,9 +11,9 @@ from typing import Any, Self, SupportsIndex, TypeVar
 import torch
 
 from .. import _torch, fast
+from .._state import here as _here
 from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
-from ..plain import here as _here
 from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
 from .segment import NOT_RECORDED, Runs, is_hooked

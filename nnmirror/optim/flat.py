@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .._state import here as _here
 from ..parameter import Parameter
-from ..plain import here as _here
 from ..rules.kernel import GRAIN, alone
 from .optimizer import Optimizer
 
