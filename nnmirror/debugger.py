@@ -1,10 +1,10 @@
-"""A short way for `pdb` in plain mode: `s` goes from the script to the formulas.
+"""pdb in plain mode: `s` steps from the script straight into the formulas.
 
-By itself pdb stops at each line of Python that it comes through, of which there are some 65 between
-`loss.backward()` and the first formula. In plain mode it stops in the user's code, in the formulas
-(`forward`, `d_input` and the like of a rule; the update of an optimiser) and in what they call of
-their kind, and goes past all else of this package and of torch. It still stops at each breakpoint,
-for which `b` takes the short name of a rule, as `b Tanh.d_input`. At a formula it says whose it is:
+pdb stops at every line of Python that is run. Between `loss.backward()` and the first formula there
+are about 70 of them. In plain mode it stops only in the user's code, in the formulas (`forward`,
+`d_input` and the like of a rule; the update of an optimiser) and in the helpers that a formula
+calls, and skips the rest of this package and of torch. It still stops at every breakpoint, and `b`
+accepts the short name of a rule: `b Tanh.d_input`. In a formula it shows the rule and its gradient:
 
     > .../nnmirror/functional.py(461)Tanh.d_input()  dx = g (1 - y^2)
 """
@@ -24,16 +24,16 @@ from .rules import Rule
 _HOMES = ("nnmirror.exact", "nnmirror.functional", "nnmirror.optim", "nnmirror.rules")
 _FORMULAS = {"backward", "forward", "gradients"}  # and `d_<argument>`
 _UPDATES = {"_foreach", "_many", "_one", "_one_by_one", "_step_plainly"}
-_BETWEEN = "nnmirror.rules.gradient"  # a formula, and another that it calls
-_FOUND = "that function"  # stands for it: not to be looked up in the frame
-_LIBRARIES = {*sys.stdlib_module_names, "", "builtins"}  # or of generated code
+_BETWEEN = "nnmirror.rules.gradient"  # wrappers between a formula and one that it calls
+_FOUND = "that function"  # in place of a name: no expression that pdb could evaluate
+_LIBRARIES = {*sys.stdlib_module_names, ""}  # "" is generated code
 
 
 class ShortWay(pdb.Pdb):
-    """A pdb that goes the short way in plain mode."""
+    """A pdb that skips in plain mode what is not `is_shown`."""
 
     leave: Callable[[], None] | None = None
-    function: Any  # that a breakpoint is to be put in
+    function: Any  # the one to set a breakpoint in
 
     def stop_here(self, frame: FrameType) -> bool:
         if not super().stop_here(frame):
@@ -41,7 +41,7 @@ class ShortWay(pdb.Pdb):
         return not here.is_plain or frame is self.stopframe or is_shown(frame)
 
     def set_return(self, frame: FrameType) -> None:
-        """Run until `frame` returns; if it does so now, to what called it and is shown."""
+        """Run until `frame` returns, or, if it is returning, until the next caller that is shown."""
         super().set_return(frame)
         outer = self.stopframe
         while here.is_plain and outer is not None and not is_shown(outer):
@@ -65,7 +65,7 @@ class ShortWay(pdb.Pdb):
             leave()
 
     def format_stack_entry(self, frame_lineno: tuple[FrameType, int], lprefix: str = ": ") -> str:
-        """With the name of the rule, and its formula."""
+        """With the name of the rule and its formula."""
         frame, text = frame_lineno[0], super().format_stack_entry(frame_lineno, lprefix)
         if not (_is_ours(frame) and _is_formula(frame)):
             return text
@@ -75,7 +75,7 @@ class ShortWay(pdb.Pdb):
         return f"{head}  {formula}{line}{rest}" if formula else text
 
     def do_break(self, arg: str, temporary: Any = False) -> Any:
-        """Where a function was written, not what the package has put around it."""
+        """Set a breakpoint in a function itself, not in the wrapper that the package puts around it."""
         name, comma, condition = arg.partition(",")
         try:
             frame: Any = self.curframe
@@ -90,7 +90,7 @@ class ShortWay(pdb.Pdb):
     do_b = do_break
 
     def lineinfo(self, identifier: str) -> Any:
-        """Where a function is that no name in the frame leads to."""
+        """The place of a function that is not a name in the frame."""
         found = identifier == _FOUND
         function = self.function if found else _function_of_rule(identifier)
         if function is None:
@@ -114,9 +114,10 @@ def set_trace(
 
 
 def take_over(ours: Any) -> None:
-    """Have a pdb that steps through this thread go the short way, and any that is started.
+    """Make the pdb that traces this thread a `ShortWay`, and those that are started later.
 
-    That is, `ours` becomes `pdb.set_trace`, which `breakpoint()` calls; unless it is another's.
+    For these `pdb.set_trace`, which `breakpoint()` calls, is replaced by `ours`, unless another
+    package has replaced it.
     """
     stepping: Any = getattr(sys.gettrace(), "__self__", None)
     if isinstance(stepping, pdb.Pdb) and not isinstance(stepping, ShortWay):
@@ -136,7 +137,7 @@ _pdbs: list[Any] = []
 
 
 def is_shown(frame: FrameType) -> bool:
-    """Is it of the user's code, or a formula, or called by one?"""
+    """Whether it is the user's code, a formula, or a helper that a formula calls."""
     at: FrameType | None = frame
     if not _is_ours(frame):
         while at is not None and _is_librarys(at):
@@ -156,12 +157,12 @@ def _module_of(frame: FrameType) -> str:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Is it of this package, or of torch?"""
+    """Whether it is code of this package or of torch."""
     return _module_of(frame).partition(".")[0] in ("nnmirror", "torch")
 
 
 def _is_librarys(frame: FrameType) -> bool:
-    """Is it of Python's own library?"""
+    """Whether it is code of Python's standard library."""
     name = _module_of(frame)
     return name.partition(".")[0] in _LIBRARIES or name.startswith("namedtuple_")
 
@@ -175,7 +176,7 @@ def _is_formula(frame: FrameType) -> bool:
 
 
 def _formula_of(frame: FrameType) -> str:
-    """As the rule documents it, of which the frame runs a method; "" if that is none."""
+    """The formula of the rule whose method the frame runs; "" if it is no rule's."""
     rule: Any = sys.modules.get(_module_of(frame))
     for name in frame.f_code.co_qualname.split(".")[:-1]:
         rule = getattr(rule, name, None)
@@ -186,7 +187,7 @@ def _formula_of(frame: FrameType) -> str:
 
 
 def _as_written(function: Any) -> Any:
-    """The forward behind what records it, or behind what keeps a module's call; None if neither."""
+    """The function inside a wrapper: a rule's recorded forward, a module's kept call; else None."""
     if getattr(function, "__func__", None) is Formulas.call:
         return function.__self__.forward
     function = getattr(function, "__func__", function)
@@ -200,7 +201,7 @@ def _function_of_rule(identifier: str) -> Any:
     home, _, called = identifier.rpartition(".")
     home, _, name = home.rpartition(".")
     found = [rule for rule in _derived(Rule) if rule.__name__ == name and hasattr(rule, called)]
-    # The exact form of a rule has the name of the rule.
+    # The exact form of a rule has the same name.
     found.sort(key=lambda rule: (rule.__module__ != home, "exact" in rule.__module__))
     function = getattr(found[0], called) if found else None
     function = _as_written(function) or function

@@ -2,8 +2,8 @@
 
 Calls and graphs that repeat usually run as generated source (see `nnmirror.fast`). In plain mode
 each call runs the rule's `forward`, and each step of the backward the rule's gradients, so that
-breakpoints there are hit, and `s` at pdb's prompt goes from the script straight to the formulas
-(see `nnmirror.debugger`). The bits are the same.
+breakpoints there are hit, and pdb's `s` steps from the script straight into the formulas (see
+`nnmirror.debugger`). The bits are the same.
 """
 
 import functools
@@ -23,8 +23,8 @@ class plain(NoParamDecoratorContextManager):
 
     A context manager and a decorator. NNMIRROR_PLAIN=1 in the environment turns it on for the whole
     process. The layers of a Sequential are called one by one, and optimisers update one parameter
-    after another. pdb stops in the rules, and its `s` (step) goes from a line of the script to the
-    first formula that the line comes to:
+    after another. pdb's `s` (step) goes from a line of the script straight to the first formula
+    that the line runs:
 
         with nnmirror.plain():
             loss = criterion(model(x), target)
@@ -32,13 +32,13 @@ class plain(NoParamDecoratorContextManager):
             loss.backward()
 
         (Pdb) s                  # to `d_input` of the loss
-        (Pdb) r                  # to its end, with what it returns; s goes on to the next formula
-        (Pdb) b Tanh.d_input     # or: from here to the Tanh
+        (Pdb) r                  # to its end, which shows what it returns; s goes to the next one
+        (Pdb) b Tanh.d_input     # or: a breakpoint by the name of the rule
         (Pdb) c
 
-    So goes the debugger that `breakpoint()` or `pdb.set_trace()` starts within plain mode, and that
-    of `python -m pdb script.py`. Where `breakpoint()` is another's (by PYTHONBREAKPOINT, in a
-    notebook, in pytest), call `nnmirror.set_trace()`.
+    This holds for the debugger that `breakpoint()` or `pdb.set_trace()` starts within plain mode,
+    and for `python -m pdb script.py`. If `breakpoint()` has another meaning (by PYTHONBREAKPOINT,
+    in a notebook, in pytest), call `nnmirror.set_trace()`.
 
     Each recorded call keeps its result, its module and its line in the script, which
     `nnmirror.explain` shows. Outputs, gradients and trained weights have the same bits.
@@ -52,10 +52,10 @@ class plain(NoParamDecoratorContextManager):
 
 
 def set_trace(*, header: str | None = None, **options: Any) -> None:
-    """Start pdb here, as `pdb.set_trace`, in plain mode until pdb is left.
+    """Start pdb here, like `pdb.set_trace`, with plain mode on until pdb is left.
 
-    `s` goes to the formulas (see `plain`). PYTHONBREAKPOINT=nnmirror.set_trace makes it what
-    `breakpoint()` calls.
+    `s` steps straight into the formulas (see `plain`). PYTHONBREAKPOINT=nnmirror.set_trace in the
+    environment makes `breakpoint()` call it.
     """
     from . import debugger
 
@@ -68,7 +68,7 @@ def set_trace(*, header: str | None = None, **options: Any) -> None:
 
 def _go(deeper: int) -> None:
     """Enter a context in this thread, or leave one."""
-    from . import debugger  # now, as whoever steps would step through it later
+    from . import debugger  # early: a debugger would step through it later
 
     here.depth += deeper
     with _counting:
@@ -77,7 +77,7 @@ def _go(deeper: int) -> None:
             debugger.take_over(set_trace)
         else:
             debugger.give_back(set_trace)
-    here.is_plain = here.depth > 0  # last: a debugger has gone past what is above
+    here.is_plain = here.depth > 0  # last, so that a debugger skips the lines above
 
 
 if here.is_plain:
