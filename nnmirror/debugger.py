@@ -41,7 +41,7 @@ class ShortWay(pdb.Pdb):
         return not here.is_plain or frame is self.stopframe or is_shown(frame)
 
     def set_return(self, frame: FrameType) -> None:
-        """Run until `frame` returns, or, if it is returning, until the next caller that is shown."""
+        """Run until `frame` returns or, if it is returning, to the next caller that is shown."""
         super().set_return(frame)
         outer = self.stopframe
         while here.is_plain and outer is not None and not is_shown(outer):
@@ -75,7 +75,7 @@ class ShortWay(pdb.Pdb):
         return f"{head}  {formula}{line}{rest}" if formula else text
 
     def do_break(self, arg: str, temporary: Any = False) -> Any:
-        """Set a breakpoint in a function itself, not in the wrapper that the package puts around it."""
+        """Set a breakpoint in a function itself, not in a wrapper of the package around it."""
         name, comma, condition = arg.partition(",")
         try:
             frame: Any = self.curframe
