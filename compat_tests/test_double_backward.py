@@ -369,7 +369,7 @@ def nodes_behind(results):
     found, stack = {}, [t._node for t in tensors_in(results) if getattr(t, "_node", None)]
     while stack:
         node = stack.pop()
-        if type(node) is Node and id(node) not in found:
+        if isinstance(node, Node) and id(node) not in found:
             found[id(node)] = node.as_seen()
             stack += [edge[0] for edge in node.edges if edge is not None]
     return found.values()

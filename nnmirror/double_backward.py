@@ -152,13 +152,13 @@ def led_to(tensor: T, edge: _tape.Edge | None) -> T:
     if edge is None or not tensor.is_floating_point():
         return tensor if type(tensor) is T and not tensor.requires_grad else tensor.detach()
     target, index = edge
-    if type(target) is not _tape.Node:
+    if not isinstance(target, _tape.Node):
         own = isinstance(target, _tensor.Tensor)
         if own and (target is tensor or vars(target).get("_plain") is tensor):
             return target  # type: ignore[no-any-return]
     alias: Any = tensor.detach()
     alias.__class__ = _tensor.Tensor
-    if type(target) is _tape.Node:
+    if isinstance(target, _tape.Node):
         alias._node, alias._output_nr = target, index
     else:
         alias._stands_for, alias._requires_grad = target, True

@@ -105,7 +105,7 @@ class _Inside:
             if id(target) in seen:
                 continue
             seen.add(id(target))
-            if type(target) is tape.Node:
+            if isinstance(target, tape.Node):
                 stack += [edge[0] for edge in target.edges if edge is not None]
                 continue
             # Of a transform further out, whose function goes on, it is something outside.

@@ -366,7 +366,7 @@ def _with_transpose(node: Node) -> None:
         target, index = weight
         shape, dtype, device = (
             target.outputs[index]
-            if type(target) is Node
+            if isinstance(target, Node)
             else (target.shape, target.dtype, target.device)
         )
         made.places, made.needs_input_grad = (0,), (True,)

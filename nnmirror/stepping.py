@@ -194,7 +194,7 @@ class Walk:
     def bring(self, edge: _tape.Edge, grad: T | None) -> None:
         """One gradient, or None, comes to where `edge` leads. Several are added up."""
         target, index = edge
-        if type(target) is _tape.Node:
+        if isinstance(target, _tape.Node):
             if target not in self.waiting:
                 if target.segment is not None:
                     target.segment.expand(target)

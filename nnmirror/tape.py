@@ -320,22 +320,28 @@ class Node:
         return [i for i in self.places if i not in function.uncounted]
 
     def as_seen(self) -> "Node":
-        """The node as PyTorch would show it, for whoever looks at it."""
+        """The node as PyTorch's would be."""
         if self.segment is not None:
             self.segment.expand(self)
         if self.function.looked_at is not None:
             self.function.looked_at(self)
         return self
 
+    def shown(self) -> "Node":
+        """The same, for whoever looks at it."""
+        self.as_seen()
+        self.__class__ = Shown
+        return self
+
     @property
     def next_functions(self) -> tuple[tuple[Any, int], ...]:
         for edge in self.edges:
-            if edge is not None and type(edge[0]) is Node:
-                edge[0].as_seen()
+            if edge is not None and isinstance(edge[0], Node):
+                edge[0].shown()
         return tuple(
             (None, 0)
             if edge is None
-            else (edge[0] if type(edge[0]) is Node else AccumulateGrad(edge[0]), edge[1])
+            else (edge[0] if isinstance(edge[0], Node) else AccumulateGrad(edge[0]), edge[1])
             for edge in (self.edges[i] for i in self.inputs)
         )
 
@@ -359,20 +365,6 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{bare(self.name())} object at {id(self):#x}>"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.attributes[name]  # type: ignore[index]
-        except (KeyError, TypeError):
-            more = ""
-            if name.startswith(("_saved_", "_raw_saved_")):
-                more = (
-                    "; what the mirror's rule saved is in saved_tensors, in an order of its own"
-                    " (see the docstring of the module or rule)"
-                )
-            raise AttributeError(
-                f"'{bare(self.name())}' object has no attribute '{name}'{more}"
-            ) from None
 
     @property
     def _input_metadata(self) -> Any:
@@ -433,7 +425,7 @@ class Node:
         elif isinstance(tensor, _tensor.Tensor) and tensor._node is not None:
             maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
         elif made_by is not None:
-            if type(made_by[0]) is Node:
+            if isinstance(made_by[0], Node):
                 maker, index = made_by[0].as_seen().name(), made_by[1]
         elif hasattr(tensor, "_alias_of_output"):
             maker = self.name()
@@ -445,6 +437,29 @@ class Node:
             f" inplace operation: [{kind} {shape}]{made} is at version"
             f" {tensor._version}; expected version {expected} instead." + _ANOMALY
         )
+
+
+class Shown(Node):
+    """A node that somebody has looked at: it answers for more names than the tape asks for.
+
+    A class of its own, since Python finds the attributes of a class with `__getattr__` more slowly.
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.attributes[name]  # type: ignore[index]
+        except (KeyError, TypeError):
+            more = ""
+            if name.startswith(("_saved_", "_raw_saved_")):
+                more = (
+                    "; what the mirror's rule saved is in saved_tensors, in an order of its own"
+                    " (see the docstring of the module or rule)"
+                )
+            raise AttributeError(
+                f"'{bare(self.name())}' object has no attribute '{name}'{more}"
+            ) from None
 
 
 class _Unrecorded(Node):
@@ -1333,7 +1348,7 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
 def signature_at(edge: Edge) -> Signature | None:
     """The signature of what an edge leads to."""
     target, index = edge
-    if type(target) is Node:
+    if isinstance(target, Node):
         sign = target.signature
         return sign.output(index) if index and sign is not None else sign
     if not isinstance(target, _tensor.Tensor):

@@ -402,7 +402,7 @@ class Tensor(torch.Tensor):
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
                 edge_of(self)  # a view whose memory was changed since gets a new one
-        return None if self._node is None else self._node.as_seen()
+        return None if self._node is None else self._node.shown()
 
     @property
     def output_nr(self) -> int:  # type: ignore[override]

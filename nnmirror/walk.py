@@ -242,7 +242,7 @@ def walk(
                 held = beside.get(key)
                 beside[key] = grad if held is None else add(held, grad)
             return
-        is_node = type(target) is _tape.Node
+        is_node = isinstance(target, _tape.Node)
         if key in changed and grad is not None:
             raise NotImplementedError(beyond.CHANGED)
         slots = buffers.get(key)
@@ -299,7 +299,7 @@ def walk(
             target, index = edge
             if hooked:
                 _refuse_swapped(node, target)
-            if type(target) is not _tape.Node:
+            if not isinstance(target, _tape.Node):
                 if left[-1] is not None:
                     left[-1] = _fitted(left[-1], C_shape(target), C_dtype(target))
                 arrive(target, index, left.pop())
@@ -322,7 +322,7 @@ def walk(
             grad = None
 
     def leads_to(target: Any) -> bool | None:
-        is_leaf = type(target) is not _tape.Node
+        is_leaf = not isinstance(target, _tape.Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
             return None
         return id(target) in (counts if reaches is None else reaches & counts.keys())
@@ -407,7 +407,7 @@ def walk(
 
 def _theirs(target: Any) -> torch.Tensor | None:
     """The tensor of torch's own that an edge leads to, or what was taken over of one."""
-    if type(target) is _tape.Node:
+    if isinstance(target, _tape.Node):
         return None if target.theirs is None else target.theirs()  # type: ignore[no-any-return]
     return target if _tensor.is_torchs(target) else None
 
@@ -507,7 +507,7 @@ def dependencies(
     counts: dict[int, int] = {}
     order: list[_tape.Node] = []
     for target, _ in edges:
-        if id(target) not in counts and type(target) is _tape.Node:
+        if id(target) not in counts and isinstance(target, _tape.Node):
             order.append(target)
         counts[id(target)] = counts.get(id(target), 0) + 1
     for node in order:  # which grows on the way
@@ -521,7 +521,7 @@ def dependencies(
             target = edge[0]
             key = id(target)
             known = counts.get(key)
-            if type(target) is _tape.Node:
+            if isinstance(target, _tape.Node):
                 if known is None:
                     order.append(target)
             elif not isinstance(target, _tensor.Tensor) and beyond.catch_up(node, target):
@@ -547,7 +547,7 @@ def validated(
             continue
         target, index = edge
         if trusted:  # one of the package's own: it may broadcast, and promote, and no more
-            if type(target) is _tape.Node:
+            if isinstance(target, _tape.Node):
                 shape, dtype, _ = target.outputs[index]
             else:
                 shape, dtype = C_shape(target), C_dtype(target)
@@ -562,7 +562,7 @@ def validated(
             )
         shape, dtype, device = (
             target.outputs[index]
-            if type(target) is _tape.Node
+            if isinstance(target, _tape.Node)
             else (target.shape, target.dtype, target.device)
         )
         if grad.shape != shape:
@@ -1004,7 +1004,7 @@ def _at(edge: Any) -> torch.Tensor:
     node = edge.node
     if isinstance(node, _tape.AccumulateGrad):
         return node.variable
-    if type(node) is not _tape.Node:
+    if not isinstance(node, _tape.Node):
         raise NotImplementedError(
             "nnmirror: a GradientEdge of torch's own graph, beside what the mirror tracks, is not"
             " mirrored; give the tensor in place of its edge"
@@ -1089,7 +1089,7 @@ def between(
     grads = []
     with DisableTorchFunctionSubclass():
         for i, ((target, index), grad) in enumerate(starts):
-            is_node = type(target) is _tape.Node
+            is_node = isinstance(target, _tape.Node)
             meta = target.outputs[index] if is_node else _tape.meta_of(target)
             grads.append(start_grad(meta, grad, i))
     return walk([edge for edge, _ in starts], grads, stop=ends)

@@ -279,7 +279,7 @@ class Watch:
             )
             grad_fn: Any = out.grad_fn if out.requires_grad else None
             self._follow(record, out, node, params, node is not None and grad_fn is node)
-            if type(grad_fn) is tape.Node:
+            if isinstance(grad_fn, tape.Node):
                 self._shown.latest = max(self._shown.latest, grad_fn.sequence)
             records.append(record)
         opened += records
@@ -662,7 +662,7 @@ def _name_of(node: tape.Node) -> str:
 def _shape_at(edge: tape.Edge) -> tuple[int, ...]:
     """Of the tensor that an edge leads to."""
     target, index = edge
-    return tuple(target.outputs[index][0] if type(target) is tape.Node else target.shape)
+    return tuple(target.outputs[index][0] if isinstance(target, tape.Node) else target.shape)
 
 
 def _plain(value: Any) -> Any:

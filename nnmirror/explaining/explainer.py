@@ -106,19 +106,19 @@ class Writer(bound.Writer):
         self.copies: dict[Any, T] = {}  # by the memory of the tensors
         self.found_results: dict[tuple[int, int], T] = {}  # by the operation and the output
         for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
-            if type(target) is not _tape.Node:
+            if not isinstance(target, _tape.Node):
                 name = self.reader.of_leaf(target)
                 self.ends[name] = target
                 self.at.setdefault(_memory(target), self.reader.identifiers[name])
 
     def place(self, target: Any, output: int) -> int:
         """The key of the place that a gradient goes to: a result, or a leaf."""
-        if type(target) is not _tape.Node:
+        if not isinstance(target, _tape.Node):
             return -id(target)
         return self.index[id(target)] * 4096 + output
 
     def name_at(self, target: Any, output: int) -> str:
-        if type(target) is not _tape.Node:
+        if not isinstance(target, _tape.Node):
             return self.reader.identifiers[self.reader.of_leaf(target)]
         return self.reader.labels[id(self.order[self.index[id(target)]])][output]
 
@@ -230,7 +230,7 @@ class Writer(bound.Writer):
             elif place is not None and place >= 0:
                 edge = node.edges[place] if place < len(node.edges) else None
                 if edge is not None and (
-                    type(edge[0]) is not _tape.Node or id(edge[0]) in self.index
+                    not isinstance(edge[0], _tape.Node) or id(edge[0]) in self.index
                 ):
                     given = self.name_at(*edge)
             found.append((name, tensor, given))
@@ -507,7 +507,7 @@ class Writer(bound.Writer):
             name = argument_name(node, place)
             if edge is None or name in known:
                 continue
-            if type(edge[0]) is not _tape.Node:
+            if not isinstance(edge[0], _tape.Node):
                 known[name] = edge[0].detach()
             elif (at := (self.index[id(edge[0])], edge[1])) in self.found_results:
                 known[name] = self.found_results[at]
@@ -542,7 +542,7 @@ class Writer(bound.Writer):
             meta = None if value is None else (value.shape, value.dtype)
             if edge is not None:
                 target, output = edge
-                if type(target) is _tape.Node:
+                if isinstance(target, _tape.Node):
                     operation = self.index[id(target)]
                     meta = target.outputs[output][:2]
                     value = self.found_results.get((operation, output), value)
@@ -583,7 +583,7 @@ def _refuse_hooks(node: _tape.Node) -> None:
         hooks.append(None)
         where.append("a tensor of torch's")
     for edge in node.edges:
-        leaf: Any = None if edge is None or type(edge[0]) is _tape.Node else edge[0]
+        leaf: Any = None if edge is None or isinstance(edge[0], _tape.Node) else edge[0]
         if leaf is None:
             continue
         its = [*(getattr(leaf, "_leaf_hooks", None) or {}).values()]

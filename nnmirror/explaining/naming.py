@@ -98,7 +98,7 @@ class Names:
             id(e[0])
             for node in self.order
             for e in node.edges
-            if e is not None and type(e[0]) is not _tape.Node
+            if e is not None and not isinstance(e[0], _tape.Node)
         }
         alive = [
             m for m in gc.get_objects() if issubclass(type(m), Module) and hasattr(m, "_modules")
@@ -170,7 +170,7 @@ class Names:
         waiting = [e[0] for e in starts if e is not None]
         while waiting:
             node = waiting.pop()
-            if type(node) is not _tape.Node or id(node) in found or id(node) in stop:
+            if not isinstance(node, _tape.Node) or id(node) in found or id(node) in stop:
                 continue
             if id(node) not in self.nodes:
                 return set()  # an earlier call, or another graph

@@ -295,7 +295,7 @@ class Writer:
                 break
             found.append(node)
             for edge in node.edges:
-                if edge is None or type(edge[0]) is not _tape.Node:
+                if edge is None or not isinstance(edge[0], _tape.Node):
                     continue
                 target = edge[0]
                 if id(target) not in reached:
@@ -323,7 +323,7 @@ class Writer:
         waiting: dict[int, int] = {}
         for node in self.order:
             for edge in node.edges:
-                if edge is not None and type(edge[0]) is not _tape.Node:
+                if edge is not None and not isinstance(edge[0], _tape.Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -617,14 +617,14 @@ class Writer:
                 if edge is None:
                     continue
                 target = edge[0]
-                if type(target) is _tape.Node and id(target) not in self.names:
+                if isinstance(target, _tape.Node) and id(target) not in self.names:
                     if id(target) not in ends:
                         ends[id(target)] = f"x{len(ends)}"
                         lines.append(f"{ends[id(target)]} = e[{place}][0]")
                         conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
                     else:
                         lines.append(f"if e[{place}][0] is not {ends[id(target)]}: return None")
-                elif type(target) is _tape.Node:
+                elif isinstance(target, _tape.Node):
                     follows = follows or target is self.whole[i + 1]
                     to = self.names[id(target)]
                     if id(target) in fetched:

@@ -58,7 +58,7 @@ def replayed(
     if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
     (node, _), grad = edges[0], grads[0]
-    if type(node) is not _tape.Node or len(node.outputs) != 1 or type(grad) is not T:
+    if not isinstance(node, _tape.Node) or len(node.outputs) != 1 or type(grad) is not T:
         return None
     if node.segment is not None:
         node.segment.expand(node)
@@ -304,7 +304,7 @@ class _Writer(_bound.Writer):
             if node.is_watched or node.attributes is not None or node.signature.plan is None:
                 raise Unbindable
             made[id(node)] = node
-            stack += [e[0] for e in node.edges if e is not None and type(e[0]) is _tape.Node]
+            stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], _tape.Node)]
         return sorted(made.values(), key=lambda node: node.sequence)
 
     def creation(
@@ -405,7 +405,7 @@ def _same_graph(expected: Any, actual: Any) -> bool:
                 return False
             continue
         seen[id(a)] = b
-        if type(a) is not _tape.Node or type(b) is not _tape.Node:
+        if not isinstance(a, _tape.Node) or not isinstance(b, _tape.Node):
             return False
         if a.function is not b.function or a.signature is not b.signature:
             return False

@@ -48,7 +48,7 @@ class Inner:
 
     def __init__(self, node: tape.Node, params: set[int]) -> None:
         plan = node.plan
-        if type(node) is not tape.Node or plan is None or node.dirty or len(node.outputs) != 1:
+        if not isinstance(node, tape.Node) or plan is None or node.dirty or len(node.outputs) != 1:
             raise Unwritable
         self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
@@ -375,7 +375,7 @@ class Call:
     def node(self) -> tape.Node:
         """The node that the call recorded."""
         node = self.layer._call
-        if type(node) is not tape.Node or getattr(self.out, "_node", None) is not node:
+        if not isinstance(node, tape.Node) or getattr(self.out, "_node", None) is not node:
             raise Unwritable
         return node  # type: ignore[return-value]
 
