@@ -259,6 +259,8 @@ def walk(
             heapq.heappush(ready, (-target.sequence, target))
             return
         del buffers[key]
+        if stop is not None and slots[0] is None:
+            return
         chosen = (key, 0) in wanted
         theirs_hooked = chosen and _tensor.is_torchs(target) and beyond.is_hooked(target)
         if (key in further or theirs_hooked) and slots[0] is not None:
@@ -321,6 +323,12 @@ def walk(
                 arrive(target, index, grad)
             grad = None
 
+    def pass_over(node: _tape.Node) -> None:
+        """What lies behind where the walk stops is left as it is; others may lead there too."""
+        for edge in node.edges:
+            if edge is not None:
+                arrive(edge[0], edge[1], None)
+
     def leads_to(target: Any) -> bool | None:
         is_leaf = not isinstance(target, _tape.Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
@@ -349,20 +357,24 @@ def walk(
             if node.segment is not None:
                 node.segment.expand(node)
                 counts.update(dict.fromkeys(map(id, node.before), 1))  # type: ignore[attr-defined]
+            if stop is not None and all(g is None for g in slots):
+                pass_over(node)
+                continue
             if node.tensor_hooks is not None or node.retained is not None:
                 _run_output_hooks(node, slots)
             if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
                 if slots[0] is not None:
                     to_torch.append((tensor, slots[0]))  # its engine calls the hooks
-                for edge in node.edges:
-                    if edge is not None:
-                        arrive(edge[0], edge[1], None)
+                pass_over(node)
                 continue
             for i in range(len(slots)) if wanted else ():
                 if (id(node), i) in wanted:
                     found[id(node), i] = slots[i]
                     if stop is not None:
                         slots[i] = None
+            if stop is not None and all(g is None for g in slots):
+                pass_over(node)
+                continue
             needs = None
             if reaches is not None:
                 needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
