@@ -16,7 +16,7 @@ import torch
 import nnmirror
 
 # So many cases of one test are enough to see that it passes; the others are `slow`.
-FEW = 10
+FEW = 6
 
 # A seed for a device that is not there waits for it in a list, with the stack of the call as text:
 # most of the time of torch.manual_seed.

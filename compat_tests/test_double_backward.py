@@ -389,6 +389,7 @@ def has_origin(node, index):
     return name in rule.derived and hasattr(rule, f"{name}_again")
 
 
+@pytest.mark.slow
 def test_what_a_rule_saves_has_an_origin():
     """A float tensor that comes from nowhere would be a constant in a second derivative."""
     seen, unknown = set(), set()

@@ -454,6 +454,7 @@ def estimator(nn, optim):
     return Net
 
 
+@pytest.mark.slow
 @as_it_is("sklearn")
 @parity
 @cpu_only("its estimator makes tensors of NumPy arrays and back")
@@ -755,6 +756,7 @@ def onnx(model, path):
     return torch.from_numpy(found)
 
 
+@pytest.mark.slow
 @bridged("torch.onnx")
 @quiet
 def test_onnx(tmp_path):

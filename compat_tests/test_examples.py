@@ -167,6 +167,7 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("to the last bit: NO\n")
 
 
+@pytest.mark.slow
 def test_a_convolutional_net_is_trained_alike_on_both(digits, tmp_path):
     """Nearly: the gradients of its convolutions may differ in the last bits."""
     pytest.importorskip("matplotlib")

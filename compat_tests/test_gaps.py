@@ -104,6 +104,7 @@ def require_grad(nn, function, k, keywords):
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 def test_only_the_functions_in_the_text_lose_a_gradient(space):
     lost = set()

@@ -141,6 +141,7 @@ def test_one_model_used_by_several_threads_at_once():
     assert torch.equal(model.weight.grad, torch.full((1, 3), 200.0))
 
 
+@pytest.mark.slow
 def test_a_forked_process_trains_as_well():
     code = """
 import torch, nnmirror as nn

@@ -199,6 +199,7 @@ def test_arguments_for_each_group(nn, optim):
     return log
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_rates_of_any_arguments(data):

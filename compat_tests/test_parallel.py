@@ -444,6 +444,7 @@ def test_each_rank_does_what_it_does_in_pytorch(once, name, world):
         assert not difference, f"rank {rank}: {difference}"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others(tmp_path):
     """Not a hang: the others' next exchange fails, and says why."""
     codes, written = ranks.start(tmp_path, 2, __name__, "dies")

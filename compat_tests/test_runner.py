@@ -98,6 +98,7 @@ def test_scripts_as_people_write_them(name, mirrored):
 IMAGES = sorted(path.stem for path in (SCRIPTS / "images").glob("*.py") if path.stem != "all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_scripts_with_images_and_series(half, tmp_path, monkeypatch):
     """They print the same on both: convolutions, pools, norms and what goes with them.
@@ -504,7 +505,8 @@ def test_check_says_why_the_runs_fail(tmp_path, mirrored):
     ]
 
 
-@pytest.mark.parametrize("reached", [pytest.param("all", marks=pytest.mark.slow), "the first"])
+@pytest.mark.slow
+@pytest.mark.parametrize("reached", ["all", "the first"])
 def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
     """What was printed until then has been shown; no process and no copy is left."""
     write(
@@ -539,6 +541,7 @@ def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
         os.kill(int(started.split()[-1]), 0)
 
 
+@pytest.mark.slow
 def test_check_finds_the_first_difference(tmp_path, mirrored):
     write(
         tmp_path,
