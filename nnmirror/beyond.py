@@ -352,7 +352,7 @@ class _Piece(NamedTuple):
 class TorchGraph(_tape.Function):
     """Z = J^T G, J the Jacobian of what torch's own autograd recorded
 
-    Its gradients are those of the operations of torch's engine. Saved: the graph of these.
+    Its gradients are those of the operations of torch's engine.  Saved: the graph of these.
     """
 
     is_rule = True

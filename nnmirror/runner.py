@@ -1,10 +1,9 @@
-"""Run a script written for PyTorch with `torch.nn` and `torch.optim` answered by the mirror.
+"""Run a script written for PyTorch with the mirror in place of `torch.nn` and `torch.optim`.
 
-A script imports with `__import__`, which Python looks up in the `__builtins__` of the module
-that imports. So the script, and every module loaded from its directory, is run with a copy of
-the builtins whose `__import__` gives, in place of `torch`, `torch.nn`, `torch.optim` and
-`torch.autograd`, a `View` of each. All other code (torch itself, what is installed) has the
-builtins it always has, and sees PyTorch.
+An import statement calls `__import__`, which Python looks up in the `__builtins__` of the importing
+module. So the script, and every module loaded from its directory, run with a copy of the builtins
+whose `__import__` returns a `View` of `torch`, `torch.nn`, `torch.optim` and `torch.autograd`. All
+other code (torch itself, installed packages) has the normal builtins, and sees PyTorch.
 """
 
 import builtins
@@ -35,7 +34,7 @@ ADVICE = (
     " torch.autograd.Function with its own backward; or open an issue that asks for it."
 )
 
-# Where every name is the mirror's or refused, and the module of the mirror that answers.
+# The modules in which every name is the mirror's or refused, and the mirror's module for each.
 _MIRRORED = {"torch.nn": "nnmirror", "torch.optim": "nnmirror.optim"}
 
 
@@ -47,7 +46,7 @@ class NotMirrored(AttributeError):
 
 
 class View(ModuleType):
-    """A module of PyTorch's as a script sees it: the same names, answered by the mirror."""
+    """A module of PyTorch as a script sees it: the same names, looked up in the mirror."""
 
     def __init__(self, real: ModuleType) -> None:
         super().__init__(real.__name__, real.__doc__)
@@ -62,12 +61,12 @@ class View(ModuleType):
         else:
             value = answer(self.__real__, name)
         if callable(value) or isinstance(value, ModuleType):
-            self.__dict__[name] = value  # found at once from now on; other values may change
+            self.__dict__[name] = value  # cached; other values may change
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__[name] = value
-        if not root_of(self.__name__):  # else PyTorch's own code would see the mirror
+        if not root_of(self.__name__):  # otherwise PyTorch's own code would see the mirror
             setattr(self.__real__, name, value)
         if self.__real__ is builtins:
             BUILTINS[name] = value
@@ -90,7 +89,7 @@ _views: dict[str, View] = {}
 
 
 def root_of(module: str) -> str | None:
-    """The package that answers for the module of this name, if the mirror does."""
+    """The mirror's package for the module of this name, if it has one."""
     return _MIRRORED.get(".".join(module.split(".")[:2]))
 
 
@@ -120,7 +119,7 @@ def answer(module: ModuleType, name: str) -> Any:
     package = ".".join(home.split(".")[:2])
     places = [sys.modules.get(root + home.removeprefix(package))]
     if getattr(sys.modules[package], name, None) is value:
-        places.append(sys.modules[root])  # in another file there, under the same public name
+        places.append(sys.modules[root])  # in another file of the mirror, with the same public name
     for place in places:
         found = None if place is None else vars(place).get(name)
         if found is not None and not isinstance(found, ModuleType):
@@ -147,12 +146,13 @@ _STAND_INS = StandIns(_why, _public_name)
 
 
 def _is_optimiser(value: Any) -> bool:
-    """PyTorch's own work on mirrored parameters."""
+    """Is it an optimiser of PyTorch? They work on mirrored parameters."""
     return isinstance(value, type) and issubclass(value, Optimizer)
 
 
 def _is_bystander(value: Any) -> bool:
-    """Nothing that computes: a constant, a type hint, torch's own or another library's class."""
+    """Is it something that computes nothing: a constant, a type hint, a class of torch or of
+    another library?"""
     if not callable(value):
         return True
     home = getattr(value, "__module__", None) or "torch"
@@ -162,12 +162,12 @@ def _is_bystander(value: Any) -> bool:
 
 
 def star(module: ModuleType) -> list[str]:
-    """What `from module import *` gives: the names that are answered."""
+    """The names that `from module import *` imports: the mirrored ones."""
     names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
     return [name for name in names if support(module, name) is not None]
 
 
-NAMED_ONLY = "named only"  # a class of which none can be made
+NAMED_ONLY = "named only"  # a class that cannot be instantiated
 
 
 def support(module: ModuleType, name: str) -> str | None:
@@ -180,7 +180,7 @@ def support(module: ModuleType, name: str) -> str | None:
 
 
 def _where() -> str:
-    """The script's line that is being run."""
+    """The script's current line."""
     frame: Any = sys._getframe(1)
     here = {__name__, StandIns.__module__}
     while frame.f_back is not None and frame.f_globals.get("__name__") in here:
@@ -193,8 +193,8 @@ def _import_module(name: str, package: str | None = None) -> ModuleType:
     return seen(importlib.import_module(name, package))
 
 
-# In these modules a few names are another's, and the rest what they always are.
-# (torch.autograd.backward and grad ask the tensors they are given, and need no substitute.)
+# Modules in which a few names are replaced.
+# (torch.autograd.backward and grad dispatch to tracked tensors, and need no replacement.)
 _SUBSTITUTES: dict[str, dict[str, Any]] = {
     "torch.autograd": {"Function": Function},
     "torch.autograd.function": {"Function": Function},
@@ -208,8 +208,8 @@ def _import(  # type: ignore[no-untyped-def]
     """`__import__` for a script and its modules."""
     module = seen(builtins.__import__(name, globals, locals, fromlist, level))
     if isinstance(module, View):
-        # Python asks for these next; but where a module says no it looks among the loaded
-        # modules, and would find PyTorch's own.
+        # Python looks these names up next. If the module did not have one, Python would look in
+        # sys.modules, and find PyTorch's.
         for wanted in fromlist or ():
             try:
                 getattr(module, wanted)
@@ -226,13 +226,13 @@ BUILTINS: dict[str, Any] = {}
 
 # -- what libraries build ----------------------------------------------------------------
 
-# Through these a script gets at a model. By whatever else it does with one (moving it, giving
-# its parameters to an optimiser) nobody sees whose it is.
+# The methods by which a script uses a model. Other uses (moving it, passing its parameters to an
+# optimiser) do not show whether the script calls it.
 _ENTRIES = (
     *("__call__", "__getattr__", "apply"),
     *("modules", "named_modules", "children", "named_children"),
 )
-_left: Any = WeakIdKeyDictionary()  # the modules that stay PyTorch's
+_left: Any = WeakIdKeyDictionary()  # the modules left to PyTorch
 
 
 def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,7 +252,8 @@ def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_a_librarys_model(module: Any) -> bool:
-    """Is there what to train in it, and is its class not the script's (for a library to drive)?"""
+    """Does it have parameters, and a class that is not the script's own (for a library to
+    drive)?"""
     cls = type(module)
     home = cls.__module__
     if vars(sys.modules.get(home, torch)).get("__builtins__") is BUILTINS:
@@ -282,7 +283,7 @@ def _watch_libraries(on: bool) -> None:
             setattr(base, name, replaced)
 
 
-# -- whose code is the script's --------------------------------------------------------
+# -- which code is the script's --------------------------------------------------------
 
 
 class _Loader(SourceFileLoader):
@@ -295,9 +296,9 @@ class _Loader(SourceFileLoader):
 
 
 class Finder:
-    """Finds the modules under the script's directory, for which `_Loader` stands ready.
+    """Finds the modules in the script's directory, to be loaded by `_Loader`.
 
-    What is installed below it (a virtual environment kept there) is nobody's own code.
+    Packages installed below it (in a virtual environment there) do not count.
     """
 
     def __init__(self, directory: str) -> None:
@@ -329,7 +330,7 @@ _STDLIB = os.path.realpath(sysconfig.get_path("stdlib"))
 
 
 def install(directory: str) -> Finder:
-    """Let the modules under `directory` see the mirror from now on."""
+    """From now on, modules in `directory` see the mirror."""
     BUILTINS.update(vars(builtins))
     BUILTINS["__import__"] = _import
     finder = Finder(directory)
@@ -396,7 +397,7 @@ def _spec_to_run(name: str) -> Any:
             spec = importlib.util.find_spec(name)
     except ModuleNotFoundError as e:
         if e.name is None or not f"{name}.".startswith(f"{e.name}."):
-            raise  # it is there, but something that it imports is not
+            raise  # it exists, but something that it imports does not
         spec = None
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         print(f"{sys.executable}: No module named {name}", file=sys.stderr)
@@ -406,7 +407,7 @@ def _spec_to_run(name: str) -> Any:
 
 def _prepare(directory: str, mirror: bool) -> None:
     if not sys.flags.safe_path:
-        sys.path[0] = directory  # where `python -m nnmirror` has put something else
+        sys.path[0] = directory  # `python -m nnmirror` has replaced it
     if mirror:
         install(directory)
 
@@ -425,9 +426,9 @@ def _run(code: Callable[[], Any], **attributes: Any) -> None:
 
 
 def _without_the_runner(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback of the script's own lines alone, as Python prints it."""
+    """A traceback of the script's own frames, as Python prints it."""
     while trace is not None and trace.tb_frame.f_globals is not globals():
-        trace = trace.tb_next  # what called the runner
+        trace = trace.tb_next  # the frames of the runner
     first = trace
     while first is not None and first.tb_frame.f_globals is globals():
         first = first.tb_next
@@ -442,7 +443,7 @@ def _without_the_runner(trace: TracebackType | None) -> TracebackType | None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed what a script may draw from."""
+    """Seed the random generators that a script may use."""
     random.seed(seed)
     torch.manual_seed(seed)
     if "numpy" in sys.modules:

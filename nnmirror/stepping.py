@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = torch.Tensor
 _recorded_at, _target = attrgetter("sequence"), itemgetter(0)
-# A step: of a `node`, the `gradients` of its results, and the `results`, those of its inputs.
+# A step of a `node`: the `gradients` of its results, and `results`, those of its inputs.
 Taking = SimpleNamespace
 _HOOKS = {"_leaf_hooks", "_post_accumulate_hooks", "_accumulate_hooks", "_reached_hooks"}
 _OURS = {_tape.Node, _tensor.Tensor, Parameter}
@@ -80,7 +80,7 @@ def _steps(
 def backward_plainly(
     tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: bool
 ) -> None:
-    """What `backward` is in plain mode."""
+    """`backward` in plain mode."""
     mode = torch.is_grad_enabled()
     _torch.set_grad_enabled(False)
     try:
@@ -89,7 +89,7 @@ def backward_plainly(
             try:
                 deque(walk.go_back(), maxlen=0)
             except BaseException:
-                walk.finish()  # as far as it came
+                walk.finish()  # if it raised: as far as it got
                 raise
     finally:
         _torch.set_grad_enabled(mode)
@@ -99,7 +99,7 @@ def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: 
     own: Any = vars(tensors[0])
     node, view = own.get("_node"), own.get("_view_of")
     usual = node and not (view or node.segment or tensors[0].dim() or len(tensors) > 1)
-    if usual and gradients[0] is None and len(node.outputs) == 1:  # nearly always, and in few lines
+    if usual and gradients[0] is None and len(node.outputs) == 1:  # the usual case, in few lines
         walk = Walk([(node, 0)], retain_graph)
         walk.waiting[node] = [torch.ones_like(tensors[0])]
         return walk
@@ -110,15 +110,15 @@ def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: 
 
 
 class Walk:
-    """A walk back from `edges`. Entered, it is the one that hooks find themselves in."""
+    """A walk from `edges`. Within it as a context manager, it is the current walk for hooks."""
 
-    waiting: dict[_tape.Node, list[T | None]]  # the nodes ahead, and what has come to them
-    leaves: "dict[int, _Leaf]"  # which more may come to
-    is_prompt: bool  # whether it looks after each leaf as soon as all has come, or at the end
-    counts: dict[int, int] | None = None  # how many gradients come to each in all, if it was asked
+    waiting: dict[_tape.Node, list[T | None]]  # the nodes to run, and their gradients so far
+    leaves: "dict[int, _Leaf]"  # the leaves that may get more
+    is_prompt: bool  # whether it accumulates each leaf as soon as it is complete, or at the end
+    counts: dict[int, int] | None = None  # how many gradients each gets, if known
     order: Sequence[_tape.Node] = ()
-    to_torch: list[tuple[T, T]]  # what torch's own engine goes on with
-    changed: set[int]  # by id, torch's tensors that are no longer what they were
+    to_torch: list[tuple[T, T]]  # the gradients with which torch's engine continues
+    changed: set[int]  # by id, torch's tensors that have changed
     callbacks: list[Any]
     outer: list[Any]
 
@@ -132,9 +132,9 @@ class Walk:
             self.bring(edge, grad)
 
     def go_back(self) -> Iterator[Taking]:
-        """Go back, and yield each step before it is taken."""
+        """Run the backward, and yield each step before it is run."""
         while self.waiting:
-            node = max(self.waiting, key=_recorded_at)  # what came of it was recorded later
+            node = max(self.waiting, key=_recorded_at)  # its users were recorded later
             taking = Taking(node=node, gradients=self.waiting.pop(node), results=None)
             yield taking
             grads, formulas = taking.gradients, node.function.formulas
@@ -148,11 +148,12 @@ class Walk:
         if self.to_torch:
             beyond.accumulate(self.to_torch, self.retain_graph)
         with self:
-            for callback in self.callbacks:  # which may queue more
+            for callback in self.callbacks:  # they may queue more
                 callback()
 
     def asked(self, node: _tape.Node, slots: list[T | None]) -> list[T | None]:
-        """What a node gives where somebody's code is called, or not all is there and ours."""
+        """The gradients from a node that calls user code, or that has missing or torch's own
+        parts."""
         for target, _ in filter(None, node.edges):
             if _tensor.is_torchs(target) and beyond.catch_up(node, target):
                 self.changed.add(id(target))
@@ -166,7 +167,7 @@ class Walk:
                 return [None] * len(node.edges)
             if node.prehooks:
                 slots = _walk._run_prehooks(node.prehooks, slots)
-            # A user's Function is asked even then: what it returns may be zeros.
+            # A user's Function is called even then: it may return zeros.
             if node.attributes is None and all(g is None for g in slots):
                 results: list[T | None] = [None] * len(node.edges)
             else:
@@ -176,7 +177,7 @@ class Walk:
         return results
 
     def pass_on(self, taking: Taking) -> None:
-        """Bring what a node gives to where its inputs came from."""
+        """Pass the gradients from a node to its inputs."""
         node = taking.node
         taking.results = results = _walk.validated(node, taking.results or ())
         if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
@@ -192,7 +193,7 @@ class Walk:
             self.finish()
 
     def bring(self, edge: _tape.Edge, grad: T | None) -> None:
-        """One gradient, or None, comes to where `edge` leads. Several are added up."""
+        """Add one gradient, or None, at the target of `edge`."""
         target, index = edge
         if isinstance(target, _tape.Node):
             if target not in self.waiting:
@@ -206,7 +207,7 @@ class Walk:
             # The leaf that was complete last is the last.
             leaf = self.leaves[id(target)] = self.leaves.pop(id(target), _Leaf(target))
             leaf.came += 1
-            if not _HOOKS.isdisjoint(vars(target)):  # which may look at the others
+            if not _HOOKS.isdisjoint(vars(target)):  # it may read the others
                 self.is_prompt = True
             slots = leaf.slots
         else:
@@ -215,7 +216,7 @@ class Walk:
         slots[index] = held if grad is None else grad if held is None else held + grad
 
     def look_ahead(self) -> dict[int, int]:
-        """How many gradients come to each node and leaf in all."""
+        """How many gradients each node and leaf gets in total."""
         counts = self.counts
         if counts is None:
             counts, self.order, changed = _walk.dependencies(self.edges)
@@ -224,7 +225,7 @@ class Walk:
         return counts
 
     def finish(self) -> None:
-        """Add to the `.grad` of each leaf that nothing more comes to."""
+        """Add to the `.grad` of each leaf that is complete."""
         counts = self.look_ahead()
         complete = [leaf for key, leaf in self.leaves.items() if leaf.came == counts[key]]
         with self:
@@ -260,7 +261,7 @@ class Walk:
 
 
 class _Leaf:
-    """A leaf, and what has come to it."""
+    """A leaf and its gradient so far."""
 
     def __init__(self, tensor: T) -> None:
         self.tensor = tensor
@@ -281,7 +282,7 @@ class Step:
         self._is_taken = False
 
     def advance(self) -> bool:
-        """Run it, and make the following one; False if there is none."""
+        """Run it, and prepare the next one; False if there is none."""
         if not self._is_taken:
             self._is_taken = True
             with self._walk:
@@ -327,7 +328,7 @@ class Step:
 
     @property
     def place(self) -> "Place | None":
-        """Where it was called, if that is known for certain."""
+        """Where it was called, if that is certain."""
         from .explaining.naming import place_of
 
         return place_of(self._taking.node)

@@ -1,9 +1,9 @@
-"""The tape: what was called, and with what.
+"""The tape: a record of the calls and their arguments.
 
-A differentiable operation is a `Function` with a `forward` and a `backward`. Each call
-on a tensor that requires grad leaves a `Node`: the function, what it saved, and an edge
-for every input, leading to the node that made the input or to the input itself where it
-is a leaf. `nnmirror.walk` goes back over these edges.
+A differentiable operation is a `Function` with a `forward` and a `backward`. Each call on a tensor
+that requires grad makes a `Node`: the function, its saved tensors, and an edge for every input, to
+the node that made the input or, for a leaf, to the input itself. `nnmirror.walk` follows these
+edges.
 
 Everything here runs with `DisableTorchFunctionSubclass` entered once per call, so that
 tracked tensors behave as plain ones inside a forward, a backward and the walk.
@@ -54,13 +54,13 @@ _version_of = operator.attrgetter("_version")
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
 Edge: TypeAlias = tuple[Any, int]
-# In place of n: to a tensor that torch made, whose own graph that gradient does not go on in.
+# In place of n: a tensor that torch made, for a gradient that does not continue in torch's graph.
 NO_FURTHER = -1
 
 
 class _Mapping(threading.local):
-    # Of the calls of `nnmirror.func.vmap` that go on in this thread: how many, and what the latest
-    # has given the function of the batch.
+    # The running calls of `nnmirror.func.vmap` in this thread: how many, and the arguments that the
+    # latest has passed to the function.
     depth: int = 0
     items: "Sequence[Any]" = ()
 
@@ -95,12 +95,12 @@ _ANOMALY = (
 class Node:
     """One recorded call: the `grad_fn` of its outputs, and the `ctx` of a rule.
 
-    For the rule: `save_for_backward`, `saved_tensors`, `needs_input_grad`. For whoever looks at
-    a `grad_fn`, under PyTorch's names: `name`, `next_functions`, `register_hook`,
-    `register_prehook`, `metadata`, and what a user's Function keeps on its `ctx`.
+    For the rule: `save_for_backward`, `saved_tensors`, `needs_input_grad`. For users of a
+    `grad_fn`, as in PyTorch: `name`, `next_functions`, `register_hook`, `register_prehook`,
+    `metadata`, and the attributes that a user's Function sets on its `ctx`.
     """
 
-    # Of each call its own. Slots, as every call sets them.
+    # Specific to each call. Slots, as every call sets them.
     __slots__ = (
         "__dict__",
         "__weakref__",
@@ -116,9 +116,9 @@ class Node:
     function: "type[Function]"
     edges: Sequence[Edge | None]  # one for each argument of forward
     sequence: int
-    signature: Signature | None  # how it came about; None where that cannot be said
-    # The signature that `places`, `needs_input_grad`, `outputs`, `plan` and `label` are taken from;
-    # None where the node has its own.
+    signature: Signature | None  # how its result was computed; None if that has no signature
+    # The signature that provides `places`, `needs_input_grad`, `outputs`, `plan` and `label`; None
+    # if the node has its own.
     like: Signature | None
     _saved: Sequence[torch.Tensor | None] | None
     _versions: Sequence[int]
@@ -128,21 +128,21 @@ class Node:
     _outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     _plan: "formula.Plan | None" = None
     _label: str = ""
-    given: tuple[Any, ...] = ()  # what the gradients of `plan` are given besides tensors
-    _signature: None = None  # as a leaf's, for who takes this for one
+    given: tuple[Any, ...] = ()  # arguments of the gradients of `plan` other than tensors
+    _signature: None = None  # as for a leaf, for code that treats this as one
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
-    # What a user's Function keeps on its ctx; None for a rule.
+    # The attributes of a user's Function's ctx; None for a rule.
     attributes: dict[str, Any] | None = None
-    segment: Any = None  # for a node that stands for several: for which (see modules/segment.py)
+    segment: Any = None  # the layers of a node that stands for several (see modules/segment.py)
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
-    theirs: Any = None  # of what torch recorded, taken over: a weak reference to torch's tensor
+    theirs: Any = None  # for a call that torch recorded: a weak reference to torch's tensor
     # Of a change of a view in place: a weak reference to the node of the view as it was then.
     seen_by: "Callable[[], Node | None] | None" = None
-    # True: it has, or had, one of these four. SEEN: it is as PyTorch's, which its signature does
-    # not say (see `as_seen`).
+    # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
+    # (see `as_seen`).
     is_watched: bool | str = False
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
@@ -157,7 +157,7 @@ class Node:
         self.sequence = -1
 
     def copied(self) -> "Node":
-        """One more node of the same call."""
+        """Another node of the same call."""
         made = Node(self.function)
         made.signature, made.like, made.edges = self.signature, self.like, self.edges
         made._saved, made._versions = self._saved, self._versions
@@ -165,7 +165,7 @@ class Node:
         vars(made).update(vars(self))
         return made
 
-    # -- what calls of one signature have alike ------------------------------------------
+    # -- shared by calls with the same signature -----------------------------------------
 
     @property
     def places(self) -> Sequence[int]:
@@ -200,7 +200,7 @@ class Node:
 
     @property
     def plan(self) -> "formula.Plan | None":
-        """Of a rule written as formulas: what of it is needed here."""
+        """For a rule written as formulas: what this call needs."""
         like = self.like
         return self._plan if like is None else like.plan
 
@@ -221,7 +221,7 @@ class Node:
         self._label = value
 
     def _on_its_own(self) -> None:
-        """Have fields of its own, with the values that they had."""
+        """Copy the shared fields, so that they can be changed."""
         like = self.like
         if like is not None:
             self.like = None
@@ -250,7 +250,7 @@ class Node:
             inference = any(t is not None and t.is_inference() for t in tensors)
             if inference and is_grad_enabled() and any(self.needs_input_grad):
                 raise RuntimeError(OF_INFERENCE) from None
-            self._saved = None  # there will be no backward
+            self._saved = None  # no backward will follow
 
     def refuse_inference(self) -> None:
         """Raise for a tensor of inference mode that is to be saved."""
@@ -267,9 +267,9 @@ class Node:
         tensor = self._saved[index]
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
-                edge_of(tensor)  # one of several views has an error of its own
+                edge_of(tensor)  # one of several views has its own error
             made_by: Edge | None = None
-            if self.plan is not None and tensor.is_floating_point():  # else nothing made it
+            if self.plan is not None and tensor.is_floating_point():  # otherwise it is a leaf
                 place = self.plan.place_saved(index)
                 if place is not None:
                     made_by = (self, ~place) if place < 0 else self.edges[place]
@@ -283,18 +283,18 @@ class Node:
         return tuple(self.saved(i) for i in range(len(self._saved)))
 
     def unchanged(self, formulas: "formula.Formulas") -> Sequence[torch.Tensor | None]:
-        """What a rule saved; what its gradients need of it is checked."""
+        """The saved tensors of a rule, with a check of those that its gradients need."""
         try:
             if [*map(_version_of, self._saved)] == [*self._versions]:  # type: ignore[arg-type]
                 return self._saved  # type: ignore[return-value]
-        except (AttributeError, TypeError):  # None among it, or freed
+        except (AttributeError, TypeError):  # with None, or freed
             pass
         plan, needed = self.plan, formulas.needed_for(self.needs_input_grad)
         for i, name in enumerate(plan.names if plan is not None else ()):
             if name in needed or name.startswith(f"{formulas.rest}_"):
                 self.saved(i, self.function.saved_via.get(name))
         if plan is not None and plan.saves_number:
-            self.saved(0)  # which is freed with the graph
+            self.saved(0)  # it is freed with the graph
         return self._saved or ()
 
     def mark_dirty(self, *tensors: torch.Tensor) -> None:
@@ -306,7 +306,7 @@ class Node:
     def set_materialize_grads(self, value: bool) -> None:
         self.materialize_grads = value
 
-    # -- for whoever looks at a grad_fn ------------------------------------------------
+    # -- as a grad_fn ------------------------------------------------------------------
 
     def name(self) -> str:
         return self.label or self.function.node_name()
@@ -368,7 +368,7 @@ class Node:
 
     @property
     def _input_metadata(self) -> Any:
-        """Refused: what torch.autograd.backward asks a GradientEdge for, and goes on in C++."""
+        """Refused: torch.autograd.backward reads this of a GradientEdge, and continues in C++."""
         raise NotImplementedError(
             "nnmirror: torch.autograd.backward does not ask the mirror about a GradientEdge; call"
             " nnmirror.backward, which takes it"
@@ -398,11 +398,11 @@ class Node:
         return results
 
     def completed(self, results: Any) -> tuple[torch.Tensor | None, ...]:
-        """What a backward returned, as one gradient per edge."""
+        """The results of a backward, as one gradient per edge."""
         if not isinstance(results, tuple):
             results = (results,)
         if len(results) != len(self.edges):
-            surplus = results[len(self.edges) :]  # PyTorch forgives trailing Nones
+            surplus = results[len(self.edges) :]  # PyTorch allows trailing Nones
             if not surplus or any(r is not None for r in surplus):
                 raise RuntimeError(
                     f"function {self.name()} returned an incorrect number of gradients"
@@ -472,18 +472,18 @@ class _Unrecorded(Node):
 
 
 class _OfComplex(Node):
-    """A call on complex numbers that asks for no gradient; `Module.backward` would."""
+    """A call on complex numbers without a gradient, which `Module.backward` would need."""
 
     def run(self, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
         raise no_complex(self.function.__name__)
 
 
 class FunctionCtx:
-    """The `ctx` of a user's Function, as PyTorch's: what is set on it is there in backward.
+    """The `ctx` of a user's Function, as in PyTorch: its attributes are available in backward.
 
-    In PyTorch it is the `grad_fn` of what the Function returned. Here it is made anew for forward
-    and for backward over the same attributes, so that no name that a user chooses is one of the
-    tape's own; the `grad_fn` shows the attributes too.
+    In PyTorch it is the `grad_fn` of the Function's result. Here it is a new object for forward and
+    for backward, with the same attributes, so that a user's names cannot collide with the tape's;
+    the `grad_fn` shows the attributes too.
     """
 
     __slots__ = ("__dict__", "__node", "__weakref__", "dirty_tensors", "to_save")
@@ -512,7 +512,7 @@ class FunctionCtx:
 
     @property
     def saved_tensors(self) -> tuple[torch.Tensor, ...]:
-        """What was saved. RuntimeError if it was freed, or changed in place since."""
+        """The saved tensors. RuntimeError if they were freed, or changed in place since."""
         node = self.__node
         once = node.function.clear_saved_tensors_on_access
         if once and node._saved is None:
@@ -528,11 +528,11 @@ class FunctionCtx:
         return self.__node.needs_input_grad
 
     def mark_dirty(self, *tensors: torch.Tensor) -> None:
-        """Say which inputs forward changed in place."""
+        """Mark the inputs that forward changed in place."""
         self.dirty_tensors = tensors
 
     def mark_non_differentiable(self, *tensors: torch.Tensor) -> None:
-        """Say which outputs get no gradient."""
+        """Mark the outputs that get no gradient."""
         self.__node.non_differentiable = tensors
 
     def set_materialize_grads(self, value: bool) -> None:
@@ -571,10 +571,10 @@ _READ_ONCE = (
 
 
 class users_code:
-    """Runs a user's code inside a walk or a forward: tracked tensors are that again, and grad
-    mode is off, or on where the walk is recorded itself.
+    """Runs user code inside a walk or a forward: dispatch of tracked tensors is on again, and grad
+    mode is off, or on in a recorded walk.
 
-    Off as torch's is, so that the code may switch it on with `torch.enable_grad()`.
+    It is torch's grad mode that is off, so that the code may turn it on with `torch.enable_grad()`.
     """
 
     __slots__ = ("asking", "mode", "own_mode", "torchs_mode")
@@ -611,12 +611,12 @@ def _users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
 
 
 def _short(name: str) -> str:
-    """A node's name as PyTorch's messages give it: Exp for ExpBackward0, Sum1 for SumBackward1."""
+    """A node's name in PyTorch's messages: Exp for ExpBackward0, Sum1 for SumBackward1."""
     return re.sub(r"Backward0?(\d*)$", r"\1", name)
 
 
 class AccumulateGrad:
-    """What `next_functions` shows for a leaf; its hooks are kept with the leaf."""
+    """Represents a leaf in `next_functions`; its hooks are stored with the leaf."""
 
     def __init__(self, variable: torch.Tensor) -> None:
         self.variable = variable
@@ -624,7 +624,7 @@ class AccumulateGrad:
     next_functions: tuple[()] = ()
 
     def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
-        """`fn((), grad_outputs)` runs after `.grad` has been added to."""
+        """`fn((), grad_outputs)` runs after the gradient has been added to `.grad`."""
         return add_hook(self._hooks()[1], fn)
 
     def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
@@ -673,62 +673,63 @@ class Function:
         y = Square.apply(x)
 
     `backward` receives one gradient per output and returns one per input of `forward`
-    (None for what is no tensor). Inside both, grad mode is off; what is computed there under
-    `torch.enable_grad()` is a graph of its own, for `torch.autograd.grad`. In a walk with
-    `create_graph=True` it is on in `backward`, and what is computed there from the gradients and
-    from saved inputs and outputs is recorded; a saved tensor that is neither is a constant, as in
-    PyTorch. `torch.autograd.function.once_differentiable` means what it means there.
+    (None for an input that is not a tensor). Inside both, grad mode is off; under
+    `torch.enable_grad()` they build a separate graph, for `torch.autograd.grad`. In a backward with
+    `create_graph=True`, grad mode is on in `backward`, and operations on the gradients and on saved
+    inputs and outputs are recorded; any other saved tensor is a constant, as in PyTorch.
+    `torch.autograd.function.once_differentiable` works as in PyTorch.
 
-    Attributes as PyTorch's: `vjp` is another name for `backward`; `setup_context`,
-    `clear_saved_tensors_on_access` and `boxed_grads_call` mean what they mean there. `jvp`,
-    `vmap` and `generate_vmap_rule` may be defined, and are not asked.
+    `vjp` is another name for `backward`; `setup_context`, `clear_saved_tensors_on_access` and
+    `boxed_grads_call` work as in PyTorch. `jvp`, `vmap` and `generate_vmap_rule` may be defined,
+    but are not called.
     """
 
-    # Of a rule written as formulas: by the types of the arguments what records calls without a
-    # signature, and for which of the arguments requiring grad (see fast/recorder.py).
+    # For a rule written as formulas, by the types of the arguments: the recorder for calls without
+    # a signature, and which arguments require grad in these (see fast/recorder.py).
     recorders: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
-    exact: "type[Function] | None" = None  # recorded in its place in exact mode (see exact)
-    # Of such a form: its gradients can be recorded, those of the other rule are not needed for it.
+    exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
+    # For such a form: its gradients can be recorded, instead of those of the plain rule.
     is_recordable: bool = False
-    infer: Callable[..., Any] | None = None  # the value of forward alone, for grad mode off
-    public: Any = None  # torch's function that it stands for, which tensor subclasses know
+    infer: Callable[..., Any] | None = None  # the result of forward only, for grad mode off
+    public: Any = None  # torch's function that it replaces, which tensor subclasses see
     has_context: bool = False  # it defines setup_context
-    makes_new: bool = False  # what it returns is new, if no argument handed on
+    makes_new: bool = False  # its result is new, or one of the arguments
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
-    reads_data: bool = False  # what backward does depends on the numbers that forward was given
+    reads_data: bool = False  # backward depends on the numbers in the arguments of forward
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
-    counted_too: str = ""  # of these, under this other name
-    # Called with a node that somebody looks at, to make it what PyTorch's would be. So is a walk
-    # that is recorded itself: where gradients of gradients are added up follows from it.
+    counted_too: str = ""  # of a node with this other name
+    # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
+    # in a recorded walk, since it determines where gradients of gradients are summed.
     looked_at: "Callable[[Node], None] | None" = None
     # Of a rule written as formulas (see formula.py).
-    keeps: tuple[str, ...] = ()  # what forward returns behind its results, for the gradients
-    derived: tuple[str, ...] = ()  # of it: computed from the arguments by what has a derivative
-    drawn: tuple[str, ...] = ()  # of it: random numbers
-    materialize_grads: bool = True  # a result without a gradient has zeros for one, else None
-    # PyTorch's names for its arguments, by which it orders their gradients, where they are others.
+    keeps: tuple[str, ...] = ()  # values that forward returns after its results, for the gradients
+    derived: tuple[str, ...] = ()  # of these: differentiable functions of the arguments
+    drawn: tuple[str, ...] = ()  # of these: random numbers
+    materialize_grads: bool = True  # a result without a gradient gets zeros, else None
+    # PyTorch's names for its arguments, which determine the order of their gradients, if they
+    # differ.
     known_as: dict[str, str] = {}
-    always_saved: tuple[str, ...] = ()  # whether or not a gradient asks for it
+    always_saved: tuple[str, ...] = ()  # saved even if no gradient needs it
     # copied(*args) names the arguments that are saved as copies, as by PyTorch's kernels that copy.
     copied: "Callable[..., tuple[str, ...]] | None" = None
-    saved_memory: tuple[str, ...] = ()  # kept in the memory that it has now
-    saves_number: bool = False  # what it saves is a number, which is freed with the graph
+    saved_memory: tuple[str, ...] = ()  # saved with its present memory
+    saves_number: bool = False  # it saves a number, which is freed with the graph
     saved_via: dict[
         str, str
-    ] = {}  # what PyTorch saves a view of: the name of its node, by argument
-    in_place: dict[str, str] = {}  # PyTorch's other name for a node that came of an in-place call
-    input_place: int = 0  # which argument is the input of the module that is this function
-    tuple_places: tuple[int, ...] = (0,)  # which are tuples where the module is given tuples
-    first_number: int = sys.maxsize  # the first argument for which PyTorch takes a number alone
+    ] = {}  # arguments of which PyTorch saves a view: the name of the view's node
+    in_place: dict[str, str] = {}  # PyTorch's other name for the node of an in-place call
+    input_place: int = 0  # the argument that is the input of the corresponding module
+    tuple_places: tuple[int, ...] = (0,)  # those that are tuples if the module is given tuples
+    first_number: int = sys.maxsize  # the first argument that has to be a number in PyTorch
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.has_context = cls.setup_context is not Function.setup_context
-        cls.exact = None  # that of a base is no form of this one
+        cls.exact = None  # a base class's exact form does not apply to this class
         formula.read(cls)
         cls.makes_new = cls.is_rule and not (cls.is_view or cls.is_inplace)
 
@@ -740,7 +741,7 @@ class Function:
 
     @classmethod
     def choose(cls, *args: Any) -> Callable[..., Any] | None:
-        """What computes later calls whose arguments are laid out as these; None for `forward`."""
+        """The function for later calls whose arguments have the same layout; None for `forward`."""
         return None
 
     @classmethod
@@ -755,7 +756,7 @@ class Function:
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Save for `backward`, where `forward` takes no ctx; called after it."""
+        """Save for `backward`, if `forward` takes no ctx; called after it."""
         raise NotImplementedError("setup_context is not implemented.")
 
     @staticmethod
@@ -773,7 +774,7 @@ class Function:
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        """PyTorch's rule for forward mode; the mirror does not ask for it."""
+        """PyTorch's rule for forward mode; the mirror does not use it."""
         raise NotImplementedError(
             "You must implement the jvp function for custom autograd.Function to use it with"
             " forward mode AD."
@@ -781,7 +782,7 @@ class Function:
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        """PyTorch's rule for `torch.vmap`; the mirror does not ask for it."""
+        """PyTorch's rule for `torch.vmap`; the mirror does not use it."""
         raise NotImplementedError(
             "To use autograd.Function with vmap, you must either override the vmap staticmethod or"
             " set generate_vmap_rule=True."
@@ -810,23 +811,23 @@ class Function:
 
     @staticmethod
     def saves_of(node: Any) -> Sequence[int] | None:
-        """Of a rule that is not written as formulas: the arguments that it saves, by their places;
-        None where that is not said."""
+        """For a rule that is not written as formulas: the places of the arguments that it saves;
+        None if unknown."""
         return None
 
     @staticmethod
     def origin(node: Any, place: int) -> Edge | None:
-        """Where a gradient of the saved argument at `place` goes."""
+        """The edge of the saved argument at `place`."""
         return node.edges[place]  # type: ignore[no-any-return]
 
     @staticmethod
     def leading(place: int, saved: torch.Tensor) -> torch.Tensor:
-        """The saved argument at `place` as the tensor to whose node `origin` leads."""
+        """The saved argument at `place` as the tensor whose edge is `origin`."""
         return saved
 
     @classmethod
     def node_name(cls) -> str:
-        """What a tensor's `grad_fn` shows."""
+        """A tensor's `grad_fn`."""
         return cls.__name__ + "Backward"
 
 
@@ -834,19 +835,20 @@ class Function:
 def run_recorded(
     node: Node, grads: Sequence[torch.Tensor | None], needs: tuple[bool, ...]
 ) -> Sequence[torch.Tensor | None]:
-    """`node.run` where these of the gradients are asked for, recorded."""
+    """`node.run` for these gradients, recorded."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.beyond")
 def taken_over(tensor: torch.Tensor, may_be: bool = True) -> "_tensor.Tensor | None":
-    """A result of torch's own as one of the mirror's; None if that cannot be, or not `may_be`."""
+    """A result of torch's own as one of the mirror's; None if that is impossible, or not
+    `may_be`."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.beyond")
 def edge_to(tensor: torch.Tensor) -> Edge:
-    """Where the gradient of a result of torch's own goes."""
+    """The edge for the gradient of a result of torch's own."""
     raise NotImplementedError
 
 
@@ -865,13 +867,14 @@ def record(
 ) -> tuple[Any, Node | None]:
     """Run `function.forward` on `args`; return its output and its node.
 
-    The node is None with grad mode off. Where no input requires grad the output stays an
-    untracked tensor; the node then still holds what was saved, for `Module.backward`.
+    The node is None with grad mode off. If no input requires grad, the output stays an untracked
+    tensor; the node still has the saved tensors, for `Module.backward`.
 
     `inplace`, if given, performs the operation on the first argument, which becomes the
     output, after `forward` has computed (and saved) what its backward needs.
 
-    A tensor subclass among `args` is asked, if it `asks` (see `nnmirror.overrides`).
+    With `asks`, a call with a tensor subclass among `args` is dispatched to it (see
+    `nnmirror.overrides`).
     """
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
@@ -883,7 +886,7 @@ def record(
         if infer is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
             for arg in args:
                 if type(arg) not in ORDINARY:
-                    break  # it may have to be asked
+                    break  # it may define dispatch
             else:
                 with DisableTorchFunctionSubclass():
                     return infer(*args), None
@@ -900,10 +903,10 @@ def record(
             elif kind in LEAVES:
                 sign = arg._signature
                 if sign is None:
-                    continue  # it is frozen, or is to get a signature
+                    continue  # it is frozen, or gets a signature
             else:
                 continue
-            if sign is not None:  # the first has the calls that were made with it
+            if sign is not None:  # the first one stores the calls that were made with it
                 written = sign.calls.get(function)
                 if written is not None:
                     met = written[0](written[1], arg, args)
@@ -936,7 +939,7 @@ def _unrecorded(
     inplace: Callable[[], Any] | None,
     asks: bool,
 ) -> Any:
-    """The value alone, with grad mode off."""
+    """The result only, with grad mode off."""
     for arg in args:
         if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
             return answered(function, args, inplace)[0]
@@ -963,7 +966,7 @@ def _record(
     asks: bool,
     disabled: Any,
 ) -> tuple[Any, Node | None]:
-    """`record` of any call, when it has been asked whether to record."""
+    """`record` for any call, after the check whether to record."""
     change = None
     changes_input = function.is_inplace or inplace is not None
     if changes_input and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
@@ -976,17 +979,17 @@ def _record(
     key: list[Any] = []
     first: Signature | None = None
     tracked = of_complex = False
-    # What a change in place leads back to follows from its arguments, but where they share memory.
+    # The history of an in-place change follows from its arguments, unless they share memory.
     signed = not changes_input or (change is not None and change.base is None and not change.views)
     if inplace is not None:
         key.append(IN_PLACE)
     for i, arg in enumerate(args):
         edge: Edge | None = None
-        theirs = False  # tracked by torch, whose engine goes on from there
+        theirs = False  # tracked by torch, whose engine continues there
         kind = kind_of(type(arg))
         if kind is SUBCLASS:
             if asks:
-                disabled.__exit__(None, None, None)  # to ask it, unless that was disabled
+                disabled.__exit__(None, None, None)  # to dispatch to it, unless that is disabled
                 return answered(function, args, inplace)
             kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
         if kind is MIRRORED:
@@ -1001,13 +1004,13 @@ def _record(
                 sign = made.signature
                 if index and sign is not None:
                     sign = sign.output(index)
-            else:  # no result is complex, so only here can a complex tensor come in
+            else:  # no result is complex, so complex tensors only enter here
                 if arg._requires_grad:
                     leaf = arg._stands_for
                     if leaf is None:
                         edge = (arg, 0)
                         sign = arg._signature or _signature_of_leaf(arg)
-                    else:  # torch's own, as below, or one that had other memory then
+                    else:  # torch's own, as below, or one that had other memory at that time
                         edge, sign = (leaf, 0), None
                         theirs = not isinstance(leaf, _tensor.Tensor)
                 if arg.is_complex():
@@ -1073,7 +1076,7 @@ def _record(
             type(out) is torch.Tensor
             and function.makes_new
             and not (node.non_differentiable or node.dirty or _among(out, args))
-        ):  # what follows, for a tensor that is new
+        ):  # the same as below, for a new tensor
             dtype = out.dtype
             node.edges = edges
             node.outputs = ((out.shape, dtype, out.device),)
@@ -1091,8 +1094,8 @@ def _record(
                 raise no_complex(function.__name__)
             return out, node
     else:
-        # What is saved of the first argument is its value before the change; where the
-        # result is saved, it is the changed tensor, which may not be changed again.
+        # If the first argument is saved, it is saved before the change; if the result is saved, it
+        # is the changed tensor, which may not be changed again.
         try:
             result = function.forward(node, args[0].clone(), *args[1:])
         except (RuntimeError, TypeError):
@@ -1128,7 +1131,7 @@ def _record(
 
 
 def _with_origin(node: Node | None, out: Any) -> Node | None:
-    """Keep with `node` where its call was made, and what it returned, for `nnmirror.explain`."""
+    """Store with `node` the place of its call and its result, for `nnmirror.explain`."""
     if node is not None and any(node.needs_input_grad):
         node.origin = of_this_call()  # type: ignore[attr-defined]
         outs = out if isinstance(out, _MANY) else (out,)
@@ -1148,7 +1151,7 @@ _AUTOCAST = (
 
 
 def records_plainly() -> bool:
-    """Would `record` record, with nothing in the way that it has to ask about?"""
+    """Would `record` record, without any special case that it has to check?"""
     return (
         torch.is_grad_enabled()
         and _override.mode is not False
@@ -1158,10 +1161,10 @@ def records_plainly() -> bool:
 
 
 def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
-    """`record` of a call whose signature is known, or of one of its kind; None for any other."""
+    """`record` for a call whose signature or kind is known; None for any other."""
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
-    key: list[Any] = []  # as `_sign` has it: what follows the first tracked tensor
+    key: list[Any] = []  # as in `_sign`: the part after the first tracked tensor
     first = None
     for arg in args:
         kind = type(arg)
@@ -1261,7 +1264,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
             "view_of": view_of,
         }
         found.written = call.write(function, found, args, edges, parts)
-    if found.written:  # from now on the first that is tried
+    if found.written:  # from now on it is tried first
         if first.calls is NO_CALLS:
             first.calls = {}
         first.calls[function] = found.written, found
@@ -1269,19 +1272,19 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
 
 
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
-    """`record` of a call that has no signature, if calls of its kind came before; else None."""
+    """`record` for a call without a signature, if there were calls of its kind; else None."""
     known = function.recorders.get(tuple(map(type, args)))
     return None if known is None else known[0](args)
 
 
 @upcall("nnmirror.fast.recorder")
 def learn(function: type[Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
-    """Have calls of this kind, which has no signature, recorded by a function of their own."""
+    """Write a recorder for calls of this kind, which have no signature."""
     raise NotImplementedError
 
 
 def finished(node: Node, out: Any, args: tuple[Any, ...]) -> tuple[Any, Node]:
-    """`_record` from there on where `out` is computed, and said what is saved of it."""
+    """The rest of `_record`, after `out` has been computed and its saved tensors chosen."""
     node.sequence = next(_sequence)
     out = _track(node, 0, out, args, False, None)
     node.outputs = (meta_of(out),)
@@ -1291,7 +1294,7 @@ def finished(node: Node, out: Any, args: tuple[Any, ...]) -> tuple[Any, Node]:
 def _once_more(
     function: type[Function], args: tuple[Any, ...], found: Signature, edges: Sequence[Edge | None]
 ) -> tuple[Any, Node]:
-    """`record` of a call with the signature `found`."""
+    """`record` for a call with the signature `found`."""
     node = Node(function)
     node.signature, node.edges = found, edges
     plan = found.plan
@@ -1324,14 +1327,14 @@ def unlike(node: Node, out: torch.Tensor) -> None:
     node.signature = None
 
 
-HERE = object()  # in a key, after what comes before the first argument that has a signature
-OF_TORCH = Signature()  # what comes first where there is nothing but such tensors
+HERE = object()  # in a key, after the part before the first argument that has a signature
+OF_TORCH = Signature()  # the first part if there are only such tensors
 THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
 IN_PLACE = object()  # in a key: the first argument was changed
 
 
 def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
-    """A new signature; none for a leaf with hooks, which the generic walk looks after."""
+    """A new signature; none for a leaf with hooks, which the generic walk handles."""
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
         return None
     try:
@@ -1346,7 +1349,7 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
 
 
 def signature_at(edge: Edge) -> Signature | None:
-    """The signature of what an edge leads to."""
+    """The signature of the target of an edge."""
     target, index = edge
     if isinstance(target, Node):
         sign = target.signature
@@ -1357,7 +1360,7 @@ def signature_at(edge: Edge) -> Signature | None:
 
 
 def sign_call(node: Node, first: Signature) -> None:
-    """Give `node`, a call on one tensor with the signature `first`, its own."""
+    """Give `node`, a call on one tensor with the signature `first`, its signature."""
     _sign(node, [], first, (), makes_new=True, numbers_vary=False)
 
 
@@ -1369,9 +1372,9 @@ def _sign(
     makes_new: bool,
     numbers_vary: bool,
 ) -> None:
-    """Give `node` the signature of its call, new if need be.
+    """Give `node` the signature of its call, a new one if necessary.
 
-    `key` stands for the arguments but for the first that has a signature, which keeps it.
+    `key` represents all arguments except the first that has a signature, which stores it.
     """
     call = (node.function, *key) if key else node.function
     sign = first.next.get(call)
@@ -1397,11 +1400,11 @@ def _sign(
     node.signature = sign
 
 
-# What kind of thing an argument is, by its type: isinstance is slow on a tensor's class.
+# The kind of an argument, by its type: isinstance is slow for tensor classes.
 MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
-# Types that most arguments have, and that are no subclass to be asked.
+# The types of most arguments, which are not subclasses with dispatch.
 ORDINARY = {torch.Tensor, _tensor.Tensor, bool, float, int, str, tuple, type(None)}
-LEAVES: set[type] = set()  # whose tensors may have a signature of their own
+LEAVES: set[type] = set()  # their tensors may have a signature
 
 
 def _kind_of(cls: type) -> str:
@@ -1420,28 +1423,28 @@ kind_of: Callable[[Any], str] = functools.lru_cache(maxsize=256)(_kind_of)
 def answered(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
-    """What `record` calls where a tensor subclass is among the arguments."""
+    """Called by `record` if there is a tensor subclass among the arguments."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.overrides")
 def tracked_class(cls: type[torch.Tensor]) -> "type[_tensor.Tensor]":
-    """The class of tracked tensors that were of `cls`."""
+    """The class of tracked tensors of the subclass `cls`."""
     raise NotImplementedError
 
 
-# Views are changed by operations of their own, so this is further up.
+# In-place changes of views are recorded as operations of their own, in a higher module.
 
 
 @upcall("nnmirror.views")
 def view_of(node: Node, out: torch.Tensor, base: Any, several: bool) -> "_views.ViewOf | None":
-    """What to remember of `out`, output of `node`, if it is a view of `base` or its base."""
+    """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.views")
 def view_from(base: Any, out: torch.Tensor) -> "_views.ViewOf":
-    """The same of the one view that an operation makes of `base`, a tracked tensor."""
+    """The same for the single view that an operation makes of `base`, a tracked tensor."""
     raise NotImplementedError
 
 
@@ -1453,7 +1456,7 @@ def change_of(tensor: torch.Tensor) -> "_views.Change":
 
 @upcall("nnmirror.views")
 def renew(view: "_tensor.Tensor") -> None:
-    """Give a view whose memory has changed a grad_fn that starts from its base as it is now."""
+    """Give a view whose memory has changed a new grad_fn, based on its base's present one."""
     raise NotImplementedError
 
 
@@ -1465,15 +1468,16 @@ def rebase(node: Node, view: "_tensor.Tensor", base: torch.Tensor) -> None:
 
 @upcall("nnmirror.views")
 def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
-    """Make tracked tensors of plain views whose base has got a gradient."""
+    """Track plain views whose base has become tracked."""
     raise NotImplementedError
 
 
 def is_plain_update(changed: Any, others: Any) -> bool:
-    """Is this an optimiser at work: a leaf changed by values without history?
+    """Is this an optimiser's update: a leaf changed by values without history?
 
-    With torch's grad mode off and the mirror's own on, torch.optim's `with torch.no_grad()`
-    cannot be told from the script's own mode; but such a change cannot be recorded anyway.
+    If torch's grad mode is off and the mirror's own is on, torch.optim's `with torch.no_grad()`
+    cannot be distinguished from the script's own mode; but such a change could not be recorded
+    anyway.
     """
     return (
         not torch.is_grad_enabled()
@@ -1555,7 +1559,7 @@ def _with_defaults(
     """The arguments of a call of `forward`, in its order and with its defaults."""
     code = getattr(forward, "__code__", None)
     if not (kwargs or code is None or code.co_kwonlyargcount) and code.co_argcount == len(args):
-        return args, kwargs  # all there, and a signature takes its time
+        return args, kwargs  # all given, and inspecting the signature is slow
     bound = inspect.signature(forward).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.args, bound.kwargs
@@ -1564,7 +1568,8 @@ def _with_defaults(
 def _placed(
     function: type[Function], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """The arguments of forward with those given by name in their places, as PyTorch counts them."""
+    """The arguments of forward by position, with those given by name in their places, as in
+    PyTorch."""
     code: Any = function.forward.__code__  # type: ignore[attr-defined]
     names = code.co_varnames[0 if function.has_context else 1 : code.co_argcount]
     for name in kwargs:
@@ -1584,12 +1589,12 @@ def _placed(
 
 
 def _apart(out: torch.Tensor, inputs: tuple[Any, ...]) -> torch.Tensor:
-    """An output that requires grad already, without what it requires that for: an input, or the
-    result of a graph inside forward."""
+    """An output that requires grad already, without its history: an input, or the result of a graph
+    inside forward."""
     if not _among(out, inputs):
         return out.detach()
     if isinstance(out, _tensor.Tensor):
-        return out  # which for torch requires none
+        return out  # for torch it does not require grad
     return out.detach().view_as(out)
 
 
@@ -1646,7 +1651,7 @@ def _track(
 ) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`.
 
-    `change` is what an operation in place was found to change, if that was asked before it.
+    `change` describes what an in-place operation changes, if that was determined before it.
     """
     if not is_differentiable(out, node):
         return out
@@ -1657,7 +1662,7 @@ def _track(
         if change is None:
             change = change_of(out)
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
-        out = out.view_as(out)  # the forward handed an input on: a tensor of its own
+        out = out.view_as(out)  # forward returned an input: make a separate tensor
     if node._saved:
         _save_apart(node, out, index)
     if not isinstance(out, _tensor.Tensor):
@@ -1678,7 +1683,7 @@ def _track(
 
 
 def _save_apart(node: Node, out: torch.Tensor, index: int = 0) -> None:
-    """An output that is saved would keep itself alive: save an alias of it."""
+    """A saved output would keep itself alive: save an alias of it."""
     for kept in node._saved or ():
         if kept is out:
             alias = out.detach()
@@ -1687,8 +1692,8 @@ def _save_apart(node: Node, out: torch.Tensor, index: int = 0) -> None:
 
 
 def usual_edge(tensor: torch.Tensor) -> Edge | None:
-    """Where the gradient of a result goes; None for a leaf, a plain tensor, and a view whose
-    memory has changed."""
+    """The edge of a result; None for a leaf, a plain tensor, and a view whose memory has
+    changed."""
     if type(tensor) is not _tensor.Tensor:
         return None
     view = tensor._view_of
@@ -1699,10 +1704,10 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
 
 
 def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
-    """Inside torch.vmap or torch.func.grad PyTorch's own call is made, which they see through.
+    """Inside torch.vmap or torch.func.grad, PyTorch's own function is called, which they support.
 
-    What it returns is unwrapped when they return, and would no longer know what made it: raises
-    if one of `args` requires grad for the tape.
+    Its result is unwrapped when they return, and would lose its history: raises if one of `args`
+    requires grad for the tape.
     """
     wrapped = False
     for t in tensors_in(args):
@@ -1727,7 +1732,7 @@ def no_transform() -> NotImplementedError:
 
 
 def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
-    """As PyTorch: a backward by hand says nothing of the forward mode."""
+    """Raises as PyTorch: a backward alone does not define forward mode."""
     if function.is_rule or all(_torch.unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
         return
     raise NotImplementedError(
@@ -1739,7 +1744,7 @@ def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
 def _by_torch(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
 ) -> Any:
-    """The value alone, by PyTorch's own call if it has one for it."""
+    """The result only, by PyTorch's own function if it has one."""
     if inplace is not None:
         return inplace()
     if function.infer is not None:
@@ -1750,12 +1755,13 @@ def _by_torch(
 
 
 def is_left_to_torch(*args: Any) -> bool:
-    """Is it so here, and none of `args` tracked? Then PyTorch's own function is to be called."""
+    """Is that the case here, with none of `args` tracked? Then PyTorch's own function has to be
+    called."""
     return is_seen_through() and not (is_grad_enabled() and any(map(_is_tracked, tensors_in(args))))
 
 
 def _is_tracked(t: torch.Tensor) -> bool:
-    """Does it require grad outside of the transforms that have wrapped it?"""
+    """Does it require grad outside of the transforms that wrap it?"""
     if not _is_wrapped(t):
         return t.requires_grad
     while _is_wrapped(t):
@@ -1764,12 +1770,13 @@ def _is_tracked(t: torch.Tensor) -> bool:
 
 
 def is_seen_through() -> bool:
-    """Does PyTorch compute more than the value, in a transform of torch.func or in forward mode?"""
+    """Is a transform of torch.func or forward mode active, so that PyTorch computes more than the
+    result?"""
     return in_transform() is not None or forward_mode["_current_level"] >= 0
 
 
 def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
-    """Let `tensor` be output `index` of `node`. A retained gradient follows it there."""
+    """Make `tensor` output `index` of `node`, and move a retained gradient there."""
     old = tensor._node
     if old is not None and old.retained and tensor._output_nr in old.retained:
         node.retained = {index: old.retained.pop(tensor._output_nr)}
@@ -1782,9 +1789,9 @@ _tensors_of_numbers: dict[Any, torch.Tensor | None] = {}
 
 
 def number(value: float, like: torch.Tensor) -> Any:
-    """A number as an operand for `like`: the third time as a tensor, which is taken sooner.
+    """A number as an operand for `like`: from the third time on as a tensor, which is faster.
 
-    Itself where a tensor would round otherwise, or is not the same (minus zero).
+    The number itself if a tensor would round differently, or is not the same (minus zero).
     """
     if type(value) is not float or value == 0.0 or like.dtype not in _WIDE:
         return value
@@ -1793,7 +1800,7 @@ def number(value: float, like: torch.Tensor) -> Any:
     if found is None:
         if len(_tensors_of_numbers) >= 1024:
             _tensors_of_numbers.clear()
-        # A number that comes once, as that of a schedule, is not worth a tensor.
+        # A number that occurs once, such as that of a schedule, is not worth a tensor.
         _tensors_of_numbers[key] = constant(*key) if key in _tensors_of_numbers else None
         return value
     return found
@@ -1804,7 +1811,7 @@ _WIDE = (torch.float32, torch.float64)
 
 @functools.lru_cache(maxsize=4096)
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A number as a tensor, to be read only: an operation takes one sooner than a number."""
+    """A number as a read-only tensor: operations are faster with a tensor than with a number."""
     with torch.inference_mode(False):
         made = torch.tensor(value, dtype=dtype, device=device)
     made._is_constant = True  # type: ignore[attr-defined]

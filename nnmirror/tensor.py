@@ -1,12 +1,12 @@
-"""Tensor: a torch tensor that knows what made it.
+"""Tensor: a torch tensor with a recorded history.
 
-A tracked tensor *is* a `torch.Tensor`: the result of an ordinary torch operation whose
-class has been changed to `Tensor`, with the recorded call (`_node`) that made it beside
-it. For torch it never requires grad, so torch builds no graph, whatever its mode; the
-`requires_grad`, `grad_fn`, `is_leaf` that a script reads are the mirror's own.
+A tracked tensor *is* a `torch.Tensor`: the result of an ordinary torch operation, with its class
+changed to `Tensor` and a reference (`_node`) to the recorded call that made it. For torch it never
+requires grad, so torch builds no graph in any mode; the `requires_grad`, `grad_fn` and `is_leaf`
+that a script reads are the mirror's own.
 
-Torch hands every operation on such a tensor to `__torch_function__`, which looks it up
-among the rules (see `nnmirror.rules`): recorded, passed through, or refused.
+Torch passes every operation on such a tensor to `__torch_function__`, which looks it up among the
+rules (see `nnmirror.rules`): it is recorded, passed through, or refused.
 
 .. include:: refused.md
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _suffixed(text: str, suffix: str) -> str:
-    """`tensor(...)` with one more `, name=value`, wrapped where PyTorch wraps it."""
+    """`tensor(...)` with another `, name=value`, wrapped like PyTorch's."""
     text = text[:-1]
     last_line = len(text) - text.rfind("\n") + 1
     if last_line + len(suffix) + 2 > _torch.PRINT_OPTS.linewidth:
@@ -45,11 +45,11 @@ def _suffixed(text: str, suffix: str) -> str:
 
 
 _USUAL = (torch.float32, torch.float64)
-# Where torch keeps a gradient, and the memory. A tracked tensor has its gradient in `_gradient`,
-# which is read and written several times sooner; to be called behind DisableTorchFunctionSubclass.
+# Torch's own `.grad` and `.data`. A tracked tensor has its gradient in `_gradient`, which is
+# several times faster to read and write. Call these within DisableTorchFunctionSubclass.
 C_grad: Any = _torch.TensorBase.grad
 _C_data: Any = _torch.TensorBase.data
-# The same of what a tracked tensor answers by itself, to be asked past that.
+# The same for attributes that a tracked tensor overrides.
 C_device: Any = _torch.TensorBase.device.__get__
 C_dim: Any = _torch.TensorBase.dim
 C_dtype: Any = _torch.TensorBase.dtype.__get__
@@ -60,7 +60,7 @@ _C_detach: Any = _torch.TensorBase.detach
 def no_complex(name: str) -> NotImplementedError:
     """For an operation on complex numbers through which a gradient should go.
 
-    The gradient of a complex number is by its conjugate, which the rules do not take.
+    The gradient of a complex number involves its conjugate, which the rules do not take.
     """
     return NotImplementedError(
         f"nnmirror: gradients of complex numbers are not mirrored, and {name} takes or makes a"
@@ -73,7 +73,7 @@ def no_complex(name: str) -> NotImplementedError:
 
 
 def bare(name: str) -> str:
-    """A node's name without the C++ namespace that a few of PyTorch's bear."""
+    """A node's name without the C++ namespace that a few of PyTorch's have."""
     return name.removeprefix("torch::autograd::")
 
 
@@ -86,12 +86,12 @@ def add_hook(
 
 
 def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which gives its first argument, a tensor, another shape or other memory."""
+    """Wraps `function`, which gives its first argument, a tensor, another shape or other memory."""
 
     def change(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(tensor, *args, **kwargs)
-        finally:  # it may be done in part
+        finally:  # it may have been done in part
             for name in ("_plain", "_transposed", "_signature"):
                 vars(tensor).pop(name, None)
 
@@ -112,7 +112,7 @@ def _is_laid_out_as(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 class _kept:
-    """As functools.cached_property, without its lock: made twice, it is the same."""
+    """As functools.cached_property, without its lock: computing it twice gives the same."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self.make = make
@@ -128,16 +128,16 @@ class _kept:
         return made
 
 
-# What answers a torch function on a tracked tensor, filled by nnmirror.rules.
+# The function called for a torch function on a tracked tensor, filled by nnmirror.rules.
 RULES: dict[Any, Callable[..., Any]] = {}
 
 
 def _refuse_torch_function_objects() -> None:
     """Are we inside the forward of a torch.autograd.Function?
 
-    It switches grad mode off and never asks a tensor subclass, so what comes out of it would
-    have lost its gradient. What tells it from no_grad() is that forward-mode gradients are off
-    too, as only inference mode has them besides.
+    It turns grad mode off and never dispatches to a tensor subclass, so its result would lose the
+    gradient. Unlike under no_grad(), forward-mode gradients are off too; otherwise that is only so
+    in inference mode.
     """
     if _torch.is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
         return
@@ -152,7 +152,7 @@ def _refuse_torch_function_objects() -> None:
 
 
 def _is_multi_grad_hook(hook: Any) -> bool:
-    """Is it what torch.autograd.graph.register_multi_grad_hook puts on each tensor?"""
+    """Is it the hook that torch.autograd.graph.register_multi_grad_hook puts on each tensor?"""
     return getattr(getattr(hook, "__code__", None), "co_filename", "").endswith(_GRAPH_FILE)
 
 
@@ -163,7 +163,7 @@ _MATMUL: Any = torch.Tensor.__matmul__
 
 
 def _is_asked() -> bool:
-    """Would torch come to `Tensor.__torch_function__`, and that have nothing more to ask?"""
+    """Would torch call `Tensor.__torch_function__`, without any special case there?"""
     return (
         torch.is_grad_enabled()
         and _torch.is_torch_function_enabled()
@@ -172,23 +172,24 @@ def _is_asked() -> bool:
 
 
 def _is_usual(function: "type[_tape.Function]") -> bool:
-    """With torch's grad mode on: is that the mirror's, and none that asks for another function?"""
+    """With torch's grad mode on: is the mirror's on too, and no mode active that requires another
+    function?"""
     if _override.mode is not None or function.exact is not None or _state.plain:
         return False
     return not in_inference_mode()
 
 
-# Types of arguments of which no other than a tracked tensor is asked. None is left to torch, which
-# says where it may be.
+# Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
+# knows where it is allowed.
 UNASKED: set[type] = {torch.Tensor, bool, float, int}
 
 
 def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
-    """Have a call of this method of a tracked tensor answered without torch asking the tensor.
+    """Handle calls of this method of a tracked tensor without torch's dispatch.
 
-    `found` is what would answer: a `Recorded`, or what is composed of recorded operations.
-    Where torch would ask somebody else, or nobody, it is called as ever; and where `found`
-    `takes_any` arguments, and torch has errors of its own.
+    `found` is the function that dispatch would find: a `Recorded`, or a composition of recorded
+    operations. If torch would dispatch to another class, or not at all, torch's method is called as
+    usual; also if `found` `takes_any` arguments, for which torch has its own errors.
     """
     names = [n for n in (func.__name__, *_OPERATORS) if getattr(torch.Tensor, n, None) is func]
     names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
@@ -213,7 +214,7 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
                 given = found.placed(given, kwargs)
             node = self._node
             if node is not None and is_recorded and _is_usual(function):
-                sign = node.signature  # as in `record`, which would have more to ask
+                sign = node.signature  # as in `record`, with fewer checks
                 if sign is not None:
                     if not sign.is_plain:
                         sign = sign.output(self._output_nr)
@@ -230,7 +231,7 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
             if args or not takes_any:
                 return found(*given)
         except TypeError:
-            pass  # as torch says it
+            pass  # as in torch's error
         return func(self, *args, **kwargs)
 
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
@@ -247,25 +248,25 @@ _OPERATORS = (
 
 @upcall("nnmirror.rules.registry")
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
-    """What becomes of a call of the torch function `func` that RULES does not have."""
+    """Handles a call of a torch function that is not in RULES."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.rules.registry")
 def check_numbers(func: Any, args: Any, kwargs: Any) -> None:
-    """PyTorch's error where a tensor that requires grad is given as a number."""
+    """PyTorch's error if a tensor that requires grad is given as a number."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.rules.registry")
 class Recorded:
-    """What most of RULES are: a call is recorded as one of `function`."""
+    """Most of RULES: records a call of `function`."""
 
     function: "type[_tape.Function]"
-    most: int  # arguments that it takes by position
+    most: int  # the number of positional arguments
 
     def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The arguments of a call, those with names in their places."""
+        """The arguments of a call by position, with those given by name in their places."""
         raise NotImplementedError
 
 
@@ -277,7 +278,7 @@ def record(function: "type[_tape.Function]", args: tuple[Any, ...]) -> tuple[Any
 
 @upcall("nnmirror.tape")
 def edge_of(tensor: torch.Tensor) -> "_tape.Edge":
-    """Where the gradient of `tensor` goes."""
+    """The edge of `tensor`."""
     raise NotImplementedError
 
 
@@ -290,7 +291,7 @@ def backward(
     *,
     inputs: torch.Tensor | Sequence[torch.Tensor] | None,
 ) -> None:
-    """Walk back from `tensors`."""
+    """Run the backward from `tensors`."""
     raise NotImplementedError
 
 
@@ -306,7 +307,7 @@ def backward_plainly(
 
 @upcall("nnmirror.walk")
 def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
-    """A hook of torch.autograd.graph.register_multi_grad_hook, asking the mirror's walk."""
+    """A hook of torch.autograd.graph.register_multi_grad_hook that uses the mirror's walk."""
     raise NotImplementedError
 
 
@@ -320,20 +321,20 @@ class Tensor(torch.Tensor):
     """A tensor that carries a gradient: what a mirrored module or operation returns."""
 
     _node: "_tape.Node | None" = None  # the recorded call that made it
-    _output_nr: int = 0  # which of that call's outputs it is
+    _output_nr: int = 0  # its index among that call's outputs
     _requires_grad: bool = False  # for leaves
-    _gradient: torch.Tensor | None = None  # what `grad` shows
-    _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if not itself
-    _signature: "Signature | None" = None  # of a leaf, while its flags and layout stay (see fast)
-    _signature_by_layout: "tuple[Any, Signature] | None" = None  # the latest, to be taken up again
+    _gradient: torch.Tensor | None = None  # the value of `grad`
+    _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if it is an alias
+    _signature: "Signature | None" = None  # of a leaf with unchanged flags and layout (see fast)
+    _signature_by_layout: "tuple[Any, Signature] | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
     _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
-    # Of its AccumulateGrad: before it runs, and after.
+    # Hooks of its AccumulateGrad: before it runs, and after.
     _accumulate_hooks: "tuple[OrderedDict[int, Any], OrderedDict[int, Any]] | None" = None
     _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
-    _has_moved: bool = False  # to other memory, which is yet to be used
-    _swapped: int | None = None  # what was recorded before was of the tensor that it was then
+    _has_moved: bool = False  # it was set to other memory, which has not been used yet
+    _swapped: int | None = None  # calls recorded before the swap refer to the tensor that it was
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -349,14 +350,14 @@ class Tensor(torch.Tensor):
                 return record(found.function, args)[0]  # what it would call
             return found(*args, **kwargs) if kwargs else found(*args)
         except TypeError:
-            check_numbers(func, args, kwargs or {})  # it names the call as it was made
+            check_numbers(func, args, kwargs or {})  # the error names the original call
             raise
 
-    # -- autograd's attributes, answered by the mirror -----------------------------------
+    # -- autograd's attributes -----------------------------------------------------------
 
     @property
     def requires_grad(self) -> bool:  # type: ignore[override]
-        """True for a recorded result, and for a leaf that was told to."""
+        """True for a recorded result, and for a leaf that was set so."""
         return self._node is not None or self._requires_grad
 
     @requires_grad.setter
@@ -366,8 +367,8 @@ class Tensor(torch.Tensor):
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
-        """Ask for a gradient of this leaf, or for none. RuntimeError for integers, and for
-        False on a recorded result.
+        """Set whether this leaf requires grad. RuntimeError for integers, and for False on a
+        recorded result.
         """
         if not isinstance(requires_grad, bool):
             torch.empty(0).requires_grad_(requires_grad)  # PyTorch's error
@@ -393,7 +394,7 @@ class Tensor(torch.Tensor):
 
     @property
     def is_leaf(self) -> bool:  # type: ignore[override]
-        """True where no recorded call made it."""
+        """True if it is not the result of a recorded call."""
         return self._node is None
 
     @property
@@ -401,12 +402,12 @@ class Tensor(torch.Tensor):
         """The recorded call that made it; None for a leaf."""
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():
-                edge_of(self)  # a view whose memory was changed since gets a new one
+                edge_of(self)  # a view whose memory has changed gets a new one
         return None if self._node is None else self._node.shown()
 
     @property
     def output_nr(self) -> int:  # type: ignore[override]
-        """Which of the outputs of `grad_fn` it is."""
+        """Its index among the outputs of `grad_fn`."""
         return self._output_nr
 
     @property
@@ -417,7 +418,7 @@ class Tensor(torch.Tensor):
 
     @property
     def grad(self) -> torch.Tensor | None:  # type: ignore[override]
-        """The sum of the gradients of all walks so far; None before the first."""
+        """The sum of the gradients of all backwards so far; None before the first."""
         if self._node is not None and not self.retains_grad:
             warnings.warn(
                 "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed."
@@ -433,7 +434,7 @@ class Tensor(torch.Tensor):
     @grad.setter
     def grad(self, value: torch.Tensor | None) -> None:
         if value is not None:
-            with DisableTorchFunctionSubclass():  # torch's own attribute says if it fits
+            with DisableTorchFunctionSubclass():  # torch's own attribute checks it
                 C_grad.__set__(self, value)
                 C_grad.__set__(self, None)
         self._gradient = value
@@ -469,7 +470,7 @@ class Tensor(torch.Tensor):
         create_graph: bool = False,
         inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """Walk back from this tensor, as `torch.Tensor.backward`."""
+        """Run the backward from this tensor, as `torch.Tensor.backward`."""
         if (
             _here.is_plain
             and gradient is inputs is None
@@ -481,12 +482,12 @@ class Tensor(torch.Tensor):
         backward(self, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _is_swapped(self) -> None:
-        """`torch.utils.swap_tensors` has given it what was another's."""
-        _state.leaf_hooks_exist = True  # so that no walk goes past asking
+        """`torch.utils.swap_tensors` has exchanged it with another tensor."""
+        _state.leaf_hooks_exist = True  # so that every walk checks
         self._swapped = next(_state.sequence)
 
     def detach_(self) -> "Tensor":
-        """Forget what made this tensor, in place."""
+        """Detach this tensor from its history, in place."""
         if self._view_of is not None:
             raise RuntimeError(
                 "Can't detach views in-place; use detach() instead. If you are using"
@@ -503,11 +504,11 @@ class Tensor(torch.Tensor):
 
     def set_(self, *args: Any, **kwargs: Any) -> "Tensor":  # type: ignore[override]
         """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
-        return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not asked about
+        return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not dispatched
 
     @_kept
     def _plain(self) -> torch.Tensor:
-        """The same memory as a plain tensor, which torch takes sooner."""
+        """The same memory as a plain tensor, which is faster for torch."""
         with DisableTorchFunctionSubclass():
             if not torch.is_inference_mode_enabled():
                 return _C_detach(self)  # type: ignore[no-any-return]
@@ -516,7 +517,7 @@ class Tensor(torch.Tensor):
 
     @_kept
     def _transposed(self) -> torch.Tensor | None:
-        """Of a plain matrix: its transpose, for multiplying by it."""
+        """The transpose of a plain matrix, for multiplying by it."""
         plain = self._plain
         usual = plain.dim() == 2 and plain.dtype in _USUAL and plain.is_contiguous()
         usual = usual and not plain.is_inference()
@@ -529,7 +530,7 @@ class Tensor(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
-        """The same memory, apart from the tape; assigned, it is exchanged."""
+        """The same memory, without history; assigning to it exchanges the memory."""
         with DisableTorchFunctionSubclass():
             return _C_data.__get__(self)  # type: ignore[no-any-return]
 
@@ -540,15 +541,15 @@ class Tensor(torch.Tensor):
                 raise no_complex("Tensor.data")
             own = vars(self)
             plain = own.get("_plain")
-            if plain is None and self._signature is None:  # nothing is known of its layout
+            if plain is None and self._signature is None:  # its layout is unknown
                 _C_data.__set__(self, value)
                 self._has_moved = True
             elif type(value) is not torch.Tensor or not _is_laid_out_as(
                 value, self if plain is None else plain
             ):
                 _set_data(self, value)
-            else:  # other memory, and no more
-                moves = plain is None or not plain.is_set_to(value)  # else as after p.data -= ...
+            else:  # only the memory changes
+                moves = plain is None or not plain.is_set_to(value)  # as after p.data -= ...
                 try:
                     _C_data.__set__(self, value)
                 finally:
@@ -576,7 +577,7 @@ class Tensor(torch.Tensor):
         return add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
-        """`hook(leaf)` runs after this leaf's `.grad` has been added to."""
+        """`hook(leaf)` runs after the gradient has been added to this leaf's `.grad`."""
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
         if self._node is not None:
@@ -590,10 +591,10 @@ class Tensor(torch.Tensor):
         return add_hook(self._post_accumulate_hooks, hook)
 
     def _register_reached_hook(self, hook: Callable[[], None]) -> Any:
-        """`hook()` runs in every walk that leads to this leaf, once it has arrived here.
+        """`hook()` runs in every walk that reaches this leaf, when it has arrived here.
 
-        After all other hooks, and also where no gradient came: what PyTorch's data-parallel
-        reducer hangs on the leaf's AccumulateGrad.
+        It runs after all other hooks, even without a gradient, like the hook that PyTorch's
+        data-parallel reducer puts on the leaf's AccumulateGrad.
         """
         _state.leaf_hooks_exist = True
         self._signature = None
@@ -601,7 +602,7 @@ class Tensor(torch.Tensor):
             self._reached_hooks = OrderedDict()
         return add_hook(self._reached_hooks, hook)
 
-    # -- without the way through __torch_function__ ----------------------------------------
+    # -- without __torch_function__ --------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Any:
         kind = type(index)
@@ -619,7 +620,7 @@ class Tensor(torch.Tensor):
     def __rmatmul__(self, other: Any) -> Any:
         if type(other) is not torch.Tensor:
             return torch.Tensor.__rmatmul__(self, other)
-        # Python asks the subclass first; torch would be asked by the operand on the left.
+        # Python tries the subclass's method first; otherwise the left operand would call torch.
         asked = type(self) in UNASKED and _is_asked()
         return (RULES[_MATMUL] if asked else _MATMUL)(other, self)
 
@@ -640,8 +641,8 @@ class Tensor(torch.Tensor):
         return self.detach().__array__(*args, **kwargs)
 
     def as_subclass(self, cls: Any) -> Any:
-        """The same memory as a `cls`; refused where the gradient would be lost."""
-        if self.requires_grad:  # torch does not ask __torch_function__ about this one
+        """The same memory as a `cls`; refused if the gradient would be lost."""
+        if self.requires_grad:  # torch does not dispatch this one to __torch_function__
             return as_subclass(self, cls)
         return torch.Tensor.as_subclass(self, cls)
 
@@ -653,7 +654,7 @@ class Tensor(torch.Tensor):
     def _to_number(self, kind: Any) -> Any:
         warn = not _state.warned_of_numbers or torch.is_warn_always_enabled()
         if kind is not int and warn and self.requires_grad and torch.is_grad_enabled():
-            _state.warned_of_numbers = True  # once, as PyTorch
+            _state.warned_of_numbers = True  # once, as in PyTorch
             warnings.warn(
                 "Converting a tensor with requires_grad=True to a scalar may lead to unexpected"
                 " behavior.\nConsider using tensor.detach() first.",
@@ -677,7 +678,7 @@ class Tensor(torch.Tensor):
         if self._node is not None:
             try:
                 name = bare(self.grad_fn.name())  # type: ignore[union-attr]
-            except RuntimeError:  # of a view that may no longer be used
+            except RuntimeError:  # for a view that may no longer be used
                 name = "Invalid"
             return _suffixed(text, f"grad_fn=<{name}>")
         return _suffixed(text, "requires_grad=True") if self._requires_grad else text
@@ -703,11 +704,11 @@ class Tensor(torch.Tensor):
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A non-leaf is pickled as a leaf with its values, as in PyTorch: one of torch's own, so
-        # that a checkpoint loads wherever PyTorch is.
+        # A non-leaf is pickled as a leaf with its values, as in PyTorch: a plain torch tensor, so
+        # that a checkpoint can be loaded without nnmirror.
         plain = self.detach()
         cls = type(self)
-        # What a user put there; what the mirror keeps there has a default in the class.
+        # Attributes set by a user; the mirror's own have a default in the class.
         state = {name: value for name, value in vars(self).items() if not hasattr(cls, name)}
         if cls is Tensor:
             vars(plain).update(state)
@@ -723,7 +724,7 @@ UNASKED.add(Tensor)
 
 
 def is_torchs(target: Any) -> bool:
-    """Is it a tensor of torch's own, not the mirror's?"""
+    """Is it a plain torch tensor, not the mirror's?"""
     return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
 
 
@@ -741,7 +742,7 @@ def rebuild(
 
 
 def _asked_plainly(ask: Any) -> Any:
-    """`ask`, a question about a tensor that has nothing to do with what made it."""
+    """Wraps `ask`, a query of a tensor that does not depend on its history."""
 
     @functools.wraps(ask)
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -759,7 +760,7 @@ def _directly(ask: Any, plainly: Any) -> Any:
     @functools.wraps(ask)
     def answer(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         if not (_torch.is_torch_function_enabled() and type(tensor) in UNASKED):
-            return ask(tensor, *args, **kwargs)  # torch asks it, or nobody
+            return ask(tensor, *args, **kwargs)  # torch dispatches, or not
         if not torch.is_grad_enabled():
             _refuse_torch_function_objects()
         with DisableTorchFunctionSubclass():
@@ -769,7 +770,7 @@ def _directly(ask: Any, plainly: Any) -> Any:
 
 
 def _attribute(name: str) -> property:
-    """The same of an attribute."""
+    """The same for an attribute."""
     ask: Any = getattr(torch.Tensor, name).__get__
 
     def answer(tensor: Any) -> Any:
@@ -784,19 +785,19 @@ def _attribute(name: str) -> property:
 
 
 def ask_plainly(ask: Any, plainly: Any) -> None:
-    """Have `ask`, a method of torch.Tensor, answered by `plainly`."""
+    """Replace `ask`, a method of torch.Tensor, by `plainly(ask)`."""
     ASKED[ask] = _asked_plainly(plainly)
     setattr(Tensor, ask.__name__, _directly(ask, plainly))
 
 
 ASKED: dict[Any, Callable[..., Any]] = {}
-# What scripts ask most.
+# The most frequent queries.
 for _name in ("__len__", "detach", "item", "ndimension", "size", "tolist"):
     _ask: Any = getattr(torch.Tensor, _name)
     setattr(Tensor, _name, _directly(_ask, _ask))
 for _name in ("device", "dtype", "ndim", "shape"):
     setattr(Tensor, _name, _attribute(_name))
-# And with no more to look at on that way.
+# The same with fewer checks.
 for _name in (
     *("_version", "device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"),
 ):
@@ -814,7 +815,7 @@ for _name in (
     "stride",
 ):
     ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
-# Whose results are never floating point: no gradient goes through them.
+# Operations whose results are never floating point, and so have no gradient.
 for _name in (
     *("all", "any", "argmax", "argmin", "argsort", "count_nonzero", "eq", "equal", "ge", "gt"),
     *("isclose", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or"),
@@ -828,7 +829,7 @@ for _name in (
 
 
 def _between_processes(tensor: Tensor) -> Any:
-    """For a queue or a worker's answer, where a graph cannot follow: PyTorch refuses as well."""
+    """For sending to another process, where the graph cannot follow: PyTorch raises as well."""
     if tensor._node is not None:
         raise RuntimeError(
             "Cowardly refusing to serialize non-leaf tensor which requires_grad, since autograd"

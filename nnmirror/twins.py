@@ -1,9 +1,9 @@
-"""A parameter of one library and the one of the other that the bridge made on the same memory.
+"""Parameters of the two libraries that share memory, as the bridge makes them.
 
-Their gradients: what PyTorch's backward adds to the `.grad` of a twin that `to_torch` made, it adds
-to that of the mirrored parameter, as the two are one tensor. Nothing is to be had the other way
-without a hook on every mirrored parameter, which would cost each backward; so an optimiser that
-finds no gradient where the twins have some says so.
+Their gradients: PyTorch's backward adds to the `.grad` of the mirrored parameter too, as the two
+`.grad`s of a pair that `to_torch` made are the same tensor. The other direction would need a hook
+on every mirrored parameter, which would slow each backward down; instead, an optimiser warns if its
+parameters have no gradient, but their twins do.
 """
 
 import functools
@@ -25,14 +25,14 @@ _ELSEWHERE = (
 
 
 def pair(theirs: torch.Tensor, ours: Parameter) -> None:
-    """Note that the two were made on the same memory."""
+    """Register two parameters that share memory."""
     _twins[theirs] = TensorWeakRef(ours)
     _twins[ours] = TensorWeakRef(theirs)
     _watch_torchs_optimisers()
 
 
 def share_gradient(theirs: torch.Tensor, ours: Parameter) -> None:
-    """From now on let PyTorch's backward add to the gradient of both, as long as they are one."""
+    """From now on PyTorch's backward adds to the gradient of both, as long as they share memory."""
     if not (theirs.is_floating_point() or theirs.is_complex()):
         return
     shared = SharedGradient(theirs, ours)
@@ -60,7 +60,7 @@ def warn_if_elsewhere(params: Iterable[Any]) -> None:
 
 
 def _twin(param: Any) -> Any:
-    """The twin, while both lie in the same memory."""
+    """The twin, as long as both share memory."""
     found = _twins.get(param)
     twin = None if found is None else found()
     return twin if twin is not None and _are_one(param, twin) else None
@@ -77,7 +77,7 @@ def _are_one(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @functools.cache
 def _watch_torchs_optimisers() -> None:
-    """Have each warn before a step (once in the process)."""
+    """Make each optimiser warn before a step (once per process)."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     register_optimizer_step_pre_hook(_before_a_step)
@@ -92,7 +92,7 @@ def _before_a_step(optimizer: Any, args: Any, kwargs: Any) -> None:
 class SharedGradient:
     """The hooks on PyTorch's parameter that keep its `.grad` and its twin's the same tensor.
 
-    That one which both had is marked, so that it is seen who let go of it since.
+    The shared `.grad` is marked, to detect which side has replaced it since.
     """
 
     def __init__(self, theirs: torch.Tensor, ours: Parameter) -> None:
@@ -106,7 +106,7 @@ class SharedGradient:
         return theirs, ours
 
     def before(self, grad: torch.Tensor) -> None:
-        """Before PyTorch adds to its `.grad`: that is to be the twin's."""
+        """Before PyTorch adds to its `.grad`: make it the twin's."""
         theirs, ours = self._both()
         if theirs is None:
             return
@@ -121,18 +121,18 @@ class SharedGradient:
                 theirs.grad = mirrored
         elif not _are_one(held, mirrored):
             if _is_marked(held):
-                theirs.grad = mirrored  # the mirror's backward has begun a new one
+                theirs.grad = mirrored  # the mirror's backward has made a new one
             elif not _is_marked(mirrored):
                 theirs.grad = held + mirrored
 
     def after(self, leaf: torch.Tensor) -> None:
-        """After it has."""
+        """After PyTorch has added to it."""
         theirs, ours = self._both()
         if theirs is None:
             return
         grad = theirs.grad
         grad._of_twins = True
-        if grad.requires_grad:  # of a backward that create_graph=True recorded
+        if grad.requires_grad:  # from a backward with create_graph=True
             grad = grad.detach()
             grad._of_twins = True
         ours.grad = grad

@@ -3,14 +3,13 @@
 A view shares its base's memory, so an in-place operation on it changes the base, and one on
 the base changes the view. As in PyTorch:
 
-- the operation on a view becomes a `CopySlices` on the base: its backward cuts the view's
-  part out of the gradient of the base, hands it to the operation's own backward and puts
-  what that returns in its place;
-- a view whose memory was changed since it was made forgets how it was made; when next asked,
-  it is a piece cut out of the base as the base is now (`AsStrided`).
+- the operation on a view becomes a `CopySlices` on the base: its backward takes the view's part of
+  the base's gradient, passes it to the operation's own backward and puts the result in its place;
+- a view whose memory has changed since it was made loses its `grad_fn`; when it is next used, it
+  gets a new one, as a part of the base in its present state (`AsStrided`).
 
-The first operation that brings a gradient into a plain tensor makes a tracked tensor of it, and
-of the views of it that there are: torch's own tensors until then, they are looked for among all
+The first operation that brings a gradient into a plain tensor turns it and its existing views into
+tracked tensors. The views are plain torch tensors until then, and are searched for among all
 objects, the youngest first.
 """
 
@@ -29,9 +28,9 @@ from ._upcalls import implements
 T = torch.Tensor
 
 
-# What a tracked view remembers, in a plain tuple, which is made soonest:
+# The record of a tracked view, as a plain tuple, which is fastest to make:
 # - its base;
-# - the version of the shared memory when its grad_fn was made; -1 if not asked for it yet;
+# - the version of the shared memory when its grad_fn was made; -1 if not used yet;
 # - how it was made: by an operation ("plain"), by one that returns several ("several"), by
 #   a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
 #   made before its memory carried a gradient also "no_grad" and "inference", the mode.
@@ -39,15 +38,15 @@ ViewOf: TypeAlias = tuple[torch.Tensor, int, str]
 
 
 class Change(NamedTuple):
-    """What an in-place operation changes besides its argument."""
+    """The tensors that an in-place operation changes besides its argument."""
 
-    base: torch.Tensor | None  # of which the argument is a view
-    views: Sequence[tuple[torch.Tensor, str]]  # plain ones, to be tracked from now on; their kinds
+    base: torch.Tensor | None  # the base of the argument
+    views: Sequence[tuple[torch.Tensor, str]]  # plain views, tracked from now on; their kinds
 
 
 @implements(_tape)
 def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> ViewOf | None:
-    """What to remember of `out`, output of `node`, if it is a view of `base` or its base."""
+    """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
     kind = "several" if several else "plain"
     if not node.function.is_rule:
         kind = "custom"
@@ -64,7 +63,7 @@ def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> 
 
 @implements(_tape)
 def view_from(base: Any, out: torch.Tensor) -> ViewOf:
-    """The same of the one view that an operation makes of `base`, a tracked tensor."""
+    """The same for the single view that an operation makes of `base`, a tracked tensor."""
     held = base._view_of
     if held is None:
         return base, out._version, "plain"
@@ -73,7 +72,7 @@ def view_from(base: Any, out: torch.Tensor) -> ViewOf:
 
 @implements(_tape)
 def change_of(tensor: torch.Tensor) -> Change:
-    """What a recorded in-place operation on `tensor` is about to change.
+    """What a recorded in-place operation on `tensor` will change.
 
     Refuses what PyTorch refuses, and what the tape cannot follow.
     """
@@ -88,7 +87,7 @@ def change_of(tensor: torch.Tensor) -> Change:
         if kind != "plain":
             raise RuntimeError(_forbidden(tensor, kind, "is being"))
         if version == -1:
-            raise RuntimeError("a" + _LEAF)  # as PyTorch says of a view without a grad_fn yet
+            raise RuntimeError("a" + _LEAF)  # as in PyTorch for a view without a grad_fn
     elif not tensor.requires_grad and tensor._is_view():
         base = tensor._base
         if base is not None:
@@ -108,8 +107,8 @@ def change_of(tensor: torch.Tensor) -> Change:
     root = tensor if base is None else base
     if root.requires_grad:
         return Change(base, ())
-    # Memory that carried no gradient is about to carry one: whoever else sees it has to know.
-    # (`_storage_Use_Count` counts its own argument.)
+    # Memory without a gradient is about to get one: all other tensors that share it have to be
+    # updated. (`_storage_Use_Count` counts its own argument.)
     tensors = _torch.storage_Use_Count(root.untyped_storage()._cdata) - 1
     if tensors == (1 if base is None else 2):
         return Change(base, ())
@@ -119,13 +118,13 @@ def change_of(tensor: torch.Tensor) -> Change:
 def _plain_views(
     base: torch.Tensor, changed: torch.Tensor, tensors: int
 ) -> Iterator[tuple[torch.Tensor, str]]:
-    """The plain views of `base` but `changed`, among the `tensors` that share its memory."""
+    """The plain views of `base` except `changed`, among the `tensors` that share its memory."""
     for view in _sharing(base, tensors):
-        # What .detach() returned is no view: it stays apart, as in PyTorch.
+        # The result of .detach() does not count as a view, as in PyTorch.
         if view is changed or not view._is_view() or view._base is not base:
             continue
         if isinstance(view, _tensor.Tensor) and view._view_of is not None:
-            continue  # it knows
+            continue  # it has a record already
         if (
             type(view) not in (torch.Tensor, _tensor.Tensor)
             or view.dtype is not base.dtype  # the real part of a complex one
@@ -135,10 +134,9 @@ def _plain_views(
 
 
 def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
-    """All `tensors` that share the memory of this one. It is raised if one is not to be found.
+    """All `tensors` that share the memory of this one. Raises if one cannot be found.
 
-    A view made just now is among the youngest of the collector's generations, which are soon
-    looked through.
+    A new view is in the youngest generation of the garbage collector, which is quick to search.
     """
     memory = tensor.untyped_storage()._cdata
     found = {id(tensor): tensor}
@@ -162,7 +160,7 @@ def _kind_of(view: torch.Tensor) -> str:
     """How torch's own tensor became a view."""
     kind = _KINDS[_torch.get_creation_meta(view).name]
     if kind == "no_grad" and not torch.is_grad_enabled():
-        return "plain"  # torch's mode is off for good, and the mirror's own on
+        return "plain"  # torch's mode is always off, and the mirror's own on
     return kind
 
 
@@ -177,7 +175,7 @@ _KINDS = {
 
 @implements(_tape)
 def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
-    """Make tracked tensors of plain views whose base has got a gradient."""
+    """Track plain views whose base has become tracked."""
     for view, kind in views:
         view.__class__ = _tensor.Tensor
         view._view_of = base, -1, kind  # type: ignore[attr-defined]
@@ -192,7 +190,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
         base.__class__ = _tensor.Tensor
     copy = _tape.Node(CopySlices)
     copy.places = node.places
-    copy.edges = [edge, *node.edges[1:]]  # those of `node` still say where what it saved came from
+    copy.edges = [edge, *node.edges[1:]]  # `node` keeps the origins of what it saved
     copy.needs_input_grad = (edge is not None, *node.needs_input_grad[1:])
     copy.sequence = next(_tape._sequence)
     copy.outputs = [_tape.meta_of(base)]
@@ -208,7 +206,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> No
 
 @implements(_tape)
 def renew(view: "_tensor.Tensor") -> None:
-    """Give a view whose memory has changed a grad_fn that starts from its base as it is now."""
+    """Give a view whose memory has changed a new grad_fn, based on its base's present one."""
     base, _, kind = view._view_of  # type: ignore[misc]
     if not base.requires_grad and view._node is None:
         return
@@ -221,10 +219,10 @@ def renew(view: "_tensor.Tensor") -> None:
 
 
 def _cut_out(view: "_tensor.Tensor", base: torch.Tensor) -> None:
-    """Let `view` be the piece of `base`, as it is now, that it sees."""
+    """Make `view` a part of `base` in its present state."""
     node = _tape.Node(AsStrided)
     node.places = (0,)
-    # A base that was detached since gets nothing, and nor does what it was made of.
+    # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
     node.needs_input_grad = (edge is not None, False, False, False)
     node.edges = [edge, None, None, None]
@@ -254,7 +252,7 @@ class CopySlices(_tape.Function):
 
     @staticmethod
     def cut(ctx: Any, g: T) -> tuple[T, T]:
-        """A copy of g, laid out as the base, and the view's part of it."""
+        """A copy of g with the strides of the base, and the view's part of it."""
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
         strides, part_of = ctx.geometry
@@ -269,7 +267,7 @@ class CopySlices(_tape.Function):
 class SetItem(_tape.Function):
     """x[index] = v, with integers and slices:  dx = g, zero in the part x[index],  dv = g there
 
-    What the assignment of a tensor to a part of x records, in one node.
+    Records the assignment of a tensor to a part of x as one node.
     """
 
     is_rule = True
@@ -296,17 +294,17 @@ class SetItem(_tape.Function):
 
 
 def _copy_of(x: T) -> T:
-    """A copy by rows; what is by rows already is copied sooner without saying so."""
+    """A contiguous copy; for a contiguous tensor, it is faster without the argument."""
     if x.is_contiguous() and 1 not in x.shape:  # a dimension of size one keeps any stride
         return x.clone()
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
-    """x[index] = value in the most usual case, with less to ask; False in any other.
+    """x[index] = value in the most frequent case, with fewer checks; False in any other.
 
-    That is a result that is no view, integers and slices of integers, and a value of its dtype
-    that fits the part as it is, or has no dimension.
+    That is: x is a result but not a view, the index has integers and slices of integers, and the
+    value has its dtype and the shape of the part, or no dimension.
     """
     made_by: Any = x._node
     if made_by is None or x._view_of is not None:
@@ -354,8 +352,8 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
 
 
 def _dims_left(index: Any, dims: int) -> int:
-    """How many of `dims` dimensions a part has; less than none if it is the whole, or cut out by
-    other than integers and slices."""
+    """The number of dimensions of a part, of `dims`; negative if it is the whole, or the index has
+    other items than integers and slices."""
     cuts = False
     for i in index if type(index) is tuple else (index,):
         kind: Any = type(i)
@@ -381,7 +379,7 @@ _NOTHING = (None,)  # saved, so that it can be freed
 class AsStrided(_tape.Function):
     """z = the elements of x's memory at offset + strides . i:  dx = zeros, g added there
 
-    Where z has several elements in one place their gradients are added up.
+    If several elements of z share a place in memory, their gradients are added.
     """
 
     is_rule = True
@@ -438,12 +436,12 @@ class AsStrided(_tape.Function):
 
 
 def _extent(size: Sequence[int], stride: Sequence[int]) -> int:
-    """How many elements of memory a tensor of this geometry reaches over."""
+    """The extent in memory, in elements, of a tensor with this geometry."""
     return 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
 
 
 def overlaps(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """May two indices lead to one place in memory?"""
+    """Can two indices refer to the same place in memory?"""
     reach = 0
     for s, n in sorted((s, n) for n, s in zip(size, stride, strict=True) if n > 1):
         if s <= reach:
@@ -491,7 +489,7 @@ _REASONS = {
 
 def _forbidden(view: torch.Tensor, kind: str, who: str) -> str:
     node: Any = getattr(view, "_node", None)
-    if node is None or node.function is AsStrided:  # made before there was a gradient
+    if node is None or node.function is AsStrided:  # made before its memory carried a gradient
         mode, now = _MODES.get(kind, _MODES["no_grad"])
         how = f"A view was created in{mode} and {who} modified inplace{now}."
     else:

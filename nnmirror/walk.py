@@ -1,4 +1,4 @@
-"""The walk backwards over the tape, and what starts it: `backward` and `grad`."""
+"""The backward over the tape (the walk), and its entry points: `backward` and `grad`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _NOT_OURS = object()
 
 
 def grad_of(leaf: Any) -> torch.Tensor | None:
-    """Its gradient, past the property that its users read."""
+    """Its gradient, without the public property."""
     grad = getattr(leaf, "_gradient", _NOT_OURS)
     return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
 
 
 def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
-    """Give it this gradient, which fits."""
+    """Set this gradient, which is known to fit."""
     if isinstance(leaf, _tensor.Tensor):
         leaf._gradient = grad
     else:
@@ -46,13 +46,13 @@ def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
 
 
 class _Walks(threading.local):
-    # Of the walk that goes on in this thread: what is called at its end, a number, and whether it
-    # leads to a node or a leaf (None: to a leaf whose gradient is asked for).
+    # The running walk in this thread: its final callbacks, a number, and whether it reaches a node
+    # or a leaf (None: a leaf whose gradient was requested).
     callbacks: list[Callable[[], None]] | None = None
     number: int = -1
     leads_to: Callable[[Any], bool | None] | None = None
-    creates_graph: bool = False  # it is recorded itself
-    # What the generic walk knows by these names; None in any other.
+    creates_graph: bool = False  # whether it is recorded itself
+    # The local variables of the generic walk with these names; None in any other.
     known: tuple[dict[int, int], set[int] | None] | None = None
 
 
@@ -61,10 +61,10 @@ _walks = _Walks()
 
 
 def queue_callback(callback: Callable[[], None]) -> None:
-    """Have `callback()` called when the present walk ends, should it end well.
+    """Call `callback()` when the present walk ends without an error.
 
-    For hooks, which may find that something is left to do once all gradients are there;
-    PyTorch's engine has the same under the same name.
+    For hooks with work to do when all gradients have been computed; PyTorch's engine has the same
+    under the same name.
     """
     if _walks.callbacks is None:
         raise RuntimeError("Final callbacks can only be installed during backward pass.")
@@ -73,14 +73,14 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False) -> Iterator[None]:
-    """One walk: call what was queued in it at its end."""
+    """One walk: call its queued callbacks at the end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
     known, _walks.known = _walks.known, None
     _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
     _walks.creates_graph = create_graph
     try:
         yield
-        for callback in _walks.callbacks:  # which may queue more
+        for callback in _walks.callbacks:  # they may queue more
             callback()
     finally:
         _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph = outer
@@ -88,7 +88,7 @@ def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False)
 
 
 class _TorchInAWalk:
-    """`torch`, and `torch._C`, but for the two questions about PyTorch's engine."""
+    """`torch` and `torch._C`, with two functions about PyTorch's engine replaced."""
 
     def __init__(self, real: Any, **own: Any) -> None:
         self.__dict__.update(own, _real=real)
@@ -121,9 +121,9 @@ _in_a_walk = _TorchInAWalk(
 
 @implements(_tensor)
 def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
-    """A hook of `torch.autograd.graph.register_multi_grad_hook`, asking this walk.
+    """A hook of `torch.autograd.graph.register_multi_grad_hook`, for this walk.
 
-    Its code is PyTorch's own. It asks which walk goes on, and which nodes that leads to.
+    Its code is PyTorch's own. It asks which walk is running, and which nodes that reaches.
     """
     seen = {**hook.__globals__, "torch": _in_a_walk}
     made = types.FunctionType(
@@ -134,9 +134,10 @@ def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
 
 
 def put_in_front(node: _tape.Node, target: Any) -> None:
-    """Say that `node` is there since somebody looked at the graph: it leads to `target`.
+    """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
+    `target`.
 
-    That may have been in a hook, as of one that prints a tensor.
+    That may happen in a hook, for example one that prints a tensor.
     """
     if _walks.known is None:
         return
@@ -147,10 +148,10 @@ def put_in_front(node: _tape.Node, target: Any) -> None:
 
 
 def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
-    """`function`, a walk, with torch's grad mode off, as a backward has it.
+    """`function`, a walk, with torch's grad mode off, as in a backward.
 
-    Else torch would record what is computed from a tensor that requires grad by now. With
-    `create_graph=True` it is on, for the mirror: no tensor that torch tracks comes in.
+    Otherwise torch would record operations on a tensor that now requires grad for torch. With
+    `create_graph=True` it is on, for the mirror; no tensor that torch tracks occurs there.
     """
 
     @functools.wraps(function)
@@ -179,20 +180,19 @@ def walk(
     create_graph: bool = False,
     replaying: bool = False,
 ) -> list[torch.Tensor | None]:
-    """Send `grads` back from `edges`.
+    """Run the backward from `edges` with `grads`.
 
-    Every leaf on the way adds what arrives to its `.grad`. With `only`, nothing is
-    accumulated: the gradients arriving at those edges are returned; with `into`, the leaves
-    among them accumulate instead. With `stop`, they are returned and go no further, while the
-    other leaves accumulate.
+    Gradients that arrive at leaves are added to their `.grad`. With `only`, nothing is accumulated,
+    and the gradients that arrive at those edges are returned; with `into`, the leaves among them
+    accumulate instead. With `stop`, they are returned and not passed on, while the other leaves
+    accumulate.
 
-    The order is PyTorch's: of the nodes whose gradients are complete the one recorded
-    last runs first, and gradients are added up in the order in which they arrive. So
-    sums of three or more terms have the same bits.
+    The order is PyTorch's: of the nodes whose gradients are complete, the one recorded last runs
+    first, and gradients are summed in the order in which they arrive. So sums of three or more
+    terms have the same bits.
 
-    With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay
-    of one that came before (see `nnmirror.fast.replay`), which itself asks for the generic walk:
-    `replaying`.
+    With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay of
+    an earlier one (see `nnmirror.fast.replay`), which itself may run the generic walk: `replaying`.
     """
     captured = only or stop or ()
     binds = fast.enabled and not _here.is_plain
@@ -210,16 +210,16 @@ def walk(
     counts, order, changed = dependencies(edges, expanding=not binding, as_seen=create_graph)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
-    reaches: set[int] | None = None  # with `only`: what lies on the way to it
-    further: set[int] = set()  # torch's tensors whose own graph leads to it
-    # Torch's tensors among what is asked for, by where what comes to them is kept. Each once: what
-    # comes to one that is asked for twice is not added up.
+    reaches: set[int] | None = None  # with `only`: the nodes on the way to it
+    further: set[int] = set()  # torch's tensors whose graph reaches it
+    # Torch's tensors among the requested ones, by the slot of their gradient. Each once: the
+    # gradient of one that is requested twice must not be added twice.
     theirs: dict[tuple[int, int], torch.Tensor] = {}
     if only is not None:
         theirs = {(id(t), n): end for t, n in only if (end := _theirs(t)) is not None}
         if theirs:
             further = _leading_on(edges, order, [*theirs.values()])
-        # Of a tensor that was changed it cannot be said.
+        # For a tensor that was changed, this is unknown.
         reaches = _way_to(
             {id(t) for t, _ in only} | (further | changed if theirs else set()), order
         )
@@ -227,12 +227,13 @@ def walk(
     buffers: dict[int, list[torch.Tensor | None]] = {}
     ready: list[tuple[int, _tape.Node]] = []
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
-    beside: dict[int, torch.Tensor] = {}  # gradients that go no further than to a wanted tensor
+    beside: dict[int, torch.Tensor] = {}  # gradients that end at a requested tensor
 
     def arrive(target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False) -> None:
-        """One gradient (or None) reaches `target`; act when it was the last expected.
+        """One gradient (or None) arrives at `target`; process it if it was the last expected one.
 
-        At one where the walk starts hooks are called even if it goes no further, as in PyTorch.
+        Hooks of a tensor where the walk starts are called even if the walk ends there, as in
+        PyTorch.
         """
         key = id(target)
         if reaches is not None and key not in reaches and not is_root:
@@ -251,7 +252,7 @@ def walk(
         if grad is not None:
             held = slots[index]
             slots[index] = grad if held is None else add(held, grad)
-            grad = None  # from here on the slot alone holds it
+            grad = None  # from here on, only the slot refers to it
         counts[key] -= 1
         if counts[key]:
             return
@@ -264,7 +265,7 @@ def walk(
         chosen = (key, 0) in wanted
         theirs_hooked = chosen and _tensor.is_torchs(target) and beyond.is_hooked(target)
         if (key in further or theirs_hooked) and slots[0] is not None:
-            to_torch.append((target, slots[0]))  # torch's engine says what arrives there, too
+            to_torch.append((target, slots[0]))  # torch's engine reports what arrives there, too
         elif chosen and not (into and isinstance(target, _tensor.Tensor)):
             found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
         elif reaches is None or chosen:
@@ -282,9 +283,9 @@ def walk(
             _run_tensor_hooks(_leaf_hooks(target), slots[0])
 
     def pass_on(node: _tape.Node, grad: Any) -> None:
-        """The step of a rule's node with one gradient, where there is nothing more to ask.
+        """The step of a rule's node with one gradient, without special cases.
 
-        No gradient is held here when it arrives at a leaf, which may keep it then.
+        Nothing here refers to a gradient when it arrives at a leaf, which may then keep it.
         """
         results = node.function.backward(node, grad)
         if type(results) is not tuple or len(results) != len(node.edges):
@@ -307,7 +308,7 @@ def walk(
                 arrive(target, index, left.pop())
                 continue
             like = target.like
-            outputs = target._outputs if like is None else like.outputs  # as the property says
+            outputs = target._outputs if like is None else like.outputs  # as in the property
             grad = left.pop()
             if grad is not None:
                 shape, dtype, _ = outputs[index]
@@ -408,7 +409,7 @@ def walk(
                 if one is not None:
                     accumulate(leaf, one, False, create_graph)
         elif to_torch:
-            # All in one pass of torch's engine, so that it adds up in its own order.
+            # All in one run of torch's engine, so that it sums in its own order.
             beyond.accumulate(to_torch, retain_graph)
         for target, index in captured:
             if id(target) in beside and index == 0:
@@ -418,7 +419,7 @@ def walk(
 
 
 def _theirs(target: Any) -> torch.Tensor | None:
-    """The tensor of torch's own that an edge leads to, or what was taken over of one."""
+    """The torch tensor that an edge refers to, or that its node stands for."""
     if isinstance(target, _tape.Node):
         return None if target.theirs is None else target.theirs()  # type: ignore[no-any-return]
     return target if _tensor.is_torchs(target) else None
@@ -444,14 +445,14 @@ def _step(
     needs: tuple[bool, ...] | None,
     create_graph: bool,
 ) -> list[torch.Tensor | None]:
-    """The step of any node with its hooks, for those of the gradients that are needed; all of
-    them, where `needs` is None.
+    """The step of any node with its hooks, for the gradients that are needed; all of them if
+    `needs` is None.
     """
     if node.prehooks:
         slots = _run_prehooks(node.prehooks, slots)
     results: Any
     if node.attributes is None and all(g is None for g in slots):
-        # A user's Function is asked even then: what it returns may be zeros.
+        # A user's Function is called even then: it may return zeros.
         results = [None] * len(node.edges)
     else:
         if create_graph:
@@ -469,7 +470,7 @@ def _step(
 def _leading_on(
     edges: Sequence[_tape.Edge], order: Sequence[_tape.Node], ends: Sequence[torch.Tensor]
 ) -> set[int]:
-    """The ids of torch's tensors on the way, behind which its own graph leads to one of `ends`."""
+    """The ids of torch's tensors on the way, from which torch's graph reaches one of `ends`."""
     found: set[int] = set()
     seen: set[int] = set()
     for target, index in (*edges, *(e for n in order for e in n.edges if e is not None)):
@@ -481,7 +482,8 @@ def _leading_on(
 
 
 def _refuse_swapped(node: _tape.Node, target: Any) -> None:
-    """Raise if `target` is a leaf that is another tensor since `node` was recorded."""
+    """Raise if `target` is a leaf that was swapped with another tensor since `node` was
+    recorded."""
     swapped = target._swapped if isinstance(target, _tensor.Tensor) else None
     if swapped is not None and swapped > node.sequence:
         raise RuntimeError(_POISONED)
@@ -498,7 +500,7 @@ _POISONED = (
 
 
 def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
-    """What `torch.autograd.detect_anomaly` is for."""
+    """The check of `torch.autograd.detect_anomaly`."""
     for place, index in enumerate(node.inputs):
         grad = results[index]
         if grad is not None and grad.isnan().any():
@@ -509,11 +511,11 @@ def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> Non
 def dependencies(
     edges: Iterable[_tape.Edge], expanding: bool = True, as_seen: bool = False
 ) -> tuple[dict[int, int], list[_tape.Node], set[int]]:
-    """How many gradients each target will receive, the nodes that will run, and the ids of torch's
-    tensors that are no longer what a node leads to.
+    """How many gradients each target will get, the nodes that will run, and the ids of torch's
+    tensors that have changed since a node was recorded.
 
-    Those that stand for several are made the several, unless not `expanding`; with `as_seen` each
-    is made what PyTorch's would be.
+    With `expanding`, nodes that stand for several are replaced by these; with `as_seen`, each gets
+    the form of PyTorch's node.
     """
     changed: set[int] = set()
     counts: dict[int, int] = {}
@@ -522,7 +524,7 @@ def dependencies(
         if id(target) not in counts and isinstance(target, _tape.Node):
             order.append(target)
         counts[id(target)] = counts.get(id(target), 0) + 1
-    for node in order:  # which grows on the way
+    for node in order:  # the list grows during the loop
         if as_seen:
             node.as_seen()
         elif expanding and node.segment is not None:
@@ -547,8 +549,8 @@ def validated(
 ) -> list[torch.Tensor | None]:
     """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.
 
-    So a rule for a broadcasting operation returns the gradient of the broadcast shape,
-    and the sum over the broadcast dimensions is taken here, once for all.
+    So a rule for a broadcasting operation returns a gradient with the broadcast shape, and the sum
+    over the broadcast dimensions is computed here for all rules.
     """
     checked: list[torch.Tensor | None] = []
     trusted = node.function.is_rule
@@ -558,7 +560,7 @@ def validated(
             checked.append(None)
             continue
         target, index = edge
-        if trusted:  # one of the package's own: it may broadcast, and promote, and no more
+        if trusted:  # one of the package's own: it only broadcasts and promotes
             if isinstance(target, _tape.Node):
                 shape, dtype, _ = target.outputs[index]
             else:
@@ -630,17 +632,18 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
     return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
 
 
-# Two threads may walk to one leaf at the same time; each reads its .grad and then adds to it.
+# Walks of two threads may reach the same leaf at the same time; each reads its .grad and then adds
+# to it.
 accumulating = threading.RLock()
 
 
 def accumulate(
     leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool, create_graph: bool = False
 ) -> None:
-    """Add `grad` to `leaf.grad`, as PyTorch's AccumulateGrad.
+    """Add `grad` to `leaf.grad`, like PyTorch's AccumulateGrad.
 
-    The first gradient becomes `.grad` itself if nobody else holds it (`may_keep`) and its
-    layout is the leaf's; otherwise it is copied. Later ones are added in place.
+    The first gradient itself becomes `.grad` if nothing else refers to it (`may_keep`) and it has
+    the leaf's layout; otherwise it is copied. Later ones are added in place.
     """
     with accumulating:
         add_to_grad(leaf, grad, may_keep, create_graph)
@@ -658,11 +661,11 @@ def add_to_grad(
         beyond.accumulate([(leaf, grad)], retain_graph=False)
         return
     if held is None:
-        if (  # nearly always: what follows says the same
+        if (  # the usual case; the code below would do the same
             may_keep
             and type(grad) is torch.Tensor
             and (shape := grad.shape) == C_shape(leaf)
-            and 0 not in shape  # which is contiguous however it is laid out
+            and 0 not in shape  # contiguous for any strides
             and leaf.is_contiguous()
             and grad.is_contiguous()
             and not grad._is_view()
@@ -681,7 +684,7 @@ def add_to_grad(
         fits = grad.stride() == leaf.stride()
     if not (may_keep and fits and grad.shape == leaf.shape):
         grad = _laid_out_as(leaf, grad)
-    elif grad._is_view():  # of what may be held elsewhere
+    elif grad._is_view():  # a copy, as there may be other references
         grad = grad.clone()
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
@@ -695,7 +698,7 @@ def _laid_out_as(leaf: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Non-overlapping and dense: its strides say all about its layout."""
+    """Non-overlapping and dense, so that the strides describe its layout completely."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -706,10 +709,10 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
-    """Does torch's engine take it from here?
+    """Does torch's engine continue from here?
 
-    It is a tensor of torch's own with a graph or a hook; or a leaf to which more may come by way of
-    such a graph, as torch adds all up before it adds that to `.grad`.
+    It does for a torch tensor with a graph or a hook; and for a leaf that may get more gradients
+    through such a graph, as torch sums all of them before adding to `.grad`.
     """
     return bool(
         not target.is_leaf
@@ -735,7 +738,7 @@ def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) 
         unshared = False
     if before:
         (grad,) = _run_prehooks(before, [grad])
-    if grad is not None and leaf.requires_grad:  # else frozen since the forward
+    if grad is not None and leaf.requires_grad:  # otherwise it was frozen after the forward
         accumulate(leaf, grad, unshared, _walks.creates_graph)
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
@@ -780,7 +783,7 @@ def _hook_name(hook: Any) -> str:
 
 
 def _replacement(hook: Any, grad: Any, result: Any) -> Any:
-    """What a hook returned in place of `grad`, checked."""
+    """The result of a hook, checked against `grad`."""
     if result is None or result is grad:
         return result
     if not isinstance(result, torch.Tensor):
@@ -797,7 +800,7 @@ def _replacement(hook: Any, grad: Any, result: Any) -> Any:
 
 
 def _replacements(hook: Any, grads: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
-    """What a node's hook returned in place of its gradients, checked."""
+    """The result of a node's hook, checked against its gradients."""
     if not isinstance(result, tuple):
         raise TypeError(f"expected tuple, but hook returned '{type(result).__name__}'")
     if len(result) != len(grads):
@@ -833,7 +836,7 @@ def _run_prehooks(
 
 def _run_posthooks(
     hooks: Mapping[int, Callable[..., Any]],
-    places: Sequence[int],  # of the results which are shown
+    places: Sequence[int],  # of the results that are shown
     results: list[torch.Tensor | None],
     slots: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
@@ -848,7 +851,7 @@ def _run_posthooks(
     return results
 
 
-# -- what Tensor.backward and grad are made of -----------------------------------------
+# -- Tensor.backward and grad ----------------------------------------------------------
 
 
 def make_grads(
@@ -856,7 +859,7 @@ def make_grads(
     grads: Sequence[torch.Tensor | None],
     create_graph: bool = False,
 ) -> list[torch.Tensor]:
-    """The gradients to start from: those given, checked, or one for each scalar output."""
+    """The initial gradients: those given, checked, or 1 for each scalar output."""
     for given in grads:
         if given is not None and not isinstance(given, torch.Tensor):
             raise TypeError(
@@ -874,7 +877,7 @@ def make_grads(
 
 
 def start_grad(meta: Any, grad: Any, index: int, create_graph: bool = False) -> torch.Tensor:
-    """The gradient to start from at an output of this shape, dtype and device."""
+    """The initial gradient for an output of this shape, dtype and device."""
     shape, dtype, device = meta
     if grad is None:
         if shape.numel() != 1:
@@ -904,7 +907,7 @@ def start_grad(meta: Any, grad: Any, index: int, create_graph: bool = False) -> 
 
 
 def _tracked(grad: torch.Tensor) -> torch.Tensor:
-    """A gradient to start from, which may depend on something itself."""
+    """An initial gradient, which may have a history itself."""
     if isinstance(grad, _tensor.Tensor) or not grad.requires_grad:
         return grad
     return led_to(grad, _tape.edge_of(grad))
@@ -931,12 +934,12 @@ def backward(
 ) -> None:
     """Add the gradients of `tensors` to the leaves' `.grad`, as `torch.autograd.backward`.
 
-    One walk back from all of them: dx = sum_i g_i dy_i/dx, with g_i from `grad_tensors` (None
-    stands for 1, where y_i is a single number). With `inputs`, only these get a gradient.
-    With `create_graph` the walk is recorded itself: each `.grad` has a `grad_fn`, and may be
-    differentiated, to any order (see `double_backward`).
-    RuntimeError if a tensor requires no grad. `torch.autograd.backward` itself comes here with a
-    tensor that the mirror tracks; beside those, tensors of torch's own graph may be given.
+    One backward from all of them: dx = sum_i g_i dy_i/dx, with g_i from `grad_tensors` (None means
+    1, if y_i is a single number). With `inputs`, only these get a gradient. With `create_graph` the
+    backward is recorded itself: each `.grad` has a `grad_fn`, and can be differentiated, to any
+    order (see `double_backward`). RuntimeError if a tensor does not require grad.
+    `torch.autograd.backward` calls this if it is given a tensor that the mirror tracks; tensors of
+    torch's own graph may be given with those.
     """
     if grad_variables is not None:
         warnings.warn(
@@ -985,7 +988,7 @@ def backward(
 
 
 def _warn_of_cycle() -> None:
-    """As PyTorch, once."""
+    """PyTorch's warning, once."""
     if not _state.warned_of_cycle or torch.is_warn_always_enabled():
         _state.warned_of_cycle = True
         warnings.warn(
@@ -1007,12 +1010,12 @@ def _as_many(value: Any) -> tuple[Any, ...]:
 
 
 def _is_gradient_edge(value: Any) -> bool:
-    kind = type(value)  # known by name, as nothing is imported of torch.autograd
+    kind = type(value)  # recognized by name, as torch.autograd is not imported
     return (kind.__module__, kind.__name__) == ("torch.autograd.graph", "GradientEdge")
 
 
 def _at(edge: Any) -> torch.Tensor:
-    """A tensor where `edge` leads: the leaf, or one without values that a node made."""
+    """A tensor for `edge`: the leaf, or one without values that has the node."""
     node = edge.node
     if isinstance(node, _tape.AccumulateGrad):
         return node.variable
@@ -1026,7 +1029,7 @@ def _at(edge: Any) -> torch.Tensor:
         made: Any = torch.empty((), dtype=dtype, device=device).expand(shape)
     made.__class__ = _tensor.Tensor
     made._node, made._output_nr = node, edge.output_nr
-    made.retain_grad = _nothing  # where backward is given the edge
+    made.retain_grad = _nothing  # if backward was given the edge
     return made  # type: ignore[no-any-return]
 
 
@@ -1035,7 +1038,7 @@ def _nothing() -> None:
 
 
 def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
-    """The tensors that are asked about: one, several, or the values of a dict."""
+    """The requested tensors: one, several, or the values of a dict."""
     if type(inputs) is dict:
         inputs = tuple(inputs.values())
     elif isinstance(inputs, Mapping):
@@ -1051,7 +1054,7 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
 
 @upcall("nnmirror.fast.binding")
 def walk_bound(loss: Any, retain_graph: bool) -> bool:
-    """Go back from a loss by a bound walk; False if there is none, or the graph is another."""
+    """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     raise NotImplementedError
 
 
@@ -1064,7 +1067,7 @@ def bound_part(
     ready: list[tuple[int, _tape.Node]],
     retain_graph: bool,
 ) -> Any:
-    """The walk behind `node`, as far as it is bound; None if it is not."""
+    """The bound part of the walk from `node`; None if there is none."""
     raise NotImplementedError
 
 
@@ -1076,12 +1079,12 @@ def replayed(
     retain_graph: bool,
     generic: Callable[[], Any],
 ) -> list[torch.Tensor | None] | None:
-    """A recorded walk that came before; None if the generic one has to go."""
+    """The replay of a recorded walk; None if the generic one has to run."""
     raise NotImplementedError
 
 
 def _flag(value: Any) -> bool:
-    """retain_graph, as PyTorch's engine reads it: a small number."""
+    """retain_graph as PyTorch's engine converts it: an unsigned byte."""
     number = 0 if value is None else operator.index(value)
     if not 0 <= number < 256:
         bound = "less than minimum" if number < 0 else "greater than maximum"
@@ -1092,9 +1095,9 @@ def _flag(value: Any) -> bool:
 def between(
     starts: Sequence[tuple[_tape.Edge, torch.Tensor | None]], ends: Sequence[_tape.Edge]
 ) -> list[torch.Tensor | None]:
-    """Go back from `starts`, edges with their gradients, no further than `ends`.
+    """Run the backward from `starts`, edges with their gradients, up to `ends`.
 
-    Accumulates into the leaves between, and returns the gradients for `ends`.
+    It accumulates into the leaves in between, and returns the gradients for `ends`.
     """
     if not starts:
         raise RuntimeError(_NO_GRAD_FN.format(0))
@@ -1129,10 +1132,10 @@ def grad(
 ) -> Any:
     """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates.
 
-    A tuple, or a dict where `inputs` is one. With `create_graph` they may be differentiated, to any
-    order: they lead to what was saved for them, and to `grad_outputs`. NotImplementedError where a
-    rule on the way has no second derivative. With `is_grads_batched` the first dimension of each of
-    `grad_outputs` is a batch, for whose items the walk is made one after the other.
+    A tuple, or a dict where `inputs` is one. With `create_graph` they can be differentiated, to any
+    order, with respect to the saved tensors and `grad_outputs`. NotImplementedError if a rule on
+    the way has no second derivative. With `is_grads_batched` the first dimension of each of
+    `grad_outputs` is a batch, and the backward is run for each item.
     """
     if retain_graph is None:
         retain_graph = create_graph
@@ -1169,7 +1172,7 @@ def grad(
     if is_grads_batched:
         for i, (out, given) in enumerate(zip(outs, starts, strict=False)):
             if isinstance(given, torch.Tensor) and given.shape[1:] != out.shape:
-                # The shape of grad_output is short of two dimensions in PyTorch's message too.
+                # The shape of grad_output lacks two dimensions in PyTorch's message too.
                 raise RuntimeError(_BATCHED.format(i, given.shape[2:], i, out.shape))
         results = _one_by_one(one, starts, bool(retain_graph))
     elif vmapped:
@@ -1187,7 +1190,7 @@ def grad(
 
 
 def _zeros_for(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    """The gradient of what was not used; a leaf, where the others may be differentiated."""
+    """The gradient of an unused input; a leaf, if the others can be differentiated."""
     with DisableTorchFunctionSubclass():
         made: Any = torch.zeros_like(tensor.detach())
     if requires_grad:
@@ -1208,7 +1211,7 @@ _is_vmapped: Any = _torch.is_legacy_batchedtensor
 
 
 def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
-    """The gradients for each item of a batch of gradients to start from, stacked."""
+    """The gradients for each item of a batch of initial gradients, stacked."""
     sizes = {len(g) for g in batches if g is not None}
     if len(sizes) != 1:
         raise ValueError(
@@ -1224,7 +1227,7 @@ def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequen
 
 
 def _under_vmap(one: _One, starts: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
-    """The same where the batch is hidden by the vmap that `torch.autograd.gradcheck` calls."""
+    """The same if the batch is hidden by the vmap of `torch.autograd.gradcheck`."""
     level = _torch.vmapmode_increment_nesting() - 1
     _torch.vmapmode_decrement_nesting()
     if level != 1:

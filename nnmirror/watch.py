@@ -9,9 +9,9 @@
     print(w.table())
     w.plot("gradients.png")
 
-It uses hooks on the modules, on what they return and on the parameters, which are removed at the
-end of the `with`. They compute norms at once and keep no tensor (unless `values=True`), and they
-change nothing: the training has the same bits.
+It uses hooks on the modules, their outputs and the parameters, which are removed at the end of the
+`with`. The hooks compute norms immediately, keep no tensor (unless `values=True`), and change
+nothing: the training has the same bits.
 """
 
 import functools
@@ -43,12 +43,12 @@ _RELU_LIKE = (F.Relu, F.LeakyRelu)
 
 @dataclass
 class Backward:
-    """What one backward brought to one call of a layer."""
+    """The gradients of one backward at one call of a layer."""
 
     grad: float  # the norm of the gradient of the output
-    # The norm of the gradient of each parameter of the layer's own that is trained, None if none
-    # came. By `loss.backward()` it is the whole gradient, over all calls of the layer; driven by
-    # hand, each call brings its own.
+    # The norm of the gradient of each of the layer's own trainable parameters, None without one.
+    # With `loss.backward()` it is the whole gradient, over all calls of the layer; driven by hand,
+    # each call has its own.
     params: dict[str, float | None] = field(default_factory=dict)
     dead: float | None = None  # see `Record`
     # With `values=True`: the gradients themselves.
@@ -158,18 +158,18 @@ class Watch:
         self._model = weakref.ref(model)
         self._on = False
         self._handles: list[Any] = []  # of the hooks on modules
-        # Of the hooks on tensors, each with its tensor, weakly.
+        # Of the hooks on tensors, each with a weak reference to its tensor.
         self._on_tensors: list[tuple[Any, Any]] = []
         self._on_params: dict[int, tuple[Any, Any]] = {}
         self._start()
 
     def _start(self) -> None:
-        self._depth = 0  # of the model's calls under way
+        self._depth = 0  # the number of running calls of the model
         self._open: list[Record] | None = None  # the step that the next record belongs to
         self._calls: dict[str, int] = {}  # of each layer in it
-        # For a parameter, whose gradient is complete after its layers': who is to have it.
+        # For a parameter, whose gradient is complete after its layers': the records that get it.
         self._awaiting: dict[int, dict[int, tuple[Backward, str]]] = {}
-        self._last: list[tuple[Any, int]] = []  # what the last record's call returned, weakly
+        self._last: list[tuple[Any, int]] = []  # the result of the last record's call, held weakly
         self._operations: list[_Operation] = []  # of the open step
         self._shown = _Shown()
 
@@ -208,7 +208,7 @@ class Watch:
             handle.remove()
             leaf = held()
             if isinstance(leaf, tensor.Tensor) and not leaf._leaf_hooks:
-                leaf._leaf_hooks = None  # as if none had been there: the walk asks
+                leaf._leaf_hooks = None  # as if there had been none: the walk checks
         self._handles, self._on_tensors, self._on_params = [], [], {}
         self._start()
 
@@ -285,7 +285,7 @@ class Watch:
         opened += records
         self._last = [(weakref.ref(t), _version(t)) for t in outputs]
         driven = way_back(module.__dict__.get("_call"))
-        # A walk over the tape comes by the hooks on the outputs. Other ways do not.
+        # A walk over the tape calls the hooks on the outputs. Other backwards do not.
         if driven is not None and not isinstance(_innermost(driven), Traced):
             module.__dict__["_call"] = _ByHand(self, driven, records, params)
 
@@ -301,7 +301,7 @@ class Watch:
         return self._open
 
     def _called(self, title: str) -> int:
-        """How many calls of it there were in the step."""
+        """The number of its calls in the step so far."""
         call = self._calls.get(title, 0)
         self._calls[title] = call + 1
         return call
@@ -309,7 +309,8 @@ class Watch:
     def _follow(
         self, record: Record, out: Any, node: Any, params: list[tuple[str, int]], at_once: bool
     ) -> list[Any]:
-        """Put hooks on what a record is of. `at_once`, its one node gives the input's gradient."""
+        """Put hooks on the tensors of a record. With `at_once`, its one node gives the input's
+        gradient."""
         if self._values:
             record.value = _copy(out)
         if node is not None and issubclass(node.function, _RELU_LIKE):
@@ -329,8 +330,8 @@ class Watch:
     def _look_at(self, drop: bool, records: bool) -> None:
         """Make records of those operations called so far whose results are tracked.
 
-        A result becomes tracked when its rule has all that it saves, after the torch calls in it
-        that are shown here. `drop`: whatever is not tracked by now will not be.
+        A result becomes tracked when its rule has saved its tensors, after the rule's torch calls,
+        which are seen here. `drop`: results that are not tracked by now never will be.
         """
         shown = self._shown
         if not shown.results:
@@ -342,7 +343,7 @@ class Watch:
                 if out is None:
                     continue
                 node = out._node if isinstance(out, tensor.Tensor) else None
-                if node is None or node.sequence <= shown.latest:  # changed in place, maybe
+                if node is None or node.sequence <= shown.latest:  # perhaps changed in place
                     left.append(held)
                     continue
                 shown.latest = node.sequence
@@ -388,13 +389,14 @@ class Watch:
             return
 
     def _is_handed_on(self, module: Any, outputs: list[Any]) -> bool:
-        """Is this just what the call before returned, from a module that does nothing itself?"""
+        """Is this only the result of the previous call, from a module that computes nothing
+        itself?"""
         if self._open is None or isinstance(module, Layer) or module._parameters:
             return False
         return [(id(t), _version(t)) for t in outputs] == [(id(r()), v) for r, v in self._last]
 
     def _hooked_parameters(self, module: Any) -> list[tuple[str, int]]:
-        """The module's own parameters that are trained, each with a hook on it."""
+        """The module's own trainable parameters, each with a hook."""
         found = []
         for name, p in module._parameters.items():
             if p is None or not p.requires_grad:
@@ -409,7 +411,7 @@ class Watch:
     # -- backward --------------------------------------------------------------------------
 
     def _arrived(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
-        """The gradient of a record's output is here."""
+        """Called with the gradient of a record's output."""
         if self._depth == 0:
             self._open = None
         backward = Backward(_norm_in_a_walk(grad), {name: None for name, _ in params})
@@ -421,7 +423,7 @@ class Watch:
             self._awaiting.setdefault(key, {})[id(record)] = backward, name
 
     def _passed_back(self, record: Record, grads: Any, _: Any = None) -> None:
-        """The layer has computed the gradient of its input."""
+        """Called when the layer has computed the gradient of its input."""
         grad = grads[0]
         if record.backwards and grad is not None and tuple(grad.shape) == record.shape:
             record.backwards[-1].dead = _share(grad == 0)
@@ -448,11 +450,11 @@ class Watch:
         return watch_view.table([self.steps[i] for i in steps] if steps else self.steps)
 
     def plot(self, path: Any = None) -> "Figure":
-        """Draw the norms and the shares of dead units of every layer over the steps.
+        """Plot the norms and the shares of dead units of every layer over the steps.
 
-        One step is drawn over the layers. Zero, which has no logarithm, is at the foot of an axis,
-        inf and NaN at its head. Returns the matplotlib Figure, which a notebook shows; with a
-        `path` it is saved there, too. ImportError without matplotlib.
+        A single step is plotted over the layers. Zero, which has no logarithm, is at the lower end
+        of an axis, inf and NaN at the upper end. Returns the matplotlib Figure, which a notebook
+        shows; with a `path` it is saved there, too. ImportError without matplotlib.
         """
         from . import watch_view
 
@@ -484,17 +486,17 @@ class _Operation:
 
 
 class _Shown(threading.local):
-    """What `_Operations` has seen in this thread, in the call of the model that goes on."""
+    """What `_Operations` has seen in this thread, in the running call of the model."""
 
     def __init__(self) -> None:
         self.mode: _Operations | None = None
         self.inside: list[tuple[str, Any]] = []  # the modules called, the innermost last
-        self.results: list[Any] = []  # of torch's calls, weakly, that no record was made of
-        self.latest = -1  # the node recorded last of those that were looked at
+        self.results: list[Any] = []  # results of torch calls without a record, held weakly
+        self.latest = -1  # the latest node that was examined
 
 
 class _Operations(torch.overrides.TorchFunctionMode):
-    """Shows a watch the torch calls in the `forward` of modules that are wired by hand."""
+    """Passes the torch calls in a user's `forward` to a watch."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -503,7 +505,7 @@ class _Operations(torch.overrides.TorchFunctionMode):
         shown = self.watch._shown
         if not shown.inside or isinstance(shown.inside[-1][1], Layer):
             return func(*args, **(kwargs or {}))
-        # Not enabled, this is a call inside a rule's forward.
+        # If not enabled, this is a call inside a rule's forward.
         self.watch._look_at(is_torch_function_enabled(), is_grad_enabled())
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
@@ -514,13 +516,13 @@ class _Operations(torch.overrides.TorchFunctionMode):
 
 
 def _has_layers_only(module: Module) -> bool:
-    """Is nothing called in its forward but layers?"""
+    """Does its forward call only layers?"""
     known = isinstance(module, Layer) or type(module) in (Sequential, ModuleList, ModuleDict)
     return known and "forward" not in vars(module)
 
 
 class _Hook:
-    """A hook of the watch's on a module. On a copy of the module it takes itself off."""
+    """A hook of the watch on a module. On a copy of the module it removes itself."""
 
     def __init__(self, watch: Any = None, name: str = "", act: Any = None) -> None:
         self.watch, self.name, self.act = watch, name, act
@@ -546,7 +548,7 @@ class _Hook:
 
 
 class _ByHand:
-    """The way back of a layer driven by hand: tells the watch what goes in and comes out."""
+    """The backward of a layer driven by hand: reports its gradients to the watch."""
 
     def __init__(
         self, watch: Watch, call: Any, records: list[Record], params: list[tuple[str, int]]
@@ -556,7 +558,7 @@ class _ByHand:
     def __call__(self, gradient: Any = None) -> Any:
         if not self.watch._on:
             return self.call(gradient)
-        # Left out, it is one for a scalar.
+        # If it is left out, it is 1 for a scalar.
         grads = list(tape.tensors_in(torch.ones(()) if gradient is None else gradient))
         seen = self.records if len(grads) == len(self.records) else []
         for record, grad in zip(seen, grads, strict=False):
@@ -590,7 +592,7 @@ def _node_of(call: Any) -> Any:
 
 
 def _stands(handle: Any) -> bool:
-    """Is what a hook was put on still there?"""
+    """Does the object of a hook still exist?"""
     return handle.hooks_dict_ref() is not None
 
 
@@ -602,7 +604,7 @@ def _version(t: torch.Tensor) -> int:
 
 
 def _norm(t: torch.Tensor) -> float:
-    """The square root of the sum of squares; of half precision, in float32."""
+    """The square root of the sum of squares; for half precision, in float32."""
     wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else None
     return torch.linalg.vector_norm(t, dtype=wide).item()
 
@@ -637,14 +639,14 @@ def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
     node = out.grad_fn
     whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
     if not isinstance(node, tape.Node) or any(t is out for t in inputs):
-        return None, whole  # nothing was recorded; a layer, such as Identity, may say what it does
+        return None, whole  # nothing recorded: the layer's docstring may say it
     own = {id(p) for p in module._parameters.values()}
     own |= {id(tape.edge_of(t)[0]) for t in inputs}
     alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
     formula = _documented(node.function)
     if alone:
         return node, formula
-    # Of a layer made of several calls its docstring may say what they come to.
+    # For a layer with several calls, its docstring may have the formula of the whole.
     return node, whole or f"last of several: {formula}"
 
 

@@ -1,4 +1,4 @@
-"""What a watch has seen, as a text, a picture and a piece of a page."""
+"""The records of a watch as a text, a picture and HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NARROWEST = 24  # of its last column
 
 
 def title(record: Record) -> str:
-    """What a record is of: `0.weight_net #2`, `block: add()`."""
+    """The name of a record: `0.weight_net #2`, `block: add()`."""
     name = record.layer or record.module
     name = name if len(name) <= 24 else f"...{name[-21:]}"
     if record.operation is not None:
@@ -85,7 +85,7 @@ def _rows(steps: Steps) -> list[tuple[str, ...]]:
 
 
 def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]], sides: str) -> list[str]:
-    """The last column goes on in the next line where it is too wide."""
+    """The last column is continued on the next line if it is too wide."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     before = sum(widths[:-1]) + 2 * (len(widths) - 1)
     lines = []
@@ -132,7 +132,7 @@ def plot(steps: Steps) -> Figure:
         ) from e
 
     class Shown(Figure):
-        """A figure that a notebook shows though pyplot, which draws the others, is not there."""
+        """A figure that a notebook shows without pyplot."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
@@ -150,7 +150,7 @@ def plot(steps: Steps) -> Figure:
         panels[5].set_axis_off()
         figure.suptitle(f"step {next(iter(layers.values()))[0].step}, layer by layer")
         return figure
-    # As much room as the legend takes: columns of 20 names.
+    # Room for the legend: columns of 20 names.
     columns = min(5, max(1, -(-len(layers) // 20)))
     width = columns * (0.8 + 0.075 * max(map(len, layers), default=0))
     height = 0.19 * (3 + len(layers) // columns)
@@ -171,14 +171,14 @@ def plot(steps: Steps) -> Figure:
 
 
 def _label(record: Record) -> str:
-    """Its title; where the name is a number, with what it is."""
+    """Its title; if the name is a number, with the class."""
     found = title(record)
     is_number = record.layer.rpartition(".")[2].isdecimal() and record.operation is None
     return f"{found} {record.module}" if is_number else found
 
 
 def _colors(matplotlib: Any, count: int) -> list[Any]:
-    """Ten colours that are told apart; for more layers, from the first to the last."""
+    """Ten distinguishable colours; for more layers, a scale from the first to the last."""
     if count <= 10:
         return [f"C{i}" for i in range(count)]
     return [matplotlib.colormaps["turbo"](0.05 + 0.9 * i / (count - 1)) for i in range(count)]
@@ -197,7 +197,7 @@ def _draw_over_steps(
     ]
     place = _scale(axes, name, [v for points in lines for _, v in points], nothing)
     for i, (points, look) in enumerate(zip(lines, looks, strict=True)):
-        # Of many steps every so manieth has a marker, each layer's beside the others'.
+        # With many steps only some have a marker, at different places for each layer.
         every = max(1, len(points) // 12)
         axes.plot(
             [x for x, _ in points],
@@ -220,7 +220,7 @@ def _draw_over_layers(
     there = [(x, v) for x, v in points if v is not None]
     place = _scale(axes, name, [v for _, v in there], nothing)
     axes.plot([x for x, _ in there], [place(v) for _, v in there], "o-", linewidth=1)
-    every = -(-len(points) // 30)  # as many names as can be read
+    every = -(-len(points) // 30)  # as many names as are legible
     axes.set_xticks(
         range(0, len(points), every), list(layers)[::every], rotation=90, fontsize="small"
     )
@@ -228,7 +228,7 @@ def _draw_over_layers(
 
 
 def _scale(axes: Axes, name: str, values: list[float], nothing: str) -> Callable[[float], float]:
-    """Set the scale and the ticks of an axis; where on it a value is drawn."""
+    """Set the scale and the ticks of an axis; returns the function from value to position."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
     axes.set_title(name, fontsize="medium")
@@ -246,7 +246,7 @@ def _scale(axes: Axes, name: str, values: list[float], nothing: str) -> Callable
     low, high = math.floor(min(proper)), math.ceil(max(proper))
     every = max(1, -(-(high - low) // 5))
     ticks = {float(t): _power(1, t) for t in range(low, high + every, every)}
-    if high - low <= 2:  # of few powers of ten, 2 and 5 besides
+    if high - low <= 2:  # for few powers of ten, also 2 and 5
         for t in range(low, high + 1):
             ticks |= {t + math.log10(m): _power(m, t) for m in (1, 2, 5)}
         within = [t for t in ticks if min(proper) < t < max(proper)]
@@ -302,7 +302,7 @@ def _draw_legend(axes: Axes, names: list[str], looks: list[dict[str, Any]], colu
         alignment="left",
         handlelength=3,
     )
-    legend.set_in_layout(False)  # the panel beside the others has room for it
+    legend.set_in_layout(False)  # the last panel has room for it
 
 
 # -- in a notebook -------------------------------------------------------------------------
@@ -319,7 +319,7 @@ _HEADS = ("|y|", "|dy|", "y &lt;= 0", "dx = 0", "|d params|")
 
 
 def html(steps: Steps) -> str:
-    """The first and the last step side by side, and how each gradient went in between."""
+    """The first and the last step side by side, and a curve of each gradient in between."""
     steps = [step for step in steps if step]
     if not steps:
         return "<i>nnmirror.watch: no step yet</i>"
@@ -353,7 +353,7 @@ def html(steps: Steps) -> str:
 
 
 def _described(name: str, r: Record | None) -> str:
-    """The first cell of a layer's row: what it is, its shapes and its formula."""
+    """The first cell of a layer's row: its name, shapes and formula."""
     if r is None:
         return f"<b>{_html.escape(name)}</b>"
     kind = r.module if r.operation is None else ""
@@ -378,7 +378,7 @@ def _cells(r: Record | None) -> tuple[str, ...]:
 
 
 def _sparkline(values: list[float | None]) -> str:
-    """A small curve of logarithms, zero at the foot."""
+    """A small curve of logarithms, with zero at the lower edge."""
     came = [v for v in values if v is not None]
     proper = [math.log10(v) for v in came if 0 < v < math.inf]
     if len(came) < 2:

@@ -19,8 +19,8 @@ from .module import Module
 class Layer(Module):
     """The base of the mirrored layers: `forward` runs one Function and keeps its node.
 
-    The node is kept even if nothing requires grad, so that a single layer can be driven by hand: `y
-    = layer.forward(x); dx = layer.backward(dy)`.
+    The node is kept even if nothing requires grad, so that a single layer can be driven by hand:
+    `y = layer.forward(x); dx = layer.backward(dy)`.
 
     Given a tuple of tensors, a layer returns a tuple. Tensors of the same shape are stacked to a
     batch, and computed with one call.

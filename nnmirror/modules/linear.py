@@ -16,7 +16,7 @@ from .module import keeps_call, records_once
 
 
 class Identity(Layer):
-    """y = x, for any constructor arguments. dx = g."""
+    """y = x, for any constructor arguments.  dx = g."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()

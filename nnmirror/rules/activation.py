@@ -89,7 +89,7 @@ def _alike(a: float, b: float, x: T) -> bool:
 class EluInplace(Elu):
     """`Elu` into the memory of its input:  dx = g where y > 0, else g (y + a)
 
-    The gradient of y from h is h g i where y < 0, else 0. Saved: y.
+    The gradient of y from h is h g i where y < 0, else 0.  Saved: y.
     """
 
     is_inplace = True

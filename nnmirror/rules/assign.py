@@ -452,10 +452,10 @@ class Put(Rule):
 class _Reduced(Rule):
     """z = x and what of s is put at the same place, reduced to one:
 
-    sum: dx = g, ds = g there; mean: both divided by the number of reduced elements; amax, amin: g
-    shared evenly between those equal to z; prod: g times the product of the others. If x is not
-    included, dx = 0 where something was written. Saved: x, s, index and z, all of them as in
-    PyTorch, so that none may be changed.
+    sum:  dx = g,  ds = g there;  mean:  both divided by the number of reduced elements;  amax,
+    amin:  g shared evenly between those equal to z;  prod:  g times the product of the others. If x
+    is not included, dx = 0 where something was written.  Saved: x, s, index and z, all of them as
+    in PyTorch, so that none may be changed.
     """
 
     uncounted = (2,)

@@ -17,8 +17,8 @@ class Cdist(Rule):
     """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of g_ij times the slope in x_i
 
     With u = x_i - y_j, that slope is u / d for p = 2, sign(u) for p = 1, u |u|^(p-2) / d^(p-1) for
-    others, sign(u) where |u| is the largest for p = infinity; 0 where d = 0. The kernel adds one j
-    after the other, and so does this; dy is the same of the transposed.
+    others, sign(u) where |u| is the largest for p = infinity; 0 where d = 0. The kernel sums over j
+    sequentially, and so does this; dy is the same for the transposed distances.
     """
 
     @staticmethod
@@ -84,7 +84,7 @@ class EuclideanDist(Rule):
     ) -> tuple[T | None, T | None]:
         r = (g / result).masked_fill_(result == 0, 0)
         dx1 = dx2 = None
-        # The products first, as C++ has it: recorded, the order counts.
+        # The products first, as in PyTorch's C++ code: the order matters when it is recorded.
         if needs[0]:
             product = r @ x2
             dx1 = x1 * r.sum(-1, True) - product
@@ -101,7 +101,7 @@ _MODES = (_USE_MM, _NO_MM, _USE_MM_IF_MANY)
 
 @answered(torch.cdist)
 def cdist(x1: T, x2: T, p: float = 2.0, compute_mode: str = _USE_MM_IF_MANY) -> T:
-    """The distances; of more than 25 rows, or if asked for, by a product of matrices for p = 2."""
+    """The distances; for p = 2 and more than 25 rows, or if asked for, by a matrix product."""
     args = x1, x2, p, compute_mode
     if compute_mode not in _MODES or not all(isinstance(x, T) and x.dim() > 1 for x in (x1, x2)):
         raise unplaced(torch.cdist, args, {})

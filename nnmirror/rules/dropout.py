@@ -1,10 +1,10 @@
-"""Dropout: some elements become zero at random, the others grow, so that the mean stays.
+"""Dropout: random elements become zero, and the others are scaled to keep the mean.
 
-Or whole features (N, C, ...) together; or, for alpha dropout, the elements become what SELU is far
-below 0, and all are scaled and shifted, so that mean and variance stay.
+Or whole features (N, C, ...) do. For alpha dropout, the elements become the limit of SELU far below
+0, and all are scaled and shifted, to keep mean and variance.
 
-PyTorch draws the elements in two ways: on the CPU (and in place) it multiplies with a noise made
-beforehand, elsewhere one kernel draws and multiplies, and gives other numbers for the same seed.
+PyTorch draws the elements in two ways: on the CPU (and in place) it multiplies by a noise tensor
+drawn before; elsewhere one kernel draws and multiplies, with other numbers for the same seed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class Dropout(Rule):
 
     keeps = drawn = ("m",)
     counted = (0, 1)  # PyTorch's node has a place for the noise
-    public = None  # a subclass is asked about what is called, and not about this part of it
+    public = None  # a subclass gets the public function, not this part of it
 
     @staticmethod
     def infer(input: T, p: float, features: bool = False) -> T:  # type: ignore[override]
@@ -87,7 +87,7 @@ def check_number(input: T, p: float, training: bool, func: TorchFunction) -> Non
 def noise(input: T, p: float, features: bool = False) -> T:
     """m: 0 with probability p, else 1 / (1 - p).
 
-    Drawn as PyTorch draws it, in the order in which the input lies in memory.
+    Drawn as PyTorch draws it, in the memory order of the input.
     """
     if p == 1:
         return torch.zeros((), dtype=input.dtype, device=input.device)
@@ -105,7 +105,7 @@ def _kept(input: T, p: float, features: bool) -> T:
 
 
 def drops(input: T, p: float, training: bool) -> bool:
-    """Is anything drawn? Else y = x."""
+    """Are there random numbers to draw? If not, y = x."""
     if not training or p == 0:
         return False
     with DisableTorchFunctionSubclass():
@@ -114,7 +114,7 @@ def drops(input: T, p: float, training: bool) -> bool:
 
 @contextlib.contextmanager
 def drawn_anyway(input: T, p: float, features: bool = False) -> Iterator[None]:
-    """For dropout in place: where that is refused, as of a leaf, PyTorch has drawn by then."""
+    """For dropout in place: PyTorch draws even where the change is refused, as for a leaf."""
     try:
         yield
     except RuntimeError:
@@ -124,7 +124,7 @@ def drawn_anyway(input: T, p: float, features: bool = False) -> Iterator[None]:
 
 
 def draws_at_once(input: T, p: float) -> bool:
-    """Whether PyTorch has one kernel for this dropout where the tensor is, and uses it."""
+    """Whether PyTorch has a single kernel for this dropout on the tensor's device, and uses it."""
     with DisableTorchFunctionSubclass():
         if input.is_cpu:
             return False
@@ -146,7 +146,7 @@ def dropout(input: T, p: float, training: bool, inplace: bool, features: bool = 
     return record(Dropout, (input, p, features))[0]
 
 
-# What SELU tends to far below 0, with its sign changed.
+# The limit of SELU far below 0, negated.
 _SELU_FLOOR = 1.7580993408473766
 
 
@@ -172,7 +172,7 @@ def alpha_dropout(input: T, p: float, training: bool, inplace: bool, features: b
 
 
 def _by_name(func: TorchFunction, function: Callable[..., T], *how: bool) -> None:
-    """torch.dropout and the others, which have errors of their own."""
+    """torch.dropout and the others, with their own errors."""
 
     def call(input: T, p: float, train: bool) -> T:
         if isinstance(input, T) and isinstance(p, int | float) and 0 <= p <= 1:
@@ -182,7 +182,7 @@ def _by_name(func: TorchFunction, function: Callable[..., T], *how: bool) -> Non
     composite(func)(call)
 
 
-# By what is dropped, elements or features; and in place.
+# By whether elements or features are dropped, and in place.
 KINDS = {
     (dropout, False, False): torch.dropout,
     (dropout, False, True): torch.dropout_,

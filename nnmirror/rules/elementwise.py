@@ -248,7 +248,7 @@ def _pointwise(
 ) -> None:
     """Make the Rule of a function of one number from its slope: `slope(g, x or z)` is dx.
 
-    `also` are its other names, in torch.special ("special.gammaln") or beside it.
+    `also` are its other names, in torch.special ("special.gammaln") or in torch.
     """
     function = getattr(torch, name)
 
@@ -290,7 +290,7 @@ _pointwise(
     "expm1", lambda g, z: g * (z + 1), "z = exp(x) - 1:  dx = g (z + 1)", True, ("special.expm1",)
 )
 _pointwise("log2", lambda g, x: g / (x * math.log(2)), "z = log x / log 2:  dx = g / (x log 2)")
-# The logarithm of 10 as PyTorch had it before 2.14: its last digit is another.
+# The logarithm of 10 as in PyTorch before 2.14, with another last digit.
 _LOG_10 = math.log(10) if SINCE_2_14 else 2.3025850929940456
 _pointwise("log10", lambda g, x: g / (x * _LOG_10), "z = log x / log 10:  dx = g / (x log 10)")
 _pointwise("tan", lambda g, z: g * (1 + z.pow(2)), "z = tan(x):  dx = g (1 + z^2)", True)
@@ -353,7 +353,7 @@ _pointwise("rad2deg", lambda g, x: g * (180 / math.pi), "z = x 180 / pi:  dx = g
 
 def _sinc_slope(g: T, x: T) -> T:
     turned, squared = x * math.pi, x * x * math.pi
-    sine, cosine = turned.sin(), turned.cos()  # in the order of C++
+    sine, cosine = turned.sin(), turned.cos()  # in the order of PyTorch's C++ code
     slope = g * ((turned * cosine - sine) / squared)
     return torch.where(squared == 0.0, zero(g), slope)
 
@@ -390,7 +390,8 @@ def polygamma(n: int, input: T) -> T:
 @inplace(T.nan_to_num_, torch.nan_to_num_)
 @rule(torch.nan_to_num, T.nan_to_num)
 class NanToNum(Rule):
-    """z = x, and a number where x is none:  dx = g where x is finite, else g times 0"""
+    """z = x, with NaN and infinity replaced by numbers:  dx = g where x is finite, else g times
+    0"""
 
     @staticmethod
     def forward(
@@ -411,7 +412,7 @@ class NanToNum(Rule):
 class Logit(Rule):
     """z = log(x / (1 - x)), x clipped to [e, 1 - e]:  dx = g / (x (1 - x)), 0 where clipped
 
-    Recorded, as PyTorch then has it, by its operations.
+    With create_graph it is recorded as separate operations, as in PyTorch.
     """
 
     @staticmethod
@@ -430,7 +431,7 @@ class Logit(Rule):
         if eps is not None:
             rounded = torch.tensor(eps, dtype=x.dtype, device="cpu")
             low, high, outside = rounded.item(), (1 - rounded).item(), 0.0
-        # On the kernel's scalar path -0 counts as 0, and a NaN stays one.
+        # On the kernel's scalar path -0 counts as 0, and a NaN stays NaN.
         alone = on_scalar_path(g, x)
         dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))
         dx = dx.masked_fill((x < low) | (x > high), outside)
@@ -491,9 +492,9 @@ class Hypot(Rule):
 
 @rule(torch.fmax, T.fmax)
 class Fmax(Rule):
-    """z = max(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
+    """z = max(x, y), ignoring a NaN if the other is a number:  g goes to x where x is z, else to y
 
-    From PyTorch 2.14 on as for `Maximum`.
+    From PyTorch 2.14 on, as for `Maximum`.
     """
 
     @staticmethod
@@ -509,9 +510,9 @@ class Fmax(Rule):
 
 @rule(torch.fmin, T.fmin)
 class Fmin(Rule):
-    """z = min(x, y), of a number and a NaN the number:  g goes to x where it is z, else to y
+    """z = min(x, y), ignoring a NaN if the other is a number:  g goes to x where x is z, else to y
 
-    From PyTorch 2.14 on as for `Minimum`.
+    From PyTorch 2.14 on, as for `Minimum`.
     """
 
     @staticmethod
@@ -535,9 +536,9 @@ def _to_chosen(needs: Needs, g: T, first: T) -> Gradients:
 class StandardGamma(Rule):
     """z drawn from the gamma distribution of shape x:  dx = g dz/dx at the same quantile
 
-    What Gamma.rsample and its kin draw by (Figurnov et al., 2018, arXiv:1805.08498). The one rule
-    that calls a kernel made for a backward: dz/dx = -(dF/dx) / (dF/dz), F the distribution
-    function, is a series that the sampler's own kernel adds up, and no tensor operation does.
+    Gamma.rsample and related distributions use it (Figurnov et al., 2018, arXiv:1805.08498). This
+    is the only rule that calls a kernel made for a backward: dz/dx = -(dF/dx) / (dF/dz), F the
+    distribution function, is a series that only the sampler's own kernel computes.
     """
 
     @staticmethod

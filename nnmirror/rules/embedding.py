@@ -1,4 +1,4 @@
-"""Rows of a table, by number."""
+"""Rows of a table, by index."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ T = torch.Tensor
 
 
 class Embedding(Rule):
-    """y = the rows of W that `indices` name:  dW = for each row, the sum of its g.
+    """y = the rows of W at `indices`:  dW = for each row, the sum of its g.
 
-    The row `padding_idx` gets none. By frequency, each g is divided by how often its row is
-    named.  Saved: the indices.
+    The row `padding_idx` gets none. With `scale_grad_by_freq` each g is divided by the number of
+    times that its row occurs.  Saved: the indices.
     """
 
     uncounted = (1,)

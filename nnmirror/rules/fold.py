@@ -1,4 +1,4 @@
-"""Pictures to columns, each of them what lies under a window, and columns added up to pictures."""
+"""Images to columns, each with the elements under a window, and columns summed to images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _nn: Any = torch._C._nn
 
 
 class Im2Col(Rule):
-    """y[n, c k, l] = x[n, c, s l + d k - p]:  dx = g, added where it came from"""
+    """y[n, c k, l] = x[n, c, s l + d k - p]:  dx = g, added at the elements it was copied from"""
 
     infer = staticmethod(_nn.im2col)
     public = staticmethod(_nn.im2col)
@@ -37,7 +37,7 @@ class Im2Col(Rule):
 
 
 class Col2Im(Rule):
-    """y[n, c, s l + d k - p] has x[n, c k, l] added:  dx = g, where it went"""
+    """y[n, c, s l + d k - p] is the sum of x[n, c k, l]:  dx = g at the elements it was added to"""
 
     infer = staticmethod(_nn.col2im)
     public = staticmethod(_nn.col2im)

@@ -1,9 +1,9 @@
-"""A gradient that is a rule of its own, with a gradient.
+"""Gradients that are rules themselves, with gradients of their own.
 
-What a rule's `d_<argument>` computes is differentiated again where `create_graph=True` asks for it:
-by the rules of the operations that it is made of. A gradient written for speed, or in the order in
-which a kernel rounds, is no sequence of such operations; it is given its gradients here, as
-PyTorch's derivatives.yaml has them for tanh_backward and the others.
+With `create_graph=True`, a rule's `d_<argument>` is differentiated again, by the rules of the
+operations that it consists of. A gradient that is written for speed, or for a kernel's rounding,
+does not consist of such operations; its gradients are given here, as in PyTorch's derivatives.yaml
+for tanh_backward and the others.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ Second = Callable[..., T]
 def gradient(
     name: str, second: Second | None = None, of_grad: Second | None = None
 ) -> Callable[[Callable[..., T]], Any]:
-    """Let the decorated dx(g, x, *parameters), linear in g, be recorded where the walk is.
+    """Record the decorated dx(g, x, *parameters), linear in g, in a recorded walk.
 
-    Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), or, where that is no
-    product of each element, of_grad(h, x, *parameters); and x gets second(h, g, x, *parameters);
-    without `second`, zeros: the slope is constant in pieces.
-    `name` is that of its node in PyTorch, without the last Backward0.
+    Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), or, if dx is not an
+    elementwise product, of_grad(h, x, *parameters); and x gets second(h, g, x, *parameters), or
+    zeros without `second`, for a slope that is piecewise constant. `name` is that of its node in
+    PyTorch, without the final Backward0.
     """
 
     def make(compute: Callable[..., T]) -> Any:
@@ -73,5 +73,5 @@ def _applied(rule: type[Rule], compute: Callable[..., T]) -> Callable[..., T]:
 
 
 def applied(rule: type[Rule]) -> Callable[..., T]:
-    """What computes the gradient that `rule` stands for: recorded if the walk is, else plainly."""
+    """The function for the gradient `rule`: recorded in a recorded walk, else plain."""
     return _applied(rule, rule.formulas.forward)  # type: ignore[union-attr]

@@ -1,14 +1,13 @@
-"""Group normalisation, of the channels of a group and all their places together.
+"""Group normalisation, over the channels of a group and all positions.
 
     y = (x - mean) r w + b,  r = 1 / sqrt(var + eps) per image and group, w and b per channel:
 
     db = sum of g,  dw = sum of g z,  z = (x - mean) r,  over images and places
     dx = r (g w - mean(g w) - z mean(g w z)), the means over each group
 
-The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32, as it does. The
-kernel of the backward adds up in an order of its own; this one is as near to the truth. In a walk
-that is recorded (`create_graph=True`) the gradient is made of the operations of which PyTorch
-makes it then.
+The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32, as it does. PyTorch's
+backward kernel sums in an order of its own; the formula here is as accurate. In a recorded walk
+(`create_graph=True`) the gradient consists of the same operations as in PyTorch.
 """
 
 import torch
@@ -32,7 +31,7 @@ class NativeGroupNorm(Rule):
 
     infer = staticmethod(torch.group_norm)
     keeps = derived = ("mean", "r")
-    counted = (0, 2, 3)  # PyTorch's node has a place for a weight that is not there
+    counted = (0, 2, 3)  # PyTorch's node has a place for a missing weight
 
     @staticmethod
     def forward(
@@ -103,7 +102,7 @@ class NativeGroupNorm(Rule):
 
 
 def _of_groups(input: T, mean: T) -> T:
-    """What each mean is of, in a row."""
+    """The elements of each mean, in a row."""
     return input.reshape(mean.numel(), input.numel() // max(1, mean.numel()))
 
 
@@ -118,7 +117,7 @@ def _recorded(
     mean: T,
     r: T,
 ) -> Gradients:
-    """The same, made of operations that are recorded, in PyTorch's order."""
+    """The same as recorded operations, in PyTorch's order."""
     n, c = input.shape[:2]
     shape = n, groups, c // groups, input.shape[2:].numel()
     x, g = input.reshape(shape), g.reshape(shape)

@@ -1,8 +1,8 @@
 """How PyTorch's CPU kernels iterate over the elements of a tensor.
 
-A kernel has a vectorized path, for as many elements as fill two vector registers, and a scalar
-path, for what is left at the end of a row. Where the two round differently (each has its own
-`exp`, and fuses other multiplications with additions), a rule gives `by_path` a formula for each.
+A kernel has a vectorized path, for elements that fill two vector registers, and a scalar path, for
+the remaining ones at the end of a row. Where the two round differently (each has its own `exp`, and
+fuses other multiplications with additions), a rule passes `by_path` a formula for each.
 
 On other devices there is only the scalar path, with the device's own `exp`: the second formula is
 used for all elements.
@@ -34,7 +34,7 @@ def lanes(x: T) -> int:
 
 
 def in_turn(x: T, n: int) -> T:
-    """The first n along the last dimension, added one after the other."""
+    """The sum of the first n along the last dimension, computed sequentially."""
     total = x[..., 0]
     if n < 5 or total.numel() > 1000:
         for i in range(1, n):
@@ -49,9 +49,9 @@ def in_turn(x: T, n: int) -> T:
 def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
     """The sum of x (or of x times another) along its last dimension, added up lane by lane.
 
-    What does not fill a register is added last, to the first lanes. In float32 the product is
-    then not rounded on its own where the kernel runs in one thread, or over one row: the compiler
-    makes a separate loop for that case.
+    Elements that do not fill a register are added last, to the first lanes. In float32 their
+    product is not rounded separately if the kernel runs in one thread, or over one row: the
+    compiler makes a separate loop for that case.
     """
     n, width = x.shape[-1], lanes(x)
     if narrow:
@@ -86,11 +86,11 @@ def lane_sum(x: T, narrow: bool, times: T | None = None) -> T:
 
 
 def add_rows(to: T, places: T, rows: T) -> T:
-    """Add each of the rows to the one of `to` at its place, one after another.
+    """Add each row to the row of `to` at its index, sequentially.
 
-    `index_add_` sorts the rows in several threads, however few they are, and starting the threads
-    takes longer than the sum. `index_put_` adds in one thread up to 32,768 elements; beyond, in
-    several, in no fixed order.
+    `index_add_` uses several threads to sort even a few rows, and starting the threads takes longer
+    than the sum. `index_put_` adds in one thread up to 32,768 elements, and with more in several
+    threads, in no fixed order.
     """
     if rows.numel() < GRAIN or not rows.is_cpu:
         return to.index_put_((places,), rows, accumulate=True)
@@ -100,13 +100,13 @@ def add_rows(to: T, places: T, rows: T) -> T:
 
 
 # masked_fill and where branch for each element, which the processor has to predict. For many
-# elements a choice by the bits of integers is many times faster.
+# elements, selecting by bit operations on integers is many times faster.
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 FEW = 4096
 
 
 def chosen_by_bits(*tensors: T) -> bool:
-    """Are there enough elements for a choice by bits, and are all tensors contiguous?"""
+    """Are there enough elements to select by bit operations, and are all tensors contiguous?"""
     first = tensors[0]
     return (
         first.numel() >= FEW
@@ -124,7 +124,7 @@ def bits(x: T) -> T:
 
 
 def memory_format(x: T) -> torch.memory_format:
-    """The one that the strides suggest, though x need not fill its memory."""
+    """The memory format that the strides suggest, even if x does not fill its memory."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if x.dim() not in formats or x.stride(1) == 0:
         return torch.contiguous_format
@@ -140,7 +140,7 @@ def memory_format(x: T) -> torch.memory_format:
 def laid_out_as(dx: T, g: T) -> T:
     """dx in the memory layout of g, as the kernel returns it.
 
-    A sum over dx further back is taken in the order of its memory.
+    A later sum over dx follows its memory order.
     """
     if (g.is_contiguous() and dx.is_contiguous()) or dx.stride() == g.stride() or not is_dense(g):
         return dx
@@ -187,21 +187,21 @@ def integers(x: T) -> T:
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-SOME = 1024  # elements: for fewer, a choice for each costs less than more calls
+SOME = 1024  # elements: for fewer, branching costs less than further calls
 MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
 
 
 def is_flat(g: T) -> bool:
-    """Can it be viewed as one dimension? So can an expanded scalar, as the gradient of a sum is."""
+    """Can it be viewed as one dimension? An expanded scalar, such as the gradient of a sum, can."""
     return g.is_contiguous() or not any(g.stride())
 
 
 def by_sign(x: T, positive: T, other: T) -> T:
-    """`positive` where x > 0, else `other`, whose memory may be written over."""
+    """`positive` where x > 0, else `other`, whose memory may be overwritten."""
     zero = constant(0.0, x.dtype, x.device)
     if not chosen_by_bits(x, positive, other):
         return torch.where(torch.gt(x, zero), positive, other)
-    # other, but for the bits in which they differ, where x > 0.
+    # other, with the bits flipped in which they differ where x > 0.
     differ = torch.bitwise_xor(bits(positive), bits(other))
     chosen = torch.gt(x, zero, out=torch.empty_like(x, dtype=differ.dtype)).neg_()
     bits(other).bitwise_xor_(differ.bitwise_and_(chosen))
@@ -217,15 +217,15 @@ def vector_exp(x: T) -> T:
         return torch.exp(-x.abs())
     if _goes_to_one_thread(x, above=1) and x.dtype in _SLEEF and _sleef_is_known(x.dtype):
         return _sleef_exp(x)
-    return _log_sigmoid(x)[1]  # which uses every thread, even for two elements
+    return _log_sigmoid(x)[1]  # it uses every thread, even for two elements
 
 
 class _Sleef(NamedTuple):
-    """exp(d) = 2^q exp(s), s = d - q log(2), as the library SLEEF has it for one dtype."""
+    """exp(d) = 2^q exp(s), s = d - q log(2), as in the library SLEEF, for one dtype."""
 
-    most: float  # of |d|: beyond, the exp is 0
+    most: float  # of |d|: above, the exp is 0
     mantissa: int  # its bits; to add 3 / 2 of their unit rounds to an integer, the last bits
-    spare: int  # 2^spare keeps the result from underflowing until it is rounded, at last
+    spare: int  # 2^spare prevents underflow until the final rounding
     log: tuple[float, float]  # log(2), in two parts
     polynomial: tuple[float, ...]  # of s, from the highest power down to s^3, or s^2
 
@@ -285,7 +285,7 @@ def _sleef_exp(x: T) -> T:
 
 
 def _horner(s: T, polynomial: list[T]) -> T:
-    """exp(s), each power after the one above it."""
+    """exp(s) by Horner's scheme."""
     z, *others = polynomial
     for coefficient in others:
         z = torch.addcmul(coefficient, z, s)
@@ -293,7 +293,7 @@ def _horner(s: T, polynomial: list[T]) -> T:
 
 
 def _estrin(s: T, polynomial: list[T]) -> T:
-    """exp(s), by pairs of powers, pairs of pairs, and so on."""
+    """exp(s) by Estrin's scheme: pairs of powers, pairs of pairs, and so on."""
     terms, power = polynomial[::-1], s
     while len(terms) > 1:
         odd = terms[len(terms) // 2 * 2 :]
@@ -307,8 +307,8 @@ def _estrin(s: T, polynomial: list[T]) -> T:
 
 @functools.cache
 def _sleef_is_known(dtype: torch.dtype) -> bool:
-    """Has this PyTorch, on this machine, the exp of `_sleef_exp`?"""
-    # With no mode on: what is asked once is no part of a walk that is being recorded.
+    """Does this PyTorch use the exp of `_sleef_exp` on this machine?"""
+    # Without modes: this one-time check must not be part of a walk that is being recorded.
     with _torch.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
         n = torch.arange(10000.0, dtype=dtype, device="cpu")
         far = n * (_SLEEF[dtype].most / 10000)
@@ -320,7 +320,7 @@ _ALONE = 2048  # elements: up to here one thread computes a function of the vect
 
 
 def _goes_to_one_thread(x: T, above: int) -> bool:
-    """Does an addition of these use one thread, where other kernels use several?"""
+    """Does an addition of these use one thread, while other kernels use several?"""
     return above < x.numel() < GRAIN and x.is_cpu and torch.get_num_threads() > 1
 
 
@@ -338,14 +338,14 @@ def alone(function: Callable[..., T], x: T) -> T:
 
 
 def scalar_exp(x: T) -> T:
-    """exp(x) as the C library rounds it, which computes the complex one."""
+    """exp(x) as the C library rounds it, which PyTorch uses for complex numbers."""
     if not x.is_cpu:
         return torch.exp(x)
     return alone(torch.exp, torch.complex(x, torch.zeros_like(x))).real
 
 
 def widened(*tensors: T) -> tuple[T, ...]:
-    """In float32 at least, and with at least one dimension."""
+    """In float32 or higher precision, and with at least one dimension."""
     wide = [t.float() if t.dtype.itemsize == 2 else t for t in tensors]
     return tuple([t if t.dim() else t.reshape(1) for t in wide])
 
@@ -408,19 +408,19 @@ def by_path(
 
 
 def _block(x: T, short: bool) -> int:
-    """How many elements fill the two registers that the vectorized path takes at a time."""
+    """How many elements fill the two registers that the vectorized path processes together."""
     return 2 * (32 if short else register_bytes()) // x.dtype.itemsize
 
 
 def on_scalar_path(*operands: T, short: bool = False) -> T:
     """A mask of the elements on the scalar path of an elementwise kernel over `operands`.
 
-    `short` for a kernel that is not built for registers of 64 bytes, where there are any.
+    `short` for a kernel that is not compiled for registers of 64 bytes, on machines that have them.
 
     The kernel's loops are PyTorch's TensorIterator's: dimensions ordered by stride and merged
     where possible, the innermost vectorized if each operand is contiguous along it and at most one
-    is constant. Where several rows are shared among threads, the ends of the threads' shares are
-    not taken into account.
+    is constant. If rows are distributed over threads, the ends of the threads' parts are not taken
+    into account.
     """
     shape = operands[0].shape
     if not operands[0].is_cpu:
@@ -438,7 +438,7 @@ def on_scalar_path(*operands: T, short: bool = False) -> T:
             size = min(share, inner - start)
             alone[start : start + size - size % block] = False
     rows = alone.expand(*reversed(sizes[1:]), inner)
-    # Back from the order of the loops, innermost last, to that of the dimensions.
+    # From the order of the loops, innermost last, back to that of the dimensions.
     back = [0] * len(order)
     for place, dim in enumerate(reversed(order)):
         back[dim] = place
@@ -448,7 +448,8 @@ def on_scalar_path(*operands: T, short: bool = False) -> T:
 def _loops(
     shape: Sequence[int], strides: list[tuple[int, ...]]
 ) -> tuple[list[int], list[int], list[list[int]]]:
-    """The dimensions, innermost first; the loops they merge to; each operand's steps in them."""
+    """The dimensions, innermost first; the loops they are merged to; each operand's strides in
+    these."""
     order = list(reversed(range(len(shape))))
     for i in range(1, len(order)):
         at = i
@@ -482,7 +483,7 @@ def _loops(
 
 
 def _swapped(inner: int, outer: int, shape: Sequence[int], strides: list[tuple[int, ...]]) -> int:
-    """1 if the two dimensions are to change places, -1 if not, 0 if it does not matter."""
+    """1 if the two dimensions have to be exchanged, -1 if not, 0 if it does not matter."""
     for s in strides:
         if s[inner] == 0 or s[outer] == 0:
             continue

@@ -19,12 +19,12 @@ _named: Any = torch.return_types
 
 
 def _checked(info: T, name: str, A: T) -> None:
-    """PyTorch's error where LAPACK said that it could not."""
+    """PyTorch's error if LAPACK reports a failure."""
     _torch.linalg_check_errors(info, name, is_matrix=A.dim() == 2)
 
 
 def _unused(lu: T) -> T:
-    """What a recorded gradient does without: it computes from A."""
+    """Not used by a recorded gradient, which computes from A."""
     return lu
 
 
@@ -34,7 +34,8 @@ def _unused(lu: T) -> T:
 class LinalgSolveTriangular(Rule):
     """X with A X = B, A triangular:  dB = Y with A^T Y = G,  dA = -Y X^T, its triangle only
 
-    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. A diagonal taken for ones gets no gradient.
+    With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. A diagonal that counts as ones
+    (`unitriangular`) gets no gradient.
     """
 
     @staticmethod
@@ -82,7 +83,7 @@ class LinalgCholeskyEx(Rule):
 
 
 def cholesky_grad(g: T, factor: T, upper: bool) -> T:
-    """The gradient of what a factor was made of."""
+    """The gradient of the matrix that was factored."""
     if upper:
         factor, g = factor.mH, g.mH
     half = (factor.mH @ g).tril()
@@ -124,14 +125,15 @@ def old_cholesky(input: T, upper: bool = False) -> T:
 
 
 def _from_right(a: T, b: T) -> T:
-    """a b, of one matrix b for all of a batch by one product: as PyTorch where b requires grad."""
+    """a b with one matrix b for the whole batch, as a single product, as in PyTorch if b requires
+    grad."""
     if b.dim() > 2 or a.dim() < 3:
         return a @ b
     return a.reshape(-1, a.shape[-1]).mm(b).view(*a.shape[:-1], b.shape[-1])
 
 
 def _from_left(a: T, b: T) -> T:
-    """a b, of one matrix a; see `_from_right`"""
+    """a b with one matrix a; see `_from_right`"""
     return a @ b if a.dim() > 2 or b.dim() < 3 else _from_right(b.mT, a.t()).mT.contiguous()
 
 
@@ -195,7 +197,7 @@ class LinalgSolveEx(Rule):
     """X with A X = B:  dB = Y with A^T Y = G,  dA = -Y X^T
 
     With `left=False` X A = B:  Y A^T = G,  dA = -X^T Y. Saved: A = P L U as computed, A, and X. In
-    a backward that is recorded Y is the solution of another system, as in PyTorch.
+    a recorded backward Y is the solution of a different system, as in PyTorch.
     """
 
     keeps = ("lu", "pivots")
@@ -219,7 +221,7 @@ class LinalgSolveEx(Rule):
         pivots: T,
     ) -> Gradients:
         x, da = result0, None
-        # PyTorch's own question: is B a batch of vectors, not of matrices?
+        # PyTorch's own check: is B a batch of vectors, not of matrices?
         n = len(B_shape)
         vectors = n == 1 or (A.dim() - 1 == n and B_shape == A.shape[:-1])
         if vectors:
@@ -292,7 +294,7 @@ def inv_ex(A: T, *, check_errors: bool = False) -> Any:
 def _diagonal_solved(numbers: T, A: T, lu: T, pivots: T, transposed: bool) -> T:
     """For each matrix, Z with A^T Z = n I, from A = P L U (or from that of A^T)."""
     right = torch.diag_embed(numbers.unsqueeze(-1).expand(pivots.shape)).mT
-    if is_torch_function_enabled():  # recorded: the factors have no gradient
+    if is_torch_function_enabled():  # in a recorded walk, as the factors have no gradient
         return torch.linalg.solve(A.mH, right)
     return torch.linalg.lu_solve(lu, pivots, right, adjoint=not transposed)
 
@@ -351,7 +353,7 @@ def det(input: T) -> T:
 
 
 class LinalgSlogdet(Rule):
-    """(s, l) = the sign and the logarithm of the size of det A:  dA = g A^-T, g that of l"""
+    """(s, l) = the sign of det A and log |det A|:  dA = g A^-T, g that of l"""
 
     keeps = ("lu", "pivots")
     derived = ("lu",)

@@ -1,9 +1,9 @@
 """The losses: of probabilities, of classes, and those between absolute and squared.
 
-`g` is the gradient of the loss, `n` the number of elements for the mean, else one. Where the
-kernel of PyTorch rounds after each operation, so does the formula here, in its order.
-`h` is the gradient of dx, where dx is a rule of its own: ddx is what x gets by it, ddt what t
-gets and ddg what g gets.
+`g` is the gradient of the loss, `n` the number of elements for the mean, else one. Where PyTorch's
+kernel rounds after each operation, so does the formula here, in the same order. `h` is the gradient
+of dx, if dx is a rule of its own: ddx is the gradient that x gets from it, ddt that of t and ddg
+that of g.
 """
 
 import functools
@@ -29,7 +29,7 @@ from .softmax import LogSoftmax, log_softmax
 T = torch.Tensor
 
 MEAN = 1  # PyTorch's numbers for the reductions: none, mean, sum
-_LEAST = torch.tensor(1e-12).item()  # a float32 in the kernel, whatever x is
+_LEAST = torch.tensor(1e-12).item()  # a float32 in the kernel, for any dtype of x
 
 
 def _reduced(grad: T, weight: T | None, reduction: int, count: int) -> T:
@@ -137,14 +137,14 @@ class BinaryCrossEntropyWithLogits(Rule):
     def d_input(
         g: T, input: T, target: T, weight: T | None, pos_weight: T | None, reduction: int
     ) -> T:
-        if is_torch_function_enabled():  # recorded, and not in place
+        if is_torch_function_enabled():  # in a recorded walk, not in place
             if pos_weight is None:
                 dx = input.sigmoid() - target
             else:
                 pt = pos_weight * target
                 dx = (pt + 1 - target) * input.sigmoid() - pt
             return _reduced(dx * g, weight, reduction, input.numel())
-        # In place, as PyTorch: where dtypes differ, each step rounds to that of the first.
+        # In place, as in PyTorch: if dtypes differ, each step rounds to the first one's.
         if pos_weight is None:
             dx = input.sigmoid().sub_(target)
         else:
@@ -169,15 +169,15 @@ class NllLoss(Rule):
     """l = -w_c x_c with c the class t of each row, its mean weighted by w or its sum
 
     dx_c = -g w_c, for the mean over the sum of all w_c, and 0 for the other classes.
-    Rows whose class is ignore_index count for nothing.  Saved: x, t and w.
-    Of dx, for its gradient h, g gets the loss of h in the place of x, and x zeros.
+    Rows whose class is ignore_index are left out.  Saved: x, t and w. For h, the gradient of dx, g
+    gets the loss of h in place of x, and x gets zeros.
     """
 
     uncounted = (1, 2)
 
     aten_name = "nll_loss_forward"
     loss = staticmethod(torch.ops.aten.nll_loss_forward.default)
-    grad_of: Callable[..., T]  # what computes dx
+    grad_of: Callable[..., T]  # the function for dx
     keeps = derived = ("total",)  # the sum of the weights, which have no gradient
 
     @classmethod
@@ -254,7 +254,7 @@ NllLoss.grad_of = staticmethod(applied(NllLossBackward))
 
 @functools.lru_cache(maxsize=256)
 def _classes(count: int, ignore_index: int, dims: int, device: torch.device) -> T:
-    """The numbers of the classes, as an operand for the targets; none is ignore_index."""
+    """The class indices, to be compared with the targets; without ignore_index."""
     with torch.inference_mode(False):
         classes = torch.arange(count, device=device)
         if 0 <= ignore_index < count:
@@ -301,7 +301,7 @@ def nll_loss_nd(
         return record(NllLoss, (input, target, *rest))[0]
     if len(shape) == 4:
         return record(NllLoss2D, (input, target, *rest))[0]
-    # Any other shape is laid out as images of one row.
+    # Any other shape is reshaped to images of one row.
     n, c = shape[:2]
     row = (1, -1) if shape.numel() else (0, 0)
     image = view(contiguous(input), n, c, *row)
@@ -327,7 +327,7 @@ def cross_entropy_loss(
     if type(input) is Tensor and weight is None and label_smoothing == 0 and not is_seen_through():
         with DisableTorchFunctionSubclass():
             rows = type(target) is T and input.dim() == 2 and target.shape == input.shape[:1]
-        if rows and not target.is_floating_point():  # the most usual, with nothing more to ask
+        if rows and not target.is_floating_point():  # the most frequent case
             likelihood = record(LogSoftmax, (input, 1))[0]
             return record(NllLoss, (likelihood, target, None, reduction, ignore_index))[0]
     given = input, target, weight, reduction, ignore_index, label_smoothing
@@ -380,7 +380,7 @@ def _of_probabilities(
         return loss
     mean, node = record(Div, (loss, input.numel() / classes))
     if node is not None:
-        node.label = "DivBackward1"  # by a number of C++'s
+        node.label = "DivBackward1"  # by a C++ number
     return mean
 
 
@@ -465,7 +465,7 @@ class _OfDifference(Rule):
     """
 
     tuple_places = (0, 1)
-    widens = False  # computes 16 bits in 32, and two dtypes in the wider one
+    widens = False  # computes 16 bits in float32, and two dtypes in the wider one
 
     @staticmethod
     def bounded(d: T, threshold: float) -> T:
@@ -500,7 +500,7 @@ class _OfDifference(Rule):
             return cls.scalar(d, g, n, threshold)
 
         if wide is dtype and d.is_cpu:
-            made = d if d.is_contiguous() else d.contiguous()  # as the kernel lays dx out
+            made = d if d.is_contiguous() else d.contiguous()  # as the kernel's dx
             dx = by_path(vectorized, scalar, (d, g), (made, x, t, g), short=True)
         else:
             dx = vectorized(d, g)

@@ -1,4 +1,4 @@
-"""Matrix products. `torch.matmul` is taken apart into them as PyTorch takes it apart."""
+"""Matrix products. `torch.matmul` is split into them as in PyTorch."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,8 @@ T = torch.Tensor
 
 
 def column_major(x: T) -> bool:
-    """Is the matrix x stored by columns? Its gradient is then computed so, as in PyTorch."""
+    """Is the matrix x column-major? Its gradient is then computed column-major too, as in
+    PyTorch."""
     return x.stride() == (1, x.shape[0])
 
 
@@ -162,9 +163,9 @@ def outer(input: T, vec2: T) -> T:
 def einsum(equation: str, *operands: T) -> T:
     """Sums of products of tensors, their dimensions named by letters, as PyTorch contracts them.
 
-    All tensors get all letters as dimensions, the result's first; a letter that one lacks has size
-    one there. They are multiplied two by two, from the left or along the path of opt_einsum if
-    that is there; a letter that no other has, and the result lacks, is summed in it.
+    All tensors get all letters as dimensions, the result's first; a missing letter has size one.
+    They are multiplied in pairs, from the left or along the path of opt_einsum if that is
+    installed; a letter that neither another tensor nor the result has is summed.
     """
     with DisableTorchFunctionSubclass(), torch.no_grad():
         torch.einsum(equation, *plain_values(operands))  # PyTorch's errors
@@ -172,7 +173,7 @@ def einsum(equation: str, *operands: T) -> T:
     given = [_names(t, x.dim()) for t, x in zip(left.split(","), operands, strict=True)]
     dots = sorted({c for term in given for c in term if c < 0})
     letters = sorted({c for term in given for c in term if c >= 0})
-    if not arrow:  # what is there once
+    if not arrow:  # letters that occur once
         out = dots + [c for c in letters if sum(term.count(c) for term in given) == 1]
     else:
         out = _names(right, len(right) - 3 + len(dots))
@@ -192,7 +193,7 @@ def einsum(equation: str, *operands: T) -> T:
 
 
 def _names(term: str, dims: int) -> list[int]:
-    """The letters of a tensor of so many dimensions as numbers in PyTorch's order.
+    """The letters of a tensor with this number of dimensions, as numbers in PyTorch's order.
 
     The dimensions that an ellipsis stands for are -1, the last, -2, and so on.
     """
@@ -202,7 +203,8 @@ def _names(term: str, dims: int) -> list[int]:
 
 
 def _path(equation: str, operands: Sequence[T]) -> list[tuple[int, ...]] | None:
-    """In which order to contract more than two: that of opt_einsum, None for from the left."""
+    """The order in which to contract more than two: that of opt_einsum, or None for left to
+    right."""
     known = torch.backends.opt_einsum
     if len(operands) < 3 or not known.enabled or not known.is_available():
         return None
@@ -213,7 +215,7 @@ def _path(equation: str, operands: Sequence[T]) -> list[tuple[int, ...]] | None:
 
 
 def _laid_out(x: T, term: list[int], order: list[int]) -> T:
-    """x with all of `order` for its dimensions; a letter that it has twice takes a diagonal."""
+    """x with the dimensions `order`; a letter that occurs twice takes a diagonal."""
     seen: list[int] = []
     for c in term:
         if c in seen:
@@ -229,7 +231,7 @@ def _laid_out(x: T, term: list[int], order: list[int]) -> T:
 
 
 def _product(a: T, b: T, rest: list[int]) -> T:
-    """a b, broadcast, summed over `rest`, which get size one; as products of matrices if it can."""
+    """a b, broadcast, summed over `rest`, which get size one; as matrix products if possible."""
     alone = [[d for d in rest if x.shape[d] != 1 and y.shape[d] == 1] for x, y in ((a, b), (b, a))]
     a, b = (
         record(Sum, (x, dims, True))[0] if dims else x
@@ -243,7 +245,7 @@ def _product(a: T, b: T, rest: list[int]) -> T:
     rows = [d for d in outer if a.shape[d] != 1 and d not in batch]
     cols = [d for d in outer if d not in batch and d not in rows]
     if rows and cols and rows[0] > cols[-1]:
-        # So that the product is laid out as the result is.
+        # So that the product has the strides of the result.
         a, b, rows, cols = b, a, cols, rows
     n = [_prod(a.shape[d] for d in g) for g in (batch, rows, inner)]
     width = _prod(b.shape[d] for d in cols)
@@ -260,7 +262,7 @@ def _mm(a: T, b: T) -> T:
 
 
 def _should_fold(a: T, b: T) -> bool:
-    """Are the batch dimensions of the larger operand laid out as rows of one matrix?"""
+    """Are the batch dimensions of the larger operand to be folded into the rows of one matrix?"""
     a_larger = a.dim() >= b.dim()
     large, small = (a.detach(), b) if a_larger else (b.detach().mT, a)
     if large.dim() < 3 or small.dim() > 2:
@@ -273,7 +275,7 @@ def _should_fold(a: T, b: T) -> bool:
 
 
 def rows_of_one_matrix(x: T) -> bool:
-    """Can all dimensions but the last be seen as one, without a copy?"""
+    """Can all dimensions except the last be viewed as one, without a copy?"""
     sizes, strides = x.shape, x.stride()
     return x.numel() == 0 or all(
         strides[i] == strides[i + 1] * sizes[i + 1] for i in range(x.dim() - 2)
@@ -282,12 +284,12 @@ def rows_of_one_matrix(x: T) -> bool:
 
 @composite(torch.matmul, T.matmul, T.__matmul__, directly=True)
 def matmul(input: T, other: T) -> T:
-    """`input @ other` for any numbers of dimensions, as a product of matrices."""
+    """`input @ other` for any numbers of dimensions, by matrix products."""
     a, b = input, other
     with DisableTorchFunctionSubclass():
         try:
             n, m = a.dim(), b.dim()
-        except AttributeError:  # PyTorch's own words come when it is called as ever
+        except AttributeError:  # calling it as usual then raises PyTorch's error
             raise TypeError("matmul of what is no tensor") from None
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})
@@ -300,7 +302,7 @@ def matmul(input: T, other: T) -> T:
     if n == 2 and m == 2:
         return _mm(a, b)
     if n == 3 and m == 3:
-        # A batch of one is one matrix for all: its gradient need not be expanded.
+        # A batch of one is a single matrix for all: its gradient need not be expanded.
         if a.shape[0] > 1 and b.shape[0] == 1 and b.requires_grad:
             return matmul(a, shape.squeeze(b, 0))
         if b.shape[0] > 1 and a.shape[0] == 1 and a.requires_grad:
@@ -383,7 +385,7 @@ def tensordot(a: T, b: T, dims: int | Sequence[Sequence[int]] | T = 2, out: T | 
     rows = [d for d in range(a.dim()) if d not in ours]
     columns = [d for d in range(b.dim()) if d not in theirs]
     a, b = shape.permute(a, (*rows, *ours)), shape.permute(b, (*theirs, *columns))
-    if size.numel() == 1:  # one number is no matrix product
+    if size.numel() == 1:  # with single numbers it is not a matrix product
         if a.is_contiguous() and b.is_contiguous():
             number = record(Dot, (shape.reshape(a, (-1,)), shape.reshape(b, (-1,))))[0]
         else:

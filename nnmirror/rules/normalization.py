@@ -6,8 +6,8 @@
     dx = r (g w - mean(g w) - z mean(g w z)), the means over each row
 
 The forward is PyTorch's kernel. float16 and bfloat16 are computed in float32, as it does. In exact
-mode the sums are added up in its order, too (see `nnmirror.exact.normalization`). The backward is a
-rule with gradients of its own, in PyTorch's order: layer_norm_double_backward.
+mode the sums have its order, too (see `nnmirror.exact.normalization`). The backward is a rule with
+gradients of its own, in PyTorch's order: layer_norm_double_backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .registry import Gradients, Needs, Rule, composite, stands_for, unplaced
 
 T = torch.Tensor
 
-# Elements: of a larger piece an operation finds in the cache nothing that the one before it wrote.
+# Elements: a larger piece would leave the cache between two operations.
 _PIECE = 1 << 18
 _MOST_PIECES = 32
 
@@ -48,7 +48,7 @@ def added(total: T | None, part: T) -> T:
 class MeanOf(Rule):
     """The mean of x, as a kernel has computed it:  dx = g / n
 
-    `shape` is its shape as an operand for x.
+    `shape` is its shape for broadcasting with x.
     """
 
     @staticmethod
@@ -72,15 +72,15 @@ class InverseStdOf(Rule):
     def gradients(
         needs: Needs, g: T, input: T, mean: T, shape: Sequence[int], result: T
     ) -> Gradients:
-        # The mean gets none: the sum of x - mean is zero.
+        # The mean gets no gradient: the sum of x - mean is zero.
         slope = result * result * result * g * (-g.numel() / max(1, input.numel()))
         return (input - mean.reshape(shape)) * slope.reshape(shape), None
 
 
 class Second:
-    """What the second derivatives of the normalisations share, in PyTorch's order.
+    """Shared by the second derivatives of the normalisations, in PyTorch's order.
 
-    c = x - mean, r is the inverse deviation, and `total` adds up over n numbers.
+    c = x - mean, r is the inverse deviation, and `total` sums over n numbers.
     """
 
     def __init__(self, c: T, r: T, n: int, total: Callable[[T], T]) -> None:
@@ -95,7 +95,7 @@ class Second:
         return w * self.r / n * (n * g - total(g) - inner)
 
     def of_input(self, h: T, p: T, sum_p: T, sum_pc: T) -> T:
-        """What x gets for h from p, the gradient times what of w is within the sums."""
+        """The gradient of x for h and p, the gradient times the part of w within the sums."""
         n, r3 = self.n, self.r3
         sum_h, sum_hc = self.total(h), self.total(h * self.c)
         inner = sum_h * sum_p / n - self.total(h * p)
@@ -218,7 +218,7 @@ class NativeLayerNorm(Rule):
 
     infer = staticmethod(torch.layer_norm)
     keeps = derived = ("mean", "r")
-    counted = (0, 2, 3)  # PyTorch's node has a place for a weight that is not there
+    counted = (0, 2, 3)  # PyTorch's node has a place for a missing weight
 
     @staticmethod
     def forward(
@@ -259,7 +259,7 @@ def _of_rows(
     z: T | None = None,
     gz: T | None = None,
 ) -> tuple[T | None, T | None, T | None]:
-    """dx, dw and db of some rows. The last three arguments are memory to compute in."""
+    """dx, dw and db of some rows. The last three arguments are buffers."""
     need_x, need_w, need_b = needs
     db = g.sum(0) if need_b else None
     if not (need_x or need_w):

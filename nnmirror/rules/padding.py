@@ -1,7 +1,7 @@
-"""Padding: with a constant, or with what the tensor holds itself.
+"""Padding: with a constant, or with elements of the tensor itself.
 
-A gradient goes to the element that a place of the result was copied from; of several, one after
-another in the order of the places, as PyTorch's kernels go over them.
+A gradient goes to the element that an element of the result was copied from. Several are added
+sequentially, in the order of PyTorch's kernels.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ T = torch.Tensor
 class ConstantPadNd(Rule):
     """z = x between constants, or without its ends where padded by less than 0:
 
-    dx = the part of g that x takes, 0 at the ends that were cut off
+    dx = the part of g at x, and 0 at the ends that were cut off
     """
 
     @staticmethod
     def forward(input: T, pad: Sequence[int], value: Number = 0) -> T:
-        if isinstance(value, complex):  # which the other takes none of
+        if isinstance(value, complex):  # the other kind has no value
             return torch.constant_pad_nd(input, pad, value)
         return torch._C._nn.pad(input, pad, "constant", value)
 
@@ -41,7 +41,7 @@ def _label(pad: Sequence[int], mode: str) -> str:
 
 
 class _OfItselfBackward(Rule):
-    """dx = g, added to the elements it was copied from:  g gets h, padded as x was"""
+    """dx = g, added at the elements it was copied from:  g gets h, padded like x"""
 
     @staticmethod
     def forward(grad: T, input: T, pad: Sequence[int], mode: str) -> T:
@@ -68,7 +68,7 @@ of_itself_grad = applied(_OfItselfBackward)
 
 
 class _OfItself(Rule):
-    """z = x between elements of its own:  dx = g, added to the elements it was copied from"""
+    """z = x between elements of its own:  dx = g, added at the elements it was copied from"""
 
     @staticmethod
     def forward(input: T, pad: Sequence[int], mode: str) -> T:
@@ -80,15 +80,15 @@ class _OfItself(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, pad: Sequence[int], mode: str) -> T:
-        # PyTorch saves x for its shape: it may not be changed.
+        # PyTorch saves x for its shape, so it may not be changed.
         return of_itself_grad(g, input, pad, mode)
 
 
 class _Circular(Rule):
-    """z = x between its own other end:  dx = g, with what was copied added where it came from
+    """z = x, extended by its other end:  dx = g, with copies added at the elements they came from
 
-    PyTorch copies side by side into a new tensor, and a later side may copy of an earlier one;
-    going back undoes one copy after another.
+    PyTorch copies one side after the other into a new tensor, and a later side may copy from an
+    earlier one; the backward undoes the copies in reverse.
     """
 
     @staticmethod
@@ -136,7 +136,7 @@ def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | Non
 
 
 def recorded_as(input: T, pad: Sequence[int], mode: str, value: float | None) -> tuple[Any, ...]:
-    """The rule that a call of `pad` is, and the rule's arguments; or PyTorch's error."""
+    """The rule for a call of `pad`, and its arguments; or PyTorch's error."""
     if has_gradient(value) or (isinstance(pad, tuple | list) and any(map(has_gradient, pad))):
         raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})  # it takes numbers
     if mode == "constant" and isinstance(input, T):

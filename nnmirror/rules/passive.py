@@ -1,7 +1,7 @@
 """Operations whose floating-point result carries no gradient in PyTorch either.
 
-Any operation without a rule whose result holds no floating-point tensor passes through
-as well (comparisons, argmax, shapes, numbers); only these need naming.
+Any operation without a rule whose result has no floating-point tensor passes through as well
+(comparisons, argmax, shapes, numbers); only the others are listed here.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ UNRECORDED_SETTERS: set[TorchFunction] = {
     T.share_memory_,
 }
 
-# What gives a tensor another shape or other memory, and has no rule.
+# Operations that give a tensor another shape or other memory, and have no rule.
 RESHAPING: set[TorchFunction] = {
     _data.__set__,
     T.resize_,

@@ -1,9 +1,9 @@
-"""What the gradients of pointwise operations are made of.
+"""Building blocks for the gradients of pointwise operations.
 
-Each operation on a large tensor is a pass over memory, and new memory costs as much again. So
-intermediates are overwritten, and large tensors are processed in pieces that stay in the cache.
-`torch.where` and `masked_fill` branch for each element; where the processor cannot predict the
-branch, that takes ten times as long as to multiply by 0 or 1.
+Each operation on a large tensor is a pass over memory, and allocating new memory costs as much
+again. So intermediates are overwritten, and large tensors are processed in pieces that stay in the
+cache. `torch.where` and `masked_fill` branch for each element; if the processor cannot predict the
+branches, that takes ten times as long as multiplying by 0 or 1.
 """
 
 import functools
@@ -45,7 +45,7 @@ def between(x: T, low: float, high: float) -> T:
 
 @functools.lru_cache(maxsize=256)
 def _next(value: float, dtype: torch.dtype, by: int) -> float:
-    """The number of the dtype above `value`, or below it."""
+    """The next number of the dtype above `value`, or below it."""
     toward = torch.tensor(by * math.inf, dtype=dtype, device="cpu")
     return torch.nextafter(torch.tensor(value, dtype=dtype, device="cpu"), toward).item()
 
@@ -73,14 +73,14 @@ def selected(mask: T, one: float, other: T) -> T:
 def exp(x: T, rate: float = 1) -> T:
     """exp(rate x), which is no more than 1, into the memory of x.
 
-    It is off by less than a unit in the last place of 1; torch takes the powers of 2 in a third of
+    The error is less than a unit in the last place of 1; torch computes powers of 2 in a third of
     the time.
     """
     return x.mul_(number(rate * math.log2(math.e), x)).exp2_()
 
 
 def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
-    """dx(g, x, *parameters), an elementwise function that returns new memory."""
+    """dx(g, x, *parameters), an elementwise function that returns a new tensor."""
     if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
     with _torch.DisableTorchFunction():  # for a recorder this is one call
@@ -93,7 +93,7 @@ def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
 
 
 def times_slope(g: T, slope: Callable[..., T], x: T, *parameters: object) -> T:
-    """g slope(x, *parameters), for a slope that is new memory.
+    """g slope(x, *parameters), for a slope that is a new tensor.
 
     float16 and bfloat16 are computed in float32, as PyTorch's kernels do.
     """

@@ -1,9 +1,9 @@
 """Pooling, in any number of dimensions.
 
-Of the largest: y is x at a place of each window, so that  dx = g, added at those places.
-Of the mean: y is the sum of x over each window divided by n, so that dx has g / n added over each
-window. Windows that overlap add up, one after another, in the order of the windows, as PyTorch's
-kernels go over them. In one dimension PyTorch pools in two, of which the first is 1.
+Max pooling: y is x at one position of each window, so dx = g, added at these positions. Average
+pooling: y is the sum of x over each window divided by n, so dx = g / n, added over each window.
+Overlapping windows are added sequentially, in the order of PyTorch's kernels. Pooling in one
+dimension is pooling in two, of which the first has size 1, as in PyTorch.
 """
 
 import functools
@@ -30,18 +30,18 @@ Sizes = Sequence[int]
 
 
 def as_laid_out(dx: T, x: T) -> T:
-    """dx with its channels where those of x are: last, or not."""
+    """dx in the memory format of x: channels last, or not."""
     for dim, last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if x.dim() == dim and not x.is_contiguous() and x.is_contiguous(memory_format=last):
             return dx.contiguous(memory_format=last)
     return dx
 
 
-# -- the largest of a window ---------------------------------------------------------------
+# -- max pooling ---------------------------------------------------------------------------
 
 
 class _PutBackward(Rule):
-    """dx = g, added at the places that y came from:  g gets h at these places"""
+    """dx = g, added at the positions of y:  g gets h at these positions"""
 
     @staticmethod
     def forward(grad: T, input: T, indices: T, n: int, name: str) -> T:
@@ -72,7 +72,7 @@ _put = applied(_PutBackward)
 
 
 def picked(g: T, indices: T, n: int) -> T:
-    """g at the places that `indices` name in its last n dimensions."""
+    """g at `indices` in its last n dimensions."""
     if not indices.numel():
         return torch.zeros_like(g).reshape(-1)[:0].reshape(indices.shape)
     lead = indices.shape[:-n]
@@ -83,8 +83,8 @@ def picked(g: T, indices: T, n: int) -> T:
 def _largest(
     name: str, function: TorchFunction, n: int, called: TorchFunction | None = None, **more: Any
 ) -> tuple[type[Rule], ...]:
-    """The rules of a function that returns what is largest and where: of the first alone, which
-    most ask for, and of both. `called` has the errors for arguments of other types."""
+    """Two rules of a function that returns maxima and indices: with the maxima only, the usual
+    case, and with both. `called` raises the errors for arguments of other types."""
 
     def forward(input: T, *settings: Any) -> tuple[T, T]:
         try:
@@ -105,9 +105,7 @@ def _largest(
     def d_of_both(g0: T, input: T, result1: T) -> T:
         return _put(g0, input, result1, n, name)
 
-    about = (
-        "y = the largest of x under each window:  dx = g, added where it was.  Saved: the places."
-    )
+    about = "y = the maximum of x in each window:  dx = g, added there.  Saved: the indices."
     body = {"__doc__": about, "__module__": __name__, "forward": staticmethod(forward), **more}
     of_both = {"forward": staticmethod(forward_of_both), "public": None}
     of_first = {"keeps": ("indices",), "infer": staticmethod(infer), "public": None}
@@ -121,11 +119,11 @@ _nn: Any = torch._C._nn
 
 
 def _max_pool2d(input: T, *settings: Any) -> tuple[T, T]:
-    """PyTorch's kernel, on the layout of the input in which that is vectorized.
+    """PyTorch's kernel, with the memory format for which it is vectorized.
 
-    It compares the elements of a plane one by one, and of many channels at a time where these come
-    last. Copying there and back and that take a third of the time, with the same result. Not where
-    the planes lie a multiple of 4,096 bytes apart, as those share the places in a cache.
+    It compares the elements of a plane one by one, but many channels together with channels last.
+    With two copies that takes a third of the time, and has the same result. It is not used if the
+    distance of the planes is a multiple of 4,096 bytes, as they would share cache lines.
     """
     if (
         input.numel() >= GRAIN
@@ -184,11 +182,11 @@ def _unpooling(n: int) -> type[Rule]:
 _UNPOOL = {n: _unpooling(n) for n in (2, 3)}
 
 
-# -- the mean of a window ------------------------------------------------------------------
+# -- average pooling -----------------------------------------------------------------------
 
 
 def _spread(t: T, input: T, kernel: Sizes, stride: Sizes, padding: Sizes) -> T:
-    """dx with t added over each window: all of one size, at equal distances."""
+    """dx with t added over each window: windows of one size, at equal distances."""
     n, shape = len(kernel), input.shape
     lead, places, sizes = shape[:-n], t.shape[-n:], shape[-n:]
     if not any(padding) and all(
@@ -205,7 +203,7 @@ def _spread(t: T, input: T, kernel: Sizes, stride: Sizes, padding: Sizes) -> T:
     ]
     reach = [max(r, size + p) for r, size, p in zip(reach, sizes, padding, strict=True)]
     dx = torch.zeros(*lead, *reach, dtype=t.dtype, device=t.device)
-    # The window that comes first reaches a place with its end.
+    # An element is at the end of the first window that contains it.
     for offset in itertools.product(*[range(k - 1, -1, -1) for k in kernel]):
         along = zip(offset, stride, places, strict=True)
         where: Any = (..., *[slice(a, a + s * (o - 1) + 1, s) for a, s, o in along])
@@ -216,7 +214,7 @@ def _spread(t: T, input: T, kernel: Sizes, stride: Sizes, padding: Sizes) -> T:
 
 
 class _Mean:
-    """How AvgPool pools: the arguments, one for each dimension."""
+    """The arguments of AvgPool, with one number per dimension."""
 
     def __init__(self, n: int, settings: Sequence[Any]) -> None:
         kernel, stride, padding, _, count_include_pad, divisor_override = settings
@@ -354,7 +352,7 @@ def _adaptive_averaging(n: int) -> type[Rule]:
         return _adaptive_avg_grad(g, input, n)
 
     body = {
-        "__doc__": "y = the mean of x over each of as many windows as y has places:  dx = g / n.",
+        "__doc__": "y = the mean of x over each window, one for each element of y:  dx = g / n.",
         "__module__": __name__,
         "forward": staticmethod(forward),
         "d_input": staticmethod(d_input),
@@ -367,7 +365,7 @@ def _adaptive_averaging(n: int) -> type[Rule]:
 ADAPTIVE_AVG = {n: _adaptive_averaging(n) for n in (2, 3)}
 
 
-# -- what torch is called with -------------------------------------------------------------
+# -- arguments -----------------------------------------------------------------------------
 
 
 def _all(value: Any, n: int) -> tuple[int, ...]:
@@ -389,7 +387,7 @@ def _is_recorded(input: Any) -> bool:
 
 
 def _answers(*called: TorchFunction) -> Any:
-    """Record calls of the torch function with the decorated one, if they are to be recorded."""
+    """Record calls of the torch function with the decorated one, if recording is on."""
 
     def register(function: TorchFunction) -> TorchFunction:
         for func in called:
@@ -555,13 +553,13 @@ for _n in (2, 3):
     )
 
 
-# -- as torch.nn.functional has them -------------------------------------------------------
+# -- the functions of torch.nn.functional --------------------------------------------------
 
 FUNCTIONS: dict[str, TorchFunction] = {}
 
 
 def _public(doc: str) -> Any:
-    """A function of torch.nn.functional, made for each number of dimensions."""
+    """A function of torch.nn.functional, for each number of dimensions."""
 
     def register(make: Any) -> Any:
         for n in (1, 2, 3):
@@ -577,7 +575,7 @@ def _public(doc: str) -> Any:
 
 
 def _of_torch(called: TorchFunction, function: TorchFunction) -> TorchFunction:
-    """The function, with the errors of one of torch's own for arguments that do not fit."""
+    """The function, with the errors of one of torch's own for invalid arguments."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -590,7 +588,7 @@ def _of_torch(called: TorchFunction, function: TorchFunction) -> TorchFunction:
 
 
 def _recorded(name: str) -> Any:
-    """What a function of torch's is recorded by; its input may be a tensor of torch's own."""
+    """The recording function for a torch function; its input may be a tensor of torch's own."""
     return RULES[getattr(torch, name, None) or getattr(_nn, name)]
 
 
@@ -761,7 +759,7 @@ def _every(value: Any, n: int) -> Any:
 def _unpooled(
     shape: torch.Size, kernel: Sizes, stride: Sizes, padding: Sizes, output_size: Any
 ) -> Any:
-    """The sizes that unpooling makes, or PyTorch's error for those asked for."""
+    """The output sizes of unpooling, or PyTorch's error for an invalid `output_size`."""
     n = len(kernel)
     usual = [(shape[d - n] - 1) * stride[d] + kernel[d] - 2 * padding[d] for d in range(n)]
     if output_size is None:

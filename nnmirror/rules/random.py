@@ -1,6 +1,6 @@
-"""Draws whose law depends on tensors. What is drawn does not change with them a little: dx = 0.
+"""Random draws whose distribution depends on tensors: dx = 0.
 
-PyTorch gives that gradient of zeros as well; who wants one through a draw calls `rsample`.
+PyTorch gives zeros as well; for a gradient through a draw, use `rsample`.
 """
 
 from typing import NoReturn
@@ -19,7 +19,7 @@ def _zeros(g: T, shape: torch.Size) -> T:
 
 
 class Normal(Rule):
-    """z drawn from the normal law of this mean and spread:  dmean = 0,  dstd = 0"""
+    """z drawn from the normal distribution N(mean, std^2):  dmean = 0,  dstd = 0"""
 
     @staticmethod
     def forward(mean: T | Number, std: T | Number, generator: torch.Generator | None) -> T:
@@ -47,7 +47,7 @@ def normal(
 
 
 class Poisson(Rule):
-    """z drawn from the Poisson law of this rate:  dx = 0"""
+    """z drawn from the Poisson distribution with this rate:  dx = 0"""
 
     @staticmethod
     def forward(input: T, generator: torch.Generator | None) -> T:

@@ -1,6 +1,6 @@
-"""Elements of images moved to other places: channels to pixels and back, channels among each other.
+"""Elements of images moved: channels to pixels and back, channels among each other.
 
-Nothing is added up, so a gradient is moved back.
+Each element is copied once, so the gradient is moved back.
 """
 
 import torch
@@ -23,7 +23,7 @@ class PixelShuffle(Rule):
 
     @staticmethod
     def d_input(g: T, input_shape: torch.Size, upscale_factor: int) -> T:
-        if not g.numel():  # of nothing PyTorch keeps the shape, and its backward fails
+        if not g.numel():  # for an empty input PyTorch keeps the shape, and its backward fails
             return g.reshape(input_shape)
         return torch.pixel_unshuffle(g, upscale_factor)
 

@@ -1,4 +1,4 @@
-"""Sums, means and what else reduces a tensor to fewer dimensions."""
+"""Sums, means and other reductions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def _dims(dim: Dims, ndim: int) -> list[int]:
 
 
 def unsqueezed(g: T, shape: Sequence[int], dim: Dims, keepdim: bool) -> T:
-    """g with the dimensions that a reduction over `dim` took away."""
+    """g with the dimensions that a reduction over `dim` removed."""
     if not keepdim and len(shape):
         for d in _dims(dim, len(shape)):
             g = g.unsqueeze(d)
@@ -110,7 +110,7 @@ def _of_one_dtype(func: TorchFunction, x: T, dtype: torch.dtype | None) -> None:
 
 
 def var_grad(g: T, x: T, dim: Dims, correction: float, keepdim: bool) -> T:
-    if dim == ():  # PyTorch's gradient counts one element here, whatever is reduced
+    if dim == ():  # PyTorch's gradient counts one element here, for any number of reduced ones
         freedom = 1 - correction
         return (2.0 / freedom if freedom else float("inf")) * g * (x - x.mean())
     freedom = _count(x.shape, dim) - correction
@@ -342,8 +342,8 @@ class Cumsum(Rule):
 class Cumprod(Rule):
     """z_i = x_1 ... x_i along dim:  dx_i = (g_i z_i + ... + g_n z_n) / x_i
 
-    Where some x is 0, that holds before the first 0; the 0 itself gets the same sum with 1 in its
-    place, and what comes after it gets none.
+    If some x is 0, that holds before the first 0; the 0 itself gets the same sum with 1 in its
+    place, and the elements after it get 0.
     """
 
     @staticmethod
@@ -359,7 +359,7 @@ class Cumprod(Rule):
         w, zero = z * g, x == 0
         if not bool(zero.any()):
             return _cumsum_back(w, dim).div(x)
-        if is_torch_function_enabled():  # recorded: what follows has no gradient where x is 0
+        if is_torch_function_enabled():  # recorded: below, x = 0 has no gradient
             return _term_by_term(g, x, dim)
         dx = torch.zeros_like(x, memory_format=torch.contiguous_format)
         zeros = zero.cumsum(dim)
@@ -525,7 +525,7 @@ def matrix_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> T:
-    """Those norms of matrices that need no singular values."""
+    """The matrix norms that need no singular values."""
     if A.dim() < 2 or len(dim) != 2 or ord in (2, -2, "nuc") or dtype is not None:
         raise unplaced(torch.linalg.matrix_norm, (A, ord, dim, keepdim), {"dtype": dtype})
     first, second = (d % A.dim() for d in dim)
@@ -553,7 +553,7 @@ def linalg_norm(
     out: T | None = None,
     dtype: torch.dtype | None = None,
 ) -> T:
-    """The norm of vectors, or of matrices where there are two dimensions and an `ord`."""
+    """The vector norm, or the matrix norm if there are two dimensions and an `ord`."""
     args, more = (A, ord, dim, keepdim), {"out": out, "dtype": dtype}
     dims = [dim] if isinstance(dim, int) else dim
     if out is not None or (dims is not None and len(dims) not in (1, 2)):

@@ -1,4 +1,4 @@
-"""What becomes of a torch operation on a tracked tensor.
+"""How a torch operation on a tracked tensor is handled.
 
 An operation that reaches `Tensor.__torch_function__` is one of
 
@@ -6,7 +6,7 @@ An operation that reaches `Tensor.__torch_function__` is one of
   recorded operations (`@composite`), as PyTorch itself composes it;
 - passed through: no input requires grad, or grad mode is off, or its result carries no
   gradient (a comparison, an index, a shape, a number);
-- refused: anything else. No gradient is ever lost in silence.
+- refused: anything else. No gradient is ever silently lost.
 """
 
 import functools
@@ -42,14 +42,14 @@ from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=TorchFunction)
 F = TypeVar("F", bound=type[Function])
-# Of the formulas that a rule gives together: which gradients are needed, and the gradients.
+# For formulas that share work: which gradients are needed, and the gradients.
 Needs: TypeAlias = tuple[bool, ...]
 Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
 
-# torch function -> what is called in its place. Filled by the decorators below.
+# torch function -> its replacement. Filled by the decorators below.
 RULES = _tensor.RULES
-# The same, by module and name, for what torch.nn.functional and torch.autograd define in
-# Python: so nothing of theirs is imported for it.
+# The same by module and name, for functions that torch.nn.functional and torch.autograd define in
+# Python, so that these need not be imported.
 NAMED: dict[tuple[str, str], TorchFunction] = {
     ("torch.autograd", "backward"): backward,
     ("torch.autograd", "grad"): grad,
@@ -57,12 +57,12 @@ NAMED: dict[tuple[str, str], TorchFunction] = {
 
 
 class Rule(Function):
-    """A Function for one of PyTorch's own operations; its node bears PyTorch's name."""
+    """A Function for one of PyTorch's operations; its node has PyTorch's name."""
 
     is_rule = True
-    aten_name: str = ""  # PyTorch's name for it in its errors, where that is not `public`'s
-    func: TorchFunction | None = None  # PyTorch's operation, which takes what `forward` takes
-    rest: tuple[Any, ...] = ()  # and this besides
+    aten_name: str = ""  # PyTorch's name for it in errors, if that is not `public`'s
+    func: TorchFunction | None = None  # PyTorch's operation, with the arguments of `forward`
+    rest: tuple[Any, ...] = ()  # and this one
     numbers: tuple[int, ...] = ()  # which arguments of it are numbers
 
     @classmethod
@@ -71,7 +71,7 @@ class Rule(Function):
 
     @classmethod
     def check_numbers(cls, args: tuple[Any, ...]) -> None:
-        """PyTorch's error where a tensor that requires grad is given as a number."""
+        """PyTorch's error if a tensor that requires grad is given as a number."""
         for i in cls.numbers:
             if i < len(args) and has_gradient(args[i]):
                 assert cls.func is not None
@@ -86,11 +86,11 @@ def has_gradient(value: Any) -> bool:
 def numbers_of(
     func: TorchFunction, integers: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Where `func` takes a number and never a tensor: the places, and the names.
+    """The arguments of `func` that are always numbers, never tensors: places and names.
 
-    From PyTorch's own declarations. There it takes a tensor without a gradient too, as the number
-    that it holds; for one that requires grad it has an error. For integers its error is the same,
-    but most of these are left to it, as no tensor of integers requires grad.
+    From PyTorch's own declarations. There it also accepts a tensor without a gradient, as the
+    number in it, and raises for one that requires grad. Most integer arguments are left to PyTorch,
+    as no tensor of integers requires grad.
     """
     kinds = _REALS | _INTEGERS if integers else _REALS
     numbers: set[int | str] = set()
@@ -98,7 +98,7 @@ def numbers_of(
     for schema in _torch.jit_get_schemas_for_operator(f"aten::{getattr(func, '__name__', '')}"):
         types = [str(a.type) for a in schema.arguments]
         if not any("Tensor" in t for t in (*types, *(str(r.type) for r in schema.returns))):
-            continue  # TorchScript's, for numbers alone
+            continue  # TorchScript's, for numbers only
         for i, (argument, type_) in enumerate(zip(schema.arguments, types, strict=True)):
             where: set[int | str] = {argument.name}
             if not argument.kwarg_only:
@@ -118,7 +118,7 @@ _INTEGERS = {"int", "Optional[int]"}
 
 @implements(_tensor)
 def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """PyTorch's error where a tensor that requires grad is given to `func` as a number."""
+    """PyTorch's error if a tensor that requires grad is given to `func` as a number."""
     places, names = numbers_of(func, integers=True)
     given = [args[i] for i in places if i < len(args)]
     if kwargs:
@@ -130,7 +130,7 @@ def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, 
             raise error from None
 
 
-# NumPy's spellings of two arguments, which PyTorch takes as well.
+# NumPy's names for two arguments, which PyTorch accepts as well.
 _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -149,8 +149,8 @@ class Recorded:
         self.places = {p.name: i for i, p in enumerate(parameters)}
         self.defaults = [p.default for p in parameters]
         self.most = sys.maxsize if self.variadic else len(parameters)
-        # For calls with keywords that came before, by how many other arguments there are and which
-        # keywords: what stands behind those, as a keyword and its default.
+        # For repeated calls with keywords, by the number of positional arguments and the keywords:
+        # the remaining arguments, as keyword and default.
         self.behind: dict[tuple[int | str, ...], list[tuple[str, Any]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -184,7 +184,7 @@ _MOST_KEYS = 64
 
 
 def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
-    """These arguments fit no rule: PyTorch's own error if it has one, else a refusal."""
+    """These arguments fit no rule: raise PyTorch's own error if it has one, else refuse."""
     if kwargs.get("out") is not None:
         return RuntimeError(
             f"{func.__name__}(): functions with out=... arguments don't support automatic"
@@ -201,7 +201,8 @@ def _as_pytorch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _copied(value: Any) -> Any:
-    """The value with every tensor in it copied; what requires grad does so for torch too."""
+    """The value with every tensor in it copied; copies require grad for torch if the originals
+    do."""
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         data = torch.Tensor.detach(tensor).clone()
@@ -239,9 +240,9 @@ def stands_for(func: TorchFunction, *rest: Any) -> Callable[[F], F]:
 
 
 def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]:
-    """Answer each of `funcs` with the decorated function, made of recorded operations.
+    """Replace each of `funcs` by the decorated function, which consists of recorded operations.
 
-    `directly`: methods among them without torch asking the tensor, as it does for a rule's.
+    `directly`: methods among them are called without torch's dispatch, like those with a rule.
     """
 
     def register(function: C) -> C:
@@ -263,7 +264,8 @@ def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]
 
 
 def composed(func: TorchFunction) -> Callable[[C], C]:
-    """`composite(func)` for a loss or a distance, left to PyTorch inside its transforms."""
+    """`composite(func)` for a loss or a distance; inside PyTorch's transforms it is left to
+    PyTorch."""
 
     def register(function: C) -> C:
         @composite(func)
@@ -280,8 +282,8 @@ def composed(func: TorchFunction) -> Callable[[C], C]:
 
 
 def answered(*funcs: TorchFunction) -> Callable[[C], C]:
-    """As `composed`, for functions with the signature of the decorated one: a call that does not
-    fit it gets PyTorch's own error.
+    """As `composed`, for functions with the signature of the decorated one; other calls get
+    PyTorch's own error.
     """
 
     def register(function: C) -> C:
@@ -323,7 +325,8 @@ def answered(*funcs: TorchFunction) -> Callable[[C], C]:
 
 
 def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
-    """Record each of the in-place `funcs`: the decorated Rule saves, then torch changes."""
+    """Record each of the in-place `funcs`: the decorated Rule saves, then torch changes the
+    tensor."""
 
     def register(function: F) -> F:
         for func in funcs:
@@ -346,7 +349,7 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
 
 
 def _declare_numbers(function: Any, recorded: Recorded) -> None:
-    """Set the places where calls of a Rule are checked for tensors given as numbers."""
+    """Set the arguments of a Rule that are checked for tensors given as numbers."""
     places, names = numbers_of(recorded.func)
     if not recorded.variadic:
         places = tuple({*places, *(recorded.places[n] for n in names if n in recorded.places)})
@@ -371,7 +374,7 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def name_of(func: Any) -> str:
-    """How a user would write `func`: torch.special.erf, Tensor.erf_, Tensor.mT."""
+    """The name of `func` as a user would write it: torch.special.erf, Tensor.erf_, Tensor.mT."""
     if getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__"):
         return f"Tensor.{func.__self__.__name__}"
     return str(torch.overrides.resolve_name(func) or getattr(func, "__name__", func))
@@ -428,7 +431,7 @@ _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 
 def _vmap_asks() -> bool:
-    """Was what is asked here asked by torch.vmap, through modes or not?"""
+    """Does the call come from torch.vmap, through modes or not?"""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in _BETWEEN:
         frame = frame.f_back
@@ -470,7 +473,7 @@ def _bare_name(func: TorchFunction) -> str:
 _RESHAPING_NAMES = {"as_strided_", "resize_", "resize_as_", "set_", "set_data"}
 
 
-# The attributes that the mirror keeps in a place of its own, read past the tensor's class.
+# The attributes that the mirror stores itself, read without the tensor's class.
 _GRAD: Any = torch.Tensor.grad
 _KEPT: dict[TorchFunction, TorchFunction] = {
     _GRAD.__get__: lambda t, *_: t.grad,

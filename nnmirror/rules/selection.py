@@ -180,7 +180,7 @@ class Aminmax(Rule):
         for g, z in zip(gs, (result0, result1), strict=True):
             if g is None:
                 continue
-            # Without a dim every one was reduced, whatever `keepdim` says.
+            # Without a dim all were reduced, regardless of `keepdim`.
             g, z = (unsqueezed(t, input.shape, dim, keepdim) for t in (g, z))
             mask = input == z
             share = g / mask.sum(() if dim is None else dim, keepdim=True) * mask
@@ -197,7 +197,7 @@ def aminmax(
 
 @rule(torch.take, T.take)
 class Take(Rule):
-    """z = the elements of x, laid out in a row, at `index`:  dx = zeros, with g added there"""
+    """z = the elements of x, flattened, at `index`:  dx = zeros, with g added there"""
 
     uncounted = (1,)
 

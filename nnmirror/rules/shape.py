@@ -32,7 +32,7 @@ def _sizes(size: tuple[Any, ...]) -> Sequence[int]:
 
 
 class View(Rule):
-    """z = x seen with another shape:  dx = g seen with the shape of x"""
+    """z = x viewed with another shape:  dx = g viewed with the shape of x"""
 
     is_view = True
 
@@ -66,7 +66,7 @@ def view_as(input: T, other: T) -> T:
 
 
 class Reshape(Rule):
-    """z = x copied into another shape, which no view gives:  dx = g with the shape of x"""
+    """z = x copied into a shape that a view cannot have:  dx = g with the shape of x"""
 
     @staticmethod
     def forward(input: T, shape: torch.Size) -> T:
@@ -120,7 +120,7 @@ def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_f
 
 
 def viewable(input: T, shape: Sequence[int]) -> bool:
-    """Can `input` be seen with this shape without a copy? Torch answers by trying."""
+    """Can `input` be viewed with this shape? It tries torch's view."""
     try:
         input.detach().view(shape)
     except RuntimeError:
@@ -214,7 +214,7 @@ def squeeze(input: T, dim: int) -> T:
 
 
 def squeeze_product(input: T, dim: int) -> T:
-    """The squeeze that ends a vector-matrix product, under the name PyTorch gives it."""
+    """The squeeze at the end of a vector-matrix product, with PyTorch's name."""
     out, node = record(Squeeze, (input, dim))
     if out.requires_grad:
         node.label = "SqueezeBackward4"  # type: ignore[union-attr]
@@ -357,13 +357,13 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
     with DisableTorchFunctionSubclass():
-        # What torch tracks goes without its graph; of what the mirror tracks torch makes none.
+        # Tensors that torch tracks are detached; those that the mirror tracks have no torch graph.
         plain = [t.detach() if type(t) is T and t.requires_grad else t for t in tensors]
         made = _torch.broadcast_tensors(plain)
         shape = made[0].shape
         found: list[Any] = []
         for tensor, view in zip(tensors, made, strict=True):
-            # As it is, or as a view; None for one that is to be recorded.
+            # Itself, or a view of it; None for one that has to be recorded.
             found.append(tensor if tensor.shape == shape else None if _may_carry(tensor) else view)
     for i, tensor in enumerate(found):
         if tensor is None:
@@ -372,7 +372,7 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
 
 
 def _may_carry(tensor: T) -> bool:
-    """May it lead a gradient on, or be asked itself?"""
+    """Can it carry a gradient, or does it define dispatch?"""
     return isinstance(tensor, T) and (type(tensor) is not T or tensor.requires_grad)
 
 
@@ -444,8 +444,8 @@ _put_at = applied(SliceBackward)
 class Index(Rule):
     """z = x[index] with masks or index tensors:  dx = zeros, with g added at index
 
-    An element picked several times collects several gradients: its place in the flat x
-    is looked up through the same index, and g is added there.
+    An element that is selected several times gets several gradients: the same index gives its place
+    in the flattened x, and g is added there.
     """
 
     keeps = ("places",)
@@ -502,7 +502,7 @@ class Cat(Rule):
         grads: list[T | None] = [None]
         start = 0
         for needed, shape in zip(needs[1:], tensors_shape, strict=True):
-            # An empty one-dimensional tensor goes with any others, and gets no part.
+            # An empty one-dimensional tensor can be joined with any others, and gets no part.
             is_empty = tuple(shape) == (0,)
             size = 0 if is_empty else shape[dim]
             part = None
@@ -682,7 +682,7 @@ def tile(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
 
 @rule(torch.roll, T.roll)
 class Roll(Rule):
-    """z = x moved round along dims:  dx = g moved back"""
+    """z = x rolled along dims:  dx = g rolled back"""
 
     @staticmethod
     def forward(input: T, shifts: Size, dims: Size = ()) -> T:
@@ -837,7 +837,7 @@ def column_stack(tensors: Sequence[T], **kwargs: Any) -> T:
 
 
 class ToCopy(Rule):
-    """z = x in another dtype or on another device:  dx = g brought back"""
+    """z = x in another dtype or on another device:  dx = g converted back"""
 
     @staticmethod
     def forward(input: T, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> T:
@@ -1010,12 +1010,12 @@ def diff(
         input.detach(), n, dim, prepend=plain_values(prepend), append=plain_values(append)
     )
     if n == 0:
-        return record(AsItIs, (input,))[0]  # nothing to put before or after it
+        return record(AsItIs, (input,))[0]  # nothing to prepend or append
     if prepend is not None or append is not None:
         input = cat([t for t in (prepend, input, append) if t is not None], dim)
     for _ in range(min(n, input.shape[dim])):
         length = input.shape[dim] - 1
-        earlier = narrow(input, dim, 0, length)  # first, as C++ has it: gradients add in that order
+        earlier = narrow(input, dim, 0, length)  # first, as in PyTorch's C++ code
         input = torch.sub(narrow(input, dim, 1, length), earlier)
     return input
 

@@ -3,8 +3,8 @@
     y = softmax(x):      dx = (g - s) y,       s = sum of g y along dim
     l = log_softmax(x):  dx = g - exp(l) s,    s = sum of g along dim
 
-float16 and bfloat16 are computed in float32, as PyTorch's kernels do. In exact mode s is added up
-and rounded as they do it, too (see `nnmirror.exact.softmax`).
+float16 and bfloat16 are computed in float32, as PyTorch's kernels do. In exact mode s is summed and
+rounded as by PyTorch, too (see `nnmirror.exact.softmax`).
 """
 
 import math
@@ -26,7 +26,7 @@ T = torch.Tensor
 class Softmax(Rule):
     """y = exp(x) / sum of exp(x) along dim:  dx = (g - sum of g y) y.  Saved: y.
 
-    Of dx, for its gradient h, y gets g h - (sum of y g) h - g (sum of y h).
+    For h, the gradient of dx, y gets g h - (sum of y g) h - g (sum of y h).
     """
 
     public: TorchFunction = staticmethod(T.softmax)
@@ -43,7 +43,7 @@ class Softmax(Rule):
 def softmax_second(h: T, g: T, y: T, dim: int) -> T:
     of_h = g * (y * h).sum(
         dim, True
-    )  # first, as C++ has it: third derivatives add up in this order
+    )  # first, as in PyTorch's C++ code: third derivatives are summed in this order
     of_g = (y * g).sum(dim, True) * h
     return g * h - of_g - of_h
 
@@ -59,7 +59,7 @@ def _softmax_grad(g: T, y: T, dim: int) -> T:
 class LogSoftmax(Rule):
     """l = x - log of the sum of exp(x) along dim:  dx = g - exp(l) sum of g.  Saved: l.
 
-    Of dx, for its gradient h, g gets h - sum of h exp(l), and l gets -(sum of g) exp(l) h.
+    For h, the gradient of dx, g gets h - sum of h exp(l), and l gets -(sum of g) exp(l) h.
     """
 
     public = staticmethod(T.log_softmax)
@@ -106,7 +106,7 @@ def log_softmax(
 
 
 def _as_function(func: TorchFunction, method: TorchFunction) -> None:
-    """torch.softmax(x, dim): as the method, but the errors count the arguments differently."""
+    """torch.softmax(x, dim): like the method, but its errors count the arguments differently."""
 
     def call(input: T, *args: Any, **kwargs: Any) -> T:
         try:
@@ -153,5 +153,5 @@ def _softplus_slope(x: T, beta: float, threshold: float) -> T:
     x = x if beta == 1 else x * number(beta, x)
     s = torch.sigmoid(x)
     if threshold > 0 and math.exp(-threshold) < torch.finfo(x.dtype).eps / 4:
-        return s  # 1 from there on anyway
+        return s  # it is 1 from there on anyway
     return selected(above(x, threshold), 1, s)

@@ -1,4 +1,4 @@
-"""A gradient that is lost on the way back, as `torch.autograd.gradcheck` uses it.
+"""An undefined gradient in a backward, as `torch.autograd.gradcheck` uses it.
 
 To see what a backward does without a gradient, gradcheck calls
 `torch._C._functions.UndefinedGrad()(y)`, which is y again, and whose backward returns nothing.

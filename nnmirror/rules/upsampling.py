@@ -1,14 +1,14 @@
 """Interpolation of images to another size.
 
-Every way of it is linear, and goes along one dimension after another:
+Each mode is linear and separable:
 
     y = x with W_d along each dimension d of places:  dx = g with W_d^T along each
 
-W_d (in, out) holds in row i what element i gives to each place of the result. It is what PyTorch's
-forward makes of the unit vectors. For the nearest element each column has a single 1: the gradients
-of the places that took an element are added to it one after another, as by PyTorch's kernel, to
-its bits. The others are products of matrices, and add up in another order than its kernels.
-float16 and bfloat16 are computed in float32.
+Row i of W_d (in, out) has the contributions of element i to each element of the result: PyTorch's
+forward of the i-th unit vector. For the nearest element each column has a single 1, and the
+gradients of the copies of an element are added sequentially, with the bits of PyTorch's kernel. The
+other modes are matrix products, whose order of summation differs from the kernels'. float16 and
+bfloat16 are computed in float32.
 """
 
 import functools
@@ -31,12 +31,12 @@ _Scales = Sequence[float] | None
 
 
 class _Kind(NamedTuple):
-    """A way of interpolation, for so many dimensions."""
+    """A mode of interpolation, for a number of dimensions."""
 
     func: Any  # PyTorch's
     label: str
     takes_corners: bool  # whether it has an argument align_corners
-    along: str  # the way of which W_d is taken, for the fewest dimensions
+    along: str  # the mode that W_d is computed with, for the fewest dimensions
 
     def call(self, input: T, size: _Sizes, corners: bool | None, scales: _Scales) -> T:
         how = (corners,) if self.takes_corners else ()
@@ -70,10 +70,10 @@ KINDS = {
 class Upsample(Rule):
     """y = x with W_d along each dimension d of places:  dx = g with W_d^T along each
 
-    `scale_factors` tell where the places lie, where they are given; else the sizes do.
+    The positions follow from `scale_factors`, if given, else from the sizes.
     """
 
-    public = None  # a subclass is asked about what is called
+    public = None  # a subclass gets the public function
 
     @staticmethod
     def forward(
@@ -158,12 +158,12 @@ def upsample(
 def _matrix(
     kind: str, n: int, m: int, corners: bool | None, scale: float | None, dtype: torch.dtype
 ) -> T:
-    """W, of shape (n, m): what each of n elements gives to each of m places."""
+    """W, of shape (n, m): the contribution of each of n elements to each of m results."""
     with torch.inference_mode(False), torch.no_grad():
         units = torch.eye(n, dtype=dtype, device="cpu")
         if kind == "linear1d":
             w: T = KINDS[kind].func(units.view(1, n, n), [m], corners, scale)
-        else:  # two dimensions, of which the first stays as it is
+        else:  # two dimensions, of which the first is unchanged
             w = KINDS[kind].func(units.view(1, 1, n, n), [n, m], corners, None, scale)
         return w.view(n, m)
 
@@ -172,10 +172,11 @@ def _matrix(
 def _sources(
     kind: str, n: int, m: int, corners: bool | None, scale: float | None
 ) -> tuple[int, T | None]:
-    """Of the nearest element: to how many places one goes at most, and to which it goes.
+    """For the nearest element: the largest number of copies of an element, and the places of all
+    copies.
 
-    The latter of shape (most, n), with m where an element goes to fewer; or None where each goes
-    to as many, one beside the other.
+    The places have the shape (most, n), with m where an element has fewer copies; or are None if
+    each has the same number, side by side.
     """
     with torch.inference_mode(False), torch.no_grad():
         elements = torch.arange(n, dtype=torch.float64, device="cpu").view(1, 1, n)
@@ -193,7 +194,7 @@ _MOST_STEPS = 16
 
 
 def _added(g: T, shape: torch.Size, sources: list[tuple[int, T | None]]) -> T:
-    """To each element the gradients of its places, one after another in their order."""
+    """For each element, the sum of the gradients of its copies, added sequentially."""
     steps = [range(most) for most, _ in sources]
     if torch.Size([len(s) for s in steps]).numel() > _MOST_STEPS:
         return _added_at_once(torch.zeros(shape, dtype=g.dtype, device=g.device), g, sources)

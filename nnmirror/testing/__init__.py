@@ -1,10 +1,10 @@
 """Checks for a layer, loss or `nnmirror.Function` of your own, in the manner of `torch.testing`.
 
-- `assert_parity(ours, theirs, *inputs)`: does it do what PyTorch's does? Outputs, gradients, state,
-  warnings and errors, to the bit or within a tolerance.
+- `assert_parity(ours, theirs, *inputs)`: does it behave like PyTorch's? Compares outputs,
+  gradients, state, warnings and errors, to the bit or within a tolerance.
 - `gradcheck(func, inputs)`: is its backward the derivative of its forward? By central differences
   in float64, independent of PyTorch's autograd.
-- `assert_same(actual, expected)`, `outcome(function)`: the parts that the two are made of.
+- `assert_same(actual, expected)`, `outcome(function)`: the building blocks of these two.
 
     import torch
     import nnmirror

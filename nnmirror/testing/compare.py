@@ -1,4 +1,4 @@
-"""Are two results alike? Tensors to the bit, or within a tolerance."""
+"""Compare two results: tensors to the bit, or within a tolerance."""
 
 import dataclasses
 import re
@@ -11,17 +11,17 @@ import torch
 
 @dataclass(frozen=True)
 class Tolerance:
-    """By how much numbers may differ: `Tolerance()` means not by a bit.
+    """How much numbers may differ: `Tolerance()` means that all bits must be equal.
 
     With `rtol` or `atol`, as `torch.testing.assert_close`: |actual - expected| <= atol + rtol
-    |expected|, NaN equal to NaN. With `units`, by so many units in the last place of the largest
-    number in the tensor expected. Integers, booleans and strings may never differ.
+    |expected|, NaN equal to NaN. With `units`, by this many units in the last place of the largest
+    number in the expected tensor. Integers, booleans and strings may never differ.
     """
 
     rtol: float = 0.0
     atol: float = 0.0
     units: float | None = None
-    # The unit is at least that of this relative step and this number: see `scaled_to`.
+    # The unit is at least that of this eps and this number: see `scaled_to`.
     eps: float = 0.0
     largest: float = 0.0
 
@@ -37,8 +37,8 @@ class Tolerance:
     def scaled_to(self, result: Any) -> "Tolerance":
         """The same, with a unit no smaller than that of the largest number in `result`.
 
-        A gradient may be zero but for rounding, such as that of a bias in front of a
-        normalisation: it has no scale of its own. And kernels round to the coarsest dtype.
+        A gradient may be zero except for rounding, such as that of a bias before a normalisation,
+        and then has no scale of its own. And kernels round to the coarsest dtype.
         """
         tensors = [t for _, t in named_tensors(result, "")]
         grads = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
@@ -57,7 +57,7 @@ class Tolerance:
         if self.units is not None:
             return distance / _unit(expected, self.eps, self.largest) > self.units
         allowed = self.atol + self.rtol * expected.double().abs()
-        # Infinities that are equal are at distance 0, whatever is allowed.
+        # Equal infinities have distance 0.
         return ~(distance <= allowed.nan_to_num(nan=0.0, posinf=0.0))
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ BITWISE = Tolerance()
 def assert_same(
     actual: Any, expected: Any, where: str = "result", tolerance: Tolerance = BITWISE
 ) -> None:
-    """Assert that two results are alike all through, by default to the last bit.
+    """Assert that two results are equal, by default to the last bit.
 
     Tensors, and lists, tuples and mappings of them: shape, dtype, device, `requires_grad`,
     `is_leaf`, numbers, and the `.grad` of a leaf. In strings the names of the two libraries count
-    as the same. `where` is what the result is called in the message of the AssertionError, which
-    says the first place that differs, what was expected and found there, and by how much:
+    as equal. `where` is the name of the result in the message of the AssertionError, which gives
+    the first place that differs, the expected and the found value, and the difference:
 
         >>> assert_same(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), "output")
         AssertionError: output differs in 1 of 2 elements (allowed: not a bit)
@@ -117,7 +117,7 @@ def assert_same(
 
 
 def normal(message: str) -> str:
-    """A message without what may differ: addresses, package names, where C++ warned from."""
+    """A message without parts that may differ: addresses, package names, C++ source locations."""
     message = re.sub(r" \(Triggered internally at .*\)", "", message, flags=re.S)
     message = re.sub(r"0x[0-9a-f]+", "0x", message)
     message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
@@ -136,7 +136,7 @@ def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
     e, a = expected.detach(), actual.detach()
     integer = None if e.is_neg() or a.is_neg() else _INTEGERS.get(e.element_size())
     if integer is not None and torch.equal(e.view(integer), a.view(integer)):
-        return True  # as nearly always; a NaN may have other bits
+        return True  # the usual case; a NaN may have other bits
     return not _differing_bits(e, a).any()
 
 
@@ -158,7 +158,7 @@ def units_apart(
 
 
 def named_tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in `value`, each with its place: "output", "output[1]", "output['loss']"."""
+    """The tensors in `value`, each with its name: "output", "output[1]", "output['loss']"."""
     if isinstance(value, torch.Tensor):
         yield where, value
     elif isinstance(value, Mapping):
@@ -170,7 +170,7 @@ def named_tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def number(value: torch.Tensor) -> str:
-    """The shortest decimals that give this number again in its dtype."""
+    """The shortest decimal that gives this number in its dtype."""
     exact = value.item()
     if not value.dtype.is_floating_point or exact != exact or abs(exact) == float("inf"):
         return repr(exact)
@@ -194,7 +194,7 @@ def place(flat: int, shape: torch.Size) -> str:
 
 
 def _unlike(where: str, expected: str, found: object) -> AssertionError:
-    """To be made only where they are unlike: a tensor takes long to be written out."""
+    """Called only if they differ: printing a tensor is slow."""
     return AssertionError(f"{where}: expected {expected}, found {found!r}")
 
 
@@ -228,7 +228,7 @@ def _assert_same_tensor(
 
 
 def _exceeded(tolerance: Tolerance, e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """Where they differ by more; of a complex number, if one of its parts does."""
+    """Where they differ by more; for a complex number, if one of its parts does."""
     if e.is_complex():
         return tolerance.exceeded(torch.view_as_real(e), torch.view_as_real(a)).any(-1)
     if e.is_floating_point():
@@ -237,7 +237,8 @@ def _exceeded(tolerance: Tolerance, e: torch.Tensor, a: torch.Tensor) -> torch.T
 
 
 def _difference(a: torch.Tensor, e: torch.Tensor, where: str, tolerance: Tolerance) -> str:
-    """In how many elements, and at the first and the worst what was expected and found."""
+    """The number of elements that differ, and the expected and found values at the first and the
+    worst."""
     wrong = _exceeded(tolerance, e, a).reshape(-1)
     count = int(wrong.sum())
     of = f"in {count} of {wrong.numel()} elements" if e.dim() else f"({number(e)} expected)"
@@ -279,11 +280,11 @@ def _differing_bits(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """|e - a| in float64: infinite where one is infinite or NaN and the other another thing."""
+    """|e - a| in float64: infinite if one is infinite or NaN and the other is not the same."""
     if e.is_complex():
         e, a = torch.view_as_real(e), torch.view_as_real(a)
     distance = (e.double() - a.double()).abs()
-    # What is no difference of two numbers is NaN, or infinite already.
+    # Anything that is not a difference of two numbers is NaN or infinite already.
     alike = ~_differing_bits(e, a)
     return torch.where(alike, 0.0, distance.nan_to_num(nan=float("inf"), posinf=float("inf")))
 
@@ -292,11 +293,11 @@ def _unit(e: torch.Tensor, eps: float, largest: float) -> float:
     if e.is_complex():
         e = torch.view_as_real(e)
     eps = max(eps, torch.finfo(e.dtype).eps)
-    # Below its smallest normal number a dtype has no more units.
+    # Below the smallest normal number, the unit does not get smaller.
     return eps * max(_largest(e), largest, torch.finfo(torch.float32).tiny)
 
 
 def _largest(x: torch.Tensor) -> float:
-    """The largest |x|, but for those that are infinite or no number."""
+    """The largest |x|, except infinities and NaN."""
     x = x[x.isfinite()].double().abs()
     return x.max().item() if x.numel() else 0.0

@@ -36,16 +36,16 @@ def gradcheck(
 
     As `torch.autograd.gradcheck`, for what the mirror differentiates: `func` is a module, an
     `nnmirror.Function` (its `apply` is called) or a function of tensors. The gradients are those
-    of the inputs that require grad and of a module's parameters that do. All is done in float64 on
-    copies: module and inputs may be float32, and stay as they are. Each call draws the same
-    random numbers and starts from the same buffers, so `Dropout` and `BatchNorm1d` can be checked
-    in training mode.
+    of the inputs that require grad and of a module's parameters that do. Everything is computed in
+    float64 on copies: module and inputs may be float32, and are not changed. Each call draws the
+    same random numbers and starts from the same buffers, so that `Dropout` and `BatchNorm1d` can be
+    checked in training mode.
 
     It fails if a gradient has other numbers or another shape; if it is None and should not be; if
     a second backward gives another gradient; if the backward is not linear in its incoming
     gradient; if a forward or backward changes its arguments in place. It checks first derivatives:
     for second ones use `torch.autograd.gradgradcheck`, with float64 tensors that the mirror tracks.
-    At a kink, such as relu at 0, central differences are wrong: take other inputs.
+    At a kink, such as relu at 0, central differences are wrong: use other inputs.
 
         class Cube(nnmirror.Function):
             @staticmethod
@@ -66,11 +66,11 @@ def gradcheck(
     Args:
         func: a module, a Function or a function. It returns a tensor, or a tuple, list or dict of
             tensors.
-        inputs: a tensor, or a tuple of what `func` is called with.
+        inputs: a tensor, or a tuple of the arguments of `func`.
         eps: the step h.
-        atol, rtol: |found - expected| <= atol + rtol |expected| is right.
-        raise_exception: False to get False in place of an error.
-        nondet_tol: by how much two runs of the backward may differ.
+        atol, rtol: a gradient is right if |found - expected| <= atol + rtol |expected|.
+        raise_exception: if False, return False instead of raising.
+        nondet_tol: how much two runs of the backward may differ.
         fast_mode: compare along one random direction, at the cost of a few calls; only where that
             differs each element is computed, to say which is wrong.
 
@@ -78,7 +78,7 @@ def gradcheck(
         True if no error is found.
 
     Raises:
-        GradcheckError: what is wrong, and where.
+        GradcheckError: with the place and the kind of the error.
         ValueError: no input and no parameter requires grad, or one is complex.
     """
     check = _Check(func, inputs, eps, atol, rtol, nondet_tol)
@@ -94,7 +94,7 @@ def gradcheck(
 
 
 class _Check:
-    """The function in float64 on copies, and what its gradients are taken of."""
+    """The function in float64 on copies, and the tensors that it is differentiated for."""
 
     def __init__(
         self, func: Any, inputs: Any, eps: float, atol: float, rtol: float, nondet_tol: float
@@ -131,11 +131,11 @@ class _Check:
     # -- the forward ---------------------------------------------------------------------
 
     def call(self) -> tuple[Named, Named]:
-        """The floating-point outputs, and what the function was given, by name."""
+        """The floating-point outputs, and the arguments of the function, by name."""
         set_generator_states(self.start, self.devices)
         for buffer, before in self.buffers:
             buffer.copy_(before)
-        inputs = mapped(self.inputs, torch.clone)  # no leaves, so that a change in place shows
+        inputs = mapped(self.inputs, torch.clone)  # not leaves: changes in place show
         outputs = named_tensors(self.subject.call(*inputs), "output")
         return {name: o for name, o in outputs if o.is_floating_point()}, self._named(inputs)
 
@@ -146,7 +146,7 @@ class _Check:
         for name, tensor in given.items():
             graph.watched[name] = tensor, graph.watched[name][1]
         graph.refuse_change("forward of func changes", "give it a copy, func(x.clone())")
-        # Others are by the way, as they were marked non-differentiable.
+        # Others are ignored, like outputs marked as non-differentiable.
         graph.outputs = {n: o for n, o in outputs.items() if o.requires_grad} or outputs
         if not outputs:
             raise ValueError("gradcheck: func returns no floating-point tensor")
@@ -160,7 +160,7 @@ class _Check:
         return graph
 
     def values(self) -> Named:
-        """The outputs alone, as flat plain tensors."""
+        """Only the outputs, as flat plain tensors."""
         with torch.no_grad():
             return {name: o.detach().reshape(-1).clone() for name, o in self.call()[0].items()}
 
@@ -197,7 +197,7 @@ class _Check:
         return grads
 
     def of_random_gradient(self, graph: "_Graph", output: str) -> Gradients:
-        """Each leaf's, from a random one of the output; it must be the same twice."""
+        """The gradient of each leaf, from a random one of the output; two runs must agree."""
         gradient = random_gradient(graph.outputs[output])
         first, second = (self.backward(graph, output, gradient) for _ in range(2))
         for name in self.leaves:
@@ -268,7 +268,8 @@ class _Check:
         return ~torch.isclose(found, expected, self.rtol, self.atol, equal_nan=True)
 
     def compare(self, graph: "_Graph", jacobians: dict[str, Gradients]) -> None:
-        """Say of the first pair that is wrong its worst element, and of all how many are."""
+        """Describe the worst element of the first wrong pair, and count the wrong elements of
+        all."""
         lines: list[str] = []
         right = []
         for name, leaf in self.leaves.items():
@@ -331,7 +332,7 @@ class _Check:
     def compare_sums(
         self, graph: "_Graph", output: str, jacobians: Gradients, sums: Gradients
     ) -> None:
-        """A backward is linear: of a random gradient it gives the sum of the rows."""
+        """A backward is linear: for a random gradient it returns that combination of the rows."""
         gradient = random_gradient(graph.outputs[output]).reshape(-1)
         for name, leaf in self.leaves.items():
             rows = jacobians[name]
@@ -349,7 +350,7 @@ class _Check:
 
 
 class _Graph:
-    """One call of the function, to go back from; and what neither it nor a backward may change."""
+    """One call of the function, and the tensors that neither it nor a backward may change."""
 
     def __init__(self) -> None:
         self.outputs: Named = {}

@@ -1,4 +1,4 @@
-"""What a function does: what it returns, raises, warns of, and draws of the random generators."""
+"""The outcome of a function: its result, exception, warnings and random draws."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -12,19 +12,19 @@ from .compare import BITWISE, Tolerance, assert_same, normal
 
 @dataclass
 class Outcome:
-    """What one run of a function did."""
+    """The outcome of one run of a function."""
 
-    value: Any  # what it returned; None if it raised
+    value: Any  # its result; None if it raised
     error: Exception | None
     warnings: list[tuple[str, str]]  # the class's name and the message
     generators: list[torch.Tensor]  # the states of the random generators after it
 
 
 def outcome(function: Callable[[], Any], devices: Iterable[str] = ()) -> Outcome:
-    """Call `function()` and note what it does, its exceptions too.
+    """Call `function()` and return its outcome, including an exception.
 
-    Of the random generators, that of the CPU is noted and those of `devices`. PyTorch's warnings
-    that come once in a process come each time.
+    It includes the states of the random generators of the CPU and of `devices`. PyTorch's warnings
+    that appear once per process are given each time.
     """
     value, error = None, None
     with warnings.catch_warnings(record=True) as caught:
@@ -38,7 +38,7 @@ def outcome(function: Callable[[], Any], devices: Iterable[str] = ()) -> Outcome
         finally:
             torch.set_warn_always(always)
     said = [(w.category.__name__, normal(str(w.message))) for w in caught]
-    # How PyTorch goes about it, which depends on what was called in the process before.
+    # Warnings about PyTorch's implementation, which depend on earlier calls in the process.
     said = [(kind, text) for kind, text in said if "implemented the batching rule" not in text]
     return Outcome(value, error, said, generator_states(devices))
 
@@ -46,10 +46,10 @@ def outcome(function: Callable[[], Any], devices: Iterable[str] = ()) -> Outcome
 def assert_same_outcome(
     actual: Outcome, expected: Outcome, tolerance: Tolerance = BITWISE, where: str = "result"
 ) -> None:
-    """Assert that two runs did the same.
+    """Assert that two runs had the same outcome.
 
-    Values as `assert_same` compares them; exceptions by type and message; the warnings; and the
-    random generators. An exception that was not expected is raised again as it is.
+    It compares values as `assert_same` does, exceptions by type and message, warnings, and the
+    random generators. An unexpected exception is raised again.
     """
     assert_same_error(actual, expected)
     if actual.warnings != expected.warnings:
@@ -61,7 +61,7 @@ def assert_same_outcome(
 
 
 def assert_same_error(actual: Outcome, expected: Outcome) -> None:
-    """Both raised exceptions of one type with one message, or neither any."""
+    """Both raised exceptions of the same type with the same message, or neither did."""
     if expected.error is None:
         if actual.error is not None:
             actual.error.add_note("This was raised where no error was expected.")
@@ -84,7 +84,7 @@ def generator_states(devices: Iterable[str] = ()) -> list[torch.Tensor]:
 
 
 def set_generator_states(states: Sequence[torch.Tensor], devices: Iterable[str] = ()) -> None:
-    """Put back what `generator_states` gave for the same devices."""
+    """Restore what `generator_states` returned for the same devices."""
     torch.set_rng_state(states[0])
     others = [device for device in devices if device != "cpu"]
     for device, state in zip(others, states[1:], strict=True):

@@ -1,4 +1,4 @@
-"""assert_parity: does a layer, loss or function do what another one does?"""
+"""assert_parity: does a layer, loss or function behave like another one?"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ def assert_parity(
     units: float | None = None,
     check_backward: bool = True,
 ) -> None:
-    """Assert that `ours` does what `theirs` does, usually PyTorch's: by default to the last bit.
+    """Assert that `ours` behaves like `theirs`, usually PyTorch's: by default to the last bit.
 
     Each is a module, a Function (its `apply` is called) or a function; a module can be compared
     with a function if neither has parameters. Both are called with the same inputs and the same
@@ -56,18 +56,18 @@ def assert_parity(
         assert_parity(ours, theirs, x, units=64)
 
     Args:
-        ours: what is checked.
-        theirs: what it is compared with.
-        inputs: what both are called with.
+        ours: the module or function to check.
+        theirs: the one to compare it with.
+        inputs: the arguments of both.
         kwargs: keyword arguments of the call.
         rtol, atol: |ours - theirs| <= atol + rtol |theirs| is enough.
         units: or this many units in the last place of the largest number compared.
-        check_backward: False for what has no gradient.
+        check_backward: False for functions without a gradient.
 
     Raises:
-        AssertionError: it says which output, gradient or state differs, in which element, what
-            was expected and found there, and by how much.
-        ValueError: no input and no parameter requires grad, so that no gradient can be compared.
+        AssertionError: it names the output, gradient or state that differs, the element, the
+        expected and the found value, and the difference. ValueError: no input and no parameter
+        requires grad, so that no gradient can be compared.
     """
     mine, other = Subject(ours), Subject(theirs)
     _refuse_uncomparable(mine, other)
@@ -106,19 +106,19 @@ def assert_parity(
 
 @dataclass(frozen=True)
 class _Given:
-    """What both are called with."""
+    """The arguments of both."""
 
     inputs: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     names: list[str]  # of the inputs
-    have_state: bool  # are both modules?
+    have_state: bool  # whether both are modules
     check_backward: bool
 
     def tensors(self) -> list[torch.Tensor]:
         return [t for _, t in named_tensors([self.inputs, self.kwargs], "")]
 
     def has_target(self, subject: Subject) -> bool:
-        """Is there something to take a gradient of? Of integers there need not be."""
+        """Is there something to differentiate? For integer outputs there need not be."""
         tensors = self.tensors()
         return (
             bool(subject.parameters())
@@ -127,7 +127,7 @@ class _Given:
         )
 
     def state(self, subject: Subject, when: str) -> dict[str, Any]:
-        """What a module holds, as it is now; nothing, unless both are modules."""
+        """A copy of a module's state; nothing, unless both are modules."""
         if not self.have_state:
             return {}
         module = subject.module
@@ -142,7 +142,7 @@ class _Given:
 
 @dataclass
 class _Run:
-    """What one did; the parts by what they are called, in the order in which they came."""
+    """The outcome of one; its parts by name, in order."""
 
     parts: dict[str, Any] = field(default_factory=dict)
     outcome: Outcome = None  # type: ignore[assignment]  # of it all
@@ -222,7 +222,7 @@ def _refuse_uncomparable(ours: Subject, theirs: Subject) -> None:
 
 
 def _devices(subject: Subject, given: _Given) -> list[str]:
-    """Those, besides the CPU, whose random generators may be drawn from."""
+    """The devices other than the CPU whose random generators may be used."""
     tensors = [*given.tensors(), *subject.parameters().values(), *subject.buffers().values()]
     return sorted({t.device.type for t in tensors} - {"cpu"})
 
@@ -237,7 +237,7 @@ def _assert_same_run(actual: _Run, expected: _Run, tolerance: Tolerance) -> None
 
 
 def _is_rounding(actual: _Run, expected: _Run) -> bool:
-    """Do they differ by no more than what the layers with an exact form may?"""
+    """Is the difference within the bounds of the layers that have an exact form?"""
     most = Tolerance(units=max(attached.units for attached in ATTACHED))
     try:
         _assert_same_run(actual, expected, most.scaled_to(expected.parts))

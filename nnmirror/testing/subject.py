@@ -1,4 +1,5 @@
-"""What is checked: a module, a Function or a function, and the tensors that gradients reach."""
+"""The subject of a check: a module, a Function or a function, and the tensors that get
+gradients."""
 
 import inspect
 from collections.abc import Callable
@@ -32,7 +33,7 @@ class Subject:
         return dict(self.module.named_buffers()) if self.is_module else {}
 
     def input_names(self, count: int) -> list[str]:
-        """What its positional arguments are called; inputs[0] where they have no name."""
+        """The names of its positional arguments; inputs[0] for those without a name."""
         try:
             parameters = inspect.signature(self._forward).parameters.values()
         except (TypeError, ValueError):  # a builtin
@@ -54,7 +55,7 @@ def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def random_gradient(output: torch.Tensor) -> torch.Tensor:
-    """A gradient for `output`: the same random numbers each time, of no generator of the user's."""
+    """A gradient for `output`: the same random numbers each time, from a generator of its own."""
     numbers = torch.Generator().manual_seed(0)
     drawn = torch.randn(output.shape, generator=numbers, dtype=torch.float64, device="cpu")
     return drawn.to(output.device, output.dtype)

@@ -1,4 +1,4 @@
-"""Helpers around modules and their gradients, as `torch.nn.utils`."""
+"""Helpers for modules and their gradients, as `torch.nn.utils`."""
 
 from typing import TYPE_CHECKING
 
@@ -24,5 +24,5 @@ __all__ = [
     "vector_to_parameters",
 ]
 
-if not TYPE_CHECKING:  # which then reports such a name itself
+if not TYPE_CHECKING:  # a type checker reports such a name itself
     __getattr__ = missing(__name__, __all__)

@@ -33,7 +33,7 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """The tensors by device and dtype, as torch's foreach kernels want them."""
+    """The tensors grouped by device and dtype, as torch's foreach kernels need them."""
     if len({*map(_device, tensors)}) == len({*map(_dtype, tensors)}) == 1:  # nearly always
         return [tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -43,7 +43,8 @@ def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
-    """Use the foreach kernels? As PyTorch: if chosen, or on devices where they are faster."""
+    """Whether to use foreach kernels, as in PyTorch: if chosen, or on devices where they are
+    faster."""
     device = group[0].device.type
     supported = device in ("cpu", *foreach_devices())
     if foreach and not supported:
@@ -98,7 +99,7 @@ def _scale(
     if not groups:
         return
     scale = total_norm + 1e-6
-    if isinstance(scale, Tensor):  # a number divided by a tensor is this
+    if isinstance(scale, Tensor):  # the same as a number divided by a tensor
         scale = scale.reciprocal_().mul_(max_norm).clamp_(max=1.0)
     else:
         scale = torch.clamp(max_norm / scale, max=1.0)  # PyTorch's error
@@ -142,7 +143,7 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> torch.Tensor:
-    """Bound the norm of all gradients together (Pascanu et al., 2013); returns it as it was."""
+    """Bound the norm of all gradients together (Pascanu et al., 2013); returns the norm before."""
     listed = _listed(parameters)
     if isinstance(parameters, types.GeneratorType) and not listed:
         warnings.warn(

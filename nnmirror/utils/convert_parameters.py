@@ -9,7 +9,7 @@ from ..tensor import C_shape
 
 
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """All elements in a row; the gradient of the vector flows into the parameters."""
+    """All elements as one vector, whose gradient flows into the parameters."""
     parameters = list(parameters)
     _on_one_device(parameters)
     return torch.cat([param.view(-1) for param in parameters])
