@@ -358,8 +358,8 @@ def test_a_script_is_told_what_stays_pytorchs(tmp_path):
     actual, said = run(source, tmp_path, mirrored=True)
     assert actual == expected
     assert said.splitlines() == [
-        f"nnmirror: {tmp_path}/script.py:8: compat_tests.library.nets.Tagger stays PyTorch's, which"
-        " trains it:",
+        f"nnmirror: {tmp_path}/script.py:8: compat_tests.library.nets.Tagger is left to PyTorch,"
+        " which trains it:",
         "  features.2: torch.nn.modules.linear.Bilinear: is not mirrored",
     ]
     with pytest.raises(TypeError, match=r"features\.2: .*Bilinear"):

@@ -222,9 +222,8 @@ class _Theirs:
 
 
 CHANGED = (
-    "nnmirror: a tensor of torch's own graph that was changed in place (or by detach_()) after the"
-    " mirror took it is not mirrored, if a gradient goes back to it as it was; change a clone of"
-    " it instead"
+    "nnmirror: no gradient can go back to a tensor of torch's own graph that was changed in place"
+    " (or by detach_()) after a mirrored operation used it; change a clone of it instead"
 )
 
 

@@ -483,9 +483,9 @@ def vmap(
         size, dims, flat, spec = _batched(name, in_dims, args)
         if size == 0:
             raise NotImplementedError(
-                "nnmirror: func.vmap over no items is not mirrored: it calls the function once for"
-                " each, and there is none to say what the results are like. Give the module the"
-                " empty batch itself"
+                "nnmirror: func.vmap over an empty batch is not mirrored: it calls the function"
+                " once per item, so the shapes of the results are unknown without one. Call the"
+                " module with the empty batch itself"
             )
         items = [
             [value] * size if dim is None else _unbound(value, dim)

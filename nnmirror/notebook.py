@@ -26,7 +26,8 @@ def load(ipython: Any) -> None:
     )
     if before:
         print(
-            f"nnmirror: {', '.join(before)} imported before stay PyTorch's; import again below",
+            f"nnmirror: {', '.join(before)} imported before stay PyTorch's; import them again"
+            " below",
             file=sys.stderr,
         )
     namespace["__builtins__"] = runner.BUILTINS

@@ -244,10 +244,10 @@ _REFUSED_ARGUMENTS = (
     ("torch.nn.Embedding", "sparse", "leave it out: the gradient is dense, and the same numbers"),
     ("torch.utils.checkpoint", "use_reentrant", "use_reentrant=False"),
 )
-_DERIVED = f"a torch.nn.Module, which takes no mirrored layers; {_TO_TORCH}"
+_DERIVED = f"a torch.nn.Module, which cannot have mirrored layers; {_TO_TORCH}"
 _ASSIGNED = (
-    "if it gives a torch.nn.Module, that becomes mirrored with the layer it is given, or refuses it"
-    " and names its layers that are not mirrored"
+    "a torch.nn.Module that it returns becomes mirrored with this layer, or an error names its"
+    " layers that are not mirrored"
 )
 
 

@@ -265,8 +265,8 @@ def _became_mirrored(module: Any) -> bool:
     problems = become_mirrored(module)
     if problems:
         print(
-            f"nnmirror: {_where()}: {torch.typename(module)} stays PyTorch's, which trains it:\n  "
-            + "\n  ".join(problems),
+            f"nnmirror: {_where()}: {torch.typename(module)} is left to PyTorch, which trains"
+            " it:\n  " + "\n  ".join(problems),
             file=sys.stderr,
         )
     return not problems

@@ -64,7 +64,7 @@ def no_complex(name: str) -> NotImplementedError:
     """
     return NotImplementedError(
         f"nnmirror: gradients of complex numbers are not mirrored, and {name} takes or makes a"
-        " complex tensor where a gradient is asked for. Four ways on: call it under"
+        " complex tensor that needs a gradient. What to do: call it under"
         " torch.no_grad(), or on .detach(), if no gradient should flow; compute with the real"
         " and the imaginary part as two real tensors; write an nnmirror.Function with real"
         " arguments and results and complex numbers inside; or train"

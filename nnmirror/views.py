@@ -456,9 +456,9 @@ _FOREIGN = (
     " of one, is not mirrored; use the out-of-place operation"
 )
 _SHARED = (
-    "nnmirror: an in-place operation that brings a gradient into memory which other tensors"
-    " see as well (views of it, or what it is a view of) is not mirrored where these are of"
-    " another dtype, of a subclass of torch.Tensor, or not to be found; .clone() it first"
+    "nnmirror: an in-place operation that brings a gradient into memory that other tensors share"
+    " (its views, or its base) is not mirrored if one of these has another dtype, is of a subclass"
+    " of torch.Tensor, or cannot be found; .clone() it first"
 )
 _MODES = {
     "no_grad": (" no_grad mode", " with grad mode enabled"),

@@ -176,7 +176,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         model = self._model()
         if self._on or model is None:
-            why = "is on already" if self._on else "has lost its model, which nobody else holds"
+            why = "is active already" if self._on else "has no model any more: it was deleted"
             raise RuntimeError(f"nnmirror: this watch {why}")
         self._on = True
         self._start()

@@ -391,7 +391,7 @@ def refusal(func: TorchFunction, why: str = "") -> NotImplementedError:
     name = name_of(func)
     return NotImplementedError(
         f"nnmirror: {name} has no backward rule{' ' + why if why else ''}, and a tensor given"
-        " to it requires grad; its result would lose the gradient. Three ways on: call"
+        " to it requires grad; its result would lose the gradient. What to do: call"
         " .detach() on the tensor if no gradient should flow; write the operation as an"
         " nnmirror.Function with its backward; or open an issue that names"
         f" {name}."
