@@ -5,39 +5,39 @@
         def d_input(g, result):     return g * (1 - result * result)
 
 `forward` computes the result from plain tensors and other arguments. For each argument that may
-require grad, `d_<argument>` gives its gradient. The names of its parameters say what it needs:
+require grad, `d_<argument>` returns its gradient. The names of its parameters say what it needs:
 
 - `g`, the gradient of the result;
-- `result`, or the name of an argument of `forward`: a tensor so named is saved, if it is needed;
+- `result`, or the name of an argument of `forward`: such a tensor is saved, if it is needed;
 - `<argument>_shape`: the shape of an argument, for which nothing is saved;
-- `how`: what the rule's function `how(*args)` says of the arguments' layout.
+- `how`: the result of the rule's function `how(*args)`, which may depend on the arguments' layout.
 
-Where gradients share work, `gradients(needs, g, ...)` gives all of them, None for those whose
-place in `needs` is False.
+If gradients share work, `gradients(needs, g, ...)` returns all of them, with None where `needs` is
+False.
 
 With several results `forward` returns a tuple, and the names are `g0`, `g1` ... or `gs` for all of
-their gradients, and `result0`, `result1` ... For a result that got no gradient there are zeros, or
-None where the rule says `materialize_grads = False`.
+their gradients, and `result0`, `result1` ... A result without a gradient gets zeros, or None if the
+rule has `materialize_grads = False`.
 
-What forward computes on the way and a gradient needs, it returns behind its results, and `keeps`
-names it:
+Intermediate values that a gradient needs are returned by forward after its results, and named in
+`keeps`:
 
     class Max(Rule):
         keeps = ("index",)
         def forward(input, dim):                   return *torch.max(input, dim), index
         def d_input(g, input_shape, dim, index):   ...
 
-That is a tensor or None: a mask or indices, through which no gradient goes. A float one that was
-computed from the arguments (a mean) is named in `derived` too: for gradients of gradients it has to
-be known what it depends on; random numbers are named in `drawn`. What follows from the arguments'
-layout alone is no case of this, but of `how`.
+Each is a tensor or None: a mask or indices, through which no gradient goes. A float tensor computed
+from the arguments (a mean) is also named in `derived`, because gradients of gradients depend on it;
+random numbers are also named in `drawn`. For values that depend only on the arguments' layout, use
+`how`.
 
-The last argument of `forward` may be `*<argument>`: its name then stands for the tuple of all of
-them, and `<argument>_shape` for that of their shapes.
+The last argument of `forward` may be `*<argument>`: its name then means the tuple of all of them,
+and `<argument>_shape` the tuple of their shapes.
 
-`refuse(needs, *args)`, if there is one, raises for a call whose gradient the rule does not give.
+`refuse(needs, *args)`, if defined, raises for a call whose gradient the rule does not have.
 
-`choose(*args)`, if there is one, returns the callable that computes all later calls of the same
+`choose(*args)`, if defined, returns the function that computes all later calls with the same
 signature (see fast/signature.py).
 """
 
@@ -53,18 +53,19 @@ import torch
 
 from .fast.signature import Unsigned, of_tensor, of_value
 
-RESULT = -1  # the place of a result; of the n-th of several ~n
+RESULT = -1  # the place of a result; ~n for the n-th of several
 ONLY_RESULT = (RESULT,)
-_MOST_PLANS = 256  # kept for one rule
+_MOST_PLANS = 256  # stored for one rule
 _G = re.compile(r"g(\d+)")
 _RESULT_NAME = re.compile(r"result(\d*)")
 
 
 class Plan:
-    """What is computed and saved for one pattern of needs and tensors among the arguments.
+    """The plan of a call: what to compute and save, for one pattern of tensors and of gradients
+    needed.
 
-    What a gradient is given besides tensors, numbers and shapes, is kept by the node; or by the
-    plan, where it is the same in all calls that the plan is for (`fixed`).
+    Other arguments of a gradient, numbers and shapes, are stored in the node; or in the plan, if
+    they are the same in all calls with this plan (`fixed`).
     """
 
     __slots__ = (
@@ -88,24 +89,25 @@ class Plan:
     def __init__(self) -> None:
         self.compute: Callable[..., Any] = _nothing
         self.saves: tuple[int, ...] = ()  # places among the arguments, or of results
-        self.names: tuple[str, ...] = ()  # of what is saved
-        # What a gradient is given of the arguments besides: values and shapes.
+        self.names: tuple[str, ...] = ()  # of the saved tensors
+        # Other arguments of the gradients: values and shapes.
         self.given: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
         self.given_names: tuple[str, ...] = ()
         self.is_open = False  # these may differ from call to call
-        self.given_as: tuple[str, ...] = ()  # the same as source, which takes them of `args`
-        self.arguments: dict[str, Any] | None = None  # these, where they are always the same
-        self.memory: tuple[int, ...] = ()  # of the saved: kept in the memory that they have now
+        self.given_as: tuple[str, ...] = ()  # the same as source, which reads them from `args`
+        self.arguments: dict[str, Any] | None = None  # their values, if they are always the same
+        self.memory: tuple[int, ...] = ()  # of the saved: with their present memory
         self.copied: tuple[int, ...] = ()  # of the saved: as copies
-        self.needs_memory = False  # a gradient does, and it is not only kept
+        self.needs_memory = False  # a gradient uses it
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
-        self.of_other: Plan | None = None  # the same for the gradients of another rule
+        self.of_other: Plan | None = None  # the plans for the gradients of another rule
 
     def place_saved(self, index: int) -> int | None:
-        """Which argument it is that was saved at `index`, or which result; None if neither."""
-        return self.saves[index] if index < len(self.saves) else None  # behind them what is kept
+        """The place of the argument, or of the result, that was saved at `index`; None if
+        neither."""
+        return self.saves[index] if index < len(self.saves) else None  # then `keeps`
 
     def fixed(self, given: Sequence[Any], label: str) -> "Plan":
         """This plan for calls with these arguments, and with this name for their nodes."""
@@ -114,7 +116,7 @@ class Plan:
         plan = copy.copy(self)
         plan.arguments = dict(zip(self.given_names, given, strict=True))
         plan.label, plan.backs, plan.is_open = label, {}, False
-        plan.of_other = None  # which knows nothing of these arguments
+        plan.of_other = None  # without these arguments
         return plan
 
     def for_other(self) -> "Plan":
@@ -133,7 +135,7 @@ class Plan:
         return plan
 
     def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
-        """Save with `node` what its backward needs of a call of forward; its result."""
+        """Save with `node` what its backward needs; returns the result."""
         if self.saves:
             saved = [args[i] if i >= 0 else out for i in self.saves]
             for i in self.copied:
@@ -147,13 +149,14 @@ class Plan:
         return out
 
     def refuse_inference(self, node: Any, args: tuple[Any, ...]) -> None:
-        """Raise for memory of inference mode that is to be kept: its alias would go unnoticed."""
+        """Raise for a tensor of inference mode that would be saved: its alias would not be
+        noticed."""
         for i in self.memory if self.needs_memory else ():
             if args[self.saves[i]].is_inference():
                 node.refuse_inference()
 
     def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
-        """The same for a new result, saved as an alias: it would keep itself alive."""
+        """The same for a new result, which is saved as an alias, as it would keep itself alive."""
         saves = self.saves
         if saves:
             saved = []
@@ -177,14 +180,14 @@ class Plan:
 
 
 class PlanOfMore(Plan):
-    """Of a rule whose forward returns more than a result."""
+    """The plan of a rule whose forward returns more than one result."""
 
     __slots__ = ("formulas", "kept")
 
     def __init__(self, formulas: "Formulas", kept: tuple[int, ...]) -> None:
         super().__init__()
         self.formulas = formulas
-        self.kept = kept  # places among what forward keeps: they are saved last
+        self.kept = kept  # of values in `keeps`, which are saved last
 
     def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
         results, kept = self.formulas.parts(out)
@@ -214,13 +217,13 @@ class Formulas:
 
     def __init__(self, function: Any, raw_forward: Any) -> None:
         self.function = function
-        self.raw_forward = raw_forward  # as it stands in its class
+        self.raw_forward = raw_forward  # as defined in its class
         self.forward: Callable[..., Any] = raw_forward.__get__(None, function)
-        # Torch's own function of the same arguments, where forward only calls that.
+        # Torch's function with the same arguments, if forward only calls that.
         infer = function.infer if "forward" in vars(function) else None
         self.compute = self.forward if function.keeps or not inspect.isbuiltin(infer) else infer
         self.parameters = list(inspect.signature(self.forward).parameters.values())
-        self.rest = ""  # the name of the argument that stands for all further ones
+        self.rest = ""  # the name of the `*` argument
         if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
             self.rest = self.parameters[-1].name
         self.names = [p.name for p in self.parameters if p.name != self.rest]
@@ -233,14 +236,14 @@ class Formulas:
         self._check_names()
         self.several = any(n == "gs" or _G.fullmatch(n) for n in self.named)
         self.has_more = self.several or bool(function.keeps)
-        # Of what forward keeps, the places of what is not said to be derived from the arguments.
+        # Of the values in `keeps`, the places of those that are not in `derived`.
         known = (*function.derived, *function.drawn)
         self.underived = [i for i, n in enumerate(function.keeps) if n not in known]
-        # Whether the plan itself depends on how the tensors are laid out.
+        # Whether the plan itself depends on the layout of the tensors.
         self.by_layout = function.copied is not None or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
         self.refuse = getattr(function, "refuse", None)
-        # Whether calls that differ by their numbers alone can be of one signature.
+        # Whether calls that differ only by numbers can share a signature.
         self.takes_any_number = not self.by_layout and self.refuse is None
         self.how = getattr(function, "how", None)
         self.plans: dict[Any, Plan] = {}
@@ -255,7 +258,7 @@ class Formulas:
                 raise TypeError(f"{self.function.__name__} needs {name}, which it does not save")
 
     def call(self, node: Any, *args: Any) -> Any:
-        """`forward`, and what is saved of it with `node`."""
+        """Call `forward`, and save with `node`."""
         out = self.forward(*args)
         if not node.records:
             return self.results(out) if self.has_more else out
@@ -279,7 +282,7 @@ class Formulas:
         return out
 
     def parts(self, out: Any) -> tuple[Sequence[Any], Sequence[Any]]:
-        """What forward returned: the results, and what it keeps."""
+        """The values returned by forward: the results, and those in `keeps`."""
         count = len(self.function.keeps)
         if not count:
             return out, ()
@@ -293,7 +296,7 @@ class Formulas:
         return out[:-count], kept
 
     def results(self, out: Any) -> Any:
-        """What forward returned, without what it keeps."""
+        """The results of forward, without those in `keeps`."""
         results = self.parts(out)[0]
         return results if self.several else results[0]
 
@@ -306,12 +309,12 @@ class Formulas:
         return plan.fixed(given, self.function.label_of(*args))
 
     def plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
-        """The plan for arguments of which the same are tensors."""
+        """The plan for arguments among which the same ones are tensors."""
         key = needs, *[isinstance(a, torch.Tensor) for a in args]
         return self.plans.get(key) or self._new_plan(args, needs, key)
 
     def _plan_by_layout(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
-        """The plan for arguments laid out as these."""
+        """The plan for arguments with this layout."""
         try:
             key = (
                 needs,
@@ -335,7 +338,7 @@ class Formulas:
     def _planned(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
         function = self.function
         asked = any(needs)
-        if not asked:  # a layer driven by hand gives the gradient for its input all the same
+        if not asked:  # a layer driven by hand still returns the gradient of its input
             place = function.input_place
             needs = (*needs[:place], True, *needs[place + 1 :])
         elif self.joint is None:
@@ -380,7 +383,7 @@ class Formulas:
             saved_names += [function.keeps[i] for i in plan.kept]
         plan.saves = tuple(saves)
         if plan.saves == ONLY_RESULT and not isinstance(plan, PlanOfMore):
-            plan.saves = ONLY_RESULT  # itself, which is looked for
+            plan.saves = ONLY_RESULT  # itself: the one to be found
         plan.names = tuple(saved_names)
         if "how" in used:
             given["how"] = "how(*args)"
@@ -405,7 +408,7 @@ class Formulas:
         return plan
 
     def needed_for(self, needs: tuple[bool, ...]) -> set[str]:
-        """What these gradients are given, by name."""
+        """The arguments of these gradients, by name."""
         if self.joint is not None:
             return set(self.joint_needs)
         named = zip(needs, self.needed_by, strict=False)
@@ -414,19 +417,19 @@ class Formulas:
     def _in_order(self, needs: tuple[bool, ...]) -> list[int]:
         """The places of the arguments in the order in which PyTorch computes their gradients.
 
-        That is by their names there, as it generates its code. In a backward that is recorded the
-        order decides in which order later gradients are added up.
+        That is the order of their names in PyTorch's generated code. In a recorded backward it
+        determines the order in which later gradients are summed.
         """
         names = [*self.names, *[self.rest] * (len(needs) - len(self.names))]
         known_as = {"input": "self", **self.function.known_as}
         return sorted(range(len(needs)), key=lambda i: known_as.get(names[i], names[i]))
 
     def _gradient(self, place: int) -> Callable[..., Any] | None:
-        """What gives the gradient of an argument."""
+        """The function for the gradient of an argument."""
         return self.single[place] if place < len(self.single) else None
 
     def _check_needs(self, needs: tuple[bool, ...]) -> None:
-        """PyTorch's error where an argument requires a gradient, and no formula gives it."""
+        """PyTorch's error if an argument requires a gradient for which there is no formula."""
         rule = self.function
         for i, need in enumerate(needs):
             if need and self._gradient(i) is None:
@@ -439,7 +442,7 @@ class Formulas:
 
     def back(self, node: Any, g: Any) -> tuple[Any, ...]:
         """The gradients of all arguments."""
-        like = node.like  # what the node's properties say, with one question
+        like = node.like  # as the node's properties, with one lookup
         if like is None:
             plan, needs = node._plan, node._needs_input_grad
         else:
@@ -450,15 +453,15 @@ class Formulas:
         return back(node, g)  # type: ignore[no-any-return]
 
     def back_from_several(self, node: Any, *gs: Any) -> tuple[Any, ...]:
-        """The same from the gradients of several results."""
+        """The same for several results."""
         return self.back(node, gs)
 
     def back_plainly(self, node: Any, grads: Sequence[Any]) -> list[Any]:
-        """The gradients of all arguments, from those of the results: `back`, to be stepped through.
+        """The gradients of all arguments, from those of the results: `back`, to step through.
 
-        Each formula is called with what its parameters name.
+        Each formula is called with the arguments that its parameters name.
         """
-        like = node.like  # what the node's properties say
+        like = node.like  # as the node's properties
         plan, needs = (
             (node._plan, node._needs_input_grad) if like is None else (like.plan, like.needs)
         )
@@ -481,7 +484,7 @@ class Formulas:
     def _given_of_many(
         self, node: Any, grads: Sequence[Any], given: dict[str, Any]
     ) -> Iterator[tuple[str, Any]]:
-        """What it is given of several results, and of any number of arguments."""
+        """The arguments of a formula with several results, or any number of arguments."""
         if node.materialize_grads and any(g is None for g in grads):
             grads = [
                 torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None else g
@@ -494,7 +497,7 @@ class Formulas:
         yield self.rest, tuple([given.get(f"{self.rest}_{i}") for i in range(count)])
 
     def _written(self, plan: Plan, needs: tuple[bool, ...]) -> Callable[..., Any]:
-        """`back` for these needs, as a function with nothing to look up."""
+        """`back` for these needs, as a function without lookups."""
         environment: dict[str, Any] = {}
         lines: list[str] = []
         fetched: set[str] = set()
@@ -530,9 +533,9 @@ class Formulas:
         if plan.names:
             lines.append("_saved = node._saved")
         elif plan.saves_number:
-            lines.append("node.saved(0)")  # which is freed with the graph
+            lines.append("node.saved(0)")  # it is freed with the graph
         if self.joint is not None:
-            more = (False,) * -in_rest  # those that were not given
+            more = (False,) * -in_rest  # missing ones
             environment["gradients"], environment["needs"] = self.joint, needs + more
             words = ["needs", *[word(n) for n in self.joint_needs]]
             pad = f", *[None] * ({len(needs)} - len(found))" if len(needs) > 1 else ""
@@ -559,7 +562,7 @@ class Formulas:
         if function is None:
             made: dict[str, Any] = {}
             exec(compile(source, f"<gradients of {self.function.__name__}>", "exec"), made)
-            function = made.pop("make")  # else it would hold itself
+            function = made.pop("make")  # no cycle
             if len(self.compiled) >= _MOST_PLANS:
                 self.compiled.clear()
             self.compiled[source] = function
@@ -582,7 +585,7 @@ def _names(function: Any) -> list[str]:
 
 
 def _forward_of(function: Any) -> Any:
-    """The forward that goes with the formulas of `function`, as it stands in its class."""
+    """The forward for the formulas of `function`, as defined in its class."""
     for cls in function.__mro__[:-2]:
         own = vars(cls)
         if own.get("formulas") is not None:
@@ -595,7 +598,8 @@ def _forward_of(function: Any) -> Any:
 
 
 def read(function: Any) -> None:
-    """Set `function.formulas`, if it is written as formulas, and what `record` calls."""
+    """Set `function.formulas`, if it is written as formulas, and the methods that `record`
+    calls."""
     function.recorders = {}
     forward = _forward_of(function)
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))

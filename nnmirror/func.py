@@ -53,7 +53,7 @@ Places: TypeAlias = int | tuple[int, ...]
 
 
 class _Inside:
-    """The aliases that one transform gives a function of the arguments to differentiate."""
+    """The aliases of the arguments to differentiate that a transform passes to a function."""
 
     def __init__(self) -> None:
         self.records = is_grad_enabled()  # outside
@@ -67,7 +67,7 @@ class _Inside:
         has_aux: bool,
         name: str,
     ) -> tuple[Any, Any]:
-        """What `func` returns, and what it returns besides."""
+        """The output of `func`, and its auxiliary output."""
         try:
             output = func(*args, **kwargs)
         finally:
@@ -95,7 +95,7 @@ class _Inside:
         return alias
 
     def leads_out(self, results: Iterable[T]) -> bool:
-        """Does one of `results` depend on something that requires grad outside?"""
+        """Does one of `results` depend on an outside tensor that requires grad?"""
         if not self.records:
             return False
         stack = [tape.edge_of(t)[0] for t in results if t.requires_grad]
@@ -108,14 +108,14 @@ class _Inside:
             if isinstance(target, tape.Node):
                 stack += [edge[0] for edge in target.edges if edge is not None]
                 continue
-            # Of a transform further out, whose function goes on, it is something outside.
+            # A tensor of an enclosing transform counts as outside.
             given_by = getattr(target, "_given_by", None)
             if given_by is None or not (given_by is self or given_by.is_over):
                 return True
         return False
 
     def brought_out(self, results: Any) -> Any:
-        """Results as seen outside: without what leads to the aliases alone."""
+        """Results as seen from outside: detached, unless they depend on outside tensors."""
         flat, spec = tree_flatten(results)
         for i, result in enumerate(flat):
             if not isinstance(result, T):
@@ -128,7 +128,7 @@ class _Inside:
 def _gradients(
     outputs: Sequence[T], inputs: Sequence[T], starts: Sequence[T] | None, create_graph: bool
 ) -> list[T]:
-    """The gradients of `outputs` for `inputs`; zeros where nothing depends on one."""
+    """The gradients of `outputs` for `inputs`; zeros for an input that nothing depends on."""
     asked = [i for i, out in enumerate(outputs) if out.requires_grad]
     found: Sequence[Any] = [None] * len(inputs)
     if asked:
@@ -207,7 +207,7 @@ def _grad_and_value(
 
 
 def _taken_in(inside: _Inside, args: tuple[Any, ...], argnums: Places | None) -> Any:
-    """The arguments with aliases in the places `argnums`; these, flat, and their structure."""
+    """The arguments with aliases at `argnums`; the aliases, flat, and their structure."""
     which = range(len(args)) if argnums is None else _places(argnums, len(args))
     as_one = isinstance(argnums, int)
     given = args[which[0]] if as_one else tuple([args[i] for i in which])
@@ -256,8 +256,8 @@ def _only_tensors(flat: Sequence[Any], name: str) -> None:
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """`func(*primals)` and a function that computes J^T u, as `torch.func.vjp`.
 
-    J is the Jacobian of func for all primals, u is like what func returns. With `has_aux`, func
-    returns (output, aux), and so there is a third: aux.
+    J is the Jacobian of func for all primals, u has the structure of func's output. With `has_aux`,
+    func returns (output, aux), and aux is the third result.
     """
     output, pull_back, aux = _vjp(func, primals, None, has_aux)
     return (output, pull_back, aux) if has_aux else (output, pull_back)
@@ -313,8 +313,8 @@ def jvp(
 ) -> Any:
     """`func(*primals)` and J v, as `torch.func.jvp`; v are the `tangents`, one for each primal.
 
-    J^T u is linear in u, and J v is its derivative for u along v: two walks back, where PyTorch
-    goes forward once. The last bits may differ.
+    J^T u is linear in u, and J v is its derivative for u along v: two backwards, where PyTorch uses
+    forward mode. The last bits may differ.
     """
     name = "jvp(f, primals, tangents)"
     if not isinstance(primals, tuple):
@@ -379,7 +379,7 @@ def jacrev(
     """A function that computes the Jacobian of `func`, as `torch.func.jacrev`.
 
     dy_i/dx_j, of shape (*y.shape, *x.shape), for each tensor y that func returns and each x among
-    the arguments `argnums`. One walk back for each number in y; `chunk_size` changes nothing.
+    the arguments `argnums`. One backward for each number in y; `chunk_size` changes nothing.
     """
     if not (chunk_size is None or chunk_size > 0):
         raise ValueError("jacrev: `chunk_size` should be greater than 0.")
@@ -423,8 +423,8 @@ def jacfwd(
     *,
     randomness: str = "error",
 ) -> Callable[..., Any]:
-    """The Jacobian as `torch.func.jacfwd` gives it: here that is `jacrev`, rows in place of
-    columns. `func` is called once, so `randomness` changes nothing.
+    """The Jacobian like `torch.func.jacfwd`; here it is computed by `jacrev`, row by row. `func` is
+    called once, so `randomness` changes nothing.
     """
     _check_randomness(randomness)
     return jacrev(func, argnums, has_aux=has_aux)
@@ -459,11 +459,11 @@ def vmap(
 ) -> Callable[..., Any]:
     """A function that calls `func` for each item of a batch, as `torch.vmap`.
 
-    `in_dims` says which dimension of each argument is the batch, None for an argument that all
-    items share; `out_dims` where it is to be in the results. With `randomness="same"` each item
-    gets the same random numbers, with "different" the next ones (PyTorch draws those of all items
-    at once, which are other numbers); "error" raises. One call for each item: `chunk_size`
-    changes nothing.
+    `in_dims` is the batch dimension of each argument, None for an argument that all items share;
+    `out_dims` is the batch dimension of the results. With `randomness="same"` each item gets the
+    same random numbers, with "different" the next ones (PyTorch draws those of all items together,
+    which gives other numbers); "error" raises. There is one call per item, so `chunk_size` changes
+    nothing.
     """
     _check_randomness(randomness)
     if not (chunk_size is None or chunk_size > 0):
@@ -532,7 +532,7 @@ def _mapped(items: Sequence[Any]) -> Iterator[None]:
 def _unbound(value: T, dim: int) -> Sequence[T]:
     with tape.users_code(is_grad_enabled()):
         if value.requires_grad and is_grad_enabled():
-            value = view_as(value, value)  # what torch tracks is recorded here
+            value = view_as(value, value)  # tensors that torch tracks are recorded here
         return value.unbind(dim)
 
 
@@ -662,8 +662,8 @@ def functional_call(
     tie_weights: bool = True,
     strict: bool = False,
 ) -> Any:
-    """Call `module` with other parameters and buffers, by name: `torch.func.functional_call`, which
-    takes the mirror's modules.
+    """Call `module` with other parameters and buffers, by name: `torch.func.functional_call` for
+    the mirror's modules.
     """
     return torch.func.functional_call(
         module,

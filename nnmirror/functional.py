@@ -1,7 +1,7 @@
-"""What the modules call, as `torch.nn.functional`: forward and backward together.
+"""The functions of `torch.nn.functional`, forward and backward.
 
-Every formula is written in ordinary tensor operations in the order in which PyTorch's
-kernels compute, so that it rounds as they do. `g` is the gradient of the result.
+Every formula is written in ordinary tensor operations, in the order of PyTorch's kernels, so that
+it rounds like them. `g` is the gradient of the result.
 """
 
 import functools
@@ -293,7 +293,7 @@ def _linear(bias: T | None, input: T, weight: T) -> T:
         rows = input.view(shape[:-1].numel(), shape[-1])
         return torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
     if len(shape) > 2 and _trains(weight):
-        # What torch.matmul does with a weight that requires grad; to it, W does not.
+        # As torch.matmul with a weight that requires grad; for torch, W does not.
         rows = input.reshape(shape[:-1].numel(), shape[-1])
         y = rows.mm(weight.t()).view(*shape[:-1], weight.shape[0])
     else:
@@ -306,12 +306,12 @@ def _trains(weight: T) -> bool:
 
 
 class _Rows(NamedTuple):
-    """What Linear's gradients depend on in the layout of its arguments."""
+    """The layout of the arguments that Linear's gradients depend on."""
 
     label: str
     bias_shape: torch.Size | None
     input_shape: torch.Size
-    batched: bool  # multiplied batch by batch, as torch.matmul does with some strides
+    batched: bool  # a product for each batch item, as in torch.matmul with some strides
     by_columns: bool
     weight_by_rows: bool
 
@@ -338,7 +338,7 @@ class _Rows(NamedTuple):
         return cls(label, None if bias is None else bias.shape, shape, batched, by_columns, by_rows)
 
     def rows(self, x: T) -> T:
-        """x, or its leading dimensions laid out as rows."""
+        """x, with its leading dimensions as rows."""
         if len(self.input_shape) == 2:
             return x
         return x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -396,7 +396,7 @@ _JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one c
 
 
 class _LinearOfTransposed(Linear):
-    # With a gradient for W^T. Documented as Linear, which it stands for.
+    # With a gradient for W^T. Its docstring is Linear's, as it replaces Linear.
     looked_at = None
 
     @staticmethod
@@ -516,7 +516,7 @@ class Relu(Rule):
 
 @gradient("ThresholdBackward")
 def _relu_grad(g: T, y: T) -> T:
-    """g where y > 0, else 0, laid out as y."""
+    """g where y > 0, else 0, with the strides of y."""
     return laid_out_as(where_positive(g, y), y)
 
 
@@ -1924,7 +1924,7 @@ def multilabel_soft_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> T:
-    """-(t log s + (1 - t) log(1 - s)) with s = sigmoid(x), its mean over the classes
+    """-(t log s + (1 - t) log(1 - s)) with s = sigmoid(x), averaged over the classes
 
     dx = g (s - t) w / C, C the number of classes, which are the last dimension.
     """

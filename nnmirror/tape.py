@@ -328,7 +328,7 @@ class Node:
         return self
 
     def shown(self) -> "Node":
-        """The same, for whoever looks at it."""
+        """The same, for users of the node."""
         self.as_seen()
         self.__class__ = Shown
         return self
@@ -440,7 +440,7 @@ class Node:
 
 
 class Shown(Node):
-    """A node that somebody has looked at: it answers for more names than the tape asks for.
+    """A node that was exposed to the user: it has more attributes than the tape needs.
 
     A class of its own, since Python finds the attributes of a class with `__getattr__` more slowly.
     """

@@ -152,7 +152,7 @@ def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
 def _memory_of(tensor: torch.Tensor) -> int | None:
     try:
         return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # a sparse one, say, has none
+    except (RuntimeError, NotImplementedError):  # a sparse one, for example, has none
         return None
 
 

@@ -727,7 +727,7 @@ def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
 
 
 def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) -> None:
-    """Add what came to a leaf to its `.grad`; its hooks are called even where that is nothing."""
+    """Add the gradient of a leaf to its `.grad`; its hooks are called even without one."""
     hooks = _leaf_hooks(leaf)
     if hooks:
         grad = _run_tensor_hooks(hooks, grad)

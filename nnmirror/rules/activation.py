@@ -587,7 +587,7 @@ _softshrink_grad = gradient("SoftshrinkBackward")(_shrink_grad)
 
 
 def _kept_beyond(g: T, x: T, bound: float) -> T:
-    if bound < 0:  # none is within
+    if bound < 0:  # no number is within
         return g.clone()
     return kept(g, differs(x, x.clamp(-bound, bound)))
 

@@ -290,7 +290,7 @@ def matmul(input: T, other: T) -> T:
         try:
             n, m = a.dim(), b.dim()
         except AttributeError:  # calling it as usual then raises PyTorch's error
-            raise TypeError("matmul of what is no tensor") from None
+            raise TypeError("matmul of something that is not a tensor") from None
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})
     if n == 1 and m == 1:
