@@ -95,6 +95,24 @@ def test_change_of_a_result(nn, optim, name):
     return names, h, before, after, x, y, s
 
 
+@pytest.mark.parametrize("name", [n for n in CHANGES if n not in ("uniform_", "expanded")])
+@parity
+def test_change_again_and_again(nn, optim, name):
+    """Calls that come often are recorded in another way: values, gradients, and theirs, go on."""
+    x, y, s = (nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (3,), ()))
+    found = []
+    for _ in range(4):
+        h = nn.functional.tanh(x)
+        part = h[1:]
+        h[0] = y * 2
+        CHANGES[name](h, nn.functional.tanh(y), nn.functional.tanh(s))
+        names = [t.grad_fn.name() for t in (h, part)]
+        (g,) = torch.autograd.grad((h * h).sum() + part.sum(), x, create_graph=True)
+        (g * g).sum().backward()
+        found += [names, h, part, g]
+    return found, x, y, s
+
+
 @pytest.mark.parametrize("name", CHANGES)
 @parity
 def test_change_of_a_plain_tensor(nn, optim, name):

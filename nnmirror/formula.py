@@ -600,7 +600,7 @@ def _forward_of(function: Any) -> Any:
 def read(function: Any) -> None:
     """Set `function.formulas`, if it is written as formulas, and the methods that `record`
     calls."""
-    function.recorders = {}
+    function.recorders, function.recorders_in_place = {}, {}
     forward = _forward_of(function)
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))
     if (

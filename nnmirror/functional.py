@@ -15,7 +15,7 @@ import torch
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
-from .fast.signature import Signature
+from .fast.signature import Alike
 from .formula import Plan
 from .overrides import overridable
 from .parameter import Parameter
@@ -386,9 +386,7 @@ def _with_plan_for_other(node: Node) -> None:
         node.plan = plan
         return
     if like.seen is None:
-        seen = like.seen = Signature()
-        seen.places, seen.needs, seen.outputs = like.places, like.needs, like.outputs
-        seen.plan, seen.label = plan, like.label
+        like.seen = Alike(like.places, like.needs, like.outputs, plan, like.label)
     node.like = like.seen
 
 

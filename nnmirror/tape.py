@@ -36,6 +36,7 @@ from .exact import mode as _exact
 from .fast import call
 from .fast.signature import (
     NO_CALLS,
+    Alike,
     Signature,
     Unsigned,
     numbers_apart,
@@ -117,9 +118,9 @@ class Node:
     edges: Sequence[Edge | None]  # one for each argument of forward
     sequence: int
     signature: Signature | None  # how its result was computed; None if that has no signature
-    # The signature that provides `places`, `needs_input_grad`, `outputs`, `plan` and `label`; None
-    # if the node has its own.
-    like: Signature | None
+    # What provides `places`, `needs_input_grad`, `outputs`, `plan` and `label`: the signature, or
+    # another object; None if the node has its own.
+    like: Alike | None
     _saved: Sequence[torch.Tensor | None] | None
     _versions: Sequence[int]
 
@@ -687,6 +688,7 @@ class Function:
     # For a rule written as formulas, by the types of the arguments: the recorder for calls without
     # a signature, and which arguments require grad in these (see fast/recorder.py).
     recorders: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
+    recorders_in_place: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
     # For such a form: its gradients can be recorded, instead of those of the plain rule.
@@ -698,6 +700,7 @@ class Function:
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
+    overwrites: bool = False  # in place: the result does not depend on the first input's values
     reads_data: bool = False  # backward depends on the numbers in the arguments of forward
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
@@ -915,7 +918,19 @@ def record(
                 is_signed = sign.varying.get(function) is not False
             else:
                 is_signed = made is None
+            if not is_signed:
+                known = function.recorders.get(tuple(map(type, args)))
+                if known is not None:
+                    met = known[0](args)
+                    if met is not None:
+                        return met  # type: ignore[no-any-return]
             break
+    elif not _state.plain:
+        known = function.recorders_in_place.get(tuple(map(type, args)))
+        if known is not None:
+            met = known[0](args, inplace)
+            if met is not None:
+                return met  # type: ignore[no-any-return]
     disabled = DisableTorchFunctionSubclass()
     with disabled:
         if is_any_autocast_enabled():
@@ -1052,7 +1067,7 @@ def _record(
             return _by_torch(function, args, inplace), None
     node = _OfComplex(function) if of_complex else Node(function)
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
-    node.needs_input_grad = tuple([edge is not None for edge in edges])
+    needs = node.needs_input_grad = tuple([edge is not None for edge in edges])
     numbers_vary = False
     if first is None and signed and THEIRS in key:
         first = OF_TORCH
@@ -1085,7 +1100,7 @@ def _record(
                 if signed:
                     _sign(node, key, first, args, True, numbers_vary)
                 elif function.formulas is not None:
-                    learn(function, args, node.needs_input_grad)
+                    learn(function, args, needs)
                 if node._saved:
                     _save_apart(node, out)
                 out.__class__ = _tensor.Tensor
@@ -1122,8 +1137,8 @@ def _record(
         makes_new = function.is_rule and function.is_view and inplace is None
         makes_new = makes_new and type(out) is _tensor.Tensor
         _sign(node, key, first, args, makes_new, numbers_vary)
-    elif tracked and function.formulas is not None and not changes_input:
-        learn(function, args, node.needs_input_grad)
+    elif tracked and function.formulas is not None and not function.is_inplace:
+        learn(function, args, needs, inplace is not None)
     if node.dirty or node.non_differentiable:
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
@@ -1148,16 +1163,6 @@ _AUTOCAST = (
     "nnmirror: torch.autocast is not mirrored; convert the model and its input with .to(dtype)"
     " instead"
 )
-
-
-def records_plainly() -> bool:
-    """Would `record` record, without any special case that it has to check?"""
-    return (
-        torch.is_grad_enabled()
-        and _override.mode is not False
-        and not is_any_autocast_enabled()
-        and in_transform() is None
-    )
 
 
 def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
@@ -1278,7 +1283,9 @@ def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
 
 
 @upcall("nnmirror.fast.recorder")
-def learn(function: type[Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
+def learn(
+    function: type[Function], args: tuple[Any, ...], needs: tuple[bool, ...], in_place: bool = False
+) -> None:
     """Write a recorder for calls of this kind, which have no signature."""
     raise NotImplementedError
 

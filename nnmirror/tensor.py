@@ -53,7 +53,9 @@ _C_data: Any = _torch.TensorBase.data
 C_device: Any = _torch.TensorBase.device.__get__
 C_dim: Any = _torch.TensorBase.dim
 C_dtype: Any = _torch.TensorBase.dtype.__get__
+C_offset: Any = _torch.TensorBase.storage_offset
 C_shape: Any = _torch.TensorBase.shape.__get__
+C_stride: Any = _torch.TensorBase.stride
 _C_detach: Any = _torch.TensorBase.detach
 
 
@@ -164,11 +166,12 @@ _MATMUL: Any = torch.Tensor.__matmul__
 
 def _is_asked() -> bool:
     """Would torch call `Tensor.__torch_function__`, without any special case there?"""
-    return (
-        torch.is_grad_enabled()
-        and _torch.is_torch_function_enabled()
-        and not _torch.is_torch_function_mode_enabled()
-    )
+    return _torchs_grad_mode() and _is_function_enabled() and not _is_function_mode_enabled()
+
+
+_torchs_grad_mode = torch.is_grad_enabled
+_is_function_enabled = _torch.is_torch_function_enabled
+_is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 
 
 def _is_usual(function: "type[_tape.Function]") -> bool:
@@ -195,9 +198,19 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
     names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
     if not names:
         return
-    is_recorded = type(found) is Recorded
-    function: Any = found.function if is_recorded else None
-    most = found.most if is_recorded else -1
+    if type(found) is Recorded:
+        method = _recorded_directly(func, found)
+    else:
+        method = _composed_directly(func, found, takes_any)
+    method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
+    for name in names:
+        setattr(Tensor, name, method)
+
+
+def _recorded_directly(func: Any, found: "Recorded") -> Any:
+    """`func` as a method of a tracked tensor, recorded by `found`."""
+    function: Any = found.function
+    most = found.most
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -207,13 +220,11 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
             given = (self, *args)
             if kwargs:
                 for arg in (*args, *kwargs.values()):
-                    if takes_any or type(arg) not in UNASKED:
+                    if type(arg) not in UNASKED:
                         return func(self, *args, **kwargs)
-                if not is_recorded:
-                    return found(self, *args, **kwargs)
                 given = found.placed(given, kwargs)
             node = self._node
-            if node is not None and is_recorded and _is_usual(function):
+            if node is not None and _is_usual(function):
                 sign = node.signature  # as in `record`, with fewer checks
                 if sign is not None:
                     if not sign.is_plain:
@@ -228,15 +239,35 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
                     return func(self, *args, **kwargs)
             if len(given) <= most:
                 return record(function, given)[0]
-            if args or not takes_any:
-                return found(*given)
+            return found(*given)
         except TypeError:
             pass  # as in torch's error
         return func(self, *args, **kwargs)
 
-    method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
-    for name in names:
-        setattr(Tensor, name, method)
+    return method
+
+
+def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
+    """The same, answered by `found`, which is composed of recorded operations."""
+
+    @functools.wraps(func)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self) in UNASKED and _is_asked() and not (kwargs and takes_any):
+            for arg in args:
+                if type(arg) not in UNASKED:
+                    break
+            else:
+                for arg in kwargs.values() if kwargs else ():
+                    if type(arg) not in UNASKED:
+                        return func(self, *args, **kwargs)
+                if args or not takes_any:
+                    try:
+                        return found(self, *args, **kwargs)
+                    except TypeError:
+                        pass  # as in torch's error
+        return func(self, *args, **kwargs)
+
+    return method
 
 
 _FLAGS = (None, False, True)
@@ -267,6 +298,9 @@ class Recorded:
 
     def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call by position, with those given by name in their places."""
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
 
@@ -302,6 +336,12 @@ def backward_plainly(
     retain_graph: bool,
 ) -> None:
     """The same in plain mode."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
+def assigned(x: "Tensor", index: Any, value: torch.Tensor | float) -> bool:
+    """x[index] = value in the most frequent case, with fewer checks; False in any other."""
     raise NotImplementedError
 
 
@@ -611,9 +651,9 @@ class Tensor(torch.Tensor):
         return _GET(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        kind = type(value)
-        if (kind is Tensor or kind is torch.Tensor) and type(self) is Tensor and _is_asked():
-            RULES[_SET](self, index, value)
+        if type(value) in UNASKED and type(self) is Tensor and _is_asked():
+            if not assigned(self, index, value):
+                RULES[_SET](self, index, value)
         else:
             _SET(self, index, value)
 

@@ -23,18 +23,22 @@ import torch
 from . import _torch
 from . import tape as _tape
 from . import tensor as _tensor
+from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements
+from .formula import RESULT
+from .tensor import C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
 
 
 # The record of a tracked view, as a plain tuple, which is fastest to make:
 # - its base;
-# - the version of the shared memory when its grad_fn was made; -1 if not used yet;
+# - the version of the shared memory when its grad_fn was made; -1 if not used yet. After a change
+#   of the view itself: the version then and the sequence number for its new grad_fn;
 # - how it was made: by an operation ("plain"), by one that returns several ("several"), by
 #   a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
 #   made before its memory carried a gradient also "no_grad" and "inference", the mode.
-ViewOf: TypeAlias = tuple[torch.Tensor, int, str]
+ViewOf: TypeAlias = tuple[torch.Tensor, "int | tuple[int, int]", str]
 
 
 class Change(NamedTuple):
@@ -183,42 +187,65 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
 
 
 @implements(_tape)
-def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: torch.Tensor) -> None:
+def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
     edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
         base.__class__ = _tensor.Tensor
-    copy = _tape.Node(CopySlices)
-    copy.places = node.places
-    copy.edges = [edge, *node.edges[1:]]  # `node` keeps the origins of what it saved
-    copy.needs_input_grad = (edge is not None, *node.needs_input_grad[1:])
+    needs = node.needs_input_grad
+    if node.function.overwrites and needs[0]:
+        node.needs_input_grad = (False, *needs[1:])
+    copy: Any = _new(_tape.Node)
+    copy.function, copy.signature, copy.like = CopySlices, None, None
+    copy._places, copy._needs_input_grad = node.places, (edge is not None, *needs[1:])
+    copy._outputs = _outputs_like(base, edge)
+    copy.edges = edge, *node.edges[1:]  # `node` keeps the origins of what it saved
+    copy._saved, copy._versions = (node,), ()
+    strides, shape = C_stride(base), C_shape(view)
+    offset = C_offset(view) - C_offset(base)
+    copy.given = strides, shape, C_stride(view), offset
     copy.sequence = next(_tape._sequence)
-    copy.outputs = [_tape.meta_of(base)]
-    copy._saved = (node,)  # type: ignore[assignment]
-    offset = view.storage_offset() - base.storage_offset()
-    copy.geometry = base.stride(), (view.shape, view.stride(), offset)  # type: ignore[attr-defined]
-    _tape.made_by(base, copy, 0)  # type: ignore[arg-type]
-    view._view_of = base, -1, "plain"
-    renew(view)
-    if view._node is not None:
-        node.seen_by = weakref.ref(view._node)
+    _tape.made_by(base, copy, 0)
+    # As in PyTorch the view gets a new grad_fn. It is made when it is needed, or at once if the view
+    # does not require grad yet, if its gradient is retained, or if `node` saved its result, which
+    # leads to the view.
+    view._view_of = base, (view._version, next(_tape._sequence)), "plain"
+    old, plan = view._node, node.plan
+    if old is None or old.is_watched or plan is None or RESULT in plan.saves:
+        renew(view)
+        if view._node is not None:
+            node.seen_by = weakref.ref(view._node)
+
+
+def _outputs_like(base: "_tensor.Tensor", edge: "_tape.Edge | None") -> Sequence[Any]:
+    """The outputs of a node that changes `base`: those of the node before, if they fit."""
+    if edge is not None and isinstance(edge[0], _tape.Node):
+        outputs = edge[0].outputs
+        shape, dtype, _ = meta = outputs[edge[1]]
+        if shape == C_shape(base) and dtype is C_dtype(base):
+            return outputs if len(outputs) == 1 else (meta,)
+    return (_tape.meta_of(base),)
 
 
 @implements(_tape)
 def renew(view: "_tensor.Tensor") -> None:
     """Give a view whose memory has changed a new grad_fn, based on its base's present one."""
-    base, _, kind = view._view_of  # type: ignore[misc]
+    base, version, kind = view._view_of  # type: ignore[misc]
     if not base.requires_grad and view._node is None:
         return
     if kind not in ("plain", "foreign"):
         raise RuntimeError(_forbidden(view, kind, "its base or another view of its base has been"))
     if kind == "foreign":
         raise RuntimeError(_FOREIGN)
-    _cut_out(view, base)
-    view._view_of = base, view._version, kind
+    now = view._version
+    number = None
+    if type(version) is tuple and version[0] == now:
+        number = version[1]
+    _cut_out(view, base, number)
+    view._view_of = base, now, kind
 
 
-def _cut_out(view: "_tensor.Tensor", base: torch.Tensor) -> None:
+def _cut_out(view: "_tensor.Tensor", base: torch.Tensor, number: int | None = None) -> None:
     """Make `view` a part of `base` in its present state."""
     node = _tape.Node(AsStrided)
     node.places = (0,)
@@ -227,7 +254,7 @@ def _cut_out(view: "_tensor.Tensor", base: torch.Tensor) -> None:
     node.needs_input_grad = (edge is not None, False, False, False)
     node.edges = [edge, None, None, None]
     AsStrided.note(node, base, view.shape, view.stride(), view.storage_offset())
-    node.sequence = next(_tape._sequence)
+    node.sequence = next(_tape._sequence) if number is None else number
     node.outputs = [_tape.meta_of(view)]
     _tape.made_by(view, node, 0)
 
@@ -239,25 +266,23 @@ class CopySlices(_tape.Function):
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        whole, part = CopySlices.cut(ctx, g)
-        node, g = ctx._saved[0], part.clone(memory_format=torch.contiguous_format)
-        if ctx.creates_graph:
-            grads = list(_tape.run_recorded(node, (g,), node.needs_input_grad))
-        else:
-            grads = list(node.run((g,)))
-        if grads[0] is not None:
-            part.copy_(grads[0])
-            grads[0] = whole
-        return tuple(grads)
-
-    @staticmethod
-    def cut(ctx: Any, g: T) -> tuple[T, T]:
-        """A copy of g with the strides of the base, and the view's part of it."""
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
-        strides, part_of = ctx.geometry
-        whole = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
-        return whole, whole.as_strided(*part_of)
+        strides, size, stride, offset = ctx.given
+        whole = _laid_out(g, strides)
+        part = whole.as_strided(size, stride, offset)
+        node, g = ctx._saved[0], _copy_of(part)
+        if ctx.creates_graph:
+            dx, *grads = _tape.run_recorded(node, (g,), node.needs_input_grad)
+        else:
+            dx, *grads = node.run((g,))
+        if not ctx.needs_input_grad[0]:
+            return None, *grads
+        if dx is None:
+            part.zero_()
+        elif dx is not g or ctx.creates_graph:  # else it has g already
+            part.copy_(dx)
+        return whole, *grads
 
     @classmethod
     def node_name(cls) -> str:
@@ -277,10 +302,7 @@ class SetItem(_tape.Function):
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
         index, fills, strides = ctx.given
-        if strides is None:
-            whole = _copy_of(g)
-        else:
-            whole = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
+        whole = _copy_of(g) if strides is None else _laid_out(g, strides)
         part = whole[index]
         dv = None
         if ctx.needs_input_grad[1]:
@@ -293,6 +315,13 @@ class SetItem(_tape.Function):
         return CopySlices.node_name()
 
 
+def _laid_out(x: T, strides: Sequence[int]) -> T:
+    """A copy of x with these strides."""
+    if x.stride() == strides and x.is_contiguous():
+        return x.clone()
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def _copy_of(x: T) -> T:
     """A contiguous copy; for a contiguous tensor, it is faster without the argument."""
     if x.is_contiguous() and 1 not in x.shape:  # a dimension of size one keeps any stride
@@ -300,49 +329,58 @@ def _copy_of(x: T) -> T:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor) -> bool:
+@implements(_tensor)
+def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bool:
     """x[index] = value in the most frequent case, with fewer checks; False in any other.
 
     That is: x is a result but not a view, the index has integers and slices of integers, and the
-    value has its dtype and the shape of the part, or no dimension.
+    value is a number, or has x's dtype and the part's shape, or no dimension. Torch's grad mode
+    is on.
     """
     made_by: Any = x._node
-    if made_by is None or x._view_of is not None:
+    if made_by is None or x._view_of is not None or _tape._override.mode is False:
+        return False
+    if _torch.is_any_autocast_enabled() or _tape.in_transform() is not None:
         return False
     place, outputs = x._output_nr, made_by.outputs
     meta = outputs[place]
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
-    if dims < 0 or value.dtype is not dtype or x.dtype is not dtype or x.shape != shape:
-        return False
     edge = None
-    kind = type(value)
-    if kind is _tensor.Tensor or _tape.kind_of(kind) is _tape.MIRRORED:
-        if value._node is not None or value._requires_grad:  # type: ignore[attr-defined]
-            edge = _tape.edge_of(value)
-    elif kind is not torch.Tensor or value.requires_grad:
-        return False
     fills = False
-    try:
-        if value.dim() == 0:
-            fills = dims > 0
-            if fills and not value.is_cpu:
-                return False
-            _set_item(x, index, value)
-        else:
-            part = _get_item(x, index)
-            if part.shape != value.shape:
-                return False
-            part.copy_(value)
-    except (IndexError, TypeError, ValueError, RuntimeError):
-        return False
+    with DisableTorchFunctionSubclass():
+        if dims < 0 or C_dtype(x) is not dtype or C_shape(x) != shape:
+            return False
+        try:
+            if not isinstance(value, torch.Tensor):
+                _set_item(x, index, value)
+            else:
+                if value.requires_grad:
+                    if not isinstance(value, _tensor.Tensor):
+                        return False
+                    edge = _tape.edge_of(value)
+                if C_dtype(value) is not dtype:
+                    return False
+                if value.dim() == 0:
+                    fills = dims > 0
+                    if fills and not value.is_cpu:
+                        return False
+                    _set_item(x, index, value)
+                else:
+                    part = _get_item(x, index)
+                    if part.shape != C_shape(value):
+                        return False
+                    part.copy_(value)
+        except (IndexError, TypeError, ValueError, RuntimeError):
+            return False
+        strides = None if x.is_contiguous() else x.stride()
     node: Any = _new(_tape.Node)
     node.function, node.signature, node.like = SetItem, None, None
     node._places, node._outputs = _BOTH, outputs if len(outputs) == 1 else (meta,)
     node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
     node.edges = (made_by, place), edge
     node._saved = node._versions = _NOTHING
-    node.given = index, fills, None if x.is_contiguous() else x.stride()
+    node.given = index, fills, strides
     node.sequence = next(_tape._sequence)
     if made_by.retained is None:
         x._node, x._output_nr = node, 0

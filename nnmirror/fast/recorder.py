@@ -2,9 +2,9 @@
 arguments.
 
 A call whose shapes differ each time (a slice that grows, sequences of different lengths) has no
-signature. All else that its node needs follows from the rule, from the types of the arguments, and
-from which of them require grad. For these, a function is written as Python source: it checks the
-arguments, computes, and makes the node.
+signature, nor has a change in place of a view. All else that its node needs follows from the rule,
+from the types of the arguments, and from which of them require grad. For these, a function is
+written as Python source: it checks the arguments, computes, and makes the node.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,202 +12,372 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import formula
+from .. import _torch, formula
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import views as _views
 from .._upcalls import implements
 from . import source
+from .signature import Alike
 
-# Records a call with these arguments; returns None, before anything is computed, if they do not
-# fit.
-Recorder: TypeAlias = Callable[[tuple[Any, ...]], "tuple[Any, _tape.Node] | None"]
+# Records a call with these arguments (a change in place is called for it, as `change`); returns
+# None, before anything is computed, if they do not fit.
+Recorder: TypeAlias = Callable[..., "tuple[Any, _tape.Node] | None"]
 
 _MOST = 64  # kept for one rule
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
 
 
 @implements(_tape)
-def learn(function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...]) -> None:
+def learn(
+    function: type[_tape.Function],
+    args: tuple[Any, ...],
+    needs: tuple[bool, ...],
+    in_place: bool = False,
+) -> None:
     """Write a recorder for calls like this one, if there was one before."""
+    recorders = function.recorders_in_place if in_place else function.recorders
     kinds = tuple(map(type, args))
-    known = function.recorders.get(kinds)
+    known = recorders.get(kinds)
     if known is None:
-        if len(function.recorders) >= _MOST:
-            function.recorders.clear()
+        if len(recorders) >= _MOST:
+            recorders.clear()
         if all(map(_is_kept, kinds)):
-            function.recorders[kinds] = _takes_none, ()
+            recorders[kinds] = _takes_none, ()
         return
     recorder, learned = known
     if needs not in learned:
-        recorder = _written(function, args, needs, recorder) or recorder
-        function.recorders[kinds] = recorder, (*learned, needs)
+        text = _Text(function, args, needs, recorder, in_place)
+        recorders[kinds] = text.written() or recorder, (*learned, needs)
 
 
-def _takes_none(args: tuple[Any, ...]) -> None:
+def _takes_none(*args: Any) -> None:
     return None
 
 
 def _is_kept(kind: type) -> bool:
-    """Neither a tensor subclass, which has its own dispatch, nor a user's class."""
+    """Not a tensor subclass, which is asked, nor a class of a user's."""
     sort = _tape.kind_of(kind)
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
 
-def _written(
-    function: type[_tape.Function], args: tuple[Any, ...], needs: tuple[bool, ...], other: Recorder
-) -> Recorder | None:
-    """The recorder for arguments of these types, of which those in `needs` require grad.
+class _Likes(dict[Any, Alike]):
+    """What nodes have alike, by how their results are laid out, and by their label or plan.
 
-    It passes arguments of these types that do not fit to `other`.
+    Not each has its own, as the collector of garbage looks at all there are, time and again.
     """
-    formulas = function.formulas
-    first = args[0] if args else None
-    if formulas is None or formulas.several or function.is_inplace:
-        return None
-    if function.is_view and not isinstance(first, _tensor.Tensor):
-        return None
-    names = [f"a{i}" for i in range(len(args))]
-    environment: dict[str, Any] = {
-        "Node": _tape.Node,
-        "Tensor": _tensor.Tensor,
-        "finished": _tape.finished,
-        "needs": needs,
-        "new": object.__new__,
-        "other": other,
-        "outputs": _outputs,
-        "remember": _remember,
-        "places": tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]),
-        "plain": torch.Tensor,
-        "rule": function,
-        "sequence": _tape._sequence,
-        "view_from": _views.view_from,
-    }
-    taken = {
-        *environment,
-        *names,
-        "alias",
-        "args",
-        "changed",
-        "dtype",
-        "meta",
-        "node",
-        "out",
-        "plan",
-        "record",
-    }
-    lines: list[str] = []
-    edges: list[str] = []
-    for name, arg, need in zip(names, args, needs, strict=True):
-        edge = "None"
-        if isinstance(arg, _tensor.Tensor):
-            if need and arg._node is not None:
-                lines += [
-                    f"if ({name}_node := {name}._node) is None: return other(args)",
-                    f"if ({name}_view := {name}._view_of) is not None"
-                    f" and {name}_view[1] != {name}._version: return other(args)",
-                ]
-                edge = f"({name}_node, {name}._output_nr)"
-            else:
-                edge = f"({name}, 0)" if need else "None"
-                asked = "not " if need else ""
-                lines.append(
-                    f"if {name}._node is not None or {asked}{name}._requires_grad"
-                    f" or {name}._stands_for is not None or {name}.is_complex(): return other(args)"
-                )
-        elif isinstance(arg, torch.Tensor):
-            if need:
-                return None
-            lines.append(f"if {name}.requires_grad or {name}.is_complex(): return other(args)")
-        edges.append(edge)
 
-    def called(function: Any, *before: str) -> str:
-        word = source.name_of(function, environment, taken)
-        return f"{word}({', '.join([*before, *names])})"
+    def __init__(self, places: tuple[int, ...], needs: tuple[bool, ...], plan: Any) -> None:
+        self.places, self.needs, self.plan = places, needs, plan
 
-    lines.append(f"out = {called(formulas.compute)}")
-    if formulas.refuse is not None:
-        lines.append(called(formulas.refuse, "needs"))
-    lines += [
-        "node = new(Node)",
-        "node.function, node._places, node._needs_input_grad = rule, places, needs",
-        "node.signature = node.like = None",
-        f"node.edges = {_tuple(edges)}",
-    ]
-    if formulas.by_layout:
-        environment["plan_for"] = formulas.plan
+    def __missing__(self, key: tuple[Any, ...]) -> Alike:
+        if len(self) >= _MOST_LAYOUTS:
+            self.clear()
+        shape, dtype, device, more = key
+        plan, label = (more, more.label) if self.plan is None else (self.plan, more)
+        outputs = ((shape, dtype, device),)
+        made = self[key] = Alike(self.places, self.needs, outputs, plan, label)
+        return made
+
+
+_MOST_LAYOUTS = 2048
+
+
+class _Text:
+    """The source of the recorder for arguments of these types, of which those with `needs` require
+    grad.
+
+    Those of these types that it does not take it hands on to the `other`. `in_place`: what is
+    called with the arguments changes the first of them.
+    """
+
+    def __init__(
+        self,
+        function: type[_tape.Function],
+        args: tuple[Any, ...],
+        needs: tuple[bool, ...],
+        other: Recorder,
+        in_place: bool,
+    ) -> None:
+        self.function, self.args, self.needs, self.in_place = function, args, needs, in_place
+        self.names = [f"a{i}" for i in range(len(args))]
+        self.places = tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)])
+        self.on = "return other(args, change)" if in_place else "return other(args)"
+        self.environment: dict[str, Any] = {
+            "Node": _tape.Node,
+            "Tensor": _tensor.Tensor,
+            "autocast": _torch.is_any_autocast_enabled,
+            "device_of": _tensor.C_device,
+            "disabled": _torch.DisableTorchFunctionSubclass,
+            "dtype_of": _tensor.C_dtype,
+            "finished": _tape.finished,
+            "forward_mode": _torch.forward_mode,
+            "made_by": _tape.made_by,
+            "needs": needs,
+            "new": object.__new__,
+            "other": other,
+            "plain": torch.Tensor,
+            "rebase": _views.rebase,
+            "renew": _views.renew,
+            "rule": function,
+            "sequence": _tape._sequence,
+            "shape_of": _tensor.C_shape,
+            "transform": _tape.in_transform,
+        }
+        self.taken = {
+            *self.environment,
+            *self.names,
+            *("alias", "args", "base", "before", "change", "defaults", "dtype", "given", "how"),
+            *("in_place", "is_new", "kind", "label", "likes", "likes_of_part", "node", "out"),
+            *("plan", "plan_for", "record", "sign", "version", "view", "zeros"),
+        }
+
+    def written(self) -> Recorder | None:
+        """The recorder; None if there can be none."""
+        function, formulas = self.function, self.function.formulas
+        first = self.args[0] if self.args else None
+        if formulas is None or formulas.several or function.is_inplace:
+            return None
+        if function.is_view and not isinstance(first, _tensor.Tensor):
+            return None
+        if any(
+            need and not isinstance(arg, _tensor.Tensor)
+            for arg, need in zip(self.args, self.needs, strict=True)
+        ):
+            return None
+        lines = self.of_change(formulas) if self.in_place else self.of_call(formulas)
+        if lines is None:
+            return None
+        names = self.names
+        head = f"{_tuple(names)} = args" if names else "pass"
+        text = "\n    ".join(
+            [
+                f"def record(args{', change' if self.in_place else ''}):",
+                head,
+                "if autocast() or transform() is not None: return None",
+                "if forward_mode['_current_level'] >= 0: return None",
+                "with disabled():",
+                *[f"    {line}" for line in lines],
+            ]
+        )
+        kind = f"recorder of {function.__name__}"
+        compiled = source.Compiled(text + "\n", "record", kind, self.environment)
+        self.environment["compiled"] = compiled  # its source is there as long as the function
+        return compiled.function
+
+    def called(self, function: Any, *before: str) -> str:
+        word = source.name_of(function, self.environment, self.taken)
+        return f"{word}({', '.join([*before, *self.names])})"
+
+    def asked(self, places: Sequence[int]) -> tuple[list[str], list[str]]:
+        """What is asked of the arguments there, and the source of their edges."""
+        lines: list[str] = []
+        edges: list[str] = []
+        for place in places:
+            name, arg, need = self.names[place], self.args[place], self.needs[place]
+            edge = "None"
+            if isinstance(arg, _tensor.Tensor):
+                if need and arg._node is not None:
+                    lines += [
+                        f"if ({name}_node := {name}._node) is None: {self.on}",
+                        f"if ({name}_view := {name}._view_of) is not None"
+                        f" and {name}_view[1] != {name}._version: {self.on}",
+                    ]
+                    edge = f"({name}_node, {name}._output_nr)"
+                else:
+                    edge = f"({name}, 0)" if need else "None"
+                    asked = "not " if need else ""
+                    lines.append(
+                        f"if {name}._node is not None or {asked}{name}._requires_grad or"
+                        f" {name}._stands_for is not None or {name}.is_complex(): {self.on}"
+                    )
+            elif isinstance(arg, torch.Tensor):
+                lines.append(f"if {name}.requires_grad or {name}.is_complex(): {self.on}")
+            edges.append(edge)
+        return lines, edges
+
+    def given(self, plan: Any, formulas: "formula.Formulas") -> str:
+        """The source of what gradients are given besides tensors; "" if that is nothing."""
+        if plan.given is None:
+            return ""
+        self.environment["how"], self.environment["defaults"] = formulas.how, formulas.defaults
+        words = list(plan.given_as)
+        for i, arg in enumerate(self.args):
+            if isinstance(arg, _tensor.Tensor):  # without the way of a tracked tensor's own shape
+                words = [f"shape_of(a{i})" if w == f"args[{i}].shape" else w for w in words]
+        return _tuple(words)
+
+    def of_call(self, formulas: "formula.Formulas") -> list[str]:
+        """The lines for a call that returns what is new, or a view."""
+        function, args, names = self.function, self.args, self.names
+        lines, edges = self.asked(range(len(args)))
+        lines.append(f"out = {self.called(formulas.compute)}")
+        if formulas.refuse is not None:
+            lines.append(self.called(formulas.refuse, "needs"))
         lines += [
-            "node._plan = plan = plan_for(args, needs)",
-            "if plan.label: node._label = plan.label",
+            "node = new(Node)",
+            "node.function = rule",
+            "node.signature = None",
+            f"node.edges = {_tuple(edges)}",
         ]
-        plan = None
-    else:
-        plan = environment["plan"] = formulas.plan_by_kinds(args, needs)
-        lines.append("node._plan = plan")
-        if plan.given is not None:
-            environment["how"], environment["defaults"] = formulas.how, formulas.defaults
-            lines.append(f"node.given = {_tuple(plan.given_as)}")
-        if formulas.labels:
-            lines.append(f"node._label = {called(function.label_of)}")
-    if formulas.has_more and not function.materialize_grads:
-        lines.append("node.materialize_grads = False")
-    if function.saved_memory:
-        lines.append("plan.refuse_inference(node, args)")
-    if plan is None or type(plan) is not formula.Plan or plan.copied or plan.memory:
-        lines.append("node._saved = node._versions = ()")
-        lines.append("out = plan.keep_apart(node, args, out)")
-    elif plan.saves:
-        if formula.RESULT in plan.saves:
-            lines.append("alias = out.detach()")
-        saved = ["alias" if i < 0 else names[i] for i in plan.saves]
-        environment["zeros"] = (0,) * len(saved)
-        versions = [f"{name}._version" for name in saved]
+        plan: Any = None
+        more = "''"
+        if formulas.by_layout:
+            self.environment["plan_for"] = formulas.plan
+            lines.append("plan = plan_for(args, needs)")
+            more = "plan"
+        else:
+            plan = self.environment["plan"] = formulas.plan_by_kinds(args, self.needs)
+            given = self.given(plan, formulas)
+            if given:
+                lines.append(f"node.given = {given}")
+            if formulas.labels:
+                lines.append(f"label = {self.called(function.label_of)}")
+                more = "label"
+        self.environment["likes"] = _Likes(self.places, self.needs, plan)
+        if formulas.has_more and not function.materialize_grads:
+            lines.append("node.materialize_grads = False")
+        if function.saved_memory:
+            lines.append("plan.refuse_inference(node, args)")
+        kept_apart = type(plan) is not formula.Plan or plan.copied or plan.memory
+        if kept_apart:
+            lines += [
+                f"node.like = likes[None, None, None, {more}]",
+                "node._saved = node._versions = ()",
+                "out = plan.keep_apart(node, args, out)",
+            ]
+        handed_on = [
+            f"out is not {n}" for n, a in zip(names, args, strict=True) if type(a) is torch.Tensor
+        ]
+        is_new = ["type(out) is plain", *handed_on, "(dtype := out.dtype).is_floating_point"]
         lines += [
-            f"node._saved = {_tuple(saved)}",
+            f"if is_new := {' and '.join(is_new)}:",
+            f"    node.like = likes[out.shape, dtype, out.device, {more}]",
+            "else:",
+            f"    node.like = likes[None, None, None, {more}]",
+        ]
+        if not kept_apart:
+            if formula.RESULT in plan.saves:
+                lines.append("alias = out.detach()")
+            lines += self.saved(plan, ["alias" if i < 0 else names[i] for i in plan.saves])
+        lines += [
+            "if not is_new: return finished(node, out, args)",
+            "node.sequence = next(sequence)",
+            "out.__class__ = Tensor",
+            "out._node = node",
+        ]
+        if function.is_view:
+            lines += [
+                "version = out._version",
+                "out._view_of = (a0, version, 'plain') if (view := a0._view_of) is None"
+                " else (view[0], version, view[2])",
+            ]
+        lines.append("return out, node")
+        return lines
+
+    def saved(self, plan: Any, words: Sequence[str]) -> list[str]:
+        """The lines that save these with the node."""
+        if not words:
+            nothing = "(None,)" if plan.saves_number else "()"
+            return [f"node._saved = node._versions = {nothing}"]
+        self.environment["zeros"] = (0,) * len(words)
+        versions = [f"{word}._version" for word in words]
+        return [
+            f"node._saved = {_tuple(words)}",
             "try:",
-            f"    changed = {' or '.join(versions)}",
-            f"    node._versions = {_tuple(versions)} if changed else zeros",
+            f"    node._versions = {_tuple(versions)} if {' or '.join(versions)} else zeros",
             "except RuntimeError:  # one of inference mode",
             "    node.save_for_backward(*node._saved)",
         ]
-    elif plan.saves_number:
-        lines.append("node._saved = node._versions = (None,)")
-    else:
-        lines.append("node._saved = node._versions = ()")
-    handed_on = [f"out is {n}" for n, a in zip(names, args, strict=True) if type(a) is torch.Tensor]
-    lines.append(f"if {' or '.join(['type(out) is not plain', *handed_on])}:")
-    lines += [
-        "    return finished(node, out, args)",
-        "dtype = out.dtype",
-        "if not dtype.is_floating_point: return finished(node, out, args)",
-        "meta = out.shape, dtype, out.device",
-        "node._outputs = outputs.get(meta) or remember(meta)",
-        "node.sequence = next(sequence)",
-        "out.__class__ = Tensor",
-        "out._node = node",
-    ]
-    if function.is_view:
-        lines.append("out._view_of = view_from(a0, out)")
-    lines.append("return out, node")
-    head = f"{_tuple(names)} = args" if names else "pass"
-    text = "\n    ".join(["def record(args):", head, *lines]) + "\n"
-    compiled = source.Compiled(text, "record", f"recorder of {function.__name__}", environment)
-    environment["compiled"] = compiled  # so that the source lives as long as the function
-    return compiled.function
 
-
-# Shared by all nodes whose results have the same layout, so that the garbage collector has fewer
-# objects to visit.
-_outputs: dict[Any, tuple[Any, ...]] = {}
-
-
-def _remember(meta: Any) -> tuple[Any, ...]:
-    if len(_outputs) >= _MOST_OUTPUTS:
-        _outputs.clear()
-    return _outputs.setdefault(meta, (meta,))
-
-
-_MOST_OUTPUTS = 4096
+    def of_change(self, formulas: "formula.Formulas") -> list[str] | None:
+        """The lines for a change in place of a recorded result, or of a view of one."""
+        function, args, needs = self.function, self.args, self.needs
+        if formulas.by_layout or formulas.has_more or function.is_view or not needs[0]:
+            return None
+        plan: Any = formulas.plan_by_kinds(args, needs)
+        if type(plan) is not formula.Plan or plan.copied or plan.memory:
+            return None
+        lines, edges = self.asked(range(1, len(args)))
+        lines += [
+            f"if {name} is a0: {self.on}"
+            for name, arg in zip(self.names[1:], args[1:], strict=True)
+            if isinstance(arg, torch.Tensor)
+        ]
+        lines += [
+            f"if (a0_node := a0._node) is None: {self.on}",
+            "if (view := a0._view_of) is None:",
+            "    base = None",
+            "    if (sign := a0_node.signature) is not None"  # then this gets one, too
+            f" and sign.varying.get(rule) is not False: {self.on}",
+            "else:",
+            "    base, version, kind = view",
+            "    if type(base) is not Tensor or base._node is None or version == -1"
+            f" or kind != 'plain': {self.on}",
+        ]
+        if not {0, formula.RESULT}.isdisjoint(plan.saves):  # what made it is gone back to for these
+            lines += [
+                "if view is not None and version != a0._version:",
+                "    renew(a0)",
+                "    a0_node = a0._node",
+            ]
+        saved, versions = [], []
+        for place in plan.saves:
+            if place == 0:  # its value before the change
+                lines.append("before = a0.clone()")
+                saved.append("before")
+                versions.append("0")
+            elif place < 0:
+                saved.append("a0.detach()")
+                versions.append("a0._version")
+            else:
+                name = self.names[place]
+                lines += [
+                    "try:",
+                    f"    {name}_version = {name}._version",
+                    "except RuntimeError:  # one of inference mode",
+                    f"    {self.on}",
+                ]
+                saved.append(name)
+                versions.append(f"{name}_version")
+        given = self.given(plan, formulas)
+        if given:
+            lines.append(f"given = {given}")
+        label = function.in_place.get(function.node_name(), "")
+        more = repr(label)
+        if formulas.labels:
+            self.environment["in_place"] = function.in_place
+            lines += [
+                f"label = {self.called(function.label_of)}",
+                f"label = in_place.get(label or {function.node_name()!r}, label)",
+            ]
+            more = "label"
+        if formulas.refuse is not None:
+            lines.append(self.called(formulas.refuse, "needs"))
+        of_part = (needs[0] and not function.overwrites, *needs[1:])
+        self.environment["likes"] = _Likes(self.places, needs, plan)
+        self.environment["likes_of_part"] = _Likes(self.places, of_part, plan)
+        if not saved:
+            saved = versions = ["None"] if plan.saves_number else []
+        return [
+            *lines,
+            "change()",
+            "node = new(Node)",
+            "node.function = rule",
+            "node.signature = None",
+            f"node.edges = {_tuple(['(a0_node, a0._output_nr)', *edges])}",
+            *(["node.given = given"] if given else []),
+            f"node._saved = {_tuple(saved)}",
+            f"node._versions = {_tuple(versions)}",
+            "node.like = (likes if base is None else likes_of_part)"
+            f"[shape_of(a0), dtype_of(a0), device_of(a0), {more}]",
+            "node.sequence = next(sequence)",
+            "if base is None:",
+            "    made_by(a0, node, 0)",
+            "else:",
+            "    rebase(node, a0, base)",
+            "return a0, node",
+        ]
 
 
 def _tuple(words: Sequence[str]) -> str:

@@ -23,7 +23,26 @@ _MOST_OF_ONE = 16  # of them for one function, before its calls are treated as d
 NO_CALLS: dict[Any, Any] = {}
 
 
-class Signature:
+class Alike:
+    """What several nodes have in common; their calls need not have a signature."""
+
+    __slots__ = ("label", "needs", "outputs", "places", "plan", "seen")
+
+    label: str
+    plan: Any
+    places: Sequence[int]
+    needs: tuple[bool, ...]
+    outputs: Sequence[Any]
+    seen: "Alike | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
+
+    def __init__(
+        self, places: Sequence[int], needs: tuple[bool, ...], outputs: Any, plan: Any, label: str
+    ) -> None:
+        self.places, self.needs, self.outputs = places, needs, outputs
+        self.plan, self.label, self.seen = plan, label, None
+
+
+class Signature(Alike):
     """The signature of a recorded call or of a leaf."""
 
     __slots__ = (
@@ -32,17 +51,11 @@ class Signature:
         "calls",
         "checks_shape",
         "is_plain",
-        "label",
         "makes_new",
-        "needs",
         "next",
         "origin",
-        "outputs",
         "parts",
-        "places",
-        "plan",
         "replays",
-        "seen",
         "serial",
         "siblings",
         "varying",
@@ -51,13 +64,7 @@ class Signature:
         "written",
     )
 
-    # For a call, what all its nodes have in common:
-    label: str
-    plan: Any
-    places: Sequence[int]
-    needs: tuple[bool, ...]
-    outputs: Sequence[Any]
-    makes_new: bool  # whether its result is new or a view
+    makes_new: bool  # for a call: whether its result is new or a view
 
     def __init__(self) -> None:
         # Stands for this one in the keys of others, as a reference to it would make a cycle.
@@ -76,9 +83,7 @@ class Signature:
         self.visits = 0  # how often the generic walk reached it
         # Bound parts from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
-        # For a call: what its nodes have in common when they are like PyTorch's (see
-        # `Node.as_seen`).
-        self.seen: Signature | None = None
+        self.seen = None
         self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
         self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
         self.is_plain = True  # it has one output, which is not a view

@@ -11,7 +11,7 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Number, TorchFunction
-from ..tape import record, records_plainly
+from ..tape import record
 from ..tensor import Tensor
 from ..views import assigned, change_of
 from . import shape
@@ -23,6 +23,8 @@ T = torch.Tensor
 @inplace(T.copy_)
 class Copy(Rule):
     """x becomes y:  dx = 0,  dy = g"""
+
+    overwrites = True
 
     @staticmethod
     def forward(input: T, src: T, non_blocking: bool = False) -> T:
@@ -43,6 +45,8 @@ class Copy(Rule):
 
 class _Overwritten(Rule):
     """x becomes something that does not depend on it:  dx = 0"""
+
+    overwrites = True
 
     @staticmethod
     def forward(input: T) -> T:
@@ -71,6 +75,7 @@ for _name in ("zero_", "uniform_", "normal_", "exponential_", "cauchy_", "log_no
 class Fill(Rule):
     """Every element of x becomes v:  dx = 0,  dv = sum of g"""
 
+    overwrites = True
     in_place = {"FillBackward0": "FillBackward2", "FillBackward1": "FillBackward3"}
 
     @staticmethod
@@ -243,10 +248,8 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
-    if type(input) is Tensor and records_plainly():
-        with DisableTorchFunctionSubclass():
-            if assigned(input, index, value):
-                return
+    if type(input) is Tensor and torch.is_grad_enabled() and assigned(input, index, value):
+        return
     try:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ import torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Number
 from ..tape import record
+from ..tensor import C_dim
 from . import shape
 from .arithmetic import Mul, scaled
 from .reduction import Sum
@@ -288,9 +289,9 @@ def matmul(input: T, other: T) -> T:
     a, b = input, other
     with DisableTorchFunctionSubclass():
         try:
-            n, m = a.dim(), b.dim()
-        except AttributeError:  # calling it as usual then raises PyTorch's error
-            raise TypeError("matmul of something that is not a tensor") from None
+            n, m = C_dim(a), C_dim(b)
+        except TypeError:  # PyTorch's own words come when it is called as ever
+            raise TypeError("matmul of what is no tensor") from None
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})
     if n == 1 and m == 1:
