@@ -329,13 +329,17 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="GROUP", help="or a part of a name"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="GROUP",
+        help="groups to measure, or parts of names of rows",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer turns, and without the largest nets"
     )
-    parser.add_argument("--list", action="store_true", help="the groups and their rows")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--list", action="store_true", help="list the groups and their rows")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     parser.add_argument(
         "--cpu-time",
         action="store_true",

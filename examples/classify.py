@@ -102,7 +102,7 @@ def draw(plt: Any, curves: dict[str, dict[str, list[float]]], path: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10, help="of each training")
+    parser.add_argument("--epochs", type=int, default=10, help="number of epochs of each training")
     parser.add_argument("--batch", type=int, default=10, help="points per batch")
     parser.add_argument(
         "--points", type=int, default=1000, help="number of training points, and of test points"

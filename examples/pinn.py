@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument(
         "--lbfgs", type=int, default=25, help="steps of LBFGS after it, of 20 iterations"
     )
-    parser.add_argument("--lr", type=float, default=2e-3, help="of Adam")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of Adam")
     parser.add_argument(
         "--points", type=int, default=1000, help="points inside; a fifth as many on the boundary"
     )

@@ -408,7 +408,7 @@ def main() -> None:
         "--puzzle", action="store_true", help="make the tables of puzzle.md instead"
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the puzzle's runs")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
     parser.add_argument(
         "--out", type=Path, default=Path("puzzle.png"), help="path of the puzzle's picture"
     )

@@ -89,7 +89,9 @@ def draw(plt: Any, seen: dict[tuple[str, str], Any], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate")
-    parser.add_argument("--points", type=int, default=1000, help="a quarter as many steps")
+    parser.add_argument(
+        "--points", type=int, default=1000, help="number of points; a quarter as many steps"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed for points and weights")
     parser.add_argument("--plot", default="vanishing.png", help="path of the picture")
     args = parser.parse_args()

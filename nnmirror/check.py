@@ -44,7 +44,7 @@ class Run:
     seconds: float
     printed: bytes
     error: bytes  # the last line on standard error
-    place: bytes  # the file and the line where a traceback there ends
+    place: bytes  # the file and the line of the script where a traceback there ends
     directory: Path
     files: list[str]
 
@@ -121,6 +121,7 @@ def _run(
     work.rename(kept)
     said = errors.text().rstrip()
     places = re.findall(rb'^  File "(.*)", line (\d+)', said, re.M)
+    places = [place for place in places if not _is_librarys(os.fsdecode(place[0]))] or places
     return Run(
         name=backend,
         status=status,
@@ -131,6 +132,12 @@ def _run(
         directory=kept,
         files=sorted(changed),
     )
+
+
+def _is_librarys(file: str) -> bool:
+    """Is it a file of this package or of an installed one?"""
+    path = Path(file)
+    return "site-packages" in path.parts or path.is_relative_to(Path(__file__).parent)
 
 
 class _Relay(threading.Thread):
