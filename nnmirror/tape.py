@@ -107,6 +107,7 @@ class Node:
         "__weakref__",
         "_saved",
         "_versions",
+        "caller",
         "edges",
         "function",
         "like",
@@ -114,6 +115,9 @@ class Node:
         "signature",
     )
 
+    # If a layer recorded the call: its dict of parameters, which is no other module's and, unlike
+    # the layer, does not refer to the node. Unset otherwise.
+    caller: dict[str, Any]
     function: "type[Function]"
     edges: Sequence[Edge | None]  # one for each argument of forward
     sequence: int

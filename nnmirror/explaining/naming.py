@@ -64,6 +64,7 @@ class Names:
             self._note_variable(name, value)
         self.owners: dict[int, list[tuple[str, str]]] = {}  # by the parameter
         self.modules: dict[int, tuple[str, str]] = {}  # name and class, by the module
+        self.callers: dict[int, tuple[str, str]] = {}  # likewise, by its dict of parameters
         calls: list[tuple[Module, Any]] = []
         for prefix, root in self._roots(modules):
             for name, module in root.named_modules():
@@ -76,6 +77,7 @@ class Names:
                         self.leaves.setdefault(id(p), ".".join(filter(None, (full, own))))
                         self.owners.setdefault(id(p), []).append(self.modules[id(module)])
                 calls.append((module, _call_of(module)))
+                self.callers[id(module._parameters)] = self.modules[id(module)]
         self.of_nodes = self._modules_of_nodes(calls)
         self.labels = self._labels()
 
@@ -155,6 +157,9 @@ class Names:
             for node in _nodes_of(call, self.layers):
                 found[id(node)] = self.modules[id(m)]
         for node in self.order:
+            caller = self.callers.get(id(getattr(node, "caller", None)))
+            if caller is not None:
+                found[id(node)] = caller
             origin = origin_of(node)
             if origin is not None:
                 module = None if origin.module is None else origin.module()

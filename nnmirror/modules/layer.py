@@ -30,7 +30,10 @@ class Layer(Module):
         if type(args[function.input_place]) is tuple:
             return self._run_on_tuple(function, args)
         out, node = record(function, args)
-        self.__dict__["_call"] = node
+        own = self.__dict__
+        own["_call"] = node
+        if node is not None:
+            node.caller = own["_parameters"]
         return out
 
     def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -53,6 +53,7 @@ class Inner:
         self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
+        self.caller = node.caller
         # The targets of the gradients: a parameter, None, or ... for the previous layer.
         self.edges: list[Any] = []
         for edge in node.edges:
@@ -72,7 +73,7 @@ class Inner:
         """Make `node` that of the layer; `before` is the edge of its input."""
         node.function, node.plan, node.label = self.function, self.plan, self.label
         node.signature = self.signature
-        node.given = self.given
+        node.given, node.caller = self.given, self.caller
         node.places, node.needs_input_grad, node.outputs = self.places, self.needs, self.outputs
         node.edges = [before if edge is ... else edge for edge in self.edges]
         node.sequence = sequence  # type: ignore[assignment]
