@@ -271,6 +271,75 @@ def test_where_a_call_was_made_is_said_only_if_it_is_known():
     assert [p and p.text for p in places] == ["loss = net(x).sum()"] * 2
 
 
+def test_each_call_of_a_layer_without_weights_is_named():
+    """In training too, where no other call tells which it was; not what was called before it."""
+    fc, act, apart = nnmirror.Linear(4, 4), nnmirror.Tanh(), nnmirror.PairwiseDistance()
+    block = nnmirror.Sequential(nnmirror.Softmax(-1), nnmirror.Tanh())
+    x = torch.randn(3, 4)
+    for _ in range(5):
+        h = block(act(block(act(fc(act(x.clone().requires_grad_()))))))
+        loss = apart(h, h.exp()).sum() + apart(x2=h * 2, x1=x).sum()
+        explanation = nnmirror.explain(loss)
+        kinds = [(o.node, o.module) for o in explanation.operations]
+        assert [m for n, m in kinds if n == "NormBackward1"] == ["apart"] * 2
+        assert [m for n, m in kinds if n in ("ExpBackward0", "MulBackward0")] == ["", ""]
+        once = ["block.1", "block.0", "act"]
+        assert [m for _, m in kinds[-8:]] == [*once, *once, "fc", "act"]
+
+
+def test_names_that_python_or_a_comment_would_not_take(tmp_path):
+    class Net(nnmirror.Module):
+        def __init__(self):
+            super().__init__()
+            self.given = ["two\nlines", "\ufb01", "x\u00b2", "class", "\u2028", "\U0001f600", "\ud800", "d_x",
+                          "x", "t1", "torch", "values", "a\tb\r", '"q"', "\\n", "1"]  # fmt: skip
+            for name in self.given:
+                self.add_module(name, nnmirror.Linear(2, 2))
+            self.register_parameter("p\nq", nnmirror.Parameter(torch.ones(2)))
+
+        def forward(self, x):
+            for name in self.given:
+                x = torch.tanh(self._modules[name](x))
+            return x * self._parameters["p\nq"]
+
+    class Doubled(nnmirror.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    Net.__qualname__ = Net.__name__ = "N\net"
+    Doubled.__name__ = "dou\nbled"
+    net = Net()
+    loss = Doubled.apply(net(torch.randn(3, 2))).sum()
+    explanation = nnmirror.explain(loss)
+    explanation.html(tmp_path / "net.html")
+    explanation.save(tmp_path / "backward.py")
+    ran = runpy.run_path(str(tmp_path / "backward.py"))
+    found = ran["backward"](**ran["values"]())
+    loss.backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(found[name], p.grad), name
+    assert "# two\\nlines (Linear): AddmmBackward0\n" in explanation.source
+
+
+def test_it_writes_the_same_however_often_it_is_asked():
+    """And the formula in exact mode, which is computed otherwise, is the same formula."""
+    net = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.LeakyReLU(0.37), nnmirror.GELU())
+    loss = (net(torch.randn(4, 2)) * 0.137 + 0.1).sum()
+    first = nnmirror.explain(loss).source
+    for _ in range(4):
+        assert nnmirror.explain(loss).source == first
+    assert "* 0.137\n" in first
+    with nnmirror.exact():
+        exactly = nnmirror.explain(net(torch.randn(4, 2)).sum())
+    assert exactly.operations[1].formula.startswith("none:  P(x) = ")
+    assert "# none: P(x) = (1 + erf(x / sqrt 2)) / 2,  dx = g (P(x) + x p(x))" in first
+
+
 @parity
 def test_training_goes_on_as_if_nothing_had_been_explained(nn, optim):
     torch.manual_seed(0)

@@ -149,6 +149,7 @@ class Node:
     # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
     # (see `as_seen`).
     is_watched: bool | str = False
+    began: int | None = None  # if `caller` recorded several calls: the number before the first
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None

@@ -232,7 +232,10 @@ def _hardtanh_grad(g: T, input: T, min_val: float, max_val: float) -> T:
 
 @exact_of(rules.LogSigmoid, "LogSigmoid", "MultiLabelSoftMarginLoss", units=2)
 class LogSigmoid(rules.LogSigmoid):
-    """With e = exp(-|x|) of the forward:  g (1 - e / (1 + e)) where x < 0, else g e / (1 + e)"""
+    """y = -log(1 + exp(-x)):  dx = g (1 - z) where x < 0, else g z,  z = e / (1 + e), e = exp(-|x|)
+
+    Saved: x and e.
+    """
 
     is_recordable = True
     keeps = derived = ("e",)

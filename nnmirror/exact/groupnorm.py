@@ -23,7 +23,7 @@ T = torch.Tensor
 
 @exact_of(groupnorm.NativeGroupNorm, "GroupNorm", units=64)
 class NativeGroupNorm(groupnorm.NativeGroupNorm):
-    """y = (x - mean) r w + b over the channels of each group; the gradients are above."""
+    """As in `nnmirror.rules.groupnorm`, computed as by PyTorch's kernel."""
 
     @staticmethod
     def gradients(

@@ -6,7 +6,6 @@ with the reader's names. The written function is then run, and must give the sam
 
 import functools
 import itertools
-import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,8 @@ from ..fast.shorter import WORDS, Called, without_unneeded
 from ..modules.module import Module
 from ..watch import Watch
 from .explanation import Explanation, Input, Leaf, Operation, Result
-from .naming import Names, argument_name, place_of, variables_of
-from .standalone import source_of
+from .naming import Names, argument_name, escaped, place_of, quoted, variables_of
+from .standalone import literal, source_of
 
 T = torch.Tensor
 _WIDTH = 100
@@ -62,7 +61,17 @@ class _Notes(bound.Notes):
         if func is T.__setitem__:
             self.calls.append((func, args, {}, args[0]))
             return func(*args)
-        return super().__torch_function__(func, types, args, kwargs)
+        out = super().__torch_function__(func, types, args, kwargs)
+        if func is torch.mul:  # whose numbers are tensors from the third time on, as in tape.number
+            self.calls[-1] = func, tuple(map(_as_number, args)), kwargs or {}, out
+        return out
+
+
+def _as_number(value: Any) -> Any:
+    """The number that a constant stands for."""
+    if isinstance(value, T) and hasattr(value, "_is_constant") and not value.dim():
+        return float(literal(value.item(), value.dtype))
+    return value
 
 
 class Writer(bound.Writer):
@@ -394,10 +403,10 @@ class Writer(bound.Writer):
         node = step.node
         module, kind = self.reader.module_of(node)
         where = f"{module} ({kind}): " if module else f"{kind}.forward: " if kind else ""
-        lines = [f"# {where}{_tape.bare(node.name())}"]
+        lines = [f"# {escaped(where + _tape.bare(node.name()))}"]
         place = place_of(node)
         if place is not None:
-            lines.append(f"# {place}" + (f"  {place.text}" if place.text else ""))
+            lines.append(f"# {escaped(str(place))}" + (f"  {place.text}" if place.text else ""))
         wrapped = textwrap.wrap(documented.gradients(node.function), _WIDTH - 10)
         lines += [f"# {'  ' if i else ''}{line}" for i, line in enumerate(wrapped)]
         shapes = ", ".join(f"{i.name} {i.shape}" for i in self.inputs(step) if i.shape is not None)
@@ -415,7 +424,8 @@ class Writer(bound.Writer):
         by_identifier = {self.reader.identifiers[name]: name for name in self.ends}
         width = max([len(name) for name in (*given, self.first)])
         for name, value in given.items():
-            what = f"  {by_identifier[name]}" if by_identifier.get(name, name) != name else ""
+            theirs = by_identifier.get(name, name)
+            what = f"  {escaped(theirs)}" if theirs != name else ""
             lines.append(f"    {name + ',':{width + 1}}  # {tuple(value.shape)}{what}")
         start = self.start
         what = f"={source_of(start)}" if start.dim() == 0 else ""
@@ -432,7 +442,7 @@ class Writer(bound.Writer):
         for name in names:
             leaf = self.ends[name]
             theirs = "" if leaf.is_leaf else "  # PyTorch's own graph goes on from here"
-            lines.append(f"        {json.dumps(name)}: d_{self.reader.identifiers[name]},{theirs}")
+            lines.append(f"        {quoted(name)}: d_{self.reader.identifiers[name]},{theirs}")
         lines.append("    }")
         return "\n".join(lines) + "\n", first
 

@@ -152,7 +152,7 @@ class Explanation:
         """
         from .page import page
 
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(page(self))
 
     def _repr_html_(self) -> str:

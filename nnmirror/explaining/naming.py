@@ -1,17 +1,20 @@
 """The reader's names for the parts of a graph: its leaves, modules and results.
 
-A leaf has the name of the parameter in its module. Which module recorded a call is certain for the
-first call with its signature, and in plain mode (see `origin.py`). Otherwise it follows from the
-latest call of each module, and from the module that owns a parameter.
+A leaf has the name of the parameter in its module. A call of a layer knows the layer. For other
+calls, the module is certain for the first one with its signature, and in plain mode (see
+`origin.py`). Otherwise it follows from the latest call of each module, and from the module that
+owns a parameter.
 
 The modules are those that are alive and belong to the graph. A module or tensor held by a variable
 of the caller has the name of that variable.
 """
 
 import gc
+import json
 import keyword
 import linecache
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -27,15 +30,27 @@ from ..origin import Origin
 from .explanation import Place
 
 _TEMPORARY = re.compile(r"t\d+")
-_RESERVED = {"backward", "base64", "torch", "values"}
+_RESERVED = {"backward", "base64", "float", "packed", "slice", "torch", "values"}
+
+
+def escaped(name: str) -> str:
+    """`name` as it may stand in a comment."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def quoted(name: str) -> str:
+    """`name` as a string in Python."""
+    return json.dumps(name, ensure_ascii=False) if name.isprintable() else repr(name)
 
 
 def identifier(name: str, kind: str = "") -> str:
     """`name` as Python takes it: fc2_weight for fc2.weight; linear_0_weight for 0.weight."""
-    made = re.sub(r"\W", "_", name)
-    if made and not made[0].isdigit():
+    # Python takes many letters for others, and not every letter.
+    made = unicodedata.normalize("NFKC", name)
+    made = "".join([c if f"a{c}".isidentifier() else "_" for c in made])
+    if made.isidentifier():
         return made
-    return f"{kind.lower() or 'n'}_{made}"
+    return f"{identifier(kind.lower()) if kind else 'n'}_{made}"
 
 
 class Names:
@@ -159,7 +174,8 @@ class Names:
         for node in self.order:
             caller = self.callers.get(id(getattr(node, "caller", None)))
             if caller is not None:
-                found[id(node)] = caller
+                found.update(dict.fromkeys(_of_one_call(node), caller))
+        for node in self.order:
             origin = origin_of(node)
             if origin is not None:
                 module = None if origin.module is None else origin.module()
@@ -177,6 +193,8 @@ class Names:
             node = waiting.pop()
             if not isinstance(node, _tape.Node) or id(node) in found or id(node) in stop:
                 continue
+            if node.sequence < call.began:
+                continue  # recorded before, for an argument that is not among the starts
             if id(node) not in self.nodes:
                 return set()  # an earlier call, or another graph
             found.add(id(node))
@@ -277,6 +295,18 @@ def argument_name(node: _tape.Node, place: int) -> str:
         return f"input_{place}"
     count = len(formulas.names)
     return formulas.names[place] if place < count else f"{formulas.rest}_{place - count}"
+
+
+def _of_one_call(last: _tape.Node) -> set[int]:
+    """The nodes that a layer recorded in the call that ended with `last`."""
+    found, waiting = {id(last)}, [last]
+    while waiting and last.began is not None:
+        for target, _ in filter(None, waiting.pop().edges):
+            is_new = isinstance(target, _tape.Node) and id(target) not in found
+            if is_new and target.sequence > last.began:
+                found.add(id(target))
+                waiting.append(target)
+    return found
 
 
 def _call_of(module: Module) -> Any:

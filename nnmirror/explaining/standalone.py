@@ -76,7 +76,7 @@ def source_of(value: torch.Tensor) -> str:
 
 def _numbers(plain: torch.Tensor, shape: tuple[int, ...]) -> str:
     if plain.numel() <= _SMALL:
-        text = _literal(plain.tolist(), plain.dtype)
+        text = literal(plain.tolist(), plain.dtype)
         dtype = "" if plain.dtype is torch.float32 else f", dtype={plain.dtype}"
         if 0 in shape:
             return f"torch.empty({shape}{dtype})"
@@ -99,9 +99,10 @@ def _same(made: torch.Tensor, plain: torch.Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def _literal(value: Any, dtype: torch.dtype) -> str:
+def literal(value: Any, dtype: torch.dtype) -> str:
+    """A number, or nested lists of numbers, in few digits that give the same bits in `dtype`."""
     if isinstance(value, list):
-        return f"[{', '.join(_literal(v, dtype) for v in value)}]"
+        return f"[{', '.join(literal(v, dtype) for v in value)}]"
     if not isinstance(value, float):
         return repr(value)
     if value != value or abs(value) == float("inf"):

@@ -110,11 +110,13 @@ class Traced:
     """The part of the graph between the inputs of a module's forward and its outputs.
 
     With `weakly`, the reference to the graph is weak: for a graph whose hooks refer to the module,
-    which must not keep it alive.
+    which must not keep it alive. Every call that the forward recorded has a number above `began`.
     """
 
-    def __init__(self, inputs: tuple[Any, ...], output: Any, weakly: bool = False) -> None:
-        self.weakly = weakly
+    def __init__(
+        self, inputs: tuple[Any, ...], output: Any, weakly: bool = False, began: int = -1
+    ) -> None:
+        self.weakly, self.began = weakly, began
         self.single = True
         if type(output) is Tensor and output._view_of is None and output._node and not weakly:
             self.starts: Sequence[Any] = ((output._node, output._output_nr),)  # nearly always

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..grad_mode import is_grad_enabled
@@ -109,8 +110,12 @@ class Layer(Module):
                 self.__dict__["_call"] = OfComplex(type(self).__name__)
                 return function(*inputs, *others)
             given = tuple(_leaf_of_its_own(x) for x in inputs)
+        began = next(_sequence)
         out = function(*given, *others)
-        self.__dict__["_call"] = Traced(given, out)
+        own = self.__dict__
+        own["_call"] = Traced(given, out, False, began)
+        if type(out) is Tensor and out._node is not None:
+            out._node.caller, out._node.began = own["_parameters"], began
         if tracked:
             return out
         apart = any(x is not y for x, y in zip(inputs, given, strict=True))

@@ -20,6 +20,7 @@ from torch import Tensor, device, dtype
 from torch.utils.hooks import RemovableHandle
 
 from .. import _torch, tape
+from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import upcall
@@ -1251,11 +1252,13 @@ def _keeping_call(forward: TorchFunction) -> TorchFunction:
 
     @functools.wraps(forward)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+        began = next(_sequence)
         if kwargs or len(args) != 1:
             out = forward(self, *args, **kwargs)
         else:
             out = forward(self, args[0])  # as in _call_impl
-        self.__dict__["_call"] = Traced(args, out) if tape.is_grad_enabled() else None
+        recorded = tape.is_grad_enabled()
+        self.__dict__["_call"] = Traced(args, out, False, began) if recorded else None
         return out
 
     return call

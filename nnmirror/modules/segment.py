@@ -53,7 +53,7 @@ class Inner:
         self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
-        self.caller = node.caller
+        self.caller: Any = getattr(node, "caller", None)
         # The targets of the gradients: a parameter, None, or ... for the previous layer.
         self.edges: list[Any] = []
         for edge in node.edges:

@@ -274,7 +274,13 @@ _NATIVE = _OF_ALL_PATCHES | {
 
 @rule(torch.convolution)
 class Convolution(Rule):
-    """y = x * w + b, or the transposed one; the gradients are above.  Saved: x and w."""
+    """y = x * w + b, where * slides w over x, or the transposed one:
+
+        dx = g * w, transposed if y is not,  dw = x * g, summed over the images,
+        db = sum of g over images and places
+
+    Saved: x and w.
+    """
 
     counted = (0, 1, 2)
 

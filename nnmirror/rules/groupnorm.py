@@ -24,7 +24,10 @@ T = torch.Tensor
 
 @stands_for(torch.group_norm)
 class NativeGroupNorm(Rule):
-    """y = (x - mean) r w + b over the channels of each group; the gradients are above.
+    """y = (x - mean) r w + b over the channels of each group, r = 1 / sqrt(var + eps):
+
+        db = sum of g,  dw = sum of g z,  z = (x - mean) r,
+        dx = r (g w - mean(g w) - z mean(g w z))
 
     Saved: x, w, and mean and r of each group.
     """

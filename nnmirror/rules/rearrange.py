@@ -12,9 +12,9 @@ T = torch.Tensor
 
 @rule(torch.pixel_shuffle)
 class PixelShuffle(Rule):
-    """y of shape (*, C, H r, W r) from x of shape (*, C r^2, H, W), r = `upscale_factor`
+    """y[c, h r + i, w r + j] = x[(c r + i) r + j, h, w]:  dx = g, moved back
 
-    y[c, h r + i, w r + j] = x[(c r + i) r + j, h, w]:  dx = g, moved back
+    y of shape (*, C, H r, W r) from x of shape (*, C r^2, H, W), r = `upscale_factor`
     """
 
     @staticmethod
@@ -30,9 +30,9 @@ class PixelShuffle(Rule):
 
 @rule(torch.pixel_unshuffle)
 class PixelUnshuffle(Rule):
-    """y of shape (*, C r^2, H, W) from x of shape (*, C, H r, W r), r = `downscale_factor`
+    """y[(c r + i) r + j, h, w] = x[c, h r + i, w r + j]:  dx = g, moved back
 
-    y[(c r + i) r + j, h, w] = x[c, h r + i, w r + j]:  dx = g, moved back
+    y of shape (*, C r^2, H, W) from x of shape (*, C, H r, W r), r = `downscale_factor`
     """
 
     @staticmethod
