@@ -7,19 +7,21 @@ autograd runs. `nn` is this package itself, so `import nnmirror as nn` works as 
 
 Pages to begin with:
 
-- `nnmirror.functional`: the formulas of `Linear`, `Tanh`, `Relu`, `LeakyRelu` and `MseLoss`;
-  `nnmirror.rules`: all others, and how to add one.
-- `nnmirror.tape`, `nnmirror.walk`: what a call records, and the walk back.
-- `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the transforms.
+- Each layer has its formula and its gradient with its class, such as `nnmirror.LayerNorm`. The code
+  is in its rule: `nnmirror.functional` has the rules of Linear, Tanh, ReLU, LeakyReLU and MSELoss,
+  `nnmirror.rules` all others, and says how to add one.
 - `nnmirror.exact`: where bits differ, and exact mode.
 - `nnmirror.tensor`: what is refused, and what to do instead.
 - `nnmirror.explain`: the backward of your own net as a Python function, or as a page;
   `nnmirror.stepping`: the same step by step; `nnmirror.plain`: in a debugger.
-- `nnmirror.watch`: the gradients of a model in training.
+- `nnmirror.watch`: the norms of gradients and activations in training.
 - `nnmirror.testing`: checks for layers, losses and Functions of your own.
 - `nnmirror.bridge`: scripts, models and libraries of PyTorch.
-- `nnmirror.optim`, `nnmirror.parallel`: optimisers; several processes.
-- `nnmirror.fast`: how graphs that repeat are made fast.
+- `nnmirror.optim`, `nnmirror.parallel`: optimisers; training in several processes.
+- `nnmirror.tape`, `nnmirror.walk`: what a call records, and the backward over these records;
+  `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the transforms of
+  `torch.func`.
+- `nnmirror.fast`: generated code for graphs that repeat.
 
 .. include:: mirrored.md
 """
