@@ -107,6 +107,7 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
     optimizer = optim.SGD(model.parameters(), lr=args.lr)
 
     train_losses, test_losses = [], []
+    train_error = test_error = math.nan
     start = time.perf_counter()
     for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=args.quiet or rank > 0):
         for batch in torch.randperm(len(x), generator=generator).split(args.batch):
@@ -120,12 +121,10 @@ def train(args: argparse.Namespace, tqdm: Any) -> dict[str, Any]:
         train_losses.append(train_loss)
         test_losses.append(test_loss)
         if rank == 0 and (epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs):
-            tqdm.write(
-                f"epoch {epoch:3d}   loss: train {train_loss:.10f}  test {test_loss:.10f}"
-                f"   error: train {train_error:6.1%}  test {test_error:6.1%}"
-            )
+            tqdm.write(f"epoch {epoch:3d}   train {train_loss:.10f}  test {test_loss:.10f}")
     checksum = sum(p.detach().double().sum().item() for p in model.parameters())
     if rank == 0:
+        print(f"on the wrong side   train {train_error:.1%}  test {test_error:.1%}")
         print(f"sum of all weights {checksum!r}")
         seconds = time.perf_counter() - start
         print(f"{args.backend}: {seconds:.1f} s", file=sys.stderr)
