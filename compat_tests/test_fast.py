@@ -689,7 +689,7 @@ def test_what_was_changed_since_is_reported(nn, optim):
 def attempt(action):
     try:
         return action()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return str(error)
 
 
@@ -1068,3 +1068,58 @@ def test_products_with_weights_in_other_memory(nn, optim):
         results.append((y, net.weight.grad, net.bias.grad))
         net.zero_grad()
     return results
+
+
+LOSSES = {
+    "CrossEntropyLoss": lambda n: torch.randint(2, (n,)),
+    "NLLLoss": lambda n: torch.randint(2, (n,)),
+    "SmoothL1Loss": lambda n: torch.randn(n, 2),
+    "BCEWithLogitsLoss": lambda n: torch.rand(n, 2),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@parity
+def test_a_loss_called_again_with_other_arguments(nn, optim, name):
+    """By module and by function; with other batches, options and targets in between."""
+    net, criterion = Wired.of(nn), getattr(nn, name)()
+    function = {"SmoothL1Loss": "smooth_l1_loss", "CrossEntropyLoss": "cross_entropy"}.get(name)
+    found, names = [], []
+    for i in range(18):
+        n = 3 if i in (6, 15) else 5
+        criterion.reduction = "sum" if i in (9, 10) else "mean"
+        if i == 12:
+            criterion.weight = torch.rand(2) if name != "SmoothL1Loss" else None
+        out, target = net(torch.randn(n, 3)), LOSSES[name](n)
+        loss = criterion(out, target)
+        if function is not None and i % 2:
+            loss = loss + getattr(nn.functional, function)(out, target, reduction="sum")
+        net.zero_grad()
+        loss.backward()
+        found.append([loss.detach(), *[p.grad.clone() for p in net.parameters()]])
+        if i == 8:
+            names = [loss.grad_fn.name(), loss.grad_fn.next_functions[0][0].name()]
+    return found, names, attempt(lambda: criterion(net(torch.randn(5, 3)), LOSSES[name](4)))
+
+
+@parity
+def test_the_second_derivative_of_a_loss_called_again(nn, optim):
+    net, criterion, found = nn.Linear(3, 4).double(), nn.CrossEntropyLoss(), []
+    for _ in range(6):
+        x, target = torch.randn(5, 3).double(), torch.randint(4, (5,))
+        loss = criterion(net(x), target)
+        (first,) = torch.autograd.grad(loss, net.weight, create_graph=True)
+        found += torch.autograd.grad(first.pow(2).sum(), [*net.parameters()])
+    return found
+
+
+def test_what_a_loss_saved_may_not_be_changed():
+    net, criterion = nnmirror.Linear(3, 4), nnmirror.CrossEntropyLoss()
+    for i in range(6):
+        target = torch.randint(4, (5,))
+        loss = criterion(net(torch.randn(5, 3)), target)
+        if i < 5:
+            loss.backward()
+    target.add_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

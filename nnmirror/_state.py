@@ -22,6 +22,7 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 import itertools
 import os
 import threading
+from typing import Any
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -37,10 +38,13 @@ class _Here(threading.local):
     # Plain mode (see plain.py): whether it is on, and how many contexts have turned it on.
     is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
     depth = int(is_plain)
+    # The recorded calls that `noting` notes: (function, arguments, result, node) of each.
+    noted: "list[tuple[Any, tuple[Any, ...], Any, Any]] | None" = None
 
 
 here = _Here()
-# The number of such contexts over all threads: at 0 no thread has to check.
+# The number of such contexts over all threads, and of threads that note their calls: at 0 no thread
+# has to check.
 plain = here.depth
 
 # Warnings that PyTorch gives only once: have they been given?

@@ -3,8 +3,9 @@
 Modules import only modules below them:
 
     grad_mode, exact.mode, fast.signature < tensor < formula < fast.call < tape
-    < views, overrides, double_backward < fast.recorder, beyond < walk < fast.bound < fast.binding
-    < fast.replay, rules < functional, func < modules < optim, parallel, utils, bridge < adopt
+    < views, overrides, double_backward < fast.composed, fast.recorder, beyond < walk < fast.bound
+    < fast.binding < fast.replay, rules < functional, func < modules
+    < optim, parallel, utils, bridge < adopt
 
 A lower module sometimes has to call a higher one: `Tensor.backward` is the walk's. It then declares
 the function, under `upcall`, which names the module that has it:

@@ -15,6 +15,7 @@ import torch
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
+from .fast.composed import composed
 from .fast.signature import Alike
 from .formula import Plan
 from .overrides import overridable
@@ -1493,7 +1494,7 @@ _SIZES_DIFFER = (
 )
 
 
-@overridable
+@composed
 def mse_loss(
     input: T,
     target: T,
@@ -1556,7 +1557,7 @@ def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
 RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
 
 
-@overridable
+@composed
 def l1_loss(
     input: T,
     target: T,
@@ -1593,7 +1594,7 @@ def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
 RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
 
 
-@overridable
+@composed
 def smooth_l1_loss(
     input: T,
     target: T,
@@ -1613,7 +1614,7 @@ def smooth_l1_loss(
     return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
 
 
-@overridable
+@composed
 def huber_loss(
     input: T,
     target: T,
@@ -1639,7 +1640,7 @@ def huber_loss(
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
-@overridable
+@composed
 def binary_cross_entropy(
     input: T,
     target: T,
@@ -1662,7 +1663,7 @@ def binary_cross_entropy(
     return record(_loss.BinaryCrossEntropy, (input, target, weight, number))[0]
 
 
-@overridable
+@composed
 def binary_cross_entropy_with_logits(
     input: T,
     target: T,
@@ -1687,7 +1688,7 @@ def binary_cross_entropy_with_logits(
     return record(_loss.BinaryCrossEntropyWithLogits, args)[0]
 
 
-@overridable
+@composed
 def nll_loss(
     input: T,
     target: T,
@@ -1703,7 +1704,7 @@ def nll_loss(
     return _loss.nll_loss_nd(input, target, weight, reduction_number(reduction), ignore_index)
 
 
-@overridable
+@composed
 def cross_entropy(
     input: T,
     target: T,
@@ -1725,7 +1726,7 @@ def cross_entropy(
     return _loss.cross_entropy_loss(input, target, weight, number, ignore_index, label_smoothing)
 
 
-@overridable
+@composed
 def kl_div(
     input: T,
     target: T,

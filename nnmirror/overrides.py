@@ -128,19 +128,28 @@ def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict
 
 
 def overridable(function: C) -> C:
-    """Dispatch the decorated function as a whole, not operation by operation."""
+    """Have subclasses asked about the decorated function as a whole, not about its parts."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()) if kwargs else args:
-            if type(value) not in ORDINARY and is_subclass(value):
-                kinds = {SUBCLASS, TORCH}
-                asked = [t for t in (*args, *kwargs.values()) if kind_of(type(t)) in kinds]
-                called = Called(call, functools.partial(_unasked, function))
-                return _ask(called, asked, args, kwargs)
-        return function(*args, **kwargs)
+        answer = asked_as_a_whole(call, function, args, kwargs)
+        return function(*args, **kwargs) if answer is None else answer[0]
 
     return call  # type: ignore[return-value]
+
+
+def asked_as_a_whole(
+    call: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any] | None:
+    """What a subclass among the arguments of `function` answers, asked about `call`; None if there
+    is none."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if type(value) not in ORDINARY and is_subclass(value):
+            kinds = {SUBCLASS, TORCH}
+            asked = [t for t in (*args, *kwargs.values()) if kind_of(type(t)) in kinds]
+            called = Called(call, functools.partial(_unasked, function))
+            return (_ask(called, asked, args, kwargs),)
+    return None
 
 
 def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:

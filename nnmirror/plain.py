@@ -6,9 +6,11 @@ breakpoints there are hit, and pdb's `s` steps from the script straight into the
 `nnmirror.debugger`). The bits are the same.
 """
 
+import contextlib
 import functools
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from . import _state
@@ -64,6 +66,20 @@ def set_trace(*, header: str | None = None, **options: Any) -> None:
         _go(1)
         leave = functools.partial(_go, -1)
     debugger.set_trace(sys._getframe(1), header, options, leave)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Any]]:
+    """List the calls that this thread records."""
+    with _counting:
+        _state.plain += 1  # so that `record` looks
+    here.noted = []
+    try:
+        yield here.noted
+    finally:
+        here.noted = None
+        with _counting:
+            _state.plain -= 1
 
 
 def _go(deeper: int) -> None:

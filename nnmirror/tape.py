@@ -943,9 +943,11 @@ def record(
         if in_transform() is not None:
             _refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
-        if _state.plain and _here.is_plain:
+        if _state.plain and (_here.is_plain or _here.noted is not None):
             out, node = _record(function, args, inplace, asks, disabled)
-            return out, _with_origin(node, out)
+            if _here.noted is not None:
+                _here.noted.append((function, args, out, node))
+            return out, _with_origin(node, out) if _here.is_plain else node
         if inplace is None and forward_mode["_current_level"] < 0:
             met = (_met_before if is_signed else _of_its_kind)(function, args)
             if met is not None:
@@ -1170,6 +1172,15 @@ _AUTOCAST = (
 )
 
 
+def is_usual() -> bool:
+    """Is grad mode on, and exact mode and plain mode off?"""
+    mode = _override.mode
+    return bool(
+        (_torch_grad_mode() if mode is None else mode)
+        and not (_state.plain or in_inference_mode() or _exact.is_exact())
+    )
+
+
 def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     """`record` for a call whose signature or kind is known; None for any other."""
     _Tensor = _tensor.Tensor
@@ -1261,24 +1272,35 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     if found is None or not found.makes_new:
         return None
     if found.written is None and first is not OF_TORCH:
-        parts = {
-            "autocast": is_any_autocast_enabled,
-            "disabled": DisableTorchFunctionSubclass,
-            "forward_mode": forward_mode,
-            "Node": Node,
-            "sequence": _sequence,
-            "taken_over": taken_over,
-            "transform": in_transform,
-            "unlike": unlike,
-            "view_from": view_from,
-            "view_of": view_of,
-        }
-        found.written = call.write(function, found, args, edges, parts)
-    if found.written:  # from now on it is tried first
-        if first.calls is NO_CALLS:
-            first.calls = {}
-        first.calls[function] = found.written, found
+        noted = call.Noted(function, found, args, edges)
+        found.written = call.write([noted], args, edges, named_in_calls())
+    if found.written:
+        keep_written(first, function, (found.written, found))
     return _once_more(function, args, found, edges)
+
+
+def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
+    """Have a generated function tried first for calls of `what` on a tensor with the signature
+    `first`: (the function, the signature that it is given, ...)."""
+    if first.calls is NO_CALLS:
+        first.calls = {}
+    first.calls[what] = written
+
+
+def named_in_calls() -> dict[str, Any]:
+    """What the source of written calls names (see fast/call.py)."""
+    return {
+        "autocast": is_any_autocast_enabled,
+        "disabled": DisableTorchFunctionSubclass,
+        "forward_mode": forward_mode,
+        "Node": Node,
+        "sequence": _sequence,
+        "taken_over": taken_over,
+        "transform": in_transform,
+        "unlike": unlike,
+        "view_from": view_from,
+        "view_of": view_of,
+    }
 
 
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:

@@ -10,7 +10,7 @@ The source contains nothing specific to one call: calls with the same kinds of a
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -23,70 +23,45 @@ from .signature import Signature, Unsigned, of_tensor, of_value
 Written: TypeAlias = Callable[[Signature, Any, tuple[Any, ...]], Any]
 
 
+class Noted(NamedTuple):
+    """A recorded call."""
+
+    function: Any
+    found: Signature
+    args: tuple[Any, ...]
+    edges: Sequence[Any]
+    out: Any = None
+    node: Any = None
+
+
 def write(
-    function: Any,
-    found: Signature,
+    calls: Sequence[Noted],
     args: tuple[Any, ...],
     edges: Sequence[Any],
     parts: Mapping[str, Any],
 ) -> Written | bool:
-    """The function for calls of `function` with the signature `found`, like this one; False if such
-    calls cannot be written.
+    """What makes `calls` where it is given arguments such as `args`, whose edges are `edges`; False
+    if there is more to the calls than can be written.
 
-    `parts` has the names that the source uses from the tape.
+    That is one call with these arguments, or several, of which the last gives the result, and
+    nobody sees the others'. `parts` has what the tape's own part of the source names.
     """
-    plan = found.plan
-    if plan is None or plan.copied or plan.is_open:
-        return False
-    kept: list[str] = []  # what forward returns in addition to its result
-    if type(plan) is formula.PlanOfMore:
-        if plan.formulas.several or plan.formulas.underived:
-            return False
-        kept = [f"k{i}" for i in range(len(function.keeps))]
-    if function.is_view and edges[0] is not None and is_torchs(edges[0][0]):
-        return False
     text = _Text(args, edges)
-    saved = [text.saved(place, i in plan.memory) for i, place in enumerate(plan.saves)]
-    new = {"compute": plan.compute, "function": function, **parts}
-    text.lines.append(f"{', '.join(['out', *kept])} = compute({', '.join(text.names)})")
-    if formula.RESULT in plan.saves:
-        text.lines.append("result = out.detach()")  # saved itself, it would keep itself alive
-    versions = [
-        "0" if name == "result" and inspect.isbuiltin(plan.compute) else f"{name}._version"
-        for name in saved
-    ]
-    if kept:
-        more = [kept[i] for i in plan.kept]
-        saved += more
-        versions += [f"0 if {name} is None else {name}._version" for name in more]
-    if not saved and plan.saves_number:
-        saved = versions = ["None"]
-    text.lines += [
-        "node = new_node(Node)",
-        "node.function = function",
-        "node.signature = node.like = found",
-        f"node.edges = ({' '.join(text.edges)})",
-        f"node._saved = ({' '.join(f'{name},' for name in saved)})",
-        "try:",
-        f"    node._versions = ({' '.join(f'{version},' for version in versions)})",
-        "except RuntimeError:  # one of inference mode",
-        "    node.save_for_backward(*node._saved)",
-    ]
-    if found.checks_shape:
-        new["shape"] = found.outputs[0][0]
-        text.lines.append("if out.shape != shape: unlike(node, out)")
-    text.lines += [
-        "node.sequence = next(sequence)",
-        "out.__class__ = Tensor",
-        "out._node = node",
-    ]
-    if function.is_view:
-        of = (
-            "view_from(a0, out)" if isinstance(args[0], Tensor) else "view_of(node, out, a0, False)"
+    if len(calls) > 1:
+        text.lines.insert(
+            0, f"{', '.join([f'found{k}' for k in range(len(calls) - 1)])}, found = found"
         )
-        text.lines.append(f"out._view_of = {of}")
+    try:
+        for k, call in enumerate(calls):
+            text.add(call, "" if k == len(calls) - 1 else str(k))
+    except Unwritable:
+        return False
     text.lines.append("return out, node")
-    return text.made({**text.environment, **new})
+    return text.made({**text.environment, **parts})
+
+
+class Unwritable(Exception):
+    """There is more to a call than can be written."""
 
 
 class _Text:
@@ -99,6 +74,10 @@ class _Text:
         self.edges: list[str] = []
         self.lines = [f"{' '.join(f'{name},' for name in self.names)} = args"]
         self.has_first = False
+        self.given = edges
+        self.made_by: dict[int, str] = {}  # the nodes of the calls so far, by their names
+        # Tensors by their names: the arguments, and what the calls so far have computed.
+        self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             conditions = self.asked(i, arg, edge)
             if conditions:
@@ -199,15 +178,100 @@ class _Text:
         self.environment[name] = value
         return name
 
-    def saved(self, place: int, in_memory: bool) -> str:
-        """The name of the saved alias of an argument, or of the result."""
-        if place < 0:
-            return "result"
+    def add(self, call: Noted, number: str) -> None:
+        """Write a call; `number` tells its names from those of the last."""
+        function, plan = call.function, call.found.plan
+        if plan is None or plan.copied or plan.is_open:
+            raise Unwritable
+        kept: list[str] = []  # what forward returns besides its result
+        if type(plan) is formula.PlanOfMore:
+            if plan.formulas.several or plan.formulas.underived:
+                raise Unwritable
+            kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
+        is_whole = call.args is self.args
+        if function.is_view and (not is_whole or _leads_to_torch(call.edges[0])):
+            raise Unwritable
+        if call.found.checks_shape and number:
+            raise Unwritable
+        words = self.names if is_whole else [self.word(a) for a in call.args]
+        edges = self.edges if is_whole else [self.edge(e) for e in call.edges]
+        out, node = f"out{number}", f"node{number}"
+        new = {f"compute{number}": plan.compute, f"function{number}": function}
+        self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(words)})")
+        result = out
+        if formula.RESULT in plan.saves and not number:
+            self.lines.append("result = out.detach()")  # itself, it would keep itself alive
+            result = "result"
+        saved = [
+            self.saved(call.args, words, place, i in plan.memory) if place >= 0 else result
+            for i, place in enumerate(plan.saves)
+        ]
+        versions = [
+            "0" if name == result and inspect.isbuiltin(plan.compute) else f"{name}._version"
+            for name in saved
+        ]
+        if kept:
+            more = [kept[i] for i in plan.kept]
+            saved += more
+            versions += [f"0 if {name} is None else {name}._version" for name in more]
+        if not saved and plan.saves_number:
+            saved = versions = ["None"]
+        self.lines += [
+            f"{node} = new_node(Node)",
+            f"{node}.function = function{number}",
+            f"{node}.signature = {node}.like = found{number}",
+            f"{node}.edges = ({' '.join(edges)})",
+            f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
+            "try:",
+            f"    {node}._versions = ({' '.join(f'{version},' for version in versions)})",
+            "except RuntimeError:  # one of inference mode",
+            f"    {node}.save_for_backward(*{node}._saved)",
+        ]
+        if call.found.checks_shape:
+            new["shape"] = call.found.outputs[0][0]
+            self.lines.append("if out.shape != shape: unlike(node, out)")
+        self.lines.append(f"{node}.sequence = next(sequence)")
+        self.environment.update(new)
+        if number:
+            self.words[id(call.out)], self.made_by[id(call.node)] = out, node
+            return
+        self.lines += ["out.__class__ = Tensor", "out._node = node"]
+        if function.is_view:
+            ours = isinstance(self.args[0], Tensor)
+            of = "view_from(a0, out)" if ours else "view_of(node, out, a0, False)"
+            self.lines.append(f"out._view_of = {of}")
+
+    def word(self, value: Any) -> str:
+        """The source of an argument of one of several calls."""
+        if value is None or type(value) in _LITERALS:
+            return repr(value)
+        if not _is_tensor(value):
+            self.environment[name := f"v{len(self.environment)}"] = value
+            return name
+        if id(value) not in self.words:
+            raise Unwritable
+        return self.words[id(value)]
+
+    def edge(self, edge: Any) -> str:
+        """The source of an edge of one of several calls."""
+        if edge is None:
+            return "None,"
+        target, index = edge
+        if id(target) in self.made_by:
+            return f"({self.made_by[id(target)]}, {index}),"
+        for given, text in zip(self.given, self.edges, strict=True):
+            if given is not None and given[0] is target and given[1] == index:
+                return text
+        raise Unwritable
+
+    def saved(self, args: tuple[Any, ...], words: list[str], place: int, in_memory: bool) -> str:
+        """The name of what is saved of an argument."""
+        word = words[place]
         if not in_memory:
-            return f"a{place}"
-        plain = "_plain" if hasattr(type(self.args[place]), "_plain") else "detach()"
-        self.lines.append(f"s{place} = a{place}.{plain}")
-        return f"s{place}"
+            return word
+        is_given = word.startswith("a") and hasattr(type(args[place]), "_plain")
+        self.lines.append(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
+        return f"s{word}"
 
     def made(self, environment: dict[str, Any]) -> Written:
         lines = ["def make(", *[f"    {name}," for name in environment], "):"]
@@ -221,6 +285,17 @@ class _Text:
         lines += [f"            {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
+
+
+_LITERALS = (bool, int, str)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _leads_to_torch(edge: Any) -> bool:
+    return edge is not None and is_torchs(edge[0])
 
 
 @functools.lru_cache(maxsize=512)

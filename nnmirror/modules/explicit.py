@@ -128,6 +128,15 @@ class Traced:
         else:
             self.ends = [self._held(x) for x in inputs]
 
+    @classmethod
+    def between(cls, start: tape.Node, end: tape.Edge) -> "Traced":
+        """The same of a module with one input, whose gradient goes to `end`, and one output, the
+        first of the node `start`."""
+        made = cls.__new__(cls)
+        made.weakly, made.single = False, True
+        made.starts, made.ends = ((start, 0),), (end,)
+        return made
+
     def _held(self, value: Any) -> Any:
         # The common cases first.
         if type(value) is torch.Tensor and not value.requires_grad:

@@ -1,10 +1,14 @@
 """The losses: the functions of `nnmirror.functional` as modules."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from .. import functional as F
+from ..fast.composed import met_before
+from .explicit import Traced
 from .layer import Layer
 from .module import keeps_call
 
@@ -20,9 +24,28 @@ class _Loss(Layer):
             self.reduction = reduction
 
     def _compare(
-        self, function: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: Tensor
+        self, function: Callable[..., Tensor], input: Tensor, target: Tensor, *options: Any
     ) -> Tensor:
-        return self._run_several(function, (input,), (target,))
+        """function(input, target, *options), kept for `backward`."""
+        met = met_before(function, (input, target, *options))
+        if met is not None:
+            out, node = met
+            end = input._node, input._output_nr  # type: ignore[attr-defined]
+            self.__dict__["_call"] = Traced.between(node, end)
+            return out  # type: ignore[no-any-return]
+        compared = functools.partial(_with_options, function, options)
+        return self._run_several(compared, (input,), (target,))  # type: ignore[no-any-return]
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """The buffer of this name, sooner than as an attribute."""
+        buffers = self._buffers
+        return buffers[name] if name in buffers else getattr(self, name)  # type: ignore[no-any-return]
+
+
+def _with_options(
+    function: Callable[..., Tensor], options: tuple[Any, ...], input: Tensor, target: Tensor
+) -> Tensor:
+    return function(input, target, *options)
 
 
 class MSELoss(_Loss):
@@ -47,10 +70,7 @@ class L1Loss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.l1_loss(x, t, reduction=self.reduction)
-
-        return self._compare(loss, input, target)
+        return self._compare(F.l1_loss, input, target, None, None, self.reduction)
 
 
 class SmoothL1Loss(_Loss):
@@ -69,10 +89,8 @@ class SmoothL1Loss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.smooth_l1_loss(x, t, reduction=self.reduction, beta=self.beta)
-
-        return self._compare(loss, input, target)
+        options = None, None, self.reduction, self.beta
+        return self._compare(F.smooth_l1_loss, input, target, *options)
 
 
 class HuberLoss(_Loss):
@@ -91,10 +109,7 @@ class HuberLoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.huber_loss(x, t, reduction=self.reduction, delta=self.delta)
-
-        return self._compare(loss, input, target)
+        return self._compare(F.huber_loss, input, target, self.reduction, self.delta)
 
 
 class _WeightedLoss(_Loss):
@@ -121,10 +136,8 @@ class BCELoss(_WeightedLoss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.binary_cross_entropy(x, t, weight=self.weight, reduction=self.reduction)
-
-        return self._compare(loss, input, target)
+        options = self._tensor("weight"), None, None, self.reduction
+        return self._compare(F.binary_cross_entropy, input, target, *options)
 
 
 class BCEWithLogitsLoss(_Loss):
@@ -150,12 +163,9 @@ class BCEWithLogitsLoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.binary_cross_entropy_with_logits(
-                x, t, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
-            )
-
-        return self._compare(loss, input, target)
+        weight, pos_weight = self._tensor("weight"), self._tensor("pos_weight")
+        options = weight, None, None, self.reduction, pos_weight
+        return self._compare(F.binary_cross_entropy_with_logits, input, target, *options)
 
 
 class NLLLoss(_WeightedLoss):
@@ -181,12 +191,8 @@ class NLLLoss(_WeightedLoss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.nll_loss(
-                x, t, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
-            )
-
-        return self._compare(loss, input, target)
+        options = self._tensor("weight"), None, self.ignore_index, None, self.reduction
+        return self._compare(F.nll_loss, input, target, *options)
 
 
 class CrossEntropyLoss(_WeightedLoss):
@@ -216,17 +222,9 @@ class CrossEntropyLoss(_WeightedLoss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.cross_entropy(
-                x,
-                t,
-                weight=self.weight,
-                ignore_index=self.ignore_index,
-                reduction=self.reduction,
-                label_smoothing=self.label_smoothing,
-            )
-
-        return self._compare(loss, input, target)
+        weight, reduction = self._tensor("weight"), self.reduction
+        options = weight, None, self.ignore_index, None, reduction, self.label_smoothing
+        return self._compare(F.cross_entropy, input, target, *options)
 
 
 class KLDivLoss(_Loss):
@@ -246,10 +244,8 @@ class KLDivLoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return F.kl_div(x, t, reduction=self.reduction, log_target=self.log_target)
-
-        return self._compare(loss, input, target)
+        options = None, None, self.reduction, self.log_target
+        return self._compare(F.kl_div, input, target, *options)
 
 
 class PoissonNLLLoss(_Loss):

@@ -1,0 +1,114 @@
+"""Functions that record several calls, such as a loss: generated as one function.
+
+`cross_entropy` checks its arguments and records two calls. Which ones follows from the signature of
+its input, the layouts of the other tensors, and its options. So when it was called with the same
+ones a few times, its calls are noted and written as one function (see `call.py`). From then on that
+is tried first; for other arguments it returns None.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from .. import tape
+from .._torch import DisableTorchFunctionSubclass
+from ..overrides import asked_as_a_whole
+from ..plain import noting
+from ..tensor import Tensor, edge_of, is_torchs
+from . import call as _call
+from .signature import Signature
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_AFTER = 2  # calls that nothing was written for
+_MOST = 4  # functions written for one signature, in turn
+
+
+def composed(function: C) -> C:
+    """Have the calls that `function` records generated as one function, once they repeat.
+
+    For a function that does nothing besides, and whose calls do not depend on the numbers in
+    tensors. Tensor subclasses are asked about it as a whole (see `overridable`).
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        what = (call, *kwargs) if kwargs else call
+        given = (*args, *kwargs.values()) if kwargs else args
+        met = met_before(what, given)
+        if met is not None:
+            return met[0]
+        answer = asked_as_a_whole(call, function, args, kwargs)
+        if answer is not None:
+            return answer[0]
+        return _noted(what, given, functools.partial(function, *args, **kwargs))
+
+    return call  # type: ignore[return-value]
+
+
+def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
+    """The result of a `composed` function and its node, if it was called with such arguments a few
+    times before; else None."""
+    first = given[0] if given else None
+    if type(first) is not Tensor or (node := first._node) is None:
+        return None
+    sign = node.signature
+    if sign is None:
+        return None
+    if not sign.is_plain:
+        sign = sign.output(first._output_nr)
+    kept = sign.calls.get(what)
+    if kept is None or not tape.is_usual():
+        return None
+    return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
+
+
+def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> Any:
+    """`function()`, which records, and is written if it was called in this way a few times."""
+    first: Any = given[0] if given else None
+    sign = first._node.signature if type(first) is Tensor and first._node is not None else None
+    if sign is None or not tape.is_usual():
+        return function()
+    if not sign.is_plain:
+        sign = sign.output(first._output_nr)
+    kept = sign.calls.get(what)
+    if kept is None:
+        kept = _nothing, None, itertools.count(1), _MOST
+        tape.keep_written(sign, what, kept)
+    _, _, misses, left = kept
+    if next(misses) <= _AFTER or not left:
+        return function()
+    with noting() as noted:
+        out = function()
+    tape.keep_written(sign, what, (*_written(noted, given, out), itertools.count(1), left - 1))
+    return out
+
+
+def _nothing(found: Any, first: Any, args: tuple[Any, ...]) -> None:
+    """In place of a generated function."""
+
+
+def _written(noted: list[Any], given: tuple[Any, ...], out: Any) -> tuple[Any, Any]:
+    """A function that makes the calls that were noted, and their signatures."""
+    nothing = _nothing, None
+    if not noted or type(out) is not Tensor or noted[-1][2] is not out:
+        return nothing
+    calls: list[_call.Noted] = []
+    for function, args, result, node in noted:
+        sign: Signature | None = None if node is None else node.signature
+        if sign is None or not sign.makes_new or function.is_inplace:
+            return nothing
+        calls.append(_call.Noted(function, sign, args, node.edges, result, node))
+    edges: list[tape.Edge | None] = []
+    with DisableTorchFunctionSubclass():
+        for value in given:
+            is_tensor = isinstance(value, torch.Tensor) and value.requires_grad
+            edges.append(edge_of(value) if is_tensor else None)
+        if any(e is not None and is_torchs(e[0]) for e in edges):
+            return nothing
+        written = _call.write(calls, given, edges, tape.named_in_calls())
+    signs = tuple([c.found for c in calls])
+    return (written, signs if len(signs) > 1 else signs[0]) if written else nothing
