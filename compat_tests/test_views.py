@@ -509,6 +509,48 @@ def test_assignment_to_a_result(nn, optim, name, layout):
     return after, h, h.grad, seen, row, x, w
 
 
+def names_behind(node):
+    """The graph behind a node, by PyTorch's names."""
+    return node and (node.name(), [names_behind(n) for n, _ in node.next_functions])
+
+
+@pytest.mark.parametrize("seen", ["", "looked at", "hook", "retained", "used before", "kept"])
+@parity
+def test_part_is_changed_and_assigned(nn, optim, seen):
+    """x[index] += v changes a part, and assigns it to itself: one step here, two if looked at."""
+    w = nn.Parameter(torch.randn(4, 3))
+    h = nn.functional.tanh(w)
+    found = []
+    if seen == "retained":
+        h.retain_grad()
+    for k in range(3):
+        h[k] += h[k + 1] * 2
+        h[:, k] *= w[:, k]
+        h[k : k + 2] -= h[:2].clone()
+        if seen == "looked at":
+            found.append(names_behind(h.grad_fn))
+        if seen == "hook":
+            h.register_hook(lambda g, found=found: found.append(g.clone()))
+        if seen == "used before":
+            part = h[k]
+            part += w[k]
+            found.append(h.sum())
+            h[k] = part
+        if seen == "kept":
+            part = h[k]
+            part /= 3
+            h[k] = part
+            found += [part, part * w[0]]
+    found += [h._version, h.clone()]
+    loss = (h * torch.arange(12.0).reshape(4, 3)).sum() - h[0, 0]
+    (g,) = torch.autograd.grad(loss, w, retain_graph=True)
+    loss.backward(retain_graph=True)
+    (again,) = torch.autograd.grad((h * h).sum(), w, create_graph=True)
+    (again * again).sum().backward()
+    found += [g, again, w.grad, torch.signbit(g), names_behind(h.grad_fn)]
+    return found, h.grad if seen == "retained" else None
+
+
 @parity
 def test_second_backward_through_an_assignment(nn, optim):
     w = nn.Parameter(torch.randn(3))

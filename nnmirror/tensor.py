@@ -273,7 +273,7 @@ def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
 _FLAGS = (None, False, True)
 _OPERATORS = (
     *("__add__", "__ge__", "__gt__", "__le__", "__lt__", "__matmul__", "__mul__", "__neg__"),
-    *("__sub__", "__truediv__"),
+    *("__sub__", "__truediv__", "__iadd__", "__imul__", "__isub__", "__itruediv__"),
 )
 
 

@@ -23,10 +23,11 @@ import torch
 from . import _torch
 from . import tape as _tape
 from . import tensor as _tensor
+from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass
-from ._upcalls import implements
+from ._upcalls import implements, upcall
 from .formula import RESULT
-from .tensor import C_dtype, C_offset, C_shape, C_stride
+from .tensor import C_device, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
 
@@ -189,42 +190,41 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
 @implements(_tape)
 def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
-    edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
+        edge = _tape.edge_of(base) if base.requires_grad else None
         base.__class__ = _tensor.Tensor
+    elif base._node is not None:
+        edge = base._node, base._output_nr
+    else:
+        edge = _tape.edge_of(base) if base.requires_grad else None
     needs = node.needs_input_grad
-    if node.function.overwrites and needs[0]:
+    if needs[0] and node.function.overwrites:
         node.needs_input_grad = (False, *needs[1:])
+    shape = C_shape(base)
     copy: Any = _new(_tape.Node)
     copy.function, copy.signature, copy.like = CopySlices, None, None
     copy._places, copy._needs_input_grad = node.places, (edge is not None, *needs[1:])
-    copy._outputs = _outputs_like(base, edge)
+    # Those of the node before, if they fit: nodes have them in common.
+    outputs = () if edge is None or not isinstance(edge[0], _tape.Node) else edge[0].outputs
+    if len(outputs) == 1 and outputs[0][0] == shape and outputs[0][1] is C_dtype(base):
+        copy._outputs = outputs
+    else:
+        copy._outputs = (_tape.meta_of(base),)
     copy.edges = edge, *node.edges[1:]  # `node` keeps the origins of what it saved
     copy._saved, copy._versions = (node,), ()
-    strides, shape = C_stride(base), C_shape(view)
     offset = C_offset(view) - C_offset(base)
-    copy.given = strides, shape, C_stride(view), offset
-    copy.sequence = next(_tape._sequence)
+    copy.given = C_stride(base), C_shape(view), C_stride(view), offset, None
+    copy.sequence = next(_sequence)
     _tape.made_by(base, copy, 0)
-    # As in PyTorch the view gets a new grad_fn. It is made when it is needed, or at once if the view
-    # does not require grad yet, if its gradient is retained, or if `node` saved its result, which
-    # leads to the view.
-    view._view_of = base, (view._version, next(_tape._sequence)), "plain"
+    # As in PyTorch the view gets a new grad_fn. It is made when it is needed, or at once if the
+    # view does not require grad yet, if its gradient is retained, or if `node` saved its result,
+    # which leads to the view.
+    view._view_of = base, (view._version, next(_sequence)), "plain"
     old, plan = view._node, node.plan
     if old is None or old.is_watched or plan is None or RESULT in plan.saves:
         renew(view)
         if view._node is not None:
             node.seen_by = weakref.ref(view._node)
-
-
-def _outputs_like(base: "_tensor.Tensor", edge: "_tape.Edge | None") -> Sequence[Any]:
-    """The outputs of a node that changes `base`: those of the node before, if they fit."""
-    if edge is not None and isinstance(edge[0], _tape.Node):
-        outputs = edge[0].outputs
-        shape, dtype, _ = meta = outputs[edge[1]]
-        if shape == C_shape(base) and dtype is C_dtype(base):
-            return outputs if len(outputs) == 1 else (meta,)
-    return (_tape.meta_of(base),)
 
 
 @implements(_tape)
@@ -245,18 +245,24 @@ def renew(view: "_tensor.Tensor") -> None:
     view._view_of = base, now, kind
 
 
-def _cut_out(view: "_tensor.Tensor", base: torch.Tensor, number: int | None = None) -> None:
+def _cut_out(view: "_tensor.Tensor", base: Any, number: int | None = None) -> None:
     """Make `view` a part of `base` in its present state."""
-    node = _tape.Node(AsStrided)
-    node.places = (0,)
     # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
-    node.needs_input_grad = (edge is not None, False, False, False)
-    node.edges = [edge, None, None, None]
-    AsStrided.note(node, base, view.shape, view.stride(), view.storage_offset())
-    node.sequence = next(_tape._sequence) if number is None else number
-    node.outputs = [_tape.meta_of(view)]
+    node: Any = _new(_tape.Node)
+    node.function, node.signature, node.like = AsStrided, None, None
+    node._places, node._needs_input_grad = _ONE, _NEEDS_NONE if edge is None else _NEEDS_FIRST
+    node.edges = edge, None, None, None
+    node._saved = node._versions = ()
+    shape = C_shape(view)
+    AsStrided.note(node, base, shape, C_stride(view), C_offset(view))
+    node.sequence = next(_sequence) if number is None else number
+    node._outputs = ((shape, C_dtype(view), C_device(view)),)
     _tape.made_by(view, node, 0)
+
+
+_ONE = (0,)
+_NEEDS_FIRST, _NEEDS_NONE = (True, False, False, False), (False,) * 4
 
 
 class CopySlices(_tape.Function):
@@ -268,15 +274,19 @@ class CopySlices(_tape.Function):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
-        strides, size, stride, offset = ctx.given
+        strides, size, stride, offset, assigned_at = ctx.given
         whole = _laid_out(g, strides)
+        if assigned_at is not None:
+            whole.add_(0)  # as if the part's gradient had come apart from the others: -0 becomes 0
         part = whole.as_strided(size, stride, offset)
         node, g = ctx._saved[0], _copy_of(part)
         if ctx.creates_graph:
             dx, *grads = _tape.run_recorded(node, (g,), node.needs_input_grad)
+        elif node.attributes is None:
+            dx, *grads = node.function.backward(node, g)
         else:
             dx, *grads = node.run((g,))
-        if not ctx.needs_input_grad[0]:
+        if ctx.edges[0] is None:
             return None, *grads
         if dx is None:
             part.zero_()
@@ -287,6 +297,41 @@ class CopySlices(_tape.Function):
     @classmethod
     def node_name(cls) -> str:
         return "torch::autograd::CopySlices"
+
+
+def _with_assignment(node: "_tape.Node") -> None:
+    """Show the assignment at the end of `x[index] += v` as a node of its own, as in PyTorch."""
+    *part_of, index = node.given
+    if index is None:
+        return
+    change = node.copied()
+    change.given = *part_of, None
+    strides, size, stride, offset = part_of
+    shape, dtype, device = node.outputs[0]
+    view: Any = _tape.Node(AsStrided)
+    view._places, view._needs_input_grad = _ONE, _NEEDS_FIRST
+    view.edges = (change, 0), None, None, None
+    view.given = shape, strides, 0, size, stride, offset
+    view._outputs = ((size, dtype, device),)
+    change.sequence = node.sequence - 2 * _JUST_BEFORE  # type: ignore[assignment]
+    view.sequence = node.sequence - _JUST_BEFORE
+    node.function, node.given = SetItem, (index, False, strides)
+    node.places, node.needs_input_grad = _BOTH, _NEEDS_BOTH
+    node._saved = node._versions = None if node._saved is None else _NOTHING  # type: ignore[assignment]
+    target = change.edges[0]
+    node.edges = (change, 0), (view, 0)
+    for made, count in ((change, 2), (view, 1)):
+        put_in_front(made, target and target[0], count)
+
+
+CopySlices.looked_at = staticmethod(_with_assignment)
+_JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one call
+
+
+@upcall("nnmirror.walk")
+def put_in_front(node: "_tape.Node", target: Any, count: int = 1) -> None:
+    """Tell a running walk about `node`, which was made when the graph was exposed."""
+    raise NotImplementedError
 
 
 class SetItem(_tape.Function):
@@ -305,7 +350,7 @@ class SetItem(_tape.Function):
         whole = _copy_of(g) if strides is None else _laid_out(g, strides)
         part = whole[index]
         dv = None
-        if ctx.needs_input_grad[1]:
+        if ctx.edges[1] is not None:
             dv = part.sum() if fills else _copy_of(part)
         part.zero_()
         return whole, dv
@@ -340,6 +385,8 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bo
     made_by: Any = x._node
     if made_by is None or x._view_of is not None or _tape._override.mode is False:
         return False
+    if made_by.function is CopySlices and _ends_change(x, made_by, index, value):
+        return True
     if _torch.is_any_autocast_enabled() or _tape.in_transform() is not None:
         return False
     place, outputs = x._output_nr, made_by.outputs
@@ -381,11 +428,39 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bo
     node.edges = (made_by, place), edge
     node._saved = node._versions = _NOTHING
     node.given = index, fills, strides
-    node.sequence = next(_tape._sequence)
+    node.sequence = next(_sequence)
     if made_by.retained is None:
         x._node, x._output_nr = node, 0
     else:
         _tape.made_by(x, node, 0)
+    return True
+
+
+def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
+    """Is it the end of `x[index] += v`, which assigns the part that was changed just now?
+
+    Then x has these values, and is only noted to have been assigned them (see `_with_assignment`).
+    """
+    if type(value) is not _tensor.Tensor or value._view_of is None:
+        return False
+    base, version, _ = value._view_of
+    if base is not x or type(version) is not tuple or type(made_by) is not _tape.Node:
+        return False
+    if made_by.is_watched or not made_by.sequence + 1 == version[1] == next(_sequence) - 1:
+        return False
+    strides, size, stride, offset, assigned_at = made_by.given
+    if assigned_at is not None or not (type(index) is int or _dims_left(index, len(strides)) >= 0):
+        return False
+    with DisableTorchFunctionSubclass():
+        try:
+            part = _get_item(x, index)
+        except (IndexError, TypeError, ValueError):
+            return False
+        is_same = part.storage_offset() - C_offset(x) == offset and part.stride() == stride
+        if not (is_same and part.shape == size and x._version == version[0]):
+            return False
+        _torch.increment_version([x])
+    made_by.given = strides, size, stride, offset, index
     return True
 
 
@@ -436,15 +511,19 @@ class AsStrided(_tape.Function):
                 "nnmirror: as_strided of a tensor with several elements in one place (an expanded"
                 " one) is not mirrored; clone it first"
             )
-        ctx.base = base.shape, base.stride(), base.storage_offset()
-        ctx.piece = size, stride, offset
+        ctx.given = C_shape(base), C_stride(base), C_offset(base), size, stride, offset
 
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
-        shape, strides, base_offset = ctx.base
-        size, stride, offset = ctx.piece
+        shape, strides, base_offset, size, stride, offset = ctx.given
         if 0 in shape or 0 in size:
             return torch.zeros(shape, dtype=g.dtype, device=g.device), None, None, None
+        inside = offset - base_offset
+        reach = _extent(shape, strides)
+        if inside >= 0 and inside + _extent(size, stride) <= reach and not overlaps(size, stride):
+            dx = torch.empty_strided(shape, strides, dtype=g.dtype, device=g.device).zero_()
+            dx.as_strided(size, stride, inside).copy_(g)
+            return dx, None, None, None
         kept: list[tuple[int, int]] = []
         for d in range(len(size) - 1, -1, -1):
             if size[d] == 1:
@@ -457,7 +536,7 @@ class AsStrided(_tape.Function):
         shared = min(base_offset, offset)
         base_offset, offset = base_offset - shared, offset - shared
         memory = torch.zeros(
-            max(_extent(shape, strides) + base_offset, _extent(size, stride) + offset),
+            max(reach + base_offset, _extent(size, stride) + offset),
             dtype=g.dtype,
             device=g.device,
         )
@@ -475,11 +554,16 @@ class AsStrided(_tape.Function):
 
 def _extent(size: Sequence[int], stride: Sequence[int]) -> int:
     """The extent in memory, in elements, of a tensor with this geometry."""
-    return 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    reach = 1
+    for n, s in zip(size, stride, strict=True):
+        reach += (n - 1) * s
+    return reach
 
 
 def overlaps(size: Sequence[int], stride: Sequence[int]) -> bool:
     """Can two indices refer to the same place in memory?"""
+    if len(size) < 2:
+        return len(size) == 1 and stride[0] == 0 and size[0] > 1
     reach = 0
     for s, n in sorted((s, n) for n, s in zip(size, stride, strict=True) if n > 1):
         if s <= reach:

@@ -19,6 +19,7 @@ import torch
 from . import _state, _torch, beyond, fast
 from . import tape as _tape
 from . import tensor as _tensor
+from . import views as _views
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements, upcall
@@ -133,16 +134,17 @@ def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
     return made
 
 
-def put_in_front(node: _tape.Node, target: Any) -> None:
+@implements(_views)
+def put_in_front(node: _tape.Node, target: Any, count: int = 1) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
-    `target`.
+    `target`; so many gradients will come to it.
 
     That may happen in a hook, for example one that prints a tensor.
     """
     if _walks.known is None:
         return
     counts, reaches = _walks.known
-    counts.setdefault(id(node), 1)
+    counts.setdefault(id(node), count)
     if reaches is not None and id(target) in reaches:
         reaches.add(id(node))
 
