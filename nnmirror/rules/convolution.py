@@ -80,7 +80,8 @@ class ConvolutionBackward(Rule):
         if needs[1]:
             small, large = (x, g) if transposed else (g, x)
             kernel = stride, padding, dilation, w.shape[2:]
-            if not native and groups == 1 and large.shape[1] < _MANY:
+            many = small.shape[1] >= _MANY and len(small) <= _FEW
+            if not (native or many) and groups == 1:
                 dw = _exchanged(small, large, *kernel)
             elif native or groups == 1:
                 dw = _by_samples(small, large, *kernel, groups, backend)
@@ -181,11 +182,45 @@ def _exchange(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes) -> T:
 
 
 def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size) -> T:
-    """dw as one convolution of x and g."""
-    dw = _exchange(g, x, stride, padding, dilation).transpose(0, 1)
+    """dw as convolutions of x and g, of as many samples at a time as stay in a cache."""
+    most, zeros = max(1, _AT_ONCE // g.shape[1:].numel()), [0] * len(stride)
+    pairs: Any = [(x, g)]
+    if most < len(x):
+        if most > 16:
+            most -= most % 16  # oneDNN takes 16 together
+        pairs = zip(x.split(most), g.split(most), strict=True)
+    dw = None
+    for a, b in pairs:
+        a, b = _samples_last(a), _samples_last(b)
+        piece = torch.convolution(a, b, None, dilation, padding, stride, False, zeros, 1)
+        dw = piece if dw is None else dw.add_(piece)
+    assert dw is not None
+    dw = dw.transpose(0, 1)
     for i, size in enumerate(kernel, start=2):
-        dw = dw.narrow(i, 0, size)
+        if dw.shape[i] > size:
+            dw = dw.narrow(i, 0, size)
     return dw.reshape(-1).view(dw.shape)
+
+
+_AT_ONCE = 2**18  # numbers of g
+_MANY, _FEW = 128, 4  # channels and samples for which single products of matrices are faster
+
+
+def _samples_last(t: T) -> T:
+    """t with its first two dimensions exchanged, and the samples one beside the other in memory:
+    channels last, which oneDNN need not lay out anew."""
+    t = t.contiguous()
+    batch, channels, *places = t.shape
+    if batch == 1:
+        return t.transpose(0, 1)
+    # The transpose of a matrix of `batch` rows. PyTorch does it for many numbers at a time in this
+    # operation alone: copying `t.t()` takes five times as long.
+    n = t.numel()
+    turned = torch.native_channel_shuffle(t.as_strided((1, n, 1, 1), (n, 1, n, n)), batch)
+    steps = [batch]
+    for size in reversed(places):
+        steps.insert(0, size * steps[0])
+    return turned.as_strided((channels, batch, *places), (steps[0], 1, *steps[1:]))
 
 
 def _patches(
@@ -256,9 +291,6 @@ def _by_samples(
         every.append(dw)
     dw = every[0] if groups == 1 else torch.cat(every)
     return dw.reshape(g.shape[1], -1, *kernel)
-
-
-_MANY = 64  # with more channels, oneDNN is slower with batch and channels exchanged
 
 
 # PyTorch's kernels that multiply matrices: two arrange the patches of all samples first.
