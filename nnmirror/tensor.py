@@ -162,6 +162,7 @@ _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 _MATMUL: Any = torch.Tensor.__matmul__
+_BASIC = {int, slice, type(None), type(Ellipsis)}  # in an index: these make a view
 
 
 def _is_asked() -> bool:
@@ -180,6 +181,24 @@ def _is_usual(function: "type[_tape.Function]") -> bool:
     if _override.mode is not None or function.exact is not None or _state.plain:
         return False
     return not in_inference_mode()
+
+
+def _met(function: Any, tensor: Any, given: tuple[Any, ...]) -> Any:
+    """As `record`, with fewer checks, if there was such a call before; else None."""
+    node = tensor._node
+    if node is None or not _is_usual(function):
+        return None
+    sign = node.signature
+    if sign is not None:
+        if not sign.is_plain:
+            sign = sign.output(tensor._output_nr)
+        written = sign.calls.get(function)
+        if written is not None:
+            return written[0](written[1], tensor, given)
+        if sign.varying.get(function) is not False:
+            return None
+    known = function.recorders.get(tuple(map(type, given)))
+    return None if known is None else known[0](given)
 
 
 # Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
@@ -223,17 +242,9 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
                     if type(arg) not in UNASKED:
                         return func(self, *args, **kwargs)
                 given = found.placed(given, kwargs)
-            node = self._node
-            if node is not None and _is_usual(function):
-                sign = node.signature  # as in `record`, with fewer checks
-                if sign is not None:
-                    if not sign.is_plain:
-                        sign = sign.output(self._output_nr)
-                    written = sign.calls.get(function)
-                    if written is not None:
-                        met = written[0](written[1], self, given)
-                        if met is not None:
-                            return met[0]
+            met = _met(function, self, given)
+            if met is not None:
+                return met[0]
             for arg in args:
                 if type(arg) not in UNASKED:
                     return func(self, *args, **kwargs)
@@ -305,7 +316,7 @@ class Recorded:
 
 
 @upcall("nnmirror.tape")
-def record(function: "type[_tape.Function]", args: tuple[Any, ...]) -> tuple[Any, Any]:
+def record(function: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
     """Run the forward of `function`; its output, and the node."""
     raise NotImplementedError
 
@@ -337,6 +348,11 @@ def backward_plainly(
 ) -> None:
     """The same in plain mode."""
     raise NotImplementedError
+
+
+@upcall("nnmirror.rules.shape")
+class Basic:
+    """The rule of x[index] with integers, slices, None and `...`."""
 
 
 @upcall("nnmirror.views")
@@ -646,8 +662,10 @@ class Tensor(torch.Tensor):
 
     def __getitem__(self, index: Any) -> Any:
         kind = type(index)
-        if (kind is int or kind is slice) and type(self) is Tensor and _is_asked():
-            return RULES[_GET](self, index)
+        is_basic = kind in _BASIC or (kind is tuple and _BASIC.issuperset(map(type, index)))
+        if is_basic and type(self) is Tensor and _is_asked():
+            given = (self, index)
+            return (_met(Basic, self, given) or record(Basic, given))[0]
         return _GET(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:

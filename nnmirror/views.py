@@ -405,7 +405,10 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bo
                 if value.requires_grad:
                     if not isinstance(value, _tensor.Tensor):
                         return False
-                    edge = _tape.edge_of(value)
+                    if value._node is None or value._view_of is not None:
+                        edge = _tape.edge_of(value)
+                    else:
+                        edge = value._node, value._output_nr
                 if C_dtype(value) is not dtype:
                     return False
                 if value.dim() == 0:

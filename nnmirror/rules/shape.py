@@ -11,6 +11,7 @@ import torch
 
 from .. import _torch
 from .. import beyond as _beyond
+from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
@@ -405,6 +406,7 @@ _BY_INDEX: dict[type, str] = {
 }
 
 
+@implements(_tensor)
 class Basic(Rule):
     """z = x[index] of integers, slices, None and ...:  dx = zeros, with g put at index"""
 
@@ -477,9 +479,6 @@ def is_basic(index: IndexLike) -> bool:
 
 @composite(T.__getitem__)
 def getitem(input: T, index: IndexLike) -> T:
-    kind = type(index)
-    if kind is slice or kind is int:
-        return record(Basic, (input, index))[0]
     parts = index if isinstance(index, tuple) else (index,)
     if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
