@@ -241,6 +241,15 @@ def test_both_spellings_of_the_import():
     assert clip_grad_norm_ is nn.utils.clip_grad_norm_
 
 
+def test_a_name_that_pytorch_lacks_too_gets_its_error():
+    """A misspelt one, by which Python suggests the right one: not advice on what to do without."""
+    with pytest.raises(AttributeError, match=r"^module 'nnmirror' has no attribute 'Lineer'$") as e:
+        getattr(nnmirror.nn, "Lineer")  # noqa: B009
+    assert (e.value.name, e.value.obj) == ("Lineer", nnmirror)
+    with pytest.raises(ImportError, match="^cannot import name 'SWALR' from 'nnmirror"):
+        exec("from nnmirror.optim.lr_scheduler import SWALR")
+
+
 EVERY_OPTIMISER = sorted(n for n, v in vars(torch.optim).items() if isinstance(v, type))
 EVERY_LAYER = sorted(
     name
@@ -300,7 +309,7 @@ def test_every_optimiser_is_there(name):
     [
         "from nnmirror.nn.functional import grid_sample",
         "from nnmirror.nn.functional import linear, grid_sample as sample",
-        "from nnmirror.optim.lr_scheduler import LinearLR, SWALR",
+        "from nnmirror.optim.lr_scheduler import LinearLR, EPOCH_DEPRECATION_WARNING",
         "from nnmirror.nn.utils import weight_norm",
         "from nnmirror.optim.swa_utils import SWALR, update_bn",
     ],

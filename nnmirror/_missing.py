@@ -17,6 +17,7 @@ _WAYS = (
     " its own backward"
 )
 _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
+_MOST_LISTED = 20  # names in a message
 
 
 def missing(
@@ -29,9 +30,13 @@ def missing(
     counterpart = _COUNTERPARTS.get(module, module.replace("nnmirror", "torch.nn", 1))
 
     def why(name: str) -> str:
+        names = sorted(mirrored)
+        listed = f"Mirrored here: {', '.join(names)}."
+        if len(names) > _MOST_LISTED:
+            listed = "nnmirror/mirrored.md lists what is mirrored."
         return (
             f"{module}.{name} is not mirrored. What to do: {ways}; or open an issue that asks for"
-            f" it. Mirrored here: {', '.join(sorted(mirrored))}."
+            f" it. {listed}"
         )
 
     stand_ins = StandIns(why, lambda theirs: theirs.__name__)
@@ -46,6 +51,12 @@ def missing(
         value = None if theirs is None else vars(theirs).get(name)
         if stand_ins.can_be_for(value):
             return stand_ins.of(value)
+        if theirs is not None and name not in vars(theirs) and "__getattr__" not in vars(theirs):
+            # PyTorch does not have it either; Python suggests a name that is spelt alike.
+            here = sys.modules[module]
+            raise AttributeError(
+                f"module {module!r} has no attribute {name!r}", name=name, obj=here
+            )
         if _is_import(sys._getframe(1)):
             raise ImportError(why(name), name=module)
         raise AttributeError(why(name))
