@@ -246,7 +246,7 @@ def test_a_name_that_pytorch_lacks_too_gets_its_error():
     with pytest.raises(AttributeError, match=r"^module 'nnmirror' has no attribute 'Lineer'$") as e:
         getattr(nnmirror.nn, "Lineer")  # noqa: B009
     assert (e.value.name, e.value.obj) == ("Lineer", nnmirror)
-    with pytest.raises(ImportError, match="^cannot import name 'SWALR' from 'nnmirror"):
+    with pytest.raises(ImportError, match=r"^cannot import name 'SWALR' from 'nnmirror"):
         exec("from nnmirror.optim.lr_scheduler import SWALR")
 
 
