@@ -4,7 +4,7 @@ A model that a library builds consists of torch.nn modules. It becomes mirrored 
 
 - it is made a part of a mirrored module: `self.backbone = resnet18()`, `nn.Sequential(*layers)`;
 - a mirrored module is made a part of it: `model.fc = nn.Linear(512, 10)`;
-- a script that `python -m nnmirror` runs calls it, or looks at the modules in it (see runner).
+- a script that `python -m nnmirror` runs calls it, or accesses its modules (see runner).
 
 It stays the same object, and so does every module and parameter in it, so that existing references
 (an optimiser, a list of layers, the library itself) remain valid. Only their classes are exchanged:

@@ -212,9 +212,10 @@ class Bridge:
     # -- classes -----------------------------------------------------------------------------
 
     def _class(self, cls: type, path: str, module: Any) -> type | None:
-        """The class of the other library that stands for `cls`; None, noted, if there is none."""
+        """The class of the other library for `cls`; None, with the reason recorded, if there is
+        none."""
         if not issubclass(cls, self.source):
-            return cls  # a base beside Module
+            return cls  # a second base
         if cls is self.source:
             return self.target
         if _ORIGIN in cls.__dict__:

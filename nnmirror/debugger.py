@@ -30,7 +30,7 @@ _LIBRARIES = {*sys.stdlib_module_names, ""}  # "" is generated code
 
 
 class ShortWay(pdb.Pdb):
-    """A pdb that skips in plain mode what is not `is_shown`."""
+    """A pdb that in plain mode skips code for which `is_shown` is false."""
 
     leave: Callable[[], None] | None = None
     function: Any  # the one to set a breakpoint in
@@ -52,7 +52,7 @@ class ShortWay(pdb.Pdb):
 
     def set_continue(self) -> None:
         super().set_continue()
-        if not self.breaks:  # nor will it stop again
+        if not self.breaks:  # it will not stop again
             self._leave()
 
     def set_quit(self) -> None:
@@ -80,7 +80,7 @@ class ShortWay(pdb.Pdb):
         try:
             frame: Any = self.curframe
             found: Any = eval(name, frame.f_globals, frame.f_locals)
-        except Exception:  # pdb says so itself
+        except Exception:  # pdb reports it itself
             found = None
         self.function = _as_written(found)
         if self.function is not None:

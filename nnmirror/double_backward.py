@@ -92,9 +92,9 @@ def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
 
 @implements(_tape)
 def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
-    """The node as its backward sees it where only some of the gradients are asked for."""
+    """The node as its backward sees it if only some of the gradients are needed."""
     if needs == node.needs_input_grad or node.attributes is not None:
-        return node  # a user's Function is shown all that require grad, as by PyTorch
+        return node  # a user's Function sees all that require grad, as in PyTorch
     asked = node.copied()
     asked.needs_input_grad = needs
     return asked

@@ -128,7 +128,7 @@ def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict
 
 
 def overridable(function: C) -> C:
-    """Have subclasses asked about the decorated function as a whole, not about its parts."""
+    """Dispatch the decorated function as a whole, not operation by operation."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -141,8 +141,8 @@ def overridable(function: C) -> C:
 def asked_as_a_whole(
     call: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any] | None:
-    """What a subclass among the arguments of `function` answers, asked about `call`; None if there
-    is none."""
+    """The result of dispatching `call` to a subclass among the arguments of `function`; None if
+    there is none."""
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) not in ORDINARY and is_subclass(value):
             kinds = {SUBCLASS, TORCH}

@@ -84,7 +84,7 @@ def noting() -> Iterator[list[Any]]:
 
 def _go(deeper: int) -> None:
     """Enter a context in this thread, or leave one."""
-    from . import debugger  # early: a debugger would step through it later
+    from . import debugger  # imported here, as a debugger would step through it later
 
     here.depth += deeper
     with _counting:

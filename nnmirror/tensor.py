@@ -60,7 +60,7 @@ _C_detach: Any = _torch.TensorBase.detach
 
 
 def no_complex(name: str) -> NotImplementedError:
-    """For an operation on complex numbers through which a gradient should go.
+    """The error for an operation on complex numbers that needs a gradient.
 
     The gradient of a complex number involves its conjugate, which the rules do not take.
     """
@@ -259,7 +259,7 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
 
 
 def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
-    """The same, answered by `found`, which is composed of recorded operations."""
+    """The same for `found` that is composed of recorded operations."""
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -813,7 +813,7 @@ def _asked_plainly(ask: Any) -> Any:
 
 
 def _directly(ask: Any, plainly: Any) -> Any:
-    """The same as a method, without the way through `__torch_function__`."""
+    """The same as a method, without `__torch_function__`."""
 
     @functools.wraps(ask)
     def answer(tensor: Any, *args: Any, **kwargs: Any) -> Any:

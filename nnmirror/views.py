@@ -204,7 +204,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
     copy: Any = _new(_tape.Node)
     copy.function, copy.signature, copy.like = CopySlices, None, None
     copy._places, copy._needs_input_grad = node.places, (edge is not None, *needs[1:])
-    # Those of the node before, if they fit: nodes have them in common.
+    # The previous node's, if they fit: nodes share them.
     outputs = () if edge is None or not isinstance(edge[0], _tape.Node) else edge[0].outputs
     if len(outputs) == 1 and outputs[0][0] == shape and outputs[0][1] is C_dtype(base):
         copy._outputs = outputs
@@ -277,7 +277,7 @@ class CopySlices(_tape.Function):
         strides, size, stride, offset, assigned_at = ctx.given
         whole = _laid_out(g, strides)
         if assigned_at is not None:
-            whole.add_(0)  # as if the part's gradient had come apart from the others: -0 becomes 0
+            whole.add_(0)  # as if the part's gradient had arrived separately: -0 becomes 0
         part = whole.as_strided(size, stride, offset)
         node, g = ctx._saved[0], _copy_of(part)
         if ctx.creates_graph:
@@ -290,7 +290,7 @@ class CopySlices(_tape.Function):
             return None, *grads
         if dx is None:
             part.zero_()
-        elif dx is not g or ctx.creates_graph:  # else it has g already
+        elif dx is not g or ctx.creates_graph:  # otherwise it has g already
             part.copy_(dx)
         return whole, *grads
 
@@ -442,7 +442,7 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bo
 def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
     """Is it the end of `x[index] += v`, which assigns the part that was changed just now?
 
-    Then x has these values, and is only noted to have been assigned them (see `_with_assignment`).
+    Then x has these values already, and only the assignment is recorded (see `_with_assignment`).
     """
     if type(value) is not _tensor.Tensor or value._view_of is None:
         return False

@@ -131,7 +131,7 @@ class Writer(bound.Writer):
             return self.reader.identifiers[self.reader.of_leaf(target)]
         return self.reader.labels[id(self.order[self.index[id(target)]])][output]
 
-    # -- going back ----------------------------------------------------------------------
+    # -- the walk ------------------------------------------------------------------------
 
     def start_with(self, grad: T) -> None:
         """Run the backward from the root with this gradient."""

@@ -1,7 +1,7 @@
 """What `nnmirror.explain` returns: the backward of a graph by operations, and its source.
 
-The operations are in the order of the walk back, the loss first. Each knows where its inputs come
-from, so that the graph can be drawn from them; and the lines of the source that are its backward.
+The operations are in the order of the backward, the loss first. Each knows the origin of its
+inputs, so that the graph can be drawn from them; and the lines of the source that are its backward.
 """
 
 from collections.abc import Callable

@@ -44,8 +44,8 @@ def quoted(name: str) -> str:
 
 
 def identifier(name: str, kind: str = "") -> str:
-    """`name` as Python takes it: fc2_weight for fc2.weight; linear_0_weight for 0.weight."""
-    # Python takes many letters for others, and not every letter.
+    """`name` as a Python identifier: fc2_weight for fc2.weight; linear_0_weight for 0.weight."""
+    # Python normalizes identifiers, and does not allow every letter.
     made = unicodedata.normalize("NFKC", name)
     made = "".join([c if f"a{c}".isidentifier() else "_" for c in made])
     if made.isidentifier():
@@ -289,7 +289,7 @@ def place_of(node: _tape.Node) -> Place | None:
 
 
 def argument_name(node: _tape.Node, place: int) -> str:
-    """The name of an argument, as the rule has it."""
+    """The name of an argument in the rule."""
     formulas = node.function.formulas
     if formulas is None:
         return f"input_{place}"

@@ -40,11 +40,11 @@ def write(
     edges: Sequence[Any],
     parts: Mapping[str, Any],
 ) -> Written | bool:
-    """What makes `calls` where it is given arguments such as `args`, whose edges are `edges`; False
-    if there is more to the calls than can be written.
+    """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
+    the calls cannot be written.
 
-    That is one call with these arguments, or several, of which the last gives the result, and
-    nobody sees the others'. `parts` has what the tape's own part of the source names.
+    That is one call with these arguments, or several, of which the last gives the result and the
+    other results are not exposed. `parts` has the names that the source uses from the tape.
     """
     text = _Text(args, edges)
     if len(calls) > 1:
@@ -61,7 +61,7 @@ def write(
 
 
 class Unwritable(Exception):
-    """There is more to a call than can be written."""
+    """The call cannot be written."""
 
 
 class _Text:
@@ -76,7 +76,7 @@ class _Text:
         self.has_first = False
         self.given = edges
         self.made_by: dict[int, str] = {}  # the nodes of the calls so far, by their names
-        # Tensors by their names: the arguments, and what the calls so far have computed.
+        # Tensors by their names: the arguments, and the results of the calls so far.
         self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             conditions = self.asked(i, arg, edge)
@@ -179,7 +179,7 @@ class _Text:
         return name
 
     def add(self, call: Noted, number: str) -> None:
-        """Write a call; `number` tells its names from those of the last."""
+        """Write a call; `number` distinguishes its names from those of the last call."""
         function, plan = call.function, call.found.plan
         if plan is None or plan.copied or plan.is_open:
             raise Unwritable
@@ -265,7 +265,7 @@ class _Text:
         raise Unwritable
 
     def saved(self, args: tuple[Any, ...], words: list[str], place: int, in_memory: bool) -> str:
-        """The name of what is saved of an argument."""
+        """The name of the saved alias of an argument."""
         word = words[place]
         if not in_memory:
             return word

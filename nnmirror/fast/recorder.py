@@ -2,7 +2,7 @@
 arguments.
 
 A call whose shapes differ each time (a slice that grows, sequences of different lengths) has no
-signature, nor has a change in place of a view. All else that its node needs follows from the rule,
+signature, nor has an in-place change of a view. All else that its node needs follows from the rule,
 from the types of the arguments, and from which of them require grad. For these, a function is
 written as Python source: it checks the arguments, computes, and makes the node.
 """
@@ -20,11 +20,11 @@ from .._upcalls import implements
 from . import source
 from .signature import Alike
 
-# Records a call with these arguments (a change in place is called for it, as `change`); returns
-# None, before anything is computed, if they do not fit.
+# Records a call with these arguments (an in-place change is passed as `change`); returns None,
+# before anything is computed, if they do not fit.
 Recorder: TypeAlias = Callable[..., "tuple[Any, _tape.Node] | None"]
 
-_MOST = 64  # kept for one rule
+_MOST = 64  # at most, recorders of one rule
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
 
 
@@ -56,15 +56,15 @@ def _takes_none(*args: Any) -> None:
 
 
 def _is_kept(kind: type) -> bool:
-    """Not a tensor subclass, which is asked, nor a class of a user's."""
+    """Neither a tensor subclass, which has its own dispatch, nor a user's class."""
     sort = _tape.kind_of(kind)
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
 
 class _Likes(dict[Any, Alike]):
-    """What nodes have alike, by how their results are laid out, and by their label or plan.
+    """What nodes have in common, by the layout of their results, and by their label or plan.
 
-    Not each has its own, as the collector of garbage looks at all there are, time and again.
+    It is shared, so that the garbage collector has fewer objects to visit.
     """
 
     def __init__(self, places: tuple[int, ...], needs: tuple[bool, ...], plan: Any) -> None:
@@ -84,11 +84,11 @@ _MOST_LAYOUTS = 2048
 
 
 class _Text:
-    """The source of the recorder for arguments of these types, of which those with `needs` require
+    """The source of the recorder for arguments of these types, of which those in `needs` require
     grad.
 
-    Those of these types that it does not take it hands on to the `other`. `in_place`: what is
-    called with the arguments changes the first of them.
+    It passes arguments of these types that do not fit to `other`. `in_place`: the recorded call
+    changes its first argument.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class _Text:
         return f"{word}({', '.join([*before, *self.names])})"
 
     def asked(self, places: Sequence[int]) -> tuple[list[str], list[str]]:
-        """What is asked of the arguments there, and the source of their edges."""
+        """The checks of the arguments, and the source of their edges."""
         lines: list[str] = []
         edges: list[str] = []
         for place in places:
@@ -197,18 +197,18 @@ class _Text:
         return lines, edges
 
     def given(self, plan: Any, formulas: "formula.Formulas") -> str:
-        """The source of what gradients are given besides tensors; "" if that is nothing."""
+        """The source of the gradients' other arguments than tensors; "" if there are none."""
         if plan.given is None:
             return ""
         self.environment["how"], self.environment["defaults"] = formulas.how, formulas.defaults
         words = list(plan.given_as)
         for i, arg in enumerate(self.args):
-            if isinstance(arg, _tensor.Tensor):  # without the way of a tracked tensor's own shape
+            if isinstance(arg, _tensor.Tensor):  # faster than a tracked tensor's own shape
                 words = [f"shape_of(a{i})" if w == f"args[{i}].shape" else w for w in words]
         return _tuple(words)
 
     def of_call(self, formulas: "formula.Formulas") -> list[str]:
-        """The lines for a call that returns what is new, or a view."""
+        """The lines for a call that returns a new tensor, or a view."""
         function, args, names = self.function, self.args, self.names
         lines, edges = self.asked(range(len(args)))
         lines.append(f"out = {self.called(formulas.compute)}")
@@ -291,7 +291,7 @@ class _Text:
         ]
 
     def of_change(self, formulas: "formula.Formulas") -> list[str] | None:
-        """The lines for a change in place of a recorded result, or of a view of one."""
+        """The lines for an in-place change of a recorded result, or of a view of one."""
         function, args, needs = self.function, self.args, self.needs
         if formulas.by_layout or formulas.has_more or function.is_view or not needs[0]:
             return None
@@ -308,14 +308,14 @@ class _Text:
             f"if (a0_node := a0._node) is None: {self.on}",
             "if (view := a0._view_of) is None:",
             "    base = None",
-            "    if (sign := a0_node.signature) is not None"  # then this gets one, too
+            "    if (sign := a0_node.signature) is not None"  # then this one gets one, too
             f" and sign.varying.get(rule) is not False: {self.on}",
             "else:",
             "    base, version, kind = view",
             "    if type(base) is not Tensor or base._node is None or version == -1"
             f" or kind != 'plain': {self.on}",
         ]
-        if not {0, formula.RESULT}.isdisjoint(plan.saves):  # what made it is gone back to for these
+        if not {0, formula.RESULT}.isdisjoint(plan.saves):  # these need the graph that made it
             lines += [
                 "if view is not None and version != a0._version:",
                 "    renew(a0)",

@@ -16,7 +16,7 @@ from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
 from ..tensor import Tensor
 
-# Of a module's output or input: a tensor, or a tuple where that is one; None where there is none.
+# Of a module's output or input: a tensor, a tuple for a tuple, or None.
 Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None
 Call: TypeAlias = Callable[[Gradient], Gradient]
 
@@ -130,7 +130,7 @@ class Traced:
 
     @classmethod
     def between(cls, start: tape.Node, end: tape.Edge) -> "Traced":
-        """The same of a module with one input, whose gradient goes to `end`, and one output, the
+        """The same for a module with one input, whose gradient goes to `end`, and one output, the
         first of the node `start`."""
         made = cls.__new__(cls)
         made.weakly, made.single = False, True

@@ -254,7 +254,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
-            change_of(input)  # PyTorch looks at this first
+            change_of(input)  # PyTorch checks this first
         with DisableTorchFunctionSubclass(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # already raised above
             copy = input.detach().clone()

@@ -38,7 +38,7 @@ class Undefined(Rule):
 
 
 class UndefinedGrad:
-    """`torch._C._functions.UndefinedGrad`, which knows the mirror's tensors."""
+    """`torch._C._functions.UndefinedGrad` for the mirror's tensors too."""
 
     def __call__(self, *tensors: T) -> T | tuple[T, ...]:
         if len(tensors) == 1 and isinstance(tensors[0], Tensor) and tensors[0].requires_grad:
