@@ -210,7 +210,8 @@ class Linear(Rule):
             return torch.addmm(bias._plain, input, weight._transposed)  # what torch does, sooner
         if type(weight) is Parameter:
             weight._has_moved = False
-        return torch._C._nn.linear(input, weight, bias)
+        with DisableTorchFunctionSubclass():
+            return torch._C._nn.linear(input, weight, bias)
 
     @staticmethod
     def forward(bias: T | None, input: T, weight: T) -> T:

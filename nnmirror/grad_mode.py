@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from . import _state
 from ._torch import DecoratorContextManager, NoParamDecoratorContextManager
 
 
@@ -28,6 +29,14 @@ def is_grad_enabled() -> bool:
     """True if an operation of the mirror is recorded when an input requires grad."""
     mode = _override.mode
     return (torch.is_grad_enabled() if mode is None else mode) and not in_inference_mode()
+
+
+def is_only_computed() -> bool:
+    """Is grad mode off, for torch and the mirror, and plain mode too?"""
+    return not (_torchs_mode() or _state.plain) and _override.mode is None
+
+
+_torchs_mode = torch.is_grad_enabled
 
 
 class no_grad(NoParamDecoratorContextManager):

@@ -892,10 +892,15 @@ def record(
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
         infer = function.infer
         if infer is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
+            plain = True
             for arg in args:
-                if type(arg) not in ORDINARY:
+                kind = type(arg)
+                if kind not in ORDINARY:
                     break  # it may define dispatch
+                plain = plain and kind is torch.Tensor
             else:
+                if plain:
+                    return infer(*args), None
                 with DisableTorchFunctionSubclass():
                     return infer(*args), None
         return _unrecorded(function, args, inplace, asks), None

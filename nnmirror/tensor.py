@@ -373,6 +373,20 @@ def as_subclass(tensor: "Tensor", cls: Any) -> Any:
     raise NotImplementedError
 
 
+def move(tensor: "Tensor", value: torch.Tensor) -> None:
+    """`tensor.data = value`, where only the memory changes, not the layout."""
+    own = vars(tensor)
+    plain = own.get("_plain")
+    moves = plain is None or not plain.is_set_to(value)  # else as after p.data -= ...
+    try:
+        _C_data.__set__(tensor, value)
+    finally:
+        if moves:
+            own.pop("_plain", None)
+            own.pop("_transposed", None)
+            tensor._has_moved = True
+
+
 class Tensor(torch.Tensor):
     """A tensor that carries a gradient: what a mirrored module or operation returns."""
 
@@ -595,8 +609,7 @@ class Tensor(torch.Tensor):
         with DisableTorchFunctionSubclass():
             if self._node is not None and value.is_complex():
                 raise no_complex("Tensor.data")
-            own = vars(self)
-            plain = own.get("_plain")
+            plain = vars(self).get("_plain")
             if plain is None and self._signature is None:  # its layout is unknown
                 _C_data.__set__(self, value)
                 self._has_moved = True
@@ -604,15 +617,8 @@ class Tensor(torch.Tensor):
                 value, self if plain is None else plain
             ):
                 _set_data(self, value)
-            else:  # only the memory changes
-                moves = plain is None or not plain.is_set_to(value)  # as after p.data -= ...
-                try:
-                    _C_data.__set__(self, value)
-                finally:
-                    if moves:
-                        own.pop("_plain", None)
-                        own.pop("_transposed", None)
-                        self._has_moved = True
+            else:
+                move(self, value)
 
     def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""

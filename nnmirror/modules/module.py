@@ -440,12 +440,12 @@ class Module(_RefusedByTorchModules):
 
     def __getattr__(self, name: str) -> Union[Tensor, "Module"]:
         own = self.__dict__
+        if "_modules" in own and name in (modules := own["_modules"]):
+            return modules[name]  # type: ignore[no-any-return]
         if "_parameters" in own and name in (params := own["_parameters"]):
             return params[name]  # type: ignore[no-any-return]
         if "_buffers" in own and name in (buffers := own["_buffers"]):
             return buffers[name]  # type: ignore[no-any-return]
-        if "_modules" in own and name in (modules := own["_modules"]):
-            return modules[name]  # type: ignore[no-any-return]
         if name == "parametrizations" and _is_asked_by("register_parametrization", _PARAMETRIZE):
             raise TypeError(f"nnmirror: torch.nn.utils.parametrize takes {_TO_TORCH}")
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
