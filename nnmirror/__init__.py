@@ -46,6 +46,7 @@ from .explain import explain
 from .fast import binding as _binding  # noqa: F401  walks are bound
 from .fast import recorder as _recorder  # noqa: F401  calls of varying shape are recorded
 from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
+from .fast import tapped as _tapped  # noqa: F401  and those of a graph that is watched
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .modules import (
     CELU,

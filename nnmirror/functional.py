@@ -357,7 +357,7 @@ def _with_transpose(node: Node) -> None:
     bias, input, weight = node.edges
     node.function = _LinearOfTransposed
     _with_plan_for_other(node)
-    node.is_watched = node.is_watched or SEEN
+    node.is_watched = (node.is_watched or SEEN) if not node.taps else True
     if weight is None:
         return
     sign = signature_at(weight)

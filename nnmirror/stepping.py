@@ -126,6 +126,8 @@ class Walk:
         self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, False
         self.waiting, self.leaves, self.to_torch, self.changed = {}, {}, [], set()
         self.callbacks, self.outer, self.number = [], [], next(_walk._walk_numbers)
+        if _state.taps:
+            self.look_ahead()  # which makes hooks of them
 
     def start(self, grads: Sequence[T]) -> None:
         for edge, grad in zip(self.edges, grads, strict=True):
@@ -220,6 +222,8 @@ class Walk:
         counts = self.counts
         if counts is None:
             counts, self.order, changed = _walk.dependencies(self.edges)
+            if _state.taps:
+                _walk.untap(self.order)
             self.counts = counts
             self.changed |= changed
         return counts

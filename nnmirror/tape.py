@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from . import views as _views
 
 SEEN = "seen"
+TAPPED = "tapped"
 _version_of = operator.attrgetter("_version")
 
 # Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
@@ -150,6 +151,7 @@ class Node:
     # (see `as_seen`).
     is_watched: bool | str = False
     began: int | None = None  # if `caller` recorded several calls: the number before the first
+    taps: tuple[Any, ...] = ()  # then `is_watched` is TAPPED (see fast/tapped.py)
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
     retained: dict[int, Any] | None = None

@@ -210,6 +210,8 @@ def walk(
     binding = simple and binds and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
     counts, order, changed = dependencies(edges, expanding=not binding, as_seen=create_graph)
+    if _state.taps:
+        untap(order)
     wanted = {(id(t), n) for t, n in captured}
     found: dict[tuple[int, int], torch.Tensor | None] = {}
     reaches: set[int] | None = None  # with `only`: the nodes on the way to it
@@ -967,8 +969,11 @@ def backward(
         _warn_of_cycle()
     elif inputs is None and grad_tensors is None and len(outputs) == 1:
         retain = retain_graph is not None and _flag(retain_graph)
-        if fast.enabled and not _here.is_plain and walk_bound(outputs[0], retain):
-            return
+        if fast.enabled and not _here.is_plain:
+            if _state.taps and walk_tapped(outputs[0], retain):
+                return
+            if walk_bound(outputs[0], retain):
+                return
     if _here.is_plain and inputs is None and not create_graph:
         _tensor.backward_plainly(outputs, grads, _flag(retain_graph))
         return
@@ -1052,6 +1057,18 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
     if not found:
         raise RuntimeError(f"`inputs` argument to `{caller}()` cannot be empty.")
     return found
+
+
+@upcall("nnmirror.fast.tapped")
+def walk_tapped(loss: Any, retain_graph: bool) -> bool:
+    """Run the backward from a loss with taps by a bound walk; False if there is none for it."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.fast.tapped")
+def untap(nodes: Iterable[_tape.Node]) -> None:
+    """Make the taps on `nodes` hooks."""
+    raise NotImplementedError
 
 
 @upcall("nnmirror.fast.binding")

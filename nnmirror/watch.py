@@ -15,29 +15,40 @@ nothing: the training has the same bits.
 """
 
 import functools
+import itertools
 import re
 import threading
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import _state, tape, tensor
 from . import functional as F
-from . import tape, tensor
 from ._state import sequence as _sequence
-from ._torch import DisableTorchFunction, function_mode_stack, is_torch_function_enabled
-from .documented import gradients as _documented
-from .documented import gradients_in
+from ._torch import (
+    DisableTorchFunction,
+    DisableTorchFunctionSubclass,
+    function_mode_stack,
+    is_torch_function_enabled,
+)
+from .documented import gradients, gradients_in
+from .fast import tapped
 from .grad_mode import is_grad_enabled
 from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Each, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
+from .tensor import C_dtype, C_shape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_numbers = itertools.count(1)
+_HALF = (torch.float16, torch.bfloat16)
+_vector_norm: Any = torch.linalg.vector_norm
 _RELU_LIKE = (F.Relu, F.LeakyRelu)
 
 
@@ -161,6 +172,9 @@ class Watch:
         # Of the hooks on tensors, each with a weak reference to its tensor.
         self._on_tensors: list[tuple[Any, Any]] = []
         self._on_params: dict[int, tuple[Any, Any]] = {}
+        self._taps: list[_Tap] = []  # of the open step
+        self._params: dict[int, Any] = {}  # weak references, by id
+        self._formulas: dict[Any, str] = {}  # by Function
         self._start()
 
     def _start(self) -> None:
@@ -180,6 +194,8 @@ class Watch:
             raise RuntimeError(f"nnmirror: this watch {why}")
         self._on = True
         self._start()
+        _state.taps = next(_numbers)
+        tapped.listeners.append(self._leaf_arrived)
         wired_by_hand = self._with_operations and not all(map(_has_layers_only, model.modules()))
         for name, module in model.named_modules():
             if name == "" or wired_by_hand:
@@ -202,14 +218,16 @@ class Watch:
         mode = self._shown.mode
         if mode is not None and function_mode_stack()[-1:] == [mode]:  # inside the model's forward
             mode.__exit__(None, None, None)
-        for handle in self._handles:
+        tapped.listeners.remove(self._leaf_arrived)
+        if not tapped.listeners:
+            _state.taps = 0
+        for tap in self._taps:
+            tap.remove()
+        for handle in [*self._handles, *(handle for handle, _ in self._on_tensors)]:
             handle.remove()
-        for handle, held in [*self._on_tensors, *self._on_params.values()]:
-            handle.remove()
-            leaf = held()
-            if isinstance(leaf, tensor.Tensor) and not leaf._leaf_hooks:
-                leaf._leaf_hooks = None  # as if there had been none: the walk checks
-        self._handles, self._on_tensors, self._on_params = [], [], {}
+        self._unhook_parameters()
+        self._handles, self._on_tensors, self._taps = [], [], []
+        self._params.clear()
         self._start()
 
     @property
@@ -227,6 +245,7 @@ class Watch:
         if name == "":
             if self._depth == 0:
                 self._open = None
+                self._unhook_parameters()  # a call with hooked parameters has no signature
             self._depth += 1
         if not shows:
             return
@@ -240,7 +259,7 @@ class Watch:
 
     def _after(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         shown, records = self._shown, is_grad_enabled()
-        with DisableTorchFunction(), torch.no_grad():
+        with DisableTorchFunction():
             if shown.inside and shown.inside[-1] == (name, module):
                 self._look_at(drop=True, records=records)
                 shown.inside.pop()
@@ -255,36 +274,42 @@ class Watch:
                 self._open = None
 
     def _note_call(self, name: str, module: Any, given: Any, output: Any) -> None:
-        outputs = [t for t in tape.tensors_in(output) if t.is_floating_point() or t.is_complex()]
+        outputs = [t for t in _tensors_in(output) if _has_gradients(C_dtype(t))]
         if not outputs or self._is_handed_on(module, outputs):
             return
         opened = self._opened()
-        for out in outputs:
-            self._drop_operation(out)
+        if self._operations:
+            for out in outputs:
+                self._drop_operation(out)
         call = self._called(name)
-        params = self._hooked_parameters(module)
+        params = self._parameters_of(module)
+        args, kwargs = given
+        inputs = _tensors_in(args[0] if len(args) == 1 and not kwargs else given)
+        shapes = tuple([tuple(C_shape(t)) for t in inputs])
+        driven = module.__dict__.get("_call")
+        if not isinstance(driven, tape.Node):
+            driven = way_back(driven)
         records = []
         for i, out in enumerate(outputs):
-            node, formula = _formula(module, given, out)
+            made = _made(out)
+            node, formula = self._formula(module, driven, inputs, out, made)
             record = Record(
-                step=len(self.steps) - 1,
-                layer=name,
-                call=call,
-                output=i if len(outputs) > 1 else None,
-                module=type(module).__name__,
-                formula=formula,
-                inputs=tuple(tuple(t.shape) for t in tape.tensors_in(given)),
-                shape=tuple(out.shape),
-                norm=_norm(out),
+                len(self.steps) - 1,
+                name,
+                call,
+                i if len(outputs) > 1 else None,
+                type(module).__name__,
+                formula,
+                shapes,
+                tuple(C_shape(out)),
+                _norm(out),
             )
-            grad_fn: Any = out.grad_fn if out.requires_grad else None
-            self._follow(record, out, node, params, node is not None and grad_fn is node)
-            if isinstance(grad_fn, tape.Node):
-                self._shown.latest = max(self._shown.latest, grad_fn.sequence)
+            self._follow(record, out, node, made, params)
+            if made is not None and isinstance(made, tape.Node):
+                self._shown.latest = max(self._shown.latest, made.sequence)
             records.append(record)
         opened += records
         self._last = [(weakref.ref(t), _version(t)) for t in outputs]
-        driven = way_back(module.__dict__.get("_call"))
         # A walk over the tape calls the hooks on the outputs. Other backwards do not.
         if driven is not None and not isinstance(_innermost(driven), Traced):
             module.__dict__["_call"] = _ByHand(self, driven, records, params)
@@ -298,6 +323,8 @@ class Watch:
             self._awaiting.clear()
             self._operations.clear()
             self._on_tensors = [held for held in self._on_tensors if _stands(held[0])]
+            self._taps = [tap for tap in self._taps if tap.node() is not None]
+            self._unhook_parameters()
         return self._open
 
     def _called(self, title: str) -> int:
@@ -307,22 +334,45 @@ class Watch:
         return call
 
     def _follow(
-        self, record: Record, out: Any, node: Any, params: list[tuple[str, int]], at_once: bool
+        self, record: Record, out: Any, node: Any, made: Any, params: list[tuple[str, int]]
     ) -> list[Any]:
-        """Put hooks on the tensors of a record. With `at_once`, its one node gives the input's
-        gradient."""
+        """Put a tap or hooks on the node of a record's output, which `made` it.
+
+        If that is `node`, the one call of the layer, its backward gives the input's gradient.
+        """
         if self._values:
             record.value = _copy(out)
         if node is not None and issubclass(node.function, _RELU_LIKE):
             record.dead = _share(out <= 0)
-        if not out.requires_grad:
+        if made is None and not out.requires_grad:
             return []
-        arrived = functools.partial(self._arrived, record, params)
-        handles = [(out.register_hook(arrived), weakref.ref(out))]
-        if at_once and len(node.inputs) == 1:
-            passed = functools.partial(self._passed_back, record)
-            handles.append((node.register_hook(passed), weakref.ref(out)))
-        self._on_tensors += handles
+        passes = made is not None and made is node and len(node.inputs) == 1
+        if _takes_taps(made):
+            tap = _Tap(self, record, params, passes, made)
+            made.taps, made.is_watched = (*made.taps, tap), tape.TAPPED
+            self._taps.append(tap)
+            return [tap]
+        self._hook_parameters(params)
+        handles = [out.register_hook(functools.partial(self._arrived, record, params))]
+        if passes:
+            handles.append(node.register_hook(functools.partial(self._passed_back, record)))
+        self._on_tensors += [(handle, weakref.ref(out)) for handle in handles]
+        return handles
+
+    def _hook(self, tap: "_Tap", node: Any) -> list[Any]:
+        """Put hooks on `node` in place of a tap, before the other hooks."""
+        self._hook_parameters(tap.params)
+        if node.tensor_hooks is None:
+            node.tensor_hooks = {}
+        hooks = node.tensor_hooks.setdefault(0, OrderedDict())
+        arrived = functools.partial(self._arrived, tap.record, tap.params)
+        handles = [tensor.add_hook(hooks, arrived)]
+        hooks.move_to_end(handles[0].id, last=False)
+        node.is_watched = True
+        if tap.passes:
+            handles.append(node.register_hook(functools.partial(self._passed_back, tap.record)))
+            node.posthooks.move_to_end(handles[1].id, last=False)
+        self._on_tensors += [(handle, tap.node) for handle in handles]
         return handles
 
     # -- between the layers ----------------------------------------------------------------
@@ -362,13 +412,13 @@ class Watch:
             call=self._called(f"{name} {operation}"),
             output=None,
             module=type(module).__name__,
-            formula=_documented(node.function),
+            formula=self._documented(node.function),
             inputs=tuple(_shape_at(edge) for edge in node.edges if edge is not None),
             shape=tuple(out.shape),
             norm=_norm(out),
             operation=operation,
         )
-        handles = self._follow(record, out, node, [], True)
+        handles = self._follow(record, out, node, node, [])
         opened.append(record)
         self._operations.append(_Operation(weakref.ref(out), _version(out), record, handles))
 
@@ -382,10 +432,8 @@ class Watch:
             assert self._open is not None
             self._open[:] = [r for r in self._open if r is not record]
             self._calls[f"{record.layer} {record.operation}"] -= 1
-            for held in found.handles:
-                held[0].remove()
-            gone = {id(held) for held in found.handles}
-            self._on_tensors = [held for held in self._on_tensors if id(held) not in gone]
+            for handle in found.handles:
+                handle.remove()
             return
 
     def _is_handed_on(self, module: Any, outputs: list[Any]) -> bool:
@@ -395,26 +443,74 @@ class Watch:
             return False
         return [(id(t), _version(t)) for t in outputs] == [(id(r()), v) for r, v in self._last]
 
-    def _hooked_parameters(self, module: Any) -> list[tuple[str, int]]:
-        """The module's own trainable parameters, each with a hook."""
+    def _parameters_of(self, module: Any) -> list[tuple[str, int]]:
+        """The module's own trainable parameters: their names and ids."""
         found = []
         for name, p in module._parameters.items():
             if p is None or not p.requires_grad:
                 continue
             key = id(p)
+            held = self._params.get(key)
+            if held is None or held() is not p:
+                self._params[key] = weakref.ref(p)
+            found.append((name, key))
+        return found
+
+    def _hook_parameters(self, params: list[tuple[str, int]]) -> None:
+        """Put hooks on them, for a walk without taps."""
+        for _, key in params if self._on else ():
+            p = self._params[key]()
+            if p is None or not p.requires_grad:
+                continue
             if key not in self._on_params or not _stands(self._on_params[key][0]):
                 handle = p.register_hook(functools.partial(self._parameter, key))
-                self._on_params[key] = handle, weakref.ref(p)
-            found.append((name, key))
+                self._on_params[key] = handle, self._params[key]
+
+    def _unhook_parameters(self) -> None:
+        for handle, held in self._on_params.values():
+            handle.remove()
+            leaf = held()
+            if isinstance(leaf, tensor.Tensor) and not leaf._leaf_hooks:
+                leaf._leaf_hooks = None  # as if there had been none: the walk checks
+        self._on_params = {}
+
+    def _formula(
+        self, module: Any, driven: Any, inputs: list[Any], out: Any, made: Any
+    ) -> tuple[Any, str]:
+        """The recorded call behind a module's output, and its formula."""
+        node = _node_of(driven)
+        if node is not None:
+            return node, self._documented(node.function)
+        node = made
+        whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
+        if not isinstance(node, tape.Node) or any(t is out for t in inputs):
+            return None, whole  # nothing recorded: the layer's docstring may say it
+        own = {id(p) for p in module._parameters.values()}
+        own |= {id(tape.edge_of(t)[0]) for t in inputs}
+        alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
+        formula = self._documented(node.function)
+        if alone:
+            return node, formula
+        # For a layer with several calls, its docstring may have the formula of the whole.
+        return node, whole or f"last of several: {formula}"
+
+    def _documented(self, function: Any) -> str:
+        found = self._formulas.get(function)
+        if found is None:
+            found = self._formulas[function] = gradients(function)
         return found
 
     # -- backward --------------------------------------------------------------------------
 
     def _arrived(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
         """Called with the gradient of a record's output."""
+        with DisableTorchFunction(), torch.no_grad():
+            self._note_gradient(record, params, grad)
+
+    def _note_gradient(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
         if self._depth == 0:
             self._open = None
-        backward = Backward(_norm_in_a_walk(grad), {name: None for name, _ in params})
+        backward = Backward(_norm(grad), {name: None for name, _ in params})
         if self._values:
             backward.value = _copy(grad)
             backward.param_values = {name: None for name, _ in params}
@@ -428,8 +524,18 @@ class Watch:
         if record.backwards and grad is not None and tuple(grad.shape) == record.shape:
             record.backwards[-1].dead = _share(grad == 0)
 
+    def _leaf_arrived(self, leaf: Any, grad: Any) -> None:
+        """Called with the gradient of any leaf in a walk with taps."""
+        if id(leaf) in self._awaiting:
+            self._note_parameter(id(leaf), grad)
+
     def _parameter(self, key: int, grad: Any) -> None:
-        norm = _norm_in_a_walk(grad)
+        """Called with the gradient of a parameter in any other walk."""
+        with DisableTorchFunction(), torch.no_grad():
+            self._note_parameter(key, grad)
+
+    def _note_parameter(self, key: int, grad: Any) -> None:
+        norm = _norm(grad)
         value = _copy(grad) if self._values else None
         for backward, name in self._awaiting.pop(key, {}).values():
             backward.params[name] = norm
@@ -473,6 +579,39 @@ class Watch:
         from . import watch_view
 
         return watch_view.html(self.steps)
+
+
+class _Tap:
+    """On the node of a record's output (see `nnmirror.fast.tapped`)."""
+
+    __slots__ = ("handles", "node", "params", "passes", "record", "watch")
+
+    def __init__(
+        self, watch: Watch, record: Record, params: list[tuple[str, int]], passes: bool, node: Any
+    ) -> None:
+        self.watch, self.record, self.params, self.passes = watch, record, params, passes
+        self.node = weakref.ref(node)
+        self.handles: list[Any] = []  # of the hooks in place of it
+
+    def arrived(self, grad: torch.Tensor) -> None:
+        self.watch._note_gradient(self.record, self.params, grad)
+
+    def passed(self, grad: torch.Tensor) -> None:
+        if self.passes:
+            self.watch._passed_back(self.record, (grad,))
+
+    def hook(self, node: Any) -> None:
+        if self.watch._on:
+            self.handles = self.watch._hook(self, node)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        node = self.node()
+        if node is not None and node.taps:
+            node.taps = tuple([tap for tap in node.taps if tap is not self])
+            if not node.taps and node.is_watched is tape.TAPPED:
+                node.is_watched = False
 
 
 @dataclass
@@ -557,14 +696,16 @@ class _ByHand:
 
     def __call__(self, gradient: Any = None) -> Any:
         if not self.watch._on:
-            return self.call(gradient)
+            return way_back(self.call)(gradient)
+        self.watch._hook_parameters(self.params)
+        call = way_back(self.call)
         # If it is left out, it is 1 for a scalar.
         grads = list(tape.tensors_in(torch.ones(()) if gradient is None else gradient))
         seen = self.records if len(grads) == len(self.records) else []
         for record, grad in zip(seen, grads, strict=False):
             self.watch._arrived(record, self.params, grad)
         try:
-            result = self.call(gradient)
+            result = call(gradient)
         except Exception:
             for record in seen:
                 record.backwards.pop()
@@ -584,11 +725,46 @@ def _innermost(call: Any) -> Any:
 def _node_of(call: Any) -> Any:
     """The node of the one recorded call that a layer is; None for other modules."""
     call = _innermost(call)
+    if isinstance(call, tape.Node):
+        return call
     if isinstance(call, NodeCall):
         return call.node
     if isinstance(call, Stacked):
         return _node_of(call.call)
     return _node_of(call.calls[0]) if isinstance(call, Each) else None
+
+
+def _tensors_in(value: Any) -> list[Any]:
+    return [value] if isinstance(value, torch.Tensor) else [*tape.tensors_in(value)]
+
+
+def _has_gradients(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _made(out: Any) -> Any:
+    """The node of a tensor, as it is in the graph; None if there is none."""
+    if not isinstance(out, tensor.Tensor):
+        return out.grad_fn
+    if out._view_of is None and out._node is not None and out._node.segment is None:
+        return out._node
+    with DisableTorchFunctionSubclass():
+        target = tape.edge_of(out)[0]
+    if not isinstance(target, tape.Node):
+        return None
+    return target if target.segment is None else target.as_seen()
+
+
+def _takes_taps(node: Any) -> bool:
+    """Whether a walk through it can be bound."""
+    return (
+        isinstance(node, tape.Node)
+        and (node.is_watched is False or node.is_watched is tape.TAPPED)
+        and node.signature is not None
+        and node.function.is_rule
+        and node.theirs is None
+        and len(node.outputs) == 1
+    )
 
 
 def _stands(handle: Any) -> bool:
@@ -597,7 +773,10 @@ def _stands(handle: Any) -> bool:
 
 
 def _version(t: torch.Tensor) -> int:
-    return 0 if t.is_inference() else t._version
+    try:
+        return t._version
+    except RuntimeError:  # of inference mode
+        return 0
 
 
 # -- numbers -------------------------------------------------------------------------------
@@ -605,13 +784,9 @@ def _version(t: torch.Tensor) -> int:
 
 def _norm(t: torch.Tensor) -> float:
     """The square root of the sum of squares; for half precision, in float32."""
-    wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else None
-    return torch.linalg.vector_norm(t, dtype=wide).item()
-
-
-def _norm_in_a_walk(t: torch.Tensor) -> float:
-    with DisableTorchFunction(), torch.no_grad():
-        return _norm(t)
+    if C_dtype(t) in _HALF:
+        return _vector_norm(t, dtype=torch.float32).item()
+    return _vector_norm(t).item()
 
 
 def _copy(t: torch.Tensor) -> torch.Tensor:
@@ -623,31 +798,11 @@ def _share(flags: torch.Tensor) -> float | None:
     """Of the units, those for which the flag is set for every sample."""
     if flags.dim() == 0 or flags.numel() == 0:
         return None
-    every = flags.reshape(-1, flags.shape[-1]).all(0)
-    return int(every.sum()) / len(every)
+    rows = flags if flags.dim() == 2 else flags.reshape(-1, flags.shape[-1])
+    return rows.all(0).sum().item() / rows.shape[1]
 
 
 # -- formulas ------------------------------------------------------------------------------
-
-
-def _formula(module: Any, given: Any, out: Any) -> tuple[Any, str]:
-    """The recorded call behind a module's output, and its formula."""
-    node = _node_of(way_back(module.__dict__.get("_call")))
-    if node is not None:
-        return node, _documented(node.function)
-    inputs = list(tape.tensors_in(given))
-    node = out.grad_fn
-    whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
-    if not isinstance(node, tape.Node) or any(t is out for t in inputs):
-        return None, whole  # nothing recorded: the layer's docstring may say it
-    own = {id(p) for p in module._parameters.values()}
-    own |= {id(tape.edge_of(t)[0]) for t in inputs}
-    alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
-    formula = _documented(node.function)
-    if alone:
-        return node, formula
-    # For a layer with several calls, its docstring may have the formula of the whole.
-    return node, whole or f"last of several: {formula}"
 
 
 _RECORDED = re.compile(r"Backward\d*$")

@@ -57,13 +57,18 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
             return False
         with accumulating:
             for leaf, grad, own in found:
-                if own is True and getattr(leaf, "_gradient", 0) is None:
-                    leaf._gradient = grad
-                elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
-                    leaf._gradient = grad.detach()  # with memory that nothing else refers to
-                else:
-                    add_to_grad(leaf, grad, bool(own))
+                hand_over(leaf, grad, own)
     return True
+
+
+def hand_over(leaf: Any, grad: torch.Tensor, own: Any) -> None:
+    """Add what a bound walk has found to the `.grad` of a leaf."""
+    if own is True and getattr(leaf, "_gradient", 0) is None:
+        leaf._gradient = grad
+    elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
+        leaf._gradient = grad.detach()  # with memory that nothing else refers to
+    else:
+        add_to_grad(leaf, grad, bool(own))
 
 
 @implements(_walk)

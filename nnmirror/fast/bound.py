@@ -46,6 +46,7 @@ from .signature import of_tensor
 _MOST_NODES = 128  # at most, of a walk that is bound
 _FEWEST, _MOST = 3, 32  # of a part: short parts recur in graphs of any length
 _TAKEN = {
+    "arrived",
     "backward",
     "e",
     "g",
@@ -56,9 +57,11 @@ _TAKEN = {
     "memory",
     "more",
     "of",
+    "passed",
     "slots",
     "retain_graph",
     "SEEN",
+    "TAPPED",
     "step",
     "take",
 }  # names in the source
@@ -213,6 +216,8 @@ class Writer:
     ... the leaves, t0, t1 ... computed tensors.
     """
 
+    takes_taps = False  # see tapped.py
+
     def __init__(self, root: _tape.Node, state: State | None = None) -> None:
         self.is_part = state is not None
         self.entries = [root]
@@ -223,8 +228,11 @@ class Writer:
             self.whole.sort(key=lambda node: -node.sequence)
         else:
             self.whole = self.part(root, state)
-        if any(node.is_watched is True or node.signature is None for node in self.whole):
-            raise ChangedSince
+        for node in self.whole:
+            if node.is_watched is True or node.signature is None:
+                raise ChangedSince
+            if node.taps and not self.takes_taps:
+                raise ChangedSince
         self.begin()
         if len(self.order) > _MOST_NODES:
             raise Unbindable
@@ -266,6 +274,7 @@ class Writer:
         self.first_place: dict[Any, str] = {}  # where each saved tensor was found first
         self.same: dict[str, str] = {}  # for a second place: the first one
         self.temporaries = itertools.count()
+        self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
 
     def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
@@ -330,6 +339,7 @@ class Writer:
             if given is None or all(g is None for g in given):
                 raise Unbindable  # part of the graph gets no gradient
             self.lines.append(f"# {_tape.bare(node.name())}")
+            self.reached(node, given)
             rule = node.function
             try:
                 if not rule.is_rule or rule.reads_data:
@@ -337,6 +347,7 @@ class Writer:
                 results = self.inline(node, given)
             except Unbindable:
                 results = self.step(node, given)
+            self.left(node, results)
             for edge, result in zip(node.edges, results, strict=True):
                 if edge is None:
                     continue
@@ -366,6 +377,12 @@ class Writer:
                     self.lines += [f"{saved} = None", f"if not retain_graph: {name}._saved = None"]
                 else:
                     self.lines.append(f"if not retain_graph: {saved} = None")
+
+    def reached(self, node: _tape.Node, given: Sequence[Any]) -> None:
+        """Called when the gradients of the results of `node` are complete."""
+
+    def left(self, node: _tape.Node, results: Sequence[Any]) -> None:
+        """Called with the gradients that it gives its inputs."""
 
     def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Run the step of `node`, and write its torch calls."""
@@ -600,7 +617,10 @@ class Writer:
             if expanding:
                 looked_at = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
-            if node.is_watched:  # otherwise it has another signature
+            if node.taps:
+                self.environment["TAPPED"] = _tape.TAPPED
+                lines.append(f"if {name}.is_watched is not TAPPED: return None")
+            elif node.is_watched:  # otherwise it has another signature
                 self.environment["SEEN"] = _tape.SEEN
                 if expanding:
                     lines.append(f"if {name}.is_watched is False: {name}.as_seen()")
@@ -732,7 +752,7 @@ class Writer:
         needed = {
             self.known[id(g)].partition("[")[0]
             for g in [*(g for _, g in self.arrivals.values()), *(g for _, _, g in self.results)]
-        }
+        } | self.used
         calls = [cheaper(c, self.constant) if isinstance(c, Called) else c for c in self.lines]
         calls, guards = without_repeated(calls, self.same, taken, needed)
         return shorter(calls, fixed, taken, needed, self.environment), guards

@@ -58,6 +58,8 @@ class Signature(Alike):
         "replays",
         "serial",
         "siblings",
+        "tap_walks",
+        "tapped",
         "varying",
         "visits",
         "walks",
@@ -80,6 +82,9 @@ class Signature(Alike):
         self.calls: dict[Any, Any] = NO_CALLS
         self.written: Any = None  # this call's generated function; False if there is none
         self.walks = 0  # how many walks began here
+        # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
+        self.tap_walks = 0
+        self.tapped: Any = None
         self.visits = 0  # how often the generic walk reached it
         # Bound parts from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None

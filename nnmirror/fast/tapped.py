@@ -1,0 +1,188 @@
+"""The bound walk of a graph with taps, by which `nnmirror.watch` sees gradients.
+
+A hook makes a walk generic. A tap on a node is called in a bound walk too: with the gradient of the
+node's result, and with the gradient that its backward gives. It must not change them. Such a walk
+is bound like any other (see binding.py), and kept beside that of the graph without taps. Where it
+cannot run, the generic walk does, for which each tap is first made a hook.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from .. import _state, _torch, fast
+from .. import tape as _tape
+from .. import tensor as _tensor
+from .. import walk as _walk
+from .._torch import DisableTorchFunctionSubclass
+from .._upcalls import implements
+from ..walk import accumulate, accumulating, unrecorded, walk
+from . import bound as _bound
+from .binding import hand_over, quietly, same_bits
+
+
+class Tap(Protocol):
+    """On a node with one result: what is done with its gradients."""
+
+    def arrived(self, grad: torch.Tensor) -> None:
+        """`grad` is that of the result, and complete."""
+
+    def passed(self, grad: torch.Tensor) -> None:
+        """`grad` is what the node, of one input, gives that."""
+
+    def hook(self, node: _tape.Node) -> None:
+        """Put hooks that do the same on `node`, before those that are there."""
+
+
+# Called with a leaf and its gradient, for each leaf of a walk with taps.
+listeners: list[Callable[[Any, torch.Tensor], None]] = []
+
+
+class _Trying(threading.local):
+    is_on: bool = False  # in this thread: what is computed is only compared
+
+
+_trying = _Trying()
+
+
+def arrived(taps: Sequence[Tap], grad: torch.Tensor) -> None:
+    if not _trying.is_on:
+        for tap in taps:
+            tap.arrived(grad)
+
+
+def passed(taps: Sequence[Tap], grad: torch.Tensor) -> None:
+    if not _trying.is_on:
+        for tap in taps:
+            tap.passed(grad)
+
+
+class Writer(_bound.Writer):
+    """Writes the walk with a call at each tap."""
+
+    takes_taps = True
+
+    def reached(self, node: _tape.Node, given: Sequence[Any]) -> None:
+        if node.taps:
+            self.tell(arrived, node, given[0])
+
+    def left(self, node: _tape.Node, results: Sequence[Any]) -> None:
+        if node.taps and len(node.inputs) == 1 and results[node.inputs[0]] is not None:
+            self.tell(passed, node, results[node.inputs[0]])
+
+    def tell(self, what: Callable[..., None], node: _tape.Node, grad: torch.Tensor) -> None:
+        self.environment[what.__name__] = what
+        name = self.known[id(grad)]
+        self.used.add(name.partition("[")[0])
+        self.lines.append(f"{what.__name__}({self.names[id(node)]}.taps, {name})")
+
+
+@implements(_walk)
+@unrecorded
+def walk_tapped(loss: Any, retain_graph: bool) -> bool:
+    """Run the backward from a loss with taps by a bound walk; False if there is none for it."""
+    node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
+    sign = None if node is None else node.signature
+    if node is None or sign is None or sign.tapped == _state.taps:
+        return False
+    if torch.is_anomaly_enabled() or _torch.is_shown():
+        return False
+    with DisableTorchFunctionSubclass():
+        found = _run(node, sign, retain_graph)
+        if found is None:
+            return False
+        with accumulating:
+            for leaf, grad, own in found:
+                _tell(leaf, grad)
+                hand_over(leaf, grad, own)
+    return True
+
+
+def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
+    start = _tape.constant(1.0, *node.outputs[0][1:])
+    bound = sign.tapped
+    if not isinstance(bound, _bound.Bound):
+        sign.tap_walks += 1
+        if sign.tap_walks < fast.after:
+            return None
+        sign.tap_walks = 0
+        with quietly():
+            bound = sign.tapped = _bind(node, start) or _state.taps  # not again with these
+        if not isinstance(bound, _bound.Bound):
+            return None
+    if not bound.trusted:
+        with quietly(), _only_trying():
+            if not _is_right(bound, node, start):
+                return None
+
+    def give(leaf: Any, grad: torch.Tensor, own: Any) -> None:
+        _tell(leaf, grad)
+        accumulate(leaf, grad, own)
+
+    found = bound.run(node, start, retain_graph, give)
+    if found is None:  # with other taps, perhaps: these may come again
+        sign.tap_walks += 1
+        if sign.tap_walks >= fast.after:
+            sign.tapped, sign.tap_walks = None, 0
+    return found
+
+
+def _tell(leaf: Any, grad: torch.Tensor) -> None:
+    for listen in listeners:
+        listen(leaf, grad)
+
+
+def _bind(node: _tape.Node, start: torch.Tensor) -> _bound.Bound | None:
+    shape, dtype, _ = node.outputs[0]
+    if len(shape) or not dtype.is_floating_point:
+        return None
+    try:
+        writer = Writer(node)
+        if not any(n.taps for n in writer.whole):
+            return None
+        writer.go_back(start)
+        return _bound.Bound(writer.source(), writer.environment)
+    except (_bound.ChangedSince, _bound.Unbindable, RuntimeError):
+        return None
+
+
+def _is_right(bound: _bound.Bound, node: _tape.Node, start: torch.Tensor) -> bool:
+    """Does it give the bits of the generic walk?"""
+    found: list[Any] = []
+    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
+    if rest is None:
+        return False
+    found += rest
+    leaves = [(leaf, 0) for leaf, _, _ in found]
+    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
+    bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
+    if not bound.trusted:
+        node.signature.tapped = _state.taps  # type: ignore[union-attr]
+        if fast.after == 1:
+            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
+    return bound.trusted
+
+
+@contextlib.contextmanager
+def _only_trying() -> Iterator[None]:
+    _trying.is_on = True
+    try:
+        yield
+    finally:
+        _trying.is_on = False
+
+
+@implements(_walk)
+def untap(nodes: Iterable[_tape.Node]) -> None:
+    """Make the taps on `nodes` hooks."""
+    if _trying.is_on:
+        return
+    for node in nodes:
+        taps = node.taps
+        if taps:
+            node.taps = ()
+            for tap in reversed(taps):
+                tap.hook(node)
