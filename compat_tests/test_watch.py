@@ -181,6 +181,41 @@ def test_norms_are_those_that_hooks_on_pytorchs_model_see(make):
         assert all(r["grad"] is not None for r in found[1] if r["params"])
 
 
+@pytest.mark.parametrize("make", NETS, ids=by_name)
+def test_records_are_the_same_however_the_backward_is_run(make, monkeypatch):
+    """Bound, as a watched backward is after some steps, or node by node; with what prevents it."""
+
+    def recorded(enabled):
+        monkeypatch.setattr(nnmirror.fast, "enabled", enabled)
+        torch.manual_seed(0)
+        model, seen = make(nn), []
+        first = next(p for p in model.parameters() if p.requires_grad)
+        x, t = torch.randn(4, 3), torch.randn(4, 2)
+        with nnmirror.watch(model, values=True) as w, nnmirror.watch(model, operations=False) as v:
+            for step in range(16):
+                out = model(x)
+                loss = nn.MSELoss()(out, t)
+                if step == 7:
+                    out.register_hook(lambda g: g * 2)
+                if step == 8:
+                    handle = first.register_hook(lambda g: seen.append(g.clone()))
+                if step == 9:
+                    handle.remove()
+                if step == 10:
+                    nnmirror.grad(loss, first, retain_graph=True)
+                if step in (5, 11):
+                    loss.backward(retain_graph=True)
+                if step == 12:
+                    str(out.grad_fn)
+                if step == 13:
+                    first.requires_grad_(make is frozen)
+                (loss if step < 14 else loss * 2).backward()
+        assert [p._leaf_hooks for p in model.parameters() if p._leaf_hooks] == []
+        return w.to_dict(), v.to_dict(), seen, dict(model.named_parameters())
+
+    same(recorded(True), recorded(False), "records")
+
+
 @pytest.mark.parametrize("momentum", [0, 0.9])
 @pytest.mark.parametrize("make", NETS, ids=by_name)
 @parity

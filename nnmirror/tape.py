@@ -817,6 +817,8 @@ class Function:
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """Call `forward`, recording it if grad mode is on and an argument requires grad."""
+        if _state.taps and noting.notes:
+            return _noted(_applied, cls, args, kwargs)
         return _applied(cls, args, kwargs)
 
     @staticmethod
@@ -868,6 +870,27 @@ def needing(node: Node, needs: tuple[bool, ...]) -> Node:
     raise NotImplementedError
 
 
+class _Noting(threading.local):
+    """Functions to call with the result of each recorded call of this thread (see watch.py)."""
+
+    notes: tuple[Callable[[Any], None], ...] = ()
+
+
+noting = _Noting()
+
+
+def _noted(call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)`, which records; its result is noted, what it calls itself is not."""
+    notes, noting.notes = noting.notes, ()
+    try:
+        found = call(*args)
+    finally:
+        noting.notes = notes
+    for note in notes if is_grad_enabled() else ():
+        note(found)
+    return found
+
+
 @implements(_tensor)
 def record(
     function: type[Function],
@@ -886,6 +909,8 @@ def record(
     With `asks`, a call with a tensor subclass among `args` is dispatched to it (see
     `nnmirror.overrides`).
     """
+    if _state.taps and noting.notes:
+        return _noted(record, function, args, inplace, asks)  # type: ignore[no-any-return]
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
     if function.exact is not None:

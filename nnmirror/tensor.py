@@ -178,7 +178,7 @@ _is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 def _is_usual(function: "type[_tape.Function]") -> bool:
     """With torch's grad mode on: is the mirror's on too, and no mode active that requires another
     function?"""
-    if _override.mode is not None or function.exact is not None or _state.plain:
+    if _override.mode is not None or function.exact is not None or _state.plain or _state.taps:
         return False
     return not in_inference_mode()
 

@@ -1061,13 +1061,13 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
 
 @upcall("nnmirror.fast.tapped")
 def walk_tapped(loss: Any, retain_graph: bool) -> bool:
-    """Run the backward from a loss with taps by a bound walk; False if there is none for it."""
+    """Run the backward from a loss by a bound walk with taps; False if there is none."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.fast.tapped")
 def untap(nodes: Iterable[_tape.Node]) -> None:
-    """Make the taps on `nodes` hooks."""
+    """Replace the taps on `nodes` by hooks."""
     raise NotImplementedError
 
 

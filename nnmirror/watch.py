@@ -9,9 +9,9 @@
     print(w.table())
     w.plot("gradients.png")
 
-It uses hooks on the modules, their outputs and the parameters, which are removed at the end of the
-`with`. The hooks compute norms immediately, keep no tensor (unless `values=True`), and change
-nothing: the training has the same bits.
+It uses hooks on the modules and taps on the recorded calls (see `nnmirror.fast.tapped`), which are
+removed at the end of the `with`. They compute norms immediately, keep no tensor (unless
+`values=True`), and change nothing: the training has the same bits.
 """
 
 import functools
@@ -31,8 +31,6 @@ from ._state import sequence as _sequence
 from ._torch import (
     DisableTorchFunction,
     DisableTorchFunctionSubclass,
-    function_mode_stack,
-    is_torch_function_enabled,
 )
 from .documented import gradients, gradients_in
 from .fast import tapped
@@ -123,12 +121,12 @@ def watch(model: Module, *, operations: bool = True, values: bool = False) -> "W
     `values=True` also keeps copies of each output, its gradient and the parameters' gradients.
     `Record` says what is recorded, and `Watch` what a step is.
 
-    It costs time: a watched model is called layer by layer, its backward is never replayed as
-    generated code, and hooks compute the norms. Measured on one thread, a watched training step
-    took 12 times as long as an unwatched one with a `Sequential` of 2-25-25-25-1 in batches of 4,
-    15 times with the same net wired by hand (8 times with `operations=False`), 1.3 times with
-    784-512-512-10 in batches of 64. In a long training, watch some steps: a watch can be entered
-    again, and costs nothing outside.
+    It costs time: a watched model is called layer by layer, and for each result two norms are
+    computed and a `Record` is made. Measured on one thread, a watched training step took 4.4 times
+    as long as an unwatched one with a `Sequential` of 2-25-25-25-1 in batches of 4, 4.3 times with
+    the same net wired by hand (2.3 times with `operations=False`), 1.2 times with 784-512-512-10 in
+    batches of 64. In a long training, watch some steps: a watch can be entered again, and costs
+    nothing outside.
 
         w = nnmirror.watch(model)
         for step, (x, t) in enumerate(batches):
@@ -215,9 +213,7 @@ class Watch:
 
     def __exit__(self, *exc: Any) -> None:
         self._on = False
-        mode = self._shown.mode
-        if mode is not None and function_mode_stack()[-1:] == [mode]:  # inside the model's forward
-            mode.__exit__(None, None, None)
+        self._listen(False)
         tapped.listeners.remove(self._leaf_arrived)
         if not tapped.listeners:
             _state.taps = 0
@@ -249,26 +245,21 @@ class Watch:
             self._depth += 1
         if not shows:
             return
-        shown = self._shown
-        if name == "" and shown.mode is None:
-            shown.mode = _Operations(self)
-            shown.mode.__enter__()
-            shown.latest = next(_sequence)
-        self._look_at(drop=True, records=is_grad_enabled())
-        shown.inside.append((name, module))
+        if name == "" and not self._shown.inside:
+            self._listen(True)
+            self._shown.latest = next(_sequence)
+        self._shown.inside.append((name, module))
 
     def _after(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         shown, records = self._shown, is_grad_enabled()
         with DisableTorchFunction():
             if shown.inside and shown.inside[-1] == (name, module):
-                self._look_at(drop=True, records=records)
                 shown.inside.pop()
             if records:
                 self._note_call(name, module, (args, kwargs), output)
-        if shown.mode is not None and not shown.inside:
-            mode, shown.mode = shown.mode, None
-            mode.__exit__(None, None, None)
         if name == "":
+            if not shown.inside:
+                self._listen(False)
             self._depth = max(0, self._depth - 1)
             if self._depth == 0:
                 self._open = None
@@ -377,29 +368,22 @@ class Watch:
 
     # -- between the layers ----------------------------------------------------------------
 
-    def _look_at(self, drop: bool, records: bool) -> None:
-        """Make records of those operations called so far whose results are tracked.
+    def _listen(self, listens: bool) -> None:
+        """Have the tape call `_recorded` in this thread, or no longer."""
+        others = tuple([note for note in tape.noting.notes if note != self._recorded])
+        tape.noting.notes = (*others, self._recorded) if listens else others
 
-        A result becomes tracked when its rule has saved its tensors, after the rule's torch calls,
-        which are seen here. `drop`: results that are not tracked by now never will be.
-        """
+    def _recorded(self, result: Any) -> None:
+        """Called with the result of each recorded call, in a call of the model."""
         shown = self._shown
-        if not shown.results:
+        if not shown.inside or isinstance(shown.inside[-1][1], Layer):
             return
-        left = []
-        with DisableTorchFunction(), torch.no_grad():
-            for held in shown.results:
-                out = held()
-                if out is None:
-                    continue
-                node = out._node if isinstance(out, tensor.Tensor) else None
-                if node is None or node.sequence <= shown.latest:  # perhaps changed in place
-                    left.append(held)
-                    continue
-                shown.latest = node.sequence
-                if records:
-                    self._note_operation(out)
-        shown.results = [] if drop else left
+        out = next(tape.tensors_in(result), None)
+        node = out._node if isinstance(out, tensor.Tensor) else None
+        if node is not None and node.sequence > shown.latest:
+            shown.latest = node.sequence
+            with DisableTorchFunction():
+                self._note_operation(out)
 
     def _note_operation(self, out: Any) -> None:
         name, module = self._shown.inside[-1]
@@ -625,33 +609,11 @@ class _Operation:
 
 
 class _Shown(threading.local):
-    """What `_Operations` has seen in this thread, in the running call of the model."""
+    """The running call of the model in this thread."""
 
     def __init__(self) -> None:
-        self.mode: _Operations | None = None
         self.inside: list[tuple[str, Any]] = []  # the modules called, the innermost last
-        self.results: list[Any] = []  # results of torch calls without a record, held weakly
         self.latest = -1  # the latest node that was examined
-
-
-class _Operations(torch.overrides.TorchFunctionMode):
-    """Passes the torch calls in a user's `forward` to a watch."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        shown = self.watch._shown
-        if not shown.inside or isinstance(shown.inside[-1][1], Layer):
-            return func(*args, **(kwargs or {}))
-        # If not enabled, this is a call inside a rule's forward.
-        self.watch._look_at(is_torch_function_enabled(), is_grad_enabled())
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            shown.results.append(weakref.ref(result))
-        elif type(result) in (tuple, list):
-            shown.results += [weakref.ref(t) for t in result if isinstance(t, torch.Tensor)]
-        return result
 
 
 def _has_layers_only(module: Module) -> bool:
@@ -695,10 +657,11 @@ class _ByHand:
         self.watch, self.call, self.records, self.params = watch, call, records, params
 
     def __call__(self, gradient: Any = None) -> Any:
-        if not self.watch._on:
-            return way_back(self.call)(gradient)
-        self.watch._hook_parameters(self.params)
         call = way_back(self.call)
+        assert call is not None
+        if not self.watch._on:
+            return call(gradient)
+        self.watch._hook_parameters(self.params)
         # If it is left out, it is 1 for a scalar.
         grads = list(tape.tensors_in(torch.ones(()) if gradient is None else gradient))
         seen = self.records if len(grads) == len(self.records) else []

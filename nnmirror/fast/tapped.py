@@ -1,9 +1,9 @@
-"""The bound walk of a graph with taps, by which `nnmirror.watch` sees gradients.
+"""The bound walk of a graph with taps, through which `nnmirror.watch` reads gradients.
 
-A hook makes a walk generic. A tap on a node is called in a bound walk too: with the gradient of the
-node's result, and with the gradient that its backward gives. It must not change them. Such a walk
-is bound like any other (see binding.py), and kept beside that of the graph without taps. Where it
-cannot run, the generic walk does, for which each tap is first made a hook.
+With a hook in the graph, the generic walk runs. A tap on a node is also called in a bound walk,
+with the gradient of the node's result, and with the gradient that its backward returns. It must not
+change them. Such a walk is bound like any other (see binding.py), and stored beside that of the
+same graph without taps. If it cannot run, the generic walk does, and each tap becomes a hook first.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from .binding import hand_over, quietly, same_bits
 
 
 class Tap(Protocol):
-    """On a node with one result: what is done with its gradients."""
+    """Put on a node with one result."""
 
     def arrived(self, grad: torch.Tensor) -> None:
-        """`grad` is that of the result, and complete."""
+        """Called with the complete gradient of the result."""
 
     def passed(self, grad: torch.Tensor) -> None:
-        """`grad` is what the node, of one input, gives that."""
+        """Called with the gradient of the input, if there is only one."""
 
     def hook(self, node: _tape.Node) -> None:
-        """Put hooks that do the same on `node`, before those that are there."""
+        """Replace the tap by hooks that do the same, before the other hooks of `node`."""
 
 
 # Called with a leaf and its gradient, for each leaf of a walk with taps.
@@ -42,7 +42,7 @@ listeners: list[Callable[[Any, torch.Tensor], None]] = []
 
 
 class _Trying(threading.local):
-    is_on: bool = False  # in this thread: what is computed is only compared
+    is_on: bool = False  # in this thread, a walk is only run for comparison
 
 
 _trying = _Trying()
@@ -83,7 +83,7 @@ class Writer(_bound.Writer):
 @implements(_walk)
 @unrecorded
 def walk_tapped(loss: Any, retain_graph: bool) -> bool:
-    """Run the backward from a loss with taps by a bound walk; False if there is none for it."""
+    """Run the backward from a loss by a bound walk with taps; False if there is none."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
     if node is None or sign is None or sign.tapped == _state.taps:
@@ -110,7 +110,7 @@ def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
             return None
         sign.tap_walks = 0
         with quietly():
-            bound = sign.tapped = _bind(node, start) or _state.taps  # not again with these
+            bound = sign.tapped = _bind(node, start) or _state.taps  # none with these taps
         if not isinstance(bound, _bound.Bound):
             return None
     if not bound.trusted:
@@ -177,7 +177,7 @@ def _only_trying() -> Iterator[None]:
 
 @implements(_walk)
 def untap(nodes: Iterable[_tape.Node]) -> None:
-    """Make the taps on `nodes` hooks."""
+    """Replace the taps on `nodes` by hooks."""
     if _trying.is_on:
         return
     for node in nodes:
