@@ -37,7 +37,7 @@ class _Loss(Layer):
         return self._run_several(compared, (input,), (target,))  # type: ignore[no-any-return]
 
     def _tensor(self, name: str) -> Tensor | None:
-        """The buffer of this name, sooner than as an attribute."""
+        """The buffer of this name, faster than as an attribute."""
         buffers = self._buffers
         return buffers[name] if name in buffers else getattr(self, name)  # type: ignore[no-any-return]
 

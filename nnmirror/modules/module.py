@@ -195,8 +195,7 @@ _TAKERS = ("__setattr__", "add_module")  # methods of torch.nn.Module that regis
 
 
 def _let_in(module: Any, frame: Any) -> None:
-    """A mirrored module is assigned to a torch.nn module, which becomes mirrored itself; or a
-    TypeError.
+    """A mirrored module is assigned to a torch.nn module: that becomes mirrored, or a TypeError.
 
     `frame` is that of torch's function, which then continues with the mirrored module.
     """

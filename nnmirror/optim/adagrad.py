@@ -25,8 +25,7 @@ __all__ = ["Adagrad"]
 
 
 class Adagrad(StepwiseOptimizer):
-    """Adagrad (Duchi et al., 2011, JMLR 12): steps are divided by the root of the sum of squared
-    gradients.
+    """Adagrad (Duchi et al., 2011, JMLR 12): a step is divided by the root of the summed g^2.
 
     For each parameter p with gradient g, at its step number t:
 

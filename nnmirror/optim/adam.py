@@ -25,8 +25,7 @@ __all__ = ["Adam"]
 
 
 class Adam(StepwiseOptimizer):
-    """Adam (Kingma and Ba, 2014, arXiv:1412.6980): steps of about lr, independent of the scale of
-    g.
+    """Adam (Kingma and Ba, 2014, arXiv:1412.6980): steps of about lr at any scale of g.
 
     For each parameter p with gradient g, at its step number t:
 

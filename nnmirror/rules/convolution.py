@@ -202,13 +202,13 @@ def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kerne
     return dw.reshape(-1).view(dw.shape)
 
 
-_AT_ONCE = 2**18  # numbers of g
+_AT_ONCE = 2**18  # elements of g
 _MANY, _FEW = 128, 4  # channels and samples for which single products of matrices are faster
 
 
 def _samples_last(t: T) -> T:
     """t with its first two dimensions exchanged, and the samples one beside the other in memory:
-    channels last, which oneDNN need not lay out anew."""
+    channels last, which oneDNN need not reorder."""
     t = t.contiguous()
     batch, channels, *places = t.shape
     if batch == 1:

@@ -390,8 +390,7 @@ def polygamma(n: int, input: T) -> T:
 @inplace(T.nan_to_num_, torch.nan_to_num_)
 @rule(torch.nan_to_num, T.nan_to_num)
 class NanToNum(Rule):
-    """z = x, with NaN and infinity replaced by numbers:  dx = g where x is finite, else g times
-    0"""
+    """z = x, with numbers for NaN and infinity:  dx = g where x is finite, else g times 0"""
 
     @staticmethod
     def forward(

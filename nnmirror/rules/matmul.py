@@ -290,7 +290,7 @@ def matmul(input: T, other: T) -> T:
     with DisableTorchFunctionSubclass():
         try:
             n, m = C_dim(a), C_dim(b)
-        except TypeError:  # PyTorch's own words come when it is called as ever
+        except TypeError:  # PyTorch's own error follows
             raise TypeError("matmul of what is no tensor") from None
     if n == 0 or m == 0:
         raise unplaced(torch.matmul, (input, other), {})

@@ -26,7 +26,7 @@ class ConstantPadNd(Rule):
 
     @staticmethod
     def forward(input: T, pad: Sequence[int], value: Number = 0) -> T:
-        if isinstance(value, complex):  # the other kind has no value
+        if isinstance(value, complex):  # nn.pad takes no complex number
             return torch.constant_pad_nd(input, pad, value)
         return torch._C._nn.pad(input, pad, "constant", value)
 
