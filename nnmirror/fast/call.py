@@ -185,7 +185,7 @@ class _Text:
             raise Unwritable
         kept: list[str] = []  # what forward returns besides its result
         if type(plan) is formula.PlanOfMore:
-            if plan.formulas.several or plan.formulas.underived:
+            if plan.formulas.several:
                 raise Unwritable
             kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
         is_whole = call.args is self.args
@@ -198,6 +198,11 @@ class _Text:
         out, node = f"out{number}", f"node{number}"
         new = {f"compute{number}": plan.compute, f"function{number}": function}
         self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(words)})")
+        if kept:  # `Formulas.parts` has an error for one that is not an integer
+            self.lines += [
+                f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
+                for i in plan.formulas.underived
+            ]
         result = out
         if formula.RESULT in plan.saves and not number:
             self.lines.append("result = out.detach()")  # itself, it would keep itself alive

@@ -369,8 +369,10 @@ class Call:
         if self.function.exact is not None:
             self.function = exact.chosen(self.function)
         formulas = self.function.formulas
-        if formulas is None or formulas.several or formulas.rest:
+        if formulas is None or formulas.several:
             raise Unwritable
+        if any(isinstance(a, torch.Tensor) for a in self.args[len(formulas.names) :]):
+            raise Unwritable  # one of any number of tensors
         self.params: dict[str, Any] = dict(layer._parameters)
 
     def node(self) -> tape.Node:
