@@ -160,7 +160,9 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        return BoundPart(writer.source(), writer.environment, len(writer.entries))
+        part = BoundPart(writer.source(), writer.environment, len(writer.entries))
+        writer.put_off()
+        return part
     except Unbindable:
         return None
 
@@ -182,6 +184,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
         writer.go_back(grad)
         made = Bound(writer.source(), writer.environment)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
+        writer.put_off()
         return made
     except Unbindable:
         return None
@@ -594,6 +597,13 @@ class Writer:
         ]
         lines.append(f"return ({' '.join(found)})")
         return "\n    ".join(lines) + "\n"
+
+    def put_off(self) -> None:
+        """Have the parts of it bound later, if at all: the generic walk reaches them again only if
+        what was bound cannot be used."""
+        for node in self.whole:
+            if node.signature is not None:
+                node.signature.visits = 0
 
     def fetch(
         self,
