@@ -109,8 +109,11 @@ def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
         if sign.tap_walks < fast.after:
             return None
         sign.tap_walks = 0
-        with quietly():
-            bound = sign.tapped = _bind(node, start) or _state.taps  # none with these taps
+        try:
+            with quietly():
+                bound = sign.tapped = _bind(node, start) or _state.taps  # none with these taps
+        except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
+            return None
         if not isinstance(bound, _bound.Bound):
             return None
     if not bound.trusted:
@@ -145,7 +148,7 @@ def _bind(node: _tape.Node, start: torch.Tensor) -> _bound.Bound | None:
             return None
         writer.go_back(start)
         return _bound.Bound(writer.source(), writer.environment)
-    except (_bound.ChangedSince, _bound.Unbindable, RuntimeError):
+    except _bound.Unbindable:
         return None
 
 
