@@ -521,6 +521,9 @@ class Writer(bound.Writer):
                 known[name] = edge[0].detach()
             elif (at := (self.index[id(edge[0])], edge[1])) in self.found_results:
                 known[name] = self.found_results[at]
+        given, meta = known.get("input"), node.outputs[0]
+        if isinstance(given, T) and meta is not None and given.dtype is meta[1]:
+            known.setdefault("dtype", None)  # none was given, or that of the input
         if not known.keys() >= set(formulas.names):
             return None
         try:

@@ -243,7 +243,7 @@ class _Page:
             shape = ", ".join(shapes[:3]) + (" ..." if shapes[3:] else "")
             size = self._norm(self.values.get((operation.index, 0)))
             chips = [
-                _chip(given.name, given.leaf or "", _shape(given.shape or ()), "")
+                _chip(_named(given), given.leaf or "", _shape(given.shape or ()), "")
                 for given in operation.inputs
                 if self._is_beside(given)
             ]
@@ -268,7 +268,7 @@ class _Page:
         if row.operation is not None:
             formula = row.operation.formula
             chips = [
-                _chip(f"d {given.name}", "", "", self._norm(given.gradient))
+                _chip(f"d {_named(given)}", given.leaf or "", "", self._norm(given.gradient))
                 for given in row.operation.inputs
                 if given.gradient is not None
             ]
@@ -392,6 +392,12 @@ def _line(
     if chips:
         made += f'<span class="chips">{"".join(chips)}</span>'
     return made
+
+
+def _named(given: Input) -> str:
+    """By the rule's name, unless it is a leaf with another name: `weight`, but `gate`."""
+    leaf = given.leaf or given.name
+    return given.name if leaf.rpartition(".")[2] == given.name else leaf
 
 
 def _chip(name: str, leaf: str, shape: str, size: str) -> str:
