@@ -108,6 +108,7 @@ class Node:
         "__weakref__",
         "_saved",
         "_versions",
+        "began",
         "caller",
         "edges",
         "function",
@@ -119,6 +120,7 @@ class Node:
     # If a layer recorded the call: its dict of parameters, which is no other module's and, unlike
     # the layer, does not refer to the node. Unset otherwise.
     caller: dict[str, Any]
+    began: int  # if the layer recorded several: the number before the first
     function: "type[Function]"
     edges: Sequence[Edge | None]  # one for each argument of forward
     sequence: int
@@ -150,7 +152,6 @@ class Node:
     # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
     # (see `as_seen`).
     is_watched: bool | str = False
-    began: int | None = None  # if `caller` recorded several calls: the number before the first
     taps: tuple[Any, ...] = ()  # then `is_watched` is TAPPED (see fast/tapped.py)
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None

@@ -300,10 +300,11 @@ def argument_name(node: _tape.Node, place: int) -> str:
 def _of_one_call(last: _tape.Node) -> set[int]:
     """The nodes that a layer recorded in the call that ended with `last`."""
     found, waiting = {id(last)}, [last]
-    while waiting and last.began is not None:
+    began = getattr(last, "began", None)
+    while waiting and began is not None:
         for target, _ in filter(None, waiting.pop().edges):
             is_new = isinstance(target, _tape.Node) and id(target) not in found
-            if is_new and target.sequence > last.began:
+            if is_new and target.sequence > began:
                 found.add(id(target))
                 waiting.append(target)
     return found

@@ -129,11 +129,11 @@ class Traced:
             self.ends = [self._held(x) for x in inputs]
 
     @classmethod
-    def between(cls, start: tape.Node, end: tape.Edge) -> "Traced":
-        """The same for a module with one input, whose gradient goes to `end`, and one output, the
-        first of the node `start`."""
+    def between(cls, start: tape.Node, end: tape.Edge, began: int) -> "Traced":
+        """The same for a module with one output, that of the node `start`, and one input, whose
+        gradient goes to `end`."""
         made = cls.__new__(cls)
-        made.weakly, made.single = False, True
+        made.weakly, made.single, made.began = False, True, began
         made.starts, made.ends = ((start, 0),), (end,)
         return made
 

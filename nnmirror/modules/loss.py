@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional as F
+from .._state import sequence as _sequence
 from ..fast.composed import met_before
 from .explicit import Traced
 from .layer import Layer
@@ -27,11 +28,14 @@ class _Loss(Layer):
         self, function: Callable[..., Tensor], input: Tensor, target: Tensor, *options: Any
     ) -> Tensor:
         """function(input, target, *options), kept for `backward`."""
+        began = next(_sequence)
         met = met_before(function, (input, target, *options))
         if met is not None:
             out, node = met
+            own = self.__dict__
+            node.caller, node.began = own["_parameters"], began
             end = input._node, input._output_nr  # type: ignore[attr-defined]
-            self.__dict__["_call"] = Traced.between(node, end)
+            own["_call"] = Traced.between(node, end, began)
             return out  # type: ignore[no-any-return]
         compared = functools.partial(_with_options, function, options)
         return self._run_several(compared, (input,), (target,))  # type: ignore[no-any-return]
