@@ -223,7 +223,28 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
         method = _composed_directly(func, found, takes_any)
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
     for name in names:
-        setattr(Tensor, name, method)
+        setattr(Tensor, name, _reflected(method, name) if name in _REFLECTED else method)
+
+
+def _reflected(of_number: Any, name: str) -> Any:
+    """A reflected operator, which Python calls first if a tensor of torch's own is on the left.
+
+    That tensor is the one that torch would dispatch from.
+    """
+    straight: Any = getattr(torch.Tensor, _REFLECTED[name])
+
+    @functools.wraps(of_number)
+    def method(self: Any, other: Any) -> Any:
+        if type(other) is not torch.Tensor:
+            return of_number(self, other)
+        if type(self) in UNASKED and _is_asked():
+            try:
+                return RULES[straight](other, self)
+            except TypeError:
+                pass  # as in torch's error
+        return straight(other, self)
+
+    return method
 
 
 def _recorded_directly(func: Any, found: "Recorded") -> Any:
@@ -282,9 +303,16 @@ def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
 
 
 _FLAGS = (None, False, True)
+_REFLECTED = {
+    "__radd__": "__add__",
+    "__rmul__": "__mul__",
+    "__rsub__": "__sub__",
+    "__rtruediv__": "__truediv__",
+}
 _OPERATORS = (
     *("__add__", "__ge__", "__gt__", "__le__", "__lt__", "__matmul__", "__mul__", "__neg__"),
-    *("__sub__", "__truediv__", "__iadd__", "__imul__", "__isub__", "__itruediv__"),
+    *("__pow__", "__sub__", "__truediv__", "__iadd__", "__imul__", "__isub__", "__itruediv__"),
+    *_REFLECTED,
 )
 
 
@@ -856,7 +884,7 @@ def ask_plainly(ask: Any, plainly: Any) -> None:
 
 ASKED: dict[Any, Callable[..., Any]] = {}
 # The most frequent queries.
-for _name in ("__len__", "detach", "item", "ndimension", "size", "tolist"):
+for _name in ("__len__", "detach", "dim", "item", "ndimension", "size", "tolist"):
     _ask: Any = getattr(torch.Tensor, _name)
     setattr(Tensor, _name, _directly(_ask, _ask))
 for _name in ("device", "dtype", "ndim", "shape"):
@@ -879,6 +907,8 @@ for _name in (
     "stride",
 ):
     ASKED[getattr(torch.Tensor, _name)] = _asked_plainly(getattr(torch.Tensor, _name))
+for _name in ("empty_like", "ones_like", "rand_like", "randn_like", "zeros_like"):
+    ASKED[getattr(torch, _name)] = _asked_plainly(getattr(torch, _name))
 # Operations whose results are never floating point, and so have no gradient.
 for _name in (
     *("all", "any", "argmax", "argmin", "argsort", "count_nonzero", "eq", "equal", "ge", "gt"),

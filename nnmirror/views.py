@@ -447,7 +447,7 @@ def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
     if type(value) is not _tensor.Tensor or value._view_of is None:
         return False
     base, version, _ = value._view_of
-    if base is not x or type(version) is not tuple or type(made_by) is not _tape.Node:
+    if base is not x or type(version) is not tuple or not isinstance(made_by, _tape.Node):
         return False
     if made_by.is_watched or not made_by.sequence + 1 == version[1] == next(_sequence) - 1:
         return False

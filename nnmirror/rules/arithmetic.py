@@ -178,7 +178,7 @@ class Reciprocal(Rule):
         return -g * (result * result)
 
 
-@composite(T.__rdiv__, T.__rtruediv__)
+@composite(T.__rdiv__, T.__rtruediv__, directly=True)
 def rdiv(input: T, other: T | Number) -> T:
     """other / x, which PyTorch computes as (1 / x) * other"""
     return record(Mul, (record(Reciprocal, (input,))[0], other))[0]
