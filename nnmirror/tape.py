@@ -1328,12 +1328,19 @@ def named_in_calls() -> dict[str, Any]:
         "forward_mode": forward_mode,
         "Node": Node,
         "sequence": _sequence,
+        "standing_for": _standing_for,
         "taken_over": taken_over,
         "transform": in_transform,
         "unlike": unlike,
         "view_from": view_from,
         "view_of": view_of,
     }
+
+
+def _standing_for(value: Any) -> "_tensor.Tensor | None":
+    """What stands for a result of torch's own among the arguments of a call; None if nothing."""
+    of_torch = type(value) is torch.Tensor and value.requires_grad and not value.is_leaf
+    return taken_over(value) if of_torch else None
 
 
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:

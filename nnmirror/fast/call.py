@@ -128,7 +128,7 @@ class _Text:
             self.lines += [f"if {a} is not first: return None", f"{n} = {a}._node"]
         else:
             conditions = [
-                f"type({a}) is not Tensor",
+                f"(type({a}) is not Tensor and ({a} := standing_for({a})) is None)",
                 f"({n} := {a}._node) is None",
                 f"(sign := {n}.signature) is None",
                 f"sign.serial != {self.constant('serial', i, sign.serial)}",
