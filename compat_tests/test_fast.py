@@ -7,6 +7,7 @@ compared with the generic one), on the mirror as it is by default, and with `fas
 import contextlib
 import gc
 import linecache
+import operator
 import threading
 import weakref
 
@@ -1123,3 +1124,20 @@ def test_what_a_loss_saved_may_not_be_changed():
     target.add_(0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@parity
+def test_operators_with_something_else_on_the_left(nn, optim):
+    layer, found = nn.Linear(3, 4), []
+    lefts = [2, 0.5, True, torch.randn(5, 4), torch.randn(5, 4, requires_grad=True), torch.ones(4)]
+    for _ in range(4):
+        y = layer(torch.ones(5, 3))
+        for op in (operator.add, operator.mul, operator.sub, operator.truediv):
+            for left in lefts:
+                z = op(left, y)
+                found += [z.detach(), z.grad_fn.name(), len(z.grad_fn.next_functions)]
+                found += torch.autograd.grad(z.sum(), layer.weight, retain_graph=True)
+        found += [(y**2).detach(), (y**2).grad_fn.name()]
+    with torch.no_grad():
+        found += [3 - y, torch.ones(4) / y]
+    return found, attempt(lambda: torch.ones(3) - y)
