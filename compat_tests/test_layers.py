@@ -83,6 +83,21 @@ def test_linear_frozen(nn, optim, frozen):
     return y, x, dict(layer.named_parameters())
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 4, 3), (2, 2, 4, 3)])
+@parity
+def test_linear_input_that_gets_other_data(nn, optim, shape, requires_grad):
+    """Between forward and backward: which of the two counts is as in PyTorch."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
+    for _ in range(5):
+        x = torch.randn(shape).requires_grad_(requires_grad)
+        h = torch.tanh(net[0](x))
+        loss = net(x).sum() + net[2](h).sum()
+        x.data, h.data = torch.randn(shape), torch.randn(shape)
+        loss.backward()
+    return dict(net.named_parameters()), x.grad
+
+
 @pytest.mark.parametrize("seed", range(5))
 @parity
 def test_same_seed_same_weights(nn, optim, seed):

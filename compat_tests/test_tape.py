@@ -402,6 +402,9 @@ ERRORS = {
     "saved relu changed": lambda nn, p: _changed(nn.functional.relu(p)),
     "saved input changed": lambda nn, p: _changed_input(nn, p),
     "saved weight changed": lambda nn, p: _changed_weight(nn),
+    "saved index changed": lambda nn, p: _changed_index(nn, lambda index: index),
+    "index among several changed": lambda nn, p: _changed_index(nn, lambda index: (0, index)),
+    "mask changed": lambda nn, p: _changed_index(nn, lambda index: index, torch.ones(3).bool()),
     "numpy": lambda nn, p: p.numpy(),
     "numpy of an output": lambda nn, p: nn.functional.tanh(p).numpy(),
     "freeze an output": lambda nn, p: nn.functional.tanh(p).requires_grad_(False),
@@ -454,6 +457,13 @@ def _changed_input(nn, p):
     x = nn.functional.tanh(nn.Parameter(torch.randn(4, 3)))
     y = nn.Linear(3, 2)(x)
     x.detach().mul_(2)
+    y.sum().backward()
+
+
+def _changed_index(nn, made_of, index=None):
+    index = torch.tensor([0, 2]) if index is None else index.clone()
+    y = nn.Parameter(torch.randn(3, 3))[made_of(index)]
+    index.fill_(1)
     y.sum().backward()
 
 

@@ -405,6 +405,8 @@ def test_a_difference_is_one_unless_it_is_allowed(expected, actual, enough, too_
         (ZERO, -ZERO),
         (1.0, 1.5),
         (1, 1.5),
+        (1.0, 1),
+        (1, True),
         ("a", "b"),
         (3, "b"),
     ],

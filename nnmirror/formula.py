@@ -240,7 +240,8 @@ class Formulas:
         known = (*function.derived, *function.drawn)
         self.underived = [i for i, n in enumerate(function.keeps) if n not in known]
         # Whether the plan itself depends on the layout of the tensors.
-        self.by_layout = function.copied is not None or _overrides(function, "choose")
+        asked = function.copied is not None or function.saved_memory is not None
+        self.by_layout = asked or _overrides(function, "choose")
         self.labels = _overrides(function, "label_of")
         self.refuse = getattr(function, "refuse", None)
         # Whether calls that differ only by numbers can share a signature.
@@ -349,7 +350,8 @@ class Formulas:
             plan: Plan = PlanOfMore(self, kept)
         else:
             plan = Plan()
-        plan.needs_memory = asked and not used.isdisjoint(function.saved_memory)
+        in_memory = () if function.saved_memory is None else function.saved_memory(*args)
+        plan.needs_memory = asked and not used.isdisjoint(in_memory)
         used.update(function.always_saved)
         saves: list[int] = []
         saved_names: list[str] = []
@@ -395,7 +397,8 @@ class Formulas:
         if function.copied is not None:
             copied = function.copied(*args)
             plan.copied = tuple([i for i, n in enumerate(saved_names) if n in copied])
-        plan.memory = tuple([i for i, n in enumerate(saved_names) if n in function.saved_memory])
+        in_place = [i for i, n in enumerate(saved_names) if n in in_memory]
+        plan.memory = tuple([i for i in in_place if i not in plan.copied])
         plan.saves_number = function.saves_number and not saves
         plan.compute = self.compute
         if not self.by_layout:

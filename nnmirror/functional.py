@@ -178,8 +178,8 @@ class Linear(Rule):
     """Y = X W^T + b:  db = sum of the rows of G,  dX = G W,  dW = G^T X
 
     X is (*, in), W is (out, in), b is (out); leading dimensions are treated as rows. Saved: X if W
-    needs a gradient, and W. As in PyTorch, which saves a view of W, a later assignment to `W.data`
-    does not change what was saved.
+    needs a gradient, and W. As in PyTorch, which saves views, a later assignment to `W.data` does
+    not change what was saved; nor does one to `X.data`, if X does not have two dimensions.
     """
 
     input_place = 1
@@ -195,7 +195,10 @@ class Linear(Rule):
     # W is kept whether or not X needs a gradient (it is there anyway), so that
     # Module.backward can give the gradient for an input that does not require one.
     always_saved = ("weight",)
-    saved_memory = ("weight",)
+
+    @staticmethod
+    def saved_memory(bias: T | None, input: T, weight: T) -> tuple[str, ...]:
+        return ("weight",) if C_dim(input) == 2 else ("input", "weight")
 
     @staticmethod
     def infer(bias: T | None, input: T, weight: T) -> T:

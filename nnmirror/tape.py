@@ -440,7 +440,8 @@ class Node:
             maker = self.name()
         maker = _short(maker or "")
         made = f", which is output {index} of {maker}," if maker else ""
-        kind = torch.Tensor.type(tensor).replace("torch.BFloat16Tensor", "CPUBFloat16Type")
+        kind = torch.Tensor.type(tensor)
+        kind = _TYPE_NAMES.get(kind, kind)
         return (
             "one of the variables needed for gradient computation has been modified by an"
             f" inplace operation: [{kind} {shape}]{made} is at version"
@@ -604,6 +605,10 @@ class users_code:
         self.asking.__exit__(*exc)
 
 
+# Where PyTorch's messages have another name for a tensor's type.
+_TYPE_NAMES = {"torch.BFloat16Tensor": "CPUBFloat16Type", "torch.BoolTensor": "CPUBoolType"}
+
+
 def _users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
     function = node.function
     backward: Any = function.backward
@@ -727,7 +732,8 @@ class Function:
     always_saved: tuple[str, ...] = ()  # saved even if no gradient needs it
     # copied(*args) names the arguments that are saved as copies, as by PyTorch's kernels that copy.
     copied: "Callable[..., tuple[str, ...]] | None" = None
-    saved_memory: tuple[str, ...] = ()  # saved with its present memory
+    # saved_memory(*args) names the arguments that are saved with their present memory.
+    saved_memory: "Callable[..., tuple[str, ...]] | None" = None
     saves_number: bool = False  # it saves a number, which is freed with the graph
     saved_via: dict[
         str, str

@@ -237,7 +237,7 @@ class _Text:
         self.environment["likes"] = _Likes(self.places, self.needs, plan)
         if formulas.has_more and not function.materialize_grads:
             lines.append("node.materialize_grads = False")
-        if function.saved_memory:
+        if function.saved_memory is not None:
             lines.append("plan.refuse_inference(node, args)")
         kept_apart = type(plan) is not formula.Plan or plan.copied or plan.memory
         if kept_apart:

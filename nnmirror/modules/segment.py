@@ -312,7 +312,10 @@ class Written:
                     if after:
                         raise Unwritable
                     word = text.word(call, call.args[place])
-                    before.append(f"{word}._plain" if i in plan.memory else word)
+                    if i in plan.memory and (k == 0 or word != "h"):
+                        before.append("h.detach()" if word == "h" else f"{word}._plain")
+                    else:
+                        before.append(word)
                     if word != "h" or k == 0:
                         visible.append((k, i))
                         versions.append("version" if word == "h" else f"{word}._version")

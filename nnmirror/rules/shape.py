@@ -447,18 +447,24 @@ class Index(Rule):
     """z = x[index] with masks or index tensors:  dx = zeros, with g added at index
 
     An element that is selected several times gets several gradients: the same index gives its place
-    in the flattened x, and g is added there.
+    in the flattened x, and g is added there. As in PyTorch, what the index is made of may not be
+    changed in between: these tensors are given as `parts` too.
     """
 
     keeps = ("places",)
+    counted = (0,)
 
     @staticmethod
-    def forward(input: T, index: IndexLike) -> tuple[T, T]:
+    def as_called(input: T, index: IndexLike, *parts: T) -> tuple[object, ...]:
+        return input, index
+
+    @staticmethod
+    def forward(input: T, index: IndexLike, *parts: T) -> tuple[T, T]:
         places = torch.arange(input.numel(), device=input.device).view(input.shape)
         return input[index], places[index]
 
     @staticmethod
-    def d_input(g: T, input_shape: torch.Size, places: T) -> T:
+    def d_input(g: T, input_shape: torch.Size, places: T, parts: tuple[T, ...]) -> T:
         dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
         dx.view(-1).index_put_((places.reshape(-1),), g.reshape(-1), accumulate=True)
         return dx
@@ -484,7 +490,7 @@ def getitem(input: T, index: IndexLike) -> T:
         if any(isinstance(p, T) for p in parts):  # their values now, not later
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
         return record(Basic, (input, index))[0]
-    return record(Index, (input, index))[0]
+    return record(Index, (input, index, *[p for p in parts if isinstance(p, T)]))[0]
 
 
 class Cat(Rule):

@@ -110,6 +110,8 @@ def assert_same(
             alike = isinstance(actual, str) and normal(actual) == normal(expected)
         elif isinstance(expected, float):
             alike = repr(expected) == repr(actual)
+        elif isinstance(expected, int | complex):
+            alike = type(expected) is type(actual) and expected == actual
         else:
             alike = not isinstance(actual, torch.Tensor) and bool(expected == actual)
         if not alike:
