@@ -308,10 +308,12 @@ def _draw_legend(axes: Axes, names: list[str], looks: list[dict[str, Any]], colu
 # -- in a notebook -------------------------------------------------------------------------
 
 _STYLE = """<style>
+.nnmirror-watch {overflow-x: auto}
 .nnmirror-watch table {border-collapse: collapse; font: 12px/1.5 system-ui, sans-serif}
-.nnmirror-watch th, .nnmirror-watch td {padding: 3px 10px; text-align: right; border: 0;
+.nnmirror-watch th, .nnmirror-watch td {padding: 3px 6px; text-align: right; border: 0;
   border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); white-space: nowrap}
-.nnmirror-watch .layer {text-align: left; white-space: normal; max-width: 36em}
+.nnmirror-watch .layer {text-align: left; white-space: normal; min-width: 21em;
+  max-width: 36em}
 .nnmirror-watch code {display: block; background: none; font-size: 11px; opacity: 0.75}
 .nnmirror-watch .step {text-align: center}
 </style>"""
@@ -335,9 +337,9 @@ def html(steps: Steps) -> str:
     for name, row in zip(histories, cells, strict=True):
         latest = next((end[name] for end in reversed(ends) if name in end), None)
         line = [f'<td class="layer">{_described(name, latest)}</td>']
-        line += [f"<td>{end[i]}</td>" for end in row for i in used]
         if several:
             line.append(f"<td>{_sparkline(histories[name])}</td>")
+        line += [f"<td>{end[i]}</td>" for end in row for i in used]
         rows.append(f"<tr>{''.join(line)}</tr>")
     over = "".join(
         f'<th class="step" colspan="{len(used)}">step {next(iter(end.values())).step}</th>'
@@ -346,8 +348,8 @@ def html(steps: Steps) -> str:
     heads = "".join(f"<th>{_HEADS[i]}</th>" for i in used) * len(ends)
     return (
         f'{_STYLE}<div class="nnmirror-watch"><table>'
-        f"<tr><th></th>{over}{'<th>|dy|, all steps</th>' if several else ''}</tr>"
-        f'<tr><th class="layer">layer</th>{heads}{"<th></th>" if several else ""}</tr>'
+        f"<tr><th></th>{'<th>all steps</th>' if several else ''}{over}</tr>"
+        f'<tr><th class="layer">layer</th>{"<th>|dy|</th>" if several else ""}{heads}</tr>'
         f"{''.join(rows)}</table></div>"
     )
 
