@@ -196,6 +196,9 @@ def _draw_over_steps(
         [(r.step, v) for r in records if (v := value(r)) is not None] for records in layers.values()
     ]
     place = _scale(axes, name, [v for points in lines for _, v in points], nothing)
+    if not any(lines):
+        axes.set_xticks([])
+        return
     for i, (points, look) in enumerate(zip(lines, looks, strict=True)):
         # With many steps only some have a marker, at different places for each layer.
         every = max(1, len(points) // 12)
