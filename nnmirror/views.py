@@ -190,21 +190,31 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
 @implements(_tape)
 def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
+    edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
-        edge = _tape.edge_of(base) if base.requires_grad else None
         base.__class__ = _tensor.Tensor
-    elif base._node is not None:
-        edge = base._node, base._output_nr
-    else:
-        edge = _tape.edge_of(base) if base.requires_grad else None
-    needs = node.needs_input_grad
+    needs, plan = node.needs_input_grad, node.plan
     if needs[0] and node.function.overwrites:
         node.needs_input_grad = (False, *needs[1:])
+    needs = (edge is not None, *needs[1:])
+    rebase_on(node, view, base, edge, node.places, needs, plan is None or RESULT in plan.saves)
+
+
+def rebase_on(
+    node: "_tape.Node",
+    view: "_tensor.Tensor",
+    base: "_tensor.Tensor",
+    edge: "_tape.Edge | None",
+    places: Sequence[int],
+    needs: tuple[bool, ...],
+    saves_result: bool,
+) -> None:
+    """The same, where `edge` leads to the base as it was, and `node` has these places and needs."""
     shape = C_shape(base)
     copy: Any = _new(_tape.Node)
     copy.function, copy.signature, copy.like = CopySlices, None, None
-    copy._places, copy._needs_input_grad = node.places, (edge is not None, *needs[1:])
-    # The previous node's, if they fit: nodes share them.
+    copy._places, copy._needs_input_grad = places, needs
+    # Those of the node before, if they fit: nodes have them in common.
     outputs = () if edge is None or not isinstance(edge[0], _tape.Node) else edge[0].outputs
     if len(outputs) == 1 and outputs[0][0] == shape and outputs[0][1] is C_dtype(base):
         copy._outputs = outputs
@@ -220,8 +230,7 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
     # view does not require grad yet, if its gradient is retained, or if `node` saved its result,
     # which leads to the view.
     view._view_of = base, (view._version, next(_sequence)), "plain"
-    old, plan = view._node, node.plan
-    if old is None or old.is_watched or plan is None or RESULT in plan.saves:
+    if saves_result or view._node is None or view._node.is_watched:
         renew(view)
         if view._node is not None:
             node.seen_by = weakref.ref(view._node)

@@ -613,7 +613,7 @@ def _fitted(grad: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> tor
         with EnableTorchFunction():
             return grad.sum_to_size(shape).to(dtype)
     if grad.shape != shape:
-        grad = grad.sum_to_size(shape)
+        grad = grad.sum_to_size(shape) if shape else grad.sum()  # the same, in less time
     return grad if grad.dtype is dtype else grad.to(dtype)
 
 

@@ -114,10 +114,11 @@ class _Text:
             "forward_mode": _torch.forward_mode,
             "made_by": _tape.made_by,
             "needs": needs,
+            "places": self.places,
             "new": object.__new__,
             "other": other,
             "plain": torch.Tensor,
-            "rebase": _views.rebase,
+            "rebase_on": _views.rebase_on,
             "renew": _views.renew,
             "rule": function,
             "sequence": _tape._sequence,
@@ -127,7 +128,18 @@ class _Text:
         self.taken = {
             *self.environment,
             *self.names,
-            *("alias", "args", "base", "before", "change", "defaults", "dtype", "given", "how"),
+            *(
+                "alias",
+                "args",
+                "base",
+                "before",
+                "change",
+                "defaults",
+                "dtype",
+                "edge",
+                "given",
+                "how",
+            ),
             *("in_place", "is_new", "kind", "label", "likes", "likes_of_part", "node", "out"),
             *("plan", "plan_for", "record", "sign", "version", "view", "zeros"),
         }
@@ -375,7 +387,8 @@ class _Text:
             "if base is None:",
             "    made_by(a0, node, 0)",
             "else:",
-            "    rebase(node, a0, base)",
+            "    edge = base._node, base._output_nr",
+            f"    rebase_on(node, a0, base, edge, places, needs, {formula.RESULT in plan.saves})",
             "return a0, node",
         ]
 

@@ -339,7 +339,8 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
                 **kwargs: Any,
             ) -> Any:
                 places = _placed.placed(args, kwargs) if kwargs else args
-                return record(function, places, inplace=lambda: _func(*args, **kwargs))[0]
+                change = functools.partial(_func, *args, **kwargs)
+                return record(function, places, inplace=change)[0]
 
             RULES[func] = call
             _tensor.answer_directly(func, call, takes_any=True)
