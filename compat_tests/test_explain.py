@@ -482,6 +482,10 @@ class Wired(nnmirror.Module):
         return self.l2(h)
 
 
+# Since 3.13 pdb stops at the line that starts it, not at the next one.
+BEFORE = ["n"] if sys.version_info >= (3, 13) else []
+
+
 def pdbs_set_trace():
     raise AssertionError("pdb was started otherwise")
 
@@ -501,7 +505,8 @@ def at_the_prompt(monkeypatch, capsys):
     tracer, interrupt = sys.gettrace(), signal.getsignal(signal.SIGINT)
 
     def run(script, *commands):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*commands, "c", "c", "c"])))
+        lines = [*BEFORE, *commands, "c", "c", "c"]
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
         try:
             script()
         finally:
@@ -509,7 +514,8 @@ def at_the_prompt(monkeypatch, capsys):
             signal.signal(signal.SIGINT, interrupt)
             bdb.Breakpoint.clearBreakpoints()
         said = capsys.readouterr().out
-        return re.findall(r"^(?:\(Pdb\) )*> .*?\)(\S+?)\(\)", said, re.M), said
+        stops = re.findall(r"^(?:\(Pdb\) )*> .*?\)(\S+?)\(\)", said, re.M)
+        return stops[len(BEFORE) :], said
 
     return run
 
