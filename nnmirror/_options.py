@@ -9,8 +9,8 @@ Run a PyTorch script, unmodified, with nnmirror in place of torch.nn and torch.o
 
 python -m nnmirror script.py args...             instead of: python script.py args...
 python -m nnmirror -m package.module args...     instead of: python -m package.module args...
-python -m nnmirror --check script.py args...     on both: is what it prints and saves identical?
-python -m nnmirror --report script.py            which names does it use, and are they mirrored?
+python -m nnmirror --check script.py args...     compare what it prints and saves on both libraries
+python -m nnmirror --report script.py            list the names it uses, and which are mirrored
 """
 
 
