@@ -15,8 +15,8 @@ import hashlib
 import itertools
 import signal
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -154,14 +154,23 @@ def trained(
     found: dict[Settings, dict[str, Run]] = {settings: {} for settings in todo}
     # Longest first, so that the processes finish at about the same time.
     order = sorted(found, key=lambda s: s.epochs, reverse=True)
-    with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = {pool.submit(train, s, name, every): (s, name) for s in order for name in names}
-        for future in bar(as_completed(futures), total=len(futures), unit="run"):
-            settings, name = futures[future]
-            found[settings][name] = future.result()
+    tasks = [(settings, name, every) for settings in order for name in names]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit this
+    with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            runs = pool.imap_unordered(_trained, tasks)
+            for (settings, name, _), run in bar(runs, total=len(tasks), unit="run"):
+                found[settings][name] = run
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)  # leaving the `with` ends the processes
+        finally:
+            signal.signal(signal.SIGINT, before)
     return found
+
+
+def _trained(task: tuple[Settings, str, int]) -> tuple[tuple[Settings, str, int], Run]:
+    return task, train(*task)
 
 
 def same_bits(runs: dict[str, Run]) -> str:
