@@ -1141,3 +1141,19 @@ def test_operators_with_something_else_on_the_left(nn, optim):
     with torch.no_grad():
         found += [3 - y, torch.ones(4) / y]
     return found, attempt(lambda: torch.ones(3) - y)
+
+
+@parity
+def test_second_derivatives_of_a_power_again_and_again(nn, optim):
+    """A kernel may compute a mask in steps: the version of what it returns is not for us to count."""
+    w, found = nn.Parameter(torch.tensor(1.0)), []
+    for _ in range(6):
+        a = torch.tensor([1.0, 2.0, 0.3], requires_grad=True)
+        y = a * w
+        (first,) = torch.autograd.grad(
+            ((y * y + 0.1) ** y.clamp(-2, 2)).sum(), a, create_graph=True
+        )
+        (second,) = torch.autograd.grad(first.sum(), a, create_graph=True)
+        second.sum().backward()
+        found += [first.detach(), second.detach(), a.grad]
+    return found
