@@ -6,6 +6,7 @@ Overlapping windows are added sequentially, in the order of PyTorch's kernels. P
 dimension is pooling in two, of which the first has size 1, as in PyTorch.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from ..tape import record
 from .arithmetic import Pow
 from .elementwise import Abs
 from .gradient import applied
-from .kernel import GRAIN, add_rows
+from .kernel import add_rows, has_planes, planes_first, planes_last
 from .reduction import Mean
 from .registry import RULES, Rule, unplaced
 from .shape import squeeze, unsqueeze
@@ -119,28 +120,20 @@ _nn: Any = torch._C._nn
 
 
 def _max_pool2d(input: T, *settings: Any) -> tuple[T, T]:
-    """PyTorch's kernel, with the memory format for which it is vectorized.
-
-    It compares the elements of a plane one by one, but many channels together with channels last.
-    With two copies that takes a third of the time, and has the same result. It is not used if the
-    distance of the planes is a multiple of 4,096 bytes, as they would share cache lines.
-    """
-    if (
-        input.numel() >= GRAIN
-        and input.dim() == 4
-        and input.is_cpu
-        and input.is_contiguous()
-        and not input.is_contiguous(memory_format=torch.channels_last)
-        and input.dtype.itemsize > 2
-        and input.stride(1) * input.dtype.itemsize % 4096
-    ):
-        batch, channels = input.shape[:2]
-        planes = input.view(1, batch * channels, *input.shape[2:])
-        planes = planes.contiguous(memory_format=torch.channels_last)
-        y, indices = _nn.max_pool2d_with_indices(planes, *settings)
-        sizes = y.shape[2:]
-        return y.contiguous().view(batch, channels, *sizes), indices.view(batch, channels, *sizes)
+    if has_planes(input):
+        with contextlib.suppress(RuntimeError, TypeError):  # else the error names the input's sizes
+            found = _nn.max_pool2d_with_indices(planes_last(input), *settings)
+            y, indices = [planes_first(t, *input.shape[:2]) for t in found]
+            return y, indices
     return _nn.max_pool2d_with_indices(input, *settings)  # type: ignore[no-any-return]
+
+
+def _avg_pool2d(input: T, *settings: Any) -> T:
+    if has_planes(input):
+        with contextlib.suppress(RuntimeError, TypeError):
+            means = _nn.avg_pool2d(planes_last(input), *settings)
+            return planes_first(means, *input.shape[:2])
+    return _nn.avg_pool2d(input, *settings)  # type: ignore[no-any-return]
 
 
 MAX = {
@@ -274,8 +267,11 @@ class _AvgPoolBackward(Rule):
 _avg_grad = applied(_AvgPoolBackward)
 
 
+_AVERAGED: dict[int, TorchFunction] = {2: _avg_pool2d, 3: _nn.avg_pool3d}
+
+
 def _averaging(n: int) -> type[Rule]:
-    function = getattr(_nn, f"avg_pool{n}d")
+    function = _AVERAGED[n]
 
     def forward(input: T, *settings: Any) -> T:
         return function(input, *settings)  # type: ignore[no-any-return]
@@ -289,7 +285,7 @@ def _averaging(n: int) -> type[Rule]:
         "forward": staticmethod(forward),
         "d_input": staticmethod(d_input),
         "infer": staticmethod(function),
-        "public": staticmethod(function),
+        "public": staticmethod(getattr(_nn, f"avg_pool{n}d")),
     }
     return type(f"AvgPool{n}D", (Rule,), body)
 

@@ -11,6 +11,7 @@ other modes are matrix products, whose order of summation differs from the kerne
 bfloat16 are computed in float32.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .. import _torch
 from .._types import TorchFunction
 from ..tape import record
 from .gradient import applied
-from .kernel import memory_format
+from .kernel import has_planes, memory_format, planes_first, planes_last
 from .registry import Rule, composite
 
 T = torch.Tensor
@@ -79,6 +80,10 @@ class Upsample(Rule):
     def forward(
         input: T, kind: str, size: _Sizes, align_corners: bool | None, scale_factors: _Scales
     ) -> T:
+        if KINDS[kind].along in ("nearest1d", "exact1d") and has_planes(input):
+            with contextlib.suppress(RuntimeError, TypeError):  # else the error names its sizes
+                y = KINDS[kind].call(planes_last(input), size, align_corners, scale_factors)
+                return planes_first(y, *input.shape[:2])
         return KINDS[kind].call(input, size, align_corners, scale_factors)
 
     @classmethod
@@ -118,7 +123,7 @@ class _UpsampleBackward(Rule):
             for n, m, scale in zip(shape[2:], places, scales, strict=True)
         ]
         if along in ("nearest1d", "exact1d"):
-            dx = _added(wide.contiguous(), shape, [_sources(*h) for h in how])
+            dx = _added(wide.contiguous(memory_format=format), shape, [_sources(*h) for h in how])
         else:
             dx = wide
             for dim, h in enumerate(how, start=2):
@@ -195,6 +200,8 @@ _MOST_STEPS = 16
 
 def _added(g: T, shape: torch.Size, sources: list[tuple[int, T | None]]) -> T:
     """For each element, the sum of the gradients of its copies, added sequentially."""
+    if all(places is None for _, places in sources):
+        return _sums_of_blocks(g, [most for most, _ in sources])
     steps = [range(most) for most, _ in sources]
     if torch.Size([len(s) for s in steps]).numel() > _MOST_STEPS:
         return _added_at_once(torch.zeros(shape, dtype=g.dtype, device=g.device), g, sources)
@@ -215,6 +222,18 @@ def _added(g: T, shape: torch.Size, sources: list[tuple[int, T | None]]) -> T:
         dx = part + 0 if dx is None else dx.add_(part)
     assert dx is not None
     return dx
+
+
+def _sums_of_blocks(g: T, size: list[int]) -> T:
+    """The sums of adjacent blocks: means with the divisor 1, which are added in this order too."""
+    how = size, size, 0, False, True, 1
+    if len(size) == 3:
+        return _nn.avg_pool3d(g, *how)  # type: ignore[no-any-return]
+    if len(size) == 1:
+        return _sums_of_blocks(g.unsqueeze(-2), [1, *size]).squeeze(-2)
+    if has_planes(g):
+        return planes_first(_nn.avg_pool2d(planes_last(g), *how), *g.shape[:2])
+    return _nn.avg_pool2d(g, *how)  # type: ignore[no-any-return]
 
 
 def _added_at_once(dx: T, g: T, sources: list[tuple[int, T | None]]) -> T:
