@@ -80,8 +80,8 @@ class Plan:
         "label",
         "memory",
         "names",
-        "needs_memory",
         "of_other",
+        "read_memory",
         "saves",
         "saves_number",
     )
@@ -98,7 +98,7 @@ class Plan:
         self.arguments: dict[str, Any] | None = None  # their values, if they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: with their present memory
         self.copied: tuple[int, ...] = ()  # of the saved: as copies
-        self.needs_memory = False  # a gradient uses it
+        self.read_memory: tuple[int, ...] = ()  # of `memory`: those that a gradient uses
         self.saves_number = False
         self.label = ""
         self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
@@ -151,7 +151,7 @@ class Plan:
     def refuse_inference(self, node: Any, args: tuple[Any, ...]) -> None:
         """Raise for a tensor of inference mode that would be saved: its alias would not be
         noticed."""
-        for i in self.memory if self.needs_memory else ():
+        for i in self.read_memory:
             if args[self.saves[i]].is_inference():
                 node.refuse_inference()
 
@@ -351,7 +351,7 @@ class Formulas:
         else:
             plan = Plan()
         in_memory = () if function.saved_memory is None else function.saved_memory(*args)
-        plan.needs_memory = asked and not used.isdisjoint(in_memory)
+        read = used.intersection(in_memory) if asked else ()
         used.update(function.always_saved)
         saves: list[int] = []
         saved_names: list[str] = []
@@ -399,6 +399,7 @@ class Formulas:
             plan.copied = tuple([i for i, n in enumerate(saved_names) if n in copied])
         in_place = [i for i, n in enumerate(saved_names) if n in in_memory]
         plan.memory = tuple([i for i in in_place if i not in plan.copied])
+        plan.read_memory = tuple([i for i in plan.memory if saved_names[i] in read])
         plan.saves_number = function.saves_number and not saves
         plan.compute = self.compute
         if not self.by_layout:
