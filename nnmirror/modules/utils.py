@@ -1,8 +1,8 @@
 """Arguments that are one number for all dimensions, or one number per dimension."""
 
-import itertools
-from collections.abc import Callable, Iterable
-from typing import Any, Union
+from typing import Union
+
+from ..rules.sizes import ntuple as _ntuple
 
 # As they are written in PyTorch's signatures.
 _size_any_t = Union[int, tuple[int, ...]]  # noqa: UP007
@@ -13,14 +13,6 @@ _size_4_t = Union[int, tuple[int, int, int, int]]  # noqa: UP007
 _size_6_t = Union[int, tuple[int, int, int, int, int, int]]  # noqa: UP007
 _ratio_any_t = Union[float, tuple[float, ...]]  # noqa: UP007
 _ratio_2_t = Union[float, tuple[float, float]]  # noqa: UP007
-
-
-def _ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
-    def parse(x: Any) -> tuple[Any, ...]:
-        return tuple(x) if isinstance(x, Iterable) else tuple(itertools.repeat(x, n))
-
-    return parse
-
 
 _single = _ntuple(1)
 _pair = _ntuple(2)

@@ -32,6 +32,7 @@ from .kernel import transposed
 from .padding import ConstantPadNd
 from .registry import RULES, Gradients, Needs, Rule, rule, unplaced
 from .shape import squeeze, unsqueeze
+from .sizes import expanded_integer
 
 T = torch.Tensor
 Sizes = Sequence[int]
@@ -357,20 +358,6 @@ class Convolution(Rule):
         return convolution_grad(g, input, weight, *how, needs[:3])  # type: ignore[return-value]
 
 
-def _each(value: Any, n: int) -> Any:
-    """One number for each of n dimensions; None if the argument is something else."""
-    if type(value) is int:
-        return (value,) * n
-    if isinstance(value, tuple | list):
-        if type(value) is tuple and len(value) == n:
-            return value
-        if len(value) == 1:
-            return tuple(value) * n
-        if len(value) == n:
-            return tuple(value)
-    return None
-
-
 def convolved(
     n: int,
     transposed: bool,
@@ -386,8 +373,8 @@ def convolved(
 ) -> T:
     """A convolution in n dimensions, of a batch or a single sample; `args` are the original
     arguments, for PyTorch's errors."""
-    how = _each(stride, n), _each(padding, n), _each(dilation, n)
-    more = _each(output_padding, n)
+    how = expanded_integer(stride, n), expanded_integer(padding, n), expanded_integer(dilation, n)
+    more = expanded_integer(output_padding, n)
     fits = isinstance(input, T) and isinstance(weight, T) and type(groups) is int
     if fits and isinstance(padding, str) and not transposed and None not in (how[0], how[2]):
         input, padding = _padded(n, args, input, weight, how[0], padding, how[2])

@@ -25,6 +25,7 @@ from .kernel import add_rows, has_planes, planes_first, planes_last
 from .reduction import Mean
 from .registry import RULES, Rule, unplaced
 from .shape import squeeze, unsqueeze
+from .sizes import expanded, ntuple
 
 T = torch.Tensor
 Sizes = Sequence[int]
@@ -211,9 +212,9 @@ class _Mean:
 
     def __init__(self, n: int, settings: Sequence[Any]) -> None:
         kernel, stride, padding, _, count_include_pad, divisor_override = settings
-        self.kernel = _all(kernel, n)
-        self.stride = _all(stride, n) if stride else self.kernel
-        self.padding = _all(padding, n)
+        self.kernel = expanded(kernel, n)
+        self.stride = expanded(stride, n) if stride else self.kernel
+        self.padding = expanded(padding, n)
         self.counts_padding, self.divisor = count_include_pad, divisor_override
 
     def divided(self, g: T, sizes: Sizes) -> T:
@@ -364,13 +365,6 @@ ADAPTIVE_AVG = {n: _adaptive_averaging(n) for n in (2, 3)}
 # -- arguments -----------------------------------------------------------------------------
 
 
-def _all(value: Any, n: int) -> tuple[int, ...]:
-    """One number for each of n dimensions."""
-    if isinstance(value, tuple | list):
-        return tuple(value) * n if len(value) == 1 else tuple(value)
-    return (value,) * n
-
-
 def _along(value: Any, first: int) -> Any:
     """An argument of one dimension as one of two."""
     if isinstance(value, tuple | list):
@@ -519,7 +513,7 @@ def _avg_pool1d(
 
 def _adaptive_avg_pool(n: int) -> TorchFunction:
     def call(input: T, output_size: Any) -> Any:
-        sizes = _all(output_size, n)
+        sizes = expanded(output_size, n)
         is_one = all(type(s) is int and s == 1 for s in sizes)
         if is_one and input.dim() in (n + 1, n + 2) and input.numel():
             return record(Mean, (input, list(range(-1, -n - 1, -1)), True))[0]
@@ -705,7 +699,7 @@ def _lp_poolNd(n: int) -> TorchFunction:
     def call(
         input: T, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
     ) -> Any:
-        sizes = (kernel_size,) if n == 1 else _all(kernel_size, n)
+        sizes = (kernel_size,) if n == 1 else expanded(kernel_size, n)
         if isinstance(norm_type, int | float) and abs(norm_type) == float("inf"):
             how = kernel_size, stride, 0, 1, ceil_mode
             largest = FUNCTIONS[f"max_pool{n}d"]
@@ -735,21 +729,18 @@ def _max_unpoolNd(n: int) -> TorchFunction:
         padding: Any = 0,
         output_size: Any = None,
     ) -> Any:
-        kernel = _every(kernel_size, n)
-        steps = kernel if stride is None else _every(stride, n)
-        sizes = _unpooled(input.size(), kernel, steps, _every(padding, n), output_size)
+        each = ntuple(n)
+        kernel, pads = each(kernel_size), each(padding)
+        steps = kernel if stride is None else each(stride)
+        sizes = _unpooled(input.size(), kernel, steps, pads, output_size)
         if n > 1:
-            more = (steps, _every(padding, n)) if n == 3 else ()
+            more = (steps, pads) if n == 3 else ()
             return _recorded(f"max_unpool{n}d")(input, indices, sizes, *more)
         sizes = [*sizes, 1]
         column = unsqueeze(input, -1), indices.unsqueeze(-1)
         return squeeze(_recorded("max_unpool2d")(*column, sizes), -1)
 
     return call
-
-
-def _every(value: Any, n: int) -> Any:
-    return tuple(value) if hasattr(value, "__iter__") else (value,) * n
 
 
 def _unpooled(
@@ -809,7 +800,7 @@ def _fractional_max_poolNd(n: int) -> TorchFunction | None:
                     "fractional_max_pool2d requires output_ratio to either be a single Int or tuple"
                     " of Ints."
                 )
-            ratios = _every(output_ratio, n)
+            ratios = ntuple(n)(output_ratio)
             output_size = [int(input.size(d - n) * ratios[d]) for d in range(n)]
         if _random_samples is None:
             batch = 1 if input.dim() == n + 1 else input.size(0)
