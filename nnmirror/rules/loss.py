@@ -223,7 +223,7 @@ class NllLossBackward(Rule):
         along = 0 if input.dim() == 1 else 1
         zero = constant(0.0, input.dtype, input.device)
         if reduction == MEAN:
-            share = torch.addcdiv(-zero, g, total, value=-1)  # -g / total in one call
+            share = -g / total
         else:
             share = -g if g.dim() == 0 else -g.unsqueeze(along)
         t = target.unsqueeze(along)
