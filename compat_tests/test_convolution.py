@@ -100,6 +100,8 @@ def test_sizes(nn, optim, threads):
             ((32, 6, 12, 12), nn.Conv2d(6, 16, 5)),
             ((4, 32, 16, 16), nn.Conv2d(32, 32, 3, padding=1)),
             ((8, 16, 64), nn.Conv1d(16, 16, 5, dilation=2)),
+            ((37, 2, 60, 60), nn.Conv2d(2, 4, 3, stride=2, padding=1)),
+            ((37, 2, 30, 30), nn.Conv2d(2, 16, 3)),
             ((8, 16, 7, 7), nn.ConvTranspose2d(16, 8, 4, stride=2, padding=1)),
         ):
             results.append(driven(made, torch.randn(size)))

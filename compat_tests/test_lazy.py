@@ -23,6 +23,13 @@ LAZY = {
     "BatchNorm1d": (lambda nn, **kw: nn.LazyBatchNorm1d(**kw), (5, 4)),
     "BatchNorm2d": (lambda nn, **kw: nn.LazyBatchNorm2d(momentum=None, **kw), (5, 4, 2, 3)),
     "BatchNorm3d": (lambda nn, **kw: nn.LazyBatchNorm3d(eps=0.1, **kw), (5, 4, 2, 3, 2)),
+    **{
+        f"InstanceNorm{n}d": (
+            lambda nn, bias, n=n, **kw: getattr(nn, f"LazyInstanceNorm{n}d")(affine=bias, **kw),
+            (5, 4, 2, 3, 2)[: n + 2],
+        )
+        for n in (1, 2, 3)
+    },
 }
 
 

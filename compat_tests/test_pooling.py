@@ -127,6 +127,36 @@ def test_many_planes(nn, optim, how):
     return results
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@parity
+def test_layers_of_many_planes(nn, optim, dtype):
+    """Of so many the mirror pools the planes as channels, which the kernels take together."""
+    x = torch.randn(4, 6, 24, 20, dtype=dtype)
+    x[0, 0, :2, :4] = SPECIAL.view(2, 4).to(dtype)
+    results = []
+    for layer in (
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2, ceil_mode=True, return_indices=True),
+        nn.AvgPool2d((3, 2), 1, (1, 0), count_include_pad=False),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(scale_factor=(3, 2), mode="nearest-exact"),
+    ):
+        leaf = nn.Parameter(x.clone())
+        y = layer(leaf)
+        y, *places = y if isinstance(y, tuple) else (y,)
+        (dx,) = torch.autograd.grad(y, leaf, torch.randn_like(y), create_graph=True)
+        results.append((y, y.stride(), dx, dx.stride(), [(p, p.stride()) for p in places]))
+        with torch.no_grad():
+            results.append(layer(x))
+    return results
+
+
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
+@parity
+def test_a_window_larger_than_many_planes(nn, optim, name):
+    return getattr(nn, name)(9)(nn.Parameter(torch.randn(40, 8, 6, 6)))
+
+
 @parity
 def test_channels_last(nn, optim):
     results = []
