@@ -37,6 +37,11 @@ and `<argument>_shape` the tuple of their shapes.
 
 `refuse(needs, *args)`, if defined, raises for a call whose gradient the rule does not have.
 
+`saved_memory(*args)`, if defined, names the arguments that are saved with their present memory, as
+PyTorch does where it saves a view: a later assignment to their `.data` does not reach them. With
+`overwrites = True` an operation in place leaves nothing of its first argument, whose gradient is
+then zero.
+
 `choose(*args)`, if defined, returns the function that computes all later calls with the same
 signature (see fast/signature.py).
 """
