@@ -5,10 +5,12 @@ compared with the generic one), on the mirror as it is by default, and with `fas
 """
 
 import contextlib
+import enum
 import gc
 import linecache
 import operator
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -1156,4 +1158,59 @@ def test_second_derivatives_of_a_power_again_and_again(nn, optim):
         (second,) = torch.autograd.grad(first.sum(), a, create_graph=True)
         second.sum().backward()
         found += [first.detach(), second.detach(), a.grad]
+    return found
+
+
+@parity
+def test_a_loss_called_again_with_another_tensor_in_place_of_a_repeated_one(nn, optim):
+    """What was generated for `l1_loss(y, y)` or for a weight that is the target is not for two.
+
+    Cross-entropy has an exact form; so the test is run by default too, where losses are generated.
+    """
+    F, net, found = nn.functional, nn.Linear(3, 2), []
+    x, other, t, w = torch.randn(5, 3), torch.randn(5, 3), torch.rand(5, 2), torch.rand(5, 2)
+    for i in range(9):
+        net.zero_grad()
+        y, z = net(x), net(other)
+        loss = F.l1_loss(y, y if i < 7 else z)
+        loss = loss + F.binary_cross_entropy_with_logits(y, t, t if i < 7 else w, pos_weight=t)
+        loss = loss + F.cross_entropy(y, t, (t if i < 7 else w)[0])
+        loss.backward()
+        found.append([loss.detach(), *[p.grad.clone() for p in net.parameters()]])
+    return found
+
+
+class Reduction(enum.StrEnum):
+    SUM = "sum"
+
+
+@parity
+def test_a_loss_called_again_warns_again_and_takes_options_of_any_class(nn, optim):
+    F, net = nn.functional, nn.Linear(3, 2)
+    x, t = torch.randn(5, 3), torch.rand(5, 2)
+    found, given = [], []
+    for _ in range(7):
+        with warnings.catch_warnings(record=True) as log:
+            warnings.simplefilter("always")
+            out = net(x)
+            found += [F.l1_loss(out, t, size_average=False), F.kl_div(out, t)]
+            found += [
+                F.cross_entropy(out, t, reduce=True),
+                F.mse_loss(out, t, reduction=Reduction.SUM),
+            ]
+        given += [str(w.message) for w in log]
+    return found, given
+
+
+@parity
+def test_an_input_of_inference_mode_is_refused_again(nn, optim):
+    with torch.inference_mode():
+        x, unmade = torch.randn(2, 4, 3), nn.Linear(3, 2).requires_grad_(False)
+    layer, net, found = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Tanh()), []
+    for i in range(5):
+        for run in (layer, net):
+            given = x if i in (1, 4) else torch.randn(2, 4, 3)
+            found.append(attempt(lambda g=given, run=run: run(g).sum()))
+        used = unmade if i in (1, 4) else layer
+        found.append(attempt(lambda f=used: f(torch.ones(4, 3, requires_grad=True)).sum()))
     return found

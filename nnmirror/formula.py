@@ -169,6 +169,8 @@ class Plan:
                 saved.append(args[i] if i >= 0 else out.detach())
             for i in self.copied:
                 saved[i] = saved[i].detach().contiguous()
+            if self.memory:
+                self.refuse_inference(node, args)
             for i in self.memory:
                 plain = getattr(saved[i], "_plain", None)
                 saved[i] = saved[i].detach() if plain is None else plain

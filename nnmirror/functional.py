@@ -15,7 +15,7 @@ import torch
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from ._types import TorchFunction
-from .fast.composed import composed
+from .fast.composed import composed, warn
 from .fast.signature import Alike
 from .formula import Plan
 from .overrides import overridable
@@ -1548,7 +1548,7 @@ def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> bool:
         sizes = target.size(), input.size()
     if sizes[0] == sizes[1]:
         return False
-    warnings.warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
+    warn(_SIZES_DIFFER.format(*sizes), stacklevel=stacklevel)
     with DisableTorchFunctionSubclass():
         torch.broadcast_tensors(input, target)  # raises first
     return True
@@ -1747,7 +1747,7 @@ def kl_div(
         number = reduction_number(legacy_reduction(size_average, reduce))
     else:
         if reduction == "mean":
-            warnings.warn(
+            warn(
                 "reduction: 'mean' divides the total loss by both the batch size and the support"
                 " size.'batchmean' divides only by the batch size, and aligns with the KL div math"
                 " definition.'mean' will be changed to behave the same as 'batchmean' in the next"
@@ -1972,7 +1972,7 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel:
         reduction = "none"
     else:
         reduction = "mean" if size_average is None or size_average else "sum"
-    warnings.warn(
+    warn(
         "size_average and reduce args will be deprecated, please use"
         f" reduction='{reduction}' instead.",
         stacklevel=stacklevel,

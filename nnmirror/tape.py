@@ -1414,8 +1414,11 @@ IN_PLACE = object()  # in a key: the first argument was changed
 
 
 def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
-    """A new signature; none for a leaf with hooks, which the generic walk handles."""
+    """A new signature; none for a leaf with hooks, which the generic walk handles, nor for one of
+    inference mode, which may not be saved."""
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
+        return None
+    if leaf.is_inference():
         return None
     try:
         layout = of_tensor(leaf)

@@ -46,7 +46,12 @@ def write(
     That is one call with these arguments, or several, of which the last gives the result and the
     other results are not exposed. `parts` has the names that the source uses from the tape.
     """
-    text = _Text(args, edges)
+    try:
+        text = _Text(args, edges)
+    except Unsigned:
+        return False
+    if calls[0].args is not args:
+        text.ask_which_are_one()
     if len(calls) > 1:
         text.lines.insert(
             0, f"{', '.join([f'found{k}' for k in range(len(calls) - 1)])}, found = found"
@@ -172,6 +177,12 @@ class _Text:
         value = self.constant("value", i, of_value(arg))
         self.lines.append(f"if not is_alike(a{i}, {value}): return None")
 
+    def ask_which_are_one(self) -> None:
+        """The same for arguments that are one tensor, which `word` cannot tell apart."""
+        for name, arg in zip(self.names, self.args, strict=True):
+            if _is_tensor(arg) and self.words[id(arg)] != name:
+                self.lines.append(f"if {name} is not {self.words[id(arg)]}: return None")
+
     def constant(self, kind: str, i: int, value: Any) -> str:
         """The name of a constant of this signature."""
         name = f"{kind}{i}"
@@ -208,7 +219,7 @@ class _Text:
             self.lines.append("result = out.detach()")  # itself, it would keep itself alive
             result = "result"
         saved = [
-            self.saved(call.args, words, place, i in plan.memory) if place >= 0 else result
+            self.saved(call, words, i) if place >= 0 else result
             for i, place in enumerate(plan.saves)
         ]
         versions = [
@@ -269,12 +280,16 @@ class _Text:
                 return text
         raise Unwritable
 
-    def saved(self, args: tuple[Any, ...], words: list[str], place: int, in_memory: bool) -> str:
-        """The name of the saved alias of an argument."""
-        word = words[place]
-        if not in_memory:
+    def saved(self, call: Noted, words: list[str], i: int) -> str:
+        """The name of a saved argument, or of its saved alias."""
+        plan: Any = call.found.plan
+        word, arg = words[plan.saves[i]], call.args[plan.saves[i]]
+        if i not in plan.memory:
             return word
-        is_given = word.startswith("a") and hasattr(type(args[place]), "_plain")
+        # One of inference mode would not be noticed in its alias. No such leaf has a signature.
+        if i in plan.read_memory and getattr(arg, "_signature", None) is None:
+            self.lines.append(f"if {word}.is_inference(): return None")
+        is_given = word.startswith("a") and hasattr(type(arg), "_plain")
         self.lines.append(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
         return f"s{word}"
 

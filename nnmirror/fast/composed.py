@@ -8,12 +8,14 @@ is tried first; for other arguments it returns None.
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 from .. import tape
+from .._state import here
 from .._torch import DisableTorchFunctionSubclass
 from ..overrides import asked_as_a_whole
 from ..plain import noting
@@ -85,6 +87,14 @@ def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> An
         out = function()
     tape.keep_written(sign, what, (*_written(noted, given, out), itertools.count(1), left - 1))
     return out
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """`warnings.warn` in a `composed` function, which then is not generated: the next call like it
+    has to warn too."""
+    if here.noted is not None:
+        here.noted.append((None, (), None, None))
+    warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def _nothing(found: Any, first: Any, args: tuple[Any, ...]) -> None:
