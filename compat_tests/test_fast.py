@@ -1214,3 +1214,24 @@ def test_an_input_of_inference_mode_is_refused_again(nn, optim):
         used = unmade if i in (1, 4) else layer
         found.append(attempt(lambda f=used: f(torch.ones(4, 3, requires_grad=True)).sum()))
     return found
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda nn: nn.MaxPool1d(2),
+        lambda nn: nn.AvgPool1d(2),
+        lambda nn: nn.AdaptiveAvgPool1d(2),
+        lambda nn: nn.AdaptiveMaxPool1d(2),
+        lambda nn: nn.LPPool1d(2, 2),
+    ],
+)
+@parity
+def test_a_run_of_layers_with_a_pool_that_records_several_calls(nn, optim, pool):
+    net, found = nn.Sequential(nn.Linear(10, 8), pool(nn), nn.Tanh()), []
+    for _ in range(6):
+        net.zero_grad()
+        y = net(torch.randn(2, 2, 10))
+        y.sum().backward()
+        found.append([y.detach(), *[p.grad.clone() for p in net.parameters()]])
+    return found

@@ -364,7 +364,7 @@ class Call:
     """What one layer recorded."""
 
     def __init__(self, layer: Any, calls: list[Any], given: Any, out: Any) -> None:
-        if len(calls) != 1 or not records_once(layer):
+        if len(calls) != 1 or calls[0][0] is None or not records_once(layer):
             raise Unwritable
         self.layer, self.given, self.out = layer, given, out
         self.function, self.args = calls[0]
