@@ -12,7 +12,8 @@ from ..tensor import C_device, C_dtype, C_shape, C_stride, move
 def parameters_to_vector(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """All elements as one vector, whose gradient flows into the parameters."""
     parameters = list(parameters)
-    _on_one_device(parameters)
+    with DisableTorchFunctionSubclass():
+        _on_one_device(parameters)
     return torch.cat([param.view(-1) for param in parameters])
 
 
@@ -51,7 +52,7 @@ def _make_view(param: torch.Tensor, memory: torch.Tensor, start: int, size: int)
 
 
 def _on_one_device(parameters: list[torch.Tensor]) -> None:
-    if len({C_device(p) for p in parameters}) > 1:
+    if len({p.device for p in parameters}) > 1:
         raise TypeError(
             "Found two parameters on different devices, this is currently not supported."
         )
