@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import tape
+from .. import fast, tape
 from .._state import here
 from .._torch import DisableTorchFunctionSubclass
 from ..overrides import asked_as_a_whole
@@ -25,7 +25,6 @@ from .signature import Signature
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-_AFTER = 2  # calls that nothing was written for
 _MOST = 4  # functions written for one signature, in turn
 
 
@@ -81,7 +80,7 @@ def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> An
         kept = _nothing, None, itertools.count(1), _MOST
         tape.keep_written(sign, what, kept)
     _, _, misses, left = kept
-    if next(misses) <= _AFTER or not left:
+    if next(misses) < fast.after or not left:
         return function()
     with noting() as noted:
         out = function()
