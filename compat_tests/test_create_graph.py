@@ -114,6 +114,25 @@ def test_backward_of_a_gradient(nn, optim):
     return [g.detach() for g in grads(model)], [recorded(g) for g in grads(model)]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@parity
+def test_backward_of_a_product_with_the_hessian(nn, optim, bias):
+    """Each weight gets several gradients: in the same order, so that the sum has the same bits."""
+    found = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(3, 3, bias=bias) for _ in range(3)]
+        model = nn.Sequential(*layers, nn.Tanh())
+        weights = list(model.parameters())
+        loss = model(torch.randn(4, 3)).square().sum()
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        start = [g.detach() for g in first]
+        second = torch.autograd.grad(first, weights, start, create_graph=True)
+        sum(h.sum() for h in second).backward()
+        found.append(grads(model))
+    return found
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
 @near(4)
 def test_backward_of_a_gradient_of_other_than_two_dimensions(nn, optim, shape):

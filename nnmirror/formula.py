@@ -425,14 +425,16 @@ class Formulas:
         named = zip(needs, self.needed_by, strict=False)
         return {name for need, names in named if need for name in names}
 
-    def _in_order(self, needs: tuple[bool, ...]) -> list[int]:
+    def _in_order(self, plan: Plan, needs: tuple[bool, ...]) -> list[int]:
         """The places of the arguments in the order in which PyTorch computes their gradients.
 
         That is the order of their names in PyTorch's generated code. In a recorded backward it
         determines the order in which later gradients are summed.
         """
         names = [*self.names, *[self.rest] * (len(needs) - len(self.names))]
-        known_as = {"input": "self", **self.function.known_as}
+        known_as = {"input": "self"}
+        if self.function.known_as is not None:
+            known_as |= self.function.known_as(plan.label)
         return sorted(range(len(needs)), key=lambda i: known_as.get(names[i], names[i]))
 
     def _gradient(self, place: int) -> Callable[..., Any] | None:
@@ -553,7 +555,7 @@ class Formulas:
             lines += [f"found = gradients({', '.join(words)})", f"return (*found{pad},)"]
         else:
             grads = ["None"] * len(needs)
-            for i in self._in_order(needs):
+            for i in self._in_order(plan, needs):
                 function = self._gradient(i) if needs[i] else None
                 if function is None:
                     continue

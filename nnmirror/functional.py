@@ -190,7 +190,13 @@ class Linear(Rule):
     def as_called(bias: T | None, input: T, weight: T) -> tuple[T | None, ...]:
         return input, weight, bias
 
-    known_as = {"input": "mat1", "weight": "mat2", "bias": "self"}  # those of addmm
+    @staticmethod
+    def known_as(label: str) -> dict[str, str]:
+        """In PyTorch it is addmm, or mm, to whose result a bias is added."""
+        if label in ("AddmmBackward0", "ViewBackward0"):
+            return {"input": "mat1", "weight": "mat2", "bias": "self"}
+        return {"input": "self", "weight": "mat2", "bias": ""}
+
     saved_via = {"weight": "AsStrided"}
     # W is kept whether or not X needs a gradient (it is there anyway), so that
     # Module.backward can give the gradient for an input that does not require one.

@@ -726,9 +726,9 @@ class Function:
     derived: tuple[str, ...] = ()  # of these: differentiable functions of the arguments
     drawn: tuple[str, ...] = ()  # of these: random numbers
     materialize_grads: bool = True  # a result without a gradient gets zeros, else None
-    # PyTorch's names for its arguments, which determine the order of their gradients, if they
-    # differ.
-    known_as: dict[str, str] = {}
+    # known_as(label): PyTorch's names for its arguments, which determine the order of their
+    # gradients, if they differ.
+    known_as: "Callable[[str], dict[str, str]] | None" = None
     always_saved: tuple[str, ...] = ()  # saved even if no gradient needs it
     # copied(*args) names the arguments that are saved as copies, as by PyTorch's kernels that copy.
     copied: "Callable[..., tuple[str, ...]] | None" = None
