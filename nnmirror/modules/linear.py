@@ -84,6 +84,7 @@ class Linear(Layer):
                 type(input) is torch.Tensor
                 and type(weight) is type(bias) is Parameter
                 and is_only_computed()
+                and "_run" not in self.__dict__  # a Sequential that notes its layers' calls
             ):
                 self.__dict__["_call"] = None
                 return _infer(bias, input, weight)  # as in `record`, with fewer checks
