@@ -612,9 +612,12 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         for place, tensor in enumerate(pool):
             # A view whose base was changed may refuse to be asked anything.
             def keep(tensor: Any = tensor) -> bool:
-                if tensor.requires_grad and program["retain_grad"]:
+                # Asked first: PyTorch takes a view whose base was changed for a leaf until then.
+                if not tensor.requires_grad or tensor.grad_fn is None:
+                    return False
+                if program["retain_grad"]:
                     tensor.retain_grad()
-                return tensor.requires_grad and tensor.grad_fn is not None
+                return True
 
             if attempt(("keep", step, place), keep):
                 kept.append(tensor)
