@@ -311,7 +311,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     pyplot.switch_backend("Agg")
     results = [r for r in results if "times" in r]
     rows = [ROWS[r["index"]] for r in results]
-    figure, axes = pyplot.subplots(figsize=(10, 0.2 * len(rows) + 1.5))
+    figure, axes = pyplot.subplots(figsize=(10, 0.2 * len(rows) + 1.5), layout="constrained")
     for place, (r, row) in enumerate(zip(results, rows, strict=True)):
         times, color = r["times"], f"C{list(GROUPS).index(row.group)}"
         axes.barh(place, times["nnmirror"]["ratio"], color=color)
@@ -322,7 +322,6 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("times as fast as PyTorch eager (|: the operations called bare)")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 

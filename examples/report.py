@@ -237,8 +237,10 @@ def draw(plt: Any, runs: dict[Settings, dict[str, Run]], title: str, path: str) 
                 axis.set_yscale("log")
             if not finite:
                 axis.text(0.5, 0.5, "not a number", ha="center", transform=axis.transAxes)
+                axis.set(xticks=[], yticks=[])
             axis.tick_params(labelsize=7)
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            if finite:
+                axis.xaxis.get_major_locator().set_params(integer=True)
         end = ", Tanh" if settings.tanh else ""
         row[0].set_title(f"init {settings.init}{end}, {said(settings)}", fontsize=8)
         row[1].set_title("the last 200 iterations", fontsize=8)
