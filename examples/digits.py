@@ -14,6 +14,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -60,19 +61,17 @@ def accuracy(model: Any, pictures: TensorDataset) -> float:
     return right
 
 
-def train(args: argparse.Namespace, name: str, say: Any = print) -> dict[str, Any]:
-    """Train on one backend, and report with `say`."""
-    nn, optim = backend(name)
-    pictures, test = digits(args.seed)
-    torch.manual_seed(args.seed)
+def epochs(
+    args: argparse.Namespace, nn: Any, optim: Any, model: Any, pictures: TensorDataset
+) -> Iterator[tuple[int, float, float]]:
+    """Train the model. After each epoch: its number, its mean loss, the seconds of training."""
     generator = torch.Generator().manual_seed(args.seed)
     loader = DataLoader(pictures, args.batch, shuffle=True, generator=generator)
-    model = build(nn, args.width)
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
-    losses, seconds = [], 0.0
+    seconds = 0.0
     for epoch in range(1, args.epochs + 1):
         start, total = time.perf_counter(), 0.0
         for x, y in loader:
@@ -83,10 +82,21 @@ def train(args: argparse.Namespace, name: str, say: Any = print) -> dict[str, An
             total += loss.item() * len(x)
         schedule.step()
         seconds += time.perf_counter() - start
-        losses.append(total / len(pictures))
+        yield epoch, total / len(pictures), seconds
+
+
+def train(args: argparse.Namespace, name: str, say: Any = print) -> dict[str, Any]:
+    """Train on one backend, and report with `say`."""
+    nn, optim = backend(name)
+    pictures, test = digits(args.seed)
+    torch.manual_seed(args.seed)
+    model = build(nn, args.width)
+    losses, seconds = [], 0.0
+    for epoch, loss, seconds in epochs(args, nn, optim, model, pictures):  # noqa: B007
+        losses.append(loss)
         if epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs:
             say(
-                f"epoch {epoch:3d}   loss {losses[-1]:.10f}"
+                f"epoch {epoch:3d}   loss {loss:.10f}"
                 f"   right: train {accuracy(model, pictures):6.2%}"
                 f"  test {accuracy(model, test):6.2%}"
             )

@@ -12,14 +12,13 @@ momentum in shuffled batches of 32, under a cosine schedule.
 import argparse
 import signal
 import sys
-import time
 from typing import Any
 
 import torch
-from digits import accuracy
+from digits import accuracy, epochs
 from disk import backend
 from pinn import extra
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 T = torch.Tensor
 
@@ -54,30 +53,19 @@ def train(args: argparse.Namespace, say: Any = print) -> tuple[Any, TensorDatase
     nn, optim = backend(args.backend)
     pictures, test = images(args.seed)
     torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
-    loader = DataLoader(pictures, args.batch, shuffle=True, generator=generator)
     model = build(nn, args.channels)
-    criterion = nn.CrossEntropyLoss()
-    optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4)
-    schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-
     seconds = 0.0
-    bar = extra("tqdm").trange(1, args.epochs + 1, disable=not sys.stderr.isatty())
-    for epoch in bar:
-        start, total = time.perf_counter(), 0.0
-        for x, y in loader:
-            optimizer.zero_grad()
-            loss = criterion(model(x), y)
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(x)
-        schedule.step()
-        seconds += time.perf_counter() - start
-        bar.set_postfix(loss=total / len(pictures))
+    bar = extra("tqdm").tqdm(
+        epochs(args, nn, optim, model, pictures),
+        total=args.epochs,
+        disable=not sys.stderr.isatty(),
+    )
+    for epoch, loss, seconds in bar:  # noqa: B007
+        bar.set_postfix(loss=loss)
         if epoch % max(1, args.epochs // 5) == 0 or epoch == args.epochs:
             with bar.external_write_mode():
                 say(
-                    f"epoch {epoch:3d}   loss {total / len(pictures):.6f}"
+                    f"epoch {epoch:3d}   loss {loss:.6f}"
                     f"   right: train {accuracy(model, pictures):6.2%}"
                     f"  test {accuracy(model, test):6.2%}"
                 )

@@ -7,7 +7,8 @@ walk from any node that the generic walk reaches.
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
         start = _tape.constant(1.0, dtype, device)
         if not bound.trusted:
             with quietly():  # the generic walk that follows warns
-                if not _is_right(bound, node, start):
+                if not is_right(bound, node, start, partial(setattr, sign, "bound", False)):
                     return False
         if bound.is_ours:
             with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
@@ -123,8 +124,11 @@ def bound_part(
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
-def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
-    """Does the bound walk have the bits of the generic one? If not, it is never used."""
+def is_right(
+    bound: _bound.Bound, node: _tape.Node, start: torch.Tensor, distrust: Callable[[], None]
+) -> bool:
+    """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
+    it is never used."""
     found: list[Any] = []
     rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
     if rest is None:
@@ -134,10 +138,10 @@ def _is_right(bound: Any, node: _tape.Node, start: torch.Tensor) -> bool:
     expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
     bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
     if not bound.trusted:
-        node.signature.bound = False  # type: ignore[union-attr]
+        distrust()
         if fast.after == 1:
             raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
-    return bound.trusted  # type: ignore[no-any-return]
+    return bound.trusted
 
 
 def _bind(node: _tape.Node) -> Any:

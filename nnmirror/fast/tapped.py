@@ -9,6 +9,7 @@ same graph without taps. If it cannot run, the generic walk does, and each tap b
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,9 +20,9 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from ..walk import accumulate, accumulating, unrecorded, walk
+from ..walk import accumulate, accumulating, unrecorded
 from . import bound as _bound
-from .binding import hand_over, quietly, same_bits
+from .binding import hand_over, is_right, quietly
 
 
 class Tap(Protocol):
@@ -118,7 +119,7 @@ def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
             return None
     if not bound.trusted:
         with quietly(), _only_trying():
-            if not _is_right(bound, node, start):
+            if not is_right(bound, node, start, partial(setattr, sign, "tapped", _state.taps)):
                 return None
 
     def give(leaf: Any, grad: torch.Tensor, own: Any) -> None:
@@ -150,23 +151,6 @@ def _bind(node: _tape.Node, start: torch.Tensor) -> _bound.Bound | None:
         return _bound.Bound(writer.source(), writer.environment)
     except _bound.Unbindable:
         return None
-
-
-def _is_right(bound: _bound.Bound, node: _tape.Node, start: torch.Tensor) -> bool:
-    """Does it give the bits of the generic walk?"""
-    found: list[Any] = []
-    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
-    if rest is None:
-        return False
-    found += rest
-    leaves = [(leaf, 0) for leaf, _, _ in found]
-    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
-    bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
-    if not bound.trusted:
-        node.signature.tapped = _state.taps  # type: ignore[union-attr]
-        if fast.after == 1:
-            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
-    return bound.trusted
 
 
 @contextlib.contextmanager
