@@ -1,7 +1,7 @@
 """Handwritten digits: scikit-learn's data and scaling, PyTorch's data loader, either library's net.
 
     python examples/digits.py --backend nnmirror
-    python examples/digits.py --backend torch      # prints the same digits
+    python examples/digits.py --backend torch      # the same digits, with NNMIRROR_EXACT=1
     python examples/digits.py --backend both       # in turn, several times: same bits? how fast?
 
 1,797 pictures of 8 x 8 pixels, which come with scikit-learn; a quarter of them is kept for testing.
