@@ -53,28 +53,27 @@ def composed(function: C) -> C:
 def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
+    sign = _signature_of_first(given)
+    kept = None if sign is None else sign.calls.get(what)
+    if kept is None or not tape.is_usual():
+        return None
+    return kept[0](kept[1], given[0], given)  # type: ignore[no-any-return]
+
+
+def _signature_of_first(given: tuple[Any, ...]) -> Signature | None:
+    """The signature of the first argument, if it is a tracked tensor that was computed."""
     first = given[0] if given else None
     if type(first) is not Tensor or (node := first._node) is None:
         return None
     sign = node.signature
-    if sign is None:
-        return None
-    if not sign.is_plain:
-        sign = sign.output(first._output_nr)
-    kept = sign.calls.get(what)
-    if kept is None or not tape.is_usual():
-        return None
-    return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
+    return sign if sign is None or sign.is_plain else sign.output(first._output_nr)
 
 
 def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> Any:
     """`function()`, which records, and is written if it was called in this way a few times."""
-    first: Any = given[0] if given else None
-    sign = first._node.signature if type(first) is Tensor and first._node is not None else None
+    sign = _signature_of_first(given)
     if sign is None or not tape.is_usual():
         return function()
-    if not sign.is_plain:
-        sign = sign.output(first._output_nr)
     kept = sign.calls.get(what)
     if kept is None:
         kept = _nothing, None, itertools.count(1), _MOST
