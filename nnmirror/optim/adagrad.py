@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
-from .flat import Lists, Tensors, sqrt_plus
+from .flat import Lists, Tensors, operand, put_in_line, sqrt_plus
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -83,9 +83,10 @@ class Adagrad(StepwiseOptimizer):
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
             self._step_supports_amp_scaling = True
         with DisableTorchFunctionSubclass():
-            for group in self.param_groups:
+            for place, group in enumerate(self.param_groups):
                 for param in group["params"]:
                     self.state[param] = self._begin(param, group)
+                put_in_line(self, place, [self.state[param] for param in group["params"]])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -123,7 +124,7 @@ class Adagrad(StepwiseOptimizer):
             raise RuntimeError("`fused` does not support sparse grad or complex param")
 
     def _one(self, group: Group, param: Tensor, grad: Tensor, step: Tensor, sum: Tensor) -> None:
-        step += 1
+        step += operand(1.0, step)
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] != 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _torch
 from .._versions import SINCE_2_14
-from .flat import Lists, Tensors, sqrt
+from .flat import Lists, Tensors, operand, sqrt
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -161,7 +161,7 @@ class Adam(StepwiseOptimizer):
         else:
             weight = 1 - beta1
         exp_avg.lerp_(grad, weight)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        exp_avg_sq.mul_(operand(beta2, exp_avg_sq)).addcmul_(grad, grad, value=1 - beta2)
         if max_exp_avg_sq is not None:
             exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
         denom = sqrt(exp_avg_sq)
@@ -171,7 +171,7 @@ class Adam(StepwiseOptimizer):
             param.addcdiv_(exp_avg, denom)
         else:
             t = step.item()
-            denom.div_((1 - beta2**t) ** 0.5).add_(eps)
+            denom.div_((1 - beta2**t) ** 0.5).add_(operand(eps, denom))
             param.addcdiv_(exp_avg, denom, value=-(lr / (1 - beta1**t)))
 
     def _recorded(
@@ -305,7 +305,7 @@ def _begun(group: Group, param: Tensor, grad: Tensor, step: Tensor, lr: float | 
     decay = group["weight_decay"]
     if group["maximize"]:
         grad = -grad
-    step += 1
+    step += operand(1.0, step)
     if decay != 0:
         if group["decoupled_weight_decay"]:
             param.mul_(1 - lr * decay)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _torch
-from .flat import Lists, Tensors, sqrt_plus
+from .flat import Lists, Tensors, operand, sqrt_plus
 from .optimizer import ParamsT
 from .stepwise import (
     Group,
@@ -114,20 +114,21 @@ class RMSprop(StepwiseOptimizer):
         lr, alpha = to_scalar(group["lr"]), group["alpha"]
         if group["maximize"]:
             grad = -grad
-        step += 1
+        step += operand(1.0, step)
         if group["weight_decay"] != 0:
             grad = grad.add(param, alpha=group["weight_decay"])
         if param.is_complex():
             param, grad, square_avg, momentum_buffer, grad_avg = as_real(
                 param, grad, square_avg, momentum_buffer, grad_avg
             )
-        square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
+        square_avg.mul_(operand(alpha, square_avg)).addcmul_(grad, grad, value=1 - alpha)
         if grad_avg is not None:
             grad_avg.lerp_(grad, 1 - alpha)
             square_avg = square_avg.addcmul(grad_avg, grad_avg, value=-1)
         denom = sqrt_plus(square_avg, group["eps"], group["differentiable"])
         if momentum_buffer is not None:
-            momentum_buffer.mul_(group["momentum"]).addcdiv_(grad, denom)
+            momentum = operand(group["momentum"], momentum_buffer)
+            momentum_buffer.mul_(momentum).addcdiv_(grad, denom)
             param.add_(momentum_buffer, alpha=-lr)
         else:
             param.addcdiv_(grad, denom, value=-lr)

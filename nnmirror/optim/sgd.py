@@ -1,6 +1,7 @@
 """Stochastic gradient descent."""
 
-import operator
+import itertools
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from .._torch import DisableTorchFunctionSubclass
 from ..parameter import Parameter
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
-from ..walk import grad_of
+from .flat import FLOATS, SMALL, operand, storages
 from .optimizer import Optimizer, ParamsT, evaluate
 from .stepwise import (
     check_fused,
@@ -19,6 +20,7 @@ from .stepwise import (
     decayed,
     foreach_is_chosen,
     to_scalar,
+    with_grads,
 )
 
 __all__ = ["SGD"]
@@ -112,16 +114,11 @@ class SGD(Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        params, grads, buffers = [], [], []
         momentum = group["momentum"]
-        for param in group["params"]:
-            grad = grad_of(param)
-            if grad is None:
-                continue
-            params.append(param)
-            grads.append(grad)
-            if momentum != 0:
-                buffers.append(self.state[param].get("momentum_buffer"))
+        params, grads = with_grads(group["params"])
+        buffers = []
+        if momentum != 0:
+            buffers = [self.state[param].get("momentum_buffer") for param in params]
         if not params:
             warn_if_elsewhere(group["params"])
             return
@@ -130,7 +127,7 @@ class SGD(Optimizer):
         elif foreach_is_chosen(group, params):
             _foreach(params, grads, buffers, group)
         else:
-            _one_by_one(params, grads, buffers, group)
+            _as_usual(params, grads, buffers, group)
         if momentum != 0:
             for param, buffer in zip(params, buffers, strict=True):
                 self.state[param]["momentum_buffer"] = buffer
@@ -149,27 +146,53 @@ def _step_plainly(group: dict[str, Any]) -> bool:
     ):
         return False
     params = group["params"]
-    try:
-        grads = [*map(_gradient, params)]
-    except AttributeError:  # torch's own, which may require grad for torch
+    if set(map(type, params)) != _OURS:  # torch's own may require grad for torch
         return False
-    if set(map(type, params)) != _OURS:
+    params, grads = with_grads(params)
+    if not params:
         return False
-    for grad in grads:
-        if grad is None:
-            found = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
-            params, grads = [p for p, _ in found], [g for _, g in found]
-            break
-    if params:
-        with _BelowAutograd():  # a gradient may require grad for torch
-            _torch.foreach_add_([*map(_plain, params)], grads, alpha=-lr)
+    with _BelowAutograd():  # a gradient may require grad for torch
+        _torch.foreach_add_([*map(_plain, params)], grads, alpha=-lr)
     return True
 
 
 _OURS = {Parameter}
 _BelowAutograd: Any = _torch.AutoDispatchBelowAutograd
 
-_gradient, _plain = operator.attrgetter("_gradient"), operator.attrgetter("_plain")
+_plain = attrgetter("_plain")
+
+
+def _as_usual(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+) -> None:
+    """As `_one_by_one`, but small parameters by fewer calls where that cannot change the result."""
+    is_small = [p.numel() <= SMALL for p in params]
+    if (
+        group["momentum"] == 0
+        or group["differentiable"]
+        or type(group["lr"]) is not float
+        or not any(is_small)
+        or not _are_apart([*params, *grads, *[b for b in buffers if b is not None]])
+    ):
+        _one_by_one(params, grads, buffers, group)
+    elif all(is_small):
+        _foreach(params, grads, buffers, group)
+    else:
+        for chosen, update in ((is_small, _foreach), ([not x for x in is_small], _one_by_one)):
+            p, g, b = ([*itertools.compress(of, chosen)] for of in (params, grads, buffers))
+            update(p, g, b, group)
+            new = iter(b)
+            buffers[:] = [next(new) if c else old for c, old in zip(chosen, buffers, strict=True)]
+
+
+def _are_apart(tensors: list[Tensor]) -> bool:
+    """Are they usual tensors of one kind, each in memory of its own?"""
+    first = tensors[0]
+    return (
+        {(t.layout, t.dtype, t.is_cpu) for t in tensors} == {(torch.strided, first.dtype, True)}
+        and first.dtype in FLOATS
+        and len(storages(tensors)) == len(tensors)
+    )
 
 
 def _one_by_one(
@@ -205,13 +228,16 @@ def _foreach(
         known = [(b, g) for b, g in zip(buffers, grads, strict=True) if b is not None]
         if known:
             bufs = [b for b, _ in known]
-            _torch.foreach_mul_(bufs, momentum)
+            _torch.foreach_mul_(bufs, momentum if group["foreach"] else operand(momentum, bufs[0]))
             _torch.foreach_add_(bufs, [g for _, g in known], alpha=1 - group["dampening"])
         for i, grad in enumerate(grads):
             if buffers[i] is None:
                 buffers[i] = grad.clone()
         if group["nesterov"]:
-            _torch.foreach_add_(grads, buffers, alpha=momentum)  # into .grad, as in PyTorch
+            if group["foreach"]:  # into .grad, as in PyTorch
+                _torch.foreach_add_(grads, buffers, alpha=momentum)
+            else:
+                grads = list(_torch.foreach_add(grads, buffers, alpha=momentum))
         else:
             grads = buffers
     _torch.foreach_add_(params, grads, alpha=-lr)

@@ -6,7 +6,10 @@ parameters on the CPU are updated as one flat tensor (`flat.py`).
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
+from operator import attrgetter
+from types import NoneType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,10 +21,12 @@ from .._types import TorchFunction
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import grad_of, unrecorded
-from .flat import Lists, Tensors, is_usual, step_as_one
+from .flat import Lists, Tensors, is_usual, put_in_line, step_as_one
 from .optimizer import Optimizer, evaluate
 
 Group = dict[str, Any]
+_DENSE = {torch.strided}
+_layout, _gradient = attrgetter("layout"), attrgetter("_gradient")
 N = TypeVar("N", float, Tensor, float | Tensor)
 
 
@@ -80,6 +85,17 @@ class StepwiseOptimizer(Optimizer):
             for name in self._kept(group)
         }
 
+    def _begin_all(self, group: Group, place: int, params: list[Tensor], states: list[Any]) -> None:
+        """Fill those of the states that are empty."""
+        new = []
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                if group.get("fused"):
+                    check_fused(param)
+                state.update(self._begin(param, group))
+                new.append(state)
+        put_in_line(self, place, new)
+
     def _check(self, group: Group, lists: Lists) -> None:
         """Raise if the options of the group do not work with its parameters."""
 
@@ -97,30 +113,19 @@ class StepwiseOptimizer(Optimizer):
 
     def _step_group(self, group: Group, place: int) -> None:
         names = self._kept(group)
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        states: list[dict[str, Tensor]] = []
-        for param in group["params"]:
-            grad = grad_of(param)
-            if grad is None:
-                continue
-            if self._no_sparse and grad.is_sparse:
-                raise RuntimeError(self._no_sparse)
-            if names:
-                state = self.state[param]
-                if not state:
-                    if group.get("fused"):
-                        check_fused(param)
-                    state.update(self._begin(param, group))
-                states.append(state)
-            params.append(param)
-            grads.append(grad)
+        params, grads = with_grads(group["params"])
         if not params:
             warn_if_elsewhere(group["params"])
             return
+        if self._no_sparse and {*map(_layout, grads)} != _DENSE and any(g.is_sparse for g in grads):
+            raise RuntimeError(self._no_sparse)
         lists: Lists = {"params": params, "grads": grads}
-        for name in names:
-            lists[name] = [state[name] for state in states]
+        if names:
+            states = [*map(self.state.__getitem__, params)]
+            if not all(states):
+                self._begin_all(group, place, params, states)
+            for name in names:
+                lists[name] = [state[name] for state in states]
         self._check(group, lists)
         if group.get("fused"):
             self._step_fused(group, lists, **self._scaling())
@@ -166,6 +171,19 @@ class StepwiseOptimizer(Optimizer):
             state = self.state.get(param, {})
             if len(state) != 0 and not isinstance(state["step"], Tensor):
                 state["step"] = counter(param, group, float(state["step"]))
+
+
+def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of the parameters that have a gradient, and the gradients."""
+    grads: list[Any]
+    try:
+        grads = [*map(_gradient, params)]
+    except AttributeError:  # of a tensor of torch's own
+        grads = [*map(grad_of, params)]
+    if NoneType in map(type, grads):
+        has_grad = [grad is not None for grad in grads]
+        params, grads = [[*itertools.compress(of, has_grad)] for of in (params, grads)]
+    return params, grads
 
 
 def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None = None) -> Tensor:
