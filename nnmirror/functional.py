@@ -232,12 +232,12 @@ class Linear(Rule):
             type(weight) is Parameter
             and type(bias) is Parameter
             and weight._transposed is not None
-            and input.dim() == 2
+            and input.dim() > 0
             and input.is_contiguous()
             and bias.shape == weight.shape[:1]
             and input.dtype is weight.dtype is bias.dtype
         )
-        return _addmm if is_plain else None
+        return (_addmm if input.dim() == 2 else _of_rows) if is_plain else None
 
     @staticmethod
     def how(bias: T | None, input: T, weight: T) -> "_Rows":
@@ -289,6 +289,10 @@ def _addmm(bias: Any, input: T, weight: Any) -> T:
     return torch.addmm(bias._plain, input, weight._transposed)
 
 
+def _of_rows(bias: T | None, input: T, weight: T) -> T:
+    return torch._C._nn.linear(input, weight, bias)
+
+
 def _linear(bias: T | None, input: T, weight: T) -> T:
     tensors = isinstance(input, T) and isinstance(weight, T)
     if not tensors or not (bias is None or isinstance(bias, T)) or C_dim(input) == 0:
@@ -299,10 +303,9 @@ def _linear(bias: T | None, input: T, weight: T) -> T:
         raise unplaced(torch._C._nn.linear, (input, weight, bias), {})
     if bias is not None and C_dim(input) == 2:
         return torch._C._nn.linear(input, weight, bias)  # addmm(b, X, W^T)
-    shape = input.shape
     if bias is not None and bias.dim() == 1 and input.is_contiguous():
-        rows = input.view(shape[:-1].numel(), shape[-1])
-        return torch.addmm(bias, rows, weight.t()).view(*shape[:-1], weight.shape[0])
+        return torch._C._nn.linear(input, weight, bias)  # addmm of the rows, viewed
+    shape = input.shape
     if len(shape) > 2 and _trains(weight):
         # As torch.matmul with a weight that requires grad; for torch, W does not.
         rows = input.reshape(shape[:-1].numel(), shape[-1])
