@@ -536,6 +536,22 @@ def test_episodes_of_any_length(nn, optim, sequential, how):
     return losses, [(p.detach(), p.grad) for p in net.parameters()]
 
 
+@parity
+def test_episodes_of_observations_without_a_batch(nn, optim):
+    """One of the heads is used twice in each step, so that two gradients come from one part."""
+    net = Heads.of(nn, sequential=False)
+    losses = []
+    for i in range(9):
+        terms = []
+        for _ in range(2 + (3 * i) % 5):
+            scores, value = net(torch.randn(3))
+            terms += [torch.log_softmax(scores, -1)[1] * 0.5, net.critic(value.expand(8)).sum()]
+        loss = torch.stack(terms).sum()
+        loss.backward()
+        losses.append(loss.detach())
+    return losses, [p.grad for p in net.parameters()]
+
+
 def _without_a_head(i, k, score, value):
     return (score, None) if k % 3 == i % 3 else (score, value)
 

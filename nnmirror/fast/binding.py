@@ -21,6 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
 from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
 from . import bound as _bound
+from .signature import Signature
 
 
 @implements(_walk)
@@ -47,7 +48,7 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
         start = _tape.constant(1.0, dtype, device)
         if not bound.trusted:
             with quietly():  # the generic walk that follows warns
-                if not is_right(bound, node, start, partial(setattr, sign, "bound", False)):
+                if not is_right(bound, node, start, partial(_distrust, node, sign)):
                     return False
         if bound.is_ours:
             with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
@@ -74,18 +75,11 @@ def hand_over(leaf: Any, grad: torch.Tensor, own: Any) -> None:
 
 @implements(_walk)
 def bound_part(
-    node: _tape.Node,
-    grad: torch.Tensor,
-    counts: dict[int, int],
-    arrived: dict[int, Any],
-    ready: list[tuple[int, _tape.Node]],
-    retain_graph: bool,
+    node: _tape.Node, grad: torch.Tensor, progress: _walk.Progress, retain_graph: bool
 ) -> Any:
     """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
-    if sign is None or sign.parts is False:
-        return None
-    state = _bound.State(counts, arrived, ready)
+    assert sign is not None
     key = grad.stride() if grad.dim() else ()
     part = None if sign.parts is None else sign.parts.get(key)
     if part is None:
@@ -94,7 +88,7 @@ def bound_part(
             return None
         try:
             with quietly():
-                part = _bound.bind_part(node, grad, state)
+                part = _bound.bind_part(node, grad, progress)
         except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             sign.visits = 0
             return None
@@ -108,17 +102,17 @@ def bound_part(
             return None
     if not part.trusted:
         with quietly():
-            found = part.walk(node, grad, True, state, trying=True)
+            found = part.walk(node, grad, True, progress, trying=True)
             if found is None:
                 return None
-            expected = _bound.by_steps(node, grad, state)
+            expected = _bound.by_steps(node, grad, progress)
         part.trusted = all(map(same_bits, found[1][::-1], expected))
         if not part.trusted:
             sign.parts = False
             if fast.after == 1:
                 raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
             return None
-    return part.walk(node, grad, retain_graph, state)
+    return part.walk(node, grad, retain_graph, progress)
 
 
 _MOST_PARTS = 4  # one for each strides of the gradient
@@ -142,6 +136,14 @@ def is_right(
         if fast.after == 1:
             raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
     return bound.trusted
+
+
+def _distrust(node: _tape.Node, sign: Signature) -> None:
+    """Bind neither the walk from `node` nor parts of it."""
+    sign.bound = False
+    for other in _walk.dependencies([(node, 0)], expanding=False)[1]:
+        if other.signature is not None:
+            other.signature.parts = False
 
 
 def _bind(node: _tape.Node) -> Any:

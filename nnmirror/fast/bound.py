@@ -44,7 +44,7 @@ from .shorter import (
 from .signature import of_tensor
 
 _MOST_NODES = 128  # at most, of a walk that is bound
-_FEWEST, _MOST = 3, 32  # of a part: short parts recur in graphs of any length
+_FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
 _TAKEN = {
     "arrived",
     "backward",
@@ -109,7 +109,7 @@ class Bound:
 
 
 class BoundPart(Bound):
-    """A bound part of the walk from one node: `run(node, g, retain_graph, state, floor, more)`.
+    """A bound part of the walk from one node: `run(node, g, retain_graph, progress, floor, more)`.
 
     It consists of the nodes that the generic walk would run next and whose gradients all come from
     within the part, or have arrived already. In the second case, as for two heads on one trunk, it
@@ -124,39 +124,36 @@ class BoundPart(Bound):
         self.more = entries - 1
 
     def walk(
-        self, node: Any, grad: Any, retain_graph: bool, state: "State", trying: bool = False
+        self,
+        node: Any,
+        grad: Any,
+        retain_graph: bool,
+        progress: _walk.Progress,
+        trying: bool = False,
     ) -> Any:
         """Call `run` where a generic walk has reached `node`; if `trying`, the walk then runs it
         too."""
-        ready = state.ready
+        ready = progress.ready
         if len(ready) < self.more:
             return None
         taken = [heapq.heappop(ready) for _ in range(self.more)]
-        more = [(entry, state.arrived[id(entry)]) for _, entry in taken]
-        found = self.run(node, grad, retain_graph, state, -ready[0][0] if ready else -1, more)
+        more = [(entry, progress.arrived[id(entry)]) for _, entry in taken]
+        found = self.run(node, grad, retain_graph, progress, -ready[0][0] if ready else -1, more)
         for waiting in taken:
             if found is None or trying:
                 heapq.heappush(ready, waiting)
             else:
-                del state.arrived[id(waiting[1])]
+                del progress.arrived[id(waiting[1])]
         return found
 
 
-class State(NamedTuple):
-    """The progress of a generic walk."""
-
-    counts: dict[int, int]  # by id, how many gradients a node or a leaf still waits for
-    arrived: dict[int, list[torch.Tensor | None]]  # by id, those that wait for more
-    ready: list[tuple[int, _tape.Node]]  # a heap of the nodes that are ready
-
-
-def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart | None:
+def bind_part(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) -> BoundPart | None:
     """The bound part from `root`; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
     """
     try:
-        writer = Writer(root, state)
+        writer = Writer(root, progress)
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
@@ -167,9 +164,9 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, state: State) -> BoundPart |
         return None
 
 
-def by_steps(root: _tape.Node, grad: torch.Tensor, state: State) -> list[torch.Tensor]:
+def by_steps(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) -> list[torch.Tensor]:
     """The gradients that the nodes of the part give one by one."""
-    writer = Writer(root, state)
+    writer = Writer(root, progress)
     writer.go_back(grad)
     return [g for _, _, g in writer.results]
 
@@ -221,16 +218,16 @@ class Writer:
 
     takes_taps = False  # see tapped.py
 
-    def __init__(self, root: _tape.Node, state: State | None = None) -> None:
-        self.is_part = state is not None
+    def __init__(self, root: _tape.Node, progress: _walk.Progress | None = None) -> None:
+        self.is_part = progress is not None
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
         self.counts: dict[int, int] = {}  # of the further nodes of a part
-        if state is None:
+        if progress is None:
             self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
             self.whole.sort(key=lambda node: -node.sequence)
         else:
-            self.whole = self.part(root, state)
+            self.whole = self.part(root, progress)
         for node in self.whole:
             if node.is_watched is True or node.signature is None:
                 raise ChangedSince
@@ -279,16 +276,16 @@ class Writer:
         self.temporaries = itertools.count()
         self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
 
-    def part(self, root: _tape.Node, state: State) -> list[_tape.Node]:
+    def part(self, root: _tape.Node, progress: _walk.Progress) -> list[_tape.Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
         As far as their gradients come from one another or have arrived; with waiting nodes among
         them, as far as all are connected.
         """
         found: list[_tape.Node] = []
-        counts, arrived = state.counts, state.arrived
+        counts, arrived = progress.counts, progress.arrived
         reached: dict[int, int] = {}
-        waiting = [(-root.sequence, root), *state.ready]
+        waiting = [(-root.sequence, root), *progress.ready]
         entries = {id(node) for _, node in waiting}
         heapq.heapify(waiting)
         size = 0
@@ -541,7 +538,7 @@ class Writer:
     # -- the whole -----------------------------------------------------------------------
 
     def source(self) -> str:
-        given = "state, floor, more" if self.is_part else "give"
+        given = "progress, floor, more" if self.is_part else "give"
         lines = [f"def backward(n0, g, retain_graph, {given}):"]
         conditions: list[str] = []
         ends: dict[int, str] = {}  # nodes beyond a part
@@ -550,7 +547,7 @@ class Writer:
             last_name = self.names[id(last)]
             earlier = "" if last.segment is None else " - 1"
             conditions.append(f"{last_name}.sequence{earlier} < floor")
-            lines.append("counts, arrived, _ = state")
+            lines.append("counts, arrived, _ = progress")
             self.ask_of_entries(lines, conditions)
             for node in self.whole:
                 if id(node) in self.counts:

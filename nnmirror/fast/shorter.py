@@ -103,14 +103,19 @@ def without_repeated(
                 instead[line.name], objects[id(line.out)] = inner.words[0], inner.args[0]
                 continue
         elif (
-            name in _ARITHMETIC
-            and line.name
+            line.name
             and not line.changes()
             and isinstance(line.out, torch.Tensor)
-            and memory_of(line.out) not in in_place | kept
-            and holders[memory_of(line.out)] == 1
             and line.name not in seen
-            and in_place.isdisjoint(map(memory_of, line.args))
+            and (
+                _is_view(line, in_place)
+                or (
+                    name in _ARITHMETIC
+                    and memory_of(line.out) not in in_place | kept
+                    and holders[memory_of(line.out)] == 1
+                    and in_place.isdisjoint(map(memory_of, line.args))
+                )
+            )
         ):
             key = line.func, *[same.get(w, w) for w in words]
             first = computed.setdefault(key, line)
@@ -126,6 +131,15 @@ def without_repeated(
     return left, guards
 
 
+def _is_view(call: Called, changed: set[int]) -> bool:
+    """Is its result another shape of its first argument, the same each time it is called?"""
+    if getattr(call.func, "__name__", "") not in _VIEWS or call.kwargs:
+        return False
+    memory = memory_of(call.out)
+    return memory not in changed and memory == memory_of(call.args[0])
+
+
+_VIEWS = {"expand", "reshape", "squeeze", "unsqueeze", "view"}
 _ARITHMETIC = {"add", "addcmul", "div", "mul", "neg", "sub"}
 
 
