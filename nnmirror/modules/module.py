@@ -7,7 +7,6 @@ net layer by layer.
 
 import functools
 import inspect
-import itertools
 import os
 import sys
 import warnings
@@ -26,6 +25,7 @@ from .._types import TorchFunction
 from .._upcalls import upcall
 from ..grad_mode import no_grad
 from ..parameter import Buffer, Parameter
+from ..tensor import C_shape
 from ..walk import unrecorded
 from . import hooks
 from .explicit import Call, Gradient, Traced, way_back
@@ -962,15 +962,19 @@ class Module(_RefusedByTorchModules):
 
     def _local_state(self) -> dict[str, Tensor]:
         """This module's own parameters and persistent buffers."""
-        persistent = (
-            (k, v) for k, v in self._buffers.items() if k not in self._non_persistent_buffers_set
-        )
-        members = itertools.chain(self._parameters.items(), persistent)
-        return {name: value for name, value in members if value is not None}
+        found = {name: param for name, param in self._parameters.items() if param is not None}
+        for name, buffer in self._buffers.items():
+            if buffer is not None and name not in self._non_persistent_buffers_set:
+                found[name] = buffer
+        return found
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        for name, value in self._local_state().items():
-            destination[prefix + name] = value if keep_vars else value.detach()
+        for name, param in self._parameters.items():
+            if param is not None:
+                destination[prefix + name] = param if keep_vars else param.detach()
+        for name, buffer in self._buffers.items():
+            if buffer is not None and name not in self._non_persistent_buffers_set:
+                destination[prefix + name] = buffer if keep_vars else buffer.detach()
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + _EXTRA_STATE] = self.get_extra_state()
 
@@ -1221,10 +1225,10 @@ def _copy_plainly(param: Tensor, value: Any) -> bool:
     if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
         return False
     with DisableTorchFunctionSubclass():
-        if not isinstance(value, Tensor) or value.shape != param.shape or param.is_meta:
+        if not isinstance(value, Tensor) or C_shape(value) != C_shape(param) or param.is_meta:
             return False
         try:
-            param.copy_(value)
+            torch.Tensor.copy_(param, value)
         except RuntimeError:
             return False
     return True
