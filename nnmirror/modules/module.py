@@ -962,7 +962,7 @@ class Module(_RefusedByTorchModules):
 
     def _local_state(self) -> dict[str, Tensor]:
         """This module's own parameters and persistent buffers."""
-        found = {name: param for name, param in self._parameters.items() if param is not None}
+        found: dict[str, Tensor] = {k: p for k, p in self._parameters.items() if p is not None}
         for name, buffer in self._buffers.items():
             if buffer is not None and name not in self._non_persistent_buffers_set:
                 found[name] = buffer
