@@ -1029,7 +1029,7 @@ def _warn_of_cycle() -> None:
 
 
 def _as_many(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, torch.Tensor):
+    if type(value) is _tensor.Tensor or isinstance(value, torch.Tensor):
         return (value,)
     if _is_gradient_edge(value):
         return (_at(value),)

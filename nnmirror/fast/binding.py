@@ -7,7 +7,7 @@ walk from any node that the generic walk reaches.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,12 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
+from ..walk import accumulate, accumulating, add_to_grad, walk
 from . import bound as _bound
 from .signature import Signature
 
 
 @implements(_walk)
-@unrecorded
 def walk_bound(loss: Any, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
@@ -34,43 +33,56 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
         return False
     if torch.is_anomaly_enabled() or _torch.is_shown():
         return False
-    with DisableTorchFunctionSubclass():
-        _, dtype, device = node.outputs[0]
-        bound = sign.bound
-        if bound is None:
-            sign.walks += 1
-            if sign.walks < fast.after:
-                return False
-            with quietly():
-                bound = sign.bound = _bind(node)
-            if not bound or fast.after > 1:
-                return False
-        start = _tape.constant(1.0, dtype, device)
-        if not bound.trusted:
-            with quietly():  # the generic walk that follows warns
-                if not is_right(bound, node, start, partial(_distrust, node, sign)):
+    mode = torch.is_grad_enabled()
+    _torch.set_grad_enabled(False)  # as in `unrecorded`
+    try:
+        with DisableTorchFunctionSubclass():
+            bound = sign.bound
+            if bound is None or not bound.trusted:
+                bound = _bound_walk(node, sign)
+                if bound is None:
                     return False
-        if bound.is_ours:
-            with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-                found = bound.run(node, start, retain_graph, accumulate)
-        else:
-            found = bound.run(node, start, retain_graph, accumulate)
-        if found is None:
-            return False
-        with accumulating:
-            for leaf, grad, own in found:
-                hand_over(leaf, grad, own)
-    return True
+            if bound.is_ours:
+                with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
+                    found = bound.run(node, bound.start, retain_graph, accumulate)
+            else:
+                found = bound.run(node, bound.start, retain_graph, accumulate)
+            if found is None:
+                return False
+            hand_over(found)
+        return True
+    finally:
+        _torch.set_grad_enabled(mode)
 
 
-def hand_over(leaf: Any, grad: torch.Tensor, own: Any) -> None:
-    """Add what a bound walk has found to the `.grad` of a leaf."""
-    if own is True and getattr(leaf, "_gradient", 0) is None:
-        leaf._gradient = grad
-    elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
-        leaf._gradient = grad.detach()  # with memory that nothing else refers to
-    else:
-        add_to_grad(leaf, grad, bool(own))
+def _bound_walk(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
+    """The walk from a loss that was not used so far: bound if the loss has occurred a few times,
+    and compared with the generic walk; None if there is none yet."""
+    bound = sign.bound
+    if bound is None:
+        sign.walks += 1
+        if sign.walks < fast.after:
+            return None
+        with quietly():
+            bound = sign.bound = _bind(node)
+        if not bound or fast.after > 1:
+            return None
+    with quietly():  # the generic walk that follows warns
+        if not is_right(bound, node, partial(_distrust, node, sign)):
+            return None
+    return bound  # type: ignore[no-any-return]
+
+
+def hand_over(found: Sequence[tuple[Any, torch.Tensor, Any]]) -> None:
+    """Add what a bound walk has found to the `.grad` of each leaf."""
+    with accumulating:
+        for leaf, grad, own in found:
+            if own is True and leaf._gradient is None:
+                leaf._gradient = grad
+            elif own == "whole view" and getattr(leaf, "_gradient", 0) is None:
+                leaf._gradient = grad.detach()  # with memory that nothing else refers to
+            else:
+                add_to_grad(leaf, grad, bool(own))
 
 
 @implements(_walk)
@@ -118,18 +130,16 @@ def bound_part(
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
-def is_right(
-    bound: _bound.Bound, node: _tape.Node, start: torch.Tensor, distrust: Callable[[], None]
-) -> bool:
+def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:
     """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
     it is never used."""
     found: list[Any] = []
-    rest = bound.run(node, start, True, lambda *arrival: found.append(arrival))
+    rest = bound.run(node, bound.start, True, lambda *arrival: found.append(arrival))
     if rest is None:
         return False
     found += rest
     leaves = [(leaf, 0) for leaf, _, _ in found]
-    expected = walk([(node, 0)], [torch.ones_like(start)], True, only=leaves)
+    expected = walk([(node, 0)], [torch.ones_like(bound.start)], True, only=leaves)
     bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
     if not bound.trusted:
         distrust()

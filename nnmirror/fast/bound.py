@@ -93,19 +93,27 @@ class ChangedSince(Exception):
 
 
 class Bound:
-    """The bound walk from one node: `run(node, g, retain_graph, give)`.
+    """A bound walk, or a part of one."""
+
+    def __init__(self, text: str, environment: dict[str, Any]) -> None:
+        self.trusted = False  # it was compared with the generic walk
+        self.compiled = source.Compiled(text, "backward", "walk", environment)
+        self.source = text
+        self.run = self.compiled.function
+
+
+class BoundWalk(Bound):
+    """The bound walk from a loss: `run(node, start, retain_graph, give)`.
 
     Returns (leaf, its gradient, whether nothing else refers to that) for each leaf in the order of
     the generic walk; None if the graph is not like the one that was bound. Large gradients are
     instead passed to `give(leaf, gradient, ...)` as soon as they are computed.
     """
 
-    def __init__(self, text: str, environment: dict[str, Any]) -> None:
-        self.trusted = False  # it was compared with the generic walk
+    def __init__(self, text: str, environment: dict[str, Any], start: torch.Tensor) -> None:
+        super().__init__(text, environment)
+        self.start = start  # the gradient that it starts with
         self.is_ours = False  # it runs no user code
-        self.compiled = source.Compiled(text, "backward", "walk", environment)
-        self.source = text
-        self.run = self.compiled.function
 
 
 class BoundPart(Bound):
@@ -171,7 +179,7 @@ def by_steps(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) -> 
     return [g for _, _, g in writer.results]
 
 
-def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
+def bind(root: _tape.Node, grad: torch.Tensor) -> BoundWalk | None:
     """The bound walk from `root` with the gradient `grad`; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
@@ -179,7 +187,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> Bound | None:
     try:
         writer = Writer(root)
         writer.go_back(grad)
-        made = Bound(writer.source(), writer.environment)
+        made = BoundWalk(writer.source(), writer.environment, grad)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
         writer.put_off()
         return made
@@ -851,7 +859,8 @@ class Writer:
     def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> str:
         """May `grad` itself become the leaf's `.grad`? It fits, and nothing else refers to it.
 
-        A view may not: it will be copied with its strides.
+        A view may not: it will be copied with its strides. `True` means that the leaf is one of the
+        mirror's, too.
         """
         memory = memory_of(grad)
         saved = {memory_of(t) for node in self.order for t in node._saved or () if t is not None}
@@ -866,7 +875,7 @@ class Writer:
             and grad.dtype is leaf.dtype
         )
         if not (fits and grad._is_view()):
-            return repr(fits)
+            return repr("of torch's" if fits and _tensor.is_torchs(leaf) else fits)
         is_whole = grad.untyped_storage().nbytes() == size_of(grad)
         return repr("whole view" if is_whole else "view")
 

@@ -96,37 +96,36 @@ def walk_tapped(loss: Any, retain_graph: bool) -> bool:
         if found is None:
             return False
         with accumulating:
-            for leaf, grad, own in found:
-                _tell(leaf, grad)
-                hand_over(leaf, grad, own)
+            for arrival in found:
+                _tell(*arrival[:2])
+                hand_over((arrival,))
     return True
 
 
 def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
-    start = _tape.constant(1.0, *node.outputs[0][1:])
     bound = sign.tapped
-    if not isinstance(bound, _bound.Bound):
+    if not isinstance(bound, _bound.BoundWalk):
         sign.tap_walks += 1
         if sign.tap_walks < fast.after:
             return None
         sign.tap_walks = 0
         try:
             with quietly():
-                bound = sign.tapped = _bind(node, start) or _state.taps  # none with these taps
+                bound = sign.tapped = _bind(node) or _state.taps  # none with these taps
         except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             return None
-        if not isinstance(bound, _bound.Bound):
+        if not isinstance(bound, _bound.BoundWalk):
             return None
     if not bound.trusted:
         with quietly(), _only_trying():
-            if not is_right(bound, node, start, partial(setattr, sign, "tapped", _state.taps)):
+            if not is_right(bound, node, partial(setattr, sign, "tapped", _state.taps)):
                 return None
 
     def give(leaf: Any, grad: torch.Tensor, own: Any) -> None:
         _tell(leaf, grad)
         accumulate(leaf, grad, own)
 
-    found = bound.run(node, start, retain_graph, give)
+    found = bound.run(node, bound.start, retain_graph, give)
     if found is None:  # with other taps, perhaps: these may come again
         sign.tap_walks += 1
         if sign.tap_walks >= fast.after:
@@ -139,16 +138,17 @@ def _tell(leaf: Any, grad: torch.Tensor) -> None:
         listen(leaf, grad)
 
 
-def _bind(node: _tape.Node, start: torch.Tensor) -> _bound.Bound | None:
-    shape, dtype, _ = node.outputs[0]
+def _bind(node: _tape.Node) -> _bound.BoundWalk | None:
+    shape, dtype, device = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return None
     try:
         writer = Writer(node)
         if not any(n.taps for n in writer.whole):
             return None
+        start = _tape.constant(1.0, dtype, device)
         writer.go_back(start)
-        return _bound.Bound(writer.source(), writer.environment)
+        return _bound.BoundWalk(writer.source(), writer.environment, start)
     except _bound.Unbindable:
         return None
 
