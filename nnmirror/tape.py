@@ -918,12 +918,12 @@ def record(
     """
     if _state.taps and noting.notes:
         return _noted(record, function, args, inplace, asks)  # type: ignore[no-any-return]
-    if len(args) > function.first_number:
-        function.check_numbers(args)  # type: ignore[attr-defined]
     if function.exact is not None:
         function = _exact.chosen(function)
     mode = _override.mode  # is_grad_enabled, without the call
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
+        if len(args) > function.first_number:
+            function.check_numbers(args)  # type: ignore[attr-defined]
         infer = function.infer
         if infer is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
             plain = True
@@ -975,6 +975,8 @@ def record(
             met = known[0](args, inplace)
             if met is not None:
                 return met  # type: ignore[no-any-return]
+    if len(args) > function.first_number:
+        function.check_numbers(args)  # type: ignore[attr-defined]
     disabled = DisableTorchFunctionSubclass()
     with disabled:
         if is_any_autocast_enabled():
@@ -1214,10 +1216,10 @@ _AUTOCAST = (
 def is_usual() -> bool:
     """Is grad mode on, and exact mode and plain mode off?"""
     mode = _override.mode
-    return bool(
-        (_torch_grad_mode() if mode is None else mode)
-        and not (_state.plain or in_inference_mode() or _exact.is_exact())
-    )
+    if not (_torch_grad_mode() if mode is None else mode) or _state.plain or in_inference_mode():
+        return False
+    mode = _exact._override.mode  # as in `is_exact`
+    return not (_state.exact_mode if mode is None else mode)
 
 
 def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:

@@ -436,7 +436,8 @@ class Tensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not torch.is_grad_enabled():
+        is_on = _torchs_grad_mode()
+        if not is_on:
             _refuse_torch_function_objects()
         found: Any = RULES.get(func)
         if found is None:
@@ -445,7 +446,12 @@ class Tensor(torch.Tensor):
                 return dispatch(func, args, kwargs or {})
         try:
             if not kwargs and type(found) is Recorded and len(args) <= found.most:
-                return record(found.function, args)[0]  # what it would call
+                # What it would call, and first what that would call most often.
+                if is_on and args and type(args[0]) is Tensor:
+                    met = _met(found.function, args[0], args)
+                    if met is not None:
+                        return met[0]
+                return record(found.function, args)[0]
             return found(*args, **kwargs) if kwargs else found(*args)
         except TypeError:
             check_numbers(func, args, kwargs or {})  # the error names the original call

@@ -10,6 +10,7 @@ from .. import functional as F
 from .. import init
 from ..grad_mode import is_only_computed
 from ..parameter import Parameter, UninitializedParameter
+from ..tape import record
 from .explicit import Gradient
 from .layer import Layer
 from .lazy import LazyModuleMixin
@@ -77,17 +78,24 @@ class Linear(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        own = self._parameters
+        own, layer = self._parameters, self.__dict__
         if type(self) is Linear and "bias" in own and "weight" in own:  # faster than __getattr__
             bias, weight = own["bias"], own["weight"]
-            if (
-                type(input) is torch.Tensor
-                and type(weight) is type(bias) is Parameter
-                and is_only_computed()
-                and "_run" not in self.__dict__  # a Sequential that notes its layers' calls
-            ):
-                self.__dict__["_call"] = None
-                return _infer(bias, input, weight)  # as in `record`, with fewer checks
+            # Not `_run`, which does the same, but for a tuple or where a Sequential notes its
+            # layers' calls.
+            if type(input) is not tuple and "_run" not in layer:
+                if (
+                    type(input) is torch.Tensor
+                    and type(weight) is type(bias) is Parameter
+                    and is_only_computed()
+                ):
+                    layer["_call"] = None
+                    return _infer(bias, input, weight)  # as in `record`, with fewer checks
+                out, node = record(F.Linear, (bias, input, weight))
+                layer["_call"] = node
+                if node is not None:
+                    node.caller = own
+                return out  # type: ignore[no-any-return]
             return self._run(F.Linear, bias, input, weight)
         return self._run(F.Linear, self.bias, input, self.weight)
 

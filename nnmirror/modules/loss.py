@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import functional as F
 from .._state import sequence as _sequence
 from ..fast.composed import met_before
+from ..tensor import Tensor as Tracked
 from .explicit import Traced
 from .layer import Layer
 from .module import keeps_call
@@ -63,6 +64,15 @@ class MSELoss(_Loss):
 
     @keeps_call
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if type(input) is Tracked and type(target) is Tensor and input._node is not None:
+            given = input, target, None, None, self.reduction  # nearly always such tensors
+            met = met_before(F.mse_loss, given)
+            out: Any = F.mse_loss(*given) if met is None else met[0]
+            own = self.__dict__
+            own["_call"] = node = getattr(out, "_node", None) if met is None else met[1]
+            if node is not None:
+                node.caller = own["_parameters"]
+            return out  # type: ignore[no-any-return]
         F.warn_if_sizes_differ(input, target, 3)
         return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction, 3))
 
