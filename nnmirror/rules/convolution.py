@@ -197,10 +197,13 @@ def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kerne
         piece = torch.convolution(a, b, None, dilation, padding, stride, False, zeros, 1)
         dw = piece if dw is None else dw.add_(piece)
     assert dw is not None
-    dw = dw.transpose(0, 1)
     for i, size in enumerate(kernel, start=2):
         if dw.shape[i] > size:
             dw = dw.narrow(i, 0, size)
+    channels, out, *_ = dw.shape
+    if dw.movedim(1, -1).is_contiguous():
+        return transposed(dw, dw.numel() // out).view(out, channels, *kernel)
+    dw = dw.transpose(0, 1)
     return dw.reshape(-1).view(dw.shape)
 
 
