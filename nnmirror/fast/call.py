@@ -174,8 +174,16 @@ class _Text:
 
     def asked_at_length(self, i: int, arg: Any) -> None:
         """The same for one that is compared item by item."""
-        value = self.constant("value", i, of_value(arg))
-        self.lines.append(f"if not is_alike(a{i}, {value}): return None")
+        a, value = f"a{i}", self.constant("value", i, of_value(arg))
+        if type(arg) is not tuple or {*map(type, arg)} != {int}:
+            self.lines.append(f"if not is_alike({a}, {value}): return None")
+            return
+        given = self.constant("given", i, arg)  # sizes: a layer has the same tuple each time
+        kinds = self.constant("kinds", i, (int,) * len(arg))
+        self.lines.append(
+            f"if {a} is not {given} and (type({a}) is not tuple"
+            f" or tuple(map(type, {a})) != {kinds} or {a} != {given}): return None"
+        )
 
     def ask_which_are_one(self) -> None:
         """The same for arguments that are one tensor, which `word` cannot tell apart."""
