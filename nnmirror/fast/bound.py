@@ -45,6 +45,10 @@ from .signature import of_tensor
 
 _MOST_NODES = 128  # at most, of a walk that is bound
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
+# Bytes: memory of this size or more is not kept from one walk to the next. Smaller memory is: what
+# the C library gives back to the system costs a page fault for each 4 KB when it is used again,
+# which for a megabyte takes as long as ten operations on it.
+_TOO_LARGE = 1 << 20
 _TAKEN = {
     "arrived",
     "backward",
@@ -581,7 +585,7 @@ class Writer:
                 text.append(line)
             elif memory is None or line.name not in memory.views:
                 text.append(self.said(line, memory))
-        lines += self.dropped(text)
+        lines += self.dropped(text, memory)
         if memory is not None:
             lines.append("spare(memory)")
         if free:
@@ -791,7 +795,7 @@ class Writer:
         return f"{name} = {text}" if name else text
 
     def memory(self) -> "_Memory | None":
-        """Memory that is reused for small tensors that nothing else refers to."""
+        """Memory that is kept for the tensors that nothing else refers to."""
         taken = self.taken()
         sharing: dict[int, set[int]] = {}  # the tensors in each memory
         for line in self.lines:
@@ -825,7 +829,7 @@ class Writer:
             first = line.args[0] if is_last else None
             if isinstance(first, torch.Tensor):  # otherwise a view of it is used later
                 is_last = len(sharing.get(memory_of(first), ())) == 1
-            if size_of(out) >= LARGE:
+            if size_of(out) >= _TOO_LARGE:
                 if is_last and _is_alike(first, out) and memory_of(first) not in taken:
                     self.changing[line.name] = getattr(torch.Tensor, f"{line.func.__name__}_", None)
             elif memory_of(out) not in taken:
@@ -835,8 +839,9 @@ class Writer:
         self.environment["take"], self.environment["spare"] = memory.take, memory.spare.append
         return memory
 
-    def dropped(self, lines: list[str]) -> list[str]:
+    def dropped(self, lines: list[str], memory: "_Memory | None") -> list[str]:
         """`lines`, with large tensors freed after their last use."""
+        kept = set() if memory is None else {*memory.names}
         large = {
             name.partition("[")[0]
             for t in self.alive
@@ -849,7 +854,7 @@ class Writer:
             if key not in self.given
         } | {self.known[id(g)].partition("[")[0] for _, _, g in self.results}
         last: dict[int, list[str]] = {}
-        for name in sorted(large - at_end):
+        for name in sorted(large - at_end - kept):
             word = re.compile(rf"\b{name}\b")
             places = [i for i, line in enumerate(lines) if word.search(line)]
             if places:
@@ -920,7 +925,8 @@ class _Memory:
         self.in_place: dict[str, Any] = {}
         self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
         self.places: dict[int, int] = {}  # of the tensors that were recorded
-        self.kinds: dict[int, Any] = {}  # of memory of its own: the layout
+        self.kinds: dict[int, Any] = {}  # of memory of its own: what it may be used for
+        self.sizes: dict[int, int] = {}  # and its bytes
         self.until: dict[int, int] = {}  # the last call that reads it
         self.spare: list[list[torch.Tensor]] = []
 
@@ -970,15 +976,9 @@ class _Memory:
                 return
             else:
                 self.writers.add(call.name)
-            shape, dtype, device = kind = out.shape, out.dtype, out.device
-            free = [at for at, end in self.until.items() if end < now and self.kinds[at] == kind]
-            if free:
-                at = free[-1]
-                self.makers.append(lambda made: made[at])
-            else:
-                at = len(self.names)
-                self.kinds[at] = kind
-                self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+            at = self.reused(out, now)
+            if at is None:
+                at = self.own(out)
             self.until.pop(at, None)  # the latest is the last
             self.until[at] = until
             self.places[id(out)] = at
@@ -986,6 +986,41 @@ class _Memory:
             return
         self.places[id(out)] = len(self.names)
         self.names.append(call.name)
+
+    def reused(self, out: torch.Tensor, now: int) -> int | None:
+        """The place of memory that is free at the `now`-th call, and now `out`'s too; None if there
+        is none.
+
+        Small tensors share it with those of the same layout, large ones with all, so that little is
+        kept.
+        """
+        size, shape, dtype = size_of(out), out.shape, out.dtype
+        free = [at for at, end in self.until.items() if end < now and self.kinds[at] == _kind(out)]
+        if not free:
+            return None
+        if size < LARGE:
+            at = free[-1]
+            self.makers.append(lambda made: made[at])
+        else:
+            at = ([at for at in free if self.sizes[at] >= size] or free)[-1]
+            self.sizes[at] = max(self.sizes[at], size)
+            self.makers.append(lambda made: _shaped(made[at].untyped_storage(), shape, dtype))
+        return at
+
+    def own(self, out: torch.Tensor) -> int:
+        """The place of new memory for `out`."""
+        at, shape, dtype, device = len(self.names), out.shape, out.dtype, out.device
+        self.kinds[at], self.sizes[at] = _kind(out), size_of(out)
+        if size_of(out) < LARGE:
+            self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+            return at
+
+        def make(made: list[torch.Tensor]) -> torch.Tensor:
+            memory = torch.empty(self.sizes[at], dtype=torch.uint8, device=device)
+            return _shaped(memory.untyped_storage(), shape, dtype)
+
+        self.makers.append(make)
+        return at
 
     def take(self) -> list[torch.Tensor]:
         try:
@@ -996,6 +1031,20 @@ class _Memory:
                 for make in self.makers:
                     made.append(make(made))
             return made
+
+
+def _kind(out: torch.Tensor) -> Any:
+    """Tensors of the same kind can have the same memory one after another."""
+    if size_of(out) >= LARGE:
+        return out.device
+    return out.shape, out.dtype, out.device
+
+
+def _shaped(
+    storage: torch.UntypedStorage, shape: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """A tensor in existing memory."""
+    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
 
 
 def _is_alike(first: Any, out: torch.Tensor) -> bool:
