@@ -23,7 +23,7 @@ from .._state import here as _here
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
 from ..tape import constant
-from .optimizer import Optimizer
+from .optimizer import Optimizer, with_grads
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Lists: TypeAlias = dict[str, list[Tensor]]  # by the argument names of a step
@@ -51,11 +51,13 @@ def storages(tensors: list[Tensor]) -> set[int]:
 class Flat:
     """Flat tensors for the parameters of a group, their gradients and their state.
 
-    One `step` counter is used for all parameters as long as their counters are equal.
+    `options` are those of the group, if all of its parameters are here; else None. One `step`
+    counter is used for all parameters as long as their counters are equal.
     """
 
     def __init__(self, lists: Lists, lines: list[Tensor]) -> None:
         params = lists["params"]
+        self.options: list[Any] | None = None
         self.names = [*lists]
         self.shapes = [*map(_shape, params)]
         self.dtype = params[0].dtype
@@ -124,8 +126,12 @@ class Flat:
             changed
         ).isdisjoint(storages(grads))
 
-    def step(self, grads: list[Tensor], one: Callable[..., None]) -> bool:
-        """Take a step: `one(param=..., grad=..., ...)` is that of one parameter.
+    def is_for_one_thread(self) -> bool:
+        """Would torch use one thread for it, as for each of the parameters?"""
+        return self.size < GRAIN or torch.get_num_threads() == 1
+
+    def step(self, group: dict[str, Any], grads: list[Tensor], one: Callable[..., None]) -> bool:
+        """Take a step: `one(group, param=..., grad=..., ...)` is that of one parameter.
 
         False if the counters are not the same.
         """
@@ -133,7 +139,7 @@ class Flat:
         if self.steps is not None and len({*self.steps.tolist()}) > 1:
             return False
         before = self.param._version
-        one(param=self.param, grad=self.grad, **self.kept)
+        one(group, param=self.param, grad=self.grad, **self.kept)
         if self.steps is not None:
             self.steps.fill_(self.kept["step"])
         _torch.foreach_copy_(self.copied, self.parts)
@@ -223,6 +229,46 @@ def _can_be_flat(lists: Lists) -> bool:
     return _apart([*params, *kept])
 
 
+def step_again(
+    optimizer: Optimizer, place: int, names: tuple[str, ...], one: Callable[..., None]
+) -> bool:
+    """Repeat the last step of the group, if that was of one flat tensor and if its options are
+    the same, but for the values of numbers.
+
+    False, without a change, if it cannot be repeated.
+    """
+    kept = optimizer.__dict__
+    if "_flats" not in kept or place not in kept["_flats"] or _here.is_plain:
+        return False
+    flat: Flat = kept["_flats"][place][0]
+    group = optimizer.param_groups[place]
+    if flat.options != _options(group) or "grad_scale" in kept or "found_inf" in kept:
+        return False
+    params, grads = with_grads(group["params"])
+    lists: Lists = {"params": params, "grads": grads}
+    if names:
+        states = [*map(optimizer.state.__getitem__, params)]
+        if not all(states):
+            return False
+        for name in names:
+            lists[name] = [state[name] for state in states]
+    return (
+        flat.is_of(lists)
+        and flat.is_for_one_thread()
+        and flat.takes(grads)
+        and flat.step(group, grads, one)
+    )
+
+
+def _options(group: dict[str, Any]) -> list[Any]:
+    """What decides how a step is computed; the numbers themselves do not."""
+    betas = group.get("betas", ())
+    return [*map(type, group.values()), *map(type, betas), *map(group.get, _SWITCHES)]
+
+
+_SWITCHES = ("capturable", "differentiable", "foreach", "fused")
+
+
 def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..., None]) -> Lists:
     """Step the small parameters of the group at `place` as one parameter, by `one`.
 
@@ -234,7 +280,8 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
     small, rest = lists, _NOTHING
     if max(sizes) > SMALL:
         small, rest = _split(lists, [size <= SMALL for size in sizes])
-    if not small["params"] or not _has_numbers(optimizer.param_groups[place]):
+    group = optimizer.param_groups[place]
+    if not small["params"] or not _has_numbers(group):
         return lists
     flats: dict[int, tuple[Flat, int]] = optimizer.__dict__.setdefault("_flats", {})
     flat, made = flats.get(place, (None, 0))
@@ -245,11 +292,12 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
             return lists
         flat = Flat(small, _lines(optimizer).get(place, []))
         flats[place] = flat, made + 1
-    if flat.size >= GRAIN and torch.get_num_threads() > 1:
-        return lists  # torch would use several threads, and for each parameter perhaps one
+    flat.options = None if rest else _options(group)
+    if not flat.is_for_one_thread():
+        return lists
     if not flat.takes(small["grads"]) or (rest and not flat.is_apart_from(rest, small["grads"])):
         return lists
-    return rest if flat.step(small["grads"], one) else lists
+    return rest if flat.step(group, small["grads"], one) else lists
 
 
 _NOTHING: Lists = {}

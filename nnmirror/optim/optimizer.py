@@ -2,10 +2,13 @@
 
 import abc
 import functools
+import itertools
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from operator import attrgetter
+from types import NoneType
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import torch
@@ -14,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..modules.hooks import add
 from ..modules.module import clear_grad
 from ..parameter import Parameter
+from ..walk import grad_of
 
 __all__ = ["Optimizer", "ParamsT"]
 
@@ -321,6 +325,24 @@ def _cast(value: Any, param: torch.Tensor, options: Options, key: Any = None) ->
     if isinstance(value, Iterable):
         return type(value)(_cast(v, param, options) for v in value)  # type: ignore[call-arg]
     return value
+
+
+def with_grads(
+    params: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Those of the parameters that have a gradient, and the gradients."""
+    grads: list[Any]
+    try:
+        grads = [*map(_gradient, params)]
+    except AttributeError:  # of a tensor of torch's own
+        grads = [*map(grad_of, params)]
+    if NoneType in map(type, grads):
+        has_grad = [grad is not None for grad in grads]
+        params, grads = [[*itertools.compress(of, has_grad)] for of in (params, grads)]
+    return params, grads
+
+
+_gradient = attrgetter("_gradient")
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -13,14 +13,13 @@ from ..parameter import Parameter
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from .flat import FLOATS, SMALL, operand, storages
-from .optimizer import Optimizer, ParamsT, evaluate
+from .optimizer import Optimizer, ParamsT, evaluate, with_grads
 from .stepwise import (
     check_fused,
     check_not_differentiable,
     decayed,
     foreach_is_chosen,
     to_scalar,
-    with_grads,
 )
 
 __all__ = ["SGD"]

@@ -5,11 +5,8 @@ parameter at a time (`_one`), or many with torch's foreach (`_many`) or fused ke
 parameters on the CPU are updated as one flat tensor (`flat.py`).
 """
 
-import functools
-import itertools
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from types import NoneType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,13 +17,13 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
-from ..walk import grad_of, unrecorded
-from .flat import Lists, Tensors, is_usual, put_in_line, step_as_one
-from .optimizer import Optimizer, evaluate
+from ..walk import unrecorded
+from .flat import Lists, Tensors, is_usual, put_in_line, step_again, step_as_one
+from .optimizer import Optimizer, evaluate, with_grads
 
 Group = dict[str, Any]
 _DENSE = {torch.strided}
-_layout, _gradient = attrgetter("layout"), attrgetter("_gradient")
+_layout = attrgetter("layout")
 N = TypeVar("N", float, Tensor, float | Tensor)
 
 
@@ -68,7 +65,8 @@ class StepwiseOptimizer(Optimizer):
     def _step_groups(self) -> None:
         with DisableTorchFunctionSubclass():
             for place, group in enumerate(self.param_groups):
-                self._step_group(group, place)
+                if not step_again(self, place, self._kept(group), self._one):
+                    self._step_group(group, place)
 
     # -- what a subclass defines -------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class StepwiseOptimizer(Optimizer):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
             return
-        rest = step_as_one(self, place, lists, functools.partial(self._one, group))
+        rest = step_as_one(self, place, lists, self._one)
         for one in zip(*rest.values(), strict=True):
             self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
 
@@ -171,19 +169,6 @@ class StepwiseOptimizer(Optimizer):
             state = self.state.get(param, {})
             if len(state) != 0 and not isinstance(state["step"], Tensor):
                 state["step"] = counter(param, group, float(state["step"]))
-
-
-def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Those of the parameters that have a gradient, and the gradients."""
-    grads: list[Any]
-    try:
-        grads = [*map(_gradient, params)]
-    except AttributeError:  # of a tensor of torch's own
-        grads = [*map(grad_of, params)]
-    if NoneType in map(type, grads):
-        has_grad = [grad is not None for grad in grads]
-        params, grads = [[*itertools.compress(of, has_grad)] for of in (params, grads)]
-    return params, grads
 
 
 def counter(param: Tensor, group: Group, start: float = 0.0, device: str | None = None) -> Tensor:
