@@ -396,3 +396,11 @@ def test_layers_by_hand():
     model(leaf).backward(g)
     assert torch.equal(dx, leaf.grad)
     assert all(torch.equal(a, p.grad) for a, p in zip(grads, model.parameters(), strict=True))
+
+
+@parity
+def test_a_flag_that_is_no_bool(nn, optim):
+    log_p = torch.log_softmax(nn.Parameter(torch.randn(2, 3)), 1)
+    with pytest.raises(TypeError) as raised:
+        nn.functional.kl_div(log_p, torch.rand(2, 3), log_target=1, reduction="sum")
+    return str(raised.value)

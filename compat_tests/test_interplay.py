@@ -201,3 +201,17 @@ def test_a_gradient_through_torchs_own_graph(nn, optim, direct):
     loss().backward(inputs=[x, layer.weight])
     loss().backward()
     return [*found, x.grad, layer.weight.grad, layer.bias.grad]
+
+
+@parity
+def test_other_memory_for_what_requires_grad(nn, optim):
+    """`set_` has no gradient: refused while it would be recorded, free under no_grad."""
+    p = nn.Parameter(torch.ones(3))
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        p.set_(torch.zeros(3))
+    with pytest.raises(RuntimeError, match="derivative for set_ is not implemented"):
+        (p * 2).set_(torch.zeros(3)).sum().backward()
+    with torch.no_grad():
+        p.set_(torch.full((3,), 2.0))
+    (p * p).sum().backward()
+    return p, p.grad

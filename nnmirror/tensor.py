@@ -607,7 +607,13 @@ class Tensor(torch.Tensor):
         return self
 
     def set_(self, *args: Any, **kwargs: Any) -> "Tensor":  # type: ignore[override]
-        """Refer to other memory, as `torch.Tensor.set_`; nothing is recorded."""
+        """Refer to other memory, as `torch.Tensor.set_`; refused where it would be recorded."""
+        if self.requires_grad and torch.is_grad_enabled():
+            if self._node is None:
+                raise RuntimeError(
+                    "a leaf Variable that requires grad is being used in an in-place operation."
+                )
+            raise RuntimeError("derivative for set_ is not implemented")
         return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not dispatched
 
     @_kept

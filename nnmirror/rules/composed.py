@@ -166,7 +166,7 @@ def kl_div(input: T, target: T, reduction: int = 1, *, log_target: bool = False)
 
     dx = -g t (-g exp(t)).  Kullback and Leibler, 1951 (doi:10.1214/aoms/1177729694).
     """
-    tensors = isinstance(input, T) and isinstance(target, T)
+    tensors = isinstance(input, T) and isinstance(target, T) and isinstance(log_target, bool)
     if not (tensors and input.is_floating_point() and target.is_floating_point()):
         raise unplaced(torch.kl_div, (input, target, reduction), {"log_target": log_target})
     if log_target:
