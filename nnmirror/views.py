@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from . import _torch
+from . import _state, _torch
 from . import tape as _tape
 from . import tensor as _tensor
 from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .formula import RESULT
+from .grad_mode import in_inference_mode
 from .tensor import C_device, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
@@ -361,6 +362,8 @@ class SetItem(_tape.Function):
         dv = None
         if ctx.edges[1] is not None:
             dv = part.sum() if fills else _copy_of(part)
+        if ctx.edges[0] is None:
+            return None, dv
         part.zero_()
         return whole, dv
 
@@ -384,22 +387,32 @@ def _copy_of(x: T) -> T:
 
 
 @implements(_tensor)
-def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bool:
+def assigned(x: Any, index: Any, value: torch.Tensor | float) -> bool:
     """x[index] = value in the most frequent case, with fewer checks; False in any other.
 
-    That is: x is a result but not a view, the index has integers and slices of integers, and the
-    value is a number, or has x's dtype and the part's shape, or no dimension. Torch's grad mode
-    is on.
+    That is: x is a result, or a plain tensor that shares its memory with no other, but not a view;
+    the index has integers and slices of integers; and the value is a number, or has x's dtype and
+    the part's shape, or no dimension. Torch's grad mode is on.
     """
-    made_by: Any = x._node
-    if made_by is None or x._view_of is not None or _tape._override.mode is False:
+    if _tape._override.mode is False:
         return False
-    if made_by.function is CopySlices and _ends_change(x, made_by, index, value):
-        return True
+    made_by: Any = None
+    if isinstance(x, _tensor.Tensor):
+        made_by = x._node
+        if made_by is None or x._view_of is not None:
+            return False
+        if made_by.function is CopySlices and _ends_change(x, made_by, index, value):
+            return True
     if _torch.is_any_autocast_enabled() or _tape.in_transform() is not None:
         return False
-    place, outputs = x._output_nr, made_by.outputs
-    meta = outputs[place]
+    if made_by is not None:
+        place, outputs = x._output_nr, made_by.outputs
+        meta = outputs[place]
+    elif not _becomes_tracked(x, value):
+        return False
+    else:
+        meta = x.shape, x.dtype, x.device
+        outputs = (meta,)
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
     edge = None
@@ -436,16 +449,36 @@ def assigned(x: "_tensor.Tensor", index: Any, value: torch.Tensor | float) -> bo
     node: Any = _new(_tape.Node)
     node.function, node.signature, node.like = SetItem, None, None
     node._places, node._outputs = _BOTH, outputs if len(outputs) == 1 else (meta,)
-    node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
-    node.edges = (made_by, place), edge
     node._saved = node._versions = _NOTHING
     node.given = index, fills, strides
     node.sequence = next(_sequence)
-    if made_by.retained is None:
-        x._node, x._output_nr = node, 0
+    if made_by is None:
+        node._needs_input_grad, node.edges = _NEEDS_VALUE, (None, edge)
+        x.__class__ = _tensor.Tensor
     else:
-        _tape.made_by(x, node, 0)
+        node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
+        node.edges = (made_by, place), edge
+        if made_by.retained is not None:
+            _tape.made_by(x, node, 0)
+            return True
+    x._node, x._output_nr = node, 0
     return True
+
+
+def _becomes_tracked(x: torch.Tensor, value: Any) -> bool:
+    """Does assigning `value` bring a gradient into the plain tensor x, and into x alone?"""
+    return (
+        type(x) is T
+        and isinstance(value, _tensor.Tensor)
+        and value.requires_grad
+        and not (x.requires_grad or _state.plain or _state.taps or in_inference_mode())
+        and not (x._is_view() or x.is_inference())
+        and x.layout is torch.strided
+        and _torch.storage_Use_Count(x.untyped_storage()._cdata) == _OWN_USE
+    )
+
+
+_OWN_USE = 2  # of a tensor's memory: by itself, and by the argument of the count
 
 
 def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
@@ -497,7 +530,7 @@ _new = object.__new__
 _BOUNDS = {int, type(None)}
 _ALL = slice(None)
 _BOTH = (0, 1)
-_NEEDS_X, _NEEDS_BOTH = (True, False), (True, True)
+_NEEDS_X, _NEEDS_VALUE, _NEEDS_BOTH = (True, False), (False, True), (True, True)
 _NOTHING = (None,)  # saved, so that it can be freed
 
 

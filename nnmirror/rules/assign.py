@@ -248,7 +248,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         if not isinstance(value, bool | int | float | complex):
             raise unplaced(T.__setitem__, (input, index, value), {})
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
-    if type(input) is Tensor and torch.is_grad_enabled() and assigned(input, index, value):
+    if type(input) in (Tensor, T) and torch.is_grad_enabled() and assigned(input, index, value):
         return
     try:
         target = input.detach()[index].shape
