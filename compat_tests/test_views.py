@@ -1,6 +1,7 @@
 """In-place changes through views, and assignment: a buffer filled step by step trains right."""
 
 import gc
+import itertools
 
 import pytest
 import torch
@@ -507,6 +508,97 @@ def test_assignment_to_a_result(nn, optim, name, layout):
     (h * torch.arange(12.0).reshape(4, 3)).sum().backward(retain_graph=True)
     row.sum().backward()
     return after, h, h.grad, seen, row, x, w
+
+
+# A plain tensor of 4 x 3 that will be written to.
+BUFFERS = {
+    "rows": lambda: torch.randn(4, 3),
+    "columns": lambda: torch.randn(3, 4).t().clone(),
+    "with gaps": lambda: torch.empty_strided((4, 3), (6, 2)).fill_(0.5),
+    "double": lambda: torch.randn(4, 3).double(),
+    "a view": lambda: torch.randn(5, 3)[1:],
+    "a transposed view": lambda: torch.randn(3, 4).t(),
+    "expanded": lambda: torch.randn(1, 3).expand(4, 3),
+    "several elements in one place": lambda: torch.zeros(3).as_strided((4, 3), (0, 1)),
+    "detached": lambda: torch.randn(4, 3).detach(),
+    "of a numpy array": lambda: torch.from_numpy(torch.randn(4, 3).numpy()),
+    "made in inference mode": lambda: _made_in_inference_mode(),
+}
+
+
+def _made_in_inference_mode():
+    with torch.inference_mode():
+        return torch.randn(4, 3)
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+@parity
+def test_assignment_to_a_plain_tensor(nn, optim, name):
+    """The first one brings a gradient into it: its graph, gradients and theirs, what it was."""
+    index, value = ASSIGNED[name]
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))  # whose sums are exact in any order
+    found = []
+    for kind, shared in itertools.product(BUFFERS, [False, True]):
+        buffer, v = BUFFERS[kind](), w if name == "a leaf" else value(w)
+        old = buffer.detach() if shared else None  # then those with this memory are searched for
+        try:
+            buffer[index] = v
+        except (RuntimeError, IndexError, TypeError) as error:
+            found.append((kind, type(error), str(error)))
+            continue
+        made = buffer.grad_fn
+        names = made and (made.name(), [f and f.name() for f, _ in made.next_functions][:1])
+        about = kind, buffer.requires_grad, buffer.is_leaf, buffer._version, names
+        found += [about, buffer.detach(), old]
+        if buffer.requires_grad:
+            loss = (buffer * buffer * torch.arange(12.0).reshape(4, 3)).sum()
+            (g,) = torch.autograd.grad(loss, w, create_graph=True)
+            (g * g).sum().backward()
+            found += [g, w.grad.clone()]
+    return found
+
+
+@parity
+def test_assignment_to_a_plain_tensor_in_other_modes(nn, optim):
+    w = nn.Parameter(torch.randn(3))
+    buffers = [torch.zeros(4, 3) for _ in range(4)]
+    with torch.no_grad():
+        buffers[0][1] = w
+    with torch.no_grad(), torch.enable_grad():
+        buffers[1][1] = w
+    with torch.inference_mode():
+        buffers[2][1] = w
+    w.requires_grad_(False)
+    buffers[3][1] = w
+    w.requires_grad_(True)
+    about = [(b.requires_grad, b._version, b.is_inference()) for b in buffers]
+    for b in buffers[:2]:
+        b[2] = w * 2
+        b.sum().backward()
+    return about, buffers, w
+
+
+@parity
+def test_buffer_made_anew_in_each_step(nn, optim):
+    """Written to element by element, used in between, and a part looked at before and after."""
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    opt = optim.SGD(net.parameters(), lr=0.1)
+    found = []
+    for step in range(5):
+        u = net(torch.linspace(0, 1, 6)[:, None])[:, 0]
+        d, rows = torch.zeros(6), torch.zeros(3, 6)
+        for k in range(6):
+            before = d[:k] if step == 3 and k == 1 else None
+            d[k] = u[: k + 1].sum() + (0 if k == 0 else d[k - 1].clone())
+            if before is not None:
+                found.append(before.grad_fn is not None)
+        rows[step % 3] = d * 2
+        loss = (d * d).mean() + rows.sum()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        found += [d, rows, loss]
+    return found, dict(net.named_parameters())
 
 
 def names_behind(node):
