@@ -47,11 +47,18 @@ signature (see fast/signature.py).
 """
 
 import copy
+import dis
+import functools
 import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -226,9 +233,7 @@ class Formulas:
         self.function = function
         self.raw_forward = raw_forward  # as defined in its class
         self.forward: Callable[..., Any] = raw_forward.__get__(None, function)
-        # Torch's function with the same arguments, if forward only calls that.
-        infer = function.infer if "forward" in vars(function) else None
-        self.compute = self.forward if function.keeps or not inspect.isbuiltin(infer) else infer
+        self.infer = function.infer if "forward" in vars(function) else None
         self.parameters = list(inspect.signature(self.forward).parameters.values())
         self.rest = ""  # the name of the `*` argument
         if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -256,6 +261,17 @@ class Formulas:
         self.how = getattr(function, "how", None)
         self.plans: dict[Any, Plan] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
+
+    @functools.cached_property
+    def compute(self) -> Callable[..., Any]:
+        """Torch's function with the same arguments, if forward only calls that; else forward."""
+        if not self.function.keeps:
+            if inspect.isbuiltin(self.infer):
+                return self.infer
+            called = _only_called_by(self.forward)
+            if called is not None:
+                return called
+        return self.forward
 
     def _check_names(self) -> None:
         known = {"g", "gs", "how", *self.names, *self.function.keeps}
@@ -595,6 +611,40 @@ def _names(function: Any) -> list[str]:
             # The same, faster: it is called for hundreds of functions when the package is imported.
             return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     return list(inspect.signature(function).parameters)
+
+
+class _Called:
+    """Stands for a function of torch: returns how it is called."""
+
+    def __init__(self, *path: str) -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> "_Called":
+        return _Called(*self.path, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.path, args, kwargs
+
+
+def _only_called_by(function: Any) -> Any:
+    """Torch's function, if `function` does no more than call it with its own arguments."""
+    code = getattr(function, "__code__", None)
+    if code is None or function.__defaults__ or dis.findlabels(code.co_code):  # it has branches
+        return None
+    given = tuple([object() for _ in range(code.co_argcount)])
+    stand_ins: dict[str, Any] = {"torch": _Called("torch"), "T": _Called("torch", "Tensor")}
+    try:
+        path, args, kwargs = FunctionType(code, stand_ins)(*given)
+    except Exception:  # it does something else
+        return None
+    if kwargs or args != given or type(path) is not tuple:
+        return None
+    found = functools.reduce(getattr, path[1:], torch)
+    return found if isinstance(found, OF_TORCH) else None
+
+
+# The types of functions in C: torch.exp, Tensor.exp, Tensor.__getitem__.
+OF_TORCH = BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 
 
 def _forward_of(function: Any) -> Any:

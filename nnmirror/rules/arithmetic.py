@@ -122,11 +122,11 @@ class Mul(Rule):
 
     @staticmethod
     def forward(input: T, other: T | Number) -> T:
-        return torch.mul(input, other if isinstance(other, T) else number(other, input))
+        return torch.mul(input, number(other, input) if type(other) is float else other)
 
     @staticmethod
     def d_input(g: T, other: T | Number) -> T:
-        return torch.mul(g, other if isinstance(other, T) else number(other, g))
+        return torch.mul(g, number(other, g) if type(other) is float else other)
 
     @staticmethod
     def d_other(g: T, input: T) -> T:
