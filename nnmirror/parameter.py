@@ -6,8 +6,8 @@ import torch
 
 from . import _torch
 from ._torch import DisableTorchFunctionSubclass
-from .tape import LEAVES, ORDINARY
-from .tensor import UNASKED, Tensor, rebuild
+from .tape import ORDINARY
+from .tensor import LEAVES, UNASKED, Tensor, rebuild
 
 
 class Parameter(Tensor):

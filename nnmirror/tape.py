@@ -947,7 +947,7 @@ def record(
                 sign = None if made is None else made.signature
                 if sign is not None and not sign.is_plain:
                     sign = sign.output(arg._output_nr)
-            elif kind in LEAVES:
+            elif kind in _tensor.LEAVES:
                 sign = arg._signature
                 if sign is None:
                     continue  # it is frozen, or gets a signature
@@ -1489,7 +1489,6 @@ def _sign(
 MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
 # The types of most arguments, which are not subclasses with dispatch.
 ORDINARY = {torch.Tensor, _tensor.Tensor, bool, float, int, str, tuple, type(None)}
-LEAVES: set[type] = set()  # their tensors may have a signature
 
 
 def _kind_of(cls: type) -> str:

@@ -175,31 +175,45 @@ _is_function_enabled = _torch.is_torch_function_enabled
 _is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 
 
-def _is_usual(function: "type[_tape.Function]") -> bool:
-    """With torch's grad mode on: is the mirror's on too, and no mode active that requires another
-    function?"""
-    if _override.mode is not None or function.exact is not None or _state.plain or _state.taps:
-        return False
-    return not in_inference_mode()
-
-
-def _met(function: Any, tensor: Any, given: tuple[Any, ...]) -> Any:
-    """As `record`, with fewer checks, if there was such a call before; else None."""
-    node = tensor._node
-    if node is None or not _is_usual(function):
+def _met(function: Any, given: tuple[Any, ...]) -> Any:
+    """As `record` with torch's grad mode on, with fewer checks, if there was such a call before;
+    else None."""
+    first: Any = given[0] if given else None
+    kind = type(first)
+    if kind is Tensor:
+        node = first._node
+        if node is None:
+            return None
+        sign = node.signature
+        if sign is not None and not sign.is_plain:
+            sign = sign.output(first._output_nr)
+    elif kind in LEAVES:
+        sign = first._signature
+        if sign is None:
+            return None
+    else:
         return None
-    sign = node.signature
+    # With torch's grad mode on: is the mirror's on too, and no mode active that requires another
+    # function?
+    if (
+        _override.mode is not None
+        or function.exact is not None
+        or _state.plain
+        or _state.taps
+        or in_inference_mode()
+    ):
+        return None
     if sign is not None:
-        if not sign.is_plain:
-            sign = sign.output(tensor._output_nr)
         written = sign.calls.get(function)
         if written is not None:
-            return written[0](written[1], tensor, given)
+            return written[0](written[1], first, given)
         if sign.varying.get(function) is not False:
             return None
     known = function.recorders.get(tuple(map(type, given)))
     return None if known is None else known[0](given)
 
+
+LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 
 # Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
 # knows where it is allowed.
@@ -263,7 +277,7 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
                     if type(arg) not in UNASKED:
                         return func(self, *args, **kwargs)
                 given = found.placed(given, kwargs)
-            met = _met(function, self, given)
+            met = _met(function, given)
             if met is not None:
                 return met[0]
             for arg in args:
@@ -445,14 +459,14 @@ class Tensor(torch.Tensor):
             if found is None:
                 return dispatch(func, args, kwargs or {})
         try:
-            if not kwargs and type(found) is Recorded and len(args) <= found.most:
-                # What it would call, and first what that would call most often.
-                if is_on and args and type(args[0]) is Tensor:
-                    met = _met(found.function, args[0], args)
-                    if met is not None:
-                        return met[0]
-                return record(found.function, args)[0]
-            return found(*args, **kwargs) if kwargs else found(*args)
+            if type(found) is not Recorded:
+                return found(*args, **kwargs) if kwargs else found(*args)
+            # What it would call, and first what that would call most often.
+            given = args
+            if kwargs or len(args) > found.most:
+                given = found.placed(args, kwargs or {})
+            met = _met(found.function, given) if is_on else None
+            return (record(found.function, given) if met is None else met)[0]
         except TypeError:
             check_numbers(func, args, kwargs or {})  # the error names the original call
             raise
@@ -711,7 +725,7 @@ class Tensor(torch.Tensor):
         is_basic = kind in _BASIC or (kind is tuple and _BASIC.issuperset(map(type, index)))
         if is_basic and type(self) is Tensor and _is_asked():
             given = (self, index)
-            return (_met(Basic, self, given) or record(Basic, given))[0]
+            return (_met(Basic, given) or record(Basic, given))[0]
         return _GET(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:

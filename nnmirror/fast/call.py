@@ -77,9 +77,20 @@ class _Text:
         self.args = args
         self.environment: dict[str, Any] = {}
         self.edges: list[str] = []
-        self.lines = [f"{' '.join(f'{name},' for name in self.names)} = args"]
+        self.lines: list[str] = []
         self.has_first = False
         self.given = edges
+        # Leaves among the arguments: their plain aliases are faster for torch.
+        self.leaves = {
+            name
+            for name, arg, edge in zip(self.names, args, edges, strict=True)
+            if edge is not None and edge[0] is arg and isinstance(arg, Tensor)
+        }
+        # Is torch given a tracked tensor?
+        self.asks_tracked = any(
+            name not in self.leaves and isinstance(arg, Tensor)
+            for name, arg in zip(self.names, args, strict=True)
+        )
         self.made_by: dict[int, str] = {}  # the nodes of the calls so far, by their names
         # Tensors by their names: the arguments, and the results of the calls so far.
         self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
@@ -216,7 +227,12 @@ class _Text:
         edges = self.edges if is_whole else [self.edge(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
         new = {f"compute{number}": plan.compute, f"function{number}": function}
-        self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(words)})")
+        given = words
+        if isinstance(plan.compute, formula.OF_TORCH) and not function.is_view:
+            given = [self.alias(word) for word in words]
+        elif self.leaves:
+            self.asks_tracked = True
+        self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
         if kept:  # `Formulas.parts` has an error for one that is not an integer
             self.lines += [
                 f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
@@ -231,7 +247,9 @@ class _Text:
             for i, place in enumerate(plan.saves)
         ]
         versions = [
-            "0" if name == result and inspect.isbuiltin(plan.compute) else f"{name}._version"
+            "0"
+            if name == result and inspect.isbuiltin(plan.compute)
+            else f"{self.alias(name)}._version"
             for name in saved
         ]
         if kept:
@@ -264,6 +282,10 @@ class _Text:
             ours = isinstance(self.args[0], Tensor)
             of = "view_from(a0, out)" if ours else "view_of(node, out, a0, False)"
             self.lines.append(f"out._view_of = {of}")
+
+    def alias(self, word: str) -> str:
+        """The plain alias of a leaf, with the same version; another argument itself."""
+        return f"{word}._plain" if word in self.leaves else word
 
     def word(self, value: Any) -> str:
         """The source of an argument of one of several calls."""
@@ -305,12 +327,15 @@ class _Text:
         lines = ["def make(", *[f"    {name}," for name in environment], "):"]
         lines += [
             "    def call(found, first, args):",
-            f"        if len(args) != {len(self.args)}: return None",
+            f"        try: {' '.join(f'{name},' for name in self.names)} = args",
+            "        except ValueError: return None",
             "        if autocast() or transform() is not None: return None",
             "        if forward_mode['_current_level'] >= 0: return None",
-            "        with disabled():",
         ]
-        lines += [f"            {line}" for line in self.lines]
+        if self.asks_tracked:
+            lines += ["        with disabled():", *[f"            {line}" for line in self.lines]]
+        else:
+            lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
 
