@@ -476,6 +476,24 @@ def test_several_threads_train_at_once():
     same(expected, dict(sorted(found.items())), "gradients")
 
 
+@parity
+def test_calls_with_other_arguments_each_time(nn, optim):
+    """What a call recorded before is used again only for the same arguments and memory."""
+    w = nn.Parameter(torch.linspace(-2, 2, 12).view(3, 4))
+    found = []
+    for i in range(10):
+        x = w * 2
+        if i == 7:
+            x.data = x.detach().t().contiguous().t()  # which reshape has to copy
+        bounds = [0.1 * (i % 2), torch.tensor(i / 4)]
+        y = x.reshape(12 // (1 + i % 2), -1).clamp(bounds[0], 3)
+        z = x.clamp(min=bounds[1], max=2.0) + x.reshape(-1, 2).view(3, 4) - 1
+        mask = (z > 0) & (z - 1 <= 1e-6) | (z == 2.0)
+        (y.sum() + (z * z).sum()).backward()
+        found += [y.detach(), z.detach(), mask]
+    return found, w.grad
+
+
 # -- walks bound in parts -------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ class _Here(threading.local):
     # Plain mode (see plain.py): whether it is on, and how many contexts have turned it on.
     is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
     depth = int(is_plain)
-    # The recorded calls that `noting` notes: (function, arguments, result, node) of each.
+    # The recorded calls that fast/composed.py notes: (function, arguments, result, node) of each.
     noted: "list[tuple[Any, tuple[Any, ...], Any, Any]] | None" = None
 
 
@@ -48,6 +48,7 @@ here = _Here()
 # The number of such contexts over all threads, and of threads that note their calls: at 0 no thread
 # has to check.
 plain = here.depth
+counting = threading.Lock()  # held while that changes
 
 # Warnings that PyTorch gives only once: have they been given?
 warned_of_numbers = False  # a tensor with a gradient was converted to a number

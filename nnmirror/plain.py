@@ -6,18 +6,13 @@ breakpoints there are hit, and pdb's `s` steps from the script straight into the
 `nnmirror.debugger`). The bits are the same.
 """
 
-import contextlib
 import functools
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from . import _state
 from ._state import here
 from ._torch import NoParamDecoratorContextManager
-
-_counting = threading.Lock()
 
 
 class plain(NoParamDecoratorContextManager):
@@ -68,26 +63,12 @@ def set_trace(*, header: str | None = None, **options: Any) -> None:
     debugger.set_trace(sys._getframe(1), header, options, leave)
 
 
-@contextlib.contextmanager
-def noting() -> Iterator[list[Any]]:
-    """List the calls that this thread records."""
-    with _counting:
-        _state.plain += 1  # so that `record` looks
-    here.noted = []
-    try:
-        yield here.noted
-    finally:
-        here.noted = None
-        with _counting:
-            _state.plain -= 1
-
-
 def _go(deeper: int) -> None:
     """Enter a context in this thread, or leave one."""
     from . import debugger  # imported here, as a debugger would step through it later
 
     here.depth += deeper
-    with _counting:
+    with _state.counting:
         _state.plain += deeper
         if _state.plain:
             debugger.take_over(set_trace)

@@ -45,7 +45,7 @@ from .fast.signature import (
 )
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .origin import of_this_call
-from .tensor import add_hook, bare, no_complex
+from .tensor import C_device, C_dtype, add_hook, bare, no_complex
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -717,6 +717,7 @@ class Function:
     reads_data: bool = False  # backward depends on the numbers in the arguments of forward
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
+    operands: tuple[int, ...] = ()  # where `forward` takes a number also as a tensor
     counted_too: str = ""  # of a node with this other name
     # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
     # in a recorded walk, since it determines where gradients of gradients are summed.
@@ -1872,14 +1873,19 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
 _tensors_of_numbers: dict[Any, torch.Tensor | None] = {}
 
 
-def number(value: float, like: torch.Tensor) -> Any:
+def number(value: Any, like: torch.Tensor) -> Any:
     """A number as an operand for `like`: from the third time on as a tensor, which is faster.
 
     The number itself if a tensor would round differently, or is not the same (minus zero).
     """
-    if type(value) is not float or value == 0.0 or like.dtype not in _WIDE:
+    return value if type(value) is not float or value == 0 else bound(value, like)
+
+
+@implements(_tensor)
+def bound(value: Any, like: torch.Tensor) -> Any:
+    key = _constant_of(value, like)
+    if key is None:
         return value
-    key = value, like.dtype, like.device
     found = _tensors_of_numbers.get(key)
     if found is None:
         if len(_tensors_of_numbers) >= 1024:
@@ -1890,6 +1896,24 @@ def number(value: float, like: torch.Tensor) -> Any:
     return found
 
 
+@implements(call)
+def operand(value: Any, like: torch.Tensor) -> Any:
+    key = _constant_of(value, like)
+    return value if key is None else constant(*key)
+
+
+def _constant_of(value: Any, like: torch.Tensor) -> Any:
+    """The arguments of `constant` for a number next to `like`; None if it has other bits there."""
+    if type(value) is int and -(1 << 24) <= value <= 1 << 24:
+        value = float(value)
+    # PyTorch has an error for a number beyond the dtype's.
+    if type(value) is not float or not -_MOST < value < _MOST:
+        return None
+    dtype = C_dtype(like)
+    return (value, dtype, C_device(like)) if dtype in _WIDE else None
+
+
+_MOST = torch.finfo(torch.float32).max
 _WIDE = (torch.float32, torch.float64)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from .. import formula
+from .._upcalls import upcall
 from ..tensor import Tensor, is_torchs
 from . import source
 from .signature import Signature, Unsigned, of_tensor, of_value
@@ -219,17 +220,22 @@ class _Text:
                 raise Unwritable
             kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
         is_whole = call.args is self.args
-        if function.is_view and (not is_whole or _leads_to_torch(call.edges[0])):
-            raise Unwritable
         if call.found.checks_shape and number:
             raise Unwritable
         words = self.names if is_whole else [self.word(a) for a in call.args]
+        if function.is_view and (words[0] != "a0" or number or _leads_to_torch(call.edges[0])):
+            raise Unwritable
         edges = self.edges if is_whole else [self.edge(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
         new = {f"compute{number}": plan.compute, f"function{number}": function}
-        given = words
+        given = [
+            self.operand(word, call.args[i], call.args[0], f"c{number}_{i}")
+            if i in function.operands
+            else word
+            for i, word in enumerate(words)
+        ]
         if isinstance(plan.compute, formula.OF_TORCH) and not function.is_view:
-            given = [self.alias(word) for word in words]
+            given = [self.alias(word) for word in given]
         elif self.leaves:
             self.asks_tracked = True
         self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
@@ -298,6 +304,13 @@ class _Text:
             raise Unwritable
         return self.words[id(value)]
 
+    def operand(self, word: str, value: Any, like: Any, name: str) -> str:
+        """The source of an operand: a number as a tensor, if possible, which is faster."""
+        if type(value) not in _NUMBERS or not value or not _is_tensor(like):
+            return word
+        self.environment[name] = operand(value, like)
+        return name
+
     def edge(self, edge: Any) -> str:
         """The source of an edge of one of several calls."""
         if edge is None:
@@ -341,6 +354,13 @@ class _Text:
 
 
 _LITERALS = (bool, int, str)
+_NUMBERS = (int, float)
+
+
+@upcall("nnmirror.tape")
+def operand(value: Any, like: torch.Tensor) -> Any:
+    """A number as an operand for `like`: as a tensor, if that gives the same bits."""
+    raise NotImplementedError
 
 
 def _is_tensor(value: Any) -> bool:

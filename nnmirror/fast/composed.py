@@ -6,19 +6,19 @@ ones a few times, its calls are noted and written as one function (see `call.py`
 is tried first; for other arguments it returns None.
 """
 
+import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
-from .. import fast, tape
+from .. import _state, fast, tape
 from .._state import here
 from .._torch import DisableTorchFunctionSubclass
 from ..overrides import asked_as_a_whole
-from ..plain import noting
 from ..tensor import Tensor, edge_of, is_torchs
 from . import call as _call
 from .signature import Signature
@@ -50,6 +50,25 @@ def composed(function: C) -> C:
     return call  # type: ignore[return-value]
 
 
+def remembered(function: C) -> C:
+    """The same for a torch function: tensor subclasses are asked about each call that it
+    records."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        what = (call, *kwargs) if kwargs else call
+        given = (*args, *kwargs.values()) if kwargs else args
+        try:
+            met = met_before(what, given)
+        except RuntimeError:  # as of a view of what has other strides now
+            met = None
+        if met is not None:
+            return met[0]
+        return _noted(what, given, functools.partial(function, *args, **kwargs), True)
+
+    return call  # type: ignore[return-value]
+
+
 def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
@@ -73,8 +92,14 @@ def _signature_of_first(given: tuple[Any, ...]) -> Signature | None:
     return sign if sign is None or sign.is_plain else sign.output(first._output_nr)
 
 
-def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> Any:
-    """`function()`, which records, and is written if it was called in this way a few times."""
+def _noted(
+    what: Any, given: tuple[Any, ...], function: Callable[[], Any], all_used: bool = False
+) -> Any:
+    """`function()`, which records, and is written if it was called in this way a few times.
+
+    With `all_used` only if each tensor among `given` is an operand of what it records; otherwise
+    its number or its shape may be.
+    """
     sign = _signature_of_first(given)
     if sign is None or not tape.is_usual():
         return function()
@@ -85,10 +110,28 @@ def _noted(what: Any, given: tuple[Any, ...], function: Callable[[], Any]) -> An
     _, _, misses, left = kept
     if next(misses) < fast.after or not left:
         return function()
-    with noting() as noted:
+    with _noting() as noted:
         out = function()
+    if all_used:
+        operands = {id(a) for _, operands, *_ in noted for a in operands}
+        if any(isinstance(a, torch.Tensor) and id(a) not in operands for a in given):
+            noted.clear()
     tape.keep_written(sign, what, (*_written(noted, given, out), itertools.count(1), left - 1))
     return out
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[list[Any]]:
+    """List the calls that this thread records."""
+    with _state.counting:
+        _state.plain += 1  # so that `record` looks
+    here.noted = []
+    try:
+        yield here.noted
+    finally:
+        here.noted = None
+        with _state.counting:
+            _state.plain -= 1
 
 
 def warn(message: str, stacklevel: int) -> None:

@@ -55,6 +55,7 @@ class Add(Rule):
     """z = x + alpha y:  dx = g,  dy = alpha g"""
 
     counted = (0, 1)
+    operands = (1,)
 
     @staticmethod
     def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
@@ -75,6 +76,7 @@ class Sub(Rule):
     """z = x - alpha y:  dx = g,  dy = -alpha g"""
 
     counted = (0, 1)
+    operands = (1,)
 
     @staticmethod
     def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
@@ -118,6 +120,7 @@ class Mul(Rule):
     """z = x y:  dx = g y,  dy = g x"""
 
     counted = (0, 1)
+    operands = (1,)
     saves_number = True  # PyTorch saves a number as a tensor, and frees it
 
     @staticmethod
@@ -139,6 +142,7 @@ class Div(Rule):
     """z = x / y:  dx = g / y,  dy = -g ((x / y) / y).  With rounding, both are zero."""
 
     counted = (0, 1)
+    operands = (1,)
     counted_too = "DivBackward2"
     saves_number = True
 
@@ -338,7 +342,7 @@ class ClampTensor(Rule):
         return dx, dlo, dhi
 
 
-@answered(torch.clamp, T.clamp, torch.clip, T.clip)
+@answered(torch.clamp, T.clamp, torch.clip, T.clip, repeats=True)
 def clamp(input: T, min: T | Number | None = None, max: T | Number | None = None) -> T:
     """`Clamp`, or `ClampTensor` where a bound is a tensor"""
     function, bounds = _bounded(input, min, max)

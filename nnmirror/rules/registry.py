@@ -24,6 +24,7 @@ from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import implements
+from ..fast.composed import remembered
 from ..grad_mode import is_grad_enabled
 from ..tape import (
     OTHER,
@@ -239,10 +240,14 @@ def stands_for(func: TorchFunction, *rest: Any) -> Callable[[F], F]:
     return register
 
 
-def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]:
+def composite(
+    *funcs: TorchFunction, directly: bool = False, repeats: bool = False
+) -> Callable[[C], C]:
     """Replace each of `funcs` by the decorated function, which consists of recorded operations.
 
     `directly`: methods among them are called without torch's dispatch, like those with a rule.
+    `repeats`: what a call records follows from its arguments, but not from the numbers in tensors,
+    and is generated once it repeats (see `nnmirror.fast.composed`).
     """
 
     def register(function: C) -> C:
@@ -254,6 +259,8 @@ def composite(*funcs: TorchFunction, directly: bool = False) -> Callable[[C], C]
                 check_numbers(funcs[0], args, kwargs)
                 return function(*args, **kwargs)
 
+        if repeats:
+            called = remembered(called)
         for func in funcs:
             RULES[func] = called
             if directly:
@@ -281,9 +288,9 @@ def composed(func: TorchFunction) -> Callable[[C], C]:
     return register
 
 
-def answered(*funcs: TorchFunction) -> Callable[[C], C]:
+def answered(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
     """As `composed`, for functions with the signature of the decorated one; other calls get
-    PyTorch's own error.
+    PyTorch's own error. `repeats`: as for `composite`.
     """
 
     def register(function: C) -> C:
@@ -317,7 +324,7 @@ def answered(*funcs: TorchFunction) -> Callable[[C], C]:
             return call
 
         for func in funcs:
-            RULES[func] = called(func)
+            RULES[func] = remembered(called(func)) if repeats else called(func)
             _tensor.answer_directly(func, RULES[func])
         return function
 

@@ -16,7 +16,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
 from ..tape import record
-from ..tensor import reshaping
+from ..tensor import C_shape, reshaping
 from ..views import AsStrided
 from .gradient import applied
 from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
@@ -46,7 +46,7 @@ class View(Rule):
         return g.reshape(input_shape)
 
 
-@composite(T.view, directly=True)
+@composite(T.view, directly=True, repeats=True)
 def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T:
     if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
         dtype = kwargs.get("dtype", size[0] if size else None)
@@ -129,7 +129,7 @@ def viewable(input: T, shape: Sequence[int]) -> bool:
     return True
 
 
-@composite(torch.reshape, T.reshape, directly=True)
+@composite(torch.reshape, T.reshape, directly=True, repeats=True)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
     with DisableTorchFunctionSubclass():
@@ -150,7 +150,7 @@ def reshape_as(input: T, other: T) -> T:
     return reshape(input, tuple(other.shape))
 
 
-@composite(torch.flatten, T.flatten, directly=True)
+@composite(torch.flatten, T.flatten, directly=True, repeats=True)
 def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     target = input.detach().flatten(start_dim, end_dim).shape
     if target == input.shape:
@@ -309,7 +309,7 @@ class Permute(Rule):
         return g.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
-@composite(torch.permute, T.permute, directly=True)
+@composite(torch.permute, T.permute, directly=True, repeats=True)
 def permute(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -338,7 +338,7 @@ def expand(input: T, size: Sequence[int]) -> T:
     return record(Expand, (input, tuple(size)))[0]
 
 
-@composite(T.expand, directly=True)
+@composite(T.expand, directly=True, repeats=True)
 def expand_method(input: T, *size: int | Sequence[int], **kwargs: Any) -> T:
     return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
 
@@ -365,7 +365,8 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         found: list[Any] = []
         for tensor, view in zip(tensors, made, strict=True):
             # Itself, or a view of it; None for one that has to be recorded.
-            found.append(tensor if tensor.shape == shape else None if _may_carry(tensor) else view)
+            is_whole = C_shape(tensor) == shape
+            found.append(tensor if is_whole else None if _may_carry(tensor) else view)
     for i, tensor in enumerate(found):
         if tensor is None:
             found[i] = expand(tensors[i], shape)
