@@ -7,6 +7,7 @@ compared with the generic one), on the mirror as it is by default, and with `fas
 import contextlib
 import enum
 import gc
+import itertools
 import linecache
 import operator
 import threading
@@ -138,6 +139,21 @@ CHANGES = {
     "replaced": _replaced,
     "accumulated": _accumulated,
 }
+
+
+@parity
+def test_layers_of_several_widths(nn, optim):
+    """Their gradients are large enough to share memory from layer to layer."""
+    widths = 4, 300, 520, 1, 400
+    layers = [nn.Linear(m, n) for m, n in itertools.pairwise(widths)]
+    net = nn.Sequential(*[module for layer in layers for module in (layer, nn.ReLU())])
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = net(torch.randn(256, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+    return loss, [p.grad for p in net.parameters()]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -925,6 +925,7 @@ class _Memory:
         self.in_place: dict[str, Any] = {}
         self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
         self.places: dict[int, int] = {}  # of the tensors that were recorded
+        self.shared: dict[int, int] = {}  # for each place: the first one with the same memory
         self.kinds: dict[int, Any] = {}  # of memory of its own: what it may be used for
         self.sizes: dict[int, int] = {}  # and its bytes
         self.until: dict[int, int] = {}  # the last call that reads it
@@ -949,7 +950,8 @@ class _Memory:
             if place is not None and _is_alike(first, out):
                 self.in_place[call.name] = changing
                 self.places[id(out)] = place
-                self.until[place] = max(self.until[place], until)
+                at = self.shared[place]
+                self.until[at] = max(self.until[at], until)
             return
         if is_view:
             places = self.places
@@ -981,9 +983,7 @@ class _Memory:
                 at = self.own(out)
             self.until.pop(at, None)  # the latest is the last
             self.until[at] = until
-            self.places[id(out)] = at
-            self.names.append(call.name)
-            return
+            self.shared[len(self.names)] = at
         self.places[id(out)] = len(self.names)
         self.names.append(call.name)
 
