@@ -413,6 +413,20 @@ def test_a_walk_is_bound_and_can_be_read(mode):
         assert "addcmul(" in text
 
 
+@pytest.mark.parametrize("layer", ["ReLU", "LeakyReLU"])
+def test_layers_of_many_numbers_are_bound(mode, layer):
+    """What a rule computes in pieces is one call of the bound walk, in a Sequential too."""
+    net = nnmirror.Sequential(
+        nnmirror.Linear(2, 512), getattr(nnmirror, layer)(), nnmirror.Linear(512, 1)
+    )
+    x, before = torch.randn(600, 2), set(bound_walks())
+    for _ in range(10):
+        net(x).square().mean().backward()
+    made = [name for name in bound_walks() if name not in before]
+    assert bool(made) == (mode != "off")
+    assert not made or "in_pieces(" in "".join(linecache.getlines(made[-1]))
+
+
 def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
     """Binding compares: what a rule does otherwise the second time costs speed, and no bits."""
     if mode != "bound when hot":

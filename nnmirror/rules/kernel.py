@@ -11,9 +11,10 @@ used for all elements.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import handle_torch_function
 
 from .. import _torch
 from ..tape import constant
@@ -191,6 +192,20 @@ def laid_out_as(dx: T, g: T) -> T:
     return torch.empty_like(g).copy_(dx)
 
 
+def one_call(function: Callable[..., T]) -> Callable[..., T]:
+    """For a mode, such as one that records a walk, `function` is one call, as a function of torch
+    is; the calls that it consists of are not seen.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> T:
+        if _torch.is_torch_function_mode_enabled():
+            return handle_torch_function(call, (), *args)  # type: ignore[no-any-return]
+        return function(*args)
+
+    return call
+
+
 def where_positive(g: T, y: T, ours: bool = False) -> T:
     """g where y > 0 or is NaN, else 0; y is not below 0.
 
@@ -202,19 +217,21 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
     if not ours and y.numel() >= MANY and y.is_contiguous() and is_flat(g):
-        with _torch.DisableTorchFunction():  # for a recorder this is one call
-            result = torch.empty_like(y)
-            size = GRAIN * torch.get_num_threads()
-            for part, found, to in zip(
-                *[t.view(-1).split(size) for t in (y, g, result)], strict=True
-            ):
-                torch.mul(_is_positive(part), integers(found), out=integers(to))
-        return result
+        return _where_positive_in_pieces(g, y)
     positive = _is_positive(y)
     if ours:
         integers(g).mul_(positive)
         return g
     return positive.mul_(integers(g)).view(g.dtype)
+
+
+@one_call
+def _where_positive_in_pieces(g: T, y: T) -> T:
+    result = torch.empty_like(y)
+    size = GRAIN * torch.get_num_threads()
+    for part, found, to in zip(*[t.view(-1).split(size) for t in (y, g, result)], strict=True):
+        torch.mul(_is_positive(part), integers(found), out=integers(to))
+    return result
 
 
 def _is_positive(y: T) -> T:

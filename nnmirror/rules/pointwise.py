@@ -12,9 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from .. import _torch
 from ..tape import constant
-from .kernel import GRAIN, MANY, SOME, by_sign, integers, is_flat, laid_out_as
+from .kernel import GRAIN, MANY, SOME, by_sign, integers, is_flat, laid_out_as, one_call
 
 T = torch.Tensor
 
@@ -83,12 +82,16 @@ def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
     """dx(g, x, *parameters), an elementwise function that returns a new tensor."""
     if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
-    with _torch.DisableTorchFunction():  # for a recorder this is one call
-        result = torch.empty_like(x)
-        size = GRAIN * torch.get_num_threads()
-        pieces = [t.view(-1).split(size) for t in (g, x, result)]
-        for some, of_x, to in zip(*pieces, strict=True):
-            to.copy_(dx(some, of_x, *parameters))
+    return _in_pieces(dx, g, x, *parameters)
+
+
+@one_call
+def _in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
+    result = torch.empty_like(x)
+    size = GRAIN * torch.get_num_threads()
+    pieces = [t.view(-1).split(size) for t in (g, x, result)]
+    for some, of_x, to in zip(*pieces, strict=True):
+        to.copy_(dx(some, of_x, *parameters))
     return result
 
 
