@@ -181,13 +181,15 @@ def walk(
     into: bool = False,
     create_graph: bool = False,
     replaying: bool = False,
+    give: Callable[[Any, torch.Tensor | None], None] | None = None,
 ) -> list[torch.Tensor | None]:
     """Run the backward from `edges` with `grads`.
 
     Gradients that arrive at leaves are added to their `.grad`. With `only`, nothing is accumulated,
     and the gradients that arrive at those edges are returned; with `into`, the leaves among them
-    accumulate instead. With `stop`, they are returned and not passed on, while the other leaves
-    accumulate.
+    accumulate instead; with `give`, that is called with each such leaf and its gradient when it
+    arrives, and None is returned for it. With `stop`, they are returned and not passed on, while
+    the other leaves accumulate.
 
     The order is PyTorch's: of the nodes whose gradients are complete, the one recorded last runs
     first, and gradients are summed in the order in which they arrive. So sums of three or more
@@ -273,7 +275,11 @@ def walk(
         if (key in further or theirs_hooked) and slots[0] is not None:
             to_torch.append((target, slots[0]))  # torch's engine reports what arrives there, too
         elif chosen and not (into and isinstance(target, _tensor.Tensor)):
-            found[key, 0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+            slots[0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
+            if give is None:
+                found[key, 0] = slots[0]
+            else:
+                give(target, slots[0])
         elif reaches is None or chosen:
             unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
             if (

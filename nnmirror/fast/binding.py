@@ -117,8 +117,15 @@ def bound_part(
             found = part.walk(node, grad, True, progress, trying=True)
             if found is None:
                 return None
-            expected = _bound.by_steps(node, grad, progress)
-        part.trusted = all(map(same_bits, found[1][::-1], expected))
+            targets, left = found  # the last gradient first
+            alike: list[bool] = []
+
+            def compare(target: Any, index: int, other: torch.Tensor) -> None:
+                to, at = targets[len(alike)] if left else (None, 0)
+                alike.append(to is target and at == index and same_bits(left.pop(), other))
+
+            _bound.by_steps(part, node, grad, progress, compare)
+        part.trusted = all(alike) and not left
         if not part.trusted:
             sign.parts = False
             if fast.after == 1:
@@ -133,14 +140,31 @@ _MOST_PARTS = 4  # one for each strides of the gradient
 def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:
     """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
     it is never used."""
-    found: list[Any] = []
-    rest = bound.run(node, bound.start, True, lambda *arrival: found.append(arrival))
+    held: dict[int, torch.Tensor] = {}
+    leaves: list[Any] = []
+
+    def keep(leaf: Any, grad: torch.Tensor, own: Any) -> None:
+        held[id(leaf)] = grad
+        leaves.append((leaf, 0))
+
+    rest = bound.run(node, bound.start, True, keep)
     if rest is None:
         return False
-    found += rest
-    leaves = [(leaf, 0) for leaf, _, _ in found]
-    expected = walk([(node, 0)], [torch.ones_like(bound.start)], True, only=leaves)
-    bound.trusted = all(same_bits(f[1], e) for f, e in zip(found, expected, strict=True))
+    for arrival in rest:
+        keep(*arrival)
+    rest = arrival = None
+    alike: list[bool] = []
+
+    def compare(leaf: Any, other: torch.Tensor | None) -> None:
+        alike.append(same_bits(held.pop(id(leaf)), other))
+
+    # Each gradient is compared when it comes, and both are dropped: two whole sets of them would
+    # need twice the memory of a step.
+    others = walk([(node, 0)], [torch.ones_like(bound.start)], True, only=leaves, give=compare)
+    for (leaf, _), other in zip(leaves, others, strict=True):
+        if id(leaf) in held:  # one of torch's tensors, which its engine reaches
+            compare(leaf, other)
+    bound.trusted = all(alike)
     if not bound.trusted:
         distrust()
         if fast.after == 1:
@@ -179,9 +203,18 @@ def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
     """The same layout and the same bits, except the payload of a NaN."""
     if grad.is_meta:
         return True
-    return (
-        other is not None
-        and grad.stride() == other.stride()
-        and torch.equal(grad.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0))
-        and torch.equal(grad.isnan(), other.isnan())
+    if other is None or grad.shape != other.shape or grad.stride() != other.stride():
+        return False
+    if grad.dtype is not other.dtype:
+        return False
+    if torch.equal(grad, other):
+        return True
+    if not grad.dim():
+        return bool(grad.isnan() and other.isnan())
+    # Perhaps there are NaNs. In pieces, as this takes new memory.
+    pieces = (grad.numel() >> 16) + 1
+    return all(
+        torch.equal(nan := a.isnan(), b.isnan())
+        and torch.equal(a.masked_fill(nan, 0), b.masked_fill(nan, 0))
+        for a, b in zip(grad.chunk(pieces), other.chunk(pieces), strict=True)
     )

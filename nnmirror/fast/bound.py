@@ -131,9 +131,10 @@ class BoundPart(Bound):
     not like the one that was bound.
     """
 
-    def __init__(self, text: str, environment: dict[str, Any], entries: int) -> None:
+    def __init__(self, text: str, environment: dict[str, Any], entries: int, length: int) -> None:
         super().__init__(text, environment)
         self.more = entries - 1
+        self.length = length  # in nodes
 
     def walk(
         self,
@@ -169,18 +170,24 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) ->
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        part = BoundPart(writer.source(), writer.environment, len(writer.entries))
+        part = BoundPart(
+            writer.source(), writer.environment, len(writer.entries), len(writer.whole)
+        )
         writer.put_off()
         return part
     except Unbindable:
         return None
 
 
-def by_steps(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) -> list[torch.Tensor]:
-    """The gradients that the nodes of the part give one by one."""
-    writer = Writer(root, progress)
-    writer.go_back(grad)
-    return [g for _, _, g in writer.results]
+def by_steps(
+    part: BoundPart,
+    root: _tape.Node,
+    grad: torch.Tensor,
+    progress: _walk.Progress,
+    give: "_Receiver",
+) -> None:
+    """Run the nodes of the part one by one, and call `give` with each gradient that leaves it."""
+    _Steps(root, progress, part.length, give).go_back(grad)
 
 
 def bind(root: _tape.Node, grad: torch.Tensor) -> BoundWalk | None:
@@ -229,6 +236,7 @@ class Writer:
     """
 
     takes_taps = False  # see tapped.py
+    length: int | None = None  # of the part, in nodes, if that is given
 
     def __init__(self, root: _tape.Node, progress: _walk.Progress | None = None) -> None:
         self.is_part = progress is not None
@@ -324,6 +332,7 @@ class Writer:
                 reached[id(target)] = reached.get(id(target), 0) + 1
         while not _hangs_together(found):
             found.pop()
+        found = found[: self.length]
         self.entries = [node for node in found if id(node) in entries]
         # Several may have got the same gradient: each has a name of its own.
         self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
@@ -346,6 +355,8 @@ class Writer:
             for edge in node.edges:
                 if edge is not None and not isinstance(edge[0], _tape.Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
+        results: Any = None
+        result: Any = None
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None or all(g is None for g in given):
@@ -360,7 +371,9 @@ class Writer:
             except Unbindable:
                 results = self.step(node, given)
             self.left(node, results)
-            for edge, result in zip(node.edges, results, strict=True):
+            results.reverse()
+            for edge in node.edges:
+                result = results.pop()
                 if edge is None:
                     continue
                 if result is None:
@@ -372,7 +385,7 @@ class Writer:
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
                     to[index] = self.added(to[index], result)
                 elif self.is_part:
-                    self.results.append((target, index, result))
+                    self.leave(target, index, result)
                 else:
                     held = self.arrivals.get(id(target))
                     total = self.added(held and held[1], result)
@@ -389,12 +402,17 @@ class Writer:
                     self.lines += [f"{saved} = None", f"if not retain_graph: {name}._saved = None"]
                 else:
                     self.lines.append(f"if not retain_graph: {saved} = None")
+            given = results = result = None  # not kept while the next node runs
 
     def reached(self, node: _tape.Node, given: Sequence[Any]) -> None:
         """Called when the gradients of the results of `node` are complete."""
 
     def left(self, node: _tape.Node, results: Sequence[Any]) -> None:
         """Called with the gradients that it gives its inputs."""
+
+    def leave(self, target: Any, index: int, grad: torch.Tensor) -> None:
+        """Called with a gradient that leaves a part."""
+        self.results.append((target, index, grad))
 
     def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
         """Run the step of `node`, and write its torch calls."""
@@ -883,6 +901,31 @@ class Writer:
             return repr("of torch's" if fits and _tensor.is_torchs(leaf) else fits)
         is_whole = grad.untyped_storage().nbytes() == size_of(grad)
         return repr("whole view" if is_whole else "view")
+
+
+_Receiver = Callable[[Any, int, torch.Tensor], None]  # of a gradient, and where it goes
+
+
+class _Steps(Writer):
+    """Walks a part as a writer does, but writes nothing and keeps no gradient."""
+
+    def __init__(
+        self, root: _tape.Node, progress: _walk.Progress, length: int, give: _Receiver
+    ) -> None:
+        self.length = length
+        super().__init__(root, progress)
+        self.give = give
+
+    def leave(self, target: Any, index: int, grad: torch.Tensor) -> None:
+        self.give(target, index, grad)
+
+    def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
+        return _walk.validated(node, node.run(slots))
+
+    step = inline
+
+    def added(self, held: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
+        return grad if held is None else held + grad
 
 
 def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
