@@ -719,6 +719,7 @@ class Function:
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     operands: tuple[int, ...] = ()  # where `forward` takes a number also as a tensor
     counted_too: str = ""  # of a node with this other name
+    named_by_types: bool = False  # label_of only asks for the types of arguments, or of a tuple's
     # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
     # in a recorded walk, since it determines where gradients of gradients are summed.
     looked_at: "Callable[[Node], None] | None" = None

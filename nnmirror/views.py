@@ -28,7 +28,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .formula import RESULT
 from .grad_mode import in_inference_mode
-from .tensor import C_device, C_dtype, C_offset, C_shape, C_stride
+from .tensor import C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
 
@@ -416,33 +416,38 @@ def assigned(x: Any, index: Any, value: torch.Tensor | float) -> bool:
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
     edge = None
-    fills = False
+    fills = is_number = False
     with DisableTorchFunctionSubclass():
         if dims < 0 or C_dtype(x) is not dtype or C_shape(x) != shape:
             return False
         try:
-            if not isinstance(value, torch.Tensor):
+            if type(value) is _tensor.Tensor:
+                if value._node is not None:
+                    edge = value._node, value._output_nr
+                    if value._view_of is not None:
+                        edge = _tape.edge_of(value)
+                elif value._requires_grad:
+                    edge = _tape.edge_of(value)
+            elif not isinstance(value, T):
+                is_number = True
+            elif value.requires_grad:
+                if not isinstance(value, _tensor.Tensor):
+                    return False
+                edge = _tape.edge_of(value)
+            if is_number:
+                _set_item(x, index, value)
+            elif C_dtype(value) is not dtype:
+                return False
+            elif C_dim(value) == 0:
+                fills = dims > 0
+                if fills and not value.is_cpu:
+                    return False
                 _set_item(x, index, value)
             else:
-                if value.requires_grad:
-                    if not isinstance(value, _tensor.Tensor):
-                        return False
-                    if value._node is None or value._view_of is not None:
-                        edge = _tape.edge_of(value)
-                    else:
-                        edge = value._node, value._output_nr
-                if C_dtype(value) is not dtype:
+                part = _get_item(x, index)
+                if part.shape != C_shape(value):
                     return False
-                if value.dim() == 0:
-                    fills = dims > 0
-                    if fills and not value.is_cpu:
-                        return False
-                    _set_item(x, index, value)
-                else:
-                    part = _get_item(x, index)
-                    if part.shape != C_shape(value):
-                        return False
-                    part.copy_(value)
+                part.copy_(value)
         except (IndexError, TypeError, ValueError, RuntimeError):
             return False
         strides = None if x.is_contiguous() else x.stride()

@@ -74,6 +74,8 @@ class _Likes(dict[Any, Alike]):
         if len(self) >= _MOST_LAYOUTS:
             self.clear()
         shape, dtype, device, more = key
+        if device is True:  # it is_cpu, which is faster to ask
+            device = _CPU
         plan, label = (more, more.label) if self.plan is None else (self.plan, more)
         outputs = ((shape, dtype, device),)
         made = self[key] = Alike(self.places, self.needs, outputs, plan, label)
@@ -81,6 +83,7 @@ class _Likes(dict[Any, Alike]):
 
 
 _MOST_LAYOUTS = 2048
+_CPU = torch.device("cpu")
 
 
 class _Text:
@@ -102,6 +105,7 @@ class _Text:
         self.function, self.args, self.needs, self.in_place = function, args, needs, in_place
         self.names = [f"a{i}" for i in range(len(args))]
         self.places = tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)])
+        self.has_one_label = function.named_by_types and tuple not in map(type, args)
         self.on = "return other(args, change)" if in_place else "return other(args)"
         self.environment: dict[str, Any] = {
             "Node": _tape.Node,
@@ -243,7 +247,9 @@ class _Text:
             given = self.given(plan, formulas)
             if given:
                 lines.append(f"node.given = {given}")
-            if formulas.labels:
+            if self.has_one_label:
+                more = repr(function.label_of(*args))
+            elif formulas.labels:
                 lines.append(f"label = {self.called(function.label_of)}")
                 more = "label"
         self.environment["likes"] = _Likes(self.places, self.needs, plan)
@@ -264,7 +270,7 @@ class _Text:
         is_new = ["type(out) is plain", *handed_on, "(dtype := out.dtype).is_floating_point"]
         lines += [
             f"if is_new := {' and '.join(is_new)}:",
-            f"    node.like = likes[out.shape, dtype, out.device, {more}]",
+            f"    node.like = likes[out.shape, dtype, out.is_cpu or out.device, {more}]",
             "else:",
             f"    node.like = likes[None, None, None, {more}]",
         ]
@@ -279,10 +285,15 @@ class _Text:
             "out._node = node",
         ]
         if function.is_view:
+            version = "a0_view[1]"  # that of the memory, as was asked above
+            if not self.needs[0] or args[0]._node is None:
+                lines.append("a0_view = a0._view_of")
+                version = "out._version"
             lines += [
-                "version = out._version",
-                "out._view_of = (a0, version, 'plain') if (view := a0._view_of) is None"
-                " else (view[0], version, view[2])",
+                "if a0_view is None:",
+                "    out._view_of = (a0, out._version, 'plain')",
+                "else:",
+                f"    out._view_of = (a0_view[0], {version}, a0_view[2])",
             ]
         lines.append("return out, node")
         return lines
@@ -355,9 +366,9 @@ class _Text:
         given = self.given(plan, formulas)
         if given:
             lines.append(f"given = {given}")
-        label = function.in_place.get(function.node_name(), "")
-        more = repr(label)
-        if formulas.labels:
+        label = function.label_of(*args) if self.has_one_label else ""
+        more = repr(function.in_place.get(label or function.node_name(), label))
+        if formulas.labels and not self.has_one_label:
             self.environment["in_place"] = function.in_place
             lines += [
                 f"label = {self.called(function.label_of)}",

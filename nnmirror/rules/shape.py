@@ -412,6 +412,7 @@ class Basic(Rule):
     """z = x[index] of integers, slices, None and ...:  dx = zeros, with g put at index"""
 
     is_view = True
+    named_by_types = True
 
     @staticmethod
     def forward(input: T, index: IndexLike) -> T:
