@@ -535,7 +535,7 @@ class Formulas:
         def saved(name: str) -> str:
             if name not in plan.names:
                 if plan.arguments is None:
-                    return f"node.given[{plan.given_names.index(name)}]"
+                    return f"node._given[{plan.given_names.index(name)}]"
                 environment[f"its_{name}"] = plan.arguments[name]
                 return f"its_{name}"
             if name not in fetched:

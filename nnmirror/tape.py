@@ -106,6 +106,7 @@ class Node:
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_given",
         "_saved",
         "_versions",
         "began",
@@ -117,6 +118,7 @@ class Node:
         "signature",
     )
 
+    _given: tuple[Any, ...]  # the value of `given`; unset if there are none
     # If a layer recorded the call: its dict of parameters, which is no other module's and, unlike
     # the layer, does not refer to the node. Unset otherwise.
     caller: dict[str, Any]
@@ -136,7 +138,6 @@ class Node:
     _outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     _plan: "formula.Plan | None" = None
     _label: str = ""
-    given: tuple[Any, ...] = ()  # arguments of the gradients of `plan` other than tensors
     _signature: None = None  # as for a leaf, for code that treats this as one
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
@@ -171,8 +172,22 @@ class Node:
         made.signature, made.like, made.edges = self.signature, self.like, self.edges
         made._saved, made._versions = self._saved, self._versions
         made.sequence = self.sequence
+        made.given = self.given
         vars(made).update(vars(self))
         return made
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """The arguments of the gradients of `plan` other than tensors, if they differ from call to
+        call."""
+        try:
+            return self._given
+        except AttributeError:
+            return ()
+
+    @given.setter
+    def given(self, value: tuple[Any, ...]) -> None:
+        self._given = value
 
     # -- shared by calls with the same signature -----------------------------------------
 

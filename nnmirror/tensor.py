@@ -268,7 +268,11 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (type(self) in UNASKED and _is_asked()):
+        if (
+            type(self) not in UNASKED
+            or not (_torchs_grad_mode() and _is_function_enabled())  # as `_is_asked`
+            or _is_function_mode_enabled()
+        ):
             return func(self, *args, **kwargs)
         try:
             given = (self, *args)
@@ -303,14 +307,14 @@ def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
                 if type(arg) not in UNASKED:
                     break
             else:
-                for arg in kwargs.values() if kwargs else ():
-                    if type(arg) not in UNASKED:
-                        return func(self, *args, **kwargs)
-                if args or not takes_any:
-                    try:
+                try:
+                    if not kwargs:
+                        if args or not takes_any:
+                            return found(self, *args)
+                    elif all(type(arg) in UNASKED for arg in kwargs.values()):
                         return found(self, *args, **kwargs)
-                    except TypeError:
-                        pass  # as in torch's error
+                except TypeError:
+                    pass  # as in torch's error
         return func(self, *args, **kwargs)
 
     return method

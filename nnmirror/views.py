@@ -26,6 +26,7 @@ from . import tensor as _tensor
 from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
+from .fast.signature import Alike
 from .formula import RESULT
 from .grad_mode import in_inference_mode
 from .tensor import C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
@@ -224,7 +225,7 @@ def rebase_on(
     copy.edges = edge, *node.edges[1:]  # `node` keeps the origins of what it saved
     copy._saved, copy._versions = (node,), ()
     offset = C_offset(view) - C_offset(base)
-    copy.given = C_stride(base), C_shape(view), C_stride(view), offset, None
+    copy._given = C_stride(base), C_shape(view), C_stride(view), offset, None
     copy.sequence = next(_sequence)
     _tape.made_by(base, copy, 0)
     # As in PyTorch the view gets a new grad_fn. It is made when it is needed, or at once if the
@@ -284,7 +285,7 @@ class CopySlices(_tape.Function):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
-        strides, size, stride, offset, assigned_at = ctx.given
+        strides, size, stride, offset, assigned_at = ctx._given
         whole = _laid_out(g, strides)
         if assigned_at is not None:
             whole.add_(0)  # as if the part's gradient had arrived separately: -0 becomes 0
@@ -356,7 +357,7 @@ class SetItem(_tape.Function):
     def backward(ctx: Any, g: T) -> tuple[Any, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
-        index, fills, strides = ctx.given
+        index, fills, strides = ctx._given
         whole = _copy_of(g) if strides is None else _laid_out(g, strides)
         part = whole[index]
         dv = None
@@ -387,7 +388,7 @@ def _copy_of(x: T) -> T:
 
 
 @implements(_tensor)
-def assigned(x: Any, index: Any, value: torch.Tensor | float) -> bool:
+def assigned(x: Any, index: Any, value: Any) -> bool:
     """x[index] = value in the most frequent case, with fewer checks; False in any other.
 
     That is: x is a result, or a plain tensor that shares its memory with no other, but not a view;
@@ -452,17 +453,20 @@ def assigned(x: Any, index: Any, value: torch.Tensor | float) -> bool:
             return False
         strides = None if x.is_contiguous() else x.stride()
     node: Any = _new(_tape.Node)
-    node.function, node.signature, node.like = SetItem, None, None
-    node._places, node._outputs = _BOTH, outputs if len(outputs) == 1 else (meta,)
+    node.function, node.signature = SetItem, None
     node._saved = node._versions = _NOTHING
-    node.given = index, fills, strides
+    node._given = index, fills, strides
     node.sequence = next(_sequence)
     if made_by is None:
-        node._needs_input_grad, node.edges = _NEEDS_VALUE, (None, edge)
+        node.like, node.edges = Alike(_BOTH, _NEEDS_VALUE, outputs, None, ""), (None, edge)
         x.__class__ = _tensor.Tensor
     else:
-        node._needs_input_grad = _NEEDS_X if edge is None else _NEEDS_BOTH
         node.edges = (made_by, place), edge
+        needs = _NEEDS_X if edge is None else _NEEDS_BOTH
+        like = made_by.like
+        if made_by.function is not SetItem or like is None or like.needs is not needs:
+            like = Alike(_BOTH, needs, outputs if len(outputs) == 1 else (meta,), None, "")
+        node.like = like
         if made_by.retained is not None:
             _tape.made_by(x, node, 0)
             return True

@@ -246,7 +246,7 @@ class _Text:
             plan = self.environment["plan"] = formulas.plan_by_kinds(args, self.needs)
             given = self.given(plan, formulas)
             if given:
-                lines.append(f"node.given = {given}")
+                lines.append(f"node._given = {given}")
             if self.has_one_label:
                 more = repr(function.label_of(*args))
             elif formulas.labels:
@@ -389,7 +389,7 @@ class _Text:
             "node.function = rule",
             "node.signature = None",
             f"node.edges = {_tuple(['(a0_node, a0._output_nr)', *edges])}",
-            *(["node.given = given"] if given else []),
+            *(["node._given = given"] if given else []),
             f"node._saved = {_tuple(saved)}",
             f"node._versions = {_tuple(versions)}",
             "node.like = (likes if base is None else likes_of_part)"
