@@ -237,7 +237,9 @@ class Linear(Rule):
             and bias.shape == weight.shape[:1]
             and input.dtype is weight.dtype is bias.dtype
         )
-        return (_addmm if input.dim() == 2 else _of_rows) if is_plain else None
+        if not is_plain:
+            return None
+        return _addmm_of(input.shape[0]) if input.dim() == 2 else _of_rows
 
     @staticmethod
     def how(bias: T | None, input: T, weight: T) -> "_Rows":
@@ -282,11 +284,21 @@ class Linear(Rule):
         return rows.t().mm(x) if how.weight_by_rows else x.t().mm(rows).t()
 
 
-def _addmm(bias: Any, input: T, weight: Any) -> T:
-    if weight._has_moved:  # a transpose does not pay for one product
-        weight._has_moved = False
-        return torch._C._nn.linear(input, weight, bias)
-    return torch.addmm(bias._plain, input, weight._transposed)
+@functools.lru_cache(maxsize=256)
+def _addmm_of(rows: int) -> TorchFunction:
+    """The product for so many rows; repeated beforehand, the bias is added sooner."""
+    addmm = torch.addmm
+
+    def product(bias: Any, input: T, weight: Any) -> T:
+        if weight._has_moved:  # a transpose does not pay for one product
+            weight._has_moved = False
+            return torch._C._nn.linear(input, weight, bias)
+        repeated = bias._repeated
+        if repeated is None or repeated[0] != rows:
+            repeated = bias._repeat_for(rows)
+        return addmm(repeated[1], input, weight._transposed)
+
+    return product
 
 
 def _of_rows(bias: T | None, input: T, weight: T) -> T:

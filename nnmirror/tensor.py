@@ -94,7 +94,7 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(tensor, *args, **kwargs)
         finally:  # it may have been done in part
-            for name in ("_plain", "_transposed", "_signature"):
+            for name in ("_plain", "_transposed", "_repeated", "_signature"):
                 vars(tensor).pop(name, None)
 
     return change
@@ -436,6 +436,7 @@ def move(tensor: "Tensor", value: torch.Tensor) -> None:
         if moves:
             own.pop("_plain", None)
             own.pop("_transposed", None)
+            own.pop("_repeated", None)
             tensor._has_moved = True
 
 
@@ -455,6 +456,7 @@ class Tensor(torch.Tensor):
     # Hooks of its AccumulateGrad: before it runs, and after.
     _accumulate_hooks: "tuple[OrderedDict[int, Any], OrderedDict[int, Any]] | None" = None
     _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
+    _repeated: "tuple[int, torch.Tensor] | None" = None  # of a bias: see `_repeat_for`
     _has_moved: bool = False  # it was set to other memory, which has not been used yet
     _swapped: int | None = None  # calls recorded before the swap refer to the tensor that it was
 
@@ -661,6 +663,12 @@ class Tensor(torch.Tensor):
             return plain.t()
         with torch.inference_mode(False):
             return plain.t()
+
+    def _repeat_for(self, rows: int) -> tuple[int, torch.Tensor]:
+        """The plain vector as so many rows of a matrix, a view; kept for the next call."""
+        with torch.inference_mode(False):
+            self._repeated = rows, self._plain.expand(rows, -1)
+        return self._repeated
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]

@@ -419,12 +419,12 @@ class _Text:
             self.guards.append(f'"forward" in {own}')
             for name, param in call.params.items():
                 word = "None" if param is None else self.param(param)
-                self.guards.append(f'{own}["_parameters"].get("{name}", 0) is not {word}')
+                self.guards.append(f'{own}["_parameters"]["{name}"] is not {word}')
             for name in ("training", *getattr(layer, "__constants__", ())):
                 if name not in layer.__dict__:
                     continue
                 value = self.constant(layer.__dict__[name], name)
-                self.guards.append(f'{own}.get("{name}", ...) is not {value}')
+                self.guards.append(f'{own}["{name}"] is not {value}')
 
     def param(self, param: Any) -> str:
         """The name of a parameter, and a check that it has not changed."""
@@ -478,9 +478,11 @@ class _Text:
         text = "\n".join(
             [
                 "def forward(h, node):",
-                "    if (",
-                *[f"        {'or ' if i else ''}{g}" for i, g in enumerate(self.guards)],
-                "    ): return None",
+                "    try:",
+                "        if (",
+                *[f"            {'or ' if i else ''}{g}" for i, g in enumerate(self.guards)],
+                "        ): return None",
+                "    except KeyError: return None",
                 *[f"    {line}" for line in self.lines],
                 "    return h\n",
             ]
