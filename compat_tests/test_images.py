@@ -1,4 +1,4 @@
-"""Functions and layers for images that have no weights: a user would lose the bits, the draws or the shapes."""
+"""Image layers and functions without weights: a user would get other bits, draws or shapes."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from .test_norm_layers import in_format
 
 PADS = {1: (2, 1), 2: (1, 2, 0, 3), 3: (1, 2, 0, 1, 1, 0)}
 SHAPES = {1: (2, 3, 4), 2: (2, 3, 4, 5), 3: (2, 2, 3, 4, 5)}
-# Name: how it is made, and the shapes that it is called on.
+# Name: how the layer is made, and the input shapes.
 LAYERS = {
     **{
         f"{kind}Pad{n}d": (
@@ -43,7 +43,7 @@ LAYERS = {
 
 
 def steps(nn, layer, shape, dtype, channels_last=False):
-    """Output, gradient and layouts, in training and in evaluation."""
+    """Output, gradient and strides, in training and in evaluation mode."""
     results = [repr(layer)]
     for mode in (True, False):
         layer.train(mode)
@@ -53,7 +53,7 @@ def steps(nn, layer, shape, dtype, channels_last=False):
         y = layer(h)
         y.backward(torch.randn(y.shape).to(dtype))
         fn = y.grad_fn
-        if "CopySlices" not in fn.name():  # which goes on in another order
+        if "CopySlices" not in fn.name():  # its next_functions come in another order
             results.append(fn.next_functions[0][0].name())
         results += [fn.name(), y is h, y, x, y.stride()]
     return results
@@ -92,7 +92,7 @@ def test_second_derivatives(nn, optim, name):
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "Dropout" not in n])
 def test_slopes_and_their_slopes(name):
-    """Central differences in float64: PyTorch is not the only witness."""
+    """First and second derivatives against central differences, independently of PyTorch."""
     make, (shape, *_) = LAYERS[name]
     layer, x = make(nnmirror), nnmirror.Parameter(torch.randn(shape, dtype=torch.float64))
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def test_slopes_and_their_slopes(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_driven_by_hand(name):
-    """The gradient of a layer on its own, also for an input that requires none."""
+    """`layer.backward(g)` gives the input's gradient, also for an input that requires no grad."""
     make, (shape, *_) = LAYERS[name]
     layer, x = make(nnmirror), torch.randn(shape)
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def test_a_net_of_them_trains(nn, optim):
     return results, repr(net), net.state_dict(), net.eval()(torch.randn(2, 2, 2, 2))
 
 
-# Name: what is interpolated, and how; and by how many units the gradient may differ.
+# Name: mode, input shape, arguments, and the units in the last place by which gradients may differ.
 INTERPOLATIONS = {
     **{
         f"{mode}, {way}": (mode, shape, how, units)
@@ -206,7 +206,7 @@ INTERPOLATIONS = {
 
 
 def interpolated(nn, name, dtype=torch.float32):
-    """Each way of one kind: with the corners aligned or not, and in both layouts."""
+    """Results with and without align_corners, contiguous and channels_last."""
     mode, shape, how, _ = INTERPOLATIONS[name]
     results = []
     for corners in (None,) if mode.startswith(("nearest", "lanczos", "area")) else (None, True):
@@ -234,7 +234,7 @@ def test_interpolate_nearly(nn, optim, name):
 
 @pytest.mark.parametrize("name", INTERPOLATIONS)
 def test_slopes_of_interpolate(name):
-    """Central differences in float64."""
+    """The gradients of `interpolate` against central differences in float64."""
     mode, shape, how, _ = INTERPOLATIONS[name]
     x = nnmirror.Parameter(torch.randn(shape, dtype=torch.float64))
 
@@ -273,7 +273,7 @@ def test_upsampling_modules(nn, optim):
 @parity
 @off_by(64)
 def test_interpolate_of_torch(nn, optim):
-    """PyTorch's functions on tracked tensors, and the older names."""
+    """torch.nn.functional and torch._C._nn called on tracked tensors, and the deprecated names."""
     F = nn.functional
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     h = F.leaky_relu(x, 0.5)

@@ -1,4 +1,4 @@
-"""nn.init: the same draws from the same seed, and the generator left in the same state."""
+"""nn.init: the same random numbers from the same seed, and the same generator state afterwards."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_draws(nn, optim, name, args, shape):
 @pytest.mark.parametrize(("name", "args"), CASES)
 @parity
 def test_parameters(nn, optim, name, args):
-    """In place on a leaf that requires grad, in any dtype, with grad mode on."""
+    """A parameter is initialised in place, though it requires grad and grad mode is on."""
     param = nn.Parameter(torch.zeros(4, 4, 3) if name == "dirac_" else torch.zeros(4, 4).double())
     try:
         result = getattr(nn.init, name)(param, *args)

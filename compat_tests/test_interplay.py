@@ -1,4 +1,4 @@
-"""The mirror among what scripts have around it: torch's own graphs, data loaders, threads."""
+"""nnmirror together with PyTorch's own graphs, data loaders, threads and processes."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from .parity import both, cpu_only, parity, same, trained
 
 @parity
 def test_several_ways_into_a_graph_of_torchs_own(nn, optim):
-    """Sums at a shared trunk round as they do in one graph."""
+    """Gradients that meet in PyTorch's part of the graph are summed in the order of one graph."""
     w = torch.randn(3, 3, requires_grad=True)
     trunk = torch.tanh(torch.randn(4, 3) @ w)
     ways = [trunk * (i + 0.3) for i in range(4)] + [trunk]
@@ -74,7 +74,7 @@ def test_data_loader_workers(nn, optim, workers):
 
 @parity
 def test_a_data_set_of_a_models_outputs(nn, optim):
-    """Outputs are detached before they are kept, as in PyTorch; tracked ones go through too."""
+    """Detached outputs can be batched by a DataLoader, and so can outputs that require grad."""
     model = nn.Linear(3, 2)
     outputs = model(torch.randn(8, 3))
     batches = list(DataLoader(TensorDataset(outputs.detach()), batch_size=3))
@@ -86,7 +86,7 @@ def test_a_data_set_of_a_models_outputs(nn, optim):
 @parity
 @cpu_only("a forked process cannot use a GPU")
 def test_a_queue_to_another_process(nn, optim):
-    """What would arrive without its gradient is refused; a parameter arrives on shared memory."""
+    """A non-leaf that requires grad is refused, as in PyTorch; a parameter shares its memory."""
     model, queue = nn.Linear(3, 2), torch.multiprocessing.get_context("fork").SimpleQueue()
     output = model(torch.ones(3))
     for way in (lambda: queue.put(output), lambda: queue.put({"kept": [output * 2]})):
@@ -123,7 +123,7 @@ def test_models_trained_in_several_threads_at_once():
 
 
 def test_one_model_used_by_several_threads_at_once():
-    """Each thread's backward adds to the same .grad: nothing is lost or mixed up."""
+    """Each thread's backward is added to the same .grad; no gradient is lost."""
     model, x = nnmirror.Linear(3, 1), torch.ones(1, 3)
 
     def work():
@@ -169,7 +169,7 @@ if __name__ == "__main__":
 
 
 def test_both_backends_side_by_side_in_one_script():
-    """Neither changes what the other does."""
+    """Using one library does not change the results of the other."""
 
     def script(nn, optim):
         torch.manual_seed(0)
@@ -187,7 +187,7 @@ def test_both_backends_side_by_side_in_one_script():
 @pytest.mark.parametrize("direct", [False, True])
 @parity
 def test_a_gradient_through_torchs_own_graph(nn, optim, direct):
-    """grad() and backward(inputs=...) go on where torch's graph begins, as backward() does."""
+    """grad() and backward(inputs=...) continue into PyTorch's own graph, as backward() does."""
     x = torch.ones(3, requires_grad=True)
     layer = nn.Linear(3, 2)
 
@@ -205,7 +205,7 @@ def test_a_gradient_through_torchs_own_graph(nn, optim, direct):
 
 @parity
 def test_other_memory_for_what_requires_grad(nn, optim):
-    """`set_` has no gradient: refused while it would be recorded, free under no_grad."""
+    """`set_` has no derivative: an error where it would be recorded, allowed under no_grad."""
     p = nn.Parameter(torch.ones(3))
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
         p.set_(torch.zeros(3))

@@ -1,4 +1,4 @@
-"""The layers: a user would lose the promise of the same bits, forward or backward."""
+"""Linear, activations and MSELoss. A user would get other bits, forward or backward."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-4
 
 
 def after_identity(nn, module):
-    """For a module that works in place, which a leaf does not allow."""
+    """Put a layer before an in-place module, as a leaf must not be changed in place."""
     return nn.Sequential(nn.LeakyReLU(1.0), module)
 
 
@@ -28,7 +28,7 @@ ACTIVATIONS = {
 
 
 def driven(module, x, *more):
-    """Output, and after backward with a random gradient the gradients of x and weights."""
+    """Node name, repr, output, and the gradients of the input and the parameters."""
     x = x.detach().requires_grad_()
     y = module(x, *more)
     name = y.grad_fn.name()
@@ -87,7 +87,7 @@ def test_linear_frozen(nn, optim, frozen):
 @pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 4, 3), (2, 2, 4, 3)])
 @parity
 def test_linear_input_that_gets_other_data(nn, optim, shape, requires_grad):
-    """Between forward and backward: which of the two counts is as in PyTorch."""
+    """After `x.data = ...` before backward, the gradients use the same values as PyTorch's."""
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
     for _ in range(5):
         x = torch.randn(shape).requires_grad_(requires_grad)
@@ -101,7 +101,7 @@ def test_linear_input_that_gets_other_data(nn, optim, shape, requires_grad):
 @pytest.mark.parametrize("seed", range(5))
 @parity
 def test_same_seed_same_weights(nn, optim, seed):
-    """`parity` compares the generator's state afterwards too."""
+    """The initial weights are the same; `parity` compares the generator's state too."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Linear(2, 25), nn.ReLU(), nn.Linear(25, 25, bias=False), nn.Linear(25, 1)
@@ -244,14 +244,14 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 @parity
 def test_bad_input(nn, optim, name):
-    """A user reads PyTorch's exception and message, not ours."""
+    """Bad input gives PyTorch's exception and message."""
     return ERRORS[name](nn)
 
 
 @pytest.mark.parametrize("seen", ["expanded", "transposed"])
 @parity
 def test_linear_of_what_is_changed_afterwards(nn, optim, seen):
-    """Leading dimensions that are no rows are copied, so that their memory may change."""
+    """Where `linear` copies its input to make a matrix of it, the input may be changed in place."""
     layer, x = nn.Linear(3, 4), torch.randn(2, 3)
     given = {"expanded": x.expand(5, 2, 3), "transposed": x.expand(5, 2, 3).transpose(0, 1)}
     y = layer(given[seen])

@@ -1,4 +1,4 @@
-"""Lazy modules: a user would lose the shapes that follow from the first input, or the weights."""
+"""Lazy modules. A user would get wrong shapes from the first input, or other initial weights."""
 
 import copy
 import io
@@ -140,7 +140,7 @@ def test_saved_and_loaded_before_its_first_call():
 
 
 def test_bridged():
-    """Before the first call there is nothing to share; after it, all is as of the module it became."""
+    """A lazy module is converted after its first call; before, an error says to call it once."""
     theirs = torch.nn.LazyLinear(3)
     x = torch.randn(2, 4)
     theirs(x)

@@ -1,4 +1,4 @@
-"""Models that a library built of torch.nn's layers: mirrored where they are used, and trained."""
+"""A library's models of torch.nn layers become mirrored where they are used, and train the same."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from nnmirror import adopt, from_torch, runner
 from .library import nets
 from .parity import parity
 
-# Gradients of a convolution's weight have PyTorch's bits in float64, see nnmirror/exact.
+# The gradient of a convolution's weight has PyTorch's bits in float64, see nnmirror/exact.
 pytestmark = pytest.mark.usefixtures("doubles")
 NETS = ["resnet", "vgg", "mobilenet_v2", "densenet", "unet"]
 
@@ -26,7 +26,7 @@ NETS = ["resnet", "vgg", "mobilenet_v2", "densenet", "unet"]
 @pytest.fixture
 def doubles():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # or small convolutions take long where much else runs
+    torch.set_num_threads(1)  # with more, small convolutions are slow on a busy machine
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_num_threads(threads)
@@ -39,7 +39,7 @@ def made(name, **kwargs):
 
 
 def trained(model, opt, steps=2, size=16):
-    """The losses of some steps, the weights and buffers after them, and the output in eval mode."""
+    """The losses of some steps, then the state_dict and the output in evaluation mode."""
     losses = []
     for _ in range(steps):
         opt.zero_grad()
@@ -74,8 +74,8 @@ def test_as_a_part_of_a_module(nn, optim, name):
             return self.act(self.backbone(x))
 
     backbone = made(name)
-    # Made before, as PyTorch lets one. (Adam would make much of the rounding of a gradient that is
-    # 0, as that of what comes before a norm is.)
+    # PyTorch allows the optimiser to be made before the net. (SGD, not Adam: the gradient before a
+    # norm layer is zero up to rounding, and Adam scales that rounding up.)
     early = optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9)
     net = Net()
     if nn is nnmirror:
@@ -91,7 +91,7 @@ def new_head(nn, name, model):
         model.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(9, 3))
     elif name == "unet":
         model.classifier = nn.Conv2d(4, 1, 1)
-    else:  # a layer of a part, which alone becomes mirrored here
+    else:  # a layer inside a submodule: only that submodule becomes mirrored here
         last = len(model.classifier) - 1
         model.classifier[last] = nn.Linear(model.classifier[last].in_features, 3)
 
@@ -123,14 +123,14 @@ def test_layers_taken_out_of_a_model(nn, optim):
 
 @parity
 def test_what_one_held_before_is_what_is_trained(nn, optim):
-    """Modules, parameters, hooks and losses made before the model became mirrored."""
+    """References to modules, parameters, hooks and losses from before stay valid afterwards."""
     model = nets.Deep()
     seen, x = [], torch.randn(4, 3)
     handle = model.body.register_forward_hook(lambda m, args, y: seen.append(y.detach()) or y * 2)
     model.first.register_full_backward_hook(lambda m, grads, g: seen.append(g[0].detach()))
     held = [*model.modules()], [*model.parameters()], model.scale
     model(x).sum().backward()
-    before = model(x).pow(2).sum()  # goes back later
+    before = model(x).pow(2).sum()  # its backward runs after the conversion
     twice = before + 0
     model.first.bias.requires_grad_(False)
     model.head = nn.Linear(3, 1)
@@ -250,7 +250,7 @@ def test_second_derivatives_of_a_forward_before_are_refused():
 
 
 def run(source, directory, mirrored):
-    """What a script prints, and what is said of it: run here, as the runner would."""
+    """What a script writes to stdout and stderr, run in this process as the runner runs it."""
     script = types.ModuleType("script")
     out, err = io.StringIO(), io.StringIO()
     finder = runner.install(str(directory)) if mirrored else None
@@ -342,7 +342,7 @@ def test_models_that_a_script_takes_from_a_library(name, tmp_path):
 
 
 def test_a_script_is_told_what_stays_pytorchs(tmp_path):
-    """It is trained by PyTorch, as before; and nothing mirrored comes into it."""
+    """A model with a layer that has no mirror is left to PyTorch, and stderr names the layer."""
     source = """
         import torch
         from torch import nn
@@ -384,7 +384,7 @@ def test_a_library_may_be_kept(tmp_path):
 
 
 def test_what_a_library_drives_stays_its_own(tmp_path):
-    """A class of the script's own on a library's base, and what has nothing to train."""
+    """A script's subclass of a library's class stays PyTorch's; a library net in it is mirrored."""
     source = """
         import torch
         from torch import nn

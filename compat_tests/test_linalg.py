@@ -1,4 +1,4 @@
-"""Linear systems and distances: what densities, Gaussian processes and kernels are made of."""
+"""torch.linalg, cdist and multivariate normals. A user would get other bits or wrong gradients."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def driven(nn, function, *values):
-    """As `both_ways`, but for the strides of gradients: a size of one, or none, has any."""
+    """As `both_ways`, without the gradients' strides, which mean nothing for sizes 0 and 1."""
     outcomes = both_ways(nn, function, *values)
     return [o if isinstance(o, str) else (*o[:2], [p.grad for p in o[2]]) for o in outcomes]
 
 
 BATCHES = [(), (3,), (2, 3)]
-FUNCTIONS = {  # of a matrix with a large diagonal, a positive definite one, and a right side
+FUNCTIONS = {  # a: diagonally dominant, p: positive definite, b: right-hand side
     "solve": lambda a, p, b: torch.linalg.solve(a, b),
     "solve right": lambda a, p, b: torch.linalg.solve(a, b.mT, left=False),
     "solve a vector": lambda a, p, b: torch.linalg.solve(a, b[..., 0]),
@@ -57,7 +57,7 @@ def matrices(batch, n, dtype):
 @pytest.mark.parametrize("name", FUNCTIONS)
 @parity
 def test_linear_systems(nn, optim, name, batch, dtype):
-    """The bits of LAPACK's own factors, whether the matrices lie by rows or by columns."""
+    """Same bits for row-major and column-major matrices, single and batched."""
     function = FUNCTIONS[name]
     results = []
     for n in (1, 4, 9, 33):
@@ -112,19 +112,19 @@ def slopes(function, *values):
                 for s in (1, -1)
             )
             slope = (g * (up - down)).sum() / (2 * h)
-            grad = leaves[k].grad  # None of what the function does not look at
+            grad = leaves[k].grad  # None for an input that the function does not use
             worst = max(worst, abs((0 if grad is None else grad.reshape(-1)[i]) - slope.item()))
     return worst
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "cholesky_ex"])
 def test_slopes_of_linear_systems(name):
-    """Central differences in float64, a witness besides PyTorch."""
+    """The gradients against central differences in float64, independently of PyTorch."""
 
     def function(a, p, b):
-        if name.startswith("cholesky_"):  # of one triangle; no gradient says so in PyTorch
+        if name.startswith("cholesky_"):  # reads one triangle, but PyTorch's gradient fills both
             a = a.triu() if "upper" in name else a.tril()
-        made = FUNCTIONS[name](a, (p + p.mT) / 2, b)  # its factor sees one triangle alone
+        made = FUNCTIONS[name](a, (p + p.mT) / 2, b)  # cholesky reads one triangle alone
         return (
             sum(z.sum() for z in made if z.is_floating_point())
             if type(made) is tuple
@@ -168,7 +168,7 @@ def test_slopes_of_cdist(p, rows):
     assert slopes(lambda x, y: torch.cdist(x, y, p), x, y) < 1e-7
 
 
-# -- normal laws of several dimensions -------------------------------------------------------
+# -- multivariate normal distributions -------------------------------------------------------
 
 
 @pytest.mark.parametrize("draw", ["log_prob", "rsample", "entropy", "kl"])
@@ -207,7 +207,7 @@ def test_low_rank_normal(nn, optim, draw):
 
 @parity
 def test_a_full_covariance_is_learnt(nn, optim):
-    """A net that gives a mean and a Cholesky factor, trained on likelihood."""
+    """A net that outputs a mean and a Cholesky factor, trained by maximum likelihood."""
     net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 9))
     optimizer, x = optim.Adam(net.parameters(), lr=1e-2), torch.randn(20, 4)
     target, losses = torch.randn(20, 3), []
@@ -255,7 +255,7 @@ def test_wrong_arguments(nn, optim, name):
 
 
 def test_a_second_derivative_of_the_determinant_of_a_singular_matrix_is_refused_by_name():
-    """PyTorch computes it from the singular values; the factors that there are would give none."""
+    """PyTorch computes it from singular values; the LU factors saved here would not give it."""
     a = nnmirror.Parameter(torch.ones(3, 3, dtype=torch.float64))
     with pytest.raises(NotImplementedError, match="determinant of a matrix that is singular"):
         torch.autograd.grad(torch.linalg.det(a), a, create_graph=True)

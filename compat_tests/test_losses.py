@@ -1,4 +1,4 @@
-"""The losses: a user would lose the same bits, forward or backward, in one of their arguments."""
+"""The loss functions and their arguments. A user would get other bits, forward or backward."""
 
 import math
 
@@ -15,7 +15,7 @@ SIZES = [(), (0,), (5,), (64,), (1003,), (7, 3), (4, 0), (3, 5, 2), (40000, 2)]
 
 
 def compared(nn, loss, x, *more):
-    """The loss, its node, and the gradients of all that requires one."""
+    """The loss, its node's name, and the gradients of all inputs that require one."""
     leaves = [x.detach().requires_grad_(), *more]
     y = loss(*leaves)
     name = y.grad_fn.name()
@@ -70,7 +70,7 @@ def test_distance_of_odd_input(nn, optim, name, reduction):
 @pytest.mark.parametrize("trained", ["input", "target", "both"])
 @parity
 def test_distance_of_two_dtypes(nn, optim, name, dtype, other, trained):
-    """smooth_l1_loss takes them, huber_loss refuses their gradient."""
+    """smooth_l1_loss accepts input and target of two dtypes; huber_loss raises in backward."""
     x, t = torch.randn(19).to(dtype), torch.randn(19).to(other)
     x.requires_grad_(trained != "target")
     t.requires_grad_(trained != "input")
@@ -83,7 +83,7 @@ def test_distance_of_two_dtypes(nn, optim, name, dtype, other, trained):
 @pytest.mark.parametrize("name", DISTANCES)
 @parity
 def test_distance_of_odd_layout(nn, optim, name, reduction):
-    """The kernels lay the gradient out by rows, whatever the input: this decides their loops."""
+    """Inputs that are not contiguous: the kernels' gradient is, and that decides how they round."""
     results = []
     for x, t in (
         (torch.randn(7, 65).t(), torch.randn(65, 1).expand(65, 7)),
@@ -142,7 +142,7 @@ def test_bce_with_logits(nn, optim, shape, dtype, reduction, weighted):
 
 @parity
 def test_bce_at_the_ends(nn, optim):
-    """Probabilities of 0 and 1, where the logarithm is cut off; logits beyond exp's range."""
+    """Probabilities 0 and 1, where BCELoss clamps the logarithm; logits beyond exp's range."""
     x, t = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5]), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
     far = torch.tensor([-1e4, 1e4, 90.0, float("inf"), float("nan")])
     return (
@@ -156,7 +156,7 @@ def test_bce_at_the_ends(nn, optim):
 @pytest.mark.parametrize("dtype", DTYPES)
 @parity
 def test_bce_near_one(nn, optim, dtype):
-    """Where x (1 - x) is below the least divisor."""
+    """Probabilities so near 1 that the backward clamps its divisor x (1 - x)."""
     x = (1 - torch.rand(64, dtype=torch.float64) * 1e-11).to(dtype)
     return compared(nn, nn.BCELoss(), x, torch.rand(64).to(dtype))
 
@@ -204,7 +204,7 @@ def test_cross_entropy(nn, optim, shape, reduction, weighted, ignored, smoothing
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 2), (32, 3), (33, 10), (7, 40), (2000, 17)])
 @parity
 def test_cross_entropy_of_a_net(nn, optim, shape, dtype, reduction, ignored):
-    """Scores that a layer made and classes: one node stands for the two of PyTorch."""
+    """Logits from a layer, with class targets: one node records what is two nodes in PyTorch."""
     layer = nn.Linear(6, shape[1], dtype=dtype)
     loss = nn.CrossEntropyLoss(reduction=reduction)
     x, t = torch.randn(shape[0], 6, dtype=dtype), torch.randint(shape[1], shape[:1])
@@ -220,7 +220,7 @@ def test_cross_entropy_of_a_net(nn, optim, shape, dtype, reduction, ignored):
 
 @parity
 def test_graph_of_cross_entropy(nn, optim):
-    """Whoever looks at the graph, or hooks into it, finds the two nodes of PyTorch."""
+    """grad_fn, next_functions and node hooks show PyTorch's two nodes."""
     layer, t = nn.Linear(6, 3), torch.randint(3, (5,))
     seen = []
 
@@ -282,7 +282,7 @@ def test_cross_entropy_of_probabilities(nn, optim, shape, reduction, weighted, s
 @pytest.mark.parametrize("name", ["NLLLoss", "CrossEntropyLoss"])
 @parity
 def test_classes_as_bytes(nn, optim, name, shape, weighted):
-    """torch.uint8 names classes, as it indexes a mask elsewhere; images do not take it."""
+    """Class targets of dtype torch.uint8 are accepted, but not for images: an error there."""
     weight = torch.rand(shape[0 if len(shape) == 1 else 1]) if weighted else None
     t = classes(shape).to(torch.uint8)
     return compared(nn, getattr(nn, name)(weight), torch.randn(shape), t)
@@ -310,7 +310,7 @@ def test_cross_entropy_dtypes(nn, optim, dtype, smoothing):
 
 @parity
 def test_classifier_trains(nn, optim):
-    """Each loss drives a small classifier to the same weights."""
+    """A small classifier trained with each loss ends with the same weights."""
     x, t = torch.randn(32, 2), torch.randint(0, 3, (32,))
     hot = torch.nn.functional.one_hot(t, 3).float()
     losses = {
@@ -338,7 +338,7 @@ def test_classifier_trains(nn, optim):
 
 @parity
 def test_torch_functions_on_tracked_tensors(nn, optim):
-    """A script that calls torch.nn.functional on a mirrored net's output."""
+    """torch.nn.functional's losses can be called on a mirrored net's output."""
     F = torch.nn.functional
     y = nn.Linear(3, 4)(torch.randn(5, 3))
     t, p = torch.randint(0, 4, (5,)), torch.rand(5, 4)
@@ -352,7 +352,7 @@ def test_torch_functions_on_tracked_tensors(nn, optim):
 
 @parity
 def test_output_of_inference_mode(nn, optim):
-    """Evaluated outside of it, where nothing requires grad; refused where something does."""
+    """Losses of inference tensors work outside inference mode, and raise where grad is required."""
     model, x, t = nn.Linear(2, 3), torch.randn(4, 2), torch.randint(0, 3, (4,))
     with torch.inference_mode():
         y = model(x)
@@ -433,7 +433,7 @@ def changed(nn):
 @pytest.mark.parametrize("name", ERRORS)
 @parity
 def test_bad_input(nn, optim, name):
-    """A user reads PyTorch's exception and message, not ours."""
+    """Bad input gives PyTorch's exception and message."""
     return ERRORS[name](nn)
 
 
@@ -441,7 +441,7 @@ def test_bad_input(nn, optim, name):
     "name", ["BCEWithLogitsLoss", "SmoothL1Loss", "HuberLoss", "CrossEntropyLoss"]
 )
 def test_gradient_is_that_of_the_loss(name):
-    """Central differences in float64, a witness besides PyTorch."""
+    """The gradient against central differences in float64, independently of PyTorch."""
     loss = getattr(nnmirror, name)()
     x = torch.randn(4, 3, dtype=torch.float64)
     t = torch.rand(4, 3, dtype=torch.float64)
@@ -456,7 +456,7 @@ def test_gradient_is_that_of_the_loss(name):
 
 
 def test_explicit_style():
-    """A criterion driven by hand starts the gradient that the tape gives."""
+    """`model.backward(criterion.backward())` gives the gradients that `loss.backward()` gives."""
     t, p = torch.tensor([0, 2, 1]), torch.rand(3, 3)
     cases = {
         "CrossEntropyLoss": t, "NLLLoss": t, "L1Loss": p, "SmoothL1Loss": p, "HuberLoss": p,
@@ -489,7 +489,7 @@ def test_a_loss_of_what_is_laid_out_by_columns(nn, optim, name, reduction):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @parity
 def test_logits_and_targets_of_different_dtypes(nn, optim, dtype, weights, reduction):
-    """As labels are that come from NumPy."""
+    """Float64 targets, as labels from NumPy are, with logits of another dtype."""
     net, seen = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 40)).to(dtype), []
     options = {name: torch.rand(40).to(dtype) for name in sorted(weights)}
     for target in (torch.float64, torch.float32, torch.bfloat16):
@@ -509,7 +509,7 @@ def test_logits_and_targets_of_different_dtypes(nn, optim, dtype, weights, reduc
 @pytest.mark.parametrize("tracked", [False, True])
 @parity
 def test_sign_of_nan(nn, optim, row, tracked):
-    """Of a gradient behind infinite scores, as it is printed by some tools."""
+    """The NaN gradient of infinite logits has the same sign bit, which some tools print."""
     p = nn.Parameter(torch.tensor([row]))
     loss = nn.CrossEntropyLoss()(p * 1 if tracked else p, torch.tensor([1]))
     loss.backward()

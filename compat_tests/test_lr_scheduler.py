@@ -1,4 +1,4 @@
-"""Learning rate schedules: the same rates to the last bit, the same state on disk."""
+"""Learning rate schedulers: the same rates to the last bit, and the same saved state."""
 
 import copy
 import gc
@@ -17,13 +17,13 @@ import nnmirror
 
 from .parity import both, parity, same, same_outcome
 
-# A schedule inside two others steps first: what is said of it is compared elsewhere.
+# A scheduler inside two others steps first and warns; other tests compare the warning.
 NESTED = pytest.mark.filterwarnings("ignore:Detected call")
 LIBRARIES = {"torch": (torch.nn, torch.optim), "nnmirror": (nnmirror, nnmirror.optim)}
 
 
 class Decay:
-    """A callable object: its attributes are saved with the schedule."""
+    """A callable object: its attributes are saved in the scheduler's state_dict."""
 
     def __init__(self, rate):
         self.rate = rate
@@ -32,7 +32,7 @@ class Decay:
         return self.rate**epoch
 
 
-# name: the schedule of an optimiser, given the module that has the classes
+# name: makes the scheduler, from the lr_scheduler module `s` and the optimiser `o`
 FORMULAS = {
     "StepLR": lambda s, o, **k: s.StepLR(o, 7, **k),
     "StepLR every step": lambda s, o, **k: s.StepLR(o, 1, 0.93, **k),
@@ -114,13 +114,13 @@ OTHERS = {
 
 
 def swa(schedulers):
-    """`swa_utils` beside `lr_scheduler`."""
+    """The `swa_utils` module beside this `lr_scheduler` module."""
     return sys.modules[schedulers.__name__.replace("lr_scheduler", "swa_utils")]
 
 
 SCHEDULES = {**FORMULAS, **OTHERS}
 
-# The learning rates of one group, or of two.
+# Optimisers of one parameter group or two, with learning rates of several types.
 OPTIMISERS = {
     "SGD": lambda optim, ps: optim.SGD(ps, lr=0.3, momentum=0.9),
     "SGD of groups": lambda optim, ps: optim.SGD(
@@ -138,7 +138,7 @@ def parameters(nn):
 
 
 def options(optimizer):
-    """Everything in the groups but the parameters, with its type; tensors as they are now."""
+    """A copy of the groups' options with their types, without the parameters."""
     return [
         {k: (type(v).__name__, copy.deepcopy(v)) for k, v in group.items() if k != "params"}
         for group in optimizer.param_groups
@@ -153,7 +153,7 @@ def advance(schedule, i):
 
 
 def go_on(optimizer, schedule, steps, start=0):
-    """The options of the groups at each step, with what the schedule says of them."""
+    """The groups' options and get_last_lr() after each of some steps."""
     log = [options(optimizer)]
     for i in range(start, start + steps):
         optimizer.step()
@@ -174,7 +174,7 @@ def test_rates(nn, optim, name, kind):
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "Adagrad"])
 @pytest.mark.parametrize("schedule", ["OneCycleLR", "OneCycleLR three", "CyclicLR", "CyclicLR own"])
 def test_momentum_is_beta1_of_adam(schedule, name):
-    """Or an error, for an optimiser that has neither; as torch.optim's optimisers have it."""
+    """Cyclic schedulers set beta1 of torch.optim's Adam; without a momentum they raise an error."""
 
     def rates(nn, optim):
         optimizer = getattr(torch.optim, name)(parameters(nn), lr=0.1)
@@ -203,7 +203,7 @@ def test_arguments_for_each_group(nn, optim):
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_rates_of_any_arguments(data):
-    """Rounding shows at odd numbers: the order of each formula's operations counts."""
+    """Random arguments show rounding, which depends on the order of each formula's operations."""
     number = st.floats(1e-3, 1.0)
     count = st.integers(1, 30)
     a, b, lr = data.draw(number), data.draw(number), data.draw(number)
@@ -243,7 +243,7 @@ ANY = {
 @pytest.mark.parametrize("name", FORMULAS)
 @parity
 def test_a_given_epoch(nn, optim, name):
-    """Deprecated: the formula of that epoch, and a warning."""
+    """`step(epoch)`, deprecated, sets the rate of that epoch and warns."""
     optimizer = OPTIMISERS["SGD of groups"](optim, parameters(nn))
     schedule = FORMULAS[name](optim.lr_scheduler, optimizer)
     log = []
@@ -291,11 +291,11 @@ def test_plateau_makes_no_small_reduction(nn, optim, eps):
     return schedule.get_last_lr()
 
 
-# -- going on where a run was stopped ------------------------------------------------------------
+# -- resuming a run ------------------------------------------------------------------------------
 
 
 def saved(*objects):
-    """As they come back from disk."""
+    """The objects' state_dicts, saved and loaded again."""
     file = io.BytesIO()
     torch.save([o.state_dict() for o in objects], file)
     file.seek(0)
@@ -327,7 +327,7 @@ def test_state_goes_on_in_the_other_library(name, kind, way):
 @pytest.mark.parametrize("name", FORMULAS)
 @parity
 def test_resume_by_last_epoch(nn, optim, name):
-    """With the groups of the run before, which hold initial_lr and the ends of cycles."""
+    """`last_epoch` resumes from a loaded optimiser, whose groups hold initial_lr and the like."""
     ps = parameters(nn)
     optimizer = OPTIMISERS["SGD of groups"](optim, ps)
     schedule = FORMULAS[name](optim.lr_scheduler, optimizer)
@@ -342,7 +342,7 @@ def test_resume_by_last_epoch(nn, optim, name):
 @pytest.mark.parametrize("name", [n for n in SCHEDULES if "own" not in n])
 @parity
 def test_copies(nn, optim, name, copied):
-    """A copy goes on by itself, with its own copy of the optimiser."""
+    """A deep copy or an unpickled scheduler steps independently, with its own optimiser."""
     optimizer = OPTIMISERS["SGD"](optim, parameters(nn))
     schedule = SCHEDULES[name](optim.lr_scheduler, optimizer)
     go_on(optimizer, schedule, 5)
@@ -367,7 +367,7 @@ def test_what_a_state_dict_holds(nn, optim):
 
 @parity
 def test_a_part_of_a_state_dict(nn, optim):
-    """Attributes written by hand, as when a schedule is taken on from another kind of run."""
+    """A state_dict written by hand with some of the attributes is loaded as in PyTorch."""
     s, log = optim.lr_scheduler, []
     for name, state in (
         ("CyclicLR", {"_scale_fn_custom": None, "mode": "exp_range", "last_epoch": 9}),
@@ -385,7 +385,7 @@ def test_a_part_of_a_state_dict(nn, optim):
     return log
 
 
-# -- what it does to the optimiser ---------------------------------------------------------------
+# -- effects on the optimiser --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["StepLR every step", "OneCycleLR", "Sequential", "Plateau hasty"])
@@ -422,7 +422,7 @@ def test_a_tensor_stays_the_same_tensor(nn, optim):
 
 @parity
 def test_tensors_given_to_a_schedule_are_copied(nn, optim):
-    """Each group has its own, and the user's are left alone."""
+    """Each group gets its own copy, and the user's tensors are not changed."""
     s, log = optim.lr_scheduler, []
     for make in (
         lambda o, low, high: s.CyclicLR(o, low, high, 3, max_momentum=high),
@@ -469,7 +469,7 @@ def test_two_schedules_of_one_optimiser(nn, optim):
     s = optim.lr_scheduler
     schedules = s.ExponentialLR(optimizer, 0.9), s.ReduceLROnPlateau(optimizer, patience=1)
     step = optimizer.step
-    s.StepLR(optimizer, 3)  # starts from initial_lr, wraps step no second time
+    s.StepLR(optimizer, 3)  # starts from initial_lr, and does not wrap step again
     log = [optimizer.step is step, step.__name__, step._wrapped_by_lr_sched]
     for i in range(20):
         optimizer.step()
@@ -481,7 +481,7 @@ def test_two_schedules_of_one_optimiser(nn, optim):
 
 @parity
 def test_step_still_does_what_it_did(nn, optim):
-    """The closure, its value and the hooks, under the wrapper that counts steps."""
+    """The scheduler's wrapper of `step` keeps closures, their value, hooks and pickling."""
     ps, log = parameters(nn), []
     optimizer = optim.SGD(ps, lr=0.1)
     optimizer.register_step_post_hook(lambda o, args, kwargs: log.append((len(args), list(kwargs))))
@@ -501,7 +501,7 @@ def test_step_still_does_what_it_did(nn, optim):
 @NESTED
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_optimiser_is_freed_without_the_garbage_collector(name):
-    """What wraps its step is an attribute of the optimiser, and no cycle."""
+    """The scheduler's wrapper of `step` makes no reference cycle, so memory is freed at once."""
 
     def made():
         optimizer = nnmirror.optim.SGD(parameters(nnmirror), lr=0.1, momentum=0.9)
@@ -516,7 +516,7 @@ def test_the_optimiser_is_freed_without_the_garbage_collector(name):
         assert alive() is None
     finally:
         gc.enable()
-    if not name.startswith("Plateau"):  # which asks nobody to step first
+    if not name.startswith("Plateau"):  # which does not wrap step
         with pytest.raises(AttributeError, match="_opt_called"):
             step()
 
@@ -670,7 +670,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 @parity
 def test_errors(nn, optim, name):
-    """Also what the optimiser is left with."""
+    """The same error, and the same options left in the optimiser."""
     optimizer = optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     try:
         ERRORS[name](optim.lr_scheduler, optimizer)
@@ -689,7 +689,7 @@ def test_cycles_want_a_momentum(nn, optim, name):
     FORMULAS[name](optim.lr_scheduler, optimizer)
 
 
-# -- schedules of one's own ----------------------------------------------------------------------
+# -- user-defined schedulers ---------------------------------------------------------------------
 
 
 @parity
@@ -737,7 +737,7 @@ def test_a_schedule_of_your_own(nn, optim):
 
 @parity
 def test_an_error_in_a_formula_of_your_own(nn, optim):
-    """Caught, the schedule can still be stepped."""
+    """After an error in the user's function is caught, the scheduler can still be stepped."""
     optimizer = optim.SGD(parameters(nn), lr=0.1)
     schedule = optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (t - 2))
     log = []
@@ -764,7 +764,7 @@ def test_a_schedule_of_torchs_own_optimiser(name):
 
 
 def test_torchs_own_schedule_refuses_a_mirrored_optimiser():
-    """It asks for its own class, which the package does not import; nothing is changed."""
+    """PyTorch's scheduler requires PyTorch's Optimizer class; the optimiser is not changed."""
     optimizer = nnmirror.optim.SGD(parameters(nnmirror), lr=0.1)
     before = options(optimizer)
     with pytest.raises(TypeError, match="SGD is not an Optimizer"):
