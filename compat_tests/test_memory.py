@@ -1,4 +1,4 @@
-"""Long runs: nothing is left behind, and no garbage collector is needed."""
+"""Long runs: memory does not grow, and is freed without the garbage collector."""
 
 import gc
 import weakref
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def test_no_cycles_are_made():
-    """Everything a step makes is freed by counting references alone."""
+    """A training step makes no reference cycles, so everything is freed at once."""
     gc.collect()
     gc.disable()
     try:
@@ -66,7 +66,7 @@ def test_a_walked_graph_holds_no_activations():
 
 
 def residual_loss(model, criterion, x):
-    """What a physics-informed net is trained by: u' + u'' = 0."""
+    """The loss of a physics-informed net for u' + u'' = 0."""
     u = model(x)
     (du,) = torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True)
     (ddu,) = torch.autograd.grad(du, x, torch.ones_like(du), create_graph=True)
@@ -74,7 +74,7 @@ def residual_loss(model, criterion, x):
 
 
 def test_gradients_of_gradients_leave_nothing_behind():
-    """Of a walk that is recorded: no cycle, and after many steps no more objects than after few."""
+    """Training on second derivatives makes no reference cycles, and objects do not accumulate."""
     gc.collect()
     gc.disable()
     try:
@@ -89,7 +89,7 @@ def test_gradients_of_gradients_leave_nothing_behind():
             loss = residual_loss(model, criterion, x)
             loss.backward()
             optimizer.step()
-            if step % 40 == 39:  # the first of them write what they use again
+            if step % 40 == 39:  # the first steps fill caches
                 counts.append(len(gc.get_objects()))
         assert counts[1] == counts[2]
         node, weight = weakref.ref(loss.grad_fn), weakref.ref(model[0])
@@ -102,7 +102,7 @@ def test_gradients_of_gradients_leave_nothing_behind():
 
 
 def test_a_gradient_of_a_gradient_that_is_not_asked_for_is_freed():
-    """create_graph=True, and then no step: what was recorded goes with the last reference."""
+    """With create_graph=True and no second backward, the last reference frees the graph."""
     x = torch.linspace(0, 1, 5).unsqueeze(1).requires_grad_()
     layer = nn.Linear(1, 3)
     gc.collect()

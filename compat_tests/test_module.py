@@ -14,7 +14,7 @@ from .parity import parity, same
 
 
 class Holder:
-    """Makes the same class of net on either backend."""
+    """Makes the same net on either backend."""
 
     @staticmethod
     def net(nn):
@@ -209,7 +209,7 @@ def test_refusals(nn, optim, name):
 
 @parity
 def test_attributes(nn, optim):
-    """Assigning moves a name from one registry to another, as in PyTorch."""
+    """Assigning moves a name between parameters, buffers, modules and plain attributes."""
     m, log = nn.Module(), []
 
     def note():
@@ -446,7 +446,7 @@ def test_compile_is_refused():
 
 
 def test_a_torch_module_inside_that_cannot_be_mirrored_is_refused():
-    """Its parameters would be left out of parameters() in silence."""
+    """Otherwise its parameters would silently be missing from parameters()."""
     m = nnmirror.Module()
     theirs = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Bilinear(1, 1, 1))
     for take in (lambda: setattr(m, "two", theirs), lambda: nnmirror.Sequential(theirs)):
@@ -460,7 +460,7 @@ def test_a_torch_module_inside_that_cannot_be_mirrored_is_refused():
 
 
 def test_a_mirrored_module_inside_a_torch_one_is_refused():
-    """PyTorch would keep it as a plain attribute, and its optimiser train what is left."""
+    """PyTorch would keep it as a plain attribute, and an optimiser would miss its parameters."""
 
     class Net(torch.nn.Module):
         def __init__(self, body):
@@ -478,12 +478,12 @@ def test_a_mirrored_module_inside_a_torch_one_is_refused():
         assert take(nnmirror.to_torch(model))
     net = Net(nnmirror.to_torch(model))
     assert [n for n, _ in net.named_parameters()][:2] == ["body.weight", "body.bias"]
-    net.bodies = [model]  # in a list it is the user's own to look after, as in PyTorch
+    net.bodies = [model]  # a plain list is not registered, as in PyTorch
 
 
 @parity
 def test_the_class_of_a_module(nn, optim):
-    """Asked for and given another, as libraries that patch a model do it."""
+    """`__class__` can be read and assigned, as libraries do that patch a model."""
 
     class Twice(nn.Linear):
         def forward(self, x):
@@ -766,7 +766,7 @@ def test_small_modules_by_hand():
 @pytest.mark.parametrize("used", [False, True])
 @parity
 def test_conversion_that_swaps_beneath_a_graph(nn, optim, used):
-    """What was recorded of the old weights cannot go back to the new ones."""
+    """After a swap of parameters, a graph of the old ones raises in backward; a new one works."""
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)
     loss = layer(x).sum()
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -1,5 +1,5 @@
 """Moves half-way through training: a user who moves a model, or loads its optimiser's state on
-another device or in another dtype, would train on with state of the wrong kind."""
+another device or in another dtype, would continue with state of the wrong device or dtype."""
 
 import copy
 
@@ -38,7 +38,7 @@ def go_on(nn, model, optimizer, x, t, steps=2):
 
 
 def kinds(optimizer):
-    """What kind of tensor each state is: what a move may change."""
+    """The dtype, device and shape of each state tensor, which a move may change."""
     return [
         [(k, v.dtype, v.device, v.shape) for k, v in state.items() if isinstance(v, torch.Tensor)]
         for state in optimizer.state.values()
@@ -53,8 +53,8 @@ def everything(model, optimizer):
 @pytest.mark.parametrize("name", OPTIMISERS)
 @parity
 def test_a_model_cast_while_it_trains(nn, optim, name, dtype):
-    """The optimiser has the same parameters afterwards, and its state is still of the old dtype:
-    some go on with both, some raise."""
+    """The parameters stay the same objects, and the optimiser's state keeps its old dtype: some
+    optimisers continue with two dtypes, some raise."""
     model, x, t = net(nn), torch.randn(5, 3), torch.randn(5, 2)
     optimizer = OPTIMISERS[name](optim, model.parameters())
     log, ids = [go_on(nn, model, optimizer, x, t)], [id(p) for p in model.parameters()]
@@ -73,7 +73,7 @@ def test_a_model_cast_while_it_trains(nn, optim, name, dtype):
 @pytest.mark.parametrize("name", OPTIMISERS)
 @parity
 def test_state_loaded_beside_parameters_of_another_dtype(nn, optim, name, dtype):
-    """State goes to the dtype of its parameter, all but the counter of steps."""
+    """load_state_dict casts state to the dtype of its parameter, except the step counter."""
     model, x, t = net(nn), torch.randn(5, 3), torch.randn(5, 2)
     optimizer = OPTIMISERS[name](optim, model.parameters())
     go_on(nn, model, optimizer, x, t)
@@ -82,7 +82,7 @@ def test_state_loaded_beside_parameters_of_another_dtype(nn, optim, name, dtype)
     optimizer.load_state_dict(saved)
     log = [kinds(optimizer), go_on(nn, model, optimizer, x.to(dtype), t.to(dtype))]
     log.append(copy.deepcopy(everything(model, optimizer)))
-    other = net(nn, dtype=torch.float64)  # and back up
+    other = net(nn, dtype=torch.float64)  # and back to a wider dtype
     other.load_state_dict(model.state_dict())
     optimizer = OPTIMISERS[name](optim, other.parameters())
     optimizer.load_state_dict(log[-1][1])
@@ -93,7 +93,7 @@ def test_state_loaded_beside_parameters_of_another_dtype(nn, optim, name, dtype)
 @pytest.mark.parametrize("name", OPTIMISERS)
 @parity
 def test_training_goes_on_elsewhere(nn, optim, name):
-    """From the CPU to the device of the test, with the state that was saved, and back."""
+    """A model and its saved optimiser state move from the CPU to the test's device and back."""
     here = torch.empty(0).device
     model = net(nn, device="cpu")
     x, t = torch.randn(5, 3, device="cpu"), torch.randn(5, 2, device="cpu")
@@ -115,13 +115,13 @@ def test_training_goes_on_elsewhere(nn, optim, name):
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "Adagrad"])
 @parity
 def test_state_on_a_device_without_memory(nn, optim, name, options):
-    """Where each state goes can be seen without a second device: on meta."""
+    """Onto which device each state is loaded, seen on the meta device (no GPU needed)."""
     try:
         optimizer = getattr(optim, name)(net(nn, device="cpu").parameters(), **options)
-    except TypeError as e:  # not all have both
+    except TypeError as e:  # not all optimisers have both options
         return str(e).split(".")[-1]
     for group in optimizer.param_groups:
-        group["capturable"] = group["fused"] = None  # no kernel of theirs on the CPU
+        group["capturable"] = group["fused"] = None  # neither runs on the CPU for all of them
         for p in group["params"]:
             p.grad = torch.ones_like(p)
     optimizer.step()
@@ -139,12 +139,12 @@ def test_state_on_a_device_without_memory(nn, optim, name, options):
 @pytest.mark.parametrize("name", OPTIMISERS)
 @parity
 def test_another_default_device(nn, optim, name):
-    """A script's default device is for what the script makes: not for what a step needs."""
+    """The default device does not affect tensors that backward or a step makes internally."""
     like = {"device": torch.empty(0).device}
     model, x = net(nn, **like), torch.randn(5, 3, **like)
     model.extend([nn.Softmax(1), nn.SiLU(), nn.ELU(), nn.CELU(0.3), nn.BatchNorm1d(2, **like)])
     t = torch.randn(5, 2, **like)
-    if name.startswith(("RMSprop", "Adagrad")):  # their counter of steps is made there
+    if name.startswith(("RMSprop", "Adagrad")):  # they create their step counter here
         optimizer = OPTIMISERS[name](optim, model.parameters())
         go_on(nn, model, optimizer, x, t)
     with torch.device("meta"):

@@ -1,6 +1,6 @@
-"""The plain formulas of the normalisations and of softmax: as near to the truth as PyTorch's kernels.
+"""Normalisations and softmax in default mode are about as accurate as PyTorch's kernels.
 
-The truth is PyTorch in float64.
+The reference is PyTorch in float64.
 """
 
 import pytest
@@ -25,7 +25,7 @@ LAYERS = {
 
 
 def gradients(nn, make, x, g):
-    """Of x and of the weights."""
+    """The gradients of x and of the parameters."""
     torch.manual_seed(1)
     layer = make(nn, x.shape[1])
     with torch.no_grad():
@@ -45,7 +45,7 @@ def gradients(nn, make, x, g):
 @pytest.mark.parametrize("shape", [(2, 3), (32, 64), (100, 33), (4096, 256), (3, 300000)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_accuracy(name, shape, dtype, offset):
-    """(4096, 256) and (3, 300000) go piece by piece."""
+    """The shapes (4096, 256) and (3, 300000) are computed in pieces."""
     torch.manual_seed(0)
     x, g = (torch.randn(shape) + offset).to(dtype), torch.randn(shape).to(dtype)
     truth = gradients(torch.nn, LAYERS[name], x.double(), g.double())

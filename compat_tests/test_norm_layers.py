@@ -1,4 +1,4 @@
-"""Layers with state or chance in them: a user would lose the same bits, or the same state after."""
+"""Dropout, norm layers, Embedding and PReLU: a user would get other bits, buffers or masks."""
 
 import copy
 
@@ -18,7 +18,7 @@ from .test_layers import DTYPES, SPECIAL, driven
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0, 1])
 @parity
 def test_dropout(nn, optim, p, shape, dtype):
-    """`parity` compares the generator's state afterwards too."""
+    """The same mask from the same seed; `parity` compares the generator's state too."""
     layer, x = nn.Dropout(p), torch.randn(shape).to(dtype)
     if p == 0 or not x.numel():
         x.requires_grad_()
@@ -97,7 +97,7 @@ def test_dropout_of_torch(nn, optim, name):
 
 
 def test_dropout_driven_by_hand():
-    """Also where nothing requires grad; a tuple is a batch."""
+    """forward and backward called directly, on an input that requires no grad and on a tuple."""
     layer = nnmirror.Dropout(0.5)
     x = torch.randn(4, 6)
     torch.manual_seed(0)
@@ -160,7 +160,7 @@ AFFINE = {
 
 
 def drawn(module, dtype=None):
-    """The module with weights drawn at random: ones and zeros would hide a mistake."""
+    """The module with random parameters: ones and zeros would hide an error."""
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn(p.shape))
@@ -186,7 +186,7 @@ def test_layer_norm(nn, optim, shape, normalized, dtype, affine):
 @pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 47, 100])
 @parity
 def test_layer_norm_of_every_width(nn, optim, n, dtype, mixed):
-    """The kernels add rows up by vector registers, and what is left by other ways."""
+    """The kernels sum whole vector registers and the remainder in different orders."""
     layer = drawn(nn.LayerNorm(n))
     if not (mixed and dtype.itemsize == 2):
         layer.to(dtype)
@@ -197,7 +197,7 @@ def test_layer_norm_of_every_width(nn, optim, n, dtype, mixed):
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 101])
 @parity
 def test_layer_norm_on_several_threads(nn, optim, m, threads):
-    """Each thread adds up its own rows for the gradient of the weight."""
+    """In the kernel, each thread sums its own rows for the weight's gradient."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -321,7 +321,7 @@ def slope(function, tensors, at, g, h=1e-6):
 
 
 def assert_slopes(module, x):
-    """PyTorch is not the only witness."""
+    """Compare the gradients with finite differences, independently of PyTorch."""
     leaves = [x, *(p.detach() for p in module.parameters())]
     tracked = nnmirror.Parameter(x)
     y = module(tracked)
@@ -380,7 +380,7 @@ STATS = {
 )
 @parity
 def test_batch_norm(nn, optim, shape, dtype, kind):
-    """Training, then evaluation with what was learned of the data; all buffers after each."""
+    """Training, then evaluation with the running statistics; the buffers after each."""
     layer = drawn(nn.BatchNorm1d(shape[1], **STATS[kind]), dtype)
     results = []
     for mode in (True, True, False):
@@ -392,7 +392,7 @@ def test_batch_norm(nn, optim, shape, dtype, kind):
 
 
 def in_format(x, channels_last):
-    """The images laid out by channels, or with the channels of each place side by side."""
+    """x, contiguous or in the channels_last memory format."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return x.contiguous(memory_format=formats[x.dim()]) if channels_last else x
 
@@ -405,7 +405,7 @@ IMAGES = [(2, 3, 4, 5), (4, 9, 3, 3), (1, 2, 6, 7), (5, 3, 1, 1), (0, 3, 2, 2), 
 @pytest.mark.parametrize("shape", IMAGES)
 @parity
 def test_batch_norm_of_images(nn, optim, shape, dtype, channels_last):
-    """Training, then evaluation with what was learned; layouts and buffers of both."""
+    """Training, then evaluation with the running statistics; strides and buffers of both."""
     results = []
     for kind in ("plain", "average", "not affine", "untracked"):
         layer = getattr(nn, f"BatchNorm{len(shape) - 2}d")(shape[1], **STATS[kind])
@@ -428,7 +428,7 @@ def test_batch_norm_of_many_images(nn, optim, shape, channels_last):
     y = layer(x)
     y.backward(in_format(torch.randn(shape), channels_last))
     z = layer.eval()(x)
-    z.backward(torch.randn(shape))  # laid out in another way than x
+    z.backward(torch.randn(shape))  # contiguous, whatever x is
     return y, z, x, dict(layer.named_parameters())
 
 
@@ -437,7 +437,7 @@ def test_batch_norm_of_many_images(nn, optim, shape, channels_last):
 @pytest.mark.parametrize("n", [2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
 @parity
 def test_batch_norm_of_every_width(nn, optim, n, dtype, mixed):
-    """As channels and as length, dense and not: each has a kernel that adds up in its own order."""
+    """n channels or length n, contiguous and not: each case has a kernel with its own sum order."""
     results = []
     for shape in [(21, n), (6, 4, n), (3, n, 5)]:
         layer = drawn(nn.BatchNorm1d(shape[1]))
@@ -449,7 +449,7 @@ def test_batch_norm_of_every_width(nn, optim, n, dtype, mixed):
             layer.train(mode)
             results += [driven(layer, x)[2:4], driven(layer, turned)[2:4]]
             y = layer(x.requires_grad_())
-            y.sum().backward()  # a gradient that is one number in memory
+            y.sum().backward()  # an expanded gradient, all strides 0
             results.append(x)
         results.append(dict(layer.named_parameters()))
     return results
@@ -546,7 +546,7 @@ def test_batch_norm_changed_before_backward(nn, optim, changed, training):
 
 @parity
 def test_batch_norm_of_torch(nn, optim):
-    """The functions, on tracked tensors, with 4 dimensions too."""
+    """torch.batch_norm and the functional form, on tracked tensors, also with 4 dimensions."""
     x, w = torch.randn(3, 4, requires_grad=True), nn.Parameter(torch.randn(4))
     h = nn.functional.tanh(x)
     mean, var = torch.zeros(4), torch.ones(4)
@@ -599,7 +599,7 @@ def test_batch_norm_errors(nn, optim, name):
 
 
 def test_batch_norm_state_goes_both_ways():
-    """Also a state of before there was `num_batches_tracked`."""
+    """Also an old state_dict without `num_batches_tracked`."""
     theirs, mine = torch.nn.BatchNorm1d(3), nnmirror.BatchNorm1d(3)
     theirs(torch.randn(4, 3))
     mine.load_state_dict(theirs.state_dict())
@@ -712,7 +712,7 @@ def test_embedding_indices_changed_before_backward(nn, optim):
 
 @parity
 def test_embedding_max_norm_changes_the_table(nn, optim):
-    """A second lookup changes what the first one's product has saved."""
+    """A lookup renormalises rows in place: backward raises if a saved tensor was changed by it."""
     layer = nn.Embedding(4, 3, max_norm=1.0)
     with torch.no_grad():
         layer.weight.mul_(10)
@@ -763,7 +763,7 @@ def test_embedding_errors(nn, optim, name):
 
 
 def test_embedding_refuses_sparse_gradients():
-    """Where there would be one: a frozen table may be looked up."""
+    """`sparse=True` raises only where a gradient is needed: a frozen table works."""
     layer, index = nnmirror.Embedding(4, 2, sparse=True), torch.tensor([1])
     with pytest.raises(NotImplementedError, match="sparse=False"):
         layer(index)
@@ -790,7 +790,7 @@ def test_embedding_driven_by_hand():
 @pytest.mark.parametrize("number", [1, 3])
 @parity
 def test_prelu(nn, optim, number, shape, dtype):
-    """One slope for three channels of less than two dimensions is an error, as in PyTorch."""
+    """Three slopes for an input without three channels are an error, as in PyTorch."""
     layer = nn.PReLU(number, init=0.1)
     with torch.no_grad():
         layer.weight += torch.arange(number)
@@ -911,7 +911,7 @@ def test_embedding_and_prelu_by_finite_differences():
 @pytest.mark.parametrize("name", ["LayerNorm", "BatchNorm1d"])
 @parity
 def test_norms_of_many_rows(nn, optim, name, shape, dtype, threads):
-    """Whose products are summed by products of matrices, in exact mode."""
+    """With many rows, exact mode computes the sums over rows as matrix products."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -923,7 +923,7 @@ def test_norms_of_many_rows(nn, optim, name, shape, dtype, threads):
 
 @parity
 def test_norms_whose_matrix_products_are_rounded(nn, optim):
-    """A user who lets PyTorch multiply matrices in fewer bits has the bits of the norms still."""
+    """set_float32_matmul_precision does not change the bits of norm layers."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -934,8 +934,8 @@ def test_norms_whose_matrix_products_are_rounded(nn, optim):
 
 # -- GroupNorm and InstanceNorm --------------------------------------------------------------
 
-# By which the gradients of group_norm differ, where exact mode has no form of its own: in 16 bits,
-# with channels last, and recorded (nnmirror/exact/README.md).
+# Units in the last place by which the gradients of group_norm may differ where there is no exact
+# form: 16-bit dtypes, channels_last, second derivatives (nnmirror/exact/README.md).
 GROUP_UNITS = 64
 
 
@@ -960,7 +960,7 @@ def test_group_norm(nn, optim, shape, groups, dtype):
 @parity
 @off_by(GROUP_UNITS)
 def test_group_norm_of_other_kinds(nn, optim):
-    """16 bits with wider weights, tensors that are not dense, frozen weights, many images."""
+    """16-bit input with float32 weights, non-contiguous input, frozen weights, many images."""
     layer, results = drawn(nn.GroupNorm(2, 4)), []
     for dtype in (torch.bfloat16, torch.float16):
         results.append(driven(layer, torch.randn(3, 4, 5).to(dtype))[2:4])
@@ -980,7 +980,7 @@ def test_group_norm_of_other_kinds(nn, optim):
 @pytest.mark.usefixtures("one_thread")
 @parity
 def test_group_norm_of_every_width(nn, optim, channels, dtype):
-    """The kernel adds up by registers: the places of a channel, and the channels of a group."""
+    """The kernel sums in vector registers: elements of a channel, then channels of a group."""
     results = []
     for places in [(7,), (8,), (25,), (4, 25)]:
         for how in ({}, {"affine": False}):
@@ -1031,7 +1031,7 @@ def test_group_norm_second_derivatives(nn, optim):
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("name", ["GroupNorm", "InstanceNorm2d"])
 def test_slopes_of_group_and_instance_norm(name, affine):
-    """Central differences in float64."""
+    """The gradients against central differences in float64."""
     args = {"GroupNorm": (2, 4), "InstanceNorm2d": (4,)}[name]
     layer = drawn(getattr(nnmirror, name)(*args, affine=affine), torch.float64)
     x = nnmirror.Parameter(torch.randn(2, 4, 2, 3, dtype=torch.float64))
@@ -1090,7 +1090,7 @@ def test_instance_norm_trains(nn, optim):
 
 @parity
 def test_group_and_instance_norm_of_torch(nn, optim):
-    """The functions, on tracked tensors."""
+    """torch.instance_norm, torch.group_norm and their functional forms, on tracked tensors."""
     x, w = torch.randn(3, 4, 2, 3, requires_grad=True), nn.Parameter(torch.randn(4))
     h, mean, var = nn.functional.tanh(x), torch.zeros(4), torch.ones(4)
     results = [

@@ -1,11 +1,11 @@
-"""A parameter where PyTorch takes a number: it says so, and nothing trains on without it.
+"""A parameter where PyTorch takes a number: the same error, or the same gradient.
 
-A slope, a margin, an `eps` or an `alpha=` that is made a Parameter looks as if it were learned.
-PyTorch raises a TypeError for most, since it could not give them a gradient; were the mirror to
-go on with the number inside, the parameter would silently stay what it is. So every argument of
-every mirrored module and function that is a number, by its signature, is given a Parameter here
-(and the result of an operation, and a tensor of torch's own that requires grad), and so is every
-number in the arguments that PyTorch's own table of operations brings.
+A slope, a margin, an `eps` or an `alpha=` that is a Parameter looks as if it were learned.
+PyTorch raises a TypeError for most, since it could not give them a gradient; if nnmirror took
+the value out of it, the parameter would silently not train. So every argument of every mirrored
+module and function that is a number by its signature is given a Parameter here (and the result
+of an operation, and a plain tensor that requires grad), and so is every number among the
+arguments in PyTorch's table of operations (OpInfo).
 """
 
 import functools
@@ -30,7 +30,7 @@ FORMS = {
 }
 
 
-# For what else a module or a function has to be given.
+# Values for the other required arguments.
 OTHERS = {
     "dim": 1,
     "embedding_dim": 3,
@@ -58,7 +58,7 @@ VALUES = {
 
 
 def numbers(function):
-    """The parameters that are numbers by the signature, with a value that fits each."""
+    """The function's arguments that are numbers by its signature, with a valid value each."""
     found = {}
     for name, p in inspect.signature(function).parameters.items():
         kind, default = str(p.annotation), p.default
@@ -70,7 +70,7 @@ def numbers(function):
 
 
 def tensors(nn, name, kind):
-    """What the module or function of this name is called with, `kind` of tensor first."""
+    """Valid arguments for the module or function of this name; the first is of this kind."""
     x = X.clone() if kind == "plain" else nn.functional.leaky_relu(nn.Parameter(X.clone()), 0.5)
     name = name.lower().replace("_", "").removesuffix("loss")
     signs = X.cos().sign()
@@ -97,7 +97,7 @@ LABELS = torch.tensor([0, 1, 2, 1])
 
 
 def call(function, signature, args, number, given):
-    """Call it by positions, in which PyTorch's errors count, up to the one of the number."""
+    """Call it with positional arguments up to `number`, as PyTorch's messages name positions."""
     args, kwargs, passed = list(args), {}, False
     for name, p in list(inspect.signature(signature).parameters.items())[len(args) :]:
         asked = name == number or name == "training" or p.default is inspect.Parameter.empty
@@ -111,7 +111,7 @@ def call(function, signature, args, number, given):
 
 
 def gone_back(given, result):
-    """The results, and what gradient the number got of them."""
+    """The results, and the gradient that the number got from their backward."""
     made = list(tensors_in(result))
     for t in made:
         if t.requires_grad:
@@ -183,9 +183,9 @@ def test_a_number_of_an_initialisation(nn, optim, case, form, grad_mode):
 
 
 def with_one_number_named(op):
-    """Calls of an operation, of PyTorch's own table, each with one of the numbers in it named.
+    """Sample calls of an operation from PyTorch's OpInfo table, each with one number chosen.
 
-    `where` is its place or its name.
+    `where` is the number's position or keyword.
     """
     seen = set()
     for sample in itertools.islice(op.sample_inputs("cpu", torch.float32, requires_grad=True), 30):
@@ -195,7 +195,7 @@ def with_one_number_named(op):
         if any(t.layout is not torch.strided for t in tensors_in([args, kwargs])):
             continue
         given = dict(enumerate(args)) | kwargs
-        if len(args) == 1:  # and what PyTorch declares besides
+        if len(args) == 1:  # also numbers with a default
             given = {name: 0.5 for name in numbers_of(op.op)[1]} | given
         for where, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -231,7 +231,7 @@ def test_a_number_of_an_operation(name):
             if refused(actual.error):
                 continue
             if expected.error is not None and actual.error is not None:
-                expected.warnings = actual.warnings  # of a number that was made of it before
+                expected.warnings = actual.warnings  # from converting the tensor to a number
             same_outcome(expected, actual)
 
 

@@ -1,4 +1,4 @@
-"""Operations between modules at the ends of their ranges, where the table of PyTorch's has no sample."""
+"""torch's operations with arguments that PyTorch's OpInfo table does not sample, such as inf."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from .test_layers import DTYPES, SPECIAL
 
 
 def both_ways(nn, function, *values):
-    """The result, its node and the gradients, of plain memory and of transposed."""
+    """Results, node names and gradients, for contiguous and for transposed inputs."""
     outcomes = []
     for turned in (False, True):
         leaves = [nn.Parameter(v.t() if turned and v.dim() == 2 else v) for v in values]
@@ -31,7 +31,7 @@ def both_ways(nn, function, *values):
     return outcomes
 
 
-# Of one number: within its range, and at its ends.
+# Pointwise functions, called within their domain and at its ends.
 POINTWISE = {
     **{name: getattr(torch, name) for name in (
         "lgamma", "digamma", "erf", "erfc", "erfinv", "asinh", "acosh", "atanh", "logit", "sinc",
@@ -73,7 +73,7 @@ def test_pointwise(nn, optim, name, dtype):
     ]
 
 
-UNDERIVED = {  # of PyTorch too
+UNDERIVED = {  # not differentiable in PyTorch either
     "x // y": lambda x, y: x // y,
     "x // 0.5": lambda x, y: x // 0.5,
     "5 // x": lambda x, y: 5 // x,
@@ -86,7 +86,7 @@ UNDERIVED = {  # of PyTorch too
 @pytest.mark.parametrize("name", UNDERIVED)
 @parity
 def test_a_result_without_a_derivative_is_refused_on_the_way_back_only(nn, optim, name):
-    """`grid[(x // 0.1).long()]` runs with grad mode on."""
+    """Forward works with grad mode on, as in `grid[(x // 0.1).long()]`; backward raises."""
     x, y = (
         nn.Parameter(torch.tensor([1.5, -2.0, 0.7])),
         nn.Parameter(torch.tensor([0.4, 0.3, -0.2])),
@@ -101,7 +101,7 @@ def test_a_result_without_a_derivative_is_refused_on_the_way_back_only(nn, optim
 
 
 A = torch.tensor
-AMONG = {  # along a dimension, in a matrix, between two
+AMONG = {  # functions along a dimension or of a matrix
     "cumprod": lambda x: x.cumprod(-1),
     "cumprod 0": lambda x: torch.cumprod(x, 0),
     "cumprod in place": lambda x: (x * 1).cumprod_(0),
@@ -156,7 +156,7 @@ def test_among(nn, optim, name, dtype):
 
 
 INDEX = A([[0, 3], [3, -1]])
-SHAPED = {  # with other operands, of these shapes
+SHAPED = {  # functions of operands of these shapes
     "meshgrid": (lambda x, y, z: torch.meshgrid(x, y, z, indexing="ij"), (3,), (4,), (2,)),
     "meshgrid xy": (lambda x, y: torch.meshgrid([x, y], indexing="xy"), (3,), (4,)),
     "meshgrid of one": (lambda x: torch.meshgrid(x, x), (3,)),
@@ -223,7 +223,7 @@ def test_einsum_with_lists_for_an_equation(nn, optim):
 
 
 class Contractor:
-    """What PyTorch asks of opt_einsum: in which order to contract."""
+    """Stands in for opt_einsum, from which PyTorch gets the order of contraction."""
 
     @staticmethod
     def contract_path(equation, *operands, optimize):
@@ -248,7 +248,7 @@ def test_einsum_goes_the_way_of_opt_einsum(nn, optim):
 @pytest.mark.parametrize("reduce", ["sum", "prod", "mean", "amax", "amin"])
 @parity
 def test_reduced_where_they_are_put(nn, optim, reduce, include_self, dtype):
-    """With zeros, whose product has a gradient of its own, and with elements that are equal."""
+    """Also with zeros, a special case in the gradient of "prod", and ties for amax and amin."""
     more = {"reduce": reduce, "include_self": include_self}
     index = torch.randint(0, 4, (6, 5))
 
@@ -261,7 +261,7 @@ def test_reduced_where_they_are_put(nn, optim, reduce, include_self, dtype):
         if reduce == "sum":
             return *made, changed
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is in beta
+            warnings.simplefilter("ignore")  # index_reduce is in beta
             return *made, changed, x.index_reduce(0, index[:, 0], y, **more)
 
     x, y = torch.randn(4, 5, dtype=dtype), torch.randn(6, 5, dtype=dtype)
@@ -286,7 +286,7 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 @parity
 def test_drawn(nn, optim, name, dtype):
-    """The same numbers from the same seed; a gradient of zeros, not none, where PyTorch has that."""
+    """The same random numbers from the same seed; gradients are zeros, not None, as in PyTorch."""
     return both_ways(
         nn, DRAWN[name], torch.randn(6, 70, dtype=dtype), torch.randn(6, 70, dtype=dtype)
     )
@@ -327,7 +327,7 @@ def of_parameters(nn, *sizes):
     return [nn.Parameter(torch.rand(size) + 0.5) for size in sizes]
 
 
-# Drawn by a torch.autograd.Function of theirs.
+# Computed in torch.distributions by a torch.autograd.Function.
 REFUSED = {("Beta", "rsample"), ("Dirichlet", "rsample")}
 
 
@@ -338,7 +338,7 @@ REFUSED = {("Beta", "rsample"), ("Dirichlet", "rsample")}
                                   "Categorical", "FisherSnedecor", "InverseGamma", "ContinuousBernoulli",
                                   "LogisticNormal", "RelaxedBernoulli", "Multinomial", "Binomial", "Geometric"])  # fmt: skip
 def test_distributions(name, draw):
-    """Of mirrored parameters: the same numbers and gradients, or a refusal that names the operation."""
+    """With mirrored parameters: the same values and gradients, or an error naming the operation."""
     cls = getattr(torch.distributions, name)
 
     def run(nn):

@@ -1,4 +1,4 @@
-"""SGD: the same trained weights, the same state on disk, the same refusals."""
+"""SGD: the same trained weights, the same saved state, the same errors."""
 
 import copy
 import io
@@ -91,7 +91,7 @@ def test_closure(nn, optim):
         loss.backward()
         return loss
 
-    with torch.no_grad():  # step records the closure whatever mode it is called in
+    with torch.no_grad():  # step enables grad mode for the closure
         return optimizer.step(closure), optimizer.step(closure), dict(net.named_parameters())
 
 
@@ -118,7 +118,7 @@ def test_state_dict(nn, optim):
 
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 def test_state_goes_on_in_the_other_library(direction):
-    """Half the training in one library, half in the other: the weights of one run."""
+    """Training half in one library and half in the other gives the weights of a single run."""
     x, t = torch.randn(5, 3), torch.randn(5, 2)
     libraries = [(torch.nn, torch.optim), (nnmirror, nnmirror.optim)]
     if direction == "to torch":

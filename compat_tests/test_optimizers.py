@@ -1,6 +1,6 @@
-"""Adam, AdamW, RMSprop, Adagrad: the same trained weights, state and refusals as torch.optim's.
+"""Adam, AdamW, RMSprop, Adagrad: the same trained weights, state and errors as torch.optim's.
 
-And SignSGD, which PyTorch lacks, beside the formula written out.
+And SignSGD, which PyTorch lacks, against its formula.
 """
 
 import copy
@@ -20,7 +20,7 @@ from .parity import both, parity, same, same_outcome
 NAMES = ["Adam", "AdamW", "RMSprop", "Adagrad"]
 FUSED = ["Adam", "AdamW", "Adagrad"]
 
-# For each optimiser, settings of its own; all their combinations are tried.
+# Options of each optimiser; test_grid combines them with the common ones.
 ADAM = {
     "plain": {},
     "betas": {"betas": (0.5, 0.7)},
@@ -89,7 +89,7 @@ def steps(nn, model, optimizer, number=4, dtype=torch.float32):
 
 
 def kept(optimizer):
-    """The state tensors by parameter, as tensors that `same` compares."""
+    """The state of each parameter."""
     return [optimizer.state[p] for g in optimizer.param_groups for p in g["params"]]
 
 
@@ -199,7 +199,7 @@ def test_groups_late_gradients_and_frozen_parameters(nn, optim, name, kernel):
         out.pow(2).mean().backward()
         optimizer.step()
     optimizer.zero_grad()
-    optimizer.step()  # no gradient anywhere: nothing happens
+    optimizer.step()  # a step without gradients changes nothing
     return dict(net.named_parameters()), extra.weight, optimizer.state_dict(), repr(optimizer)
 
 
@@ -233,7 +233,7 @@ def test_shapes_layouts_and_many_steps(nn, optim, name, shape, dtype, kernel):
 @pytest.mark.parametrize("name", NAMES)
 @parity
 def test_large_parameters_beside_small_ones(nn, optim, name, shared):
-    """Each sees what the one before it did, in whichever way they are stepped."""
+    """Parameters that share memory see each other's updates, in one call or one by one."""
     memory = torch.randn(40000)
     large = nn.Parameter(torch.randn(200, 200))
     params = [nn.Parameter(torch.randn(4, 3)), large, nn.Parameter(torch.randn(7))]
@@ -267,7 +267,7 @@ def test_nan_and_infinite_gradients(nn, optim, name, kernel):
 @pytest.mark.parametrize("name", NAMES)
 @parity
 def test_parameters_that_share_memory(nn, optim, name, own):
-    """Stepped one after the other, each sees what the one before it did."""
+    """Parameters that share memory are stepped in order, each seeing the updates before it."""
     whole = torch.randn(8)
     params = [nn.Parameter(whole[:6]), nn.Parameter(whole[2:])]
     if own == "one after the other":
@@ -277,7 +277,7 @@ def test_parameters_that_share_memory(nn, optim, name, own):
     optimizer = getattr(optim, name)(params, lr=0.1, weight_decay=0.3)
     for _ in range(3):
         if own == "one gradient":
-            params[0].grad = params[1].detach()  # what the second's step changes afterwards
+            params[0].grad = params[1].detach()  # shares memory with the second parameter
             params[1].grad = params[0].detach()
         else:
             for p in params:
@@ -294,7 +294,7 @@ def _hold(optim, net, optimizer, held):
 def _load(optim, net, optimizer, held):
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
-    held.append(saved["state"])  # whose tensors the steps may go on with
+    held.append(saved["state"])  # later steps may update these tensors
     return optimizer
 
 
@@ -369,7 +369,7 @@ MEANWHILE = [_hold, _load, _load_and_forget, _exchange, _one_state, _drop, _clea
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
 def test_what_is_done_to_an_optimiser_between_steps(nn, optim, name, change):
-    """What a user holds of its state goes on changing; what is exchanged is gone on with."""
+    """References to state tensors stay current, and replaced tensors are used by later steps."""
     net, held = small(nn), []
     net.extra = nn.Parameter(torch.ones(2))
     options = {"momentum": 0.9} if name == "SGD" else {}
@@ -418,7 +418,7 @@ def _shared(optim, net, optimizer, held):
 
 def _tied(optim, net, optimizer, held):
     net[2].weight.data = net[0].weight.data[:2, :2].t()[:2].clone()
-    net[2].bias.data = net[0].bias.data[:2]  # a part of the other's memory
+    net[2].bias.data = net[0].bias.data[:2]  # a view of the other bias
 
 
 def _doubled(optim, net, optimizer, held):
@@ -451,7 +451,7 @@ BEFORE_A_STEP = [_seen_through_an_array, _set_data, _doubled_data, _shared, _tie
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
 def test_what_lies_in_the_memory_of_an_optimiser(nn, optim, name, change):
-    """What parameters and state lie in may be looked at, exchanged and shared at any time."""
+    """The memory of parameters and state may be viewed, replaced and shared between steps."""
     net, held = small(nn), []
     options = {"momentum": 0.9} if name == "SGD" else {}
     optimizer = getattr(optim, name)(net.parameters(), lr=0.1, **options)
@@ -500,7 +500,7 @@ def test_other_parameters_have_a_gradient_at_each_step(nn, optim, name):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_complex_parameters(name, kernel):
-    """Whose gradients come from elsewhere: the mirror's backward is of real numbers."""
+    """Complex parameters are stepped with gradients set by hand, as backward here is real only."""
 
     def run(nn, optim):
         results = []
@@ -523,8 +523,8 @@ def test_complex_parameters(name, kernel):
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "lr_decay": 0.1}, {"weight_decay": 1}])
 @pytest.mark.parametrize("name", NAMES)
 def test_sparse_gradients(name, options, kernel):
-    """Adagrad takes them, the others refuse them, and the fused kernels too."""
-    with warnings.catch_warnings():  # it warns once a process, not once a library
+    """Adagrad accepts sparse gradients; the other optimisers and the fused kernels raise."""
+    with warnings.catch_warnings():  # PyTorch warns of sparse tensors once a process
         warnings.simplefilter("ignore")
         torch.sparse_coo_tensor([[0]], [1.0])
     same_outcome(*both(sparse_gradients, name=name, options=options, kernel=kernel))
@@ -554,7 +554,7 @@ def test_closure(nn, optim, name):
         loss.backward()
         return loss
 
-    with torch.no_grad():  # step records the closure whatever mode it is called in
+    with torch.no_grad():  # step enables grad mode for the closure
         first = optimizer.step(closure)
     return first, optimizer.step(closure=closure), dict(net.named_parameters())
 
@@ -573,7 +573,7 @@ def test_state_dict_copy_and_pickle(nn, optim, name, kernel):
     again.load_state_dict(optimizer.state_dict())
     revived = pickle.loads(pickle.dumps(optimizer))
     both = copy.deepcopy((net, optimizer))
-    steps(nn, *both)  # the copies belong together and go on
+    steps(nn, *both)  # the copied optimiser steps the copied net
     return (
         optimizer.state_dict(),
         again.state_dict(),
@@ -593,7 +593,7 @@ def test_state_dict_copy_and_pickle(nn, optim, name, kernel):
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_state_goes_on_in_the_other_library(name, direction, kernel):
-    """Half the training in one library, half in the other: the weights of one run."""
+    """Training half in one library and half in the other gives the weights of a single run."""
     if kernel == "fused" and name not in FUSED:
         kernel = "default"
     libraries = [(torch.nn, torch.optim), (nnmirror, nnmirror.optim)]
@@ -629,7 +629,7 @@ def test_state_goes_on_in_the_other_library(name, direction, kernel):
 @pytest.mark.parametrize("name", NAMES)
 @parity
 def test_a_state_saved_by_an_old_pytorch(nn, optim, name):
-    """Its counters were numbers, and its groups lacked what came later."""
+    """In an old state the step counters are numbers, and the groups lack newer options."""
     net = small(nn)
     optimizer = getattr(optim, name)(net.parameters(), lr=0.1)
     steps(nn, net, optimizer, 2)
@@ -663,7 +663,7 @@ def test_a_state_of_adam_loaded_into_adamw_and_back(nn, optim):
 @pytest.mark.parametrize("name", ["Adam", "RMSprop"])
 @parity
 def test_an_option_changed_after_some_steps(nn, optim, name, change):
-    """What the option needs was not kept from the start: PyTorch's KeyError."""
+    """An option whose state was not kept from the first step raises PyTorch's KeyError."""
     net = small(nn)
     optimizer = getattr(optim, name)(net.parameters(), lr=0.1)
     steps(nn, net, optimizer, 2)
@@ -680,7 +680,7 @@ def test_an_option_changed_after_some_steps(nn, optim, name, change):
 
 @parity
 def test_a_default_dtype_of_double(nn, optim):
-    """The counters of steps follow it, those of a fused kernel do not."""
+    """Step counters have the default dtype, except those of the fused kernels."""
     torch.set_default_dtype(torch.float64)
     try:
         return [
@@ -699,7 +699,7 @@ def test_a_default_dtype_of_double(nn, optim):
 @pytest.mark.parametrize("name", NAMES)
 @parity
 def test_grad_scaler(nn, optim, name, kernel, inf):
-    """The fused kernels unscale by themselves; a step with an infinite gradient is none."""
+    """The fused kernels unscale gradients themselves; a step with an infinite one is skipped."""
     if kernel == "fused" and name not in FUSED:
         return None
     net, x = small(nn), torch.randn(5, 3)
@@ -761,7 +761,7 @@ def test_hooks_and_a_class_of_your_own(nn, optim, name):
 @pytest.mark.parametrize("name", NAMES)
 @parity
 def test_a_step_between_forward_and_backward_is_noticed(nn, optim, name, kernel):
-    """The weights of the forward are gone: an error, not a gradient of other weights."""
+    """Backward raises, as the weights of the forward were changed in place."""
     if kernel == "fused" and name not in FUSED:
         return
     net = small(nn)
@@ -896,9 +896,9 @@ RECORDED = {
 @pytest.mark.parametrize("case", RECORDED)
 @parity
 def test_a_step_that_is_recorded(nn, optim, case, home):
-    """What was learned by three steps, differentiated for where they began and how they went.
+    """Differentiable steps: the gradients of the initial parameter and of the options.
 
-    After more than one, some of them have changed what their backward needs.
+    After more than one step, some optimisers have changed a saved tensor in place, and raise.
     """
     name, options = RECORDED[case]
     steps = options.get("steps", 3)
@@ -966,7 +966,7 @@ def test_a_step_that_the_mirror_does_not_record():
 
 
 def sign_steps(params, grads, lr=1e-3, momentum=0.0, weight_decay=0.0, maximize=False):
-    """The formula: parameters after as many steps as there are lists of gradients."""
+    """SignSGD by its formula: parameters and buffers after one step for each list of gradients."""
     params, buffers = list(params), [torch.zeros_like(p) for p in params]
     for step in grads:
         for i, grad in enumerate(step):
@@ -994,7 +994,7 @@ SIGN = {
 def test_sign_is_the_formula(options, foreach, lr):
     torch.manual_seed(0)
     start = [torch.randn(4, 3), torch.randn(5), torch.randn(())]
-    if lr == "tensor":  # a tensor: parameters are stepped one by one
+    if lr == "tensor":  # with a tensor lr, parameters are stepped one by one
         options = {**options, "lr": torch.tensor(options.get("lr", 1e-3))}
     grads = [[torch.randn_like(p) * p.abs().gt(0.3) for p in start] for _ in range(6)]
     expected, buffers = sign_steps(start, grads, **options)
@@ -1044,7 +1044,7 @@ def test_sign_trains_a_net_and_goes_on_after_saving():
 
 
 def test_sign_groups_are_as_torchs():
-    """The layout that SGD's groups and state have, so tools that read the one read the other."""
+    """SignSGD's groups and state are laid out as SGD's, so tools that read one read the other."""
     net = small(nnmirror)
     groups = [{"params": net[0].parameters(), "lr": 0.5}, {"params": net[2].parameters()}]
     optimizer = nnmirror.optim.SignSGD(groups, momentum=0.5)
