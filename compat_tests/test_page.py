@@ -1,4 +1,4 @@
-"""Explanation.html: the page of a net from its input to the loss and back."""
+"""Explanation.html: the page that shows a net's forward and backward."""
 
 import html
 import json
@@ -21,7 +21,7 @@ CHROMIUM = next(
 
 
 class ByHand(nn.Module):
-    """A shared module, a branch, a name for which no line has room."""
+    """A shared module, a branch, and a name longer than a line."""
 
     LONG = "a_long_name_" * 12
 
@@ -81,7 +81,7 @@ def explained(make):
 
 
 class Read(HTMLParser):
-    """The tags of a page, which are all closed; what is in the script that is data."""
+    """Parses a page: its tags, its text and its JSON data. Each tag must be closed."""
 
     VOID = ("meta", "br")
 
@@ -189,7 +189,7 @@ def test_a_notebook_shows_it():
     assert attrs["srcdoc"] == page(explained(odd_names))
 
 
-# What a reader does, and what is to be seen then; put behind the page's own script.
+# Presses keys and clicks, and records what the page shows; runs after the page's own script.
 STEPS = """
 <script>
 (() => {

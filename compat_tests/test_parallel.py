@@ -27,7 +27,7 @@ def found(world):
 
 
 def batches(count, columns=3):
-    """Other points on each rank, and other initial weights from here on."""
+    """Other inputs on each rank; models made afterwards have other initial weights too."""
     torch.manual_seed(100 + dist.get_rank())
     return [torch.randn(5, columns) for _ in range(count)]
 
@@ -39,7 +39,7 @@ def net(nn):
 
 
 def steps(optim, model, xs, **options):
-    """What each rank has after some steps: losses, gradients and weights."""
+    """This rank's losses, gradients and weights after some steps."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.SGD(trained, **{"lr": 0.05, "momentum": 0.9, **options})
     losses = []
@@ -60,7 +60,7 @@ def sequential(nn, optim):
 
 @scenario
 def many_buckets(nn, optim):
-    """The sum of three ranks depends on what lies where in which bucket."""
+    """How the gradients of three ranks round depends on how buckets are filled."""
     xs = batches(4)
     model = nn.parallel.DistributedDataParallel(net(nn), bucket_cap_mb=0.0001)
     more = nn.parallel.DistributedDataParallel(net(nn), bucket_cap_mb_list=[0.0001, 0.0002])
@@ -69,7 +69,7 @@ def many_buckets(nn, optim):
 
 @scenario
 def larger_than_the_first_bucket(nn, optim):
-    """The sizes that are used when none are given: 1 MiB, then 25."""
+    """The default bucket sizes: 1 MiB for the first, then 25 MiB."""
     xs = batches(3, 300)
     layers = [nn.Linear(300, 600), nn.ReLU(), nn.Linear(600, 500), nn.Tanh(), nn.Linear(500, 2)]
     model = nn.parallel.DistributedDataParallel(nn.Sequential(*layers))
@@ -78,7 +78,7 @@ def larger_than_the_first_bucket(nn, optim):
 
 def branching(nn):
     class Branching(nn.Module):
-        """Branches, a layer used twice, one of another dtype, a parameter used directly."""
+        """Branches, a layer used twice, a layer of another dtype, a parameter used directly."""
 
         def __init__(self):
             super().__init__()
@@ -149,7 +149,7 @@ def accumulation_without_sync(nn, optim):
 
 @scenario
 def gradients_as_views_of_buckets(nn, optim):
-    """A gradient that is the bucket's memory is divided, not multiplied: other bits."""
+    """Gradients that are views of buckets are averaged by a division, which rounds differently."""
     xs = batches(4)
     model = nn.parallel.DistributedDataParallel(net(nn), gradient_as_bucket_view=True)
     results = []
@@ -186,7 +186,7 @@ def choosing(nn):
 
 @scenario
 def an_unused_parameter_is_an_error_at_the_next_forward(nn, optim):
-    """Else the ranks would wait for each other, or train on with part of the gradients."""
+    """Without the error, the ranks would hang, or train with a part of the gradients."""
     (x,) = batches(1)
     model = nn.parallel.DistributedDataParallel(choosing(nn))
     model(x, "ac").sum().backward()
@@ -207,7 +207,7 @@ def a_loss_that_leaves_an_output_out(nn, optim):
 
 @scenario
 def unused_parameters_found(nn, optim):
-    """Used on one rank, they count as zero on the others; used nowhere, they are left alone."""
+    """A gradient missing on some ranks counts as zero; one missing on all ranks stays None."""
     (x, y), rank = batches(2), dist.get_rank()
     results = []
     for options in ({}, {"gradient_as_bucket_view": True}, {"bucket_cap_mb": 0.00001}):
@@ -287,7 +287,7 @@ def a_static_graph_that_changes(nn, optim):
 
 @scenario
 def other_orders_of_arrival(nn, optim):
-    """Rank 0 says what lies in which bucket; otherwise unlike things would be added up."""
+    """All ranks use rank 0's buckets; otherwise different parameters' gradients would be added."""
     (x,) = batches(1)
     model = nn.parallel.DistributedDataParallel(choosing(nn), bucket_cap_mb=0.00001)
     order = ["abc", "cab", "bca"][dist.get_rank()]
@@ -344,7 +344,7 @@ def buffers(nn, optim):
 
 @scenario
 def a_buffer_that_was_saved(nn, optim):
-    """Two forwards before a backward: sending the buffers leaves the first graph as it is."""
+    """Two forwards before a backward: broadcasting buffers keeps the first graph valid."""
 
     class Scaling(nn.Module):
         def __init__(self):
@@ -446,7 +446,7 @@ def test_each_rank_does_what_it_does_in_pytorch(once, name, world):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others(tmp_path):
-    """Not a hang: the others' next exchange fails, and says why."""
+    """The other ranks do not hang: their next all_reduce raises an error that gives the reason."""
     codes, written = ranks.start(tmp_path, 2, __name__, "dies")
     assert all(codes), codes
     assert "rank 1 is no more" in written[1]
@@ -466,20 +466,20 @@ def alone(tmp_path):
 
 
 def test_driven_by_hand(alone):
-    """backward(dy) of the wrapped model reduces as loss.backward() does."""
+    """model.backward(dy) of the wrapped model averages gradients as loss.backward() does."""
     x, results = torch.randn(4, 3), []
     for by_hand in (False, True):
         torch.manual_seed(0)
         model = nnmirror.parallel.DistributedDataParallel(net(nnmirror))
         y = model(x)
         model.backward(torch.ones_like(y)) if by_hand else y.backward(torch.ones_like(y))
-        model(x)  # or the reduction was not finished
+        model(x)  # raises if the reduction was not finished
         results.append([p.grad for p in model.parameters()])
     assert all(map(torch.equal, *results))
 
 
 def test_a_bucket_is_on_its_way_before_the_walk_has_ended(alone, monkeypatch):
-    """The exchange is to go on while the layers further back are computed."""
+    """Communication overlaps with the rest of backward: a full bucket is sent at once."""
     all_reduce, had_grad = dist.all_reduce, []
     inner = net(nnmirror)
     model = nnmirror.parallel.DistributedDataParallel(inner, bucket_cap_mb=0.00001)
@@ -493,7 +493,7 @@ def test_a_bucket_is_on_its_way_before_the_walk_has_ended(alone, monkeypatch):
     for _ in range(2):
         model.zero_grad()
         model(torch.randn(4, 3)).sum().backward()
-    assert had_grad == [5] + [2, 3, 4, 5]  # one bucket for all, then some 10 bytes in each
+    assert had_grad == [5] + [2, 3, 4, 5]  # first one bucket, then one a parameter
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_methods_that_are_not_mirrored_are_refused(alone):
 
 
 def test_a_model_that_was_converted_after_is_refused(alone):
-    """PyTorch trains on without reducing, so that the ranks drift apart in silence."""
+    """In PyTorch the converted model trains without reduction, and the ranks silently diverge."""
     model = nnmirror.parallel.DistributedDataParallel(nnmirror.Linear(2, 2)).double()
     loss = model(torch.ones(1, 2, dtype=torch.float64)).sum()
     with pytest.raises(RuntimeError, match=r"\.weight|\.bias.*convert and move the module before"):

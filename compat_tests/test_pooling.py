@@ -1,4 +1,4 @@
-"""Pools, folds and their second derivatives: a user would lose bits, places, or an error's words."""
+"""Pooling, fold and unfold: a user would get other bits, indices, derivatives or error messages."""
 
 import pytest
 import torch
@@ -58,12 +58,12 @@ def test_second_derivatives(nn, optim, name, n):
     (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
     second = torch.autograd.grad((first * first).sum(), x, create_graph=True)
     third = torch.autograd.grad(second[0].sum(), x)
-    # The sign of a zero where there is none: the mirror's sgn has no gradient.
+    # + 0.0 turns -0.0 into 0.0: the signs of zeros differ, as sgn has no gradient here.
     return [t + 0.0 for t in (first, *second, *third)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.usefixtures("one_thread")  # else PyTorch names the index that is found first
+@pytest.mark.usefixtures("one_thread")  # with more, PyTorch's message may name another index
 @parity
 def test_places_and_back(nn, optim, n):
     pool = getattr(nn, f"MaxPool{n}d")(2, stride=2, return_indices=True)
@@ -112,7 +112,7 @@ def test_numbers_that_are_none_and_zeros_with_a_sign(nn, optim):
 @pytest.mark.parametrize("how", [(2,), (3, 2, 1), (3, 1, 1, 1, True, True)])
 @parity
 def test_many_planes(nn, optim, how):
-    """Computed in another layout; equal numbers, zeros of both signs and NaN among them."""
+    """Many planes are pooled in another memory format; with ties, zeros of both signs and NaN."""
     x = torch.randn(8, 33, 13, 12).mul(2).round()
     x[0, :, :3] = SPECIAL.repeat(2)[:12]
     results = []
@@ -130,7 +130,7 @@ def test_many_planes(nn, optim, how):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @parity
 def test_layers_of_many_planes(nn, optim, dtype):
-    """Of so many the mirror pools the planes as channels, which the kernels take together."""
+    """Many planes are pooled as channels of one image in channels_last; results must not differ."""
     x = torch.randn(4, 6, 24, 20, dtype=dtype)
     x[0, 0, :2, :4] = SPECIAL.view(2, 4).to(dtype)
     results = []
@@ -199,7 +199,7 @@ def test_fold_and_unfold(nn, optim, how):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_slopes(n):
-    """Central differences in float64, a witness besides PyTorch."""
+    """The gradients against central differences in float64, independently of PyTorch."""
     torch.manual_seed(0)
     x = nnmirror.Parameter(
         torch.randperm(2 * 60).double().view(1, 2, 5, 4, 3)[(..., *[0] * (3 - n))]
@@ -217,7 +217,7 @@ def test_slopes(n):
 
 
 def test_driven_by_hand():
-    """Also where nothing requires grad; and a tuple of batches."""
+    """forward and backward called directly, on an input that requires no grad and on a tuple."""
     torch.manual_seed(0)
     x = planes(2)
     for layer in (
@@ -280,7 +280,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.usefixtures("one_thread")  # else PyTorch names the index that is found first
+@pytest.mark.usefixtures("one_thread")  # with more, PyTorch's message may name another index
 @parity
 @cpu_only("the messages of other devices' kernels differ")
 def test_wrong_arguments(nn, optim, name):
@@ -290,7 +290,7 @@ def test_wrong_arguments(nn, optim, name):
 @pytest.mark.parametrize("bind", [False, True])
 @parity
 def test_a_small_classifier_trains(nn, optim, bind):
-    """In float64, where a convolution too has PyTorch's bits."""
+    """A small convolutional classifier trains the same, in float64 (convolution is exact there)."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),

@@ -1,4 +1,4 @@
-"""The texts: what they say is mirrored is, what they say is not is refused, their code runs."""
+"""README.md and the other texts: their tables agree with the package, and their code runs."""
 
 import re
 import textwrap
@@ -77,7 +77,7 @@ def test_the_rule_in_the_readme_is_the_one_that_runs():
 
 
 def test_every_file_that_a_text_names_is_there():
-    """Else a reader is sent nowhere."""
+    """Each file that a text links or names exists."""
     texts = [ROOT / "README.md", *ROOT.glob("*/*.md"), *ROOT.glob("nnmirror/*/*.md")]
     for path in texts:
         text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)

@@ -1,4 +1,4 @@
-"""`python -m nnmirror`: an unmodified script runs on the mirror, and nothing else does."""
+"""`python -m nnmirror`: an unmodified script uses nnmirror, and the libraries it imports do not."""
 
 import os
 import pickle
@@ -42,7 +42,7 @@ def python(*args, cwd, path=()):
 
 @pytest.fixture
 def mirrored(tmp_path, monkeypatch, capsys):
-    """`python -m nnmirror` in `tmp_path`, for what runs no script in this process."""
+    """Calls the main function of `python -m nnmirror` in `tmp_path`, without starting a process."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
@@ -57,7 +57,7 @@ def mirrored(tmp_path, monkeypatch, capsys):
 
 
 def test_help_and_version_come_at_once(tmp_path, mirrored):
-    """Not after the seconds that torch takes to be imported."""
+    """--help, --version and usage errors do not import torch, which takes seconds."""
     for args in ([], ["--help"], ["--version"], ["--chekc", "script.py"], ["--check"]):
         done = python("-X", "importtime", "-m", "nnmirror", *args, cwd=tmp_path)
         lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
@@ -83,7 +83,7 @@ def test_help_and_version_come_at_once(tmp_path, mirrored):
     ],
 )
 def test_scripts_as_people_write_them(name, mirrored):
-    """They print and save the same bits on both, found by --check."""
+    """--check finds that typical scripts print and save the same bits on both libraries."""
     script = SCRIPTS / f"{name}.py"
     unknown = [use.name for use in report.uses(report.read(str(script))) if not use.mirrored]
     if unknown:
@@ -101,11 +101,11 @@ IMAGES = sorted(path.stem for path in (SCRIPTS / "images").glob("*.py") if path.
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_scripts_with_images_and_series(half, tmp_path, monkeypatch):
-    """They print the same on both: convolutions, pools, norms and what goes with them.
+    """Scripts with convolutions, pooling, norms and the like print the same on both libraries.
 
-    Rounded, as people print: gradients of a convolution's weight differ in the last place.
+    They print rounded numbers: gradients of a convolution's weight differ in the last place.
     """
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or small convolutions take long where much runs
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more are slow on a busy machine
     script = str(SCRIPTS / "images" / "all.py")
     done = python("-m", "nnmirror", "--check", script, *IMAGES[half::2], cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -161,7 +161,7 @@ def test_every_spelling_of_the_import(tmp_path):
 
 @pytest.mark.slow
 def test_only_the_scripts_own_code_sees_the_mirror(tmp_path):
-    """What is installed goes on with PyTorch, even below the script's directory."""
+    """Installed libraries keep using PyTorch, even if installed below the script's directory."""
     write(
         tmp_path,
         script="""
@@ -233,7 +233,7 @@ AS_PYTHON = """
     [["sub/script.py", "exit"], ["sub/script.py", "--x", "-m"], ["-m", "sub.script", "fail"]],
 )
 def test_runs_as_python_itself_runs_it(args, tmp_path):
-    """Output, arguments, paths, exit status, tracebacks: the same without `-m nnmirror`."""
+    """Output, arguments, paths, exit status and traceback are the same without `-m nnmirror`."""
     write(tmp_path, sub__in__script=AS_PYTHON, sub__in__failing="1 / 0", failing="1 / 0")
     expected = python(*args, cwd=tmp_path)
     actual = python("-m", "nnmirror", *args, cwd=tmp_path)
@@ -267,7 +267,7 @@ def test_a_name_that_is_not_mirrored_stops_the_script_there(tmp_path):
     said = done.stderr.splitlines()
     assert {text.split()[1] for text in said[:3]} == {
         f"script.py:{n}" for n in (4, 9, 12)
-    }  # told before it runs, whether or not it gets there
+    }  # reported before the script runs, whether or not the line is reached
     for line, name, text in zip(
         (4, 9, 12),
         ("utils.weight_norm", "DataParallel", "RNN"),
@@ -350,7 +350,7 @@ REFUSED = """
 
 @pytest.mark.slow
 def test_report_names_the_calls_that_are_refused(tmp_path, monkeypatch, mirrored):
-    """A script is not all mirrored if a call in it is refused."""
+    """A call that would be refused is listed, and the exit status is 1."""
     pytest.importorskip("torchmetrics")
     write(tmp_path, script=REFUSED)
     installed = tmp_path / "env" / "site-packages"
@@ -427,7 +427,7 @@ def test_layers_that_are_asked_about_and_every_optimiser(tmp_path, capsys):
     exec(textwrap.dedent(LAYERS), {"__name__": "__main__"})
     expected = capsys.readouterr().out
     actual = python("-m", "nnmirror", "script.py", cwd=tmp_path)
-    assert actual.stderr.splitlines() == [  # not those that are asked about alone
+    assert actual.stderr.splitlines() == [  # not for names used only in isinstance
         f"nnmirror: script.py:{line} uses torch.nn.{name}, which is not mirrored; the script will"
         " stop if it makes one"
         for line, name in ((7, "Bilinear"), (18, "LSTM"))
@@ -440,7 +440,7 @@ def test_layers_that_are_asked_about_and_every_optimiser(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_check_shows_what_comes_and_where_both_fail(tmp_path, mirrored):
-    """What is printed meanwhile, with the names of the script's own files; and the same end."""
+    """--check shows output as it comes, with the script's own paths, and where both runs fail."""
     write(
         tmp_path,
         script="""
@@ -509,7 +509,7 @@ def test_check_says_why_the_runs_fail(tmp_path, mirrored):
 @pytest.mark.slow
 @pytest.mark.parametrize("reached", ["all", "the first"])
 def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
-    """What was printed until then has been shown; no process and no copy is left."""
+    """Output up to Ctrl-C is shown, and no process or temporary copy is left."""
     write(
         tmp_path,
         script="""
@@ -597,7 +597,7 @@ def test_saved_models_are_compared_by_their_bits(tmp_path):
 
 
 def test_notebook_extension(tmp_path, monkeypatch, capsys):
-    """The cells after %load_ext import the mirror, those after %unload_ext PyTorch."""
+    """Cells after %load_ext import nnmirror as torch.nn, cells after %unload_ext PyTorch's."""
     monkeypatch.chdir(tmp_path)
     shell = SimpleNamespace(user_ns={"torch": torch})
     exec("from torch import nn as before", shell.user_ns)
@@ -630,7 +630,7 @@ def test_notebook_extension_in_ipython(tmp_path):
 
 
 def test_pickled_objects_are_compared_by_what_they_hold(tmp_path):
-    """Not by their bytes, which name the library and where the numbers lay in memory."""
+    """--check compares pickled objects, not their bytes, which name the library and storages."""
 
     class Trainer:
         def __init__(self, nn, optim, bias):
@@ -648,7 +648,7 @@ def test_pickled_objects_are_compared_by_what_they_hold(tmp_path):
     class Settings(dict):
         pass
 
-    for made in (Trainer, Settings):  # or pickle would not find them
+    for made in (Trainer, Settings):  # pickle looks classes up by module and name
         made.__qualname__ = made.__name__
         made.__module__ = __name__
         globals()[made.__name__] = made

@@ -1,4 +1,4 @@
-"""A short run of the search for programs that the two backends do not run alike."""
+"""A short run of the search for random programs on which the two libraries differ."""
 
 import pytest
 

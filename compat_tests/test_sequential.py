@@ -1,4 +1,4 @@
-"""A Sequential whose layers run as one, which no user can tell from calling each layer.
+"""A Sequential computed in one fused call behaves exactly as if each layer were called.
 
 Each test runs with `fast.enabled` on and off, on PyTorch and on the mirror.
 """
@@ -114,7 +114,7 @@ def test_outputs_and_gradients(nn, optim, name, input_grad, batch):
     seen = []
     if name == "in place at first" and input_grad is True:
         pytest.skip("in place into torch's own graph: refused")
-    for _ in range(2):  # the second adds to what is there
+    for _ in range(2):  # the second backward accumulates
         out = net(x * 1 if name == "in place at first" else x)
         if out.requires_grad:
             out.backward(torch.randn(out.shape).to(dtype))
@@ -170,7 +170,7 @@ def test_frozen_layers(nn, optim, trained):
         p.requires_grad_(i == trained)
     x = torch.randn(4, 3)
     out = net(x)
-    x.add_(1)  # allowed where the first layer's weight needs no gradient
+    x.add_(1)  # allowed if the first layer's weight requires no grad
     out.sum().backward()
     return out, dict(net.named_parameters())
 
@@ -185,7 +185,7 @@ def _data(nn, net):
 
 def _data_transposed(nn, net):
     net[0].weight.data = torch.randn(3, 5).t()
-    net.zero_grad()  # PyTorch warns, once, of a .grad that is laid out otherwise
+    net.zero_grad()  # PyTorch warns once of a .grad with other strides
 
 
 def _freeze(nn, net):
@@ -414,7 +414,7 @@ def _set(g, value):
     torch.Tensor.set_(g, value)
 
 
-# What a script may do to a gradient, after which the next is as if nothing had been.
+# Operations on a .grad that must not affect the gradients of later steps.
 DONE = {
     "require": lambda g: g.requires_grad_(),
     "unsqueeze": lambda g: g.unsqueeze_(0),
@@ -436,7 +436,7 @@ DONE = {
 @pytest.mark.parametrize("which", [0, 1, 3, 6])
 @parity
 def test_what_is_done_to_a_gradient_stays_with_it(nn, optim, done, which):
-    """It has memory of its own, shares nothing with the others, and the next one is new."""
+    """Changing one .grad changes no other gradient, and the next step's gradient is new."""
     net = nn.Sequential(
         nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)
     )  # fmt: skip
@@ -484,7 +484,7 @@ def test_gradients_whose_data_is_exchanged_while_the_old_is_held(nn, optim):
 
 @parity
 def test_a_weight_transposed_between_forward_and_backward(nn, optim):
-    """The gradient is of the weight that the forward saw, and laid out as the new one."""
+    """The gradient is that of the forward's weight, and has the new weight's strides."""
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     seen = []
     for _ in range(4):
@@ -504,13 +504,13 @@ def test_a_weight_of_another_shape_between_forward_and_backward(nn, optim, times
         net.zero_grad()
         loss = nn.MSELoss()(net(torch.randn(4, 4)), torch.ones(4, 4))
     net[2].weight.data = net[2].weight.data.view(16)
-    with pytest.raises(RuntimeError):  # a message of torch's depths
+    with pytest.raises(RuntimeError):  # PyTorch's message is an internal one
         loss.backward()
 
 
 @parity
 def test_what_is_changed_behind_the_versions_before_backward(nn, optim):
-    """PyTorch does not see changes through an array either: its backward reads the new numbers."""
+    """Changes through NumPy, which the version counter misses: backward reads the new values."""
     net, _ = made(nn, "relu")
     seen = []
     for change in ("target", "output", "input") * 3:
@@ -555,7 +555,7 @@ def test_an_input_that_requires_grad_after_the_forward(nn, optim):
 
 @parity
 def test_classes_changed_in_the_middle(nn, optim):
-    """As a mock, or an adapter put into a model, does."""
+    """A patched method or a new __class__ of a layer, as mocks and adapters set, takes effect."""
     net, x = made(nn, "relu")
     seen = [net(x) for _ in range(3)]
     before = nn.ReLU.forward
@@ -610,7 +610,7 @@ MANY = {
 @parity
 @exact_only("a NaN goes one way or the other in ELU; test_exact.py has it by default")
 def test_many_numbers(nn, optim, name, dtype):
-    """Many are chosen from by their bits: what is not a number, and zeros of either sign, too."""
+    """Large tensors are masked by bit operations: also right for NaN, infinities, signed zeros."""
     special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-42, -1e-42])
     x, g = torch.randn(70, 96).to(dtype), torch.randn(70, 96).to(dtype)
     x[:7, :49] = special.repeat(7).to(dtype)
@@ -743,7 +743,7 @@ HOLDS = {
 @pytest.mark.parametrize("which", [0, 1, 3, 5])
 @parity
 def test_a_gradient_that_is_held_in_any_way_is_left_alone(nn, optim, hold, which):
-    """The memory of gradients is used again: not while somebody can see it."""
+    """The memory of gradients is reused, but not while a reference to it exists."""
     net = nn.Sequential(
         nn.Linear(3, 5),
         nn.ReLU(),
@@ -857,7 +857,7 @@ def test_layers_that_do_not_fit(nn, optim):
 
 
 def by_hand(name):
-    """What driving the net by hand gives: the input's gradient, the parameters', and errors."""
+    """Results of `net.backward(g)`: the gradients of input and parameters, and errors."""
     torch.manual_seed(0)
     net, dtype = made(nnmirror, name)
     x = torch.randn(4, 3).to(dtype)
@@ -891,7 +891,7 @@ def by_hand(name):
     return found, {k: (p.detach(), p.grad) for k, p in net.named_parameters()}
 
 
-# Of a layer that is called twice, the last call is all that it goes back over.
+# A layer's own backward covers its last call alone, so these nets are not compared layer by layer.
 BACK_ONLY_AS_A_WHOLE = {"shared layer", "shared over another"}
 
 
@@ -1018,7 +1018,7 @@ def test_net_changed_in_the_middle_of_a_call(nn, optim, change, by):
         net[0].register_forward_hook(lambda m, a, o: meddle(o))
     else:
         net.insert(0, _own(nn, meddle))
-    numbered = net[1:]  # the layers under the numbers that the changes know
+    numbered = net[1:]  # the layers without the inserted one, so that indices stay the same
     error = None
     try:
         for step in range(4):
@@ -1136,7 +1136,7 @@ def test_a_net_that_has_run_is_copied_pickled_and_freed_as_before():
             other(x).sum().backward()
             assert net[0].weight.grad is None
         del other
-        gc.collect()  # what pickle and copy leave
+        gc.collect()  # cycles left by pickle and copy
         node, layer = weakref.ref(out._node), weakref.ref(net[0])
         out.sum().backward()
         names = [n.name() for n, _ in net(x).grad_fn.next_functions]
@@ -1173,7 +1173,7 @@ def test_one_net_run_by_several_threads():
 
 @parity
 def test_weight_given_another_shape_in_the_same_memory(nn, optim):
-    """What was kept of a weight's layout must not outlive it."""
+    """A weight's cached layout is invalid once the weight has another shape."""
     net = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
     x = torch.randn(5, 4)
     first = net(x).detach()

@@ -1,4 +1,4 @@
-"""state_dict and load_state_dict: a checkpoint goes through a file into either library."""
+"""state_dict and load_state_dict: either library loads a checkpoint that the other saved."""
 
 import io
 import pickle
@@ -225,7 +225,7 @@ def test_overridden_saving_and_loading(nn, optim):
 @pytest.mark.parametrize("weights_only", [True, False])
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 def test_interchange_through_a_file(direction, weights_only):
-    """Trained on one library, saved, loaded and used by the other: the same bits."""
+    """A model trained and saved in one library gives the same bits loaded in the other."""
     libraries = [(torch.nn, torch.optim), (nnmirror, nnmirror.optim)]
     if direction == "to torch":
         libraries.reverse()
@@ -250,7 +250,7 @@ def test_interchange_through_a_file(direction, weights_only):
 
 @parity
 def test_checkpoint_of_results_and_parameters(nn, optim):
-    """As tutorials write it, the loss itself in the file; read with weights_only, the default."""
+    """A checkpoint with the loss tensor in it, as in tutorials, loads with weights_only=True."""
     model = nn.Linear(2, 3)
     y = model(torch.randn(4, 2))
     loss = nn.MSELoss()(y, torch.zeros(4, 3))

@@ -1,4 +1,4 @@
-"""How the package hangs together: what it takes of torch's private names, and who imports whom."""
+"""The package's structure: which private names of torch it uses, and imports without cycles."""
 
 import ast
 import sys
@@ -14,7 +14,7 @@ SOURCES = {
 
 
 def full_name(node: ast.AST) -> str:
-    """`torch._C._nn.linear` of the expression that reads so; empty for any other expression."""
+    """The dotted name that an expression spells, as `torch._C._nn.linear`; else an empty string."""
     if isinstance(node, ast.Attribute):
         before = full_name(node.value)
         return before and f"{before}.{node.attr}"
@@ -66,7 +66,7 @@ def test_each_of_them_is_used():
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name)
     }
-    # By the functions that are there, or elsewhere.
+    # Used by the functions of that file, or by other files.
     loaded = {n.id for f in functions for n in ast.walk(f) if isinstance(n, ast.Name)}
     used = loaded & listed
     for path, tree in SOURCES.items():
@@ -86,7 +86,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All of a file, in functions too; but for what is there for a type checker."""
+    """All imports of a file, also inside functions, except those under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and full_name(child.test) == "TYPE_CHECKING":
             for other in child.orelse:
@@ -98,7 +98,7 @@ def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Of the package's modules: which others each names in its imports."""
+    """For each module of the package, the other modules that it imports."""
     modules = {name_of(path): path for path in SOURCES}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -127,7 +127,7 @@ def test_no_circle_of_imports():
 
 
 def test_what_a_module_calls_of_a_higher_one_is_there():
-    """See _upcalls.py: what a lower module declares, the one that it names has put there."""
+    """Each function declared with `upcall` is the one of the module that it names (_upcalls.py)."""
     declared = 0
     for path, tree in SOURCES.items():
         for node in ast.walk(tree):
