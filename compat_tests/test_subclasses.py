@@ -1,6 +1,6 @@
-"""Tensor subclasses through mirrored layers: the result is of the subclass, as from PyTorch's.
+"""Tensor subclasses through mirrored layers: the result is of the subclass, as in PyTorch.
 
-A user would lose names, units or a log that such a tensor carries along, without a word.
+A user would silently lose names, units or a log that such a tensor carries.
 """
 
 import io
@@ -15,22 +15,22 @@ from .parity import parity
 
 
 class Plain(torch.Tensor):
-    """One without a `__torch_function__` of its own."""
+    """A subclass without its own `__torch_function__`."""
 
 
 class Logging(torch.Tensor):
-    """One that is asked, and notes about what."""
+    """A subclass whose `__torch_function__` logs the functions' names."""
 
     asked: list = []
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        cls.asked.append(func.__name__.strip("_"))  # relu_ of inplace=True is relu there
+        cls.asked.append(func.__name__.strip("_"))  # relu_ with inplace=True is logged as relu
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class Unwrapping(torch.Tensor):
-    """One that calls the function where dispatch is disabled, and makes its own of the result."""
+    """A subclass that calls the function with dispatch disabled and wraps the result."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("cls", [Plain, Logging, Unwrapping])
 
 
 def shown(value, cls):
-    """Whether it is one of the subclass, and what is in it."""
+    """Whether the value is of the subclass, and the value as a plain tensor."""
     assert isinstance(value, torch.Tensor)
     return isinstance(value, cls), value.detach().as_subclass(torch.Tensor)
 
@@ -148,7 +148,7 @@ def test_a_leaf_of_the_subclass_that_torch_differentiates(nn, optim, cls):
 
 @parity
 def test_a_table_of_functions(nn, optim):
-    """What is asked about is equal to torch's function, where there is one."""
+    """`__torch_function__` is given torch's own functions, so a table keyed by them works."""
     table = {torch.tanh: lambda x: "tanh", torch._C._nn.linear: lambda x, *_: "linear"}
 
     class Handled(torch.Tensor):
@@ -164,7 +164,7 @@ def test_a_table_of_functions(nn, optim):
 
 @parity
 def test_one_that_takes_the_arguments_out(nn, optim):
-    """It holds a tensor, and calls the function on that."""
+    """A subclass that holds a tensor and calls the function on that one."""
 
     class Holding(torch.Tensor):
         @classmethod
@@ -203,7 +203,7 @@ def test_with_dispatch_disabled_nobody_is_asked(nn, optim, cls):
 
 
 def test_driven_by_hand():
-    """A layer alone gives the gradient for its input, of whatever class that is."""
+    """layer.backward(g) gives the same gradients for an input of any subclass."""
     grads = []
     for cls in (torch.Tensor, Plain, Logging):
         torch.manual_seed(0)
@@ -219,7 +219,7 @@ def test_driven_by_hand():
 @KINDS
 @parity
 def test_inside_a_mode(nn, optim, cls):
-    """`with torch.device(...)` is one that sees every function."""
+    """Inside a TorchFunctionMode, such as `with torch.device(...)`, results are the same."""
     with torch.device("cpu"):
         x = torch.randn(4, 3).as_subclass(cls)
         y = nn.functional.l1_loss(nn.Linear(3, 3)(x), x)

@@ -1,4 +1,4 @@
-"""The surface: a script must be able to call every name as it calls PyTorch's."""
+"""The public names and their signatures: a script can call each as it calls PyTorch's."""
 
 import abc
 import inspect
@@ -166,7 +166,7 @@ def shape_of(function):
     except (TypeError, ValueError):
         return None
     text = str(signature)
-    text = re.sub(r"\(self: [\w.]+", "(self", text)  # of a mixin
+    text = re.sub(r"\(self: [\w.]+", "(self", text)  # a mixin annotates self
     # The same types, spelled from different modules.
     text = re.sub(r"torch\.nn\.parameter\.|nnmirror\.parameter\.", "", text)
     text = re.sub(r"ForwardRef\('(\w+)'\)", r"\1", text)
@@ -197,7 +197,7 @@ def test_functional_parameters(name):
     theirs = getattr(torch.nn.functional, name)
     if shape_of(theirs) is None:
         pytest.skip("PyTorch's is a builtin without a signature")
-    # One of two functions, by an argument.
+    # PyTorch chooses one of two functions by a boolean argument.
     theirs = torch._jit_internal.boolean_dispatched.get(theirs, {"if_false": theirs})["if_false"]
     names = [
         list(inspect.signature(function).parameters.items())
@@ -242,7 +242,7 @@ def test_both_spellings_of_the_import():
 
 
 def test_a_name_that_pytorch_lacks_too_gets_its_error():
-    """A misspelt one, by which Python suggests the right one: not advice on what to do without."""
+    """A misspelt name raises Python's usual error, with the data for its "Did you mean"."""
     with pytest.raises(AttributeError, match=r"^module 'nnmirror' has no attribute 'Lineer'$") as e:
         getattr(nnmirror.nn, "Lineer")  # noqa: B009
     assert (e.value.name, e.value.obj) == ("Lineer", nnmirror)
@@ -260,7 +260,7 @@ EVERY_LAYER = sorted(
 
 @pytest.mark.parametrize("name", EVERY_LAYER)
 def test_a_layer_that_is_not_mirrored_can_be_asked_about_and_not_made(name):
-    """As in an init function, `isinstance(m, (nn.Linear, nn.LSTM))`, of a net without one."""
+    """`isinstance(m, (nn.Linear, nn.LSTM))` works, as init functions use it; nn.LSTM() raises."""
     theirs, mine = getattr(torch.nn, name), getattr(nnmirror, name)
     assert getattr(nnmirror, name) is mine
     assert (mine.__name__, issubclass(mine, nnmirror.Module)) == (name, True)
@@ -292,12 +292,12 @@ def test_a_name_that_is_not_mirrored_says_so():
     for name in ("Linaer", "grid_sample", "Tensor_", "__wrapped__"):
         with pytest.raises(AttributeError):
             getattr(nnmirror, name)
-    assert not hasattr(nnmirror.functional, "Optional")  # there by an import of PyTorch's
+    assert not hasattr(nnmirror.functional, "Optional")  # in torch.nn.functional only as an import
 
 
 @pytest.mark.parametrize("name", EVERY_OPTIMISER)
 def test_every_optimiser_is_there(name):
-    """Those that are not mirrored are PyTorch's own, which work as they are (test_ecosystem)."""
+    """Optimisers that are not mirrored are PyTorch's own, which work too (test_ecosystem)."""
     mine = getattr(nnmirror.optim, name)
     assert (mine is getattr(torch.optim, name)) == (name not in nnmirror.optim.__all__)
     assert issubclass(mine, nnmirror.optim.Optimizer)
@@ -315,7 +315,7 @@ def test_every_optimiser_is_there(name):
     ],
 )
 def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):
-    """Python's own error would not say what to do; all others go on being told as ever."""
+    """The ImportError says what to do instead; other import errors are Python's own."""
     with pytest.raises(ImportError, match=r"is not mirrored\. What to do"):
         exec(line)
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'nnmirror\.nn\.quantized'"):
@@ -355,7 +355,7 @@ PUBLIC = (
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_every_public_name_has_a_docstring(module):
-    """Or its place in the API pages is empty."""
+    """A name without a docstring would be an empty entry in the API pages."""
     bare = [] if module.__doc__ else [module.__name__]
     for name in module.__all__:
         value = getattr(module, name)

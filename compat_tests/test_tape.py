@@ -196,7 +196,7 @@ def test_glue_without_grad(nn, optim, name):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 @parity
 def test_softmax_of_every_width(nn, optim, name, rows, threads):
-    """The kernel adds up lane by lane, and otherwise with one thread or one row."""
+    """The kernel's order of summation depends on the width, the rows and the threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     found = []
@@ -259,7 +259,7 @@ def test_gradients_accumulate_over_backward_calls(nn, optim):
     for _ in range(3):
         net(x).sum().backward()
         first = first or net.weight.grad
-        assert net.weight.grad is first  # added to in place
+        assert net.weight.grad is first  # accumulated in place
     return x, dict(net.named_parameters())
 
 
@@ -274,7 +274,7 @@ def test_two_losses_share_a_trunk(nn, optim):
 
 @parity
 def test_first_gradient_is_not_shared_between_leaves(nn, optim):
-    """x + y hands one gradient to both: each must get a tensor of its own."""
+    """In x + y both inputs have the same gradient, but each .grad must be its own tensor."""
     a, b = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
     out = a + b
     start = torch.ones(3)
@@ -358,7 +358,7 @@ def test_backward_into_chosen_inputs(nn, optim):
 
 @parity
 def test_a_hook_on_a_parameter_runs_before_the_layers_further_back(nn, optim):
-    """An optimiser step in a hook: they would go back with weights their forward never saw."""
+    """If a hook changes a weight that the rest of backward needs, backward raises an error."""
     net, seen = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1)), []
     net[3].weight.register_post_accumulate_grad_hook(lambda p: seen.append(net[2].weight.mul_(2)))
     net(torch.randn(4, 3)).sum().backward()
@@ -489,7 +489,7 @@ def test_errors(nn, optim, name):
 
 @parity
 def test_failed_backward_leaves_no_half_gradients(nn, optim):
-    """PyTorch, too, keeps what was accumulated before the error; nothing else changes."""
+    """A backward that raises because of its gradient's shape leaves .grad unchanged."""
     p = nn.Parameter(torch.randn(3))
     y = nn.functional.tanh(p)
     try:
@@ -500,7 +500,7 @@ def test_failed_backward_leaves_no_half_gradients(nn, optim):
 
 @parity
 def test_weights_change_between_forward_and_backward_where_not_saved(nn, optim):
-    """The first layer's weight is needed for no gradient: changing it is no error."""
+    """A weight that no gradient needs may be changed in place before backward."""
     layer = nn.Linear(3, 2)
     y = layer(torch.ones(4, 3))
     with torch.no_grad():
@@ -536,7 +536,7 @@ def test_backward_inside_a_hook(nn, optim):
 
 @pytest.mark.slow
 def test_converting_to_a_number_warns_once():
-    """As PyTorch's, but for where it is raised from: one warning a process."""
+    """float(y) of a tensor that requires grad warns once a process, with PyTorch's text."""
     code = "import sys, warnings, torch; nn = __import__(sys.argv[1], fromlist=['x']); "
     code += "y = nn.functional.tanh(nn.Parameter(torch.ones(1)))\n"
     code += "with warnings.catch_warnings(record=True) as w:\n warnings.simplefilter('always')\n"
@@ -613,7 +613,7 @@ def test_copies(nn, optim):
 
 @parity
 def test_swapped_spelling(nn, optim):
-    """A script that swaps `nn` but still calls torch's own functional and init."""
+    """A script that imports nnmirror as nn may still call torch.nn.functional and torch.nn.init."""
     import torch.nn.functional as F
 
     layer = nn.Linear(3, 2)
@@ -627,7 +627,7 @@ def test_swapped_spelling(nn, optim):
 
 @parity
 def test_graph_of_torchs_own_below_and_above(nn, optim):
-    """A gradient goes on into a torch graph that made the input."""
+    """The gradient continues into PyTorch's own graph that made the input."""
     w = torch.randn(3, 3, requires_grad=True)
     h = torch.sin(w * 2)
     y = nn.Linear(3, 2)(h)
@@ -636,7 +636,7 @@ def test_graph_of_torchs_own_below_and_above(nn, optim):
 
 
 def test_refused_operation_is_named():
-    """What has no rule must not lose the gradient in silence."""
+    """An operation without a rule raises, as its gradient would silently be lost."""
     y = nnmirror.Tanh()(nnmirror.Parameter(torch.rand(3)))
     for refused, name in (
         (lambda: torch.special.bessel_j0(y), "bessel_j0"),
@@ -655,7 +655,7 @@ def test_refused_operation_is_named():
 
 
 def test_torchs_own_function_objects_are_refused():
-    """They never ask a tensor subclass: the layers before one would not train, and silently."""
+    """torch.autograd.Function bypasses __torch_function__: gradients would silently be lost."""
 
     class Reversed(torch.autograd.Function):
         @staticmethod
@@ -699,7 +699,7 @@ def test_vmap_is_refused():
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "functionalize"])
 @pytest.mark.parametrize("net", ["Linear", "Sequential", "MSELoss", "operation"])
 def test_parameters_inside_a_transform_are_refused(transform, net):
-    """What vmap returns no longer knows what made it: the parameters' gradient would be lost."""
+    """Results of vmap and the like have no graph: the parameters' gradients would be lost."""
     p = nnmirror.Parameter(torch.randn(3))
     model = {
         "Linear": nnmirror.Linear(3, 3),
@@ -782,7 +782,7 @@ def test_function_of_your_own_that_is_wrong(nn, optim, name):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_finite_differences(shape):
-    """PyTorch is not the only witness: each backward against a central difference."""
+    """Each backward against central differences, independently of PyTorch."""
     nn = nnmirror
     torch.manual_seed(0)
     functions = {
@@ -814,7 +814,7 @@ def test_finite_differences(shape):
 
 
 def test_messages_are_compared_whole():
-    """The comparison itself: a mirror that differs must be caught."""
+    """The comparison itself finds a difference between the two libraries."""
     expected, actual = both(lambda nn, optim: torch.ones(2) * (1 if nn is torch.nn else -1))
     with pytest.raises(AssertionError):
         same(expected.value, actual.value, "result")
@@ -830,7 +830,7 @@ def test_gradient_of_an_empty_leaf_is_laid_out_as_it(nn, optim, size):
 
 
 ROW = torch.zeros(1, 3, dtype=torch.long)
-# Operations that save more than one tensor, and what is changed of the arguments and results.
+# Operations that save tensors, and an in-place change of an argument or a result.
 SAVED = {
     "an index found": (lambda x, y: x.max(1), lambda x, y, z: z[1].zero_()),
     "an index found, while sorting": (lambda x, y: x.sort(1), lambda x, y, z: z[1].zero_()),
@@ -850,7 +850,7 @@ SAVED = {
 @pytest.mark.parametrize("name", SAVED)
 @parity
 def test_what_backward_needs_is_changed(nn, optim, name):
-    """The error says of which tensor, and what made it."""
+    """The error of a saved tensor that was changed names its shape and the node that made it."""
     call, change = SAVED[name]
     x, y = nn.Parameter(torch.randn(4, 3)) * 1, nn.Parameter(torch.randn(4, 3)) * 1
     z = call(x, y)

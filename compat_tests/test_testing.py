@@ -1,6 +1,6 @@
-"""nnmirror.testing: what is wrong is found, and said so that it can be mended; what is right passes.
+"""nnmirror.testing: wrong results and gradients fail with a helpful message, right ones pass.
 
-The other tests stand on it: what it let through, they would.
+The other tests rely on it: an error that it missed, they would miss too.
 """
 
 import warnings
@@ -128,7 +128,7 @@ def test_gradcheck_finds_a_wrong_backward(wrong, fast_mode):
 
 
 def test_gradcheck_of_a_loss_whose_backward_ignores_what_comes_in():
-    """Of a single number the Jacobian would not tell: it is taken of a gradient of 1."""
+    """The Jacobian of a scalar uses a gradient of 1; gradcheck tries another gradient as well."""
     with pytest.raises(GradcheckError, match=r"is not linear .* of x should be 4\.\d+, found 3\."):
         gradcheck(WithoutG, torch.tensor(1.0, requires_grad=True))
 
@@ -146,7 +146,7 @@ def test_gradcheck_says_that_it_was_asked_at_a_kink():
 
 
 class Scaled(nnmirror.Module):
-    """A layer of one's own."""
+    """A user-defined layer."""
 
     def __init__(self, function):
         super().__init__()
@@ -378,7 +378,7 @@ def test_a_difference_is_one_unless_it_is_allowed(expected, actual, enough, too_
     assert_same(e.clone(), e)
     with pytest.raises(AssertionError, match=r"differs in 1 of 2 elements.*\n  at \[1\]: expected"):
         assert_same(a, e)
-    scale = 2**29 if dtype is torch.float64 else 1  # of its units
+    scale = 2**29 if dtype is torch.float64 else 1  # units in the last place of float64
     for allowed in enough:
         units = {"units": allowed["units"] * scale} if "units" in allowed else {}
         assert_same(a, e, tolerance=Tolerance(**allowed | units))

@@ -1,6 +1,6 @@
-"""Third derivatives: right, by finite differences of the second.
+"""Third derivatives against finite differences of the second.
 
-PyTorch's own are no oracle here: for its norms the mean and the variance of a batch are constants
+PyTorch is no reference here: its norms take the mean and the variance of a batch as constants
 from the second derivative on.
 """
 
@@ -12,12 +12,12 @@ import nnmirror
 
 
 def weighted(t, start):
-    """A sum in which each number has a weight of its own."""
+    """A weighted sum, with another weight for each element."""
     return (t * torch.linspace(start, 1, t.numel(), dtype=t.dtype).reshape(t.shape)).sum()
 
 
 def of_second(function, leaves):
-    """A number that depends on the second derivatives of all results."""
+    """A scalar that depends on the second derivatives of all elements of the result."""
     y = function(*leaves)
     first = torch.autograd.grad(
         weighted(torch.sin(y) + y, -0.7), leaves, create_graph=True, allow_unused=True

@@ -1,10 +1,10 @@
-"""Small tensors are one thread's work wherever they are PyTorch's.
+"""Operations on small tensors run in one thread wherever PyTorch's do.
 
-An operation that starts a parallel section waits for every thread of the pool. On a machine
-with other things to do that takes milliseconds, be the tensors ever so small: a training that
-PyTorch does in seconds takes minutes. So each scenario, a function of `(nn, optim)` giving an
-action, runs in a process with two threads, and what is looked at is whether the other one,
-which sleeps as soon as it has nothing to do, was woken.
+An operation that starts a parallel section waits for every thread of the pool. On a busy machine
+that takes milliseconds, however small the tensors are: a training that takes seconds in PyTorch
+would take minutes. So each scenario, a function of `(nn, optim)` that returns what to run, runs
+in a process with two threads, and the test counts how often the second thread was woken (it
+sleeps as soon as it has no work).
 """
 
 import functools
@@ -28,7 +28,7 @@ SCENARIOS = {}
 
 
 def scenario(**named):
-    """Keep `function(nn, optim, given)` as a scenario for each of those named."""
+    """Register `function(nn, optim, given)` as a scenario for each named value of `given`."""
 
     def keep(function):
         for name, given in named.items():
@@ -40,7 +40,7 @@ def scenario(**named):
 
 
 def stepped(nn, optimizer, *nets):
-    """Steps of nets of these sizes, after a backward that is not looked at."""
+    """Optimiser steps of nets of these sizes, each after a backward that is not counted."""
     made = []
     for sizes in nets:
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
@@ -73,14 +73,14 @@ def stepped(nn, optimizer, *nets):
     adagrad=lambda optim, p: optim.Adagrad(p),
 )
 def a_step(nn, optim, given):
-    """The second net has 5,248 parameters, of which a root is not one thread's."""
+    """The second net has 5,248 parameters: a square root of so many would be parallel."""
     sizes = (2, 25, 25, 1), (40, 40, 40, 40, 8)
     return stepped(nn, functools.partial(given, optim), *sizes)
 
 
 @scenario(momentum={"momentum": 0.9}, nesterov={"momentum": 0.9, "nesterov": True})
 def a_step_of_more(nn, optim, given):
-    """No parameter is for several threads, but all 40,950 numbers together would be."""
+    """Each parameter is too small to be parallel, but all 40,950 elements together are not."""
     return stepped(nn, lambda p: optim.SGD(p, lr=0.1, **given), (90,) * 6)
 
 
@@ -88,7 +88,7 @@ SHAPES = (4, 25), (32, 64), (64, 64), (100, 150)
 
 
 def there_and_back(nn, make):
-    """Forward and backward through what `make(shape)` gives, for each shape."""
+    """Forward and backward of the function `make(shape)`, for each shape."""
     parts = [(nn.Parameter(torch.randn(shape)), make(shape)) for shape in SHAPES]
 
     def action():
@@ -127,7 +127,7 @@ def a_layer(nn, optim, given):
     batch_norm=lambda nn, width: nn.BatchNorm1d(width),
 )
 def a_norm_going_back(nn, optim, given):
-    """Their forward kernels wake threads in both libraries. So do PyTorch's backward kernels."""
+    """The forward kernels wake threads in both libraries, and so do PyTorch's backward kernels."""
     parts = [(given(nn, shape[1]), torch.randn(shape)) for shape in SHAPES]
     losses = []
 
@@ -187,7 +187,7 @@ def clipping(nn, optim, given):
 
 
 def woken():
-    """How often threads other than this one have gone to sleep."""
+    """How often threads other than this one have gone to sleep, so how often they were woken."""
     status = [
         (task / "status").read_text()
         for task in TASKS.iterdir()
@@ -197,7 +197,7 @@ def woken():
 
 
 def times_woken(before, action):
-    for _ in range(8):  # by then all that is prepared for a net is
+    for _ in range(8):  # warm-up: after it, everything is bound and cached
         before()
         action()
     total = 0
@@ -222,7 +222,7 @@ def main():
 
 
 def found():
-    """For each scenario how often another thread was woken, in PyTorch and in the mirror."""
+    """For each scenario, how often another thread was woken, by PyTorch and by nnmirror."""
     run = subprocess.run(
         [sys.executable, "-m", __name__],
         cwd=Path(__file__).parent.parent,
@@ -242,14 +242,14 @@ def found():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_thread_is_woken_where_pytorch_wakes_none(once, name):
-    """Else a small training takes minutes on a machine that has other things to do."""
+    """Waking threads for small tensors would make training take minutes on a busy machine."""
     if not TASKS.exists():
         pytest.skip("threads are looked at through /proc, which is Linux's")
     times = once("threads", found)
     if not times["many numbers"][0]:
         pytest.skip("this PyTorch runs in one thread")
     by_pytorch, by_mirror = times[name]
-    # Once each time at least, if at all; once in a while a thread wakes by itself.
+    # A parallel section wakes a thread at each call; now and then one wakes by itself.
     if by_pytorch < TIMES / 2:
         assert by_mirror < TIMES / 2
     else:

@@ -1,7 +1,7 @@
-"""Torch's own graph in front of a mirrored net: `net(torch.cat([x, t], 1))`.
+"""PyTorch's own graph before a mirrored net: `net(torch.cat([x, t], 1))`.
 
-Physics-informed nets join their coordinates so, and ask for the gradient with respect to each.
-What torch recorded there, its engine goes back over, to any order.
+Physics-informed nets join their coordinates in this way and differentiate by each of them. For
+that part PyTorch's engine computes the gradients, of any order.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,8 @@ import nnmirror
 
 from .parity import parity
 
-# Torch's engine and the mirror's walk each add up what reaches them, and then both: sums of three
-# terms and more are added in another order than by PyTorch alone.
+# PyTorch's engine and nnmirror's backward each sum the gradients that reach them, so a sum of three
+# or more terms is added in another order than by PyTorch alone.
 UNITS = 8
 
 
@@ -128,7 +128,7 @@ def test_what_nothing_leads_to():
 
 @parity
 def test_the_joined_input_itself(nn, optim):
-    """It is asked for, has hooks, retains its gradient, and is used by torch as well."""
+    """The gradient of the joined input: asked for, hooked, retained, also with uses in PyTorch."""
     net = net_of(nn, torch.float64)
     x, t = (torch.rand(4, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     seen = []
@@ -152,7 +152,7 @@ def test_the_joined_input_itself(nn, optim):
 
 @parity
 def test_an_input_joined_of_what_changes(nn, optim):
-    """Another leaf each time, one of no gradient among them, and one changed in place since."""
+    """The joined leaves change: new ones each step, some without grad, some changed in place."""
     net = net_of(nn, torch.float64)
     found = []
     for step in range(6):
@@ -170,7 +170,7 @@ def test_an_input_joined_of_what_changes(nn, optim):
             v = net(joined)
             with torch.no_grad():
                 joined.mul_(2)
-            v.sum().backward()  # its values were saved
+            v.sum().backward()  # raises: a saved tensor was changed
     return found
 
 
@@ -243,11 +243,11 @@ def test_a_joined_input_that_is_changed_between_two_calls(change):
     torch.testing.assert_close(program(nnmirror), program(torch.nn), rtol=1e-13, atol=1e-15)
 
 
-# -- what becomes of an input between forward and backward ------------------------------------
+# -- inputs changed between forward and backward ----------------------------------------------
 
 
 def pairs(nn):
-    """What is computed of a 3 by 2 tensor and parameters, and the parameters."""
+    """Functions of a 3 by 2 tensor and parameters, each with its parameters."""
     w = nn.Parameter(torch.ones(3, 2))
     layer = nn.Linear(2, 2)
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -272,7 +272,7 @@ INPUTS = {
 @pytest.mark.parametrize("name", ["product", "square", "matmul", "Linear", "Sequential"])
 @parity
 def test_an_input_that_gets_other_data(nn, optim, name, home):
-    """PyTorch saves the tensor itself, so that its backward sees the data that it has by then."""
+    """PyTorch saves the tensor itself, so backward uses the data that it has at that time."""
     call, params = pairs(nn)[name]
     found = []
     for step in range(7):
@@ -311,7 +311,7 @@ CHANGES = {
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_result_that_is_changed_in_place_behind_what_used_it(change, create_graph):
-    """Torch's graph leads elsewhere then: no gradient goes there."""
+    """The changed tensor has another grad_fn, so its gradient is refused rather than lost."""
 
     def program(nn, of=lambda x: x):
         w = nn.Parameter(torch.ones(2))
@@ -332,7 +332,7 @@ def test_a_result_that_is_changed_in_place_behind_what_used_it(change, create_gr
 def test_a_result_that_is_changed_in_place_between_two_calls(nn, optim):
     w, leaf = nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
     x = leaf * 2
-    _ = w * x  # of which no gradient is asked
+    _ = w * x  # its gradient is never computed
     x.mul_(3)
     x.register_hook(lambda g: g * 2)
     (w * x).sum().backward()
@@ -353,7 +353,7 @@ def test_a_tensor_that_a_net_was_given_can_be_saved(nn, optim, of, tmp_path):
 
 @parity
 def test_hooks_where_torch_accumulates_a_gradient(nn, optim):
-    """As those of data parallel training."""
+    """Hooks on AccumulateGrad nodes run, as data parallel training uses them."""
     x, seen = torch.ones(2, requires_grad=True), []
     w = nn.Parameter(torch.ones(2))
     place = torch.autograd.graph.get_gradient_edge(x).node
@@ -371,7 +371,7 @@ def test_hooks_where_torch_accumulates_a_gradient(nn, optim):
 
 @parity
 def test_hooks_in_several_threads(nn, optim):
-    """Each thread goes back to leaves of its own, and to one that all of them share."""
+    """Backward in several threads, each to its own leaf and to a shared one; all hooks run."""
     net, shared = net_of(nn, torch.float64), torch.ones(3, 2, dtype=torch.float64)
     shared.requires_grad_()
     shared.register_hook(lambda g: g * 2)
@@ -391,7 +391,7 @@ def test_hooks_in_several_threads(nn, optim):
             (shared * 4).sum().backward() if number == 0 else (net(own) * 0 + shared.sum()).sum()
         return seen, own.grad
 
-    net.requires_grad_(False)  # whose gradients would be added up in any order
+    net.requires_grad_(False)  # threads would add the net's gradients in any order
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(work, range(4)))
     return found, calls, shared.grad
@@ -399,7 +399,7 @@ def test_hooks_in_several_threads(nn, optim):
 
 @parity
 def test_hooks_of_a_result_that_leads_nowhere(nn, optim):
-    """What is asked for is not behind it: its own hooks are called all the same."""
+    """The hooks of a result run even if no path leads from it to the requested input."""
     layer, other, seen = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), []
     found = []
     for retains in (False, True):

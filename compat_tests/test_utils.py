@@ -1,4 +1,4 @@
-"""nn.utils: clipping and flattening of what is trained."""
+"""nn.utils: clipping gradients, flattening parameters."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""In-place changes through views, and assignment: a buffer filled step by step trains right."""
+"""In-place changes through views, and assignment to a part: the gradients must be right."""
 
 import gc
 import itertools
@@ -12,7 +12,7 @@ from .parity import parity
 
 MASK = torch.tensor([True, False, True, False])
 
-# What is done to h, the (4, 3) result of an operation; y is (3,), s a number, both with gradient.
+# In-place changes of h, a (4, 3) result; y is of shape (3,), s a scalar, both require grad.
 CHANGES = {
     "row": lambda h, y, s: h.__setitem__(0, y),
     "row of a number": lambda h, y, s: h.__setitem__(1, s),
@@ -69,7 +69,7 @@ CHANGES = {
 
 
 def _changed_in_grad_mode(h, y):
-    """By a number, such a view would change unseen: it is a plain tensor for the mirror."""
+    """A view made under no_grad is a plain tensor here: a change by a number would be missed."""
     with torch.no_grad():
         view = h[0]
     view.mul_(y)
@@ -85,7 +85,7 @@ def _changed_under_no_grad(h, y):
 @pytest.mark.parametrize("name", CHANGES)
 @parity
 def test_change_of_a_result(nn, optim, name):
-    """The changed tensor, views of it made before and after, and every gradient."""
+    """The changed tensor, views of it from before and after, and all gradients."""
     x, y, s = (nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (3,), ()))
     h = nn.functional.leaky_relu(x, 1.0)
     before = h[1:, :2]
@@ -99,7 +99,7 @@ def test_change_of_a_result(nn, optim, name):
 @pytest.mark.parametrize("name", [n for n in CHANGES if n not in ("uniform_", "expanded")])
 @parity
 def test_change_again_and_again(nn, optim, name):
-    """Calls that come often are recorded in another way: values, gradients, and theirs, go on."""
+    """Repeated calls are recorded in a faster way, with the same values and second derivatives."""
     x, y, s = (nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (3,), ()))
     found = []
     for _ in range(4):
@@ -117,7 +117,7 @@ def test_change_again_and_again(nn, optim, name):
 @pytest.mark.parametrize("name", CHANGES)
 @parity
 def test_change_of_a_plain_tensor(nn, optim, name):
-    """A buffer made by torch.zeros starts to carry a gradient."""
+    """A plain tensor into which a tracked one is written gets a gradient."""
     y, s = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(()))
     buffer = torch.randn(4, 3)
     CHANGES[name](buffer, nn.functional.tanh(y), nn.functional.tanh(s))
@@ -190,7 +190,7 @@ def test_hook_on_a_changed_view(nn, optim):
     h, seen = nn.functional.tanh(x), []
     row = h[0]
     h.mul_(2)
-    assert row.grad_fn is not None  # PyTorch 2.13 itself crashes if not asked for it first
+    assert row.grad_fn is not None  # without this, PyTorch 2.13 itself crashes
     row.register_hook(lambda g: seen.append(g.clone()))
     (row * 3).sum().backward()
     return seen, x
@@ -235,7 +235,7 @@ def test_expanded_view_of_a_changed_base(nn, optim):
     return wide.grad_fn.name(), x
 
 
-# A plain buffer of 4 x 3, and what was made of it before it got a gradient.
+# Views and aliases of a plain 4 x 3 buffer, made before the buffer gets a gradient.
 EARLIER = {
     "row": lambda b: b[1],
     "rows": lambda b: b[1:3],
@@ -285,7 +285,7 @@ def _under(mode, b):
 @pytest.mark.parametrize("name", EARLIER)
 @parity
 def test_view_made_before_its_base_had_a_gradient(nn, optim, name, write):
-    """It sees the change, so it has the gradient too."""
+    """The view shows the change of its base, so it gets the gradient too."""
     w = nn.Parameter(torch.randn(3))
     buffer = torch.randn(4, 3)
     view = EARLIER[name](buffer)
@@ -313,7 +313,7 @@ def test_write_through_a_view_that_others_see(nn, optim, name):
 @pytest.mark.parametrize("use", ["window", "copy of a window", "base read later", "overwritten"])
 @parity
 def test_buffer_continued_by_predictions(nn, optim, use):
-    """Right, or PyTorch's own error where something read before was overwritten."""
+    """Right gradients, or PyTorch's error where a value that was read is overwritten later."""
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
     series = torch.zeros(9)
     series[:3] = torch.randn(3)
@@ -357,7 +357,7 @@ def test_module_that_keeps_views_of_its_buffer(nn, optim):
 @pytest.mark.parametrize("how", ["weight", "bias", "detached again", "view before"])
 @parity
 def test_frozen_parameter_that_gets_a_gradient(nn, optim, how):
-    """What was a leaf is one no longer, and a net that has run with it goes on right."""
+    """A frozen parameter becomes a non-leaf; a net that has already used it stays right."""
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
     w, x = nn.Parameter(torch.randn(3)), torch.randn(2, 3)
     for _ in range(4):
@@ -383,7 +383,7 @@ def test_frozen_parameter_that_gets_a_gradient(nn, optim, how):
 
 @parity
 def test_views_known_by_others_only(nn, optim):
-    """The base is held by nothing but its views; a view by a list in a list."""
+    """Views get the gradient though only they hold the base, or though only a list holds them."""
     w = nn.Parameter(torch.randn(2))
     a = torch.zeros(6)[1:]
     held = {"views": [[a[:2]], (a[2:],)]}
@@ -409,7 +409,7 @@ def test_views_from_long_ago(nn, optim):
 @pytest.mark.parametrize("asked", [True, False])
 @parity
 def test_loop_over_rows_that_are_written(nn, optim, asked):
-    """PyTorch has it only where each row was asked for its grad_fn since: so has the mirror."""
+    """The gradient is right only if each row's grad_fn was read in between, as in PyTorch."""
     w = nn.Parameter(torch.randn(3))
     buffer = torch.zeros(4, 3)
     rows = [buffer[i] for i in range(4)]
@@ -438,7 +438,7 @@ def test_in_place_on_views_of_a_plain_tensor(nn, optim):
 
 
 def test_memory_that_is_not_to_be_found_gets_no_gradient():
-    """A view that the collector does not list, or of a class of its own, cannot be told."""
+    """A view of a tensor subclass cannot be given the gradient, so the assignment raises."""
 
     class Special(torch.Tensor):
         pass
@@ -455,7 +455,7 @@ def test_memory_that_is_not_to_be_found_gets_no_gradient():
 @pytest.mark.parametrize("n", [1, 9])
 @parity
 def test_loop_that_writes_into_slices(nn, optim, n):
-    """A fractional derivative: each element a sum over all that came before."""
+    """A fractional derivative: each element is a sum over all earlier ones."""
     net = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
     c = torch.randn(n)
     u = net(torch.linspace(0, 1, n)[:, None]).squeeze(1)
@@ -493,7 +493,7 @@ ASSIGNED = {
 @pytest.mark.parametrize("name", ASSIGNED)
 @parity
 def test_assignment_to_a_result(nn, optim, name, layout):
-    """Twice to one result, with what hooks and retained gradients see between the two."""
+    """Two assignments to one result, with a hook, retain_grad and a view between them."""
     index, value = ASSIGNED[name]
     x, w = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
     h = nn.functional.tanh(x if layout == "rows" else x.t().reshape(3, 4).contiguous().t())
@@ -510,7 +510,7 @@ def test_assignment_to_a_result(nn, optim, name, layout):
     return after, h, h.grad, seen, row, x, w
 
 
-# A plain tensor of 4 x 3 that will be written to.
+# Plain 4 x 3 tensors of different layouts and origins to write to.
 BUFFERS = {
     "rows": lambda: torch.randn(4, 3),
     "columns": lambda: torch.randn(3, 4).t().clone(),
@@ -534,13 +534,13 @@ def _made_in_inference_mode():
 @pytest.mark.parametrize("name", ASSIGNED)
 @parity
 def test_assignment_to_a_plain_tensor(nn, optim, name):
-    """The first one brings a gradient into it: its graph, gradients and theirs, what it was."""
+    """The first assignment of a tracked tensor: graph, values, first and second derivatives."""
     index, value = ASSIGNED[name]
-    w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))  # whose sums are exact in any order
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))  # their sums are exact in any order
     found = []
     for kind, shared in itertools.product(BUFFERS, [False, True]):
         buffer, v = BUFFERS[kind](), w if name == "a leaf" else value(w)
-        old = buffer.detach() if shared else None  # then those with this memory are searched for
+        old = buffer.detach() if shared else None  # others with this memory are looked for
         try:
             buffer[index] = v
         except (RuntimeError, IndexError, TypeError) as error:
@@ -580,7 +580,7 @@ def test_assignment_to_a_plain_tensor_in_other_modes(nn, optim):
 
 @parity
 def test_buffer_made_anew_in_each_step(nn, optim):
-    """Written to element by element, used in between, and a part looked at before and after."""
+    """A new buffer each step, written element by element, read in between, with an early view."""
     net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
     opt = optim.SGD(net.parameters(), lr=0.1)
     found = []
@@ -602,14 +602,14 @@ def test_buffer_made_anew_in_each_step(nn, optim):
 
 
 def names_behind(node):
-    """The graph behind a node, by PyTorch's names."""
+    """The names of a node and of all nodes behind it."""
     return node and (node.name(), [names_behind(n) for n, _ in node.next_functions])
 
 
 @pytest.mark.parametrize("seen", ["", "looked at", "hook", "retained", "used before", "kept"])
 @parity
 def test_part_is_changed_and_assigned(nn, optim, seen):
-    """x[index] += v changes a part, and assigns it to itself: one step here, two if looked at."""
+    """`x[index] += v` is recorded as one node, but shows PyTorch's nodes when inspected."""
     w = nn.Parameter(torch.randn(4, 3))
     h = nn.functional.tanh(w)
     found = []

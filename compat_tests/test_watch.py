@@ -1,4 +1,4 @@
-"""nnmirror.watch: its numbers are those that hooks on PyTorch's model give, and it changes nothing."""
+"""nnmirror.watch records what hooks on PyTorch's model would record, and changes no result."""
 
 import contextlib
 import copy
@@ -110,7 +110,7 @@ def by_name(f):
 
 @contextlib.contextmanager
 def torch_hooks(model):
-    """What `watch` records, by hooks on a torch.nn model: for each call that returned a tensor."""
+    """Records of a torch.nn model by hooks: what `watch` records of each call of a layer."""
     seen, handles, waiting, names = [], [], {}, dict(model.named_modules())
 
     def norm(t):
@@ -171,7 +171,7 @@ def test_norms_are_those_that_hooks_on_pytorchs_model_see(make):
         model = make(lib)
         x, t = torch.randn(4, 3), torch.randn(4, 2)
         with torch_hooks(model) if lib is torch.nn else nnmirror.watch(model) as w:
-            # Steps whose sizes differ, as those of a last, smaller batch.
+            # The last batch is smaller, as in an epoch.
             for n in (4, 4, 3):
                 trained(lib, optim, model, x[:n], t[:n], steps=1)
         layers = w if lib is torch.nn else [r for r in w.records if r.operation is None]
@@ -183,7 +183,7 @@ def test_norms_are_those_that_hooks_on_pytorchs_model_see(make):
 
 @pytest.mark.parametrize("make", NETS, ids=by_name)
 def test_records_are_the_same_however_the_backward_is_run(make, monkeypatch):
-    """Bound, as a watched backward is after some steps, or node by node; with what prevents it."""
+    """A bound backward gives the records of a generic one, also where hooks prevent binding."""
 
     def recorded(enabled):
         monkeypatch.setattr(nnmirror.fast, "enabled", enabled)
@@ -249,7 +249,7 @@ def test_watched_gradients_have_the_same_bits(nn, optim, name, input_grad):
 
 @pytest.mark.parametrize("make", NETS, ids=by_name)
 def test_by_hand_shows_what_the_tape_shows(make):
-    """The same numbers, but that by hand each call of a shared layer has its own gradient."""
+    """model.backward gives the records of loss.backward, except for shared, tied, frozen layers."""
     found, by_hand = [], []
     for hand, watched in ((True, False), (True, True), (False, True)):
         torch.manual_seed(0)
@@ -272,7 +272,7 @@ def test_by_hand_shows_what_the_tape_shows(make):
         for record in (*found[0], *found[1]):
             assert all(record["params"].values())
             record["params"] = list(record["params"])
-    if make in (frozen, not_layers):  # by hand, a layer passes on what the tape does not need
+    if make in (frozen, not_layers):  # by hand, gradients are computed that the tape leaves out
         for tape, hand in zip(*found, strict=True):
             if tape["grad"] is None:
                 assert hand.pop("grad") > 0
@@ -285,7 +285,7 @@ def test_by_hand_shows_what_the_tape_shows(make):
 
 
 def test_by_hand_without_the_tape():
-    """The course report's way: no grad anywhere, `forward` called as it is, `param()`."""
+    """The records of training without requires_grad, by model.forward and model.backward."""
     found = []
     for hand in (False, True):
         torch.manual_seed(0)
@@ -306,8 +306,8 @@ def test_by_hand_without_the_tape():
 
 
 def dead_net():
-    """Of the units after the ReLU: 0 is never above zero, 1 and 2 are alive, and no gradient
-    comes to 3, whose weight in the next layer is zero."""
+    """After the ReLU, unit 0 is always zero, units 1 and 2 are alive, and unit 3 gets no gradient,
+    since its weight in the next layer is zero."""
     net = nn.Sequential(
         nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 4), nn.LeakyReLU(), nn.Linear(4, 1)
     )
@@ -334,7 +334,7 @@ def test_dead_units(hand):
             y.sum().backward()
     linear, relu, _, leaky, _ = w.records
     assert (relu.dead, relu.dead_grad) == (1 / 4, 2 / 4)
-    # Units 0 and 3 are -0.5 and -1 for every sample, and have a gradient: small, not zero.
+    # Units 0 and 3 are -0.5 and -1 for every sample; their gradients are small, but not zero.
     assert (leaky.dead, leaky.dead_grad) == (2 / 4, 0.0)
     assert (linear.dead, linear.dead_grad) == (None, None)
 
@@ -365,7 +365,7 @@ def test_units_are_the_features_of_the_last_dimension():
 
 
 def test_the_norm_is_that_of_the_output_at_its_time():
-    """A ReLU in place changes what the layer before it returned: its norm was taken before."""
+    """The norm of a layer's output is taken before an in-place ReLU changes the output."""
     x, found = torch.randn(4, 3), []
     for inplace in (False, True):
         torch.manual_seed(0)
@@ -531,7 +531,7 @@ def test_tuples_as_batches(hand):
 
 
 def runs_as_one(net, x):
-    """Is the net, called again and again, run as one?"""
+    """Whether the net, after repeated calls, is computed in one fused call."""
     for _ in range(20):
         y = net(x)
     return y._node.segment is not None
@@ -552,7 +552,7 @@ def test_hooks_are_gone_afterwards_and_the_fast_path_is_on_again():
     assert runs_as_one(net, x)
     y.sum().backward()
     assert len(w.records[0].backwards) == 1, "what happens outside is not recorded"
-    with w:  # on again: it goes on
+    with w:  # entered again, it continues
         net(x)
     assert len(w.steps) == 2
     assert hooks_of(net) == []
@@ -651,7 +651,7 @@ def test_a_backward_that_is_refused_is_not_recorded():
 
 @pytest.mark.parametrize("hand", [False, True])
 def test_beside_hooks_that_change_things(hand):
-    """The numbers are of what the layer returned and of the gradient that came to that."""
+    """Records are of a layer's own output and its gradient, whatever other hooks make of them."""
     torch.manual_seed(0)
     net, x = plain(nn), torch.randn(4, 3)
     expected = torch.linalg.vector_norm(net[0](x).detach()).item()
@@ -688,7 +688,7 @@ def test_errors():
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_model_copied_inside_is_not_watched(how):
-    """Keeping the best model so far is what scripts do in their loop."""
+    """A deep copy or a pickle of a watched model, as of the best model so far, has no hooks."""
     net, x = plain(nn), torch.randn(4, 3)
     with nnmirror.watch(net) as w:
         net(x).sum().backward()
@@ -709,7 +709,7 @@ class Residual(nn.Module):
 
 
 def test_nothing_is_kept():
-    """Activations die by reference counting alone, at once, and so does the model."""
+    """A watch keeps no activation or model alive, and makes no reference cycles."""
     gc.collect()
     gc.disable()
     try:
@@ -723,7 +723,7 @@ def test_nothing_is_kept():
                 alive.append(weakref.ref(loss.grad_fn))
                 del loss
                 for module in (*net.modules(), criterion):
-                    module.__dict__.pop("_call", None)  # a module keeps its last call, as ever
+                    module.__dict__.pop("_call", None)  # a module always keeps its last call
                 assert [r() for r in alive] == [None] * len(alive)
             gone = weakref.ref(net.inner[2])
             assert len(w._on_tensors) <= 2 * len(w.steps[-1]), "handles of the last step only"
@@ -854,7 +854,7 @@ def test_table_of_long_names_and_of_nothing():
 
 
 def wide_net(blocks=6):
-    """Wired by hand, of more than 18 layers."""
+    """A net of user-defined modules, with more than 18 layers."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -876,7 +876,7 @@ def seen(net, steps):
 
 @pytest.fixture
 def strict(recwarn):
-    """Matplotlib warns of what it could not lay out."""
+    """Fails if Matplotlib warns that it could not lay out the figure."""
     pytest.importorskip("matplotlib")
     yield
     assert not [w.message for w in recwarn if "layout" in str(w.message)]
@@ -995,7 +995,7 @@ def test_operations_between_layers():
     torch.manual_seed(0)
     net, x = ByHand(), torch.randn(2, 3)
     with nnmirror.watch(net) as w:
-        for _ in range(2):  # recorded for the first time, and as one that came before
+        for _ in range(2):  # a first call, and a repeated one, which is recorded in another way
             y = net(x)
             y.retain_grad()
             y.sum().backward()
@@ -1050,7 +1050,7 @@ def test_operations_are_seen_in_the_call_of_the_model_alone():
 
 
 def test_an_interrupt_in_a_forward_leaves_nothing_on():
-    """Ctrl-C in a notebook. Hooks that are always called are not called then, as in PyTorch."""
+    """After Ctrl-C no mode or hook is left (`always_call` hooks do not run then, as in PyTorch)."""
     net = ByHand()
     net.last.forward = lambda x: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), nnmirror.watch(net) as w:
@@ -1095,7 +1095,7 @@ def test_the_example_runs(tmp_path):
 
 
 def test_formula_of_a_layer_of_several_calls():
-    """Its docstring's, as that of its last call says little of the layer."""
+    """A layer of several operations shows its docstring's formula, not its last operation's."""
     model = nnmirror.Sequential(nnmirror.RMSNorm(3), nnmirror.Softsign(), nnmirror.SELU())
     with nnmirror.watch(model) as w:
         model(torch.randn(4, 3, requires_grad=True)).sum().backward()
