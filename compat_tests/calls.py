@@ -1,4 +1,4 @@
-"""One call of each mirrored layer and function, for tests that go over all of them."""
+"""One call of each mirrored layer and function, for tests that cover all of them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def _x() -> torch.Tensor:
 
 
 def _images(*size: int) -> torch.Tensor:
-    """Two of four channels."""
+    """A batch of two images with four channels."""
     torch.manual_seed(1)
     return torch.randn(2, 4, *(size or (3, 2)))
 
@@ -29,7 +29,7 @@ def _signs() -> torch.Tensor:
 
 
 def _planes(n: int) -> torch.Tensor:
-    """A batch of one, of two channels in n dimensions."""
+    """A batch of one sample with two channels and n spatial dimensions."""
     torch.manual_seed(1)
     return torch.randn(1, 2, *(5, 4, 3)[:n])
 
@@ -39,12 +39,12 @@ def _pair() -> tuple[Any, ...]:
 
 
 def _places(n: int) -> torch.Tensor:
-    """Different ones for each element of `_planes(n)`."""
+    """Indices for max_unpool of `_planes(n)`: no index occurs twice in a channel."""
     shape = _planes(n).shape
     return torch.arange(shape[2:].numel()).view(shape[2:]).expand(shape).contiguous()
 
 
-# The pools and what they are made with.
+# The pooling layers and their arguments.
 _POOLS: dict[str, tuple[Any, ...]] = {
     "MaxPool": (2, 1),
     "AvgPool": (2, 1),
@@ -57,7 +57,7 @@ _ELEMENTWISE = """
 CELU ELU GELU SELU Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU
 ReLU6 SiLU Sigmoid Softplus Softsign Tanh Tanhshrink Hardshrink Softshrink Identity
 """
-# Name: the layer, the arguments that it is made with, and what it is called on.
+# Name: the layer, its arguments, and a function that creates its inputs.
 LAYERS: dict[str, tuple[Any, ...]] = {
     **{name: (name, (), lambda: (_x(),)) for name in _ELEMENTWISE.split()},
     "ReLU inplace": ("ReLU", (True,), lambda: (_x() * 1,)),
@@ -189,7 +189,7 @@ _LOSSES = {
     "nll_loss": "NLLLoss",
     "cross_entropy": "CrossEntropyLoss",
 }
-# Name: what it is called on, the other arguments by position, and those by name.
+# Name: a function that creates the inputs, the other positional and the keyword arguments.
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
     **{name: (lambda: (_x(),), (), {}) for name in _OF_ONE.split()},
     **{name: (lambda: (_x() * 1,), (), {}) for name in _IN_PLACE.split()},
@@ -262,14 +262,14 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def layer(nn: Any, name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
-    """The module, its weights drawn anew, and its inputs."""
+    """The module, with newly drawn weights, and its inputs."""
     kind, args, inputs = LAYERS[name]
     torch.manual_seed(0)
     return getattr(nn, kind)(*args), inputs()
 
 
 def function(nn: Any, name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
-    """The function of the inputs alone, and the inputs."""
+    """The function, to be called with the inputs alone, and the inputs."""
     inputs, args, kwargs = FUNCTIONS[name]
     called = getattr(nn.functional, name)
     return lambda *given: called(*given, *args, **kwargs), inputs()
@@ -286,9 +286,9 @@ _CONTAINERS = {"Module", "ModuleDict", "ModuleList", "ParameterDict", "Parameter
 
 
 def test_all_are_there() -> None:
-    """What is mirrored later is to be gone over as well."""
+    """Every mirrored layer and function is listed here, so that no test leaves one out."""
     made = {kind for kind, _, _ in LAYERS.values()}
-    # A lazy layer is another one from its first call on.
+    # A lazy layer changes its class at its first call.
     mirrored = {name for name in nnmirror.modules.__all__ if not name.startswith("Lazy")}
     assert made == mirrored - _CONTAINERS
     assert set(FUNCTIONS) == set(nnmirror.functional.__all__)

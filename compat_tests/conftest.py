@@ -1,4 +1,4 @@
-"""The tests hold bits against PyTorch's, so they run in exact mode unless they say otherwise."""
+"""The suite compares bits with PyTorch's, so tests run in exact mode unless marked `by_default`."""
 
 import fcntl
 import gc
@@ -6,8 +6,8 @@ import json
 import os
 
 # The workers of pytest-xdist share the cores, and each has PyTorch's default number of threads.
-# Threads that wait for work must not keep a core busy meanwhile: half of the suite's time. It is
-# read when torch is loaded.
+# Waiting threads must not keep a core busy: that took half of the suite's time. OpenMP reads the
+# variable when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -15,24 +15,24 @@ import torch
 
 import nnmirror
 
-# So many cases of one test are enough to see that it passes; the others are `slow`.
+# This many cases of a test suffice for a quick run; the others are marked `slow`.
 FEW = 6
 
-# A seed for a device that is not there waits for it in a list, with the stack of the call as text:
-# most of the time of torch.manual_seed.
+# A seed for a device that is not available is queued together with the call's stack trace as text,
+# which takes most of the time of torch.manual_seed.
 for _device in (torch.cuda, torch.xpu, torch.mtia):
     if not _device.is_available():
         _device.manual_seed_all = lambda seed: None
 
 
-@pytest.hookimpl(tryfirst=True)  # before some are left out by their marks
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects tests by their marks
 def pytest_collection_modifyitems(items):
     """Mark all but FEW cases of each test as slow: `-m "not slow"` runs some of every test."""
     tests = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        # Spread so that no period of the parameters is met: by the golden section.
+        # Spread by the golden ratio, so that the choice follows no period of the parameters.
         few = {int(i * 0.6180339887 % 1 * len(cases)) for i in range(FEW)}
         for i, item in enumerate(cases):
             if len(cases) > FEW and i not in few:
@@ -40,14 +40,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is there before the tests stays: no gc.collect() need go over it once more."""
+    """Freeze the objects that exist before the tests, so that gc.collect() does not scan them."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def exact_mode(request, monkeypatch):
-    """Exact mode for each test, and the processes it starts, but for one marked `by_default`."""
+    """Exact mode for each test and the processes it starts, unless it is marked `by_default`."""
     wanted = request.node.get_closest_marker("by_default") is None
     monkeypatch.setenv("NNMIRROR_EXACT", str(int(wanted)))
     nnmirror.set_exact(wanted)
@@ -57,8 +57,7 @@ def exact_mode(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """`once(name, compute)`: what `compute()` gives, as JSON has it, computed by one of all the
-    processes that the tests run in."""
+    """`once(name, compute)`: the result of `compute()`, run by one worker and shared as JSON."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
@@ -76,7 +75,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def one_thread():
-    """For bits that PyTorch's kernel has with one thread: with several it adds up otherwise."""
+    """One thread, for PyTorch's kernels that add in another order with several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,11 +1,11 @@
-"""A long training run with the garbage collector off: memory must stay as it is.
+"""A long training run with the garbage collector off: the memory in use must not grow.
 
     python -m compat_tests.long_run --steps 100000
     python -m compat_tests.long_run --steps 20000 --pinn
 
-A net with hooks, in-place layers, views changed in place, a forward under no_grad and the
-explicit backward; or, with --pinn, the second derivatives of a physics-informed net. What it prints
-should be flat, and no cycle should be left at the end.
+The net has hooks, in-place layers, views changed in place and a forward under no_grad. With --pinn,
+a physics-informed net is trained through second derivatives. The memory printed should stay flat,
+and no reference cycle should be left at the end.
 """
 
 import argparse

@@ -5,17 +5,17 @@
         torch.manual_seed(0)
         return nn.Linear(2, 3).weight
 
-Compared are the value returned (tensors bit by bit), the warnings given, the exception
-raised (type and message) and the state of the random generators afterwards. pytest
-parameters of the test are passed on to the function.
+The returned value (tensors bit by bit), the warnings, the exception (type and message) and the
+final state of the random generators are compared. pytest parameters of the test are passed on to
+the function.
 
-Where a rule with an exact form was used (see nnmirror/exact), that was in exact mode. The same is
-then run by default too, and compared within the units in the last place that the rules used
-allow. What repeats is bound and generated at once in another run.
+The comparison is done in exact mode. If a rule with an exact form was used (see nnmirror/exact),
+the function is also run in default mode and compared within the units in the last place that the
+rules allow. Further runs bind walks and generate code for repeated calls at the first occurrence.
 
-A test is run on every device there is: the CPU, and a GPU where PyTorch finds one. The function
-need not know: what it makes without naming a device is made on that one, as inside
-`with torch.device(...)`. NNMIRROR_DEVICES=cuda,cpu names others.
+A test runs on every available device: the CPU, and a GPU if PyTorch finds one. Tensors that the
+function creates without naming a device are created on that one, as inside
+`with torch.device(...)`. NNMIRROR_DEVICES=cuda,cpu names other devices.
 """
 
 import collections
@@ -60,7 +60,7 @@ DEVICES = _devices()
 
 
 def cpu_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Of a test, below `parity`: it asks for something that only the CPU has."""
+    """Mark a test (below `parity`) that needs something which only the CPU has."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.cpu_only = why  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def cpu_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def exact_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Of a test, below `parity`: what it asks for is so in exact mode alone."""
+    """Mark a test (below `parity`) that holds in exact mode only."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.exact_only = why  # type: ignore[attr-defined]
@@ -81,8 +81,8 @@ def exact_only(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @contextlib.contextmanager
 def default_device(device: str) -> Iterator[None]:
-    """What is made without naming a device is made on this one."""
-    if device == CPU:  # it is anyway, and without a mode that sees every call
+    """Create tensors on this device where none is named."""
+    if device == CPU:  # the default, without a mode that sees every call
         yield
     else:
         with torch.device(device):
@@ -92,7 +92,7 @@ def default_device(device: str) -> Iterator[None]:
 def outcome(
     function: Callable[..., Any], nn: Any, optim: Any, device: str = CPU, /, **params: Any
 ) -> Outcome:
-    """What `function` returns, raises and warns of on one backend."""
+    """The value that `function` returns on one backend, its exception and its warnings."""
     torch.manual_seed(0)
     params = copy.deepcopy(params)
     if device != CPU:
@@ -111,8 +111,8 @@ def both(
 
 @contextlib.contextmanager
 def bound_at_once() -> Iterator[None]:
-    """Every walk is bound the first time it comes, and compared with the generic one; what repeats
-    is generated the first time."""
+    """Bind every walk at its first occurrence, and compare it with the generic one; also generate
+    code for repeated calls then."""
     after, fast.after = fast.after, 1
     try:
         yield
@@ -122,7 +122,7 @@ def bound_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exactly(wanted: bool) -> Iterator[None]:
-    """Exact mode in the whole process, or not."""
+    """Turn exact mode on or off in the whole process."""
     before = nnmirror.is_exact()
     nnmirror.set_exact(wanted)
     try:
@@ -133,7 +133,7 @@ def exactly(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted_forms() -> Iterator[collections.Counter[Any]]:
-    """How often each rule that has an exact form is called."""
+    """Count the calls of each rule that has an exact form."""
     calls: collections.Counter[Any] = collections.Counter()
     chosen = mode.chosen
 
@@ -158,8 +158,8 @@ def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -
     with nearly:
         same_outcome(expected, actual)
         if any(isinstance(p, Path) for p in params.values()):
-            return  # a test with files of its own, which another run would find
-        # What is generated for default mode alone has the same bits where no exact form was used.
+            return  # the test writes files, which another run would find
+        # Some code is generated in default mode only: same bits if no exact form was used.
         with exactly(bool(calls)), bound_at_once():
             same_outcome(expected, outcome(function, nnmirror, nnmirror.optim, device, **params))
     if calls and not hasattr(function, "exact_only"):
@@ -176,7 +176,7 @@ def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -
 
 
 def off_by(units: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Of a test, below `parity`: something in it differs by so many units in exact mode too."""
+    """Mark a test (below `parity`) that may differ by so many units in exact mode too."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.off_by = units  # type: ignore[attr-defined]
@@ -200,24 +200,24 @@ def parity(function: Callable[..., Any]) -> Callable[..., None]:
     return pytest.mark.parametrize("on_device", devices)(test)
 
 
-_allowed: list[Tolerance] = [Tolerance()]  # not by a bit
+_allowed: list[Tolerance] = [Tolerance()]  # none: every bit must be the same
 
 
 def same_outcome(expected: Outcome, actual: Outcome) -> None:
-    """Assert that two backends did the same, within what is allowed."""
+    """Assert that two backends did the same, within the current tolerance."""
     assert_same_outcome(actual, expected, _allowed[0])
 
 
 def same(expected: Any, actual: Any, where: str) -> None:
-    """Assert that two results are alike all through, within what is allowed."""
+    """Assert that two results are equal in every part, within the current tolerance."""
     assert_same(actual, expected, where, _allowed[0])
 
 
 @contextlib.contextmanager
 def within(units: float, result: Any = None) -> Iterator[None]:
-    """Tensors are the same if they differ by at most so many units in the last place.
+    """Let tensors differ by at most so many units in the last place.
 
-    In that of the largest number in `result`, or in them.
+    The unit is that of the largest number in `result`, or else in the tensors compared.
     """
     before, _allowed[0] = _allowed[0], Tolerance(units=units).scaled_to(result)
     try:

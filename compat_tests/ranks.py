@@ -1,8 +1,8 @@
-"""Run tests in several processes at once, joined by torch.distributed over gloo.
+"""Run tests in several processes, joined by torch.distributed over gloo.
 
-A test module gives its scenarios, functions of `(nn, optim)`; every process runs each of them
-on both libraries, in a process group of its own, and says what differed. Starting processes
-takes longer than the scenarios do, so all of them run in one go.
+A test module defines its scenarios, functions of `(nn, optim)`. Each process runs every scenario on
+both libraries, in a process group of its own, and reports the differences. Starting processes takes
+longer than the scenarios, so the same processes run all of them.
 """
 
 import datetime
@@ -21,14 +21,14 @@ import torch.distributed as dist
 import nnmirror
 from compat_tests.parity import outcome, same_outcome
 
-LIMIT = 60.0  # seconds that nothing here may take
+LIMIT = 60.0  # seconds, after which the processes are killed
 
 
 def start(directory, world, *args):
-    """`world` processes of this file; their exit codes and what they wrote."""
+    """Run this file in `world` processes; return their exit codes and their output."""
     environment = {
         **os.environ,
-        "GLOO_SOCKET_IFNAME": "lo",  # no name of this machine needs to be known
+        "GLOO_SOCKET_IFNAME": "lo",  # the loopback device, so that no host name is needed
         "OMP_NUM_THREADS": "1",
     }
     logs = [Path(directory, f"log{rank}") for rank in range(world)]
@@ -53,7 +53,7 @@ def start(directory, world, *args):
 
 
 def differences(directory, world, module):
-    """For each scenario of `module`, what each rank found to differ ("" for nothing)."""
+    """For each scenario of `module`, the difference that each rank found ("" for none)."""
     codes, written = start(directory, world, module)
     assert not any(codes), written
     found = [json.loads(Path(directory, f"found{rank}").read_text()) for rank in range(world)]
@@ -87,7 +87,7 @@ def main():
     rank, world = int(sys.argv[1]), int(sys.argv[2])
     directory, name = sys.argv[3:5]
     module = importlib.import_module(name)
-    if len(sys.argv) > 5:  # a function that takes the rank
+    if len(sys.argv) > 5:  # the name of a function of the rank
         join_group(directory, "group", rank, world)
         getattr(module, sys.argv[5])(rank)
         return

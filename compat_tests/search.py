@@ -1,14 +1,14 @@
-"""A search for programs that PyTorch and the mirror do not run alike.
+"""Search for programs on which PyTorch and the mirror differ.
 
     python -m compat_tests.search --examples 20000 --jobs 2
 
-Hypothesis makes up whole programs: a net of shared and branching modules, tensor operations
-between them, views and in-place changes, frozen parameters, hooks, several losses, gradients that
-go on in the program, a few steps of an optimiser under a schedule, with walks bound at once or not
-at all. Each runs on both backends; every value, gradient and weight is
-compared bit by bit, and so is every error. What the mirror refuses (it says so) is left out
-of the program on both sides. What has been tried is noted in a file, from which a run that was
-stopped goes on.
+Hypothesis generates whole programs: a net of shared and branching modules, tensor operations
+between them, views and in-place changes, frozen parameters, hooks, several losses, gradients with
+which the program goes on computing, a few steps of an optimiser with a scheduler, and walks that
+are bound at once or not at all. Each program runs on both backends; every value, gradient and
+weight is compared bit by bit, and so is every error. An operation that the mirror refuses is left
+out of the program on both sides. The programs tried are recorded in a file, from which an
+interrupted search continues.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def put(a: Any, index: Any, value: Any) -> Any:
 
 
 def filled(a: Any) -> Any:
-    """A plain buffer filled step by step with what was computed from it."""
+    """A plain buffer, filled step by step from its own earlier entries."""
     series = torch.zeros(5, dtype=a.dtype)
     before = series[:2]
     for i in range(2, 5):
@@ -51,7 +51,7 @@ def filled(a: Any) -> Any:
 
 
 def written(a: Any) -> Any:
-    """Each slice written from those before it."""
+    """Each slice is computed from the slices before it."""
     d = torch.zeros_like(a)
     for k in range(len(a)):
         d[k] = (d[: k + 1] + a[: k + 1].flip(0)).sum(0)
@@ -190,7 +190,7 @@ UNARY = {
     "nll": lambda a: F.nll_loss(a.log_softmax(-1), a.detach().argmin(-1), reduction="none"),
     "glu": lambda a: F.glu(torch.cat([a, a * 0.5], -1), -1),
     "gumbel": lambda a: F.gumbel_softmax(a, tau=0.7),
-    # Of one small picture: for batches in float32 oneDNN adds up in its own order.
+    # Only one small image: for batches in float32 oneDNN adds in an order of its own.
     "conv1d": lambda a: F.conv1d(a.reshape(1, 1, -1), a.detach().flatten()[:2].view(1, 1, 2)),
     "max_pool1d": lambda a: F.max_pool1d(a.reshape(1, -1), 2),
     "max_pool2d": lambda a: F.max_pool2d(a.unsqueeze(0), 2, 1, 1),
@@ -288,13 +288,13 @@ BINARY = {
 
 
 def slope(y: Any, x: Any, start: Any = None) -> Any:
-    """dy/dx, recorded; None if y does not depend on x."""
+    """dy/dx, with a graph; None if y does not depend on x."""
     start = torch.ones_like(y) if start is None else start
     return torch.autograd.grad(y, x, start, create_graph=True, allow_unused=True)[0]
 
 
 def again(y: Any, x: Any) -> Any:
-    """The slope of the slope, as far as there is one."""
+    """The second derivative, or the first if there is no second one."""
     dy = slope(y, x)
     if dy is None or not dy.requires_grad:
         return dy
@@ -303,20 +303,20 @@ def again(y: Any, x: Any) -> Any:
 
 
 def slopes(y: Any, params: Any) -> list[Any]:
-    """The slopes for those of the parameters that y depends on."""
+    """The gradients of those parameters that y depends on, each with its parameter."""
     asked = [p for p in params if p.requires_grad]
     found = torch.autograd.grad(y.sum(), asked, create_graph=True, allow_unused=True)
     return [(p, g) for p, g in zip(asked, found, strict=True) if g is not None]
 
 
 def penalty(y: Any, params: Any) -> Any:
-    """The squares of the slopes for all weights."""
+    """The sum of the squared gradients of all weights."""
     squares = [(g * g).sum() for _, g in slopes(y, params)]
     return sum(squares[1:], squares[0]) if squares else None
 
 
 def curved(y: Any, params: Any) -> Any:
-    """The Hessian times the gradient, added up."""
+    """The sum of the entries of the Hessian times the gradient."""
     found = [(p, g) for p, g in slopes(y, params) if g.requires_grad]
     if not found:
         return None
@@ -327,7 +327,7 @@ def curved(y: Any, params: Any) -> Any:
     return sum(numbers[1:], numbers[0]) if numbers else None
 
 
-# Gradients that are recorded, and go on in the program.
+# Gradients with a graph, with which the program goes on computing.
 GRADIENTS: dict[str, Any] = {
     "slope": lambda a, b, params: slope(a, b),
     "slope of a sum": lambda a, b, params: slope(a.sum(), b),
@@ -398,7 +398,7 @@ PROGRAMS = st.fixed_dictionaries(
         ),
         "losses": st.lists(st.integers(0, 30), min_size=1, max_size=3),
         "retain": st.booleans(),
-        "twice": st.integers(0, 3).map(lambda n: n == 3),  # through the gradients themselves
+        "twice": st.integers(0, 3).map(lambda n: n == 3),  # a backward through the gradients
         "hooks": st.booleans(),
         "retain_grad": st.booleans(),
         "steps": st.integers(1, 2),
@@ -410,7 +410,7 @@ PROGRAMS = st.fixed_dictionaries(
 
 REFUSED = "nnmirror"
 NORMS = ("norm net", "batch norm", "layer norm", "layer_norm", "instance norm")
-UNKNOWN = "is not implemented"  # said by PyTorch of a second derivative
+UNKNOWN = "is not implemented"  # PyTorch's message for a missing second derivative
 ran: collections.Counter[str] = collections.Counter()
 distinct: set[str] = set()
 
@@ -423,21 +423,21 @@ class Refused(Exception):
 
 
 def message(error: Exception) -> str:
-    """The message, without which tensor is said to have been changed in place.
+    """The message, without the part that names the tensor changed in place.
 
-    Where several saved tensors were changed, or one several times, PyTorch names the first
-    that its generated code unpacks, and the last operation on it. test_tape.py compares the
-    whole message where there is one change.
+    Where several saved tensors were changed, or one several times, PyTorch names the first that its
+    generated code unpacks, and the last operation on it. test_tape.py compares the whole message
+    where there is one change.
     """
     said = re.sub(r"(modified by an inplace operation): .*", r"\1", normal(str(error)))
-    # Of several saved tensors that were changed, one may be such a view: which is named first?
+    # One of several changed tensors may be such a view; PyTorch may name another one first.
     said = re.sub(
         r"Output \d of \w+ is a view and its base .*",
         "one of the variables needed for gradient computation has been modified by an inplace"
         " operation",
         said,
     )
-    # Said of x[-1] for some numbers x and not for others, in PyTorch itself.
+    # PyTorch itself gives either message for x[-1] of a 0-dim tensor.
     return said.replace(
         "select() cannot be applied to a 0-dim tensor.",
         "index -1 is out of bounds for dimension 0 with size 0",
@@ -498,7 +498,7 @@ def modules_of(nn: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class Pictured:
-    """A net on the rows of a tensor as the rows of one picture."""
+    """A net that gets the rows of a tensor as the rows of one image."""
 
     def __init__(self, net: Any) -> None:
         self.net = net
@@ -511,7 +511,7 @@ class Pictured:
 
 
 class Looked:
-    """An embedding of the places where the rows of a tensor are largest."""
+    """An embedding of the index of the largest entry in each row."""
 
     def __init__(self, embedding: Any) -> None:
         self.embedding = embedding
@@ -524,7 +524,7 @@ class Looked:
 
 
 def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> list[Any]:
-    """What happens, as a list of tensors and errors. Raises Refused where the mirror refuses."""
+    """Run the program; return a log of tensors and errors. Raises Refused if the mirror refuses."""
     torch.manual_seed(program["seed"])
     log: list[Any] = []
 
@@ -541,7 +541,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
 
     dtype = program["dtype"]
     recorded = [name for name, _, _ in program["body"] if name in GRADIENTS]
-    # How many gradients may follow one another, before the last.
+    # How many further gradients may be computed from a gradient, before the last.
     further = program["twice"] + len(recorded) + recorded.count("slope of the slope")
     further += recorded.count("curvature")
     again_back = further > 0
@@ -556,7 +556,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
         modules["mixed net"][3].register_forward_hook(lambda m, a, o: o + 1)
         modules["linear"].register_forward_pre_hook(lambda m, a: (a[0] + 1,))
         params[0].register_hook(lambda g: g * 2) if params[0].requires_grad else None
-        if again_back:  # where no gradient comes, hooks are called with None
+        if again_back:  # hooks are called with None if there is no gradient
             for i, p in enumerate(params):
                 if p.requires_grad:
                     p.register_hook(lambda g, i=i: came[i].append(g is None))
@@ -564,7 +564,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
     optimizer = getattr(optim, name)([p for p in params if p.requires_grad], lr=0.05, **options)
     schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.7) if program["schedule"] else None
     for step in range(program["steps"]):
-        # Inputs come out of a module, as activations do, or are leaves of their own.
+        # Inputs come out of a module, as activations do; some have a leaf before it.
         leaves = [torch.randn(s, dtype=dtype) for s in program["shapes"]]
         if program["leaf"]:
             leaves = [x.requires_grad_() for x in leaves]
@@ -574,11 +574,11 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
 
             def act(name: str = name, a: Any = a, b: Any = b) -> Any:
                 if further > 1 and name in NORMS:
-                    return None  # PyTorch's third derivative takes mean and deviation for constants
+                    return None  # PyTorch's third derivative takes mean and deviation as constant
                 if further > 1 and name == "conv net" and dtype is torch.float32:
                     return None  # its third derivative differs (nnmirror/exact/README.md)
                 if further and name == "group norm":
-                    return None  # its second derivative differs (the same)
+                    return None  # its second derivative differs (see there too)
                 if name in UNARY:
                     return UNARY[name](a)
                 if name in BINARY:
@@ -586,18 +586,18 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                 if name in GRADIENTS:
                     return GRADIENTS[name](a, b, params)
                 if a.dim() == 0 and name != "mse":
-                    a = a * 1  # wrong in two ways, a stale view of a number: which is said first?
+                    a = a * 1  # a stale view that is also 0-dim: either error may come first
                 if again_back and a.dim() != 2 and re.search("linear|net|two", name):
-                    # The view as rows and the product are two nodes in PyTorch, at which gradients
-                    # of gradients are added up, and one in the mirror: the last bit may differ.
+                    # PyTorch records a reshape and a product, and adds gradients of
+                    # gradients at each; the mirror records one node. The last bit may differ.
                     a = a.reshape(-1, a.shape[-1])
                 if (
                     name in ("linear", "linear wide", "net", "two activations")
                     and program["retain_grad"]
                 ):
-                    # PyTorch makes some of these outputs (of other than two dimensions) as
-                    # views of something unseen; a gradient retained at one is lost when a
-                    # piece of it is changed in place.
+                    # PyTorch returns some of these outputs (of other than two dimensions) as views
+                    # of a hidden tensor; a gradient retained at one is lost when part of it is
+                    # changed in place.
                     return modules[name](a) * 1
                 if again_back and name == "embedding" and not a.numel():
                     return None  # PyTorch's second derivative fails at a reshape
@@ -610,9 +610,9 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
                 log.append((result.requires_grad, result.detach().clone()))
         kept = []
         for place, tensor in enumerate(pool):
-            # A view whose base was changed may refuse to be asked anything.
+            # Reading an attribute of a view may raise if its base was changed.
             def keep(tensor: Any = tensor) -> bool:
-                # Asked first: PyTorch takes a view whose base was changed for a leaf until then.
+                # Read first: until then PyTorch takes a view whose base was changed for a leaf.
                 if not tensor.requires_grad or tensor.grad_fn is None:
                     return False
                 if program["retain_grad"]:
@@ -637,8 +637,8 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
             before = len(log)
             attempt(("loss", step, n), back)
             if len(log) > before:
-                # A backward that fails half-way has filled some .grad: which, depends on
-                # how many nodes an operation is recorded as.
+                # A backward that fails half-way has filled some .grad. Which ones depends on how
+                # many nodes an operation is recorded as.
                 return log
         if program["twice"]:
             given = [p.grad for p in params if p.grad is not None and p.grad.requires_grad]
@@ -667,7 +667,7 @@ def run(nn: Any, optim: Any, program: dict[str, Any], skip: frozenset[Any]) -> l
 
 
 def difference(expected: Any, actual: Any, where: str = "log") -> str | None:
-    """Where two logs differ, or None."""
+    """The first difference between two logs, or None."""
     if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
         alike = expected.shape == actual.shape and expected.dtype == actual.dtype
         return None if alike and same_bits(expected, actual) else f"{where}: {expected} | {actual}"
@@ -681,7 +681,7 @@ def difference(expected: Any, actual: Any, where: str = "log") -> str | None:
 
 
 def check(program: dict[str, Any]) -> int:
-    """Run on both backends; return how many instructions the mirror refused."""
+    """Run the program on both backends; return how many instructions the mirror refused."""
     skip: frozenset[Any] = frozenset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -701,7 +701,7 @@ def check(program: dict[str, Any]) -> int:
 
 
 def search(examples: int, derandomize: bool = False, seed: int = 0) -> tuple[int, int]:
-    """Try so many programs; return how many ran and how many instructions were refused."""
+    """Run so many programs; return how many ran and how many instructions were refused."""
     counted = [0, 0]
 
     @hypothesis.seed(seed)
@@ -727,7 +727,7 @@ CHUNK = 250
 
 
 def one_chunk(number: int) -> dict[str, Any]:
-    """Programs from one seed: what became of them, to be added to the account."""
+    """Run the programs of one seed; return the results to be added to the account."""
     torch.set_num_threads(1)
     nnmirror.set_exact(True)
     ran.clear()
@@ -748,7 +748,7 @@ def one_chunk(number: int) -> dict[str, Any]:
 
 
 def code() -> str:
-    """A fingerprint of the package and of this file: an account is of one state of the code."""
+    """A hash of the package and of this file: an account is valid for one state of the code."""
     files = [*sorted(Path(nnmirror.__file__).parent.rglob("*.py")), Path(__file__)]
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
 
