@@ -1,4 +1,4 @@
-"""The other activations: a user would lose the same bits, or be told wrong how near they are."""
+"""Activations: the same bits as PyTorch's, or gradients within the stated distance of them."""
 
 import math
 
@@ -49,8 +49,8 @@ ACTIVATIONS = {
     "softmin": lambda nn: nn.Softmin(dim=-1),
     "softmin None": lambda nn: nn.Softmin(),
 }
-# Kernels with an exp, erf or tanh of their own that no tensor operation computes: the share of
-# gradients that may differ, and by how many times eps g, as measured for a million of them.
+# PyTorch's kernels compute exp, erf or tanh in a way that no tensor operation does. Each line has
+# the share of gradients that may differ, and by how many times eps g, measured for a million.
 NEARLY = {
     "softplus": (lambda nn: nn.Softplus(), 0.02, 2),
     "softplus 2 3": (lambda nn: nn.Softplus(2, 3), 0.02, 2),
@@ -59,7 +59,7 @@ NEARLY = {
     "mish": (lambda nn: nn.Mish(), 0.03, 16),
     "mish inplace": (lambda nn: after_identity(nn, nn.Mish(inplace=True)), 0.03, 16),
 }
-# One register, two, and what is left over; enough for several threads.
+# Lengths that fill one or two vector registers, leave a remainder, or use several threads.
 LONG = [(31,), (32,), (33,), (65,), (7, 9), (70001,)]
 
 
@@ -84,7 +84,7 @@ def test_activation_special_values(nn, optim, name):
 @parity
 @exact_only("a NaN goes one way or the other; test_exact.py has it by default")
 def test_activation_of_nan(nn, optim, name, dtype):
-    """Whether a NaN lets the gradient through: kernels differ from one loop to the other."""
+    """Whether the gradient passes a NaN: PyTorch's vectorised and scalar loops differ in this."""
     x = torch.full((107,), float("nan"), dtype=dtype)
     tall = torch.full((60, 2), float("nan"), dtype=dtype)[:, 0]
     return [driven(ACTIVATIONS[name](nn), t) for t in (x, x[:3], x[0], tall)]
@@ -93,7 +93,7 @@ def test_activation_of_nan(nn, optim, name, dtype):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @parity
 def test_activation_non_contiguous(nn, optim, name):
-    """Kernels go over such memory in other loops, which round otherwise."""
+    """PyTorch's kernels use other loops for non-contiguous memory, which round differently."""
     results = []
     for x in (
         torch.randn(60, 40).t()[::2],
@@ -116,8 +116,8 @@ def test_activation_non_contiguous(nn, optim, name):
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "relu", "leaky", "tanh"])
 @parity
-def test_activation_whose_gradient_comes_by_columns(nn, optim, name):
-    """It goes on laid out so: what is added up further back is added in that order."""
+def test_activation_with_a_column_major_gradient(nn, optim, name):
+    """The gradient is passed on in this layout, which decides the order of later sums."""
     more = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh}
     net = nn.Sequential(nn.Linear(5, 8), more[name]() if name in more else ACTIVATIONS[name](nn))
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_activation_whose_gradient_comes_by_columns(nn, optim, name):
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *NEARLY, "relu", "leaky", "tanh"])
 @parity
 def test_layout_of_a_gradient(nn, optim, name):
-    """Rows or columns first, as x lies in memory or as the gradient that comes does."""
+    """The gradient has the strides of x or of the incoming gradient, as in PyTorch."""
     more = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "tanh": nn.Tanh}
     make = more[name] if name in more else lambda: (ACTIVATIONS.get(name) or NEARLY[name][0])(nn)
     seen = []
@@ -142,8 +142,8 @@ def test_layout_of_a_gradient(nn, optim, name):
 
 
 @pytest.mark.parametrize("alpha", [-1.0, -0.3, -2.5])
-def test_celu_with_a_divisor_below_zero(alpha):
-    """Nearly: its kernel has an exp of positive numbers of its own."""
+def test_celu_with_negative_alpha(alpha):
+    """Close, not the same bits: PyTorch's kernel has its own exp for positive numbers."""
     found = []
     for nn in (torch.nn, nnmirror):
         x = nn.Parameter(torch.linspace(-3, 3, 75))
@@ -165,7 +165,7 @@ def test_activation_trains(nn, optim, name):
 @pytest.mark.parametrize("shape", [(), *SHAPES, *LONG])
 @pytest.mark.parametrize("name", NEARLY)
 def test_activation_nearly(name, shape, dtype):
-    """Not the same bits: see NEARLY. In 16 bits the difference is rounded away most often."""
+    """Close, not the same bits: see NEARLY. In 16 bits most differences are rounded away."""
     make, share, units = NEARLY[name]
     torch.manual_seed(0)
     x, g = (3 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
@@ -189,8 +189,8 @@ SMOOTH += ["softshrink 0.3", "tanhshrink", "softsign", "logsigmoid", "threshold"
 
 
 @pytest.mark.parametrize("name", [*NEARLY, *SMOOTH])
-def test_activation_slope_is_that_of_the_function(name):
-    """Central differences in float64, a witness besides PyTorch."""
+def test_activation_gradient_by_finite_differences(name):
+    """Central differences in float64: a check that does not depend on PyTorch."""
     make = (ACTIVATIONS.get(name) or NEARLY[name][0])(nnmirror)
     x = torch.linspace(-4, 4, 81, dtype=torch.float64) + 0.003
     leaf = nnmirror.Parameter(x)
@@ -198,7 +198,7 @@ def test_activation_slope_is_that_of_the_function(name):
     make(leaf).backward(g)
     h = 1e-6
     with torch.no_grad():
-        if name == "softmin":  # a number's slope is that of all results
+        if name == "softmin":  # each input changes every output
             steps = torch.eye(81, dtype=torch.float64) * h
             slope = ((make(x + steps) - make(x - steps)) @ g) / (2 * h)
         else:
@@ -225,7 +225,7 @@ def test_functional_activations(nn, optim):
 
 @parity
 def test_torch_functions_on_tracked_tensors(nn, optim):
-    """A script that calls torch.nn.functional on a mirrored net's output."""
+    """torch.nn.functional works on a mirrored net's output as in a script written for PyTorch."""
     F = torch.nn.functional
     x = nn.Linear(3, 30)(torch.randn(4, 3))
     y = F.selu(F.celu(x, 0.5)) + F.logsigmoid(x) + F.softsign(x) + F.tanhshrink(x) + F.softmin(x, 0)
@@ -241,7 +241,7 @@ def test_torch_functions_on_tracked_tensors(nn, optim):
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
 @pytest.mark.parametrize("name", [n for n in (*ACTIVATIONS, *NEARLY) if "inplace" not in n])
 def test_explicit_style(name):
-    """A layer driven by hand gives the gradient that the tape gives."""
+    """`layer.backward(g)` by hand gives the same gradient as the recorded call."""
     layer = (ACTIVATIONS.get(name) or NEARLY[name][0])(nnmirror)
     x = torch.randn(4, 6)
     g = torch.randn(layer.forward(x).shape)
@@ -304,7 +304,7 @@ def changed(nn, layer):
 @pytest.mark.parametrize("name", ERRORS)
 @parity
 def test_bad_input(nn, optim, name):
-    """A user reads PyTorch's exception and message, not ours."""
+    """A user gets PyTorch's exception and message."""
     return ERRORS[name](nn)
 
 

@@ -1,4 +1,4 @@
-"""Attention: PyTorch's bits, by operations and by the kernel that goes block by block."""
+"""Attention: PyTorch's bits, from the plain formula and from the blockwise kernel."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import nnmirror
 from .parity import cpu_only, parity
 
 DTYPES = [torch.float32, torch.float64]
-# Those of q, of k and of v: one block and several, what is left over in a register, one key.
+# Shapes of q, k and v: one block, several blocks, a remainder of a vector register, one key.
 SHAPES = {
     "small": ((2, 3, 4, 8),) * 3,
     "longer keys": ((2, 2, 10, 16), (2, 2, 17, 16), (2, 2, 17, 16)),
@@ -32,7 +32,7 @@ MASKS = {
 
 
 def attended(nn, shapes, dtype, heads_last, attend):
-    """The result and the gradients, of tensors that lie as (batch, heads, length) or not."""
+    """The output, its node and the gradients; `heads_last` stores the heads after the length."""
 
     def leaf(shape):
         x = torch.randn(shape, dtype=dtype)
@@ -101,7 +101,7 @@ def test_heads_that_share_keys(nn, optim, is_causal, dropout_p, dtype):
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 @parity
-def test_what_is_given_twice_and_what_is_frozen(nn, optim, dropout_p):
+def test_shared_and_frozen_arguments(nn, optim, dropout_p):
     F, x = nn.functional, nn.Parameter(torch.randn(2, 3, 9, 8))
     others = [torch.randn(2, 3, 9, 8) for _ in range(2)]
     mask = nn.Parameter(torch.randn(9, 9))
@@ -114,8 +114,8 @@ def test_what_is_given_twice_and_what_is_frozen(nn, optim, dropout_p):
 
 
 @parity
-def test_by_which_formula_can_be_chosen(nn, optim):
-    """As by torch.nn.attention.sdpa_kernel, which PyTorch is asked about."""
+def test_sdpa_kernel_chooses_the_formula(nn, optim):
+    """torch.nn.attention.sdpa_kernel chooses the kernel whose bits are mirrored."""
     x = nn.Parameter(torch.randn(1, 2, 40, 16))
     results = []
     for kind in (torch.nn.attention.SDPBackend.MATH, torch.nn.attention.SDPBackend.FLASH_ATTENTION):
@@ -152,8 +152,8 @@ def test_a_block_of_a_transformer_trains(nn, optim):
 
 
 @pytest.mark.parametrize("way", [*WAYS, "masked"])
-def test_slopes(way):
-    """Central differences in float64, a witness besides PyTorch."""
+def test_gradients_by_finite_differences(way):
+    """Central differences in float64: a check that does not depend on PyTorch."""
     torch.manual_seed(0)
     values = [torch.randn(1, 2, 3, 4, dtype=torch.float64) for _ in range(3)]
     more = WAYS.get(way, {"attn_mask": torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]]).bool()})
@@ -181,8 +181,9 @@ def test_slopes(way):
 @pytest.mark.parametrize("shape", [(2, 2, 33, 20), (4, 4, 64, 32), (1, 2, 200, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_are_near(dtype, shape, is_causal):
-    """The same outputs. The kernel's gradients come of products in 32 bits of numbers in 16, which
-    no tensor operation has: they differ by about a unit in the last place of the largest."""
+    """The same outputs. PyTorch's kernel computes 32-bit products of 16-bit numbers in the
+    backward, which no tensor operation does: gradients differ by about a unit in the last place of
+    the largest."""
     most = 0.01 if dtype is torch.bfloat16 else 0.002
     torch.manual_seed(0)
     values = [torch.randn(shape).to(dtype) for _ in range(4)]
@@ -236,8 +237,8 @@ def test_wrong_arguments(nn, optim, name):
     ],
 )
 @parity
-def test_of_nothing(nn, optim, shapes):
-    """Where there are no numbers at all PyTorch does not look whether the shapes fit."""
+def test_empty_tensors(nn, optim, shapes):
+    """PyTorch does not check whether the shapes of empty tensors match."""
     given = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     out = torch.nn.functional.scaled_dot_product_attention(*[p * 1 for p in given])
     out.sum().backward()
@@ -246,7 +247,7 @@ def test_of_nothing(nn, optim, shapes):
 
 @pytest.mark.parametrize("how", ["plain", "causal", "masked", "shared heads"])
 def test_gradients_of_gradients_where_pytorch_has_none(how):
-    """Its kernel for the CPU has no second derivative; the formula has."""
+    """PyTorch's CPU kernel has no second derivative; the mirror has that of the formula."""
     torch.manual_seed(0)
     kwargs = {"is_causal": how == "causal"}
     heads = 2 if how == "shared heads" else 4

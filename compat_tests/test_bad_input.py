@@ -1,7 +1,7 @@
-"""Bad input: the same exception, with the same words, as PyTorch gives.
+"""Bad input raises the same exception, with the same message, as in PyTorch.
 
-Each public entry is called with good arguments of which one after the other is replaced by
-each of these. Where PyTorch takes one of them gladly, the result is compared.
+Each public entry is called with good arguments, one of which at a time is replaced by each value of
+BAD. Where PyTorch accepts such a value, the results are compared.
 """
 
 import pytest
@@ -44,7 +44,7 @@ def tracked(nn):
 
 
 def scheduled(name):
-    """A schedule of arguments, and what the groups hold after a few steps."""
+    """An entry that constructs a scheduler, runs six steps and returns its state."""
 
     def entry(nn, optim):
         optimizer = optim.SGD(net(nn).parameters(), lr=0.1, momentum=0.9)
@@ -78,7 +78,7 @@ SCHEDULES = {
 }
 
 
-# name: (the callable, its good arguments), made anew for each call.
+# name: (the callable, its good arguments), created anew for each call.
 ENTRIES = {
     "Linear": lambda nn, optim: (nn.Linear, [3, 4, True]),
     "Linear()": lambda nn, optim: (nn.Linear(3, 4), [X]),
@@ -205,7 +205,7 @@ ENTRIES = {
 }  # fmt: skip
 
 
-# PyTorch reads memory that nobody has written, and says nothing.
+# PyTorch reads uninitialised memory here, without an error.
 UNDEFINED = {("add_", "on another device"), ("[]=", "on another device"),
              ("index_select", "on another device")}  # fmt: skip
 
@@ -217,7 +217,7 @@ def call(nn, optim, entry, place, bad):
 
 
 def shown(value):
-    """Tensors are compared as they are, except without memory; all else by what it prints."""
+    """Tensors are compared by value, meta tensors by device and shape, all else by its str()."""
     if isinstance(value, torch.Tensor):
         return (str(value.device), str(value.shape)) if value.is_meta else value
     if isinstance(value, tuple | list):
@@ -231,7 +231,7 @@ def places(entry):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_same_answer_to_a_bad_argument(entry, bad):
+def test_same_outcome_for_a_bad_argument(entry, bad):
     if (entry, bad) in UNDEFINED:
         pytest.skip("PyTorch reads unwritten memory")
     for place in places(entry):

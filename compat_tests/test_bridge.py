@@ -1,4 +1,4 @@
-"""from_torch and to_torch: a model of one library goes on as a model of the other."""
+"""from_torch and to_torch: a model of one library continues as a model of the other."""
 
 import copy
 import gc
@@ -17,7 +17,7 @@ from .parity import parity, same, same_bits, trained
 
 
 def models(nn):
-    """A model of a user's own classes, with all that is easily lost on the way."""
+    """A model of user-defined classes, with attributes that a conversion may easily lose."""
 
     class Scaled(nn.Linear):
         def forward(self, x):
@@ -108,7 +108,7 @@ def test_the_same_model_of_the_other_library(nn, other, copied):
     model = models(nn)
     before = copy.deepcopy(described(model))
     new = into(nn, other, model, copy=copied)
-    same(before, described(model), "the original")  # untouched
+    same(before, described(model), "the original")  # unchanged
     same(before, described(new), "converted")
     for module in new.modules():
         assert isinstance(module, other.Module)
@@ -127,7 +127,7 @@ def test_the_same_model_of_the_other_library(nn, other, copied):
 @SHARED
 @BOTH
 def test_training_the_converted_model(nn, other, copied):
-    """The same bits, seen in the original if and only if the weights are shared."""
+    """Training gives the same bits; the original changes if and only if weights are shared."""
     x, target = torch.randn(8, 3), torch.randn(8, 1)
     expected = trained(nn, OPTIM[nn], models(nn), x, target, momentum=0.9)
     model = models(nn)
@@ -160,9 +160,9 @@ def test_round_trip(nn, other, copied):
 @pytest.mark.parametrize("to_none", [True, False])
 @parity
 def test_training_by_pytorchs_backward_with_a_mirrored_optimiser(nn, optim, to_none):
-    """What the twin's backward adds to a gradient, it adds to that of the mirrored parameter.
+    """The twin's backward adds its gradients to those of the mirrored parameters.
 
-    Here for a gradient of a gradient, in turn with losses that the mirror goes back from.
+    Here gradients of gradients, alternating with losses whose backward the mirror computes.
     """
     model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
     model[0].bias.requires_grad_(False)
@@ -171,7 +171,7 @@ def test_training_by_pytorchs_backward_with_a_mirrored_optimiser(nn, optim, to_n
     x, losses = torch.randn(6, 2, requires_grad=True), []
     for step in range(8):
         sgd.zero_grad(set_to_none=to_none)
-        if step == 3:  # was frozen when the twin was made
+        if step == 3:  # frozen when the twin was made
             for m in (model, twin):
                 m[0].bias.requires_grad_(True)
         u = twin(x)
@@ -202,7 +202,7 @@ def test_a_twin_that_no_longer_shares_its_weights_has_gradients_of_its_own():
         twin(torch.ones(1, 2, dtype=twin.weight.dtype)).sum().backward()
         assert twin.weight.grad is not None
     assert model.weight.grad is None
-    assert isinstance(from_torch(to_torch(model)), nnmirror.Linear)  # its hooks are the bridge's
+    assert isinstance(from_torch(to_torch(model)), nnmirror.Linear)  # the hooks are the bridge's
 
 
 TWINS = {
@@ -214,11 +214,11 @@ TWINS = {
 @pytest.mark.parametrize("optim", [torch.optim, nnmirror.optim], ids=["torch", "nnmirror"])
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 @pytest.mark.parametrize("twins", TWINS)
-def test_an_optimiser_of_what_is_not_trained_says_so(twins, name, optim):
-    """It would change nothing, in silence."""
+def test_an_optimiser_of_the_untrained_twin_warns(twins, name, optim):
+    """Without the warning the optimiser would change nothing, in silence."""
     trained, other = TWINS[twins]()
     wrong = getattr(optim, name)(other.parameters(), lr=0.1)
-    wrong.step()  # nothing has a gradient: as ever
+    wrong.step()  # no gradients anywhere: no warning
     trained(torch.ones(1, 2)).sum().backward()
     with pytest.warns(UserWarning, match=r"none of its parameters has a \.grad; but their twins"):
         wrong.step()
@@ -243,8 +243,8 @@ def test_gradients_dtypes_and_layouts(nn, other):
     assert meta.weight.is_meta
 
 
-def test_functions_of_pytorchs_in_a_forward():
-    """They are global names of the user's, and stay PyTorch's: recorded, or refused by name."""
+def test_pytorch_functions_in_a_forward():
+    """Global names such as F.relu stay PyTorch's functions: recorded, or refused by name."""
 
     class Known(torch.nn.Linear):
         def forward(self, x):
@@ -296,9 +296,9 @@ def test_what_cannot_be_converted_is_named_with_its_place():
 
 
 def layers():
-    """Each module that is mirrored, made with as few arguments as it takes."""
+    """Each mirrored module, constructed with as few arguments as possible."""
     for name in nnmirror.modules.__all__:
-        if name.startswith("Lazy"):  # before its first call it can't be converted
+        if name.startswith("Lazy"):  # cannot be converted before its first call
             continue
         for args in ((), (2,), (2, 3), (2, 4), (0, (1, 2))):
             try:
@@ -310,7 +310,7 @@ def layers():
 
 @pytest.mark.parametrize(("layer", "args"), list(layers()))
 def test_every_module_has_the_attributes_of_its_namesake(layer, args):
-    """A converted layer is one that its own constructor could have made."""
+    """A converted layer has the attributes that its own constructor sets."""
     made = getattr(nnmirror, type(layer).__name__)(*args)
     for new, like in ((from_torch(layer), made), (to_torch(made), layer)):
         assert type(new) is type(like)
@@ -321,7 +321,7 @@ def test_every_module_has_the_attributes_of_its_namesake(layer, args):
         assert repr(new) == repr(like)
 
 
-def test_classes_that_nobody_uses_any_more_are_let_go():
+def test_unused_twin_classes_are_freed():
     def once():
         class Net(torch.nn.Linear):
             def forward(self, x):
@@ -359,11 +359,11 @@ def test_onnx(tmp_path):
     path = str(tmp_path / "model.onnx")
     torch.onnx.export(to_torch(model), (x,), path, dynamo=True, input_names=["x"])
     (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
-    # Another runtime with kernels of its own: the same net, not the same bits.
+    # onnxruntime has kernels of its own: close, not the same bits.
     torch.testing.assert_close(torch.from_numpy(found), model(x).detach())
 
 
-def test_importing_the_package_asks_for_nothing_of_torch_nn():
+def test_import_does_not_import_torch_nn():
     code = """
 import sys, torch
 class Finder:

@@ -1,6 +1,6 @@
-"""Complex numbers: no gradient of one is ever computed, and nothing else is lost.
+"""Complex numbers: their gradients are refused, and everything else works.
 
-`test_every_op.py` asks it of each operation; here are the other ways in.
+`test_every_op.py` tests each operation; this file tests the other ways to a complex gradient.
 """
 
 import warnings
@@ -18,7 +18,7 @@ C = torch.complex64
 
 
 def real():
-    """A tracked real tensor."""
+    """A real tensor that requires grad."""
     torch.manual_seed(0)
     return nn.Linear(2, 2)(torch.ones(3, 2))
 
@@ -28,7 +28,7 @@ def data():
 
 
 def put(change, view=False):
-    """A plain complex tensor that is changed by a tracked real one."""
+    """Change a plain complex tensor in place, by a real tensor that requires grad."""
     buffer = torch.zeros(4, 2, dtype=C)
     change(buffer[1:] if view else buffer[1:].clone())
 
@@ -56,7 +56,7 @@ def exchanged():
 
 def converted():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that complex modules are new
+        warnings.simplefilter("ignore")  # complex modules are a new feature
         return nn.Linear(2, 2).to(C)(data())
 
 
@@ -118,7 +118,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name):
-    """Else the weights would be moved along a wrong gradient."""
+    """Otherwise the weights would be updated with a wrong gradient."""
     with pytest.raises(NotImplementedError, match=REFUSAL):
         REFUSED[name]()
 
@@ -142,14 +142,14 @@ def test_without_gradient(nn, optim):
 
 
 @parity
-def test_questions_about_a_complex_parameter(nn, optim):
+def test_functions_without_gradient_of_a_complex_parameter(nn, optim):
     p = nn.Parameter(torch.tensor([1j, 2.0]))
     return p.isnan(), p == p, p.is_complex(), p.dtype, p.detach().abs()
 
 
 @parity
-def test_a_gradient_from_elsewhere(nn, optim):
-    """Clipped and stepped as it is."""
+def test_a_complex_gradient_set_by_the_script(nn, optim):
+    """Clipping and SGD use a complex `.grad` that the script has set."""
     p = nn.Parameter(torch.tensor([1j, 2.0]))
     p.grad = torch.tensor([3.0, 4j])
     norm = nn.utils.clip_grad_norm_([p], 1.0)
@@ -157,8 +157,8 @@ def test_a_gradient_from_elsewhere(nn, optim):
     return norm, p, p.grad
 
 
-def test_the_real_way_on():
-    """A Function of real numbers may compute with complex ones."""
+def test_a_real_function_may_use_complex_numbers():
+    """A Function of real numbers may compute with complex numbers inside."""
 
     class Power(nnmirror.Function):
         @staticmethod
@@ -180,7 +180,7 @@ def test_the_real_way_on():
 
 
 def test_to_torch_trains_it():
-    """By PyTorch's autograd, on the mirrored weights."""
+    """PyTorch's autograd trains the mirrored complex weights."""
     model, x = nn.Linear(2, 1, dtype=C), torch.randn(3, 2, dtype=C)
     plain, theirs = torch.nn.Linear(2, 1, dtype=C), nnmirror.to_torch(model)
     plain.load_state_dict(model.state_dict())
@@ -208,7 +208,7 @@ def test_a_function_that_returns_a_complex_gradient_of_a_real_number(nn, optim):
 
 @parity
 def test_a_hooked_module_is_given_its_inputs(nn, optim):
-    """What requires no grad outside requires none inside, complex or not."""
+    """Inputs that require no grad outside the module require none inside, complex or not."""
 
     class Scale(nn.Module):
         def forward(self, x, factor, z):

@@ -1,4 +1,4 @@
-"""Losses, distances, RMSNorm and padding: a user would lose the same bits in an argument."""
+"""Losses, distances, RMSNorm and padding: PyTorch's bits for every argument."""
 
 import warnings
 
@@ -10,7 +10,7 @@ import nnmirror
 from .parity import parity, trained
 from .test_layers import DTYPES
 
-with warnings.catch_warnings():  # PyTorch warns of this once, and the mirror comes second
+with warnings.catch_warnings():  # PyTorch gives this warning once per process
     warnings.simplefilter("ignore")
     torch.nn.functional.rms_norm(torch.ones(2), (2,), torch.ones(2).double())
 
@@ -26,7 +26,7 @@ def grad(*shape):
     return torch.rand(*shape).requires_grad_()
 
 
-# By name: the loss, and what it is given beside x, of the shape of x.
+# Name: the loss, and a function of x's shape that creates its other inputs.
 LOSSES = {
     "kl": (lambda nn, r: nn.KLDivLoss(reduction=r), lambda s: [torch.rand(s)]),
     "kl log": (lambda nn, r: nn.KLDivLoss(reduction=r, log_target=True), lambda s: [torch.randn(s)]),
@@ -69,7 +69,7 @@ LOSSES = {
 
 
 def compared(loss, x, *others):
-    """The loss, its node, and the gradients of all that requires one."""
+    """The loss, its node, and the gradients of all inputs that require grad."""
     y = loss(x, *others)
     name = y.grad_fn.name() if y.requires_grad else None
     printed = repr(y)
@@ -84,7 +84,7 @@ def compared(loss, x, *others):
 @pytest.mark.parametrize("name", LOSSES)
 @parity
 def test_loss(nn, optim, name, shape, dtype, reduction):
-    """With a gradient for x alone, and then for all that can have one."""
+    """With a gradient for x alone, then for all inputs that can have one."""
     make, others = LOSSES[name]
     results = []
     for more in (False, True):
@@ -98,8 +98,8 @@ def test_loss(nn, optim, name, shape, dtype, reduction):
 
 @pytest.mark.parametrize("name", LOSSES)
 @parity
-def test_loss_of_odd_input(nn, optim, name):
-    """Broadcast, transposed, of other dtypes, integers, at the ends of the number line."""
+def test_loss_of_unusual_input(nn, optim, name):
+    """Broadcast and transposed inputs, other dtypes, integers, and special values such as NaN."""
     make, others = LOSSES[name]
     results = []
     special = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-40, -90.0, 90.0]
@@ -127,7 +127,7 @@ def test_loss_of_odd_input(nn, optim, name):
 @pytest.mark.parametrize("name", LOSSES)
 @parity
 def test_one_tensor_twice(nn, optim, name):
-    """Its gradients are added in the order of PyTorch's calls, backwards."""
+    """The gradients of a tensor that is passed twice are added in PyTorch's order."""
     make, others = LOSSES[name]
     if name == "soft margin":
         return None
@@ -157,7 +157,7 @@ def test_batchmean_and_old_arguments(nn, optim):
 
 @parity
 def test_variances(nn, optim):
-    """One for each number, for each row, or a number for all."""
+    """One variance for each element, for each row, or for all."""
     x, t = grad(4, 3), torch.rand(4, 3)
     losses = []
     for var in (grad(4, 3), grad(4), grad(4, 1), torch.zeros(4, 3), 0.5, 0.0):
@@ -180,7 +180,7 @@ def mode_and_pads():
         yield mode, (2, 3, 5, 4), (1, 2, 3, 1)
         yield mode, (2, 3, 5, 4), (-1, 2, 3, -1)
         yield mode, (2, 3, 5, 4, 3), (1, 2, 1, 1, 2, 0)
-        if mode in ("reflect", "replicate"):  # of the others not the strides of no numbers
+        if mode in ("reflect", "replicate"):  # empty results of others differ in strides
             yield mode, (2, 0, 5), (1, 1)
         yield mode, (2, 3), (5, 5)
 
@@ -335,17 +335,17 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 @parity
 def test_bad_input(nn, optim, name):
-    """A user reads PyTorch's exception and message, not ours."""
+    """A user gets PyTorch's exception and message."""
     return ERRORS[name](nn)
 
 
-# Not smooth, or with a least length that PyTorch's gradient does not know of.
+# Not smooth, or with a lower bound that PyTorch's gradient ignores.
 UNLIKE = ("distance inf", "distance 0.5", "similarity 0")
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if n not in UNLIKE])
-def test_gradient_is_that_of_the_loss(name):
-    """Central differences in float64, a witness besides PyTorch."""
+def test_gradient_by_finite_differences(name):
+    """Central differences in float64: a check that does not depend on PyTorch."""
     make, others = LOSSES[name]
     loss = make(nnmirror, "sum")
     torch.manual_seed(0)
@@ -363,7 +363,7 @@ def test_gradient_is_that_of_the_loss(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_explicit_style(name):
-    """Driven by hand, a loss starts the gradient that the tape gives, for each of its inputs."""
+    """`loss.backward(g)` by hand gives the recorded call's gradients, for each input."""
     make, others = LOSSES[name]
     loss = make(nnmirror, "sum")
     x, rest = torch.rand(4, 3), others((4, 3))

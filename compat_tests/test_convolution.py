@@ -1,7 +1,8 @@
-"""Convolutions: a user would lose outputs, gradients, initial weights, or an error's words.
+"""Convolutions: outputs, gradients, initial weights and error messages as in PyTorch.
 
 In float64 PyTorch multiplies matrices itself, and the gradients have its bits. In float32 oneDNN
-adds up in an order of its own (see nnmirror/rules/convolution.py): those of weight and bias are near.
+adds in an order of its own (see nnmirror/rules/convolution.py): the gradients of weight and bias
+are close.
 """
 
 import pytest
@@ -37,7 +38,7 @@ TRANSPOSED = {
     "output_padding": {"stride": 2, "output_padding": 1},
     "more of it": {"stride": 3, "output_padding": (2, 1, 0), "groups": 2},
 }
-for _name in ("reflect", "circular", "dilated"):  # PyTorch adds the last up in another order
+for _name in ("reflect", "circular", "dilated"):  # PyTorch adds dilated ones in another order
     del TRANSPOSED[_name]
 
 
@@ -82,8 +83,8 @@ def test_other_dtypes(nn, optim, dtype, kind):
 
 
 @parity
-def test_single_small_pictures_in_float32(nn, optim):
-    """oneDNN is not asked."""
+def test_single_small_images_in_float32(nn, optim):
+    """For these PyTorch does not use oneDNN, so every bit is the same."""
     layers = nn.Conv2d(4, 8, 3), nn.Conv1d(4, 8, 2, padding=1), nn.ConvTranspose2d(4, 8, 3)
     return [driven(m, torch.randn(1, 4, *(8, 7)[: m.weight.dim() - 2])) for m in layers]
 
@@ -127,8 +128,8 @@ def test_second_and_third_derivatives(nn, optim, n, way, kind):
 
 @pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_slopes(n, kind):
-    """Central differences in float64, a witness besides PyTorch."""
+def test_gradients_by_finite_differences(n, kind):
+    """Finite differences in float64: a check that does not depend on PyTorch."""
     torch.manual_seed(0)
     more = {"output_padding": 1} if kind == "conv_transpose" else {}
 
@@ -146,7 +147,7 @@ def test_slopes(n, kind):
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @near(NEAR)
 def test_channels_last(nn, optim, dtype):
-    """The layout of the result, and of the gradient that goes on, as the input's or the weight's."""
+    """The output and its gradients have the memory format of the input or of the weight."""
     results = []
     for of_x, of_w in ((True, False), (False, True), (True, True)):
         layer = nn.Conv2d(4, 8, 3, dtype=dtype)
@@ -187,8 +188,8 @@ def test_empty_batches(nn, optim):
 
 
 @parity
-def test_of_no_places(nn, optim):
-    """All that the transposed convolution makes is taken away by its padding."""
+def test_empty_output(nn, optim):
+    """The output is empty: the padding removes all that the transposed convolution computes."""
     how = {"kernel_size": 2, "padding": (1, 0)}
     return driven(made(nn, "ConvTranspose", 2, how), planes(2)[:, :, :1])
 
@@ -249,7 +250,7 @@ def test_a_small_net_trains(nn, optim):
 
 
 @parity
-def test_a_class_of_ones_own(nn, optim):
+def test_user_defined_subclasses(nn, optim):
     class Standardised(nn.Conv2d):
         def forward(self, x):
             w = self.weight
@@ -263,8 +264,8 @@ def test_a_class_of_ones_own(nn, optim):
     return [driven(cls(4, 8, 3, dtype=F64), planes(2)) for cls in (Standardised, Twice)]
 
 
-def test_driven_by_hand():
-    """Layer by layer, also where nothing requires grad; a tuple of pictures is a batch."""
+def test_backward_by_hand():
+    """A backward by hand, also where nothing requires grad; a tuple of images is a batch."""
     torch.manual_seed(0)
     layer, x = nnmirror.Conv2d(4, 8, 3, padding=1, dtype=F64), planes(2)
     y = layer.forward(x)
@@ -279,7 +280,7 @@ def test_driven_by_hand():
     assert torch.equal(layer.backward(torch.ones_like(single)), dx[0])
 
 
-def test_there_and_back():
+def test_conversion_round_trip():
     theirs = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"),
         torch.nn.ConvTranspose2d(4, 2, 2),
