@@ -1,7 +1,7 @@
 """`create_graph=True` as scripts use it: gradients of gradients, of nets and of Functions.
 
-A gradient that has lost what it depends on looks like any other. So each test here goes on from
-the first gradient to a second, and compares that.
+A gradient that has lost its graph has the same values as one that has not. So each test computes a
+second gradient from the first one and compares that.
 """
 
 import functools
@@ -25,11 +25,11 @@ WARNING = "ignore:Using backward\\(\\) with create_graph"
 
 
 def near(units):
-    """As `parity`, but that a sum of three terms or more may be added up in another order.
+    """Like `parity`, but sums of three or more terms may be added in another order.
 
-    In PyTorch the gradients of a weight come together at the transpose that a Linear made of it,
-    and those of all the transposes at the weight; here all of them come together at the weight.
-    `units` are of the largest number in the result.
+    In PyTorch the gradients of a weight are added at the transpose that each Linear made of it, and
+    those of all transposes at the weight; here all of them are added at the weight. `units` are of
+    the largest number in the result.
     """
 
     def make(function):
@@ -79,7 +79,7 @@ def grads(model):
 
 
 def recorded(grad):
-    """What can be told of a gradient's history."""
+    """What a script can see of a gradient's graph."""
     return grad if grad is None else (grad.requires_grad, grad.grad_fn and grad.grad_fn.name())
 
 
@@ -88,7 +88,7 @@ def squares(tensors):
 
 
 def further(tensors, model, *others):
-    """The gradients of what is computed from gradients."""
+    """The gradients of a loss that is computed from `tensors`, themselves gradients."""
     return torch.autograd.grad(
         squares(tensors), [*others, *model.parameters()], allow_unused=True, retain_graph=True
     )
@@ -117,7 +117,7 @@ def test_backward_of_a_gradient(nn, optim):
 @pytest.mark.parametrize("bias", [True, False])
 @parity
 def test_backward_of_a_product_with_the_hessian(nn, optim, bias):
-    """Each weight gets several gradients: in the same order, so that the sum has the same bits."""
+    """Each weight gets several gradients, which must be added in PyTorch's order."""
     found = []
     for seed in range(20):
         torch.manual_seed(seed)
@@ -192,7 +192,7 @@ def test_backward_for_a_hidden_activation(nn, optim, create_graph, retained):
 
 @pytest.mark.parametrize("retain_graph", [True, False])
 @parity
-def test_retain_graph_is_as_said(nn, optim, retain_graph):
+def test_retain_graph_overrides_the_default(nn, optim, retain_graph):
     model = net(nn)
     loss = model(X).square().sum()
     loss.backward(create_graph=True, retain_graph=retain_graph)
@@ -202,7 +202,7 @@ def test_retain_graph_is_as_said(nn, optim, retain_graph):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @parity
-def test_zero_grad_lets_go_of_the_history(nn, optim, set_to_none):
+def test_zero_grad_drops_the_graph(nn, optim, set_to_none):
     model = net(nn)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     seen = []
@@ -260,7 +260,7 @@ def test_gradients_are_clipped_in_place(nn, optim):
 
 
 @near(4)
-def test_it_accumulates(nn, optim):
+def test_gradients_with_a_graph_accumulate(nn, optim):
     model = net(nn)
     for i in range(3):
         x = leaf(X + i)
@@ -345,7 +345,7 @@ def test_what_was_not_used(nn, optim, unused, create_graph):
 
 @pytest.mark.parametrize("unused", UNUSED)
 @parity
-def test_a_slope_that_is_constant(nn, optim, unused):
+def test_a_constant_gradient(nn, optim, unused):
     model, x = nn.Linear(3, 1), leaf()
     (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
     second = torch.autograd.grad(g.sum(), [x, *model.parameters()], **UNUSED[unused])
@@ -414,7 +414,7 @@ def test_a_graph_that_was_looked_at(nn, optim, looked):
 
 @parity
 def test_a_result_that_was_saved_leads_to_all_arguments(nn, optim):
-    """Also where the first gradient was asked for one of them alone."""
+    """Both arguments get a second gradient if the first was computed for one of them only."""
     base, power = nn.Parameter(torch.tensor([1.5, 2.0])), nn.Parameter(torch.tensor([2.0, 3.0]))
     (g,) = torch.autograd.grad((base**power).sum(), power, create_graph=True)
     g.sum().backward()
@@ -461,7 +461,7 @@ NORMS = {
 
 @pytest.mark.parametrize("name", NORMS)
 def test_third_derivatives_of_norms(name):
-    """Those of the formula written out. PyTorch's own take mean and variance for constants."""
+    """Compared with the formula: PyTorch takes mean and variance as constants in them."""
 
     def orders(of):
         x = nnmirror.Parameter(torch.randn(3, 5, dtype=torch.float64))
@@ -635,7 +635,7 @@ def test_what_was_saved_may_not_change(nn, optim, changed):
 
 
 def test_a_weight_that_was_changed_between():
-    """PyTorch's message names another view of the weight here."""
+    """Not a parity test: PyTorch's message names another view of the weight."""
     for nn in (torch.nn, nnmirror):
         model, x = wired(nn), leaf()
         (g,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
@@ -685,7 +685,7 @@ def test_functional(nn, optim, name, create_graph, strict, kind):
 
 @pytest.mark.parametrize("vectorize", [True, False])
 @near(4)
-def test_functional_and_on(nn, optim, vectorize):
+def test_gradients_of_functional_results(nn, optim, vectorize):
     model, x = net(nn, out=2), nn.Parameter(X[:2].clone())
     jacobian = AF.jacobian(model, x, create_graph=True, vectorize=vectorize)
     _, product = AF.hvp(lambda x: model(x).square().sum(), x, torch.ones(2, 3), create_graph=True)
@@ -695,7 +695,7 @@ def test_functional_and_on(nn, optim, vectorize):
 @pytest.mark.parametrize("name", ["jacobian", "hessian", "vjp", "jvp", "hvp", "vhp"])
 @near(4)
 def test_functional_of_two(nn, optim, name):
-    """What torch computes of its own tensors before the net sees them."""
+    """Operations on the inputs before the net are part of the derivative."""
     model = net(nn, out=2)
 
     def function(a, b):
@@ -763,7 +763,7 @@ def points(nn):
 
 
 def orders(y, x, count=3):
-    """The derivatives of y for x, one after the other, and whether each requires grad."""
+    """The derivatives of y with respect to x, order by order, and whether each requires grad."""
     found = []
     for _ in range(count):
         (y,) = torch.autograd.grad(y.sum(), x, create_graph=True, allow_unused=True)
@@ -776,7 +776,7 @@ def orders(y, x, count=3):
 
 
 def cube_of(nn, backward):
-    """x^3 with x saved, and this backward."""
+    """A Function that computes x^3, saves x and has this backward."""
 
     class Cube(base_of(nn)):
         @staticmethod

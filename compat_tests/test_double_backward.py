@@ -1,7 +1,7 @@
-"""Gradients of gradients, `create_graph=True`: PyTorch's, or refused.
+"""Gradients of gradients with `create_graph=True`: the same as PyTorch's, or refused.
 
-Whoever trains by a gradient (physics-informed nets, gradient penalties, meta-learning) would else
-train for something else, and nothing would say so.
+Physics-informed nets, gradient penalties and meta-learning would otherwise be trained towards
+something else, without an error.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from nnmirror.tape import Node, tensors_in
 from .parity import bound_at_once, parity, same_bits
 from .test_every_op import OPS, at_most, mapped, refused, with_leaves
 
-# Second derivatives that PyTorch rounds otherwise, by how many units (eps times the largest number
-# of the result) at most, and why.
+# Second derivatives that PyTorch rounds differently: by how many units (eps times the largest
+# number of the result) at most, and why.
 CLOSE: dict[str, tuple[float, str]] = {
     "nn.functional.gelu": (4, "its kernel's erf and tanh are no tensor operations"),
     "nn.functional.softplus": (2, "its kernel's exp of positive numbers is no tensor operation"),
@@ -39,7 +39,7 @@ CLOSE: dict[str, tuple[float, str]] = {
     },
     "nn.functional.pairwise_distance": (0, "the sign of a zero: the gradient of sgn is none there"),
 }
-# The first derivative has PyTorch's bits in exact mode alone; the second follows from the arguments.
+# The first derivative has PyTorch's bits in exact mode only; the second follows from its inputs.
 EXACT = {
     "nn.functional.layer_norm",
     "nn.functional.batch_norm",
@@ -51,7 +51,7 @@ DTYPES = {torch.float64: 8, torch.float32: 4}
 def twice(nn, function, args, kwargs):
     """The gradients of a call, which of them require grad, and the gradients of these.
 
-    The gradients of the results require grad too, as those of any function further on would.
+    The gradients of the results require grad too, as they would if a later function gave them.
     """
     torch.manual_seed(0)
     args, kwargs, leaves = with_leaves(nn, args, kwargs)
@@ -77,7 +77,7 @@ def _numbers(low, high, like):
 
 
 def compare(name, function, args, kwargs):
-    """Walked by the generic walk, and replayed at once, which compares the two."""
+    """With the generic walk, and with a walk bound at once, which is compared with it."""
     expected = twice(torch.nn, function, args, kwargs)
     alike(name, expected, twice(nnmirror, function, args, kwargs))
     with bound_at_once():
@@ -131,7 +131,7 @@ def test_every_operation_of_pytorchs_table(name):
 
 
 def small_samples(op):
-    """Calls of an operation on few numbers: the leaves, and the call as a function of them."""
+    """Calls of an operation on few numbers: the leaves, and a function that calls it with them."""
     for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
         given = [sample.input, *sample.args], sample.kwargs
         tensors = list(tensors_in(given))
@@ -146,14 +146,14 @@ def called(op, sample, given, leaves, *values):
     of = {id(leaf): value for leaf, value in zip(leaves, values, strict=True)}
     args, kwargs = (mapped(some, lambda t: of.get(id(t), t)) for some in given)
     torch.manual_seed(0)
-    out = op.gradcheck_wrapper(op.op, *args, **kwargs)  # of a symmetric matrix, say
-    if sample.output_process_fn_grad is not None:  # what gauge a decomposition has is left out
+    out = op.gradcheck_wrapper(op.op, *args, **kwargs)  # makes a matrix symmetric, for example
+    if sample.output_process_fn_grad is not None:  # keeps what is unique of a decomposition
         out = sample.output_process_fn_grad(out)
     return tuple(t for t in tensors_in(out) if t.requires_grad)
 
 
 def gradgradcheck_fails(nn, leaves, function):
-    """The error of gradgradcheck; None if all is well."""
+    """The error that gradgradcheck raises, or None."""
     torch.manual_seed(1)
     try:
         torch.autograd.gradgradcheck(
@@ -174,9 +174,9 @@ def gradgradcheck_fails(nn, leaves, function):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_gradgradcheck(name):
-    """Finite differences beside it, so that PyTorch is not the only witness.
+    """Finite differences: a check that does not depend on PyTorch.
 
-    Where they cannot tell, at a kink or by 16 bits, PyTorch's own does not pass either.
+    Where they fail, at a kink or in 16 bits, they fail for PyTorch's own function too.
     """
     for leaves, function in itertools.islice(small_samples(OPS[name]), 2):
         error = gradgradcheck_fails(nnmirror, leaves, function)
@@ -196,8 +196,8 @@ def derivative(y, x):
 @parity
 @pytest.mark.parametrize("points", [7, 1000])
 def test_physics_informed_net(nn, optim, points):
-    """Third derivatives for the weights, of which several come to each; and LBFGS, which takes the
-    last bit to the first digits."""
+    """Several third derivatives are added at each weight; LBFGS would turn a different last bit
+    into different first digits."""
     model, criterion = tanh_net(nn, 2, 20, 20, 1), nn.MSELoss()
     x = torch.rand(points, 2, dtype=torch.float64, requires_grad=True)
     given = torch.rand(points, 2, dtype=torch.float64)
@@ -225,7 +225,7 @@ def test_physics_informed_net(nn, optim, points):
 @parity
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_graph_that_was_looked_at(nn, optim, bias):
-    """torchviz and others follow next_functions: the gradient of a gradient is the same after."""
+    """Tools such as torchviz read next_functions, which must not change a second derivative."""
     layer = nn.Linear(3, 3, bias, dtype=torch.float64)
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     y = layer(x)
@@ -238,7 +238,7 @@ def test_a_graph_that_was_looked_at(nn, optim, bias):
 
 @parity
 def test_a_penalty_for_one_layer_after_another(nn, optim):
-    """What was kept of the first layer's calls is not taken for the second's."""
+    """The second layer has another eps: what was kept for the first must not be used."""
     x, seen = torch.randn(5, 3, requires_grad=True), []
     for size in (1e-5, 1e-3):
         norm = nn.BatchNorm1d(3, eps=size)
@@ -258,7 +258,7 @@ def critic(nn):
 
 @parity
 def test_wgan_gradient_penalty(nn, optim):
-    """The critic's gradient between real and made samples is to have norm one."""
+    """The gradient of the critic between real and generated samples is to have norm one."""
     model, generator = critic(nn), nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6))
     optimizer = optim.Adam(model.parameters(), lr=1e-2, betas=(0.0, 0.9))
     generators = optim.Adam(generator.parameters(), lr=1e-2, betas=(0.0, 0.9))
@@ -291,7 +291,7 @@ def test_wgan_gradient_penalty(nn, optim):
 
 @parity
 def test_r1_penalty(nn, optim):
-    """The square of the gradient at real samples, every other step as it is done lazily."""
+    """The squared gradient at real samples, in every other step (lazy regularisation)."""
     model = critic(nn)
     optimizer = optim.Adam(model.parameters(), lr=1e-2)
     seen = []
@@ -311,7 +311,7 @@ def test_r1_penalty(nn, optim):
 
 @parity
 def test_newton_cg(nn, optim):
-    """Newton's step by conjugate gradients: nothing but products of the Hessian with a vector."""
+    """Newton steps by conjugate gradients, which use Hessian-vector products only."""
     model = tanh_net(nn, 3, 5, 1)
     params = list(model.parameters())
     x, target = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
@@ -345,7 +345,7 @@ def test_newton_cg(nn, optim):
 
 @parity
 def test_sobolev_training(nn, optim):
-    """The net is to have the target's values, slopes and curvature."""
+    """The net is fitted to the target's values and its first and second derivatives."""
     model, criterion = tanh_net(nn, 1, 10, 10, 1), nn.SmoothL1Loss()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
@@ -365,7 +365,7 @@ def test_sobolev_training(nn, optim):
 
 
 def nodes_behind(results):
-    """All nodes of the graph that these results end."""
+    """All nodes of the graph that leads to these results."""
     found, stack = {}, [t._node for t in tensors_in(results) if getattr(t, "_node", None)]
     while stack:
         node = stack.pop()
@@ -376,7 +376,7 @@ def nodes_behind(results):
 
 
 def has_origin(node, index):
-    """Is it known where the tensor saved at `index` came from? Else it must be no float one."""
+    """Whether it is known how the tensor saved at `index` was computed; floats only."""
     tensor = node._saved[index]
     if not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
         return True
@@ -391,7 +391,7 @@ def has_origin(node, index):
 
 @pytest.mark.slow
 def test_what_a_rule_saves_has_an_origin():
-    """A float tensor that comes from nowhere would be a constant in a second derivative."""
+    """A saved float tensor of unknown origin would be a constant in a second derivative."""
     seen, unknown = set(), set()
     for op in [op for op in OPS.values() if op.supports_gradgrad]:
         dtype = torch.float64 if torch.float64 in op.supported_dtypes("cpu") else torch.float32
@@ -407,7 +407,7 @@ def test_what_a_rule_saves_has_an_origin():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     made = op.op(*mapped(list(args), leaf), **mapped(kwargs, leaf))
-            except Exception:  # what is refused, here or by PyTorch, is tested elsewhere
+            except Exception:  # refusals of either backend are tested elsewhere
                 continue
             for node in nodes_behind(made):
                 saved = range(len(node._saved or ()))

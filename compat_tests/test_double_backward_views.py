@@ -1,6 +1,6 @@
-"""Gradients of gradients through changes in place, of tensors and of views of them.
+"""Gradients of gradients through in-place changes, of tensors and of views of them.
 
-Where what was there before is forgotten, the second derivative lacks a term, and nothing says so.
+If the values before the change are lost, the second derivative silently lacks a term.
 """
 
 import pytest

@@ -1,7 +1,7 @@
-"""Derivatives of second and higher order through activations, softmax and losses, as PyTorch's.
+"""Second and higher derivatives of activations, softmax and losses, as in PyTorch.
 
-The activation decides whether the residual of a differential equation, or a gradient penalty, is
-the right one: that of a SiLU net is made of SiLU's second and third derivatives.
+The residual of a differential equation and a gradient penalty depend on them: with SiLU layers, on
+SiLU's second and third derivatives.
 """
 
 import pytest
@@ -11,7 +11,7 @@ import nnmirror
 
 from .parity import cpu_only, exactly, parity
 
-# Of a tensor x, on either backend.
+# Functions of a tensor x, on either backend.
 ACTIVATIONS = {
     "elu": lambda F, x: F.elu(x, 0.7),
     "selu": lambda F, x: F.selu(x),
@@ -51,20 +51,21 @@ IN_PLACE = {
     "hardswish": lambda F, x: F.hardswish(x, inplace=True),
     "logit": lambda F, x: x.logit_(0.1),
 }
-# Their kernels' own erf, tanh and exp are no tensor operations: off by at most these units (eps
-# times the largest number), in exact mode too.
+# No tensor operation computes erf, tanh and exp as these kernels do: the results differ by at most
+# these units (eps times the largest number), in exact mode too.
 CLOSE = {
     "gelu": (lambda F, x: F.gelu(x), 4),
     "gelu tanh": (lambda F, x: F.gelu(x, approximate="tanh"), 24),
     "softplus": (lambda F, x: F.softplus(x, 1.5), 4),
 }
-SIZES = [(4, 6), (50, 100), (600, 500)]  # few, those that bits choose for, and many
+SIZES = [(4, 6), (50, 100), (600, 500)]  # small, of SOME elements, of MANY (rules/kernel.py)
 
 
 def derivatives(nn, function, x, order):
-    """Of sums of the function, weighted at random: by x and by the weights, each of the one before.
+    """Derivatives of weighted sums: of the function, then of each derivative in turn.
 
-    The weights of the first sum are a parameter too.
+    They are with respect to x and to the weights of the first sum, which are a parameter too. The
+    weights are random.
     """
     x = nn.Parameter(x)
     y = function(nn.functional, x)
@@ -181,7 +182,7 @@ def signs(x):
     return SIGNS.to(x.device, x.dtype)
 
 
-# Of x and whatever depends on x, with one of the three reductions.
+# Losses of x and of tensors that depend on x, with one of the three reductions.
 LOSSES = {
     "mse": lambda F, x, r: F.mse_loss(x, x.sin(), reduction=r),
     "l1": lambda F, x, r: F.l1_loss(x * x, x.sin(), reduction=r),
@@ -259,7 +260,7 @@ def test_losses_of_many_numbers(nn, optim, name):
 
 
 def test_mse_broadcast():
-    """PyTorch expands first; the mirror adds up the two parts of the smaller's gradient apart."""
+    """PyTorch expands first; the mirror adds the two parts of the smaller gradient separately."""
 
     def loss(F, x):
         with pytest.warns(UserWarning, match="target size"):

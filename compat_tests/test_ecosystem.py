@@ -1,8 +1,8 @@
-"""Libraries that a training script has around it, tried for real on both backends.
+"""Libraries that a training script uses, run on both backends.
 
-What works as it is does so with the same bits. What insists on a `torch.nn.Module` gets
-`nnmirror.to_torch(model)`, and does not go wrong in silence when it is given the model itself.
-The table in nnmirror/libraries.md is compared with what is tried here.
+What works with mirrored models gives the same bits. What requires a `torch.nn.Module` gets
+`nnmirror.to_torch(model)`, and must raise if it is given the mirrored model itself. The table in
+nnmirror/libraries.md is compared with the libraries tested here.
 """
 
 import copy
@@ -33,19 +33,19 @@ AS_IT_IS, BRIDGED = set(), set()
 
 
 def as_it_is(library):
-    """The test shows that `library` takes mirrored models, parameters and tensors."""
+    """Register that the test runs `library` with mirrored models, parameters and tensors."""
     AS_IT_IS.add(library)
     return lambda test: test
 
 
 def bridged(library):
-    """The test shows that `library` takes `to_torch(model)`."""
+    """Register that the test runs `library` with `to_torch(model)`."""
     BRIDGED.add(library)
     return lambda test: test
 
 
 def quiet(test):
-    """Without what the library warns of itself, which it says once in a process."""
+    """Ignore the library's own warnings, which come once per process."""
 
     @functools.wraps(test)
     def run(*args, **kwargs):
@@ -108,7 +108,7 @@ def has_momentum(optimizer):
 def stepped(nn, name, schedule=None, steps=5, **options):
     """A net trained by one of torch.optim's own optimisers, and that optimiser."""
     model = small(nn)
-    held = [p for p in model.parameters() if p.dim() == 2 or name != "Muon"]  # takes matrices
+    held = [p for p in model.parameters() if p.dim() == 2 or name != "Muon"]  # Muon needs matrices
     optimizer = getattr(torch.optim, name)(held, lr=0.01, **options)
     scheduler = None if schedule is None else schedule(torch.optim.lr_scheduler, optimizer)
     go_on(nn, model, optimizer, scheduler, steps)
@@ -169,8 +169,8 @@ OPTIONS = {
 )
 @parity
 @exact_only("LBFGS divides by differences of gradients: a last bit in BatchNorm1d's grows")
-def test_options_and_a_state_that_goes_on(nn, optim, name, options):
-    """Through a file, as a run that was interrupted."""
+def test_options_and_a_loaded_state(nn, optim, name, options):
+    """The state goes through a file, as in a run that was interrupted."""
     model, optimizer = stepped(nn, name, **OPTIONS[options])
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -185,7 +185,7 @@ def test_options_and_a_state_that_goes_on(nn, optim, name, options):
 
 @parity
 def test_sparse_adam(nn, optim):
-    """Given sparse gradients, and its refusal of dense ones."""
+    """SparseAdam steps with sparse gradients and refuses dense ones."""
     layer = nn.Linear(3, 4)
     adam = torch.optim.SparseAdam(layer.parameters(), lr=0.1)
     for p in layer.parameters():
@@ -211,7 +211,7 @@ def test_averages_of_parameters(nn, optim):
 @bridged("torch.optim.swa_utils")
 @parity
 def test_averaged_model_and_update_bn(nn, optim):
-    """The average is of the mirrored model's weights, which its torch twin shares."""
+    """The average is that of the mirrored weights, which the torch twin shares."""
     model = small(nn)
     twin = for_torch(nn, model)
     average = swa_utils.AveragedModel(twin)
@@ -231,7 +231,7 @@ def test_averaged_model_and_update_bn(nn, optim):
 
 
 class Features(data.Dataset):
-    """What a model makes of the numbers: it runs in the worker."""
+    """Outputs of a model that runs in the worker process."""
 
     def __init__(self, model):
         self.model = model
@@ -305,7 +305,10 @@ def test_a_model_that_runs_in_the_workers(nn, optim, workers):
 @pytest.mark.parametrize("what", ["state", "parameters", "whole", "mapped"])
 @parity
 def test_a_model_through_a_file(nn, optim, what, tmp_path):
-    model, path = with_grads(nn), tmp_path / f"{nn.__name__}.pt"  # one stays mapped
+    model, path = (
+        with_grads(nn),
+        tmp_path / f"{nn.__name__}.pt",
+    )  # one file each, as one stays mapped
     if what == "whole":
         torch.save(model, path)
         new = torch.load(path, weights_only=False)
@@ -334,7 +337,7 @@ def test_a_distributed_checkpoint_of_one_process(nn, optim, tmp_path):
 @as_it_is("safetensors")
 @parity
 def test_safetensors(nn, optim, tmp_path):
-    """The same bytes in the file, whichever library wrote it; tied weights are written once."""
+    """Both libraries write the same bytes; tied weights are written once."""
     model, path = with_grads(nn), str(tmp_path / "model.safetensors")
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
@@ -421,7 +424,7 @@ def digits():
 
 
 def estimator(nn, optim):
-    """A net as an estimator of scikit-learn's, written by the user."""
+    """An estimator for scikit-learn that a user writes around a net."""
     from sklearn.base import BaseEstimator, ClassifierMixin
 
     class Net(ClassifierMixin, BaseEstimator):
@@ -509,7 +512,7 @@ def classifier(nn):
 @cpu_only("skorch moves batches to a device of its own, the CPU")
 @quiet
 def test_skorch(nn, optim, tmp_path):
-    """PyTorch trains the twin; the mirrored model has its weights."""
+    """PyTorch trains the twin; the mirrored model shares its weights."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
@@ -559,7 +562,7 @@ def test_torchinfo(nn, optim):
 @parity
 @quiet
 def test_torchmetrics(nn, optim):
-    """Values of tracked outputs, and a loss that a metric was asked for."""
+    """Metrics of tracked outputs, and a backward from a loss that a metric computed."""
     import torchmetrics
 
     model, y = small(nn), torch.tensor([0, 1, 0, 1, 1])
@@ -718,7 +721,7 @@ def test_every_function_of_torch_nn_utils_is_tried():
 
 
 def test_sequences_are_padded_or_refused():
-    """What carries a gradient is refused, as the padding of it has no rule."""
+    """Padding has no backward rule: tensors that require grad are refused."""
     plain = [torch.ones(n, 2) for n in (4, 2)]
     tracked = [nnmirror.Linear(2, 3)(x) for x in plain]
     for pad in (U.rnn.pad_sequence, U.rnn.pack_sequence):
@@ -733,7 +736,7 @@ def test_sequences_are_padded_or_refused():
 @parity
 @quiet
 def test_torch_nn_utils_that_build_modules(nn, optim, name):
-    """They put modules, parameters or functions of PyTorch's own into the model."""
+    """These functions put PyTorch's own modules, parameters or functions into the model."""
     model = for_torch(nn, small(nn))
     return INTO_OTHER_PARTS[name](model), parameters(model)
 
@@ -747,7 +750,7 @@ def skorch_fit(model, optim):
 
 
 def onnx(model, path):
-    """What ONNX's runtime computes for ones."""
+    """The output that ONNX Runtime computes for an input of ones."""
     import onnxruntime
 
     x = torch.ones(5, 3)
@@ -760,7 +763,7 @@ def onnx(model, path):
 @bridged("torch.onnx")
 @quiet
 def test_onnx(tmp_path):
-    """Another runtime with kernels of its own: the same net, not the same bits."""
+    """onnxruntime has kernels of its own: close, not the same bits."""
     model = with_grads(nnmirror).eval()
     with torch.no_grad():
         expected = model(torch.ones(5, 3))
@@ -804,7 +807,7 @@ def graph(model, directory):
 @pytest.mark.parametrize("name", GIVEN_THE_MODEL)
 @quiet
 def test_given_a_mirrored_model_they_raise(name, tmp_path):
-    """Whatever their error says: nobody gets a net that is quietly trained in part."""
+    """An error of any kind will do, but no net may silently be trained in part."""
     model = small(nnmirror)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
@@ -820,7 +823,7 @@ SECTION = TEXT[TEXT.index("## Libraries") :]
 
 
 def test_the_table_of_libraries():
-    """It says of each library what is tried here, and of no other."""
+    """The table lists the libraries tested here, as they are used here, and no others."""
     rows = re.findall(r"^\| (`.*?) \| (as it is|bridge)", SECTION, re.M)
     named = {kind: [] for _, kind in rows}
     for names, kind in rows:
@@ -830,13 +833,13 @@ def test_the_table_of_libraries():
 
 
 def blocks():
-    """The code beneath the table: a bridge for use, and one to train by the mirror's backward."""
+    """The code below the table: trained by PyTorch's backward, and by the mirror's."""
     return re.findall(r"```python\n(.*?)```", SECTION, re.S)
 
 
 @quiet
 def test_the_bridges_in_the_text(tmp_path, monkeypatch):
-    """Both train the mirrored model in skorch to PyTorch's bits; the second one by the mirror."""
+    """Both train the mirrored model in skorch with PyTorch's bits; the second by the mirror."""
     monkeypatch.chdir(tmp_path)
     x, y = digits()
 
@@ -849,7 +852,7 @@ def test_the_bridges_in_the_text(tmp_path, monkeypatch):
     twin, shell = blocks()
     for code, held in ((twin, torch.nn.Parameter), (shell, nnmirror.Parameter)):
         module = types.ModuleType("of_the_text")
-        monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds the shell
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds the class
         scope = vars(module)
         scope.update(model=seeded(nnmirror), X=x, y=y)
         exec(code, scope)
@@ -884,8 +887,8 @@ TAKERS = {
 
 @pytest.mark.parametrize("name", TAKERS)
 @quiet
-def test_what_a_refusal_says_to_do_works(name):
-    """It names `to_torch`, which this takes; and the model is as it was."""
+def test_the_way_that_a_refusal_names_works(name):
+    """The error names `to_torch`, which works; the model is not changed by the failed call."""
     torch.manual_seed(0)
     model = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.Tanh(), nnmirror.Linear(3, 1))
     x, take = torch.randn(4, 2), TAKERS[name]
@@ -897,7 +900,7 @@ def test_what_a_refusal_says_to_do_works(name):
 
 
 def test_transforms_of_what_needs_no_gradient():
-    """The other way on that the refusal of torch.func's transforms names."""
+    """The refusal of torch.func's transforms also names this: freeze the parameters."""
     nn = nnmirror
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(4, 2)
