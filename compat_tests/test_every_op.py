@@ -1,12 +1,12 @@
-"""Every operation PyTorch has, on a tensor that requires grad: same bits, or refused.
+"""Every operation of PyTorch on a tensor that requires grad: the same bits, or refused.
 
-Were one to come out without its gradient, a net with that operation in it would train as if
-the layers before it were frozen, and nothing would say so.
+An operation that silently lost its gradient would train a net as if the layers before it were
+frozen.
 
-PyTorch's own table of operations brings sample arguments for about 700 of them; each is called
-as a function, as a method and in place. What that table leaves out of `torch`, `torch.Tensor`,
-`torch.nn.functional`, `torch.linalg`, `torch.fft` and `torch.special` is called with arguments
-that are guessed.
+PyTorch's own table of operations has sample arguments for about 700 of them; each is called as a
+function, as a method and in place. The other functions of `torch`, `torch.Tensor`,
+`torch.nn.functional`, `torch.linalg`, `torch.fft` and `torch.special` are called with guessed
+arguments.
 """
 
 import inspect
@@ -23,8 +23,8 @@ from nnmirror.tape import tensors_in
 
 from .parity import normal, same_bits, units_apart
 
-# What rounds otherwise than PyTorch, by how much at most (relative; above 1: in units in the last
-# place of the largest), and why.
+# Gradients that PyTorch rounds differently: by how much at most (relative; above 1: in units in the
+# last place of the largest), and why.
 CLOSE = {
     "nn.functional.softplus": (5e-7, "its kernel's exp of positive numbers is no tensor operation"),
     "nn.functional.mish": (5e-4, "its kernel's exp, log1p and tanh are no tensor operations"),
@@ -44,14 +44,14 @@ CLOSE = {
     "nn.functional.group_norm": (64, "in several threads its kernel adds in another order"),
 }
 DTYPES = {torch.float32: 25, torch.float64: 5, torch.bfloat16: 5, torch.float16: 5}
-# For each set of samples PyTorch looks through the stack for a TestCase, of which there is none here;
+# For each set of samples PyTorch searches the stack for a TestCase, of which there is none here;
 # that takes longer than most tests.
 common_utils.extract_test_fn = lambda: None
 OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.supports_autograd}
 
 
 def at_most(most, samples):
-    """So many, the others not made."""
+    """At most so many samples; the others are not generated."""
     return list(itertools.islice(samples, most))
 
 
@@ -66,7 +66,7 @@ def mapped(value, change):
 
 
 def with_leaves(nn, args, kwargs):
-    """Copies of the arguments, of those that require grad as parameters; and these."""
+    """Copies of the arguments, those that require grad as parameters, and these parameters."""
     leaves = []
 
     def leaf(t):
@@ -79,10 +79,10 @@ def with_leaves(nn, args, kwargs):
 
 
 def attempt(nn, function, args, kwargs, inplace=False):
-    """What a call gives: its error, or its results, which require grad, and the gradients."""
+    """The outcome of a call: its error, or its results, which require grad, and the gradients."""
     torch.manual_seed(0)
     args, kwargs, leaves = with_leaves(nn, args, kwargs)
-    if inplace:  # on the result of an operation: a leaf may not be changed
+    if inplace:  # on the result of an operation, as a leaf may not be changed in place
         args[0] = nn.functional.leaky_relu(args[0], 1.0)
     try:
         made = [t for t in tensors_in(function(*args, **kwargs)) if t.layout is torch.strided]
@@ -116,7 +116,7 @@ def refused(error):
 
 
 def compare(name, function, args, kwargs, inplace=False, tolerance=0.0):
-    """Call it on both; fail where they differ. True if the mirror refused."""
+    """Call it on both backends and compare. True if the mirror refused."""
     expected = attempt(torch.nn, function, args, kwargs, inplace)
     actual = attempt(nnmirror, function, args, kwargs, inplace)
     if refused(actual[0]):
@@ -154,7 +154,7 @@ def test_every_operation_of_pytorchs_table(name):
 
 
 def of_complex(op):
-    """Complex arguments that all require grad, and one real one beside complex ones that do not."""
+    """Complex arguments that all require grad, and one real one among complex ones that do not."""
     for sample in at_most(5, op.sample_inputs("cpu", torch.complex64, requires_grad=True)):
         given = [sample.input, *sample.args], sample.kwargs
         if any(t.layout is not torch.strided for t in tensors_in(given)):
@@ -173,7 +173,7 @@ def of_complex(op):
     "name", [name for name, op in OPS.items() if torch.complex64 in op.supported_dtypes("cpu")]
 )
 def test_complex_numbers(name):
-    """Their gradients are by the conjugate, which a rule of real numbers would leave out."""
+    """A complex gradient takes the conjugate, which a rule for real numbers would leave out."""
     op = OPS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,7 +188,7 @@ def test_complex_numbers(name):
 
 
 def guesses(x):
-    """Arguments that most functions take one of."""
+    """Lists of arguments, of which most functions take one."""
     other = x.detach().clone().requires_grad_()
     index = torch.tensor([1, 0])
     return [
@@ -199,7 +199,7 @@ def guesses(x):
 
 
 def untried():
-    """Functions that may see a tracked tensor and are not in the table above."""
+    """Functions that can be given a tracked tensor and are not in PyTorch's table."""
     tried = {id(f) for op in op_db for f in (op.op, op.get_method(), op.get_inplace())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -213,7 +213,7 @@ def untried():
 
 
 UNTRIED = dict(untried())
-# These are what a gradient goes through, or ask for attributes: test_tape.py is about them.
+# These functions pass a gradient on or read attributes: test_tape.py tests them.
 PROTOCOL = (
     "backward",
     "register",
@@ -244,8 +244,8 @@ def test_no_other_function_loses_a_gradient(name):
                         raise TypeError("NotImplemented")
                     results.append([t.requires_grad for t in tensors_in(made)])
                 except Exception as e:
-                    # Its frames would hold what PyTorch undoes when they go: repr() turns torch.func
-                    # off for as long.
+                    # The frames of its traceback would keep alive what PyTorch undoes when they are
+                    # freed: repr() turns torch.func off meanwhile.
                     results.append(e.with_traceback(None))
         expected, actual = results
         if isinstance(expected, Exception) or isinstance(actual, Exception):

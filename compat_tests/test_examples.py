@@ -1,4 +1,4 @@
-"""The examples: a handful of their iterations, with the same bits on both backends."""
+"""The examples: a few of their iterations, with the same bits on both backends."""
 
 import argparse
 import ast
@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def report(monkeypatch):
-    """examples/report.py, which imports disk.py beside it; neither needs matplotlib for this."""
+    """examples/report.py, which imports disk.py beside it; neither needs matplotlib here."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module("report")
 
@@ -35,7 +35,7 @@ def small(report, **changed):
 @pytest.mark.parametrize("step", ["SGD", "GD"])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_the_report_runs_alike_on_both(report, activation, step, tanh, init):
-    """Else the table would compare two different trainings."""
+    """Otherwise the table would compare two different trainings."""
     settings = small(report, activation=activation, step=step, tanh=tanh, init=init)
     runs = {name: report.train(settings, name) for name in report.BACKENDS}
     assert len(runs["torch"].losses) == 1 + 2 * 10
@@ -50,7 +50,7 @@ def test_the_puzzle_runs_alike_on_both(report, changed):
     assert report.same_bits(runs) == "yes"
 
 
-def test_other_bits_are_told(report):
+def test_different_bits_are_reported(report):
     runs = {
         name: report.train(small(report, seed=seed), name)
         for seed, name in enumerate(report.BACKENDS)
@@ -60,7 +60,7 @@ def test_other_bits_are_told(report):
 
 
 def test_gd_is_sgd_on_the_summed_loss(report):
-    """What puzzle.md says of the report's GD. Not to the bit: SGD fuses the step's rounding."""
+    """As puzzle.md says of the report's GD. Close, not the same bits: SGD's step rounds once."""
     by_gd = report.train(small(report, init="default", step="GD"), "nnmirror")
     by_sgd = report.train(small(report, init="default", reduction="sum"), "nnmirror")
     torch.testing.assert_close(by_gd.losses, by_sgd.losses, rtol=1e-5, atol=0)
@@ -83,7 +83,7 @@ def test_looking_inside(report, name):
 
 
 def test_the_lesson(monkeypatch, capsys):
-    """Each cell as a notebook runs it, which shows the value of its last line."""
+    """Each cell is run as in a notebook, which shows the value of its last line."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     cells = json.loads((EXAMPLES / "lesson.ipynb").read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -109,7 +109,7 @@ def commands():
 
 @pytest.mark.parametrize("name", commands())
 def test_the_command_line(name, monkeypatch):
-    """Every option has a help, and Ctrl-C ends the process without a traceback."""
+    """Every option has a help text, and Ctrl-C ends the process without a traceback."""
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     before, seen = signal.getsignal(signal.SIGINT), []
@@ -142,7 +142,7 @@ def briefly(**changed):
 
 
 def test_digits_are_learnt_alike_on_both(digits):
-    """Else the accuracy in examples/README.md would be of one library alone."""
+    """Otherwise the accuracy in examples/README.md would be that of one library only."""
     said = {name: [] for name in ("torch", "nnmirror")}
     runs = {name: digits.train(briefly(), name, say=lines.append) for name, lines in said.items()}
     assert said["torch"] == said["nnmirror"]
@@ -152,7 +152,7 @@ def test_digits_are_learnt_alike_on_both(digits):
     assert runs["torch"]["accuracy"] == runs["nnmirror"]["accuracy"] > 0.9
 
 
-def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
+def test_digits_reports_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
     assert digits.compare(briefly(epochs=1))
     said = capsys.readouterr().out
     assert said.endswith("to the last bit: yes\n")
@@ -169,7 +169,7 @@ def test_digits_tell_whether_the_bits_are_the_same(digits, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_convolutional_net_is_trained_alike_on_both(digits, tmp_path):
-    """Nearly: the gradients of its convolutions may differ in the last bits."""
+    """Close, not the same bits: the gradients of convolutions may differ in the last bits."""
     pytest.importorskip("matplotlib")
     module = importlib.import_module("digits_cnn")
     weights, losses = {}, {}
@@ -188,7 +188,7 @@ def test_a_convolutional_net_is_trained_alike_on_both(digits, tmp_path):
 
 @pytest.mark.slow
 def test_a_physics_informed_net_is_trained_alike_on_both(tmp_path):
-    """Else the digits that examples/README.md shows would be of one library alone."""
+    """Otherwise the numbers in examples/README.md would be those of one library only."""
     pytest.importorskip("matplotlib")
     said = {}
     for name in ("torch", "nnmirror"):
@@ -206,20 +206,20 @@ def test_a_physics_informed_net_is_trained_alike_on_both(tmp_path):
 with pytest.MonkeyPatch.context() as _patched:
     _patched.syspath_prepend(str(EXAMPLES))
     benchmark = importlib.import_module("benchmark")
-# The large rows take long, and would show no more.
+# The large rows take long and would not show more.
 ROWS = [
     row
     for row in benchmark.ROWS
     if row.group not in ("large", "threads")
     and row.variant not in ("batch 2048", "(4096, 256)", "(16384, 256)")
 ]
-# Their gradients have not always the same bits: see nnmirror/exact/README.md.
+# Their gradients do not always have the same bits: see nnmirror/exact/README.md.
 NEARLY = "GELU", "Softplus", "Mish", "LeNet", "ResNet"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.group}: {r.name} {r.variant}")
 def test_a_step_of_the_benchmark_is_the_same_on_both(row):
-    """Else the benchmark compares two different trainings."""
+    """Otherwise the benchmark would compare two different trainings."""
     said = benchmark.bits(row)
     if any(name in f"{row.name} {row.variant}" for name in NEARLY):
         assert said == "same" or float(said.rsplit(" ", 1)[1]) < 1e-5
@@ -227,7 +227,7 @@ def test_a_step_of_the_benchmark_is_the_same_on_both(row):
         assert said == "same" or said.startswith("exact mode")
 
 
-def test_the_benchmark_tells_other_bits():
+def test_the_benchmark_reports_different_bits():
     def otherwise(nn, optim):
         net = nn.Linear(2, 2)
         x = torch.ones(1, 2) if nn is torch.nn else torch.ones(1, 2) * 1.5

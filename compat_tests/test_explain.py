@@ -1,4 +1,4 @@
-"""nnmirror.explain: the backward written out, which a reader may trust and run by itself."""
+"""nnmirror.explain: the backward written out as code, correct and able to run on its own."""
 
 import bdb
 import collections
@@ -48,7 +48,7 @@ def sequential(nn):
         nn.Linear(3, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 4), nn.Sigmoid()), nn.Linear(4, 2)
     )
     x, y = torch.randn(6, 3), torch.randn(6, 2)
-    for _ in range(5):  # until its layers are called as one
+    for _ in range(5):  # until its layers are run as one call
         loss = nn.MSELoss()(net(x), y)
     return loss, net, [*net.parameters()]
 
@@ -162,7 +162,7 @@ def double_precision_and_inputs(nn):
 
 
 def gradients_that_are_added_up(nn):
-    """Several come to one place; made in place, and where y * y is the second product."""
+    """Several gradients are added at one tensor: in place, and y * y as the second product."""
     norm = nn.BatchNorm1d(3)
     w = nn.Parameter(torch.randn(5, 3))
     y = w * 2
@@ -222,7 +222,7 @@ def test_the_saved_file_gives_pytorchs_gradients(net, tmp_path):
 
 
 def test_a_function_in_the_readers_names():
-    """Parameters by their modules' names, variables by the script's, each call with its line."""
+    """Parameters have their modules' names, variables the script's, and calls their source line."""
     torch.manual_seed(0)
 
     class Net(nnmirror.Module):
@@ -259,7 +259,7 @@ def test_a_function_in_the_readers_names():
 
 
 def test_where_a_call_was_made_is_said_only_if_it_is_known():
-    """The second call of a kind may come from another line. In plain mode each is known."""
+    """A repeated call may come from another line. In plain mode every line is known."""
     net = nnmirror.Linear(2, 2)
     x = torch.randn(3, 2)
     for _ in range(2):
@@ -272,7 +272,7 @@ def test_where_a_call_was_made_is_said_only_if_it_is_known():
 
 
 def test_each_call_of_a_layer_without_weights_is_named():
-    """In training too, where no other call tells which it was; not what was called before it."""
+    """In training too; operations outside of a layer get no name."""
     fc, act, apart = nnmirror.Linear(4, 4), nnmirror.Tanh(), nnmirror.PairwiseDistance()
     block = nnmirror.Sequential(nnmirror.Softmax(-1), nnmirror.Tanh())
     x = torch.randn(3, 4)
@@ -326,8 +326,8 @@ def test_names_that_python_or_a_comment_would_not_take(tmp_path):
     assert "# two\\nlines (Linear): AddmmBackward0\n" in explanation.source
 
 
-def test_it_writes_the_same_however_often_it_is_asked():
-    """And the formula in exact mode, which is computed otherwise, is the same formula."""
+def test_repeated_calls_give_the_same_source():
+    """Also in exact mode, which computes the formula differently, the same formula is shown."""
     net = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.LeakyReLU(0.37), nnmirror.GELU())
     loss = (net(torch.randn(4, 2)) * 0.137 + 0.1).sum()
     first = nnmirror.explain(loss).source
@@ -361,8 +361,8 @@ def test_training_goes_on_as_if_nothing_had_been_explained(nn, optim):
 
 @parity
 @pytest.mark.parametrize("way", ["steps", "plain"])
-def test_step_by_step_all_is_as_otherwise(nn, optim, way):
-    """Hooks, retained gradients, a user's Function, torch's own graph in front: same bits."""
+def test_steps_and_plain_mode_give_the_same_bits(nn, optim, way):
+    """With hooks, retained gradients, a user's Function and torch's own graph before it."""
     torch.manual_seed(0)
     seen = []
     base = nnmirror if nn is nnmirror else torch.autograd
@@ -428,7 +428,7 @@ def test_a_step_knows_what_it_does():
 
 
 def test_a_loop_over_steps_may_be_left():
-    """What is complete is there, the rest is untouched; torch's modes are as they were."""
+    """Gradients that are complete are kept, others not started; torch's modes are restored."""
     first, second = nnmirror.Linear(3, 4), nnmirror.Linear(4, 1)
     loss = second(first(torch.randn(5, 3))).sum()
     for step in nnmirror.steps(loss):
@@ -482,7 +482,7 @@ class Wired(nnmirror.Module):
         return self.l2(h)
 
 
-# Since 3.13 pdb stops at the line that starts it, not at the next one.
+# Since Python 3.13 pdb stops at the line that starts it, not at the next one.
 BEFORE = ["n"] if sys.version_info >= (3, 13) else []
 
 
@@ -495,9 +495,9 @@ pdbs_set_trace.__module__ = "pdb"
 
 @pytest.fixture
 def at_the_prompt(monkeypatch, capsys):
-    """Runs a script, its breakpoints as without pytest, and answers pdb with commands, then `c`.
+    """Run a script with breakpoints as outside pytest; feed pdb the commands, then `c`.
 
-    Returns where it stopped, and what was printed.
+    Returns where pdb stopped, and the output.
     """
     monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
     monkeypatch.setattr(sys, "breakpointhook", sys.__breakpointhook__)
@@ -520,8 +520,8 @@ def at_the_prompt(monkeypatch, capsys):
     return run
 
 
-def test_by_s_a_debugger_goes_from_the_script_to_the_formulas(at_the_prompt):
-    """To their call, as it goes to any, and then to their line; past all that lies between."""
+def test_a_debugger_steps_from_the_script_into_the_formulas(at_the_prompt):
+    """`s` goes to the call of a formula, then to its line, past everything in between."""
     net, criterion = Wired(), nnmirror.MSELoss()
     row = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
     x, target = torch.randn(5, 3), torch.randn(5, 1)
@@ -547,7 +547,7 @@ def test_by_s_a_debugger_goes_from_the_script_to_the_formulas(at_the_prompt):
         *["Tanh.d_input"] * 2,
         *["_tanh_grad"] * 2,
     ]
-    # From the end of what a formula calls, and from that of a formula, to what called it.
+    # From the end of a formula, or of a function that it calls, back to the caller.
     assert stops((net, x), "s s s s s r r") == [*forward, "_linear", "_linear", "Linear.forward"]
     assert stops((net, x), "s s s s n r") == [*forward, "Linear.forward", "forward"]
 
@@ -564,7 +564,7 @@ def test_a_debugger_says_whose_formula_it_is_and_finds_it_by_its_name(at_the_pro
     stops, said = at_the_prompt(script, *commands)
     assert stops == ["script", "Tanh.d_input", "Linear.d_weight"]
     assert ")Tanh.d_input()  dx = g (1 - y^2)\n-> return " in said
-    for name, function in {  # as they were written, not what is around them
+    for name, function in {  # as they were written, not their wrappers
         "nnmirror.functional.Linear.forward": functional.Linear.formulas.raw_forward,
         "Wired.forward": inspect.unwrap(Wired.forward),
         "nnmirror.exact.activation.Gelu.d_input": vars(activation.Gelu)["d_input"],
@@ -588,7 +588,7 @@ def test_a_debugger_goes_the_short_way_however_it_was_started(at_the_prompt):
         nnmirror.set_trace(header="here")
         loss.backward(retain_graph=True)
 
-    def before():  # as by `python -m pdb`
+    def before():  # as `python -m pdb` does
         pdb.Pdb(nosigint=True).set_trace()
         with nnmirror.plain():
             loss.backward(retain_graph=True)
@@ -602,7 +602,7 @@ def test_a_debugger_goes_the_short_way_however_it_was_started(at_the_prompt):
 
 
 def test_in_plain_mode_the_rules_themselves_are_called():
-    """So a breakpoint in one stops: forward and backward, in a Sequential, how often it comes."""
+    """A breakpoint in a rule stops: in forward and backward, in a Sequential, at every call."""
     written = functional.Linear.formulas.raw_forward, vars(functional.Tanh)["d_input"]
     called = [function.__func__.__code__ for function in written]
     net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
@@ -625,7 +625,7 @@ def test_in_plain_mode_the_rules_themselves_are_called():
         assert [counts[code] for code in called] == ([4, 1] if plain else [0, 0])
 
 
-def test_plain_mode_is_a_threads_own():
+def test_plain_mode_belongs_to_the_thread():
     seen = []
 
     def other():
@@ -693,7 +693,7 @@ def test_training_in_and_out_of_plain_mode(nn, optim):
 
 
 def test_a_saved_file_keeps_every_number(tmp_path):
-    """Of each kind and layout, large ones too; changed afterwards, the graph's are not there."""
+    """Tensors of each kind, layout and size are read back with the same values and strides."""
     values = {
         "odd": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45, 0.1]),
         "by_columns": torch.randn(3, 4).t(),
@@ -719,7 +719,7 @@ def test_a_saved_file_keeps_every_number(tmp_path):
 
 
 def test_an_in_place_negation_is_written_as_one():
-    """`-x` in its place would be a line without an effect."""
+    """`-x` alone on a line would have no effect."""
 
     class Negated(nnmirror.Function):
         @staticmethod

@@ -1,4 +1,4 @@
-"""The report's own style: forward, then backward by hand, layer by layer."""
+"""The explicit style: forward, then backward by hand, layer by layer."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def net(lib):
 
 
 def reference(x, t, steps=1):
-    """PyTorch's loss, gradients and the gradient for the input."""
+    """PyTorch's loss, the gradient of the input and those of the parameters."""
     model, criterion = net(torch.nn), torch.nn.MSELoss()
     x = x.clone().requires_grad_()
     for _ in range(steps):
@@ -43,7 +43,7 @@ def test_the_whole_net_by_hand(call):
 
 
 def test_one_layer_by_hand_without_anything_that_requires_grad():
-    """A layer on its own returns the gradient for its input, tracked or not."""
+    """A layer returns the gradient of its input, whether it is tracked or not."""
     for name, args in [("Tanh", ()), ("ReLU", ()), ("LeakyReLU", (0.2,)), ("Linear", (3, 2))]:
         for shape in [(4, 3), (3,), (2, 4, 3)]:
             torch.manual_seed(0)
@@ -73,7 +73,7 @@ def test_criterion_by_hand(reduction):
 
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (2, 4)])
 def test_a_bias_that_is_broadcast_by_hand(shape):
-    """Its gradient is summed to its shape, as the walk does."""
+    """The gradient is summed to the shape of the bias, as in a recorded backward."""
     layer, bias = nn.Linear(3, 4), torch.zeros(shape)
     layer.bias = nn.Parameter(bias)
     layer.forward(torch.randn(2, 3))
@@ -119,7 +119,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("call", ["forward", "__call__"])
 def test_a_module_with_a_forward_of_its_own(call):
-    """The piece of tape between its input and its output is walked."""
+    """The module's backward walks the recorded graph between its input and output."""
     model = Residual()
     x = torch.randn(4, 3, requires_grad=True)
     g = torch.randn(4, 3)
@@ -132,7 +132,7 @@ def test_a_module_with_a_forward_of_its_own(call):
     same(expected, [dx, model.inner.weight.grad, model.inner.bias.grad], "by hand")
     assert x.grad is None, "by hand, the gradient is returned and not kept"
     getattr(model, call)(x.detach())
-    assert model.backward(g) is None  # its own `+ x` is out of the tape's sight
+    assert model.backward(g) is None  # an input that requires no grad is not in the graph
 
 
 def test_inside_a_sequential():
@@ -206,7 +206,7 @@ def test_a_tuple_equals_the_stacked_batch():
     assert type(dxs) is tuple
     same(dx, torch.stack(dxs), "dx")
     same([p.grad for p in stacked.parameters()], [p.grad for p in by_tuple.parameters()], "dp")
-    # The tape sees the same calls.
+    # The same calls are recorded.
     again = net(nn)
     ys = again(tuple(batch.unbind(0)))
     nn.MSELoss()(torch.stack(ys), t).backward()
@@ -259,7 +259,7 @@ def test_tuple_errors():
 
 
 def test_gradient_descent_on_tuples_by_hand():
-    """The report's GD: parameters moved by hand along `param()`."""
+    """Gradient descent as in the report: parameters are updated by hand with `param()`."""
     torch.manual_seed(1)
     x, t = torch.randn(8, 2), torch.randn(8, 1)
     model, criterion = net(nn), nn.MSELoss()
@@ -276,7 +276,7 @@ def test_gradient_descent_on_tuples_by_hand():
 
 
 def test_full_backward_hook_of_a_child_driven_by_hand():
-    """A hook sees the gradient of its module's input, and what it returns counts."""
+    """The hook gets the gradient of its module's input, and its return value replaces it."""
     torch.manual_seed(0)
     net = nnmirror.Sequential(nnmirror.Linear(2, 3), nnmirror.Tanh(), nnmirror.Linear(3, 1))
     seen = []
