@@ -1,7 +1,7 @@
 """Signatures and bound walks: the same bits, whatever a training loop does between two steps.
 
-Each parity test runs on PyTorch, on the mirror with every walk bound as soon as it comes (and
-compared with the generic one), on the mirror as it is by default, and with `fast.enabled` off.
+Each parity test compares PyTorch with three settings of the mirror: every walk bound at its first
+occurrence (and compared with the generic one), the default, and `fast.enabled` off.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ def mode(request, monkeypatch):
 
 
 def bound_walks():
-    """The sources of the bound walks that there are."""
+    """The names of the sources of all bound walks."""
     return [name for name in linecache.cache if name.startswith("<nnmirror walk")]
 
 
 class Wired:
-    """A net wired by hand, with branches, numbers and a parameter of its own between its layers."""
+    """A net wired by hand, with branches, scalars and a parameter of its own between its layers."""
 
     @staticmethod
     def of(nn):
@@ -57,7 +57,7 @@ class Wired:
 
 
 def train(nn, optim, net, steps=8, between=lambda i, net, optimizer: None, loss=None, sizes=(5,)):
-    """What a run ends with: losses, weights, gradients."""
+    """The result of a run: losses, weights and gradients."""
     optimizer = optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.5)
     losses = []
     for i in range(steps):
@@ -163,7 +163,7 @@ def test_changes_between_steps(nn, optim, change):
 
 
 LOSSES = {
-    # A schedule: a number that is another each time, zeros of both signs among them.
+    # A schedule: another number in each step, among them zeros of both signs.
     "annealed": lambda nn, out, y, i: ((out - y) ** 2).mean() * (0.0, -0.0, 1.0, 0.5, 0.25, 0.1)[i % 6],
     # The same function of two tensors, and of one twice.
     "one or two": lambda nn, out, y, i: _one_or_two(out, y, i),
@@ -335,7 +335,7 @@ def test_a_weight_is_changed_before_backward(nn, optim):
 
 @parity
 def test_gradients_kept_by_the_script(nn, optim):
-    """A .grad that a script holds does not change when the next one comes."""
+    """A .grad that a script keeps does not change when the next one is computed."""
     net, kept = Wired.of(nn), []
     for i in range(6):
         net.zero_grad()
@@ -359,8 +359,8 @@ def test_retained_gradients_and_hooks_on_what_is_between(nn, optim):
 
 
 @parity
-def test_a_graph_that_is_looked_at_now_and_then(nn, optim):
-    """next_functions shows a Linear's transposed weight, which the walk then goes through."""
+def test_a_graph_whose_next_functions_are_read(nn, optim):
+    """next_functions shows the transposed weight of a Linear, whose node is then walked too."""
     net, names = Wired.of(nn), []
     for i in range(8):
         h = nn.functional.linear(net.inp(torch.randn(4, 3)), net.blocks[0].weight * 2)
@@ -386,7 +386,7 @@ def test_the_same_module_twice(nn, optim):
 
 @parity
 def test_an_episode_of_varying_length(nn, optim):
-    """Losses of single steps, summed: no graph comes twice."""
+    """The losses of single steps are summed: no graph occurs twice."""
     net = Wired.of(nn)
     optimizer = optim.SGD(net.parameters(), lr=0.01)
     for length in (3, 5, 4, 3, 6, 3, 3, 5):
@@ -428,7 +428,7 @@ def test_layers_of_many_numbers_are_bound(mode, layer):
 
 
 def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
-    """Binding compares: what a rule does otherwise the second time costs speed, and no bits."""
+    """A rule that computes something else the second time costs speed, but no wrong bits."""
     if mode != "bound when hot":
         pytest.skip("about the comparison")
     times = iter(range(1000))
@@ -452,7 +452,7 @@ def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
 
 
 def test_models_are_freed_with_their_signatures():
-    """A thousand nets of different shapes leave nothing behind, and need no collector."""
+    """Nets of different shapes leave nothing behind and need no garbage collector."""
     gc.collect()
     gc.disable()
     try:
@@ -471,7 +471,7 @@ def test_models_are_freed_with_their_signatures():
 
 
 def test_signatures_are_bounded():
-    """A number that is another in every step leaves no more than a few signatures."""
+    """A number that differs in every step leaves no more than a few signatures."""
     w = nnmirror.Parameter(torch.ones(3))
     for i in range(1000):
         (w * (0.1 + i)).sum().backward()
@@ -479,7 +479,7 @@ def test_signatures_are_bounded():
 
 
 def test_several_threads_train_at_once():
-    """Nets that share no more than their wiring, and one net that all of them read."""
+    """Nets that share nothing but their structure, and one net that all of them read."""
     torch.manual_seed(0)
     trunk = nnmirror.Linear(3, 8).requires_grad_(False)
     nets = [Wired.of(nnmirror) for _ in range(4)]
@@ -528,7 +528,7 @@ def test_calls_with_other_arguments_each_time(nn, optim):
 
 
 class Heads:
-    """Two heads on one trunk, as an actor and a critic are."""
+    """Two heads on one trunk, such as an actor and a critic."""
 
     @staticmethod
     def of(nn, sequential):
@@ -571,7 +571,7 @@ def episode(nn, optim, net, length, how):
 @pytest.mark.parametrize("sequential", [True, False])
 @parity
 def test_episodes_of_any_length(nn, optim, sequential, how):
-    """The same steps again and again, in graphs that never come twice as a whole."""
+    """The same steps are repeated, in graphs that never occur twice as a whole."""
     net = Heads.of(nn, sequential)
     optimizer = optim.Adam(net.parameters(), lr=1e-2)
     losses = []
@@ -586,7 +586,7 @@ def test_episodes_of_any_length(nn, optim, sequential, how):
 
 @parity
 def test_episodes_of_observations_without_a_batch(nn, optim):
-    """One of the heads is used twice in each step, so that two gradients come from one part."""
+    """One of the heads is used twice in each step, so one part of the graph gives two gradients."""
     net = Heads.of(nn, sequential=False)
     losses = []
     for i in range(9):
@@ -634,7 +634,7 @@ def _held_back(i, k, score, value):
 )
 @parity
 def test_steps_with_two_heads(nn, optim, change):
-    """The heads of each step wait for their turn together; but not those of every step."""
+    """The gradients of both heads arrive together in most steps, but not in all."""
     net, found = Heads.of(nn, False), []
     for i in range(12):
         terms, values = [], []
@@ -645,7 +645,7 @@ def test_steps_with_two_heads(nn, optim, change):
             values += [value] if value is not None else []
         loss = sum(terms) * 0.5
         loss = loss + torch.stack(values).exp().mean() if values else loss
-        loss.backward()  # which is added to what earlier episodes gave
+        loss.backward()  # adds to the gradients of earlier episodes
         found.append([p.grad.clone() for p in net.parameters()])
     return found
 
@@ -653,7 +653,7 @@ def test_steps_with_two_heads(nn, optim, change):
 @pytest.mark.parametrize("last_first", [True, False])
 @parity
 def test_several_episodes_at_once(nn, optim, last_first):
-    """Their graphs are there at the same time; one is walked twice, one has been changed."""
+    """Several graphs exist at once; one is walked twice, another has a changed weight."""
     net, found = Heads.of(nn, False), []
     for i in range(6):
         losses = [episode(nn, optim, net, 1 + (i + k) % 4, "stacked") for k in range(3)]
@@ -670,18 +670,18 @@ def test_several_episodes_at_once(nn, optim, last_first):
 
 
 def test_a_part_with_two_entries_is_bound(mode):
-    """A step's two heads and their trunk go back at once."""
+    """The two heads of a step and their trunk are bound as one part."""
     net, before = Heads.of(nnmirror, False), set(bound_walks())
     for i in range(12):
         episode(nnmirror, None, net, 3 + i % 5, "stacked").backward()
     text = "".join("".join(linecache.getlines(n)) for n in bound_walks() if n not in before)
-    assert ("= more[0]" in text) == (mode == "bound when hot")  # else whole, or not at all
+    assert ("= more[0]" in text) == (mode == "bound when hot")  # else the whole walk, or none
 
 
 @pytest.mark.parametrize("sequential", [True, False])
 @parity
 def test_two_heads_over_one_trunk(nn, optim, sequential):
-    """Part of the graph has got a gradient from elsewhere already, or is walked twice."""
+    """Part of the graph already has a gradient from elsewhere, or is walked twice."""
     net = Heads.of(nn, sequential)
     found = []
     for i in range(12):
@@ -736,7 +736,7 @@ def test_what_a_bound_walk_used_cannot_be_walked_again(nn, optim):
 
 
 @parity
-def test_what_was_changed_since_is_reported(nn, optim):
+def test_changes_after_the_forward_are_reported(nn, optim):
     net, said = Heads.of(nn, True), []
     for i in range(8):
         x = torch.randn(2, 3)
@@ -748,7 +748,7 @@ def test_what_was_changed_since_is_reported(nn, optim):
             x.mul_(2)
         elif i == 7:
             with torch.no_grad():
-                scores.mul_(2)  # which nobody saved
+                scores.mul_(2)  # which no node saved
         said.append(attempt(lambda scores=scores: scores.backward(torch.ones(2, 4))))
     return said, [p.grad for p in net.parameters()]
 
@@ -763,7 +763,7 @@ def attempt(action):
 @parity
 @pytest.mark.parametrize("shared", ["by a view", "by several views"])
 def test_a_gradient_that_two_branches_share(nn, optim, shared):
-    """The mask is empty at first, so that nothing is seen of it when the walk is bound."""
+    """The mask is empty at first, so it has no effect on the gradients when the walk is bound."""
     torch.manual_seed(0)
     layer = nn.Linear(4, 6)
     found = []
@@ -804,7 +804,7 @@ def test_one_tensor_in_two_places_and_later_two(nn, optim, function):
 @parity
 @pytest.mark.parametrize("grad", [True, False])
 def test_what_a_mode_of_the_script_keeps_of_a_net(nn, optim, grad):
-    """As a TorchFunctionMode that collects activations: none is computed into afterwards."""
+    """A TorchFunctionMode collects activations, none of which may be overwritten afterwards."""
 
     class Collect(torch.overrides.TorchFunctionMode):
         def __init__(self):
@@ -813,7 +813,7 @@ def test_what_a_mode_of_the_script_keeps_of_a_net(nn, optim, grad):
 
         def __torch_function__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            # Of one name in the mirror and in PyTorch are the activations.
+            # The functions of this name, in the mirror and in PyTorch, return the activations.
             if getattr(func, "__name__", "") in ("tanh", "relu", "sigmoid"):
                 self.kept += [args[0], out]
             return out
@@ -831,8 +831,8 @@ def test_what_a_mode_of_the_script_keeps_of_a_net(nn, optim, grad):
 
 
 @parity
-def test_operands_change_places(nn, optim):
-    """A call that came often does not stand for one with a plain tensor first."""
+def test_swapped_operands(nn, optim):
+    """A repeated `y * plain` is not used for `plain * y`."""
     w, plain = nn.Parameter(torch.ones(3)), torch.arange(3.0)
     y = w * 1
     made = [y * plain for _ in range(5)]
@@ -843,12 +843,12 @@ def test_operands_change_places(nn, optim):
 
 # -- calls of varying shape ------------------------------------------------------------------
 
-LENGTHS = [*range(1, 25), 3, 24, 7]  # more than are given a signature
+LENGTHS = [*range(1, 25), 3, 24, 7]  # more than there are signatures for
 
 
 @parity
 def test_a_loop_that_writes_into_slices(nn, optim):
-    """A fractional derivative: each step is a longer sum than the last."""
+    """A fractional derivative: each step sums one term more than the last."""
     u = nn.Parameter(torch.randn(24))
     weights = torch.rand(24)
     optimizer = optim.SGD([u], lr=0.1)
@@ -867,7 +867,7 @@ def test_a_loop_that_writes_into_slices(nn, optim):
 
 @parity
 def test_a_matrix_filled_by_rows_and_columns(nn, optim):
-    """Its gradient is by rows however the part was cut out, as a hook sees it."""
+    """As hooks see it, the gradient of a row or column has PyTorch's strides."""
     p = nn.Parameter(torch.randn(5, 6))
     seen = []
     for _ in range(3):
@@ -931,7 +931,7 @@ def test_layers_on_sequences_of_varying_length(nn, optim):
     weight, frozen = nn.Parameter(torch.randn(24, 4)), nn.Parameter(torch.randn(4, 4))
     results = []
     for i, n in enumerate(LENGTHS):
-        frozen.requires_grad_(i % 3 == 0)  # the same kinds of arguments, of which others train
+        frozen.requires_grad_(i % 3 == 0)  # the same kinds of arguments, but others require grad
         layer.bias.requires_grad_(i % 2 == 0)
         h = torch.relu(layer(weight[:n])) @ frozen
         h = norm(h) * layer.weight[0] + (torch.randn(n, 4) if i % 4 else h.detach())
@@ -990,7 +990,7 @@ def test_errors_on_sequences_of_varying_length(nn, optim, name):
     w = nn.Parameter(torch.rand(24))
     said = []
     for n in LENGTHS[1:]:
-        torch.exp(w[:n]).mul(2).sum().backward()  # the same calls, with nothing wrong about them
+        torch.exp(w[:n]).mul(2).sum().backward()  # the same calls without an error
         (w[:n] * torch.ones(n)).sum().backward()
         try:
             REFUSED[name](nn, w[:n] * 2).sum().backward()
@@ -1001,7 +1001,7 @@ def test_errors_on_sequences_of_varying_length(nn, optim, name):
 
 @parity
 def test_a_frozen_parameter_that_was_given_a_gradient(nn, optim):
-    """Its own values do not count any more: it leads to what it was overwritten by."""
+    """After `copy_` the parameter's gradient goes to the tensor that was copied into it."""
     w = nn.Parameter(torch.randn(4))
     results = []
     for n in LENGTHS[:20]:
@@ -1030,8 +1030,8 @@ def test_hooks_on_calls_of_varying_shape(nn, optim):
 
 
 @parity
-def test_what_was_computed_of_one_tensor_is_of_two(nn, optim):
-    """Of a tensor that is saved twice a walk computes once what it needs of it."""
+def test_a_tensor_saved_twice_and_later_two_tensors(nn, optim):
+    """A walk may compute something once for a tensor saved twice, not for two equal tensors."""
     w = nn.Parameter(torch.rand(3, 4))
     v = nn.Parameter(torch.rand(4, 4))
     one, found = torch.rand(3, 4), []
@@ -1056,7 +1056,7 @@ def test_what_was_computed_of_one_tensor_is_of_two(nn, optim):
 
 @parity
 def test_calls_whose_arguments_are_others_in_turn(nn, optim):
-    """A call is looked for first as the latest of its kind: the others are found all the same."""
+    """The latest call of its kind is tried first; the others must be found as well."""
     torch.manual_seed(0)
     v, w = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 4))
     frozen = nn.Parameter(torch.randn(3, 4), requires_grad=False)
@@ -1130,7 +1130,7 @@ def test_products_with_weights_in_other_memory(nn, optim):
         with torch.no_grad():
             results.append(net(x))
         if i % 4 == 1:
-            net.weight.data = torch.randn(2, 3)  # the graph keeps what was there
+            net.weight.data = torch.randn(2, 3)  # the graph keeps the weight that was used
         y.square().sum().backward()
         results.append((y, net.weight.grad, net.bias.grad))
         net.zero_grad()
@@ -1148,7 +1148,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 @parity
 def test_a_loss_called_again_with_other_arguments(nn, optim, name):
-    """By module and by function; with other batches, options and targets in between."""
+    """As a module and as a function, with other batches, options and targets in between."""
     net, criterion = Wired.of(nn), getattr(nn, name)()
     function = {"SmoothL1Loss": "smooth_l1_loss", "CrossEntropyLoss": "cross_entropy"}.get(name)
     found, names = [], []
@@ -1210,8 +1210,8 @@ def test_operators_with_something_else_on_the_left(nn, optim):
 
 
 @parity
-def test_second_derivatives_of_a_power_again_and_again(nn, optim):
-    """A kernel may compute a mask in steps: the version of what it returns is not for us to count."""
+def test_repeated_second_derivatives_of_a_power(nn, optim):
+    """A kernel may compute a mask in several steps, so the version of its result may be any."""
     w, found = nn.Parameter(torch.tensor(1.0)), []
     for _ in range(6):
         a = torch.tensor([1.0, 2.0, 0.3], requires_grad=True)
@@ -1227,9 +1227,10 @@ def test_second_derivatives_of_a_power_again_and_again(nn, optim):
 
 @parity
 def test_a_loss_called_again_with_another_tensor_in_place_of_a_repeated_one(nn, optim):
-    """What was generated for `l1_loss(y, y)` or for a weight that is the target is not for two.
+    """Code generated for `l1_loss(y, y)`, or for a weight that is the target, is not used for two.
 
-    Cross-entropy has an exact form; so the test is run by default too, where losses are generated.
+    Cross-entropy has an exact form, so the test is run in default mode too, where code for losses
+    is generated.
     """
     F, net, found = nn.functional, nn.Linear(3, 2), []
     x, other, t, w = torch.randn(5, 3), torch.randn(5, 3), torch.rand(5, 2), torch.rand(5, 2)

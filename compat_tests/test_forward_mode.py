@@ -1,8 +1,8 @@
-"""torch's forward mode, vmap and torch.func over mirrored layers that train nothing.
+"""Forward mode, vmap and torch.func over mirrored layers that train nothing.
 
-Where no tensor of the mirror requires grad there is nothing to record, and what PyTorch
-computes beside the value has to come out: a tangent, a batch dimension, a gradient of
-torch.func's. Were it dropped, a Jacobian would be zero, and nothing would say so.
+Where no tensor of the mirror requires grad, nothing is recorded, and what PyTorch computes beside
+the value must be kept: a tangent, a batch dimension, a gradient of torch.func. Otherwise a Jacobian
+would silently be zero.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from .parity import parity
 EVERY = pytest.mark.parametrize(("kind", "name"), CALLS)
 MODES = pytest.mark.parametrize("mode", ["no_grad", "frozen"])
 
-with warnings.catch_warnings(), fw.dual_level():  # the first use of it warns of torch.jit
+with warnings.catch_warnings(), fw.dual_level():  # its first use warns of torch.jit
     warnings.simplefilter("ignore")
     fw.make_dual(torch.ones(1), torch.ones(1))
 
@@ -53,12 +53,12 @@ def test_dual_numbers(nn, optim, kind, name, mode):
 
 
 def transformed(transform, function, inputs):
-    """The function of its inputs, transformed; the tangents and weights are drawn."""
+    """The result of a transform of this function; tangents and weights are random."""
     places = floats(inputs)
     torch.manual_seed(3)
 
     def of_floats(*given):
-        given = iter([t.clone() for t in given])  # some are computed in place
+        given = iter([t.clone() for t in given])  # some functions work in place
         return function(*[next(given) if t.is_floating_point() else t for t in inputs])
 
     given = tuple(inputs[i] for i in places)
@@ -110,7 +110,7 @@ def nets(nn):
 @pytest.mark.parametrize("number", range(3))
 @parity
 def test_nets(nn, optim, number, mode):
-    """Called often, so that a fast path which has met plain tensors meets others."""
+    """Called repeatedly, so that code generated for plain tensors meets tensors of other kinds."""
     net = nets(nn)[number].requires_grad_(False)
     found = []
     with torch.set_grad_enabled(mode != "no_grad"):
@@ -135,7 +135,7 @@ def test_a_tensor_that_torch_differentiates_is_still_recorded(nn, optim):
 
 
 def test_what_requires_grad_outside_of_a_transform_is_refused():
-    """What vmap returns is unwrapped, and would no longer lead to it."""
+    """vmap unwraps what it returns, which would lose its graph."""
     x = torch.randn(3, requires_grad=True)
     for target in (x, nnmirror.Parameter(x.detach())):
         with pytest.raises(NotImplementedError, match="transforms of torch"):
@@ -153,7 +153,7 @@ class _Doubled(nnmirror.Function):
 
 
 def test_a_function_of_your_own_is_not_differentiated_by_others():
-    """Its backward would not be called: a straight-through estimator would be off."""
+    """torch.func would not call the Function's backward, which may be any estimator."""
     x = torch.ones(3)
     with pytest.raises(NotImplementedError, match="_Doubled"):
         grad(lambda x: _Doubled.apply(x).sum())(x)

@@ -1,7 +1,7 @@
 """`torch.func.functional_call` of mirrored modules, and `nnmirror.func` beside `torch.func`.
 
-Per-sample gradients, Hessians, MAML: a script takes the transforms of the same names, and gets the
-same numbers, which lead to the same parameters.
+Per-sample gradients, Hessians and MAML: the transforms have the same names and give the same
+numbers, and gradients go back to the same parameters.
 """
 
 import warnings
@@ -110,7 +110,7 @@ def test_buffers_change_in_what_was_given(nn, optim):
 
 @near(8)
 def test_maml(nn, optim):
-    """Steps inside that are recorded, and one outside through them."""
+    """Inner steps with `create_graph=True`, and an outer step through them."""
     model = net(nn)
     optimizer, loss, losses = optim.SGD(model.parameters(), lr=0.1), loss_of(nn, model), []
     for _ in range(3):
@@ -237,7 +237,7 @@ def test_vjp(nn, optim):
 def test_jvp(nn, optim):
     model, func = net(nn, D), func_of(nn)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what PyTorch builds its forward mode from
+        warnings.simplefilter("ignore")  # about torch.jit in PyTorch's forward mode
         y, along = func.jvp(model, (X.to(D),), (torch.ones(4, 3, dtype=D),))
         rest = func.jvp(lambda a, b: ((a * b).sin(), a.sum(), b.detach()), (X, X + 1), (X, X * 2))
         product = func.jvp(
@@ -306,7 +306,7 @@ def test_jacobian_for_parameters(nn, optim):
 
 @near(16)
 def test_hessian(nn, optim):
-    """Also of each point, as for a differential equation."""
+    """Also the Hessian at each point, as a differential equation needs it."""
     model, func, x = net(nn, D), func_of(nn), X.to(D)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -377,7 +377,7 @@ def test_batch_norm_of_each(nn, optim):
 @pytest.mark.parametrize("no_grad", [True, False])
 @parity
 def test_batch_norm_of_all(nn, optim, no_grad):
-    """Each item would change the running statistics of all."""
+    """Each sample would change the running statistics of all."""
     layer = nn.BatchNorm1d(3)
     with torch.set_grad_enabled(not no_grad):
         return func_of(nn).vmap(layer)(torch.stack([X, X + 1]))

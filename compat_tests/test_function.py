@@ -1,4 +1,4 @@
-"""A Function of the user's own: what its author may write, and what becomes of it in a net."""
+"""User-defined Functions: what their authors may write, and how they behave in a net."""
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_what_mark_non_differentiable_leaves_alone(nn, optim):
 @pytest.mark.parametrize("how", ["kept", "made anew", "made anew, all of it"])
 @parity
 def test_graph_inside(nn, optim, how):
-    """Deep equilibrium nets, adjoints and checkpoints by hand are written so."""
+    """As in deep equilibrium nets, adjoint methods and checkpointing by hand."""
     inner, outer = nn.Linear(2, 2), nn.Linear(3, 2)
 
     def inside(x):
@@ -173,7 +173,7 @@ def test_graph_through_the_argument_itself(nn, optim):
 
 @parity
 def test_the_penalty_of_a_fixed_point(nn, optim):
-    """A net trained through a layer that solves for its output with a net of its own."""
+    """A net is trained through a layer that solves a fixed-point equation with its own net."""
     inner, net = nn.Linear(3, 3), nn.Sequential(nn.Linear(2, 3), nn.Tanh())
 
     class Solve(base_of(nn)):
@@ -238,7 +238,7 @@ def test_no_gradient_comes_back_to_a_net(nn, optim, name, given):
     stop(net(x)).sum().backward()
     stop_of(nn, (None,))(nn.functional.mse_loss(net(x), torch.ones(()))).backward()
     none = [p.grad for p in net.parameters()]
-    (stop(net(x)).sum() + net(x).sum()).backward()  # the other way on is open
+    (stop(net(x)).sum() + net(x).sum()).backward()  # the other path has a gradient
     stop(net(net(x) @ torch.ones(len(net(x)[0]), 3))).sum().backward(retain_graph=True)
     return none, x, dict(net.named_parameters())
 
@@ -378,7 +378,7 @@ def test_saving_what_is_no_tensor(nn, optim, tracked):
 
 @parity
 def test_changed_after_it_was_saved(nn, optim):
-    """Counted is what happens after forward."""
+    """A change inside forward is allowed; only later changes of a saved tensor count."""
 
     class Grown(base_of(nn)):
         @staticmethod
@@ -396,7 +396,7 @@ def test_changed_after_it_was_saved(nn, optim):
     return x
 
 
-# What a tape might call its own.
+# Names that the mirror might use itself.
 NAMES = [
     "attributes", "dirty", "edges", "epoch", "fits", "function", "into", "label", "node", "outputs",
     "places", "pool", "program", "run", "saved", "sequence", "tensors", "writes", "_saved",
@@ -672,8 +672,8 @@ def test_backward_of_losses_that_share_a_net(nn, optim):
 
 
 @parity
-def test_behind_what_torch_itself_recorded(nn, optim):
-    """As a tensor that is scaled before it is given to an operation of one's own."""
+def test_after_operations_that_torch_recorded(nn, optim):
+    """For example, a tensor that a script scales before it calls a Function."""
     square = _functions_to_check(nn)["Square"]
     x = torch.randn(3, requires_grad=True)
     y = square(x * 2)

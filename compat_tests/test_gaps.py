@@ -1,9 +1,9 @@
-"""Which functions of PyTorch lose a gradient: those that nnmirror/refused.md says, and no other.
+"""Functions of PyTorch that lose a gradient: those that nnmirror/refused.md lists, and no other.
 
-A few never ask a tensor subclass about a call, so the mirror cannot refuse it: the gradient of a
-tracked tensor is dropped. Whoever meets one of these has to find it there, and one that
-PyTorch adds, or mends, is to be noticed here. So all of its public functions are called with
-tracked tensors in the places of tensors, and compared with PyTorch.
+A few functions do not dispatch to a tensor subclass, so the mirror cannot refuse them: the gradient
+of a tracked tensor is lost. Users must find them in that list, and a function that PyTorch adds or
+fixes is noticed here. So all public functions are called with tracked tensors, and compared with
+PyTorch.
 """
 
 import inspect
@@ -29,7 +29,7 @@ SPACES = {
     "torch.nested": torch.nested,
     "torch.sparse": torch.sparse,
 }
-# What changes PyTorch's state, ends or begins something, or is no function of tensors.
+# Functions that change PyTorch's state, start or end something, or take no tensors.
 NOT_CALLED = re.compile(
     r"^(_|set_|get_|use_|is_|save|load|compile|hub|seed|manual|init|import|from_file|fork|wait|cond|"
     r"while|share|parse|sym_|autocast|thread|prepare|backward|register|retain|requires|profiler)"
@@ -37,7 +37,7 @@ NOT_CALLED = re.compile(
 
 
 def functions(space):
-    """The functions of a namespace, and the classes of tensors in that of PyTorch itself."""
+    """The functions of a namespace; in `torch` itself also its tensor classes."""
     for name in dir(SPACES[space]):
         function = getattr(SPACES[space], name)
         wanted = callable(function) and not isinstance(function, types.ModuleType)
@@ -52,7 +52,7 @@ STARTS, COLUMNS = [0, 1, 2], [0, 1]
 
 
 def guesses(nn):
-    """What makes arguments, of which most functions take some: `t` is tracked, `x` is not."""
+    """Functions that create arguments; most functions take some. `t` is tracked, `x` is not."""
 
     def t(*shape):
         return nn.functional.leaky_relu(nn.Parameter(torch.rand(shape) * 0.8 + 0.1), 1.0)
@@ -96,7 +96,7 @@ KEYWORDS = [{}, {"dtype": torch.float64}, {"copy": True}, {"layout": torch.spars
 
 
 def require_grad(nn, function, k, keywords):
-    """Of each tensor that the call makes, whether it requires grad; None if it raises."""
+    """Whether each tensor that the call returns requires grad; None if it raises."""
     torch.manual_seed(0)
     try:
         return [made.requires_grad for made in tensors_in(function(*guesses(nn)[k](), **keywords))]
@@ -132,7 +132,7 @@ def test_only_the_functions_in_the_text_lose_a_gradient(space):
     }.items(),
 )
 def test_a_number_beside_plain_tensors_is_a_gap(listed, call):
-    """PyTorch's error where anything is asked; here nothing is. Mended, it leaves the text."""
+    """PyTorch raises; the mirror does not see the call. If that changes, the list must too."""
     assert f"`{listed}`" in GAPS
     with pytest.raises(TypeError, match="must be"):
         call(torch.nn.Parameter(torch.tensor(2.0)))
@@ -162,7 +162,7 @@ DATA = {
 @pytest.mark.parametrize("call", DATA)
 @parity
 def test_tensors_made_of_data(nn, optim, call):
-    """A learned weight converted or copied goes on training; as a number it raises."""
+    """A parameter that is converted or copied keeps its gradient; as a number it raises."""
     w, n = nn.Parameter(torch.tensor([1.0, 3.0])), nn.Parameter(torch.tensor(2.0))
     made = DATA[call](w, w * 2, n)
     if made.requires_grad:

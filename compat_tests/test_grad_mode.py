@@ -50,7 +50,7 @@ def test_torchs_autograd_off_and_the_mirrors_on():
     try:
         same([x.detach() for x in expected[0]], [x.detach() for x in run(nn, optim)[0]], "losses")
         same(list(expected[1].values()), list(run(nn, optim)[1].values()), "weights")
-        # An optimiser of torch's own finds it allowed to change the leaves.
+        # An optimiser of torch's own may change the leaves as well.
         same(list(expected[1].values()), list(run(nn, torch.optim)[1].values()), "torch.optim")
     finally:
         torch.set_grad_enabled(before)
@@ -167,7 +167,7 @@ def test_trains_with_torch_nn_autograd_and_optim_blocked():
 
 
 def test_no_backward_kernel_is_called():
-    """Every backward is ordinary operations: no aten::*_backward, no autograd engine."""
+    """Every backward uses ordinary operations: no aten::*_backward, no autograd engine."""
     x, t = torch.randn(4, 3, requires_grad=True), torch.randn(4, 2)
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.LeakyReLU(), nn.Linear(5, 2), nn.Tanh())
     with torch.profiler.profile() as profile:
@@ -181,7 +181,7 @@ def test_no_backward_kernel_is_called():
 
 
 def test_autocast_is_refused():
-    """Gradients would have to be cast back through what autocast hides."""
+    """The backward would have to undo casts that autocast hides."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with pytest.raises(RuntimeError, match="autocast is not mirrored"):
             nn.Linear(3, 2)(torch.ones(4, 3))
@@ -205,9 +205,10 @@ def made_in_inference_mode(nn):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @parity
 def test_module_made_in_inference_mode(nn, optim, name, inner, dims):
-    """Its weights are no weights to train: those that a backward needs cannot be saved.
+    """A weight made in inference mode cannot be saved for a backward that needs it.
 
-    PyTorch trains the bias alone of a Linear that is given data; the mirror the weight too.
+    Of a Linear called with plain data PyTorch trains the bias only; the mirror trains the weight
+    too.
     """
     model, x = made_in_inference_mode(nn)[name], torch.randn(4, 2, 3)[(0,) * (3 - dims)]
     x = nn.Parameter(x) * 1 if inner else x
@@ -228,7 +229,7 @@ def test_weights_of_inference_mode_exchanged(nn, optim):
 
 @parity
 def test_grad_mode_inside_inference_mode(nn, optim):
-    """Nothing is recorded there, even so."""
+    """Nothing is recorded in inference mode, even with grad mode on."""
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2))
     x, target = torch.randn(4, 3), torch.randn(4, 2)
     with torch.inference_mode(), torch.enable_grad():

@@ -14,7 +14,7 @@ from .parity import parity
 
 
 def module_hooks(nn):
-    """Where PyTorch keeps the hooks for all modules."""
+    """The module in which PyTorch keeps the hooks for all modules."""
     return nn.modules.module
 
 
@@ -225,7 +225,7 @@ def test_output_that_no_hook_can_stand_at(nn, optim):
 
 @parity
 def test_legacy_backward_hook(nn, optim):
-    """The hook stands at the last recorded call: LeakyReLU is one on both backends."""
+    """The hook is at the last recorded call: LeakyReLU is one call on both backends."""
     m, log = nn.LeakyReLU(0.5), []
     m.register_backward_hook(lambda m, gi, go: log.append((type(m).__name__, plain(go))))
     m.register_backward_hook(lambda m, gi, go: (gi[0] * 2, *gi[1:]))
@@ -365,7 +365,7 @@ def test_hook_that_keeps_activations(nn, optim):
 
 
 def test_hooks_by_hand():
-    """Module.backward starts from what the hooks made of the output."""
+    """Module.backward starts at the output that the forward hooks returned."""
     nn = nnmirror
     net = nn.Linear(3, 2)
     net.register_forward_hook(lambda m, a, o: o * 2)
@@ -404,7 +404,7 @@ def test_a_module_with_hooks_is_freed_without_the_collector():
 @pytest.mark.parametrize("frozen", [None, "weight", "bias"])
 @parity
 def test_legacy_hook_of_a_linear(nn, optim, tracked, bias, frozen):
-    """PyTorch's node multiplies by the transposed weight, and its hook sees the gradient of that."""
+    """PyTorch's node has the transposed weight as its input; the hook gets the gradient of that."""
 
     def hook(module, grads, _):
         seen.extend(grads)
@@ -423,7 +423,7 @@ def test_legacy_hook_of_a_linear(nn, optim, tracked, bias, frozen):
 
 @parity
 def test_hooks_where_no_gradient_comes(nn, optim):
-    """They are called with None. A convolution's gradient for its weight does not depend on it."""
+    """Hooks get None: a convolution's gradient for its weight does not depend on the weight."""
     conv, pre, log = nn.Conv1d(1, 1, 2), nn.Linear(4, 4), []
     w = conv.weight
     scaled = w * 2
@@ -442,7 +442,7 @@ def test_hooks_where_no_gradient_comes(nn, optim):
 
 @parity
 def test_a_view_changed_in_place_gets_the_gradient_of_what_was_saved(nn, optim):
-    """What `tanh_` saves is the view as it is then; its hooks see gradients of gradients."""
+    """`tanh_` saves the view after the change; hooks of the view get gradients of gradients."""
     w, log = nn.Linear(3, 3).weight, []
     a = w * 1
     view = torch.tanh_(a.t())
@@ -454,7 +454,7 @@ def test_a_view_changed_in_place_gets_the_gradient_of_what_was_saved(nn, optim):
 
 
 def graph(node):
-    """Names of a node and of all behind it."""
+    """The names of a node and of all nodes behind it."""
     return node.name(), [n if n is None else graph(n) for n, _ in node.next_functions]
 
 
@@ -487,8 +487,8 @@ GRAPHS = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 @parity
-def test_the_graph_that_can_be_looked_at(nn, optim, name):
-    """And a hook at its last node sees as many gradients; looking changes none."""
+def test_reading_next_functions(nn, optim, name):
+    """A hook at the last node gets as many gradients as in PyTorch; reading changes none."""
     seen, x = [], nn.Parameter(torch.randn(4, 3))
     out = GRAPHS[name](nn, x)
     names = graph(out.grad_fn)
@@ -498,8 +498,8 @@ def test_the_graph_that_can_be_looked_at(nn, optim, name):
 
 
 @parity
-def test_looking_at_a_graph_while_it_is_driven(nn, optim):
-    """Twice over one graph, looked at in between; a weight used twice."""
+def test_reading_next_functions_between_two_backwards(nn, optim):
+    """Two backwards over one graph, which is read in between; a weight is used twice."""
     layer, x = nn.Linear(3, 3), torch.randn(4, 3)
     out = layer(layer(x).relu())
     loss = out.pow(2).mean()
@@ -511,7 +511,7 @@ def test_looking_at_a_graph_while_it_is_driven(nn, optim):
 
 @parity
 def test_hooks_on_several_tensors(nn, optim):
-    """`register_multi_grad_hook`: those that this backward leads to are waited for."""
+    """`register_multi_grad_hook` waits for those tensors that this backward reaches."""
     net, apart = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), nn.Linear(2, 2)
     weight, log = net[0].weight, []
     graph = torch.autograd.graph
@@ -535,14 +535,14 @@ def test_hooks_on_several_tensors(nn, optim):
     handles = [graph.register_multi_grad_hook([weight], lambda gs: log.append(["one", *gs]))]
     try:
         torch.autograd.grad(z.sum(), weight, retain_graph=True)
-    except RuntimeError as e:  # not supported there
+    except RuntimeError as e:  # autograd.grad does not support it
         log.append(str(e))
     return log, parameters_of(net)
 
 
 @parity
 def test_hooks_where_a_gradient_is_accumulated(nn, optim):
-    """On the AccumulateGrad node of a leaf, as what steps each parameter in backward has them."""
+    """On the AccumulateGrad node of a leaf, as used to step each parameter during backward."""
     layer, log = nn.Linear(3, 2), []
     weight, x = layer.weight, torch.randn(4, 3)
     node = weight.expand_as(weight).grad_fn.next_functions[0][0]
@@ -577,7 +577,7 @@ def test_hooks_where_a_gradient_is_accumulated(nn, optim):
 
 @parity
 def test_gradient_edges(nn, optim):
-    """In place of a tensor, from where or to where a gradient goes."""
+    """A GradientEdge in place of a tensor, as the start or the end of a backward."""
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     weight, log = net[0].weight, []
     y = net(torch.randn(4, 2))
@@ -621,7 +621,7 @@ def parameters_of(module):
 
 @parity
 def test_a_hook_prints_a_tensor_further_back(nn, optim):
-    """Shown with its grad_fn, a node is made what PyTorch's is, in the midst of the walk."""
+    """Printing a grad_fn gives its node PyTorch's form, in the middle of the walk."""
     torch.manual_seed(0)
     fc, out = nn.Linear(2, 3), nn.Linear(3, 1)
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
