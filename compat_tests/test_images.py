@@ -91,7 +91,7 @@ def test_second_derivatives(nn, optim, name):
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "Dropout" not in n])
-def test_slopes_and_their_slopes(name):
+def test_first_and_second_derivatives_by_finite_differences(name):
     """First and second derivatives against central differences, independently of PyTorch."""
     make, (shape, *_) = LAYERS[name]
     layer, x = make(nnmirror), nnmirror.Parameter(torch.randn(shape, dtype=torch.float64))
@@ -149,7 +149,7 @@ def test_dropout_module_in_place(nn, optim, n):
 
 
 @parity
-def test_by_torchs_names(nn, optim):
+def test_functions_of_torch(nn, optim):
     x = torch.randn(2, 4, 4, 2, requires_grad=True)
     h = nn.functional.leaky_relu(x, 0.5)
     names = ["feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
@@ -233,7 +233,7 @@ def test_interpolate_nearly(nn, optim, name):
 
 
 @pytest.mark.parametrize("name", INTERPOLATIONS)
-def test_slopes_of_interpolate(name):
+def test_gradients_of_interpolate_by_finite_differences(name):
     """The gradients of `interpolate` against central differences in float64."""
     mode, shape, how, _ = INTERPOLATIONS[name]
     x = nnmirror.Parameter(torch.randn(shape, dtype=torch.float64))

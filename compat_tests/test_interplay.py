@@ -14,7 +14,7 @@ from .parity import both, cpu_only, parity, same, trained
 
 
 @parity
-def test_several_ways_into_a_graph_of_torchs_own(nn, optim):
+def test_several_paths_into_pytorchs_graph(nn, optim):
     """Gradients that meet in PyTorch's part of the graph are summed in the order of one graph."""
     w = torch.randn(3, 3, requires_grad=True)
     trunk = torch.tanh(torch.randn(4, 3) @ w)
@@ -204,7 +204,7 @@ def test_a_gradient_through_torchs_own_graph(nn, optim, direct):
 
 
 @parity
-def test_other_memory_for_what_requires_grad(nn, optim):
+def test_set_of_a_tensor_that_requires_grad(nn, optim):
     """`set_` has no derivative: an error where it would be recorded, allowed under no_grad."""
     p = nn.Parameter(torch.ones(3))
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):

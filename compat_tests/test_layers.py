@@ -250,7 +250,7 @@ def test_bad_input(nn, optim, name):
 
 @pytest.mark.parametrize("seen", ["expanded", "transposed"])
 @parity
-def test_linear_of_what_is_changed_afterwards(nn, optim, seen):
+def test_linear_input_changed_in_place_afterwards(nn, optim, seen):
     """Where `linear` copies its input to make a matrix of it, the input may be changed in place."""
     layer, x = nn.Linear(3, 4), torch.randn(2, 3)
     given = {"expanded": x.expand(5, 2, 3), "transposed": x.expand(5, 2, 3).transpose(0, 1)}

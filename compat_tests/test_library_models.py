@@ -122,7 +122,7 @@ def test_layers_taken_out_of_a_model(nn, optim):
 
 
 @parity
-def test_what_one_held_before_is_what_is_trained(nn, optim):
+def test_references_from_before_the_conversion_stay_valid(nn, optim):
     """References to modules, parameters, hooks and losses from before stay valid afterwards."""
     model = nets.Deep()
     seen, x = [], torch.randn(4, 3)
@@ -149,7 +149,7 @@ def test_what_one_held_before_is_what_is_trained(nn, optim):
     return seen, loss.detach(), grads, twin(x).detach(), twin.state_dict(), model(x).detach()
 
 
-def test_what_cannot_be_mirrored_is_named_with_its_place():
+def test_what_cannot_be_mirrored_is_named_with_its_path():
     class Net(nnmirror.Module):
         pass
 
@@ -341,7 +341,7 @@ def test_models_that_a_script_takes_from_a_library(name, tmp_path):
     assert isinstance(made(name).train(), torch.nn.Module), "the library itself is as it was"
 
 
-def test_a_script_is_told_what_stays_pytorchs(tmp_path):
+def test_stderr_names_what_stays_pytorchs(tmp_path):
     """A model with a layer that has no mirror is left to PyTorch, and stderr names the layer."""
     source = """
         import torch
@@ -383,7 +383,7 @@ def test_a_library_may_be_kept(tmp_path):
         adopt.kept.clear()
 
 
-def test_what_a_library_drives_stays_its_own(tmp_path):
+def test_a_subclass_of_a_librarys_class_stays_pytorchs(tmp_path):
     """A script's subclass of a library's class stays PyTorch's; a library net in it is mirrored."""
     source = """
         import torch

@@ -96,7 +96,7 @@ def test_singular_matrices(nn, optim):
     return ones
 
 
-def slopes(function, *values):
+def error_of_gradients(function, *values):
     """The greatest difference between the gradients and central differences in float64."""
     leaves = [nnmirror.Parameter(v.clone()) for v in values]
     made = function(*leaves)
@@ -118,7 +118,7 @@ def slopes(function, *values):
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "cholesky_ex"])
-def test_slopes_of_linear_systems(name):
+def test_gradients_of_linear_systems_by_finite_differences(name):
     """The gradients against central differences in float64, independently of PyTorch."""
 
     def function(a, p, b):
@@ -132,7 +132,7 @@ def test_slopes_of_linear_systems(name):
         )
 
     torch.manual_seed(0)
-    assert slopes(function, *matrices((), 3, torch.float64)) < 1e-6
+    assert error_of_gradients(function, *matrices((), 3, torch.float64)) < 1e-6
 
 
 # -- distances -------------------------------------------------------------------------------
@@ -162,10 +162,10 @@ def test_cdist_by_a_product_or_not(nn, optim, mode):
 
 @pytest.mark.parametrize("rows", [4, 30])
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, float("inf")])
-def test_slopes_of_cdist(p, rows):
+def test_gradients_of_cdist_by_finite_differences(p, rows):
     torch.manual_seed(0)
     x, y = (torch.randn(n, 3, dtype=torch.float64) for n in (rows, 3))
-    assert slopes(lambda x, y: torch.cdist(x, y, p), x, y) < 1e-7
+    assert error_of_gradients(lambda x, y: torch.cdist(x, y, p), x, y) < 1e-7
 
 
 # -- multivariate normal distributions -------------------------------------------------------

@@ -247,7 +247,7 @@ def test_graph_of_cross_entropy(nn, optim):
 
 
 @parity
-def test_cross_entropy_gone_back_twice(nn, optim):
+def test_cross_entropy_backward_twice(nn, optim):
     value = nn.CrossEntropyLoss()(nn.Linear(6, 3)(torch.randn(5, 6)), torch.randint(3, (5,)))
     value.backward()
     value.backward()
@@ -262,7 +262,7 @@ def test_classes_changed_before_backward(nn, optim):
 
 
 @parity
-def test_class_that_is_not_there(nn, optim):
+def test_class_out_of_range(nn, optim):
     return nn.CrossEntropyLoss()(nn.Linear(6, 3)(torch.randn(2, 6)), torch.tensor([0, 3]))
 
 
@@ -476,7 +476,7 @@ def test_explicit_style():
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", ["MSELoss", "SmoothL1Loss", "HuberLoss", "BCEWithLogitsLoss"])
 @parity
-def test_a_loss_of_what_is_laid_out_by_columns(nn, optim, name, reduction):
+def test_losses_of_column_major_inputs(nn, optim, name, reduction):
     layer = nn.Linear(5, 8)
     target = torch.rand(8, 32)
     for each in (target, target.t().contiguous().t()):

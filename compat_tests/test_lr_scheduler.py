@@ -306,7 +306,7 @@ def saved(*objects):
 @pytest.mark.parametrize("way", ["torch to nnmirror", "nnmirror to torch", "nnmirror to nnmirror"])
 @pytest.mark.parametrize("kind", ["SGD", "tensor lr"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_state_goes_on_in_the_other_library(name, kind, way):
+def test_training_resumed_in_the_other_library(name, kind, way):
     (first_nn, first), (second_nn, second) = (LIBRARIES[lib] for lib in way.split(" to "))
     optimizer = OPTIMISERS[kind](torch.optim, parameters(torch.nn))
     schedule = SCHEDULES[name](torch.optim.lr_scheduler, optimizer)
@@ -480,7 +480,7 @@ def test_two_schedules_of_one_optimiser(nn, optim):
 
 
 @parity
-def test_step_still_does_what_it_did(nn, optim):
+def test_step_works_as_before_under_the_wrapper(nn, optim):
     """The scheduler's wrapper of `step` keeps closures, their value, hooks and pickling."""
     ps, log = parameters(nn), []
     optimizer = optim.SGD(ps, lr=0.1)
@@ -680,7 +680,7 @@ def test_errors(nn, optim, name):
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
 @parity
-def test_cycles_want_a_momentum(nn, optim, name):
+def test_cyclic_schedulers_need_a_momentum(nn, optim, name):
     class Plain(optim.Optimizer):
         def step(self, closure=None):
             pass

@@ -55,7 +55,7 @@ def test_no_cycles_are_made():
         gc.enable()
 
 
-def test_a_walked_graph_holds_no_activations():
+def test_a_graph_holds_no_activations_after_backward():
     x = torch.randn(4, 3)
     hidden = nn.Linear(3, 3)(x)
     alias = weakref.ref(hidden)
@@ -73,7 +73,7 @@ def residual_loss(model, criterion, x):
     return criterion(du + ddu, torch.zeros_like(u))
 
 
-def test_gradients_of_gradients_leave_nothing_behind():
+def test_second_derivatives_leave_no_objects_behind():
     """Training on second derivatives makes no reference cycles, and objects do not accumulate."""
     gc.collect()
     gc.disable()
@@ -101,7 +101,7 @@ def test_gradients_of_gradients_leave_nothing_behind():
         gc.enable()
 
 
-def test_a_gradient_of_a_gradient_that_is_not_asked_for_is_freed():
+def test_an_unused_graph_of_a_gradient_is_freed():
     """With create_graph=True and no second backward, the last reference frees the graph."""
     x = torch.linspace(0, 1, 5).unsqueeze(1).requires_grad_()
     layer = nn.Linear(1, 3)

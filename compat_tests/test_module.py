@@ -765,7 +765,7 @@ def test_small_modules_by_hand():
 
 @pytest.mark.parametrize("used", [False, True])
 @parity
-def test_conversion_that_swaps_beneath_a_graph(nn, optim, used):
+def test_parameters_swapped_between_forward_and_backward(nn, optim, used):
     """After a swap of parameters, a graph of the old ones raises in backward; a new one works."""
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)
     loss = layer(x).sum()

@@ -142,7 +142,7 @@ def test_dropout_errors(nn, optim, name):
 
 
 @parity
-def test_dropout_twice_over_one_graph(nn, optim):
+def test_dropout_backward_twice(nn, optim):
     x = torch.randn(4, requires_grad=True)
     y = nn.functional.dropout(x)
     y.sum().backward(retain_graph=True)
@@ -306,7 +306,7 @@ def test_layer_norm_errors(nn, optim, name):
     return LAYER_NORM_ERRORS[name](nn)
 
 
-def slope(function, tensors, at, g, h=1e-6):
+def finite_difference(function, tensors, at, g, h=1e-6):
     """The gradient of sum(g function()) for one of `tensors`, by finite differences."""
     t, out = tensors[at], torch.empty_like(tensors[at])
     for i in range(t.numel()):
@@ -320,7 +320,7 @@ def slope(function, tensors, at, g, h=1e-6):
     return out
 
 
-def assert_slopes(module, x):
+def assert_gradients(module, x):
     """Compare the gradients with finite differences, independently of PyTorch."""
     leaves = [x, *(p.detach() for p in module.parameters())]
     tracked = nnmirror.Parameter(x)
@@ -329,7 +329,7 @@ def assert_slopes(module, x):
     y.backward(g)
     with torch.no_grad():
         for i, grad in enumerate([tracked.grad, *(p.grad for p in module.parameters())]):
-            expected = slope(lambda: module(x), leaves, i, g)
+            expected = finite_difference(lambda: module(x), leaves, i, g)
             assert torch.allclose(grad, expected, rtol=1e-5, atol=1e-7), (grad, expected)
 
 
@@ -337,7 +337,7 @@ def assert_slopes(module, x):
 def test_layer_norm_by_finite_differences(affine):
     torch.manual_seed(0)
     layer = drawn(nnmirror.LayerNorm((2, 3), eps=0.1, **AFFINE[affine]), torch.float64)
-    assert_slopes(layer, torch.randn(4, 2, 3, dtype=torch.float64))
+    assert_gradients(layer, torch.randn(4, 2, 3, dtype=torch.float64))
 
 
 def test_layer_norm_driven_by_hand():
@@ -598,7 +598,7 @@ def test_batch_norm_errors(nn, optim, name):
     return BATCH_NORM_ERRORS[name](nn)
 
 
-def test_batch_norm_state_goes_both_ways():
+def test_batch_norm_state_loads_in_both_libraries():
     """Also an old state_dict without `num_batches_tracked`."""
     theirs, mine = torch.nn.BatchNorm1d(3), nnmirror.BatchNorm1d(3)
     theirs(torch.randn(4, 3))
@@ -621,7 +621,7 @@ def test_batch_norm_by_finite_differences(shape, training):
     torch.manual_seed(0)
     layer = drawn(nnmirror.BatchNorm1d(shape[1], eps=0.1), torch.float64)
     layer(torch.randn(shape, dtype=torch.float64))
-    assert_slopes(layer.train(training), torch.randn(shape, dtype=torch.float64))
+    assert_gradients(layer.train(training), torch.randn(shape, dtype=torch.float64))
 
 
 def test_batch_norm_driven_by_hand():
@@ -902,7 +902,7 @@ def test_prelu_driven_by_hand():
 def test_embedding_and_prelu_by_finite_differences():
     torch.manual_seed(0)
     layer = nnmirror.PReLU(3, init=0.3, dtype=torch.float64)
-    assert_slopes(layer, torch.randn(4, 3, dtype=torch.float64))
+    assert_gradients(layer, torch.randn(4, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -922,7 +922,7 @@ def test_norms_of_many_rows(nn, optim, name, shape, dtype, threads):
 
 
 @parity
-def test_norms_whose_matrix_products_are_rounded(nn, optim):
+def test_norms_with_reduced_matmul_precision(nn, optim):
     """set_float32_matmul_precision does not change the bits of norm layers."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -1030,12 +1030,12 @@ def test_group_norm_second_derivatives(nn, optim):
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("name", ["GroupNorm", "InstanceNorm2d"])
-def test_slopes_of_group_and_instance_norm(name, affine):
+def test_group_and_instance_norm_by_finite_differences(name, affine):
     """The gradients against central differences in float64."""
     args = {"GroupNorm": (2, 4), "InstanceNorm2d": (4,)}[name]
     layer = drawn(getattr(nnmirror, name)(*args, affine=affine), torch.float64)
     x = nnmirror.Parameter(torch.randn(2, 4, 2, 3, dtype=torch.float64))
-    assert_slopes(layer, x.detach())
+    assert_gradients(layer, x.detach())
     assert torch.autograd.gradcheck(layer, (x,), fast_mode=True)
     assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
 

@@ -110,7 +110,7 @@ def call(function, signature, args, number, given):
     return function(*args, **kwargs)
 
 
-def gone_back(given, result):
+def results_and_gradient(given, result):
     """The results, and the gradient that the number got from their backward."""
     made = list(tensors_in(result))
     for t in made:
@@ -149,7 +149,7 @@ def test_a_number_of_a_function(nn, optim, case, form, kind):
     args = tensors(nn, name, kind)
     if name == "embedding":
         args.append(nn.Parameter(torch.ones(5, 3)))
-    return gone_back(given, call(function, mirrored, args, number, given))
+    return results_and_gradient(given, call(function, mirrored, args, number, given))
 
 
 @pytest.mark.parametrize("kind", ["tracked", "plain"])
@@ -163,7 +163,7 @@ def test_a_number_of_a_module(nn, optim, case, form, kind):
     args = tensors(nn, name, kind)
     if len(args) == 1:
         module = nn.Sequential(nn.Identity(), module, nn.Tanh())
-    return gone_back(given, module(*args))
+    return results_and_gradient(given, module(*args))
 
 
 @pytest.mark.parametrize("grad_mode", [True, False])
@@ -182,7 +182,7 @@ def test_a_number_of_an_initialisation(nn, optim, case, form, grad_mode):
         return weight
 
 
-def with_one_number_named(op):
+def samples_with_one_number(op):
     """Sample calls of an operation from PyTorch's OpInfo table, each with one number chosen.
 
     `where` is the number's position or keyword.
@@ -220,12 +220,12 @@ def given_as_number(nn, optim, function, args, kwargs, where, value, form):
     args, kwargs = mapped(list(args), leaf), mapped(kwargs, leaf)
     args[0] = nn.functional.leaky_relu(args[0], 1.0)
     (args if isinstance(where, int) else kwargs)[where] = number
-    return gone_back(number, function(*args, **kwargs))
+    return results_and_gradient(number, function(*args, **kwargs))
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_a_number_of_an_operation(name):
-    for how in with_one_number_named(OPS[name]):
+    for how in samples_with_one_number(OPS[name]):
         for form in FORMS:
             expected, actual = both(functools.partial(given_as_number, **how, form=form))
             if refused(actual.error):

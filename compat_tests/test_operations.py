@@ -73,7 +73,7 @@ def test_pointwise(nn, optim, name, dtype):
     ]
 
 
-UNDERIVED = {  # not differentiable in PyTorch either
+NOT_DIFFERENTIABLE = {  # not differentiable in PyTorch either
     "x // y": lambda x, y: x // y,
     "x // 0.5": lambda x, y: x // 0.5,
     "5 // x": lambda x, y: 5 // x,
@@ -83,15 +83,15 @@ UNDERIVED = {  # not differentiable in PyTorch either
 }
 
 
-@pytest.mark.parametrize("name", UNDERIVED)
+@pytest.mark.parametrize("name", NOT_DIFFERENTIABLE)
 @parity
-def test_a_result_without_a_derivative_is_refused_on_the_way_back_only(nn, optim, name):
+def test_a_result_without_a_derivative_raises_in_backward_only(nn, optim, name):
     """Forward works with grad mode on, as in `grid[(x // 0.1).long()]`; backward raises."""
     x, y = (
         nn.Parameter(torch.tensor([1.5, -2.0, 0.7])),
         nn.Parameter(torch.tensor([0.4, 0.3, -0.2])),
     )
-    z = UNDERIVED[name](x, y)
+    z = NOT_DIFFERENTIABLE[name](x, y)
     outcome = [z, (z.detach() + 1).long(), z.requires_grad]
     try:
         z.sum().backward()
@@ -101,7 +101,7 @@ def test_a_result_without_a_derivative_is_refused_on_the_way_back_only(nn, optim
 
 
 A = torch.tensor
-AMONG = {  # functions along a dimension or of a matrix
+ALONG = {  # functions along a dimension or of a matrix
     "cumprod": lambda x: x.cumprod(-1),
     "cumprod 0": lambda x: torch.cumprod(x, 0),
     "cumprod in place": lambda x: (x * 1).cumprod_(0),
@@ -145,14 +145,14 @@ AMONG = {  # functions along a dimension or of a matrix
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", AMONG)
+@pytest.mark.parametrize("name", ALONG)
 @parity
-def test_among(nn, optim, name, dtype):
+def test_along_a_dimension(nn, optim, name, dtype):
     zeros = torch.randn(6, 5)
     zeros[1, 2] = zeros[3, 2] = zeros[0, 0] = zeros[5, 1] = zeros[2, 4] = 0
     special = A([[float("nan"), 1.0, -1.0], [float("inf"), 2.0, 0.0], [0.0, -0.0, float("nan")]])
     values = (torch.randn(6, 5), torch.randn(3, 70), zeros, torch.ones(2, 3), special)
-    return [both_ways(nn, AMONG[name], x.to(dtype)) for x in values]
+    return [both_ways(nn, ALONG[name], x.to(dtype)) for x in values]
 
 
 INDEX = A([[0, 3], [3, -1]])
@@ -231,7 +231,7 @@ class Contractor:
 
 
 @parity
-def test_einsum_goes_the_way_of_opt_einsum(nn, optim):
+def test_einsum_contracts_in_the_order_of_opt_einsum(nn, optim):
     known, values = (
         torch.backends.opt_einsum,
         [torch.randn(3, 40), torch.randn(40, 50), torch.randn(50, 2)],
@@ -247,7 +247,7 @@ def test_einsum_goes_the_way_of_opt_einsum(nn, optim):
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("reduce", ["sum", "prod", "mean", "amax", "amin"])
 @parity
-def test_reduced_where_they_are_put(nn, optim, reduce, include_self, dtype):
+def test_scatter_reduce_and_index_reduce(nn, optim, reduce, include_self, dtype):
     """Also with zeros, a special case in the gradient of "prod", and ties for amax and amin."""
     more = {"reduce": reduce, "include_self": include_self}
     index = torch.randint(0, 4, (6, 5))
@@ -270,7 +270,7 @@ def test_reduced_where_they_are_put(nn, optim, reduce, include_self, dtype):
     return both_ways(nn, put, x, y), both_ways(nn, put, x.round(), y.round())
 
 
-DRAWN = {
+RANDOM = {
     "normal": lambda m, s: torch.normal(m, s.abs()),
     "normal of numbers": lambda m, s: torch.normal(m, 2.0) + torch.normal(1.0, s.abs()) + torch.normal(m),
     "bernoulli": lambda m, s: torch.bernoulli(m.sigmoid()) + s.sigmoid().bernoulli(),
@@ -283,12 +283,12 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", RANDOM)
 @parity
-def test_drawn(nn, optim, name, dtype):
+def test_random_operations(nn, optim, name, dtype):
     """The same random numbers from the same seed; gradients are zeros, not None, as in PyTorch."""
     return both_ways(
-        nn, DRAWN[name], torch.randn(6, 70, dtype=dtype), torch.randn(6, 70, dtype=dtype)
+        nn, RANDOM[name], torch.randn(6, 70, dtype=dtype), torch.randn(6, 70, dtype=dtype)
     )
 
 

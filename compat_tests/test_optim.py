@@ -117,7 +117,7 @@ def test_state_dict(nn, optim):
 
 
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
-def test_state_goes_on_in_the_other_library(direction):
+def test_training_resumed_in_the_other_library(direction):
     """Training half in one library and half in the other gives the weights of a single run."""
     x, t = torch.randn(5, 3), torch.randn(5, 2)
     libraries = [(torch.nn, torch.optim), (nnmirror, nnmirror.optim)]

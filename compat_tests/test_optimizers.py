@@ -368,7 +368,7 @@ MEANWHILE = [_hold, _load, _load_and_forget, _exchange, _one_state, _drop, _clea
 @pytest.mark.parametrize("change", MEANWHILE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
-def test_what_is_done_to_an_optimiser_between_steps(nn, optim, name, change):
+def test_optimiser_changed_between_steps(nn, optim, name, change):
     """References to state tensors stay current, and replaced tensors are used by later steps."""
     net, held = small(nn), []
     net.extra = nn.Parameter(torch.ones(2))
@@ -450,7 +450,7 @@ BEFORE_A_STEP = [_seen_through_an_array, _set_data, _doubled_data, _shared, _tie
 @pytest.mark.parametrize("change", BEFORE_A_STEP, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
-def test_what_lies_in_the_memory_of_an_optimiser(nn, optim, name, change):
+def test_memory_changed_between_steps(nn, optim, name, change):
     """The memory of parameters and state may be viewed, replaced and shared between steps."""
     net, held = small(nn), []
     options = {"momentum": 0.9} if name == "SGD" else {}
@@ -592,7 +592,7 @@ def test_state_dict_copy_and_pickle(nn, optim, name, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 @pytest.mark.parametrize("name", NAMES)
-def test_state_goes_on_in_the_other_library(name, direction, kernel):
+def test_training_resumed_in_the_other_library(name, direction, kernel):
     """Training half in one library and half in the other gives the weights of a single run."""
     if kernel == "fused" and name not in FUSED:
         kernel = "default"
@@ -729,7 +729,7 @@ def test_a_gradient_scale_that_no_kernel_reads_is_refused(nn, optim, name):
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
 @parity
-def test_capturable_is_of_accelerators(nn, optim, name, lr, foreach):
+def test_capturable_needs_an_accelerator(nn, optim, name, lr, foreach):
     net = small(nn)
     optimizer = getattr(optim, name)(net.parameters(), lr=lr, capturable=True, foreach=foreach)
     steps(nn, net, optimizer)
@@ -760,7 +760,7 @@ def test_hooks_and_a_class_of_your_own(nn, optim, name):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NAMES)
 @parity
-def test_a_step_between_forward_and_backward_is_noticed(nn, optim, name, kernel):
+def test_a_step_between_forward_and_backward_raises(nn, optim, name, kernel):
     """Backward raises, as the weights of the forward were changed in place."""
     if kernel == "fused" and name not in FUSED:
         return
@@ -957,7 +957,7 @@ def test_a_step_that_cannot_be_recorded(nn, optim, case):
     optimizer.step()
 
 
-def test_a_step_that_the_mirror_does_not_record():
+def test_differentiable_with_foreach_is_refused():
     with pytest.raises(NotImplementedError, match="leave foreach out"):
         nnmirror.optim.SGD([torch.ones(1)], differentiable=True, foreach=True)
 

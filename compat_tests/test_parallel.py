@@ -478,7 +478,7 @@ def test_driven_by_hand(alone):
     assert all(map(torch.equal, *results))
 
 
-def test_a_bucket_is_on_its_way_before_the_walk_has_ended(alone, monkeypatch):
+def test_a_bucket_is_sent_before_backward_has_ended(alone, monkeypatch):
     """Communication overlaps with the rest of backward: a full bucket is sent at once."""
     all_reduce, had_grad = dist.all_reduce, []
     inner = net(nnmirror)

@@ -65,7 +65,7 @@ def test_second_derivatives(nn, optim, name, n):
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.usefixtures("one_thread")  # with more, PyTorch's message may name another index
 @parity
-def test_places_and_back(nn, optim, n):
+def test_max_pool_indices_and_max_unpool(nn, optim, n):
     pool = getattr(nn, f"MaxPool{n}d")(2, stride=2, return_indices=True)
     back = getattr(nn, f"MaxUnpool{n}d")(2, stride=2)
     x = nn.Parameter(planes(n))
@@ -98,7 +98,7 @@ def test_windows_drawn_before(nn, optim):
 
 
 @parity
-def test_numbers_that_are_none_and_zeros_with_a_sign(nn, optim):
+def test_nan_and_signed_zeros(nn, optim):
     x = SPECIAL.repeat(2, 3, 2).view(2, 3, 4, 4)
     results = []
     for layer in (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 1), nn.AdaptiveAvgPool2d(2)):
@@ -198,7 +198,7 @@ def test_fold_and_unfold(nn, optim, how):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_slopes(n):
+def test_finite_differences(n):
     """The gradients against central differences in float64, independently of PyTorch."""
     torch.manual_seed(0)
     x = nnmirror.Parameter(
@@ -237,7 +237,7 @@ def test_driven_by_hand():
         assert torch.equal(layer.backward(tuple(torch.ones_like(y) for _ in both))[0], dx)
 
 
-def test_there_and_back():
+def test_converted_from_pytorch_and_back():
     theirs = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.AvgPool2d(2), torch.nn.Unfold(1))
     mine = nnmirror.from_torch(theirs)
     x = torch.randn(2, 3, 8, 8)

@@ -388,7 +388,7 @@ def test_optimiser_steps(nn, optim):
 
 
 @parity
-def test_what_a_user_holds_is_left_alone_by_later_steps(nn, optim):
+def test_references_are_left_alone_by_later_steps(nn, optim):
     net, _ = made(nn, "relu")
     sgd, held = optim.SGD(net.parameters(), lr=0.1), []
     for step in range(6):
@@ -435,7 +435,7 @@ DONE = {
 @pytest.mark.parametrize("done", DONE)
 @pytest.mark.parametrize("which", [0, 1, 3, 6])
 @parity
-def test_what_is_done_to_a_gradient_stays_with_it(nn, optim, done, which):
+def test_changing_one_gradient_changes_no_other(nn, optim, done, which):
     """Changing one .grad changes no other gradient, and the next step's gradient is new."""
     net = nn.Sequential(
         nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)
@@ -468,7 +468,7 @@ def test_a_gradient_lives_as_long_as_somebody_holds_it(nn, optim):
 
 
 @parity
-def test_gradients_whose_data_is_exchanged_while_the_old_is_held(nn, optim):
+def test_gradients_with_new_data_while_the_old_is_held(nn, optim):
     net, _ = made(nn, "relu")
     sgd, held, before = optim.SGD(net.parameters(), lr=0.1), [], []
     for _ in range(6):
@@ -509,7 +509,7 @@ def test_a_weight_of_another_shape_between_forward_and_backward(nn, optim, times
 
 
 @parity
-def test_what_is_changed_behind_the_versions_before_backward(nn, optim):
+def test_changes_that_the_version_counter_misses(nn, optim):
     """Changes through NumPy, which the version counter misses: backward reads the new values."""
     net, _ = made(nn, "relu")
     seen = []
@@ -526,7 +526,7 @@ def test_what_is_changed_behind_the_versions_before_backward(nn, optim):
 
 
 @parity
-def test_an_output_whose_data_is_exchanged(nn, optim):
+def test_an_output_with_new_data(nn, optim):
     net, _ = made(nn, "relu")
     seen = []
     for _ in range(4):
@@ -1073,7 +1073,7 @@ def test_layers_swapped_in_the_middle_of_a_call(nn, optim, what):
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_nothing_of_a_mixed_net_outlives_it(name):
+def test_a_mixed_net_is_freed_at_once(name):
     gc.collect()
     gc.disable()
     try:

@@ -55,7 +55,7 @@ def test_private_names_of_torch_are_in_one_file():
     assert not found, "give them a line in nnmirror/_torch.py"
 
 
-def test_each_of_them_is_used():
+def test_each_private_name_is_used():
     home = PACKAGE / "_torch.py"
     functions = [n for n in SOURCES[home].body if isinstance(n, ast.FunctionDef)]
     inside = {id(n) for function in functions for n in ast.walk(function)}
@@ -118,7 +118,7 @@ def import_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_no_circle_of_imports():
+def test_no_import_cycles():
     left = import_graph()
     while free := [module for module, below in left.items() if not below & left.keys()]:
         for module in free:
@@ -126,7 +126,7 @@ def test_no_circle_of_imports():
     assert not left, "these import one another, or what does"
 
 
-def test_what_a_module_calls_of_a_higher_one_is_there():
+def test_upcalls_are_implemented():
     """Each function declared with `upcall` is the one of the module that it names (_upcalls.py)."""
     declared = 0
     for path, tree in SOURCES.items():

@@ -53,7 +53,7 @@ def shown(value, cls):
 @pytest.mark.parametrize("mode", ["no_grad", "frozen", "training"])
 @pytest.mark.parametrize(("kind", "name"), CALLS)
 @parity
-def test_result_is_one_of_the_subclass(nn, optim, kind, name, mode, cls):
+def test_result_is_of_the_subclass(nn, optim, kind, name, mode, cls):
     function, inputs = call(nn, kind, name)
     if mode == "frozen" and kind == "layer":
         function.requires_grad_(False)
@@ -163,7 +163,7 @@ def test_a_table_of_functions(nn, optim):
 
 
 @parity
-def test_one_that_takes_the_arguments_out(nn, optim):
+def test_a_subclass_that_unwraps_its_arguments(nn, optim):
     """A subclass that holds a tensor and calls the function on that one."""
 
     class Holding(torch.Tensor):
@@ -183,7 +183,7 @@ def test_one_that_takes_the_arguments_out(nn, optim):
 
 
 @parity
-def test_one_that_takes_nothing(nn, optim):
+def test_a_subclass_that_returns_not_implemented(nn, optim):
     class Refusing(torch.Tensor):
         @classmethod
         def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -194,7 +194,7 @@ def test_one_that_takes_nothing(nn, optim):
 
 @KINDS
 @parity
-def test_with_dispatch_disabled_nobody_is_asked(nn, optim, cls):
+def test_with_dispatch_disabled(nn, optim, cls):
     x = torch.randn(4, 3).as_subclass(cls)
     with torch._C.DisableTorchFunctionSubclass():
         y = nn.functional.softsign(nn.functional.relu(x))

@@ -241,7 +241,7 @@ def test_both_spellings_of_the_import():
     assert clip_grad_norm_ is nn.utils.clip_grad_norm_
 
 
-def test_a_name_that_pytorch_lacks_too_gets_its_error():
+def test_a_misspelt_name_gets_pythons_error():
     """A misspelt name raises Python's usual error, with the data for its "Did you mean"."""
     with pytest.raises(AttributeError, match=r"^module 'nnmirror' has no attribute 'Lineer'$") as e:
         getattr(nnmirror.nn, "Lineer")  # noqa: B009
@@ -259,7 +259,7 @@ EVERY_LAYER = sorted(
 
 
 @pytest.mark.parametrize("name", EVERY_LAYER)
-def test_a_layer_that_is_not_mirrored_can_be_asked_about_and_not_made(name):
+def test_a_layer_that_is_not_mirrored_is_for_isinstance_only(name):
     """`isinstance(m, (nn.Linear, nn.LSTM))` works, as init functions use it; nn.LSTM() raises."""
     theirs, mine = getattr(torch.nn, name), getattr(nnmirror, name)
     assert getattr(nnmirror, name) is mine

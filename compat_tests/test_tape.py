@@ -488,7 +488,7 @@ def test_errors(nn, optim, name):
 
 
 @parity
-def test_failed_backward_leaves_no_half_gradients(nn, optim):
+def test_failed_backward_changes_no_gradient(nn, optim):
     """A backward that raises because of its gradient's shape leaves .grad unchanged."""
     p = nn.Parameter(torch.randn(3))
     y = nn.functional.tanh(p)
@@ -612,7 +612,7 @@ def test_copies(nn, optim):
 
 
 @parity
-def test_swapped_spelling(nn, optim):
+def test_functional_and_init_of_torch(nn, optim):
     """A script that imports nnmirror as nn may still call torch.nn.functional and torch.nn.init."""
     import torch.nn.functional as F
 
@@ -626,7 +626,7 @@ def test_swapped_spelling(nn, optim):
 
 
 @parity
-def test_graph_of_torchs_own_below_and_above(nn, optim):
+def test_input_from_pytorchs_own_graph(nn, optim):
     """The gradient continues into PyTorch's own graph that made the input."""
     w = torch.randn(3, 3, requires_grad=True)
     h = torch.sin(w * 2)
@@ -654,7 +654,7 @@ def test_refused_operation_is_named():
     assert torch.equal(y.detach(), before), "a refused operation must not have happened"
 
 
-def test_torchs_own_function_objects_are_refused():
+def test_functions_derived_from_torch_autograd_are_refused():
     """torch.autograd.Function bypasses __torch_function__: gradients would silently be lost."""
 
     class Reversed(torch.autograd.Function):
@@ -813,7 +813,7 @@ def test_finite_differences(shape):
             assert abs(slope - x.grad.reshape(-1)[i].item()) < 1e-8, name
 
 
-def test_messages_are_compared_whole():
+def test_the_comparison_finds_differences():
     """The comparison itself finds a difference between the two libraries."""
     expected, actual = both(lambda nn, optim: torch.ones(2) * (1 if nn is torch.nn else -1))
     with pytest.raises(AssertionError):
@@ -823,7 +823,7 @@ def test_messages_are_compared_whole():
 
 @pytest.mark.parametrize("size", [(0, 3), (2, 0, 3), (0, 2, 3)])
 @parity
-def test_gradient_of_an_empty_leaf_is_laid_out_as_it(nn, optim, size):
+def test_gradient_of_an_empty_leaf_has_its_strides(nn, optim, size):
     x = nn.Parameter(torch.zeros(size))
     x.mT.exp().sum().backward()
     return x
@@ -849,7 +849,7 @@ SAVED = {
 
 @pytest.mark.parametrize("name", SAVED)
 @parity
-def test_what_backward_needs_is_changed(nn, optim, name):
+def test_saved_tensor_changed_before_backward(nn, optim, name):
     """The error of a saved tensor that was changed names its shape and the node that made it."""
     call, change = SAVED[name]
     x, y = nn.Parameter(torch.randn(4, 3)) * 1, nn.Parameter(torch.randn(4, 3)) * 1

@@ -127,7 +127,7 @@ def test_gradcheck_finds_a_wrong_backward(wrong, fast_mode):
     assert gradcheck(Cube, x(), fast_mode=fast_mode) is True
 
 
-def test_gradcheck_of_a_loss_whose_backward_ignores_what_comes_in():
+def test_gradcheck_of_a_loss_whose_backward_ignores_its_gradient():
     """The Jacobian of a scalar uses a gradient of 1; gradcheck tries another gradient as well."""
     with pytest.raises(GradcheckError, match=r"is not linear .* of x should be 4\.\d+, found 3\."):
         gradcheck(WithoutG, torch.tensor(1.0, requires_grad=True))
@@ -171,7 +171,7 @@ def test_gradcheck_of_a_module_names_the_parameter():
     assert gradcheck(Scaled(Cube), torch.tensor([1.0, 1.0]))
 
 
-def test_gradcheck_leaves_all_as_it_was():
+def test_gradcheck_changes_nothing():
     net = nnmirror.Sequential(
         nnmirror.Linear(3, 4), nnmirror.BatchNorm1d(4), nnmirror.ReLU(True), nnmirror.Dropout(0.3)
     )
@@ -216,7 +216,7 @@ def test_gradcheck_refuses_what_it_cannot_check():
 # -- assert_parity -----------------------------------------------------------------------
 
 
-def test_parity_of_what_is_alike():
+def test_parity_of_equal_functions():
     given = torch.randn(4, 3, requires_grad=True)
     for name, args in {"Linear": (3, 2), "BatchNorm1d": (3,), "LayerNorm": (3,)}.items():
         ours, theirs = (getattr(library, name)(*args) for library in (nnmirror, torch.nn))
@@ -253,7 +253,7 @@ def test_parity_finds_a_wrong_function(wrong):
         assert_parity(wrong, cube, x())
 
 
-def test_parity_finds_a_loss_whose_backward_ignores_what_comes_in():
+def test_parity_finds_a_loss_whose_backward_ignores_its_gradient():
     with pytest.raises(AssertionError, match=r"gradient of x from -?\d\.\d+ \* output differs"):
         assert_parity(WithoutG, Cube.apply, torch.tensor(1.0, requires_grad=True))
 
@@ -312,7 +312,7 @@ def warning_of_it(x):
     return x * 2
 
 
-def test_parity_refuses_what_it_would_not_compare():
+def test_parity_refuses_what_it_cannot_compare():
     given = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"no input requires grad.*check_backward=False"):
         assert_parity(nnmirror.Tanh(), torch.nn.Tanh(), given)

@@ -87,7 +87,7 @@ def a_step_of_more(nn, optim, given):
 SHAPES = (4, 25), (32, 64), (64, 64), (100, 150)
 
 
-def there_and_back(nn, make):
+def forward_and_backward(nn, make):
     """Forward and backward of the function `make(shape)`, for each shape."""
     parts = [(nn.Parameter(torch.randn(shape)), make(shape)) for shape in SHAPES]
 
@@ -119,14 +119,14 @@ def there_and_back(nn, make):
     rms_norm=lambda nn: lambda x: nn.functional.rms_norm(x, x.shape[-1:]),
 )
 def a_layer(nn, optim, given):
-    return there_and_back(nn, lambda shape: given(nn))
+    return forward_and_backward(nn, lambda shape: given(nn))
 
 
 @scenario(
     layer_norm=lambda nn, width: nn.LayerNorm(width),
     batch_norm=lambda nn, width: nn.BatchNorm1d(width),
 )
-def a_norm_going_back(nn, optim, given):
+def backward_of_a_norm(nn, optim, given):
     """The forward kernels wake threads in both libraries, and so do PyTorch's backward kernels."""
     parts = [(given(nn, shape[1]), torch.randn(shape)) for shape in SHAPES]
     losses = []
@@ -150,7 +150,7 @@ def a_norm_going_back(nn, optim, given):
     kl_div=lambda nn: nn.KLDivLoss(reduction="sum"),
 )
 def a_loss(nn, optim, given):
-    return there_and_back(
+    return forward_and_backward(
         nn, lambda shape: functools.partial(given(nn), target=torch.rand(shape).softmax(1))
     )
 

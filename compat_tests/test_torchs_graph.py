@@ -73,7 +73,7 @@ def encoder_of_torchs(nn, dtype):
     return [ux, *(p.grad for p in [*net.parameters(), *encoder.parameters()])]
 
 
-def one_behind_the_other(nn, dtype):
+def nets_in_series(nn, dtype):
     net = net_of(nn, dtype)
     x = torch.rand(5, 2, dtype=dtype, requires_grad=True)
     y = x * 2
@@ -98,14 +98,14 @@ PROGRAMS = [
     columns_of_a_leaf,
     learned_features,
     encoder_of_torchs,
-    one_behind_the_other,
+    nets_in_series,
     inputs_of_backward,
 ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_gradients_beyond(program, dtype):
+def test_gradients_through_both_graphs(program, dtype):
     made = []
     for nn in (torch.nn, nnmirror):
         torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_gradients_beyond(program, dtype):
         assert (expected - actual).abs().max() <= most
 
 
-def test_what_nothing_leads_to():
+def test_an_unused_input():
     x, y = (torch.rand(2, 2, requires_grad=True) for _ in range(2))
     u = nnmirror.Linear(2, 1)(x.exp()).sum()
     assert torch.autograd.grad(u, [x, y], allow_unused=True, retain_graph=True)[1] is None
@@ -151,7 +151,7 @@ def test_the_joined_input_itself(nn, optim):
 
 
 @parity
-def test_an_input_joined_of_what_changes(nn, optim):
+def test_joined_leaves_that_change(nn, optim):
     """The joined leaves change: new ones each step, some without grad, some changed in place."""
     net = net_of(nn, torch.float64)
     found = []
@@ -271,7 +271,7 @@ INPUTS = {
 @pytest.mark.parametrize("home", INPUTS)
 @pytest.mark.parametrize("name", ["product", "square", "matmul", "Linear", "Sequential"])
 @parity
-def test_an_input_that_gets_other_data(nn, optim, name, home):
+def test_an_input_with_new_data(nn, optim, name, home):
     """PyTorch saves the tensor itself, so backward uses the data that it has at that time."""
     call, params = pairs(nn)[name]
     found = []
@@ -289,7 +289,7 @@ def test_an_input_that_gets_other_data(nn, optim, name, home):
 
 
 @parity
-def test_an_input_that_gets_other_data_before_its_second_derivative(nn, optim):
+def test_an_input_with_new_data_before_its_second_derivative(nn, optim):
     net, x = net_of(nn, torch.float64), torch.ones(5, 2, dtype=torch.float64, requires_grad=True)
     found = []
     for step in range(7):
@@ -310,7 +310,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_result_that_is_changed_in_place_behind_what_used_it(change, create_graph):
+def test_a_result_changed_in_place_after_its_use(change, create_graph):
     """The changed tensor has another grad_fn, so its gradient is refused rather than lost."""
 
     def program(nn, of=lambda x: x):
@@ -329,7 +329,7 @@ def test_a_result_that_is_changed_in_place_behind_what_used_it(change, create_gr
 
 
 @parity
-def test_a_result_that_is_changed_in_place_between_two_calls(nn, optim):
+def test_a_result_changed_in_place_between_two_calls(nn, optim):
     w, leaf = nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
     x = leaf * 2
     _ = w * x  # its gradient is never computed
@@ -352,7 +352,7 @@ def test_a_tensor_that_a_net_was_given_can_be_saved(nn, optim, of, tmp_path):
 
 
 @parity
-def test_hooks_where_torch_accumulates_a_gradient(nn, optim):
+def test_hooks_of_accumulate_grad(nn, optim):
     """Hooks on AccumulateGrad nodes run, as data parallel training uses them."""
     x, seen = torch.ones(2, requires_grad=True), []
     w = nn.Parameter(torch.ones(2))
@@ -398,7 +398,7 @@ def test_hooks_in_several_threads(nn, optim):
 
 
 @parity
-def test_hooks_of_a_result_that_leads_nowhere(nn, optim):
+def test_hooks_of_a_result_without_a_path_to_the_input(nn, optim):
     """The hooks of a result run even if no path leads from it to the requested input."""
     layer, other, seen = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), []
     found = []

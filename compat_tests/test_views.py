@@ -98,7 +98,7 @@ def test_change_of_a_result(nn, optim, name):
 
 @pytest.mark.parametrize("name", [n for n in CHANGES if n not in ("uniform_", "expanded")])
 @parity
-def test_change_again_and_again(nn, optim, name):
+def test_repeated_change(nn, optim, name):
     """Repeated calls are recorded in a faster way, with the same values and second derivatives."""
     x, y, s = (nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (3,), ()))
     found = []
@@ -382,7 +382,7 @@ def test_frozen_parameter_that_gets_a_gradient(nn, optim, how):
 
 
 @parity
-def test_views_known_by_others_only(nn, optim):
+def test_views_held_indirectly(nn, optim):
     """Views get the gradient though only they hold the base, or though only a list holds them."""
     w = nn.Parameter(torch.randn(2))
     a = torch.zeros(6)[1:]
@@ -437,7 +437,7 @@ def test_in_place_on_views_of_a_plain_tensor(nn, optim):
     return x, first, second, w
 
 
-def test_memory_that_is_not_to_be_found_gets_no_gradient():
+def test_buffer_seen_by_a_subclass_is_refused():
     """A view of a tensor subclass cannot be given the gradient, so the assignment raises."""
 
     class Special(torch.Tensor):

@@ -248,7 +248,7 @@ def test_watched_gradients_have_the_same_bits(nn, optim, name, input_grad):
 
 
 @pytest.mark.parametrize("make", NETS, ids=by_name)
-def test_by_hand_shows_what_the_tape_shows(make):
+def test_by_hand_gives_the_records_of_the_tape(make):
     """model.backward gives the records of loss.backward, except for shared, tied, frozen layers."""
     found, by_hand = [], []
     for hand, watched in ((True, False), (True, True), (False, True)):
@@ -530,7 +530,7 @@ def test_tuples_as_batches(hand):
 # -- on and off ------------------------------------------------------------------------------
 
 
-def runs_as_one(net, x):
+def is_fused(net, x):
     """Whether the net, after repeated calls, is computed in one fused call."""
     for _ in range(20):
         y = net(x)
@@ -549,7 +549,7 @@ def test_hooks_are_gone_afterwards_and_the_fast_path_is_on_again():
         y.sum().backward(retain_graph=True)
     assert hooks_of(net) == []
     assert not y.grad_fn.tensor_hooks[0]
-    assert runs_as_one(net, x)
+    assert is_fused(net, x)
     y.sum().backward()
     assert len(w.records[0].backwards) == 1, "what happens outside is not recorded"
     with w:  # entered again, it continues
@@ -696,7 +696,7 @@ def test_a_model_copied_inside_is_not_watched(how):
         other(x).sum().backward()
     assert len(w.steps) == 1
     assert hooks_of(other) == []
-    assert runs_as_one(other, x)
+    assert is_fused(other, x)
 
 
 class Residual(nn.Module):
@@ -708,7 +708,7 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-def test_nothing_is_kept():
+def test_nothing_is_kept_alive():
     """A watch keeps no activation or model alive, and makes no reference cycles."""
     gc.collect()
     gc.disable()
@@ -1049,7 +1049,7 @@ def test_operations_are_seen_in_the_call_of_the_model_alone():
     assert len(w.steps[-1]) == 10
 
 
-def test_an_interrupt_in_a_forward_leaves_nothing_on():
+def test_an_interrupt_in_a_forward_leaves_no_hooks():
     """After Ctrl-C no mode or hook is left (`always_call` hooks do not run then, as in PyTorch)."""
     net = ByHand()
     net.last.forward = lambda x: signal.raise_signal(signal.SIGINT)
