@@ -436,6 +436,7 @@ _INPLACE_OPERATORS = {
 }
 
 
+_VMAP_MODULE = "torch._functorch.vmap"
 _VMAP_FILE = os.path.join("torch", "_functorch", "vmap.py")
 
 
@@ -447,7 +448,7 @@ def _vmap_asks() -> bool:
     return frame is not None and frame.f_code.co_filename.endswith(_VMAP_FILE)
 
 
-_BETWEEN = {"__torch_function__", "answer", "dispatch"}
+_BETWEEN = {"__torch_function__", "_dim_directly", "answer", "dispatch"}
 
 
 def _dim(tensor: torch.Tensor) -> int:
@@ -459,6 +460,22 @@ def _dim(tensor: torch.Tensor) -> int:
 
 _C_dim: Any = torch.Tensor.dim
 _tensor.ask_plainly(_C_dim, _dim)
+_dim_of_any = _tensor.Tensor.dim
+
+
+def _dim_directly(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """`_dim_of_any`, with fewer checks where vmap does not ask."""
+    if (
+        type(tensor) is _tensor.Tensor
+        and torch.is_grad_enabled()
+        and sys._getframe(1).f_globals.get("__name__") != _VMAP_MODULE
+    ):
+        with DisableTorchFunctionSubclass():
+            return _C_dim(tensor, *args, **kwargs)
+    return _dim_of_any(tensor, *args, **kwargs)
+
+
+setattr(_tensor.Tensor, "dim", functools.wraps(_C_dim)(_dim_directly))  # noqa: B010
 
 
 @implements(_tensor)

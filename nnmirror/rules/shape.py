@@ -4,6 +4,7 @@ A view shares memory with its input (`is_view`); its gradient is the view undone
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from .. import _torch
 from .. import beyond as _beyond
 from .. import tensor as _tensor
-from .._torch import DisableTorchFunctionSubclass
+from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
 from ..tape import record
@@ -506,17 +507,17 @@ class Cat(Rule):
     def gradients(
         needs: Sequence[bool], g: T, dim: int, tensors_shape: Sequence[torch.Size]
     ) -> list[T | None]:
+        # An empty one-dimensional tensor can be joined with any others, and gets no part.
+        sizes = [0 if tuple(shape) == (0,) else shape[dim] for shape in tensors_shape]
         grads: list[T | None] = [None]
-        start = 0
-        for needed, shape in zip(needs[1:], tensors_shape, strict=True):
-            # An empty one-dimensional tensor can be joined with any others, and gets no part.
-            is_empty = tuple(shape) == (0,)
-            size = 0 if is_empty else shape[dim]
-            part = None
-            if needed:
-                part = g.new_zeros(0) if is_empty else g.narrow(dim, start, size)
-            grads.append(part)
-            start += size
+        if not is_torch_function_enabled():  # the same at once
+            parts: Sequence[T] = g.split(sizes, dim)
+        else:  # as in PyTorch, for gradients of gradients
+            starts = itertools.accumulate((0, *sizes[:-1]))
+            parts = [g.narrow(dim, *part) for part in zip(starts, sizes, strict=True)]
+        for needed, shape, part in zip(needs[1:], tensors_shape, parts, strict=True):
+            own = g.new_zeros(0) if tuple(shape) == (0,) else part
+            grads.append(own if needed else None)
         return grads
 
 
