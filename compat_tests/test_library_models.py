@@ -241,7 +241,7 @@ def test_second_derivatives_of_a_forward_before_are_refused():
     loss = model(torch.ones(4, 3)).pow(2).sum()
     nnmirror.Sequential(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's, of create_graph in backward
+        warnings.simplefilter("ignore")  # PyTorch warns of create_graph=True
         with pytest.raises(RuntimeError, match="became mirrored after its forward"):
             loss.backward(create_graph=True)
 

@@ -239,7 +239,7 @@ def test_runs_as_python_itself_runs_it(args, tmp_path):
     actual = python("-m", "nnmirror", *args, cwd=tmp_path)
     assert actual.stdout == expected.stdout, actual.stderr
     assert actual.returncode == expected.returncode == (7 if "exit" in args else 1)
-    runpy = "".join(  # Python's own lines, that of the script first
+    runpy = "".join(  # the traceback without runpy's own lines
         line for line in expected.stderr.splitlines(True) if "<frozen runpy>" not in line
     )
     assert actual.stderr == runpy
@@ -531,7 +531,7 @@ def test_ctrl_c_ends_a_check_without_a_traceback(tmp_path, reached):
     ) as process:
         started = process.stdout.readline()
         assert started.startswith("torch    | started ")
-        if reached == "all":  # as the terminal does
+        if reached == "all":  # as a terminal does at Ctrl-C
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGINT)

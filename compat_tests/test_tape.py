@@ -692,7 +692,7 @@ def test_functions_derived_from_torch_autograd_are_refused():
 def test_vmap_is_refused():
     with pytest.raises(NotImplementedError, match="vmap"):
         torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
-    with pytest.raises(NotImplementedError, match="vmap"), torch.device("cpu"):  # a mode
+    with pytest.raises(NotImplementedError, match="vmap"), torch.device("cpu"):  # inside a mode
         torch.vmap(lambda row: row * 2)(nnmirror.Linear(3, 3)(torch.randn(2, 3)))
 
 
