@@ -264,7 +264,7 @@ def test_pytorch_functions_in_a_forward():
         from_torch(Unknown(3, 4))(x)
 
 
-def test_what_cannot_be_converted_is_named_with_its_place():
+def test_errors_name_what_cannot_be_converted():
     class Mine(torch.nn.Bilinear):
         pass
 
@@ -342,7 +342,7 @@ def trained_mirror():
     return model.eval()
 
 
-def test_tools_that_need_pytorchs_own_modules():
+def test_tools_that_need_modules_of_pytorch():
     model, x = trained_mirror(), torch.randn(5, 3)
     expected = model(x).detach()
     new = to_torch(model)

@@ -123,7 +123,7 @@ def test_refused_by_name(name):
         REFUSED[name]()
 
 
-def test_nothing_is_changed_by_what_is_refused():
+def test_a_refused_call_changes_nothing():
     z = torch.zeros(3, 2, dtype=C)
     with pytest.raises(NotImplementedError, match=REFUSAL):
         z.add_(real())

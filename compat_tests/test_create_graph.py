@@ -946,7 +946,7 @@ def test_a_backward_that_calls_a_module(nn, optim):
 
 
 @parity
-def test_what_a_function_is_told_to_need(nn, optim):
+def test_needs_input_grad_of_a_function(nn, optim):
     seen = []
 
     class Product(base_of(nn)):

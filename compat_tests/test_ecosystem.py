@@ -910,7 +910,7 @@ def test_transforms_of_what_needs_no_gradient():
         same(TAKERS[name](twin, x), TAKERS[name](model, x), name)
 
 
-def test_the_other_way_to_draw_from_beta_and_dirichlet():
+def test_the_alternative_for_beta_and_dirichlet():
     p = nnmirror.Parameter(torch.tensor([0.5, 2.0]))
     for law in (
         lambda: torch.distributions.Beta(p[0], p[1]),

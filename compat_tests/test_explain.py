@@ -258,7 +258,7 @@ def test_a_function_in_the_readers_names():
     assert "Explanation" in repr(explanation)
 
 
-def test_where_a_call_was_made_is_said_only_if_it_is_known():
+def test_the_line_of_a_call_is_shown_only_if_it_is_known():
     """A repeated call may come from another line. In plain mode every line is known."""
     net = nnmirror.Linear(2, 2)
     x = torch.randn(3, 2)
@@ -341,7 +341,7 @@ def test_repeated_calls_give_the_same_source():
 
 
 @parity
-def test_training_goes_on_as_if_nothing_had_been_explained(nn, optim):
+def test_explain_does_not_change_training(nn, optim):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
     optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -576,7 +576,7 @@ def test_a_debugger_says_whose_formula_it_is_and_finds_it_by_its_name(at_the_pro
     assert "*** The specified object 'Tanh.d_output' is not a function" in said
 
 
-def test_a_debugger_goes_the_short_way_however_it_was_started(at_the_prompt):
+def test_a_debugger_skips_what_lies_between_however_it_was_started(at_the_prompt):
     loss = nnmirror.MSELoss()(Wired()(torch.randn(5, 3)), torch.randn(5, 1))
 
     @nnmirror.plain()

@@ -143,7 +143,7 @@ CHANGES = {
 
 @parity
 def test_layers_of_several_widths(nn, optim):
-    """Their gradients are large enough to share memory from layer to layer."""
+    """The gradients are large enough that layers of different widths share memory."""
     widths = 4, 300, 520, 1, 400
     layers = [nn.Linear(m, n) for m, n in itertools.pairwise(widths)]
     net = nn.Sequential(*[module for layer in layers for module in (layer, nn.ReLU())])
@@ -415,7 +415,7 @@ def test_a_walk_is_bound_and_can_be_read(mode):
 
 @pytest.mark.parametrize("layer", ["ReLU", "LeakyReLU"])
 def test_layers_of_many_numbers_are_bound(mode, layer):
-    """What a rule computes in pieces is one call of the bound walk, in a Sequential too."""
+    """A rule that computes large tensors in pieces is one call in the bound walk."""
     net = nnmirror.Sequential(
         nnmirror.Linear(2, 512), getattr(nnmirror, layer)(), nnmirror.Linear(512, 1)
     )
@@ -508,13 +508,13 @@ def test_several_threads_train_at_once():
 
 @parity
 def test_calls_with_other_arguments_each_time(nn, optim):
-    """What a call recorded before is used again only for the same arguments and memory."""
+    """A recorded call is only reused for the same arguments and the same memory layout."""
     w = nn.Parameter(torch.linspace(-2, 2, 12).view(3, 4))
     found = []
     for i in range(10):
         x = w * 2
         if i == 7:
-            x.data = x.detach().t().contiguous().t()  # which reshape has to copy
+            x.data = x.detach().t().contiguous().t()  # reshape has to copy this
         bounds = [0.1 * (i % 2), torch.tensor(i / 4)]
         y = x.reshape(12 // (1 + i % 2), -1).clamp(bounds[0], 3)
         z = x.clamp(min=bounds[1], max=2.0) + x.reshape(-1, 2).view(3, 4) - 1

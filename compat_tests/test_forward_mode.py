@@ -153,7 +153,7 @@ class _Doubled(nnmirror.Function):
 
 
 def test_a_function_of_your_own_is_not_differentiated_by_others():
-    """torch.func would not call the Function's backward, which may be any estimator."""
+    """torch.func would not call the Function's backward, and return a wrong gradient."""
     x = torch.ones(3)
     with pytest.raises(NotImplementedError, match="_Doubled"):
         grad(lambda x: _Doubled.apply(x).sum())(x)

@@ -167,7 +167,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("no_grad", [True, False])
 @pytest.mark.parametrize("case", FUNCTIONS)
 @parity
-def test_what_it_depends_on_outside(nn, optim, case, no_grad, given):
+def test_gradients_of_tensors_outside_the_function(nn, optim, case, no_grad, given):
     model = net(nn)
     function = FUNCTIONS[case](model)
     x = {"plain": X, "torch's leaf": leaf(), "parameter": nn.Parameter(X.clone())}[given]
@@ -271,7 +271,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("case", OUTSIDE)
 @near(4)
-def test_results_lead_outside(nn, optim, case):
+def test_results_have_a_graph_to_outside_tensors(nn, optim, case):
     w = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     t = nn.Parameter(torch.tensor([0.5, 0.5, 1.0]))
     with warnings.catch_warnings():
@@ -389,7 +389,7 @@ def test_randomness(nn, optim, randomness):
     return func_of(nn).vmap(lambda a: a + torch.randn(3), randomness=randomness)(X)
 
 
-def test_other_numbers_for_each():
+def test_different_random_numbers_for_each_sample():
     y = nnmirror.func.vmap(lambda a: torch.randn(3), randomness="different")(X)
     assert y.shape == (4, 3)
     assert y.unique().numel() == 12
@@ -454,7 +454,7 @@ def test_refused(case):
         call(nnmirror.func.vmap)
 
 
-def test_what_is_not_mirrored_names_a_way_on():
+def test_what_is_not_mirrored_names_an_alternative():
     with pytest.raises(AttributeError, match=r"nnmirror\.func\.linearize is not mirrored.*jvp"):
         _ = nnmirror.func.linearize
     assert not hasattr(nnmirror.func, "functionalize")
@@ -472,7 +472,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("case", TRANSFORMS)
-def test_torchs_own_are_refused_and_name_the_mirrors(case):
+def test_transforms_of_torch_are_refused_and_name_the_mirrors(case):
     model = net(nnmirror)
     with pytest.raises(NotImplementedError, match=r"same name from nnmirror\.func"):
         TRANSFORMS[case](torch.func, model)

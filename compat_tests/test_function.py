@@ -254,7 +254,7 @@ def test_a_frozen_net_and_no_gradient(nn, optim):
 
 @pytest.mark.parametrize("materialize", [True, False])
 @parity
-def test_backward_is_asked_without_a_gradient_too(nn, optim, materialize):
+def test_backward_is_called_without_a_gradient_too(nn, optim, materialize):
     seen = []
 
     class Looked(base_of(nn)):
@@ -331,7 +331,7 @@ def test_arguments_of_apply(nn, optim, call, context):
 
 @pytest.mark.parametrize("kwargs", [{"k": 2.0}, {"j": 2.0}, {"k": 1.0, "j": 2.0}])
 @parity
-def test_a_place_left_out(nn, optim, kwargs):
+def test_a_skipped_default_argument(nn, optim, kwargs):
     class Scale(base_of(nn)):
         @staticmethod
         def forward(ctx, x, j=1.0, k=3.0):

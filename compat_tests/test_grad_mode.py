@@ -14,7 +14,7 @@ from .parity import parity, same, trained
 
 
 @parity
-def test_no_grad_means_what_it_always_means(nn, optim):
+def test_no_grad(nn, optim):
     net, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), torch.randn(2, 3)
     x.requires_grad_()
     with torch.no_grad():
