@@ -1021,12 +1021,11 @@ class _Memory:
                 return
             else:
                 self.writers.add(call.name)
-            at = self.reused(out, now)
-            if at is None:
-                at = self.own(out)
-            self.until.pop(at, None)  # the latest is the last
-            self.until[at] = until
-            self.shared[len(self.names)] = at
+            free = self.reused(out, now)
+            place = self.own(out) if free is None else free
+            self.until.pop(place, None)  # the latest is the last
+            self.until[place] = until
+            self.shared[len(self.names)] = place
         self.places[id(out)] = len(self.names)
         self.names.append(call.name)
 
