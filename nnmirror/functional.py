@@ -301,8 +301,11 @@ def _addmm_of(rows: int) -> TorchFunction:
     return product
 
 
-def _of_rows(bias: T | None, input: T, weight: T) -> T:
-    return torch._C._nn.linear(input, weight, bias)
+def _of_rows(bias: Any, input: T, weight: Any) -> T:
+    return _torchs_linear(input, weight._plain, bias._plain)  # plain aliases are faster for torch
+
+
+_torchs_linear = torch._C._nn.linear
 
 
 def _linear(bias: T | None, input: T, weight: T) -> T:

@@ -37,7 +37,7 @@ class Dropout(Rule):
     @staticmethod
     def forward(input: T, p: float, features: bool = False) -> tuple[T, T]:
         m = noise(input, p, features)
-        return input * m, m
+        return torch.mul(input, m), m  # not `*`, which is a method of a tracked tensor
 
     @staticmethod
     def d_input(g: T, m: T) -> T:
@@ -110,6 +110,12 @@ def drops(input: T, p: float, training: bool) -> bool:
         return False
     with DisableTorchFunctionSubclass():
         return input.numel() > 0
+
+
+def is_usual(input: T) -> bool:
+    """Are there random numbers to draw, by an operation of their own?"""
+    with DisableTorchFunctionSubclass():
+        return input.is_cpu and input.numel() > 0
 
 
 @contextlib.contextmanager
