@@ -28,6 +28,8 @@ from typing import Any
 sequence = itertools.count()
 # Has any leaf ever had a hook, or been swapped? If not, the walk need not check each one.
 leaf_hooks_exist = False
+# Has the mirror's own grad mode ever been set? If not, no call need ask for it.
+own_grad_mode = False
 # The number of the watch that was turned on last, 0 if none is on: then no node has a tap.
 taps = 0
 # Exact mode, where no `with exact()` says otherwise (see exact/mode.py).

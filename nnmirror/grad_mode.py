@@ -46,6 +46,7 @@ class no_grad(NoParamDecoratorContextManager):
 
     def __enter__(self) -> None:
         self._before = _override.mode
+        _state.own_grad_mode = True
         _override.mode = self._mode
 
     def __exit__(self, *exc: Any) -> None:
@@ -68,6 +69,7 @@ class set_grad_enabled(DecoratorContextManager):
     def __init__(self, mode: bool | None) -> None:
         self._before = _override.mode
         self._mode = mode
+        _state.own_grad_mode = True
         _override.mode = mode
 
     def __call__(self, orig_func: Any) -> Any:

@@ -1333,13 +1333,15 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         noted = call.Noted(function, found, args, edges)
         found.written = call.write([noted], args, edges, named_in_calls())
     if found.written:
-        keep_written(first, function, (found.written, found))
+        written = found.written, found
+        keep_written(first, function, written if function.exact is None else (*written, True))
     return _once_more(function, args, found, edges)
 
 
 def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
-    `first`: (the function, the signature that it is given, ...)."""
+    `first`: (the function, the signature that it is given, ...); more for a rule that exact mode
+    replaces."""
     if first.calls is NO_CALLS:
         first.calls = {}
     first.calls[what] = written
@@ -1357,7 +1359,6 @@ def named_in_calls() -> dict[str, Any]:
         "taken_over": taken_over,
         "transform": in_transform,
         "unlike": unlike,
-        "view_from": view_from,
         "view_of": view_of,
     }
 

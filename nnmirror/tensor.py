@@ -179,7 +179,7 @@ _is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 def _met(function: Any, given: tuple[Any, ...]) -> Any:
     """As `record` with torch's grad mode on, with fewer checks, if there was such a call before;
     else None."""
-    first: Any = given[0] if given else None
+    first: Any = given[0]
     kind = type(first)
     if kind is Tensor:
         node = first._node
@@ -194,22 +194,22 @@ def _met(function: Any, given: tuple[Any, ...]) -> Any:
             return None
     else:
         return None
-    # With torch's grad mode on: is the mirror's on too, and no mode active that requires another
-    # function?
-    if (
-        _override.mode is not None
-        or function.exact is not None
-        or _state.plain
-        or _state.taps
-        or in_inference_mode()
-    ):
+    # With torch's grad mode on: is the mirror's on too, and no mode active in which it is not
+    # enough to record?
+    if _state.plain or _state.taps or in_inference_mode():
+        return None
+    if _state.own_grad_mode and _override.mode is not None:
         return None
     if sign is not None:
         written = sign.calls.get(function)
         if written is not None:
+            if len(written) > 2 and is_exact():  # another function then
+                return None
             return written[0](written[1], first, given)
         if sign.varying.get(function) is not False:
             return None
+    if function.exact is not None:
+        return None
     known = function.recorders.get(tuple(map(type, given)))
     return None if known is None else known[0](given)
 
@@ -506,11 +506,9 @@ class Tensor(torch.Tensor):
             if type(found) is not Recorded:
                 return found(*args, **kwargs) if kwargs else found(*args)
             # What it would call, and first what that would call most often.
-            given = args
-            if kwargs or len(args) > found.most:
-                given = found.placed(args, kwargs or {})
+            given = found.placed(args, kwargs) if kwargs else args
             met = _met(found.function, given) if is_on else None
-            return (record(found.function, given) if met is None else met)[0]
+            return found(*given) if met is None else met[0]
         except TypeError:
             check_numbers(func, args, kwargs or {})  # the error names the original call
             raise

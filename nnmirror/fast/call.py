@@ -286,8 +286,9 @@ class _Text:
         self.lines += ["out.__class__ = Tensor", "out._node = node"]
         if function.is_view:
             ours = isinstance(self.args[0], Tensor)
-            of = "view_from(a0, out)" if ours else "view_of(node, out, a0, False)"
-            self.lines.append(f"out._view_of = {of}")
+            self.lines += (
+                _VIEW_OF_OURS if ours else ["out._view_of = view_of(node, out, a0, False)"]
+            )
 
     def alias(self, word: str) -> str:
         """The plain alias of a leaf, with the same version; another argument itself."""
@@ -354,6 +355,13 @@ class _Text:
 
 
 _LITERALS = (bool, int, str)
+# As `view_from(a0, out)`.
+_VIEW_OF_OURS = [
+    "if (view := a0._view_of) is None:",
+    "    out._view_of = (a0, out._version, 'plain')",
+    "else:",
+    "    out._view_of = (view[0], out._version, view[2])",
+]
 _NUMBERS = (int, float)
 
 

@@ -40,9 +40,8 @@ class Sum(Rule):
     def forward(
         input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
     ) -> T:
-        if dim is None and not keepdim:
-            return torch.sum(input, dtype=dtype)
-        return torch.sum(input, dim, keepdim, dtype=dtype)
+        given = (input,) if dim is None and not keepdim else (input, dim, keepdim)
+        return torch.sum(*given) if dtype is None else torch.sum(*given, dtype=dtype)
 
     @classmethod
     def label_of(
@@ -78,9 +77,8 @@ class Mean(Rule):
     def forward(
         input: T, dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
     ) -> T:
-        if dim is None and not keepdim:
-            return torch.mean(input, dtype=dtype)
-        return torch.mean(input, dim, keepdim, dtype=dtype)
+        given = (input,) if dim is None and not keepdim else (input, dim, keepdim)
+        return torch.mean(*given) if dtype is None else torch.mean(*given, dtype=dtype)
 
     @classmethod
     def label_of(
