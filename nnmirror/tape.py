@@ -1006,8 +1006,11 @@ def record(
             if _here.noted is not None:
                 _here.noted.append((function, args, out, node))
             return out, _with_origin(node, out) if _here.is_plain else node
-        if inplace is None and forward_mode["_current_level"] < 0:
-            met = (_met_before if is_signed else _of_its_kind)(function, args)
+        if forward_mode["_current_level"] < 0:
+            if inplace is not None:
+                met = _changed_before(function, args, inplace)
+            else:
+                met = (_met_before if is_signed else _of_its_kind)(function, args)
             if met is not None:
                 return met  # type: ignore[no-any-return]
         return _record(function, args, inplace, asks, disabled)
@@ -1333,9 +1336,24 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         noted = call.Noted(function, found, args, edges)
         found.written = call.write([noted], args, edges, named_in_calls())
     if found.written:
-        written = found.written, found
+        before = first.calls.get(function)
+        kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
+        kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
+        written: tuple[Any, ...] = (_one_of, kept) if len(kept) > 1 else kept[0]
         keep_written(first, function, written if function.exact is None else (*written, True))
     return _once_more(function, args, found, edges)
+
+
+_MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
+
+
+def _one_of(kept: Sequence[tuple[call.Written, Signature]], first: Any, args: Any) -> Any:
+    """The call by the first of several generated functions that takes these arguments."""
+    for written, found in kept:
+        met = written(found, first, args)
+        if met is not None:
+            return met
+    return None
 
 
 def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
@@ -1367,6 +1385,68 @@ def _standing_for(value: Any) -> "_tensor.Tensor | None":
     """What stands for a result of torch's own among the arguments of a call; None if nothing."""
     of_torch = type(value) is torch.Tensor and value.requires_grad and not value.is_leaf
     return taken_over(value) if of_torch else None
+
+
+def _changed_before(
+    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any]
+) -> Any:
+    """`record` for an in-place change whose signature is known, of a result that is no view; None
+    for any other."""
+    changed = args[0] if args else None
+    if type(changed) is not _tensor.Tensor or changed._view_of is not None:
+        return None
+    made = changed._node
+    sign = None if made is None else made.signature
+    if made is None or sign is None or not sign.is_plain or not sign.next:
+        return None
+    edges: list[Edge | None] = [(made, 0)]
+    key: list[Any] = [IN_PLACE, HERE]
+    for arg in args[1:]:
+        edge: Edge | None = None
+        kind = type(arg)
+        if kind is torch.Tensor:
+            if arg.requires_grad or arg.layout is not torch.strided:
+                return None
+            key.append(of_tensor(arg))
+        elif kind_of(kind) is OTHER:
+            try:
+                key.append(of_value(arg))
+            except Unsigned:
+                return None
+        else:
+            edge = usual_edge(arg)
+            other = None if edge is None else signature_at(edge)
+            if other is None or arg is changed:
+                return None
+            key.append(other.serial)
+        edges.append(edge)
+    found = sign.next.get((function, *key))
+    plan = None if found is None else found.plan
+    if type(plan) is not formula.Plan or plan.is_open or plan.copied or plan.memory:
+        return None
+    formulas = function.formulas
+    if formulas is None or formulas.refuse is not None:
+        return None
+    saved = [args[i] if i > 0 else changed for i in plan.saves]
+    try:
+        versions = [t._version for t in saved]
+    except RuntimeError:  # one of inference mode
+        return None
+    before = changed.clone() if 0 in plan.saves else None  # its value before the change
+    inplace()
+    for i, place in enumerate(plan.saves):
+        if place <= 0:
+            saved[i] = before if place == 0 else changed.detach()
+            versions[i] = saved[i]._version
+    node = Node(function)
+    node.signature = node.like = found
+    node.edges = edges
+    node._saved, node._versions = saved, versions
+    if not saved and plan.saves_number:
+        node._saved = node._versions = (None,)  # type: ignore[assignment]
+    node.sequence = next(_sequence)
+    made_by(changed, node, 0)
+    return changed, node
 
 
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
