@@ -1327,14 +1327,15 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
             return None
         first = OF_TORCH
     found = first.next.get((function, *key) if key else function)
-    if found is None and function in first.varying:
+    numbers_vary = found is None and function in first.varying
+    if numbers_vary:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
     if found is None or not found.makes_new:
         return None
     if found.written is None and first is not OF_TORCH:
         noted = call.Noted(function, found, args, edges)
-        found.written = call.write([noted], args, edges, named_in_calls())
+        found.written = call.write([noted], args, edges, named_in_calls(), numbers_vary)
     if found.written:
         before = first.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)

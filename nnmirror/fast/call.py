@@ -40,15 +40,17 @@ def write(
     args: tuple[Any, ...],
     edges: Sequence[Any],
     parts: Mapping[str, Any],
+    numbers_vary: bool = False,
 ) -> Written | bool:
     """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
     the calls cannot be written.
 
     That is one call with these arguments, or several, of which the last gives the result and the
-    other results are not exposed. `parts` has the names that the source uses from the tape.
+    other results are not exposed. `parts` has the names that the source uses from the tape. If
+    `numbers_vary`, any other number may be given in place of one that is not an integer.
     """
     try:
-        text = _Text(args, edges)
+        text = _Text(args, edges, numbers_vary)
     except Unsigned:
         return False
     if calls[0].args is not args:
@@ -73,8 +75,11 @@ class Unwritable(Exception):
 class _Text:
     """The source of a call: a0, a1 ... are its arguments, n0, n1 ... the nodes that made them."""
 
-    def __init__(self, args: tuple[Any, ...], edges: Sequence[Any]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], edges: Sequence[Any], numbers_vary: bool = False
+    ) -> None:
         self.names = [f"a{i}" for i in range(len(args))]
+        self.numbers_vary = numbers_vary
         self.args = args
         self.environment: dict[str, Any] = {}
         self.edges: list[str] = []
@@ -169,6 +174,8 @@ class _Text:
             return [*conditions, *self.of_layout(a, i, arg)]
         if arg is None or kind is bool:
             return [f"{a} is not {arg}"]
+        if kind is float and self.numbers_vary:
+            return [f"type({a}) is not float"]
         if kind is str or (kind in (int, float) and arg):
             value = self.constant("value", i, arg)
             return [f"type({a}) is not {kind.__name__} or {a} != {value}"]
@@ -212,7 +219,7 @@ class _Text:
     def add(self, call: Noted, number: str) -> None:
         """Write a call; `number` distinguishes its names from those of the last call."""
         function, plan = call.function, call.found.plan
-        if plan is None or plan.copied or plan.is_open:
+        if plan is None or plan.copied or (plan.is_open and not self.numbers_vary):
             raise Unwritable
         kept: list[str] = []  # what forward returns besides its result
         if type(plan) is formula.PlanOfMore:
@@ -275,6 +282,9 @@ class _Text:
             "except RuntimeError:  # one of inference mode",
             f"    {node}.save_for_backward(*{node}._saved)",
         ]
+        if plan.is_open:
+            new["given"] = plan.given
+            self.lines.append(f"{node}.given = given(args)")
         if call.found.checks_shape:
             new["shape"] = call.found.outputs[0][0]
             self.lines.append("if out.shape != shape: unlike(node, out)")
@@ -307,7 +317,7 @@ class _Text:
 
     def operand(self, word: str, value: Any, like: Any, name: str) -> str:
         """The source of an operand: a number as a tensor, if possible, which is faster."""
-        if type(value) not in _NUMBERS or not value or not _is_tensor(like):
+        if type(value) not in _NUMBERS or not value or not _is_tensor(like) or self.numbers_vary:
             return word
         self.environment[name] = operand(value, like)
         return name

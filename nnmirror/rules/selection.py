@@ -78,13 +78,14 @@ def _extremes(name: str, two: type[Rule] | None) -> None:
     along = _along(name.capitalize(), function)
     over_all = _over_all(name.capitalize(), function)
     placed = Recorded(along, function)
+    of_two = None if two is None else Recorded(two, function)
 
     def call(input: T, *args: Any, **kwargs: Any) -> Any:
         if not args and not kwargs:
             return record(over_all, (input,))[0]
         other = args[0] if args else kwargs.get("other")
-        if two is not None and isinstance(other, T):
-            return Recorded(two, function)(input, *args, **kwargs)
+        if of_two is not None and isinstance(other, T):
+            return of_two(input, *args, **kwargs)
         return result(placed(input, *args, **kwargs))
 
     composite(function, getattr(T, name))(call)
