@@ -274,13 +274,61 @@ def _also_out_of_place(out, y):
     return (both * z).sum()
 
 
-CHANGED = [_changed_in_place, _of_a_result, _of_a_view, _of_a_plain_tensor, _also_out_of_place]
+def _by_results(out, y):
+    z, scale = out * 1.0, torch.tanh(out)
+    z *= scale
+    z /= 2 + scale[:1]
+    return z.neg_().sigmoid_().mean()
+
+
+CHANGED = [
+    *(_changed_in_place, _of_a_result, _of_a_view, _of_a_plain_tensor, _also_out_of_place),
+    _by_results,
+]
 
 
 @pytest.mark.parametrize("loss", CHANGED)
 @parity
 def test_changes_in_place(nn, optim, loss):
     return train(nn, optim, Wired.of(nn), loss=lambda nn, out, y, i: loss(out, y))
+
+
+@parity
+def test_a_change_in_place_of_what_was_saved_raises_each_time(nn, optim):
+    w, messages = nn.Parameter(torch.linspace(-1, 1, 6)), []
+    for i in range(8):
+        y = torch.exp(w)
+        kept = y.register_hook(lambda g: messages.append(g.clone())) if i == 5 else None
+        z = y * 2.0 if i % 2 else y.log()
+        y *= torch.tanh(w)
+        try:
+            (y + z).sum().backward()
+        except RuntimeError as error:
+            messages.append(str(error))
+        if kept is not None:
+            kept.remove()
+    return messages, w.grad
+
+
+@parity
+def test_a_layer_is_called_in_several_ways_in_turn(nn, optim):
+    """As a critic is: on an action from the data, and on one that was computed."""
+    actor, critic = nn.Linear(3, 2), nn.Linear(5, 4)
+    optimizer = optim.SGD([*actor.parameters(), *critic.parameters()], lr=0.1)
+    results = []
+    for i in range(8):
+        x, action = torch.randn(4, 3), torch.randn(4, 2)
+        computed = actor(x)
+        both = [critic(torch.cat([x, a], 1)) for a in (action, computed, computed.detach())]
+        if i == 5:
+            critic.bias.data = critic.bias.data + 1
+        both.append(critic(torch.cat([x, computed], 1)[: 2 + i % 2]))
+        loss = torch.min(both[0], both[1]).mean() * 0.9**i + (both[2] * both[3][:1]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        results.append((loss.detach(), *(p.grad for p in (*actor.parameters(), critic.bias))))
+    return results
 
 
 @parity
