@@ -87,6 +87,8 @@ class ConvolutionBackward(Rule):
                 dw = _exchanged(small, large, *kernel)
             elif native or groups == 1:
                 dw = _by_samples(small, large, *kernel, groups, backend)
+            elif groups == small.shape[1] == large.shape[1]:
+                dw = _by_channels(small, large, *kernel)
             else:
                 dw = _by_groups(small, large, *kernel, groups)
         if needs[2]:
@@ -135,9 +137,7 @@ class ConvolutionBackward(Rule):
             pieces = [_exchange(a, b, stride, padding, dilation) for a, b in parts]
             dw = pieces[0] if groups == 1 else torch.cat(pieces, 1)
             dw = dw.transpose(0, 1)
-            for i, size in enumerate(shape, start=2):
-                if dw.shape[i] > size:
-                    dw = dw.narrow(i, 0, size)
+            dw = _cut(dw, shape)
         if needs[1] and hw is not None:
             dx = input_grad(grad, input.shape, hw, *how)
         return dg, dx, dw
@@ -161,10 +161,7 @@ def input_grad(
     n = w.dim() - 2
     if transposed:
         dx = torch.convolution(g, w, None, stride, padding, dilation, False, [0] * n, groups)
-        for i in range(2, n + 2):
-            if dx.shape[i] > shape[i]:
-                dx = dx.narrow(i, 0, shape[i])
-        return dx
+        return _cut(dx, shape[2:])
     # The kernel may not reach the last elements of x.
     beyond = [
         shape[i + 2]
@@ -173,6 +170,14 @@ def input_grad(
         for i in range(n)
     ]
     return torch.convolution(g, w, None, stride, padding, dilation, True, beyond, groups)
+
+
+def _cut(t: T, sizes: torch.Size) -> T:
+    """t without the last places beyond these sizes, to which the kernel did not reach."""
+    for i, size in enumerate(sizes, start=2):
+        if t.shape[i] > size:
+            t = t.narrow(i, 0, size)
+    return t
 
 
 def _exchange(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes) -> T:
@@ -197,9 +202,7 @@ def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kerne
         piece = torch.convolution(a, b, None, dilation, padding, stride, False, zeros, 1)
         dw = piece if dw is None else dw.add_(piece)
     assert dw is not None
-    for i, size in enumerate(kernel, start=2):
-        if dw.shape[i] > size:
-            dw = dw.narrow(i, 0, size)
+    dw = _cut(dw, kernel)
     channels, out, *_ = dw.shape
     if dw.movedim(1, -1).is_contiguous():
         return transposed(dw, dw.numel() // out).view(out, channels, *kernel)
@@ -241,6 +244,20 @@ def _patches(
             *[s * step for s, step in zip(stride, steps, strict=True)],
         ),
     )
+
+
+def _by_channels(
+    g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size
+) -> T:
+    """dw where each channel is a group: the sum over the batch of a convolution of each channel of
+    each sample with its gradient."""
+    batch, channels = len(x), x.shape[1]
+    every, zeros = batch * channels, [0] * len(stride)
+    x = x.reshape(1, every, *x.shape[2:])
+    g = g.reshape(every, 1, *g.shape[2:])
+    dw = torch.convolution(x, g, None, dilation, padding, stride, False, zeros, every)
+    dw = _cut(dw, kernel)
+    return dw.reshape(batch, -1).sum(0).view(channels, 1, *kernel)
 
 
 def _by_groups(
