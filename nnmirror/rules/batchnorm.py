@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
-from .normalization import InverseStdOf, MeanOf, Second, added_to, rows_at_once
+from .normalization import InverseStdOf, MeanOf, Second, added, added_to, rows_at_once
 from .registry import Gradients, Needs, Rule, composed, composite, stands_for, unplaced
 from .shape import Clone, contiguous, repeat, select, view
 
@@ -72,18 +72,8 @@ class NativeBatchNormBackward(Rule):
         if not training and not need_w:
             dx = g * _by_channel(scale, x) if need_x else None
             return dx, None, g.sum(dims) if need_b else None
-        mean, size = _by_channel(mean, x), rows_at_once(x)
-        in_one = len(x) <= size
-        if in_one:
-            centred = dx = _centred(x, mean)
-            sum_g, d = g.sum(dims), (centred * g).sum(dims)
-        else:
-            centred, dx = torch.empty_like(x[:size]), torch.empty_like(x)
-            sum_g, d = torch.zeros_like(r), torch.zeros_like(r)
-            for part, g_part in zip(x.split(size), g.split(size), strict=True):
-                product = torch.sub(part, mean, out=centred[: len(part)]).mul_(g_part)
-                sum_g.add_(g_part.sum(dims))
-                d.add_(product.sum(dims))
+        centred = dx = _centred(x, _by_channel(mean, x))
+        sum_g, d = g.sum(dims), _sum_of_products(centred, g, dims)
         dw = d * r
         grads = dw if need_w else None, sum_g if need_b else None
         if not need_x:
@@ -93,15 +83,10 @@ class NativeBatchNormBackward(Rule):
             return torch.mul(g, scale, out=dx), *grads
         of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
         per_number = -x.shape[1] / x.numel()
-
-        def to_x(g: T, centred: T, dx: T) -> T:
-            torch.addcmul(g, centred, slope, value=per_number, out=dx)
-            return dx.add_(of_g, alpha=per_number).mul_(scale)
-
-        if in_one:
-            return to_x(g, centred, dx), *grads
-        for part, g_part, to in zip(x.split(size), g.split(size), dx.split(size), strict=True):
-            to_x(g_part, torch.sub(part, mean, out=centred[: len(part)]), to)
+        size = len(x) if x.numel() <= _IN_CACHE else rows_at_once(x)
+        for g_part, to in zip(g.split(size), dx.split(size), strict=True):
+            torch.addcmul(g_part, to, slope, value=per_number, out=to)
+            to.add_(of_g, alpha=per_number).mul_(scale)
         return dx, *grads
 
     @staticmethod
@@ -157,6 +142,21 @@ class NativeBatchNormBackward(Rule):
         if hb is not None:
             dg = added_to(dg, hb)
         return None if dg is None else dg.expand(x.shape), dx, dw
+
+
+_IN_CACHE = 1 << 22  # elements: more leave the processor's last cache from one operation to another
+
+
+def _sum_of_products(x: T, g: T, dims: list[int]) -> T:
+    """The sum of x g over `dims`, the first of which is 0."""
+    size = rows_at_once(x)
+    if len(x) <= size:
+        return (x * g).sum(dims)
+    product, total = torch.empty_like(x[:size]), None
+    for part, g_part in zip(x.split(size), g.split(size), strict=True):
+        total = added(total, torch.mul(part, g_part, out=product[: len(part)]).sum(dims))
+    assert total is not None
+    return total
 
 
 def _channel_sum(x: T, keepdim: bool = True) -> T:

@@ -216,30 +216,11 @@ def where_positive(g: T, y: T, ours: bool = False) -> T:
         zero = constant(0.0, g.dtype, g.device)
         mask = torch.le(y, zero)
         return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
-    if not ours and y.numel() >= MANY and y.is_contiguous() and is_flat(g):
-        return _where_positive_in_pieces(g, y)
-    positive = _is_positive(y)
+    positive = integers(y.abs()).clamp_(max=1)  # a NaN counts as positive, whatever its sign
     if ours:
         integers(g).mul_(positive)
         return g
     return positive.mul_(integers(g)).view(g.dtype)
-
-
-@one_call
-def _where_positive_in_pieces(g: T, y: T) -> T:
-    result = torch.empty_like(y)
-    size = GRAIN * torch.get_num_threads()
-    for part, found, to in zip(*[t.view(-1).split(size) for t in (y, g, result)], strict=True):
-        torch.mul(_is_positive(part), integers(found), out=integers(to))
-    return result
-
-
-def _is_positive(y: T) -> T:
-    """1 where y, which is not below 0, is not 0 or -0; as integers of its width.
-
-    A NaN counts as positive, whatever its sign.
-    """
-    return integers(y.abs()).clamp_(max=1)
 
 
 def integers(x: T) -> T:
@@ -249,7 +230,6 @@ def integers(x: T) -> T:
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 SOME = 1024  # elements: for fewer, branching costs less than further calls
-MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
 
 
 def is_flat(g: T) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from ..tape import constant
-from .kernel import GRAIN, MANY, SOME, by_sign, integers, is_flat, laid_out_as, one_call
+from .kernel import GRAIN, SOME, by_sign, integers, is_flat, laid_out_as, one_call
 
 T = torch.Tensor
 
@@ -78,9 +78,12 @@ def exp(x: T, rate: float = 1) -> T:
     return x.mul_(number(rate * math.log2(math.e), x)).exp2_()
 
 
+_MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
+
+
 def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
     """dx(g, x, *parameters), an elementwise function that returns a new tensor."""
-    if x.numel() < MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
+    if x.numel() < _MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
     return _in_pieces(dx, g, x, *parameters)
 
