@@ -69,7 +69,8 @@ def test_the_forward_decides(marked, enabled, monkeypatch):
     monkeypatch.setattr(fast, "enabled", enabled)
     x = nnmirror.Parameter(torch.randn(8))
     nets = [nnmirror.SiLU(), nnmirror.Sequential(nnmirror.Identity(), nnmirror.SiLU())]
-    nets.append(nnmirror.functional.silu)
+    silu = torch.nn.functional.silu
+    nets += [nnmirror.functional.silu, silu, lambda x: silu(x * 1)]
     for net in nets:
         plain = slope(x, net)
         for i in range(12):

@@ -808,6 +808,51 @@ def attempt(action):
         return str(error)
 
 
+def _exchange(p, q):
+    p.data, q.data = q.data, p.data
+
+
+MOVED = {
+    "not": lambda p, q: None,
+    "data": lambda p, q: setattr(p, "data", torch.arange(3.0)),
+    "data of another shape": lambda p, q: setattr(p, "data", torch.rand(2, 3)),
+    "data of another layout": lambda p, q: setattr(p, "data", torch.rand(6)[::2]),
+    "data of another dtype": lambda p, q: setattr(p, "data", torch.rand(3).double()),
+    "data exchanged": _exchange,
+    "data in place": lambda p, q: p.data.mul_(2),
+    "in place": lambda p, q: torch.no_grad()(p.add_)(1),
+    "set_": lambda p, q: torch.no_grad()(p.set_)(torch.arange(5.0)[1:4]),
+    "swapped": lambda p, q: torch.utils.swap_tensors(p, q),
+    "frozen": lambda p, q: p.requires_grad_(False),
+    "a hook": lambda p, q: p.register_hook(lambda g: g * 3),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+@parity
+def test_repeated_call_on_a_parameter_that_is_changed(nn, optim, name):
+    """What is computed, and what is reported of a change between a call and its backward."""
+    p, q = nn.Parameter(torch.rand(3)), nn.Parameter(torch.rand(3))
+    calls = [torch.exp, torch.Tensor.sin, lambda p: p * p, lambda p: p * 2, lambda p: p[:2]]
+    found = []
+
+    def walk(results):
+        for y in results:
+            said = attempt(lambda: y.sum().backward()) if y.requires_grad else "frozen"  # noqa: B023
+            found.extend([y.detach().clone(), said, p.grad is None or p.grad.clone()])
+            p.grad = None
+
+    for i in range(10):
+        before = [call(p) for call in calls]
+        if "another" in name or name == "swapped":  # then it may not have a graph
+            walk(before)
+            before.clear()
+        if i == 6:
+            MOVED[name](p, q)
+        walk(before + [call(p) for call in calls])
+    return found
+
+
 @parity
 @pytest.mark.parametrize("shared", ["by a view", "by several views"])
 def test_a_gradient_that_two_branches_share(nn, optim, shared):

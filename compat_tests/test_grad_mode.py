@@ -87,6 +87,52 @@ def test_the_mirrors_own_modes():
     assert nnmirror.is_grad_enabled()
 
 
+# Calls on a parameter p and on h, computed from it.
+REPEATED = {
+    "function of a parameter": lambda p, h: torch.exp(p),
+    "function of a result": lambda p, h: torch.exp(h),
+    "function with keywords": lambda p, h: torch.sum(h, dim=0, keepdim=True),
+    "method": lambda p, h: h.sum(-1, keepdim=True),
+    "method of a parameter": lambda p, h: p.tanh(),
+    "operator": lambda p, h: h * p - 1,
+    "part": lambda p, h: h[1:],
+    "assignment": lambda p, h: assigned(h),
+}
+
+
+def assigned(value):
+    z = torch.zeros(3, 2)
+    z[1] = value[0]
+    return z
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_modes_are_asked_for_in_each_repeated_call(name):
+    """However often a call came before in the usual mode."""
+    p = nn.Parameter(torch.rand(2, 2))
+    call, h = REPEATED[name], p * 2
+    for _ in range(6):
+        assert call(p, h).requires_grad
+    with pytest.raises(RuntimeError, match="autocast"), torch.autocast("cpu", torch.bfloat16):
+        call(p, h)
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.vmap(lambda x: call(p, h) * x)(torch.ones(2))
+    for mode in (torch.no_grad, torch.inference_mode, nnmirror.no_grad):
+        with mode():
+            assert not call(p, h).requires_grad
+    with torch.no_grad(), nnmirror.enable_grad():
+        assert call(p, h).requires_grad
+    seen = []
+    with nnmirror.no_grad():
+        thread = threading.Thread(target=lambda: seen.append(call(p, h).requires_grad))
+        thread.start()
+        thread.join()
+    with nnmirror.plain():
+        assert call(p, h).grad_fn is not None
+    assert seen == [True]
+    assert call(p, h).requires_grad
+
+
 def test_mode_belongs_to_the_thread():
     seen = []
     with nnmirror.no_grad():
