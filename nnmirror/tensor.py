@@ -280,16 +280,17 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
         try:
             given = (self, *args)
             if kwargs:
-                for arg in (*args, *kwargs.values()):
-                    if type(arg) not in UNASKED:
-                        return func(self, *args, **kwargs)
-                given = found.placed(given, kwargs)
-            met = _met(function, given)
+                behind = found.behind.get((len(given), *kwargs))
+                if behind is not None:  # such keywords were placed before
+                    given = (*given, *[kwargs.get(name, default) for name, default in behind])
+            met = None if kwargs and behind is None else _met(function, given)
             if met is not None:
                 return met[0]
-            for arg in args:
+            for arg in (*args, *kwargs.values()) if kwargs else args:
                 if type(arg) not in UNASKED:
                     return func(self, *args, **kwargs)
+            if kwargs and behind is None:
+                given = found.placed(given, kwargs)
             if len(given) <= most:
                 return record(function, given)[0]
             return found(*given)
@@ -384,6 +385,7 @@ class Recorded:
 
     function: "type[_tape.Function]"
     most: int  # the number of positional arguments
+    behind: dict[tuple[int | str, ...], list[tuple[str, Any]]]  # see rules/registry.py
 
     def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments of a call by position, with those given by name in their places."""

@@ -131,7 +131,10 @@ def bound_part(
             if fast.after == 1:
                 raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
             return None
-    return part.walk(node, grad, retain_graph, progress)
+    if part.more:
+        return part.walk(node, grad, retain_graph, progress)
+    ready = progress.ready
+    return part.run(node, grad, retain_graph, progress, -ready[0][0] if ready else -1, ())
 
 
 _MOST_PARTS = 4  # one for each strides of the gradient
