@@ -24,7 +24,6 @@ from .pointwise import (
     between,
     differs,
     exp,
-    in_pieces,
     kept,
     number,
     selected,
@@ -380,7 +379,7 @@ class Hardtanh(Rule):
 
 @gradient("HardtanhBackward")
 def _hardtanh_grad(g: T, x: T, low: float, high: float) -> T:
-    return laid_out_as(in_pieces(_kept_between, g, x, low, high), g)
+    return laid_out_as(_kept_between(g, x, low, high), g)
 
 
 def _kept_between(g: T, x: T, low: float, high: float) -> T:
@@ -448,7 +447,7 @@ def _no_second(*args: T) -> T:
 
 @gradient("HardsigmoidBackward", second=_no_second, of_grad=_no_second)
 def _hardsigmoid_grad(g: T, x: T) -> T:
-    return laid_out_as(in_pieces(_sixth_between, g, x), g)
+    return laid_out_as(_sixth_between(g, x), g)
 
 
 def _sixth_between(g: T, x: T) -> T:
@@ -552,7 +551,7 @@ class Threshold(Rule):
 @gradient("ThresholdBackward")
 def _threshold_grad(g: T, x: T, threshold: float) -> T:
     # With the strides of x, as for ReLU.
-    return laid_out_as(in_pieces(_kept_above, g, x, threshold), x)
+    return laid_out_as(_kept_above(g, x, threshold), x)
 
 
 def _kept_above(g: T, x: T, threshold: float) -> T:
@@ -579,7 +578,7 @@ class Hardshrink(Rule):
 
 
 def _shrink_grad(g: T, x: T, bound: float) -> T:
-    return laid_out_as(in_pieces(_kept_beyond, g, x, bound), g)
+    return laid_out_as(_kept_beyond(g, x, bound), g)
 
 
 _hardshrink_grad = gradient("HardshrinkBackward")(_shrink_grad)

@@ -82,7 +82,10 @@ _MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
 
 
 def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
-    """dx(g, x, *parameters), an elementwise function that returns a new tensor."""
+    """dx(g, x, *parameters), an elementwise function that needs several tensors of this size.
+
+    For one that needs only its result, pieces take twice as long.
+    """
     if x.numel() < _MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
         return dx(g, x, *parameters)
     return _in_pieces(dx, g, x, *parameters)
@@ -116,7 +119,7 @@ def leaky(g: T, x: T, slope: float) -> T:
     """g where x > 0, else g times the slope: the same bits either way."""
     large = x.numel() >= SOME and x.is_cpu and g.dtype.itemsize > 2 and 0 <= slope <= 1
     if large and is_flat(g) and x.is_contiguous():
-        return in_pieces(_times, g, x, _leaky_slope, slope)
+        return _times(g, x, _leaky_slope, slope)
     return by_sign(x, g, g * slope)
 
 
