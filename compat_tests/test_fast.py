@@ -750,6 +750,26 @@ def test_two_heads_over_one_trunk(nn, optim, sequential):
     return found
 
 
+@parity
+def test_losses_summed_in_a_plain_tensor(nn, optim):
+    """Made anew in each step, and written to from graphs that repeat."""
+    net = Heads.of(nn, True)
+    optimizer, found = optim.SGD(net.parameters(), lr=0.1), []
+    for i in range(10):
+        total, means = torch.zeros(()), torch.ones(4)
+        for _ in range(2):
+            scores, value = net(torch.randn(5, 3))
+            total += (scores * scores).mean()
+            means *= scores.mean(0)
+        total -= value.mean()
+        means.copy_(means * 2 if i % 4 else scores[0])
+        optimizer.zero_grad()
+        (total + means.sum()).backward()
+        optimizer.step()
+        found += [total, means, total._version]
+    return found, [p.detach() for p in net.parameters()]
+
+
 @pytest.mark.parametrize("sequential", [True, False])
 @parity
 def test_from_a_given_gradient(nn, optim, sequential):

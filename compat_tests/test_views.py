@@ -127,6 +127,27 @@ def test_change_of_a_plain_tensor(nn, optim, name):
     return buffer, y, s
 
 
+@pytest.mark.parametrize("name", [n for n in CHANGES if n not in ("uniform_", "expanded")])
+@parity
+def test_change_of_a_plain_tensor_again_and_again(nn, optim, name):
+    """A buffer made anew in each step, to which the same is done, and then the same again."""
+    y, s = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(()))
+    start, found = torch.randn(4, 3), []
+    for i in range(4):
+        buffer = start.clone() if i < 3 else start.t().clone().t()
+        view = buffer[1:] if i == 2 else None  # is searched for
+        for _ in range(2):
+            CHANGES[name](buffer, nn.functional.tanh(y), nn.functional.tanh(s))
+        loss = (buffer * buffer).sum() + (0 if view is None else view.sum())
+        found += [buffer._version, buffer.detach(), view]
+        if loss.requires_grad:
+            leaves = [t for t in (y, s) if i % 2 or t is y]
+            loss.backward(retain_graph=True)
+            grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            found += [buffer.grad_fn.name(), *grads]
+    return found, y, s
+
+
 @pytest.mark.parametrize("name", CHANGES)
 @parity
 def test_change_of_a_leaf(nn, optim, name):

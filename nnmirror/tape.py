@@ -1391,17 +1391,22 @@ def _standing_for(value: Any) -> "_tensor.Tensor | None":
 def _changed_before(
     function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any]
 ) -> Any:
-    """`record` for an in-place change whose signature is known, of a result that is no view; None
-    for any other."""
-    changed = args[0] if args else None
-    if type(changed) is not _tensor.Tensor or changed._view_of is not None:
+    """`record` for an in-place change whose signature is known, of a result that is no view or of a
+    plain tensor; None for any other."""
+    changed: Any = args[0] if args else None
+    sign: Signature | None = None
+    edges: list[Edge | None]
+    key: list[Any]
+    if type(changed) is _tensor.Tensor:
+        made = changed._node
+        sign = None if made is None else made.signature
+        if changed._view_of is not None or sign is None or not (sign.is_plain and sign.next):
+            return None
+        edges, key = [(made, 0)], [IN_PLACE, HERE]
+    elif type(changed) is torch.Tensor and shares_nothing(changed):
+        edges, key = [None], [IN_PLACE, of_tensor(changed)]
+    else:
         return None
-    made = changed._node
-    sign = None if made is None else made.signature
-    if made is None or sign is None or not sign.is_plain or not sign.next:
-        return None
-    edges: list[Edge | None] = [(made, 0)]
-    key: list[Any] = [IN_PLACE, HERE]
     for arg in args[1:]:
         edge: Edge | None = None
         kind = type(arg)
@@ -1419,9 +1424,13 @@ def _changed_before(
             other = None if edge is None else signature_at(edge)
             if other is None or arg is changed:
                 return None
-            key.append(other.serial)
+            if sign is None:
+                sign = other
+                key.append(HERE)
+            else:
+                key.append(other.serial)
         edges.append(edge)
-    found = sign.next.get((function, *key))
+    found = None if sign is None else sign.next.get((function, *key))
     plan = None if found is None else found.plan
     if type(plan) is not formula.Plan or plan.is_open or plan.copied or plan.memory:
         return None
@@ -1446,8 +1455,21 @@ def _changed_before(
     if not saved and plan.saves_number:
         node._saved = node._versions = (None,)  # type: ignore[assignment]
     node.sequence = next(_sequence)
+    changed.__class__ = _tensor.Tensor
     made_by(changed, node, 0)
     return changed, node
+
+
+def shares_nothing(tensor: torch.Tensor) -> bool:
+    """Is it a plain tensor without a gradient, whose memory no other tensor has?"""
+    return (
+        not (tensor.requires_grad or tensor._is_view() or tensor.is_inference())
+        and tensor.layout is torch.strided
+        and _torch.storage_Use_Count(tensor.untyped_storage()._cdata) == _OWN_USE
+    )
+
+
+_OWN_USE = 2  # of a tensor's memory: by itself, and by the argument of the count
 
 
 def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:

@@ -480,14 +480,9 @@ def _becomes_tracked(x: torch.Tensor, value: Any) -> bool:
         type(x) is T
         and isinstance(value, _tensor.Tensor)
         and value.requires_grad
-        and not (x.requires_grad or _state.plain or _state.taps or in_inference_mode())
-        and not (x._is_view() or x.is_inference())
-        and x.layout is torch.strided
-        and _torch.storage_Use_Count(x.untyped_storage()._cdata) == _OWN_USE
+        and not (_state.plain or _state.taps or in_inference_mode())
+        and _tape.shares_nothing(x)
     )
-
-
-_OWN_USE = 2  # of a tensor's memory: by itself, and by the argument of the count
 
 
 def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
