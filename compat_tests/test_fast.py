@@ -572,6 +572,21 @@ def test_calls_with_other_arguments_each_time(nn, optim):
     return found, w.grad
 
 
+@parity
+def test_results_that_were_given_data_of_another_shape(nn, optim):
+    w = nn.Parameter(torch.linspace(-2, 2, 12).view(3, 2, 2))
+    found = []
+    for i in range(10):
+        x = w * 2
+        if i > 5:
+            x.data = [x.detach() / 2, torch.rand(2, 3, 2), torch.rand(2, 6, 1)][i % 3]
+        y = x.clamp(-1, 1)
+        found += [y.flatten(1).detach(), y.reshape(2, -1).detach(), x.flatten().detach()]
+        if i < 7:
+            y.sum().backward()
+    return found, w.grad
+
+
 # -- walks bound in parts -------------------------------------------------------------------
 
 

@@ -97,6 +97,8 @@ def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:  # it may have been done in part
             for name in ("_plain", "_transposed", "_repeated", "_signature"):
                 vars(tensor).pop(name, None)
+            if getattr(tensor, "_node", None) is not None:
+                tensor._node.signature = None  # it says what the layout was
 
     return change
 
@@ -711,8 +713,11 @@ class Tensor(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
-            if self._node is not None and value.is_complex():
-                raise no_complex("Tensor.data")
+            if self._node is not None:
+                if value.is_complex():
+                    raise no_complex("Tensor.data")
+                if not _is_laid_out_as(value, self):
+                    self._node.signature = None  # it says what the layout was
             plain = vars(self).get("_plain")
             if plain is None and self._signature is None:  # its layout is unknown
                 _C_data.__set__(self, value)
