@@ -701,8 +701,8 @@ class Tensor(torch.Tensor):
     def _repeat_for(self, rows: int) -> tuple[int, torch.Tensor]:
         """The plain vector as so many rows of a matrix, a view; kept for the next call."""
         with torch.inference_mode(False):
-            self._repeated = rows, self._plain.expand(rows, -1)
-        return self._repeated
+            repeated = self._repeated = rows, self._plain.expand(rows, -1)
+        return repeated  # another thread may have set another since
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
