@@ -294,6 +294,24 @@ def test_changes_in_place(nn, optim, loss):
 
 
 @parity
+def test_changes_in_place_by_parameters(nn, optim):
+    weight, x = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(3, 6))
+    frozen = nn.Parameter(torch.randn(6), requires_grad=False)
+    results = []
+    for i in range(8):
+        frozen.requires_grad_(i == 4)
+        y = torch.sin(x)
+        y *= weight
+        y -= frozen
+        y /= 2.5
+        y += weight * 0.9**i
+        names = [n and n.name() for n, _ in y.grad_fn.next_functions]
+        y.square().mean().backward()
+        results.append((y.detach(), names, x.grad.clone(), weight.grad.clone(), frozen.grad))
+    return results
+
+
+@parity
 def test_a_change_in_place_of_what_was_saved_raises_each_time(nn, optim):
     w, messages = nn.Parameter(torch.linspace(-1, 1, 6)), []
     for i in range(8):

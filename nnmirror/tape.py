@@ -1419,16 +1419,23 @@ def _changed_before(
                 key.append(of_value(arg))
             except Unsigned:
                 return None
+        elif kind_of(kind) is not MIRRORED:
+            return None
         else:
-            edge = usual_edge(arg)
-            other = None if edge is None else signature_at(edge)
-            if other is None or arg is changed:
+            edge = (arg, 0) if arg._signature is not None else usual_edge(arg)
+            if edge is not None:
+                other = signature_at(edge)
+                if other is None or arg is changed:
+                    return None
+                if sign is None:
+                    sign = other
+                    key.append(HERE)
+                else:
+                    key.append(other.serial)
+            elif arg._requires_grad or arg._node is not None or kind not in _tensor.LEAVES:
                 return None
-            if sign is None:
-                sign = other
-                key.append(HERE)
             else:
-                key.append(other.serial)
+                key.append(of_tensor(arg))
         edges.append(edge)
     found = None if sign is None else sign.next.get((function, *key))
     plan = None if found is None else found.plan
