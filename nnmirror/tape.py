@@ -1360,7 +1360,7 @@ def _one_of(kept: Sequence[tuple[call.Written, Signature]], first: Any, args: An
 def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
     `first`: (the function, the signature that it is given, ...); more for a rule that exact mode
-    replaces."""
+    replaces. For `_one_of`, in place of the signature, several such functions and signatures."""
     if first.calls is NO_CALLS:
         first.calls = {}
     first.calls[what] = written

@@ -77,8 +77,8 @@ class Signature(Alike):
         # Functions whose calls differ each time: by numbers, which are then left out (True), or by
         # more, so that their calls get no signature any more (False).
         self.varying: dict[Any, bool] = {}
-        # The latest call of each function, which is tried first: the generated function (see
-        # call.py), and its signature.
+        # The latest calls of each function, which are tried first: a generated function (see
+        # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[Any, Any] = NO_CALLS
         self.written: Any = None  # this call's generated function; False if there is none
         self.walks = 0  # how many walks began here
