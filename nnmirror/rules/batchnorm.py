@@ -83,8 +83,11 @@ class NativeBatchNormBackward(Rule):
             return torch.mul(g, scale, out=dx), *grads
         of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
         per_number = -x.shape[1] / x.numel()
-        size = len(x) if x.numel() <= _IN_CACHE else rows_at_once(x)
-        for g_part, to in zip(g.split(size), dx.split(size), strict=True):
+        parts = [(g, dx)]
+        if x.numel() > _IN_CACHE:
+            size = rows_at_once(x)
+            parts = [*zip(g.split(size), dx.split(size), strict=True)]
+        for g_part, to in parts:
             torch.addcmul(g_part, to, slope, value=per_number, out=to)
             to.add_(of_g, alpha=per_number).mul_(scale)
         return dx, *grads
@@ -149,12 +152,15 @@ _IN_CACHE = 1 << 22  # elements: more leave the processor's last cache from one 
 
 def _sum_of_products(x: T, g: T, dims: list[int]) -> T:
     """The sum of x g over `dims`, the first of which is 0."""
-    size = rows_at_once(x)
+    size = max(1, rows_at_once(x) // 2)
     if len(x) <= size:
         return (x * g).sum(dims)
-    product, total = torch.empty_like(x[:size]), None
-    for part, g_part in zip(x.split(size), g.split(size), strict=True):
-        total = added(total, torch.mul(part, g_part, out=product[: len(part)]).sum(dims))
+    product, total = torch.empty_like(x.narrow(0, 0, size)), None  # a recorder knows no slices
+    for start in range(0, len(x), size):
+        length = min(size, len(x) - start)
+        part, g_part = (t.narrow(0, start, length) for t in (x, g))
+        to = product.narrow(0, 0, length)
+        total = added(total, torch.mul(part, g_part, out=to).sum(dims))
     assert total is not None
     return total
 
