@@ -479,8 +479,12 @@ def test_a_walk_is_bound_and_can_be_read(mode):
         assert "addcmul(" in text
 
 
-@pytest.mark.parametrize("layer", ["ReLU", "LeakyReLU"])
-def test_layers_of_many_numbers_are_bound(mode, layer):
+@pytest.mark.by_default
+@pytest.mark.parametrize(
+    ("layer", "in_pieces"),
+    [("ReLU", False), ("LeakyReLU", False), ("ELU", True), ("SiLU", True)],
+)
+def test_layers_of_many_numbers_are_bound(mode, layer, in_pieces):
     """A rule that computes large tensors in pieces is one call in the bound walk."""
     net = nnmirror.Sequential(
         nnmirror.Linear(2, 512), getattr(nnmirror, layer)(), nnmirror.Linear(512, 1)
@@ -490,7 +494,7 @@ def test_layers_of_many_numbers_are_bound(mode, layer):
         net(x).square().mean().backward()
     made = [name for name in bound_walks() if name not in before]
     assert bool(made) == (mode != "off")
-    assert not made or "in_pieces(" in "".join(linecache.getlines(made[-1]))
+    assert not made or in_pieces == ("in_pieces(" in "".join(linecache.getlines(made[-1])))
 
 
 def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
