@@ -148,6 +148,8 @@ class Run:
         self.kept: dict[Any, list[Written]] = {}
         self.waits: dict[Any, int] = {}  # the number of calls until a segment is written
         self.patience: dict[Any, int] = {}
+        self.layouts: set[Any] = set()  # of inputs for which there were segments
+        self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
         """The output; NotImplemented if the layers have to be called one by one."""
@@ -214,7 +216,14 @@ class Run:
 
     def _meet(self, key: Any, x: torch.Tensor) -> Any:
         """There is no segment for such an input: write one, if it occurs repeatedly."""
-        left = self.waits.get(key, fast.after - 1)
+        layout = x.shape, x.stride(), x.dtype, x.device
+        left = self.waits.get(key)
+        if left is None:
+            # Before the walk is bound, as that of another graph would be bound for nothing.
+            left = max(fast.after - 2, 0)
+            # The signature of an input changes when the layers before get their segment.
+            if layout in self.layouts and self.again:
+                left, self.again = 0, self.again - 1
         if left > 0 or x.is_inference():
             if len(self.waits) >= 4 * _MOST:
                 self.waits.clear()
@@ -233,6 +242,7 @@ class Run:
         if len(self.kept) >= _MOST:
             self.kept.clear()
         self.kept[key] = [written, *self.kept.get(key, ())][:_MOST_OF_ONE]
+        self.layouts.add(layout)
         return out
 
     def _watched(self, x: Any) -> tuple[Any, list[Any]]:
