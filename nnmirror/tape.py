@@ -2046,8 +2046,11 @@ _WIDE = (torch.float32, torch.float64)
 
 @functools.lru_cache(maxsize=4096)
 def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A number as a read-only tensor: operations are faster with a tensor than with a number."""
+    """A number as a read-only tensor: operations are faster with a tensor than with a number.
+
+    Minus zero gives zero: it equals zero, so both are one entry of the cache.
+    """
     with torch.inference_mode(False):
-        made = torch.tensor(value, dtype=dtype, device=device)
+        made = torch.tensor(value or 0.0, dtype=dtype, device=device)
     made._is_constant = True  # type: ignore[attr-defined]
     return made

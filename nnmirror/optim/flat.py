@@ -320,7 +320,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 def operand(number: float | Tensor, like: Tensor) -> float | Tensor:
     """The number as a tensor without dimensions: torch computes the same with it, and faster."""
-    if type(number) is float and like.is_cpu and like.dtype in FLOATS:
+    if type(number) is float and number and like.is_cpu and like.dtype in FLOATS:
         return constant(number, like.dtype, like.device)
     return number
 
