@@ -12,6 +12,7 @@ import functools
 import inspect
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -279,3 +280,31 @@ def test_minus_zero_as_a_number_changes_no_other_zero(nn, optim):
     x.grad = None
     nn.functional.relu(x * 1).sum().backward()
     return said, x.grad, x.grad.signbit()
+
+
+NUMPY_NUMBERS = {
+    "pow": lambda x, number: x ** number(0.1),
+    "lerp": lambda x, number: torch.lerp(x, x * 2, number(0.1)),
+    "mul": lambda x, number: x * number(0.1),
+    "clamp": lambda x, number: x.clamp(min=number(1.4)),
+    "addcmul": lambda x, number: torch.addcmul(x, x, x, value=number(0.1)),
+    "leaky_relu": lambda x, number: torch.nn.functional.leaky_relu(-x, number(0.1)),
+}
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", NUMPY_NUMBERS)
+@parity
+def test_numpy_scalar_counts_as_a_python_number(nn, optim, name, number):
+    """The gradient is not computed in the precision of the scalar."""
+    x = nn.Parameter(torch.tensor([1.3, 2.0]))
+    y = NUMPY_NUMBERS[name](x, number)
+    y.sum().backward()
+    return y, x.grad
+
+
+@parity
+def test_power_of_a_base_without_dimensions_in_another_dtype(nn, optim):
+    p = nn.Parameter(torch.tensor([1.3, 2.0], dtype=torch.float64))
+    (torch.tensor(0.1) ** p).sum().backward()
+    return p.grad

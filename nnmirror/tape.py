@@ -11,6 +11,7 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 
 import functools
 import inspect
+import numbers
 import operator
 import re
 import sys
@@ -1121,6 +1122,10 @@ def _record(
                 args = (*args[:i], arg.detach(), *args[i + 1 :])
             if arg.is_complex():
                 of_complex = of_complex or edge is not None or function.is_rule
+        elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
+            # Torch takes it as a Python number. A rule would compute in its precision.
+            number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
+            return record(function, (*args[:i], number, *args[i + 1 :]), inplace, asks)
         if signed and (edge is None or theirs):
             try:
                 if theirs:

@@ -241,6 +241,7 @@ class Pow(Rule):
         x, p, z = input, exponent, result
         if isinstance(x, T):
             still = torch.logical_and(x == 0, p >= 0)
+            x = x if x.dtype is z.dtype else to(x, z.dtype)
             return g * torch.where(still, zero(g), z * x.log())
         slope = z * torch.log(torch.tensor(x, dtype=torch.float64, device="cpu")).item()
         return g * (torch.where(p >= 0, zero(slope), slope) if x == 0 else slope)
