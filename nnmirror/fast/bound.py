@@ -973,6 +973,11 @@ class _Memory:
         self.sizes: dict[int, int] = {}  # and its bytes
         self.until: dict[int, int] = {}  # the last call that reads it
         self.spare: list[list[torch.Tensor]] = []
+        # The first buffers are allocated among the results that the walk is compared with. Used
+        # again, they are replaced by new ones, which then lie above the activations: the C library
+        # returns only memory above all that is in use to the system, and a net whose activations
+        # are returned after each step has up to a thousand page faults in the next.
+        self.is_settled = False
 
     def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
         """Put the result of `call` into this memory, if possible.
@@ -1066,13 +1071,20 @@ class _Memory:
 
     def take(self) -> list[torch.Tensor]:
         try:
-            return self.spare.pop()
+            made = self.spare.pop()
         except IndexError:
-            made: list[torch.Tensor] = []
-            with torch.inference_mode(False):
-                for make in self.makers:
-                    made.append(make(made))
-            return made
+            return self.new()
+        if not self.is_settled:
+            self.is_settled = True
+            return self.new()
+        return made
+
+    def new(self) -> list[torch.Tensor]:
+        made: list[torch.Tensor] = []
+        with torch.inference_mode(False):
+            for make in self.makers:
+                made.append(make(made))
+        return made
 
 
 def _kind(out: torch.Tensor) -> Any:
