@@ -12,7 +12,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -26,6 +26,9 @@ from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .grad_mode import _override
 from .tensor import C_dtype, C_grad, C_shape
+
+if TYPE_CHECKING:
+    import nnmirror.tape
 
 _R = TypeVar("_R")
 
@@ -1108,7 +1111,7 @@ class Progress(NamedTuple):
 
     counts: dict[int, int]  # by id, how many gradients a node or a leaf still waits for
     arrived: dict[int, list[torch.Tensor | None]]  # by id, those that wait for more
-    ready: list[tuple[int, _tape.Node]]  # a heap of the nodes that are ready
+    ready: list[tuple[int, nnmirror.tape.Node]]  # a heap of the nodes that are ready
 
 
 @upcall("nnmirror.fast.binding")
