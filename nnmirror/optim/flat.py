@@ -229,6 +229,20 @@ def _can_be_flat(lists: Lists) -> bool:
     return _apart([*params, *kept])
 
 
+def lists_of(
+    optimizer: Optimizer, names: tuple[str, ...], params: list[Tensor], grads: list[Tensor]
+) -> Lists | None:
+    """The arguments of a step; None if a parameter has no state yet."""
+    lists: Lists = {"params": params, "grads": grads}
+    if names:
+        states = [*map(optimizer.state.__getitem__, params)]
+        if not all(states):
+            return None
+        for name in names:
+            lists[name] = [state[name] for state in states]
+    return lists
+
+
 def step_again(
     optimizer: Optimizer, place: int, names: tuple[str, ...], one: Callable[..., None]
 ) -> bool:
@@ -245,15 +259,10 @@ def step_again(
     if flat.options != _options(group) or "grad_scale" in kept or "found_inf" in kept:
         return False
     params, grads = with_grads(group["params"])
-    lists: Lists = {"params": params, "grads": grads}
-    if names:
-        states = [*map(optimizer.state.__getitem__, params)]
-        if not all(states):
-            return False
-        for name in names:
-            lists[name] = [state[name] for state in states]
+    lists = lists_of(optimizer, names, params, grads)
     return (
-        flat.is_of(lists)
+        lists is not None
+        and flat.is_of(lists)
         and flat.is_for_one_thread()
         and flat.takes(grads)
         and flat.step(group, grads, one)

@@ -18,7 +18,7 @@ from .._types import TorchFunction
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import unrecorded
-from .flat import Lists, Tensors, is_usual, put_in_line, step_again, step_as_one
+from .flat import Lists, Tensors, is_usual, lists_of, put_in_line, step_again, step_as_one
 from .optimizer import Optimizer, evaluate, with_grads
 
 Group = dict[str, Any]
@@ -83,10 +83,11 @@ class StepwiseOptimizer(Optimizer):
             for name in self._kept(group)
         }
 
-    def _begin_all(self, group: Group, place: int, params: list[Tensor], states: list[Any]) -> None:
-        """Fill those of the states that are empty."""
+    def _begin_all(self, group: Group, place: int, params: list[Tensor]) -> None:
+        """Create the state of those of the parameters that have none."""
         new = []
-        for param, state in zip(params, states, strict=True):
+        for param in params:
+            state = self.state[param]
             if not state:
                 if group.get("fused"):
                     check_fused(param)
@@ -117,13 +118,11 @@ class StepwiseOptimizer(Optimizer):
             return
         if self._no_sparse and {*map(_layout, grads)} != _DENSE and any(g.is_sparse for g in grads):
             raise RuntimeError(self._no_sparse)
-        lists: Lists = {"params": params, "grads": grads}
-        if names:
-            states = [*map(self.state.__getitem__, params)]
-            if not all(states):
-                self._begin_all(group, place, params, states)
-            for name in names:
-                lists[name] = [state[name] for state in states]
+        lists = lists_of(self, names, params, grads)
+        if lists is None:
+            self._begin_all(group, place, params)
+            lists = lists_of(self, names, params, grads)
+            assert lists is not None
         self._check(group, lists)
         if group.get("fused"):
             self._step_fused(group, lists, **self._scaling())
