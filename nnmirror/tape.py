@@ -2031,7 +2031,7 @@ def bound(value: Any, like: torch.Tensor) -> Any:
 @implements(call)
 def operand(value: Any, like: torch.Tensor) -> Any:
     key = _constant_of(value, like)
-    return value if key is None else constant(*key)
+    return constant(*key) if key is not None and value else value
 
 
 def _constant_of(value: Any, like: torch.Tensor) -> Any:

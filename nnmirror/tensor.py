@@ -216,6 +216,9 @@ def _met(function: Any, given: tuple[Any, ...]) -> Any:
     return None if known is None else known[0](given)
 
 
+# The rest of PyTorch's error for a leaf, or a view of one, that is changed in place.
+CHANGED_LEAF = " leaf Variable that requires grad is being used in an in-place operation."
+
 LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 
 # Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
@@ -670,9 +673,7 @@ class Tensor(torch.Tensor):
         """Refer to other memory, as `torch.Tensor.set_`; refused where it would be recorded."""
         if self.requires_grad and torch.is_grad_enabled():
             if self._node is None:
-                raise RuntimeError(
-                    "a leaf Variable that requires grad is being used in an in-place operation."
-                )
+                raise RuntimeError("a" + CHANGED_LEAF)
             raise RuntimeError("derivative for set_ is not implemented")
         return reshaping(torch.Tensor.set_)(self, *args, **kwargs)  # not dispatched
 

@@ -29,7 +29,7 @@ from ._upcalls import implements, upcall
 from .fast.signature import Alike
 from .formula import RESULT
 from .grad_mode import in_inference_mode
-from .tensor import C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
+from .tensor import CHANGED_LEAF, C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
 
@@ -90,11 +90,11 @@ def change_of(tensor: torch.Tensor) -> Change:
             leaf = _tape.edge_of(tensor)[0].edges[0][0]
             if not isinstance(leaf, torch.Tensor) or not leaf.is_leaf:
                 raise RuntimeError(_FOREIGN)
-            raise RuntimeError("a view of a" + _LEAF)
+            raise RuntimeError("a view of a" + CHANGED_LEAF)
         if kind != "plain":
             raise RuntimeError(_forbidden(tensor, kind, "is being"))
         if version == -1:
-            raise RuntimeError("a" + _LEAF)  # as in PyTorch for a view without a grad_fn
+            raise RuntimeError("a" + CHANGED_LEAF)  # as in PyTorch for a view without a grad_fn
     elif not tensor.requires_grad and tensor._is_view():
         base = tensor._base
         if base is not None:
@@ -105,12 +105,12 @@ def change_of(tensor: torch.Tensor) -> Change:
                 kind = "no_grad" if kind == "plain" else kind
                 raise RuntimeError(_forbidden(tensor, kind, "is being"))
     if base is not None and base.requires_grad and base.is_leaf:
-        raise RuntimeError("a view of a" + _LEAF)
+        raise RuntimeError("a view of a" + CHANGED_LEAF)
     if tensor.requires_grad:
         if not isinstance(tensor, _tensor.Tensor) and not tensor.is_leaf:
             raise RuntimeError(_FOREIGN)
         if tensor.is_leaf:
-            raise RuntimeError("a" + _LEAF)
+            raise RuntimeError("a" + CHANGED_LEAF)
     root = tensor if base is None else base
     if root.requires_grad:
         return Change(base, ())
@@ -621,7 +621,6 @@ def overlaps(size: Sequence[int], stride: Sequence[int]) -> bool:
     return False
 
 
-_LEAF = " leaf Variable that requires grad is being used in an in-place operation."
 _FOREIGN = (
     "nnmirror: an in-place operation on a tensor that torch's own autograd made, or on a view"
     " of one, is not mirrored; use the out-of-place operation"

@@ -317,7 +317,7 @@ class _Text:
 
     def operand(self, word: str, value: Any, like: Any, name: str) -> str:
         """The source of an operand: a number as a tensor, if possible, which is faster."""
-        if type(value) not in _NUMBERS or not value or not _is_tensor(like) or self.numbers_vary:
+        if type(value) not in _NUMBERS or not _is_tensor(like) or self.numbers_vary:
             return word
         self.environment[name] = operand(value, like)
         return name

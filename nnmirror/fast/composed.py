@@ -73,15 +73,10 @@ def remembered(function: C) -> C:
 def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
-    first = given[0] if given else None
-    if type(first) is not Tensor or (node := first._node) is None:
-        return None
-    sign = node.signature
-    if sign is not None and not sign.is_plain:
-        sign = sign.output(first._output_nr)
+    sign = _signature_of_first(given)
     if sign is None or (kept := sign.calls.get(what)) is None or not tape.is_usual():
         return None
-    return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
+    return kept[0](kept[1], given[0], given)  # type: ignore[no-any-return]
 
 
 def _signature_of_first(given: tuple[Any, ...]) -> Signature | None:

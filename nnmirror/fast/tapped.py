@@ -20,7 +20,7 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from ..walk import accumulate, accumulating, unrecorded
+from ..walk import accumulate, unrecorded
 from . import bound as _bound
 from .binding import hand_over, is_right, quietly
 
@@ -95,10 +95,9 @@ def walk_tapped(loss: Any, retain_graph: bool) -> bool:
         found = _run(node, sign, retain_graph)
         if found is None:
             return False
-        with accumulating:
-            for arrival in found:
-                _tell(*arrival[:2])
-                hand_over((arrival,))
+        for leaf, grad, _ in found:
+            _tell(leaf, grad)
+        hand_over(found)
     return True
 
 

@@ -18,11 +18,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .. import _torch
+from .. import _torch, tape
 from .._state import here as _here
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
-from ..tape import constant
 from .optimizer import Optimizer, with_grads
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -328,10 +327,8 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 def operand(number: float | Tensor, like: Tensor) -> float | Tensor:
-    """The number as a tensor without dimensions: torch computes the same with it, and faster."""
-    if type(number) is float and number and like.is_cpu and like.dtype in FLOATS:
-        return constant(number, like.dtype, like.device)
-    return number
+    """On the CPU as a tensor without dimensions: torch computes the same with it, and faster."""
+    return tape.operand(number, like) if like.is_cpu else number  # type: ignore[no-any-return]
 
 
 def sqrt_plus(x: Tensor, eps: float, recorded: bool) -> Tensor:

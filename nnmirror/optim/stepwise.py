@@ -6,7 +6,6 @@ parameters on the CPU are updated as one flat tensor (`flat.py`).
 """
 
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -22,8 +21,6 @@ from .flat import Lists, Tensors, is_usual, lists_of, put_in_line, step_again, s
 from .optimizer import Optimizer, evaluate, with_grads
 
 Group = dict[str, Any]
-_DENSE = {torch.strided}
-_layout = attrgetter("layout")
 N = TypeVar("N", float, Tensor, float | Tensor)
 
 
@@ -116,7 +113,7 @@ class StepwiseOptimizer(Optimizer):
         if not params:
             warn_if_elsewhere(group["params"])
             return
-        if self._no_sparse and {*map(_layout, grads)} != _DENSE and any(g.is_sparse for g in grads):
+        if self._no_sparse and any(grad.is_sparse for grad in grads):
             raise RuntimeError(self._no_sparse)
         lists = lists_of(self, names, params, grads)
         if lists is None:

@@ -537,10 +537,8 @@ def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
             with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if isinstance(first, _tensor.Tensor) and first.is_leaf and first.requires_grad:
-            what = "a view of a leaf" if func is torch.Tensor.__setitem__ else "a leaf"
-            raise RuntimeError(
-                f"{what} Variable that requires grad is being used in an in-place operation."
-            )
+            what = "a view of a" if func is torch.Tensor.__setitem__ else "a"
+            raise RuntimeError(what + _tensor.CHANGED_LEAF)
         if kwargs.get("out") is not None:
             raise unplaced(func, args, kwargs)
         raise refusal(func)
