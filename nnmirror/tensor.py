@@ -241,8 +241,6 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
         method = _recorded_directly(func, found)
     else:
         method = _composed_directly(func, found, takes_any)
-        if hasattr(found, "is_remembered"):
-            method = _remembered_directly(func, found, method)
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
     for name in names:
         setattr(Tensor, name, _reflected(method, name) if name in _REFLECTED else method)
@@ -325,35 +323,6 @@ def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
                 except TypeError:
                     pass  # as in torch's error
         return func(self, *args, **kwargs)
-
-    return method
-
-
-def _remembered_directly(func: Any, found: Any, otherwise: Any) -> Any:
-    """`otherwise`, with fewer checks if such a call was generated before (see fast/composed.py)."""
-
-    @functools.wraps(func)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (
-            type(self) is Tensor
-            and (node := self._node) is not None
-            and (sign := node.signature) is not None
-            and _is_asked()
-            and not (_override.mode is not None or _state.plain or in_inference_mode())
-            and not (_state.taps or is_exact())
-        ):
-            if not sign.is_plain:
-                sign = sign.output(self._output_nr)
-            kept = sign.calls.get((found, *kwargs) if kwargs else found)
-            if kept is not None:
-                given = (self, *args, *kwargs.values()) if kwargs else (self, *args)
-                try:
-                    met = kept[0](kept[1], self, given)
-                except RuntimeError:  # as of a view of what has other strides now
-                    met = None
-                if met is not None:
-                    return met[0]
-        return otherwise(self, *args, **kwargs)
 
     return method
 

@@ -66,7 +66,6 @@ def remembered(function: C) -> C:
             return met[0]
         return _noted(what, given, functools.partial(function, *args, **kwargs), True)
 
-    call.is_remembered = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 

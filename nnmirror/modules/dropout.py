@@ -7,8 +7,7 @@ from torch import Tensor
 from .. import functional as F
 from ..overrides import is_subclass
 from ..rules import dropout as rules
-from ..tape import Function, record
-from ..tensor import Tensor as Tracked
+from ..tape import Function
 from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call, records_once
@@ -38,25 +37,9 @@ class Dropout(_DropoutNd):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        p, layer = self.p, self.__dict__
-        # The most frequent case, with fewer checks.
-        if (
-            type(input) is Tracked
-            and type(p) is float
-            and 0 < p < 1
-            and self.training
-            and not self.inplace
-            and type(self) is Dropout
-            and "_run" not in layer  # there is one where a Sequential notes its layers' calls
-            and rules.is_usual(input)
-        ):
-            out, layer["_call"] = record(rules.Dropout, (input, p))
-            if layer["_call"] is not None:
-                layer["_call"].caller = layer["_parameters"]
-            return out  # type: ignore[no-any-return]
-        F.check_probability(p)
+        F.check_probability(self.p)
         function: type[Function] = rules.DropoutInplace if self.inplace else rules.Dropout
-        return self._run(function, input, p)
+        return self._run(function, input, self.p)
 
     @records_once
     def _run(self, function: type[Function], *args: Any) -> Any:

@@ -112,12 +112,6 @@ def drops(input: T, p: float, training: bool) -> bool:
         return input.numel() > 0
 
 
-def is_usual(input: T) -> bool:
-    """Are there random numbers to draw, by an operation of their own?"""
-    with DisableTorchFunctionSubclass():
-        return input.is_cpu and input.numel() > 0
-
-
 @contextlib.contextmanager
 def drawn_anyway(input: T, p: float, features: bool = False) -> Iterator[None]:
     """For dropout in place: PyTorch draws even where the change is refused, as for a leaf."""
