@@ -19,12 +19,13 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from ..walk import accumulate, accumulating, add_to_grad, walk
+from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
 from . import bound as _bound
 from .signature import Signature
 
 
 @implements(_walk)
+@unrecorded
 def walk_bound(loss: Any, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
@@ -33,26 +34,21 @@ def walk_bound(loss: Any, retain_graph: bool) -> bool:
         return False
     if torch.is_anomaly_enabled() or _torch.is_shown():
         return False
-    mode = torch.is_grad_enabled()
-    _torch.set_grad_enabled(False)  # as in `unrecorded`
-    try:
-        with DisableTorchFunctionSubclass():
-            bound = sign.bound
-            if bound is None or not bound.trusted:
-                bound = _bound_walk(node, sign)
-                if bound is None:
-                    return False
-            if bound.is_ours:
-                with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-                    found = bound.run(node, bound.start, retain_graph, accumulate)
-            else:
-                found = bound.run(node, bound.start, retain_graph, accumulate)
-            if found is None:
+    with DisableTorchFunctionSubclass():
+        bound = sign.bound
+        if bound is None or not bound.trusted:
+            bound = _bound_walk(node, sign)
+            if bound is None:
                 return False
-            hand_over(found)
-        return True
-    finally:
-        _torch.set_grad_enabled(mode)
+        if bound.is_ours:
+            with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
+                found = bound.run(node, bound.start, retain_graph, accumulate)
+        else:
+            found = bound.run(node, bound.start, retain_graph, accumulate)
+        if found is None:
+            return False
+        hand_over(found)
+    return True
 
 
 def _bound_walk(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
