@@ -862,9 +862,8 @@ class Writer:
         kept = set() if memory is None else {*memory.names}
         large = {
             name.partition("[")[0]
-            for t in self.alive
-            if isinstance(t, torch.Tensor) and size_of(t) >= LARGE
-            if (name := self.known.get(id(t), "")).startswith("t")
+            for t in _tape.tensors_in(self.alive)
+            if size_of(t) >= LARGE and (name := self.known.get(id(t), "")).startswith("t")
         }
         at_end = {
             self.known[id(g)].partition("[")[0]

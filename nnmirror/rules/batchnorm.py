@@ -12,7 +12,7 @@ with gradients of its own, in PyTorch's order: batchnorm_double_backward.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
-from .normalization import InverseStdOf, MeanOf, Second, added, added_to, rows_at_once
+from .normalization import InverseStdOf, MeanOf, Second, added, added_to
 from .registry import Gradients, Needs, Rule, composed, composite, stands_for, unplaced
 from .shape import Clone, contiguous, repeat, select, view
 
@@ -72,24 +72,26 @@ class NativeBatchNormBackward(Rule):
         if not training and not need_w:
             dx = g * _by_channel(scale, x) if need_x else None
             return dx, None, g.sum(dims) if need_b else None
-        centred = dx = _centred(x, _by_channel(mean, x))
-        sum_g, d = g.sum(dims), _sum_of_products(centred, g, dims)
+        pieces, sum_g, d = _sums(x, g, _by_channel(mean, x), dims)
         dw = d * r
         grads = dw if need_w else None, sum_g if need_b else None
         if not need_x:
             return None, *grads
-        scale = _by_channel(scale, x)
+        dx = pieces.whole
         if not training:
-            return torch.mul(g, scale, out=dx), *grads
-        of_g, slope = _by_channel(sum_g, x), _by_channel(dw * r, x)
+            return torch.mul(g, _by_channel(scale, x), out=dx), *grads
         per_number = -x.shape[1] / x.numel()
-        parts = [(g, dx)]
-        if x.numel() > _IN_CACHE:
-            size = rows_at_once(x)
-            parts = [*zip(g.split(size), dx.split(size), strict=True)]
-        for g_part, to in parts:
+        slope, shift = _by_channel(dw * r, x), None
+        if dx.stride(1) == 1 and x.numel() >= _MANY:
+            shift = _by_channel(sum_g * scale * per_number, x)
+        of_g, scale = _by_channel(sum_g, x), _by_channel(scale, x)
+        # With channels last, shift and scale have one number for each in the inner loop: one pass.
+        for g_part, to in pieces.parts:
             torch.addcmul(g_part, to, slope, value=per_number, out=to)
-            to.add_(of_g, alpha=per_number).mul_(scale)
+            if shift is None:
+                to.add_(of_g, alpha=per_number).mul_(scale)
+            else:
+                torch.addcmul(shift, to, scale, out=to)
         return dx, *grads
 
     @staticmethod
@@ -147,22 +149,46 @@ class NativeBatchNormBackward(Rule):
         return None if dg is None else dg.expand(x.shape), dx, dw
 
 
-_IN_CACHE = 1 << 22  # elements: more leave the processor's last cache from one operation to another
+# Elements of a piece, at most: in float32 the product of one takes less than a megabyte, which a
+# bound walk keeps, and from one operation to the next a piece stays in the processor's caches.
+_PIECE = (1 << 18) - 1
+_MOST_PIECES = 32
+_MANY = 1 << 15  # elements: one operation less on so many is worth another on the channels
 
 
-def _sum_of_products(x: T, g: T, dims: list[int]) -> T:
-    """The sum of x g over `dims`, the first of which is 0."""
-    size = max(1, rows_at_once(x) // 2)
-    if len(x) <= size:
-        return (x * g).sum(dims)
-    product, total = torch.empty_like(x.narrow(0, 0, size)), None  # a recorder knows no slices
-    for start in range(0, len(x), size):
-        length = min(size, len(x) - start)
-        part, g_part = (t.narrow(0, start, length) for t in (x, g))
-        to = product.narrow(0, 0, length)
-        total = added(total, torch.mul(part, g_part, out=to).sum(dims))
-    assert total is not None
-    return total
+class _Pieces(NamedTuple):
+    """x - mean, and images of g with those of x - mean."""
+
+    whole: T
+    parts: Sequence[tuple[T, T]]
+
+
+def _sums(x: T, g: T, mean: T, dims: list[int]) -> tuple[_Pieces, T, T]:
+    """x - mean in pieces, and the sums of g and of g (x - mean) over `dims`."""
+    count = 1
+    if x.numel() > _PIECE:
+        count = min(-(-len(x) // max(1, _PIECE * len(x) // x.numel())), _MOST_PIECES)
+    if count == 1:
+        centred = _centred(x, mean)
+        return _Pieces(centred, [(g, centred)]), g.sum(dims), (centred * g).sum(dims)
+    at_once = -(-len(x) // count)
+    layout = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
+    centred = torch.empty_like(x, memory_format=layout)
+    product: T | None = None
+    sum_g: T | None = None
+    d: T | None = None
+    split = [t.unsafe_split(at_once) for t in (x, g, centred)]
+    for x_part, g_part, to in zip(*split, strict=True):
+        torch.sub(x_part, mean, out=to)
+        if product is None:
+            product = torch.empty_like(to)
+        elif len(to) < at_once:
+            product = product.narrow(0, 0, len(to))
+        torch.mul(to, g_part, out=product)
+        sum_g, d = added(sum_g, g_part.sum(dims)), added(d, product.sum(dims))
+    assert sum_g is not None
+    assert d is not None
+    return _Pieces(centred, [*zip(*split[1:], strict=True)]), sum_g, d
 
 
 def _channel_sum(x: T, keepdim: bool = True) -> T:
