@@ -306,10 +306,19 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
 
 def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
     """The same for `found` that is composed of recorded operations."""
+    with_keywords = getattr(found, "with_keywords", None)  # if it may have a generated function
 
     @functools.wraps(func)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if type(self) in UNASKED and _is_asked() and not (kwargs and takes_any):
+            if with_keywords is not None:
+                given = (self, *args, *kwargs.values())
+                try:
+                    met = _met(with_keywords[(*kwargs,)], given)
+                except RuntimeError:  # as of a view of what has other strides now
+                    met = None
+                if met is not None:
+                    return met[0]
             for arg in args:
                 if type(arg) not in UNASKED:
                     break

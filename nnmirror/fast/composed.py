@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,7 @@ def composed(function: C) -> C:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        what = (call, *kwargs) if kwargs else call
+        what = with_keywords[(*kwargs,)] if kwargs else call
         given = (*args, *kwargs.values()) if kwargs else args
         met = met_before(what, given)
         if met is not None:
@@ -47,16 +47,21 @@ def composed(function: C) -> C:
             return answer[0]
         return _noted(what, given, functools.partial(function, *args, **kwargs))
 
+    with_keywords = _WithKeywords(call)
     return call  # type: ignore[return-value]
 
 
 def remembered(function: C) -> C:
     """The same for a torch function: tensor subclasses are asked about each call that it
-    records."""
+    records.
+
+    A method of a tracked tensor looks for the generated function itself (see
+    `tensor.answer_directly`).
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        what = (call, *kwargs) if kwargs else call
+        what = with_keywords[(*kwargs,)] if kwargs else call
         given = (*args, *kwargs.values()) if kwargs else args
         try:
             met = met_before(what, given)
@@ -66,7 +71,30 @@ def remembered(function: C) -> C:
             return met[0]
         return _noted(what, given, functools.partial(function, *args, **kwargs), True)
 
+    with_keywords = call.with_keywords = _WithKeywords(call)  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+class _Called:
+    """Stands for a function called with certain keywords in the keys of signatures.
+
+    It has the attributes of a `Function` that are asked for before a call is recorded.
+    """
+
+    exact = None  # no other function in exact mode
+    recorders: Mapping[Any, Any] = {}
+
+
+class _WithKeywords(dict[tuple[str, ...], Any]):
+    """What stands for a function by the keywords of the call; without any, the function itself."""
+
+    def __init__(self, function: Any) -> None:
+        function.exact, function.recorders = _Called.exact, _Called.recorders
+        self[()] = function
+
+    def __missing__(self, keywords: tuple[str, ...]) -> _Called:
+        made = self[keywords] = _Called()
+        return made
 
 
 def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
