@@ -170,7 +170,9 @@ class _Text:
             if issubclass(kind, Tensor):
                 conditions.append(f"{a}._node is not None or {a}._requires_grad")
             else:
-                conditions.append(f"{a}.requires_grad or {a}.layout is not strided")
+                if arg.is_floating_point() or arg.is_complex():  # others cannot require grad
+                    conditions.append(f"{a}.requires_grad")
+                conditions.append(f"{a}.layout is not strided")
             return [*conditions, *self.of_layout(a, i, arg)]
         if arg is None or kind is bool:
             return [f"{a} is not {arg}"]
@@ -188,7 +190,9 @@ class _Text:
             f"{a}.shape != {self.constant('shape', i, shape)}",
             f"{a}.stride() != {self.constant('stride', i, stride)}",
             f"{a}.dtype is not {self.constant('dtype', i, dtype)}",
-            f"{a}.device != {self.constant('device', i, device)}",
+            f"not {a}.is_cpu"  # faster than making a device to compare
+            if arg.is_cpu
+            else f"{a}.device != {self.constant('device', i, device)}",
         ]
 
     def asked_at_length(self, i: int, arg: Any) -> None:
