@@ -60,6 +60,35 @@ def test_one_layer_by_hand_without_anything_that_requires_grad():
             assert all(p.grad is None for p in mine.parameters())
 
 
+def test_a_frozen_layer_by_hand_uses_what_its_forward_was_given():
+    """What happens to its input or weights after the forward changes no gradient silently."""
+    g = torch.randn(4, 3)
+    for name in ("Tanh", "ReLU"):
+        layer, x = getattr(nn, name)(), torch.randn(4, 3)
+        leaf = x.clone().requires_grad_()
+        getattr(torch.nn, name)()(leaf).backward(g)
+        y = layer(x)
+        x.mul_(2)  # the result is what it needs
+        same(leaf.grad, layer.backward(g), name)
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            layer.backward(g)
+        layer(torch.randn(4, 3)).zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            layer.backward(g)
+        assert y.grad_fn is None
+    linear = nn.Linear(3, 3).requires_grad_(False)
+    weight, x = linear.weight.detach().clone(), torch.randn(4, 3)
+    for change in (lambda: linear(x).zero_(), lambda: setattr(linear.weight, "data", x[:3] * 0)):
+        linear(x)
+        change()
+        same(g.mm(weight), linear.backward(g), "of the weight as it was")
+        linear.weight.data = weight.clone()
+    linear(x)
+    linear.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        linear.backward(g)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_criterion_by_hand(reduction):
     x, t = torch.randn(4, 3), torch.randn(4, 3)

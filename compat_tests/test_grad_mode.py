@@ -36,6 +36,52 @@ def test_inference_tensor_cannot_be_saved(nn, optim):
     return nn.Linear(3, 3)(x)
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@parity
+def test_what_needs_no_gradient(nn, optim, mode):
+    """Metrics, targets and frozen parts of a model, each twice as the second call may be a
+    generated function."""
+    F, x, c = nn.functional, torch.randn(4, 6), torch.randint(6, (4,))
+    image = torch.randn(2, 3, 4, 4)
+    frozen = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 6)
+    )
+    frozen.requires_grad_(False)
+    found = []
+    with mode():
+        for _ in range(2):
+            found += [
+                *(F.softmax(x, 1), F.log_softmax(x, dim=-1), F.gelu(x), F.elu(x, alpha=0.5)),
+                *(F.one_hot(c, 6), F.pad(x, (1, 2)), F.pad(image, (1, 1, 1, 1), mode="reflect")),
+                *(F.cross_entropy(x, c), F.cross_entropy(x, c, label_smoothing=0.1)),
+                *(F.nll_loss(x, c, reduction="none"), F.mse_loss(x, x * 2, reduction="sum")),
+                *(F.cosine_similarity(x, x.flip(0), dim=1), F.layer_norm(x, (6,))),
+                *(F.avg_pool2d(image, 2), F.max_pool2d(image, 2), F.interpolate(image, size=3)),
+                *(F.normalize(x), F.linear(x, frozen[4].weight[:, :6], frozen[4].bias)),
+                *(F.batch_norm(image, torch.zeros(3), torch.ones(3), training=True),),
+                *(nn.Flatten()(image), nn.Unflatten(1, (2, 3))(x), nn.Softmax(1)(x)),
+                *(nn.CrossEntropyLoss()(x, c), nn.MSELoss()(x, x + 1), nn.GLU()(x)),
+                frozen(image),
+            ]
+    return found, [t.requires_grad for t in found], [t.grad_fn for t in found]
+
+
+@parity
+def test_a_frozen_trunk_under_a_head_that_trains(nn, optim):
+    trunk = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.LeakyReLU())
+    head = nn.Linear(4, 1)
+    sgd = optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.1)
+    losses = []
+    for step in range(12):
+        trunk.requires_grad_(step % 4 == 3)  # thawed now and then
+        loss = (head(trunk(torch.randn(5, 3))) ** 2).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses += [loss.detach(), *[p.grad is None for p in trunk.parameters()]]
+    return losses, [*trunk.parameters(), *head.parameters()]
+
+
 def run(lib, opt):
     torch.manual_seed(0)
     net = lib.Sequential(lib.Linear(2, 5), lib.ReLU(), lib.Linear(5, 1), lib.Tanh())

@@ -273,6 +273,18 @@ class Formulas:
                 return called
         return self.forward
 
+    @functools.cached_property
+    def result(self) -> Callable[..., Any]:
+        """The result of forward, without the values in `keeps`."""
+        if self.has_more:
+            return lambda *args: self.results(self.forward(*args))
+        return self.compute
+
+    @functools.cached_property
+    def save_result(self) -> bool:
+        """Does a gradient need the result?"""
+        return any(map(_RESULT_NAME.fullmatch, self.named))
+
     def _check_names(self) -> None:
         known = {"g", "gs", "how", *self.names, *self.function.keeps}
         known.update([f"{name}_shape" for name in self.names])
@@ -286,6 +298,10 @@ class Formulas:
         out = self.forward(*args)
         if not node.records:
             return self.results(out) if self.has_more else out
+        return self.keep(node, args, out)
+
+    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """Save with `node` what the backward of a call needs that returned `out`; its results."""
         if self.refuse is not None:
             self.refuse(node.needs_input_grad, *args)
         if self.by_layout:
@@ -664,6 +680,7 @@ def read(function: Any) -> None:
     """Set `function.formulas`, if it is written as formulas, and the methods that `record`
     calls."""
     function.recorders, function.recorders_in_place = {}, {}
+    function.result, function.can_wait = function.infer, False
     forward = _forward_of(function)
     gives = any(name.startswith("d_") or name == "gradients" for name in dir(function))
     if (
@@ -674,6 +691,8 @@ def read(function: Any) -> None:
         function.formulas = None
         return
     formulas = function.formulas = Formulas(function, forward)
+    function.result = function.infer or formulas.result
+    function.can_wait = not (formulas.has_more or function.is_inplace)
     function.forward = staticmethod(formulas.call)
     function.backward = staticmethod(
         formulas.back_from_several if formulas.several else formulas.back

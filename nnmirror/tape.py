@@ -722,7 +722,9 @@ class Function:
     exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
     # For such a form: its gradients can be recorded, instead of those of the plain rule.
     is_recordable: bool = False
-    infer: Callable[..., Any] | None = None  # the result of forward only, for grad mode off
+    infer: Callable[..., Any] | None = None  # the result of forward only, by torch's function
+    result: Callable[..., Any] | None = None  # `infer`, or what the formulas compute
+    can_wait: bool = False  # its node can be made after the call, from arguments and result
     public: Any = None  # torch's function that it replaces, which tensor subclasses see
     has_context: bool = False  # it defines setup_context
     makes_new: bool = False  # its result is new, or one of the arguments
@@ -922,11 +924,12 @@ def record(
     args: tuple[Any, ...],
     inplace: Callable[[], Any] | None = None,
     asks: bool = True,
+    for_layer: bool = False,
 ) -> tuple[Any, Node | None]:
     """Run `function.forward` on `args`; return its output and its node.
 
     The node is None with grad mode off. If no input requires grad, the output stays an untracked
-    tensor; the node still has the saved tensors, for `Module.backward`.
+    tensor; `for_layer`, the node still has the saved tensors, for `Module.backward`.
 
     `inplace`, if given, performs the operation on the first argument, which becomes the
     output, after `forward` has computed (and saved) what its backward needs.
@@ -942,8 +945,8 @@ def record(
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
         if len(args) > function.first_number:
             function.check_numbers(args)  # type: ignore[attr-defined]
-        infer = function.infer
-        if infer is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
+        result = function.result
+        if result is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
             plain = True
             for arg in args:
                 kind = type(arg)
@@ -952,9 +955,9 @@ def record(
                 plain = plain and kind is torch.Tensor
             else:
                 if plain:
-                    return infer(*args), None
+                    return result(*args), None
                 with DisableTorchFunctionSubclass():
-                    return infer(*args), None
+                    return result(*args), None
         return _unrecorded(function, args, inplace, asks), None
     is_signed = True
     if inplace is None and not _state.plain:
@@ -987,6 +990,14 @@ def record(
                     if met is not None:
                         return met  # type: ignore[no-any-return]
             break
+        else:
+            if need_no_gradient(args):
+                if not for_layer and function.result is not None:
+                    with DisableTorchFunctionSubclass():
+                        return function.result(*args), None
+                met = _of_its_kind(function, args)
+                if met is not None:
+                    return met  # type: ignore[no-any-return]
     elif not _state.plain:
         known = function.recorders_in_place.get(tuple(map(type, args)))
         if known is not None:
@@ -1017,6 +1028,36 @@ def record(
         return _record(function, args, inplace, asks, disabled)
 
 
+def need_no_gradient(args: tuple[Any, ...]) -> bool:
+    """Are these tensors that do not require grad, of no subclass, and values that contain none?"""
+    for arg in args:
+        kind = type(arg)
+        if kind is torch.Tensor:
+            if arg.requires_grad:
+                return False
+        elif kind is _tensor.Tensor or kind in _tensor.LEAVES:
+            if arg._node is not None or arg._requires_grad:
+                return False
+        elif kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, arg))):
+            return False
+    return True
+
+
+def _have_no_subclass(args: tuple[Any, ...]) -> bool:
+    """Is there no tensor among these, or in a tuple, that may define dispatch?"""
+    for arg in args:
+        kind = type(arg)
+        if kind is tuple:
+            if not _PLAIN.issuperset(map(type, arg)):
+                return False
+        elif kind not in ORDINARY and kind not in _tensor.LEAVES:
+            return False
+    return True
+
+
+_PLAIN = {bool, float, int, str, type(None)}
+
+
 def _unrecorded(
     function: type[Function],
     args: tuple[Any, ...],
@@ -1027,12 +1068,12 @@ def _unrecorded(
     for arg in args:
         if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
             return answered(function, args, inplace)[0]
-    infer = function.infer
+    result = function.result
     with DisableTorchFunctionSubclass():
         if inplace is not None:
             return inplace()
-        if infer is not None and not _torch_grad_mode() and not _here.is_plain:
-            return infer(*args)
+        if result is not None and not _torch_grad_mode() and not _here.is_plain:
+            return result(*args)
         if forward_mode["_current_level"] >= 0:
             _refuse_tangents(function, args)
         node = _Unrecorded(function)
@@ -1180,6 +1221,8 @@ def _record(
                 out._node = node  # type: ignore[attr-defined]
             elif tracked and dtype.is_complex:
                 raise no_complex(function.__name__)
+            elif not tracked and function.formulas is not None:
+                learn(function, args, needs)
             return out, node
     else:
         # If the first argument is saved, it is saved before the change; if the result is saved, it
@@ -1210,7 +1253,11 @@ def _record(
         makes_new = function.is_rule and function.is_view and inplace is None
         makes_new = makes_new and type(out) is _tensor.Tensor
         _sign(node, key, first, args, makes_new, numbers_vary)
-    elif tracked and function.formulas is not None and not function.is_inplace:
+    elif (
+        function.formulas is not None
+        and not function.is_inplace
+        and (tracked or inplace is None)  # nothing is recorded of a change of a plain tensor
+    ):
         learn(function, args, needs, inplace is not None)
     if node.dirty or node.non_differentiable:
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
@@ -1971,10 +2018,17 @@ def _by_torch(
     return function.forward(node, *args)
 
 
-def is_left_to_torch(*args: Any) -> bool:
-    """Is that the case here, with none of `args` tracked? Then PyTorch's own function has to be
-    called."""
-    return is_seen_through() and not (is_grad_enabled() and any(map(_is_tracked, tensors_in(args))))
+def is_left_to_torch(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
+    """Is there nothing to record, so that PyTorch's own function has to be called, or may be?"""
+    if is_seen_through():
+        given = args, kwargs
+        return not (is_grad_enabled() and any(map(_is_tracked, tensors_in(given))))
+    if _state.plain:
+        return False
+    given = (*args, *kwargs.values()) if kwargs else args
+    if is_grad_enabled() or _torch_grad_mode():
+        return need_no_gradient(given)
+    return _have_no_subclass(given)
 
 
 def _is_tracked(t: torch.Tensor) -> bool:

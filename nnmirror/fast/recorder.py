@@ -4,7 +4,8 @@ arguments.
 A call whose shapes differ each time (a slice that grows, sequences of different lengths) has no
 signature, nor has an in-place change of a view. All else that its node needs follows from the rule,
 from the types of the arguments, and from which of them require grad. For these, a function is
-written as Python source: it checks the arguments, computes, and makes the node.
+written as Python source: it checks the arguments, computes, and makes the node. So are calls that
+need no gradient at all, whose node serves a layer's `backward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,6 +118,7 @@ class _Text:
             "finished": _tape.finished,
             "forward_mode": _torch.forward_mode,
             "made_by": _tape.made_by,
+            "meta_of": _tape.meta_of,
             "needs": needs,
             "places": self.places,
             "new": object.__new__,
@@ -154,7 +156,7 @@ class _Text:
         first = self.args[0] if self.args else None
         if formulas is None or formulas.several or function.is_inplace:
             return None
-        if function.is_view and not isinstance(first, _tensor.Tensor):
+        if function.is_view and any(self.needs) and not isinstance(first, _tensor.Tensor):
             return None
         if any(
             need and not isinstance(arg, _tensor.Tensor)
@@ -278,6 +280,8 @@ class _Text:
             if formula.RESULT in plan.saves:
                 lines.append("alias = out.detach()")
             lines += self.saved(plan, ["alias" if i < 0 else names[i] for i in plan.saves])
+        if not any(self.needs):  # the node is for `Module.backward`
+            return [*lines, "if not is_new: node.outputs = (meta_of(out),)", "return out, node"]
         lines += [
             "if not is_new: return finished(node, out, args)",
             "node.sequence = next(sequence)",

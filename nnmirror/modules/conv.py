@@ -181,7 +181,14 @@ class _ConvNd(Layer):
         if not plain or type(self)._conv_forward is not _ConvNd._conv_forward:
             return self._run_apart(input)
         how = self.stride, self.padding, self.dilation, False, self.output_padding, self.groups
-        return self._run(Convolution, input, self.weight, self.bias, *how)  # type: ignore[no-any-return]
+        weight: Tensor | None
+        bias: Tensor | None
+        own = self._parameters
+        if "weight" in own and "bias" in own:  # faster than __getattr__
+            weight, bias = own["weight"], own["bias"]
+        else:
+            weight, bias = self.weight, self.bias
+        return self._run(Convolution, input, weight, bias, *how)  # type: ignore[no-any-return]
 
     @records_once
     def _run(self, function: type[Function], *args: Any) -> Any:

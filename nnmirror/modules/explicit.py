@@ -14,6 +14,7 @@ import torch
 
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
+from ..parameter import Parameter
 from ..tensor import Tensor
 
 # Of a module's output or input: a tensor, a tuple for a tuple, or None.
@@ -51,6 +52,63 @@ class NodeCall:
         if on:
             walk.walk([edge for edge, _ in on], [grad for _, grad in on])
         return wanted
+
+
+class Untracked:
+    """The same where nothing required grad: the node is made when it is needed.
+
+    For a rule whose node saves nothing but arguments and the result (see `Function.can_wait`).
+    """
+
+    def __init__(self, function: type[tape.Function], args: tuple[Any, ...], out: Any) -> None:
+        with DisableTorchFunctionSubclass():
+            if function.saved_memory is not None:  # what is assigned to `.data` later is not used
+                args = tuple([_alias(a) if isinstance(a, torch.Tensor) else a for a in args])
+            self.function, self.args, self.outputs = function, args, (tape.meta_of(out),)
+            self.out = out if function.formulas.save_result else None  # type: ignore[union-attr]
+            # By place; that of the result comes last, as in a plan.
+            values = (*args, self.out)
+            try:
+                self.versions = [v._version if isinstance(v, torch.Tensor) else 0 for v in values]
+            except RuntimeError:  # one of inference mode
+                self.versions = []
+        self.node: tape.Node | None = None
+
+    def _made(self) -> tape.Node:
+        if not self.versions:
+            raise RuntimeError(tape._FREED)
+        if any(isinstance(a, torch.Tensor) and a.is_complex() for a in self.args):
+            raise tape.no_complex(self.function.__name__)
+        node = tape.Node(self.function)
+        node.places = [i for i, a in enumerate(self.args) if isinstance(a, torch.Tensor)]
+        node.edges = (None,) * len(self.args)
+        node.needs_input_grad = (False,) * len(self.args)
+        node.outputs = self.outputs
+        formulas: Any = self.function.formulas
+        formulas.keep(node, self.args, self.out)
+        plan: Any = node.plan
+        for i in plan.copied:
+            place = plan.saves[i]
+            given, expected = self.args[place], self.versions[place]
+            if given._version != expected:
+                raise RuntimeError(node._modified(given, expected, None, None))
+        if plan.saves:
+            node._versions = [
+                0 if i in plan.copied else self.versions[place]
+                for i, place in enumerate(plan.saves)
+            ]
+        return node
+
+    def __call__(self, gradient: Gradient = None) -> Gradient:
+        with DisableTorchFunctionSubclass():
+            if self.node is None:
+                self.node = self._made()
+                self.args, self.out = (), None
+        return NodeCall(self.node)(gradient)
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor._plain if type(tensor) is Parameter else tensor.detach()
 
 
 def way_back(call: tape.Node | Call | None) -> Call | None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..overrides import is_subclass
-from ..rules.shape import Reshape, View, viewable
+from ..rules.shape import Reshape, View
 from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call
@@ -23,11 +23,11 @@ class _Reshaping(Layer):
         if is_subclass(input):
             return self._run_whole(self._target, input)  # type: ignore[no-any-return]
         plain = input.detach() if isinstance(input, Tensor) else input
-        target = tuple(self._target(plain).shape)
-        if target == tuple(input.shape):
+        shown = self._target(plain)
+        if shown.shape == input.shape:
             self.__dict__["_call"] = passed_on
             return input
-        return self._run(View if viewable(input, target) else Reshape, input, target)
+        return self._run(View if shown._is_view() else Reshape, input, tuple(shown.shape))
 
 
 class Flatten(_Reshaping):

@@ -5,15 +5,17 @@ from typing import Any
 
 import torch
 
+from .. import _state
 from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from ..exact.mode import chosen
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, is_seen_through, record
 from ..tensor import Tensor
-from .explicit import Each, OfComplex, Stacked, Traced, way_back
+from .explicit import Each, OfComplex, Stacked, Traced, Untracked, way_back
 from .module import Module
 
 
@@ -30,11 +32,15 @@ class Layer(Module):
     def _run(self, function: type[Function], *args: Any) -> Any:
         if type(args[function.input_place]) is tuple:
             return self._run_on_tuple(function, args)
-        out, node = record(function, args)
+        exact = function.exact
+        can_wait = function.can_wait and (exact is None or exact.can_wait) and not _state.taps
+        out, node = record(function, args, for_layer=not can_wait)
         own = self.__dict__
         own["_call"] = node
         if node is not None:
             node.caller = own["_parameters"]
+        elif is_grad_enabled():
+            own["_call"] = Untracked(chosen(function), args, out)
         return out
 
     def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:

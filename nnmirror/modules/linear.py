@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _state, init
 from .. import functional as F
-from .. import init
-from ..grad_mode import is_only_computed
+from ..grad_mode import is_grad_enabled, is_only_computed
 from ..parameter import Parameter, UninitializedParameter
 from ..tape import record
-from .explicit import Gradient
+from .explicit import Gradient, Untracked
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import keeps_call, records_once
@@ -91,10 +91,13 @@ class Linear(Layer):
                 ):
                     layer["_call"] = None
                     return _infer(bias, input, weight)  # as in `record`, with fewer checks
-                out, node = record(F.Linear, (bias, input, weight))
+                args = bias, input, weight
+                out, node = record(F.Linear, args, for_layer=bool(_state.taps))
                 layer["_call"] = node
                 if node is not None:
                     node.caller = own
+                elif is_grad_enabled():
+                    layer["_call"] = Untracked(F.Linear, args, out)
                 return out  # type: ignore[no-any-return]
             return self._run(F.Linear, bias, input, weight)
         return self._run(F.Linear, self.bias, input, self.weight)

@@ -121,15 +121,6 @@ def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_f
     return record(Clone, (input, memory_format))[0]
 
 
-def viewable(input: T, shape: Sequence[int]) -> bool:
-    """Can `input` be viewed with this shape? It tries torch's view."""
-    try:
-        input.detach().view(shape)
-    except RuntimeError:
-        return False
-    return True
-
-
 @composite(torch.reshape, T.reshape, directly=True, repeats=True)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
