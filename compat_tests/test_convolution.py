@@ -104,8 +104,16 @@ def test_sizes(nn, optim, threads):
             ((37, 2, 60, 60), nn.Conv2d(2, 4, 3, stride=2, padding=1)),
             ((37, 2, 30, 30), nn.Conv2d(2, 16, 3)),
             ((8, 16, 7, 7), nn.ConvTranspose2d(16, 8, 4, stride=2, padding=1)),
+            ((16, 24, 12, 12), nn.Conv2d(24, 40, 1)),
+            ((16, 48, 13, 13), nn.Conv2d(48, 96, 1, stride=2)),
+            ((16, 8, 9), nn.Conv1d(8, 16, 1, stride=4)),
+            ((8, 16, 7, 7), nn.ConvTranspose2d(16, 8, 1, stride=2, output_padding=1)),
+            ((4, 8, 3, 5, 6), nn.Conv3d(8, 16, 1, stride=(1, 2, 3))),
         ):
             results.append(driven(made, torch.randn(size)))
+        layer = nn.Conv2d(16, 24, 1, stride=2).to(memory_format=torch.channels_last)
+        x = torch.randn(16, 16, 10, 10).to(memory_format=torch.channels_last)
+        results.append(driven(layer, x))
         return results
     finally:
         torch.set_num_threads(before)

@@ -83,7 +83,11 @@ class ConvolutionBackward(Rule):
             small, large = (x, g) if transposed else (g, x)
             kernel = stride, padding, dilation, w.shape[2:]
             many = small.shape[1] >= _MANY and len(small) <= _FEW
-            if not (native or many) and groups == 1:
+            # 16 bits would be rounded once for each sample.
+            of_one = w.shape[2:].numel() == 1 and not any(padding) and w.dtype.itemsize > 2
+            if of_one and not native and groups == 1:
+                dw = _of_one_element(small, large, stride).view(w.shape)
+            elif not (native or many) and groups == 1:
                 dw = _exchanged(small, large, *kernel)
             elif native or groups == 1:
                 dw = _by_samples(small, large, *kernel, groups, backend)
@@ -212,6 +216,22 @@ def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kerne
 
 _AT_ONCE = 2**18  # elements of g
 _MANY, _FEW = 128, 4  # channels and samples for which single products of matrices are faster
+
+
+def _of_one_element(g: T, x: T, stride: Sizes) -> T:
+    """dw where the kernel has one element and there is no padding: the sum over the samples of a
+    product of matrices."""
+    if x.shape[2:] != g.shape[2:]:
+        steps = [s * step for s, step in zip(stride, x.stride()[2:], strict=True)]
+        x = x.as_strided((*x.shape[:2], *g.shape[2:]), (*x.stride()[:2], *steps))
+    rows, columns = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1).transpose(1, 2)
+    shape = g.shape[1], x.shape[1]
+    if len(g) * shape[0] * shape[1] <= _SMALL:
+        return rows.bmm(columns).sum(0)
+    return torch.addbmm(g.new_zeros(shape), rows, columns)
+
+
+_SMALL = 1 << 16  # elements of all products: one call and a sum are faster than to accumulate
 
 
 def _samples_last(t: T) -> T:
