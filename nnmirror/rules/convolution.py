@@ -86,7 +86,11 @@ class ConvolutionBackward(Rule):
             # 16 bits would be rounded once for each sample.
             of_one = w.shape[2:].numel() == 1 and not any(padding) and w.dtype.itemsize > 2
             if of_one and not native and groups == 1:
-                dw = _of_one_element(small, large, stride).view(w.shape)
+                dw = _of_one_element(small, large, stride)
+                if layout is torch.contiguous_format:
+                    dw = dw.view(w.shape)
+                else:
+                    dw = dw.view(len(w), *w.shape[2:], -1).movedim(-1, 1)
             elif not (native or many) and groups == 1:
                 dw = _exchanged(small, large, *kernel)
             elif native or groups == 1:
