@@ -195,6 +195,10 @@ INTERPOLATIONS = {
             f"{len(shape) - 2}d by five": {"scale_factor": 5.3, "recompute_scale_factor": True},
         }.items()
     },
+    # PyTorch's kernels round the places to float32, and ignore a factor that gives the same or twice the size.
+    "nearest, 2d by others": ("nearest", (2, 3, 3, 5), {"scale_factor": (2.3, 1.1)}, 0),
+    "nearest, 2d rounded": ("nearest", (2, 4, 2, 14), {"size": (3, 46)}, 0),
+    "nearest-exact, 2d rounded": ("nearest-exact", (2, 4, 2, 4), {"size": (3, 41)}, 0),
     "bilinear, smoothed": ("bilinear", (2, 3, 9, 8), {"size": (4, 11), "antialias": True}, 16),
     "bicubic, smoothed": ("bicubic", (2, 3, 9, 8), {"scale_factor": 0.4, "antialias": True}, 16),
     "lanczos, smoothed": ("lanczos", (2, 3, 9, 8), {"size": 5, "antialias": True}, 16),
@@ -244,6 +248,33 @@ def test_gradients_of_interpolate_by_finite_differences(name):
     if x.numel():
         assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
         assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
+
+
+# Where some of PyTorch's kernels take other elements than its backward does.
+UNEVEN = [
+    ((1, 2, 3), {"scale_factor": 2.3}), ((1, 4, 2, 2, 3), {"scale_factor": (1.3, 2.0, 2.3)}), ((1, 2, 2, 14), {"size": (140, 46)}),
+    ((1, 2, 2, 5), {"scale_factor": (70.0, 1.1)}), ((1, 8, 32, 80), {"scale_factor": (2.0, 2.005)}), ((1, 8, 14, 80), {"size": (46, 150)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "how"), UNEVEN)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_the_gradient_goes_to_the_elements_that_were_taken(dtype, shape, how):
+    """The outputs are PyTorch's, whichever kernel it uses, and both derivatives belong to them."""
+    for channels_last in (False, True) if len(shape) > 3 else (False,):
+        x = in_format(torch.randn(shape, dtype=dtype), channels_last)
+        places = torch.empty_like(x).copy_(torch.arange(x[0, 0].numel()).view(shape[2:]))
+        x, h = nnmirror.Parameter(x), torch.randn_like(x)
+        y = nnmirror.functional.interpolate(x, **how)
+        assert torch.equal(y.detach(), torch.nn.functional.interpolate(x.detach(), **how))
+        taken = torch.nn.functional.interpolate(places, **how)[0, 0].long().flatten()
+        g = nnmirror.Parameter(torch.randn(y.shape, dtype=dtype))
+        (dx,) = torch.autograd.grad(y, x, g, create_graph=True)
+        expected = torch.zeros(shape, dtype=dtype).flatten(2)
+        expected.index_add_(2, taken, g.detach().flatten(2))
+        torch.testing.assert_close(dx.detach(), expected.view(shape))
+        (dg,) = torch.autograd.grad(dx, g, h)
+        assert torch.equal(dg.flatten(2), h.flatten(2)[:, :, taken])
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])

@@ -9,6 +9,11 @@ forward of the i-th unit vector. For the nearest element each column has a singl
 gradients of the copies of an element are added sequentially, with the bits of PyTorch's kernel. The
 other modes are matrix products, whose order of summation differs from the kernels'. float16 and
 bfloat16 are computed in float32.
+
+PyTorch's kernels do not always agree which element is the nearest. Those for small images or with
+the channels last round to float32 in float64 too, and ignore a scale factor if the result has the
+same or twice the size (2.3 makes 6 of 3 elements). So does the backward, whichever kernel ran
+forward. Here the backward takes the elements that the forward took.
 """
 
 import contextlib
@@ -80,7 +85,11 @@ class Upsample(Rule):
     def forward(
         input: T, kind: str, size: _Sizes, align_corners: bool | None, scale_factors: _Scales
     ) -> T:
-        if KINDS[kind].along in ("nearest1d", "exact1d") and has_planes(input):
+        if (
+            KINDS[kind].along in _NEAREST
+            and has_planes(input)
+            and _agree(input, size, scale_factors)
+        ):
             with contextlib.suppress(RuntimeError, TypeError):  # else the error names its sizes
                 y = KINDS[kind].call(planes_last(input), size, align_corners, scale_factors)
                 return planes_first(y, *input.shape[:2])
@@ -91,14 +100,29 @@ class Upsample(Rule):
         return KINDS[kind].label + "Backward0"
 
     @staticmethod
+    def how(
+        input: T, kind: str, size: _Sizes, align_corners: bool | None, scale_factors: _Scales
+    ) -> bool:
+        """Does the kernel that rounds to float32 and ignores some factors find the elements?"""
+        if KINDS[kind].along not in _NEAREST or _agree(input, size, scale_factors):
+            return False  # then the others find the same
+        if input.dim() == 4 and sum(_places(input, size, scale_factors)) <= 128:
+            return True
+        format = _CHANNELS_LAST.get(input.dim())
+        return (
+            format is not None and input.shape[1] > 3 and input.is_contiguous(memory_format=format)
+        )
+
+    @staticmethod
     def d_input(
         g: T,
         input_shape: torch.Size,
         kind: str,
         align_corners: bool | None,
         scale_factors: _Scales,
+        how: bool,
     ) -> T:
-        return upsample_grad(g, input_shape, kind, align_corners, scale_factors)
+        return upsample_grad(g, input_shape, kind, align_corners, scale_factors, how)
 
 
 class _UpsampleBackward(Rule):
@@ -111,6 +135,7 @@ class _UpsampleBackward(Rule):
         kind: str,
         align_corners: bool | None,
         scale_factors: _Scales,
+        rounded: bool,
     ) -> T:
         g = grad
         if not g.numel():
@@ -122,8 +147,9 @@ class _UpsampleBackward(Rule):
             (along, n, m, align_corners, scale)
             for n, m, scale in zip(shape[2:], places, scales, strict=True)
         ]
-        if along in ("nearest1d", "exact1d"):
-            dx = _added(wide.contiguous(memory_format=format), shape, [_sources(*h) for h in how])
+        if along in _NEAREST:
+            sources = [_sources(along, n, m, s, wide.dtype, rounded) for _, n, m, _, s in how]
+            dx = _added(wide.contiguous(memory_format=format), shape, sources)
         else:
             dx = wide
             for dim, h in enumerate(how, start=2):
@@ -145,8 +171,17 @@ class _UpsampleBackward(Rule):
         kind: str,
         align_corners: bool | None,
         scale_factors: _Scales,
+        rounded: bool,
     ) -> T:
-        return upsample(g, kind, tuple(grad_shape[2:]), align_corners, scale_factors)
+        size = tuple(grad_shape[2:])
+        if Upsample.how(g, kind, size, align_corners, scale_factors) is rounded:
+            return upsample(g, kind, size, align_corners, scale_factors)
+        scales: Sequence[float | None] = scale_factors or [None] * len(size)
+        for dim, (m, scale) in enumerate(zip(size, scales, strict=True), start=2):
+            dtype = torch.float64 if g.dtype is torch.float64 else torch.float32
+            taken = _taken(KINDS[kind].along, g.shape[dim], m, scale, dtype, rounded)
+            g = g.index_select(dim, taken.to(g.device))
+        return g
 
 
 upsample_grad = applied(_UpsampleBackward)
@@ -173,9 +208,45 @@ def _matrix(
         return w.view(n, m)
 
 
+_NEAREST = ("nearest1d", "exact1d")
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _places(x: T, size: _Sizes, scales: _Scales) -> list[int]:
+    """The sizes of the result."""
+    if size is not None:
+        return list(size)
+    assert scales is not None
+    return [int(n * s) for n, s in zip(x.shape[2:], scales, strict=False)]
+
+
+def _agree(x: T, size: _Sizes, scales: _Scales) -> bool:
+    """Do all of PyTorch's kernels take the same elements as the nearest?"""
+    if x.dtype is torch.float64:
+        return False
+    if scales is None:
+        return True
+    sizes = zip(x.shape[2:], _places(x, size, scales), scales, strict=False)
+    return all(s is None or m not in (n, 2 * n) or n * s == m for n, m, s in sizes)
+
+
+@functools.lru_cache(maxsize=128)
+def _taken(kind: str, n: int, m: int, scale: float | None, dtype: torch.dtype, rounded: bool) -> T:
+    """Which of n elements is taken for each of m results, by one of the two kernels."""
+    with torch.inference_mode(False), torch.no_grad():
+        if rounded:  # with channels last it always runs
+            x = torch.arange(n, dtype=torch.float32, device="cpu").view(1, n, 1, 1)
+            x = x.repeat(1, 1, 1, 4).permute(0, 3, 1, 2)
+            y = KINDS[kind.replace("1d", "2d")].func(x, [m, 1], scale, None)[0, 0]
+        else:
+            x = torch.arange(n, dtype=dtype, device="cpu").view(1, 1, n)
+            y = KINDS[kind].func(x, [m], scale)
+        return y.reshape(m).long()
+
+
 @functools.lru_cache(maxsize=128)
 def _sources(
-    kind: str, n: int, m: int, corners: bool | None, scale: float | None
+    kind: str, n: int, m: int, scale: float | None, dtype: torch.dtype, rounded: bool
 ) -> tuple[int, T | None]:
     """For the nearest element: the largest number of copies of an element, and the places of all
     copies.
@@ -184,9 +255,7 @@ def _sources(
     each has the same number, side by side.
     """
     with torch.inference_mode(False), torch.no_grad():
-        elements = torch.arange(n, dtype=torch.float64, device="cpu").view(1, 1, n)
-        taken = KINDS[kind].func(elements, [m], scale).view(m).long()
-        counts = taken.bincount(minlength=n)
+        counts = _taken(kind, n, m, scale, dtype, rounded).bincount(minlength=n)
         most = int(counts.max())
         if most * n == m and bool((counts == most).all()):
             return most, None
