@@ -142,14 +142,13 @@ class _ConvNd(Layer):
             init.uniform_(self.bias, -bound, bound)
 
     def extra_repr(self):  # type: ignore[no-untyped-def]
-        n = len(self.kernel_size)
         said = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         said += f", stride={self.stride}"
         if self.padding != (0,) * len(self.padding):
             said += f", padding={self.padding}"
-        if self.dilation != (1,) * n:
+        if self.dilation != (1,) * len(self.dilation):
             said += f", dilation={self.dilation}"
-        if self.output_padding != (0,) * n:
+        if self.output_padding != (0,) * len(self.output_padding):
             said += f", output_padding={self.output_padding}"
         if self.groups != 1:
             said += f", groups={self.groups}"

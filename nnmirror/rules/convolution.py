@@ -18,6 +18,7 @@ it, no tensor operation sums in the same order: dw and db differ by some units i
 (nnmirror/exact/README.md says by how many).
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ from .kernel import transposed
 from .padding import ConstantPadNd
 from .registry import RULES, Gradients, Needs, Rule, rule, unplaced
 from .shape import squeeze, unsqueeze
-from .sizes import expanded_integer
+from .sizes import expanded, expanded_integer
 
 T = torch.Tensor
 Sizes = Sequence[int]
@@ -398,6 +399,10 @@ class Convolution(Rule):
         output_padding: Sizes,
         groups: int,
     ) -> Gradients:
+        n = weight.dim() - 2
+        if not len(stride) == len(padding) == len(dilation) == len(output_padding) == n:
+            stride, padding = expanded(stride, n), expanded(padding, n)
+            dilation, output_padding = expanded(dilation, n), expanded(output_padding, n)
         how = stride, padding, dilation, transposed, output_padding, groups
         return convolution_grad(g, input, weight, *how, needs[:3])  # type: ignore[return-value]
 
@@ -448,7 +453,8 @@ def _padded(
     left = tuple([total // 2 for total in totals])
     if all(total % 2 == 0 for total in totals):
         return input, left
-    with _torch.DisableTorchFunctionSubclass():  # it warns
+    # It warns; an error is that of the convolution, which names the sizes.
+    with _torch.DisableTorchFunctionSubclass(), contextlib.suppress(RuntimeError):
         like = [t.new_empty(t.shape, device="meta") for t in (input.detach(), weight.detach())]
         _CALLED[False][n - 1](*like, None, stride, padding, dilation, args[6])
     more = [part for total in reversed(totals) for part in (0, total % 2)]
