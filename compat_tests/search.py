@@ -213,7 +213,10 @@ UNARY = {
     "circular": lambda a: F.pad(a[None], (1, 0), "circular"),
     "upsampled": lambda a: F.interpolate(a[None, None], scale_factor=2),
     "upsampled to a size": lambda a: F.interpolate(a[None], size=4, mode="nearest-exact"),
-    "pixels shuffled": lambda a: F.pixel_shuffle(torch.stack([a, a * 2, a, -a], -3), 2),
+    # (PyTorch's backward of an empty image fails.)
+    "pixels shuffled": lambda a: (
+        F.pixel_shuffle(torch.stack([a, a * 2, a, -a], -3), 2) if a.numel() else a
+    ),
     "pixels unshuffled": lambda a: F.pixel_unshuffle(torch.cat([a, a])[None], 2),
     "channels shuffled": lambda a: F.channel_shuffle(torch.stack([a, a * 2, a, -a])[None], 2),
     "channel dropout": lambda a: F.dropout2d(torch.stack([a, -a])[None], 0.3),

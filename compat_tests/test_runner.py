@@ -126,7 +126,8 @@ def test_every_spelling_of_the_import(tmp_path):
             from torch.nn import functional as F2, Linear
             from torch.nn.modules.linear import Linear as deep
             from torch.nn.parameter import Parameter
-            from torch.nn.utils import clip_grad_norm_
+            from torch.nn.utils import clip_grad_norm_, spectral_norm, prune
+            from torch.nn.utils.prune import l1_unstructured
             from torch.optim import SGD
             import helper, pkg.inner
             lazily = {}
@@ -142,6 +143,7 @@ def test_every_spelling_of_the_import(tmp_path):
             print({f.__module__ for f in (F.relu, F2.relu, nn.functional.relu, torch.nn.functional.relu)})
             print({c.__module__ for c in (SGD, optim.SGD, optim2.SGD, torch.optim.SGD)})
             print(Parameter is nn.Parameter, clip_grad_norm_.__module__)
+            print(spectral_norm.__module__, l1_unstructured is nn.utils.prune.l1_unstructured)
             # Names of the mirror's own are not PyTorch's.
             print(hasattr(nn, "enable_grad"), hasattr(nn, "Linear"), nn.__name__, "Conv2d" in dir(nn))
             """,
@@ -155,6 +157,7 @@ def test_every_spelling_of_the_import(tmp_path):
         "{'nnmirror.functional'}",
         "{'nnmirror.optim.sgd'}",
         "True nnmirror.utils.clip_grad",
+        "nnmirror.utils.spectral_norm True",
         "False True torch.nn True",
     ], done.stderr
 

@@ -1,7 +1,8 @@
-"""nn.utils: clipping gradients, flattening parameters."""
+"""nn.utils: clipping gradients, flattening parameters, spectral norm, pruning."""
 
 import pytest
 import torch
+import torch.nn.utils.prune
 
 from .parity import parity
 
@@ -91,3 +92,27 @@ def test_skip_init(nn, optim):
         except RuntimeError as e:
             log.append(str(e))
     return layer.weight.shape, layer.weight.dtype, layer.weight.device, repr(layer), log
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "ConvTranspose2d"])
+@parity
+def test_spectral_norm(nn, optim, kind):
+    """The rows of the matrix are the outputs, which a transposed convolution has second."""
+    more, shape = ((), (2, 3)) if kind == "Linear" else ((2,), (2, 3, 4, 4))
+    layer = nn.utils.spectral_norm(getattr(nn, kind)(3, 5, *more, dtype=torch.float64))
+    opt = optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        opt.zero_grad()
+        layer(torch.randn(shape, dtype=torch.float64)).pow(2).sum().backward()
+        opt.step()
+    state = layer.state_dict()
+    x = torch.ones(shape, dtype=torch.float64)
+    return state, layer.eval()(x), nn.utils.remove_spectral_norm(layer).state_dict()
+
+
+@parity
+def test_prune(nn, optim):
+    conv = nn.Conv2d(2, 3, 2)
+    nn.utils.prune.l1_unstructured(conv, "weight", amount=0.5)
+    conv(torch.ones(1, 2, 2, 2)).sum().backward()
+    return dict(conv.named_parameters()), dict(conv.named_buffers())

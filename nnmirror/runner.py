@@ -36,6 +36,7 @@ ADVICE = (
 
 # The modules in which every name is the mirror's or refused, and the mirror's module for each.
 _MIRRORED = {"torch.nn": "nnmirror", "torch.optim": "nnmirror.optim"}
+_AS_THEY_ARE = {"torch.nn.utils.prune"}  # work on mirrored modules
 
 
 class NotMirrored(AttributeError):
@@ -124,7 +125,7 @@ def answer(module: ModuleType, name: str) -> Any:
         found = None if place is None else vars(place).get(name)
         if found is not None and not isinstance(found, ModuleType):
             return found
-    if _is_bystander(value) or _is_optimiser(value):
+    if _is_bystander(value) or _is_optimiser(value) or home in _AS_THEY_ARE:
         return value
     if _STAND_INS.can_be_for(value):
         return _STAND_INS.of(value)

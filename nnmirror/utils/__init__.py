@@ -1,5 +1,6 @@
 """Helpers for modules and their gradients, as `torch.nn.utils`."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .._missing import missing
@@ -12,6 +13,7 @@ from .clip_grad import (
 )
 from .convert_parameters import parameters_to_vector, vector_to_parameters
 from .init import skip_init
+from .spectral_norm import remove_spectral_norm, spectral_norm
 
 __all__ = [
     "clip_grad_norm",
@@ -20,9 +22,17 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_total_norm",
     "parameters_to_vector",
+    "remove_spectral_norm",
     "skip_init",
+    "spectral_norm",
     "vector_to_parameters",
 ]
 
-if not TYPE_CHECKING:  # a type checker reports such a name itself
-    __getattr__ = missing(__name__, __all__)
+if TYPE_CHECKING:
+    from torch.nn.utils import prune as prune
+else:
+    _missing = missing(__name__, __all__)
+
+    def __getattr__(name):
+        """`prune` is PyTorch's own module, which works on mirrored modules."""
+        return import_module("torch.nn.utils.prune") if name == "prune" else _missing(name)
