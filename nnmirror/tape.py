@@ -1383,7 +1383,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     if numbers_vary:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
-    if found is None or not found.makes_new:
+    if found is None or not (found.makes_new or found.makes_several):
         return None
     if found.written is None and first is not OF_TORCH:
         noted = call.Noted(function, found, args, edges)
@@ -1394,7 +1394,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
         written: tuple[Any, ...] = (_one_of, kept) if len(kept) > 1 else kept[0]
         keep_written(first, function, written if function.exact is None else (*written, True))
-    return _once_more(function, args, found, edges)
+    return _once_more(function, args, found, edges) if found.makes_new else None
 
 
 _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
@@ -1647,6 +1647,7 @@ def _sign(
         sign = Signature()
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
+        sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
         sign.label = node.label
         sign.origin = node.sequence, of_this_call()
         if node.plan is not None:

@@ -165,6 +165,7 @@ _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 _MATMUL: Any = torch.Tensor.__matmul__
+_OF_TENSORS = {torch.Tensor}
 _BASIC = {int, slice, type(None), type(Ellipsis)}  # in an index: these make a view
 
 
@@ -422,6 +423,11 @@ def backward_plainly(
 @upcall("nnmirror.rules.shape")
 class Basic:
     """The rule of x[index] with integers, slices, None and `...`."""
+
+
+@upcall("nnmirror.rules.shape")
+class Index:
+    """The rule of x[index] with masks or index tensors."""
 
 
 @upcall("nnmirror.views")
@@ -760,6 +766,12 @@ class Tensor(torch.Tensor):
         if is_basic and type(self) is Tensor and _is_asked():
             given = (self, index)
             return (_met(Basic, given) or record(Basic, given))[0]
+        if kind is torch.Tensor or (kind is tuple and {*map(type, index)} == _OF_TENSORS):
+            parts = index if kind is tuple else (index,)
+            # One without dimensions counts as an integer.
+            if type(self) is Tensor and _is_asked() and all(map(C_dim, parts)):
+                given = (self, None, *parts)
+                return (_met(Index, given) or record(Index, given))[0]
         return _GET(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:

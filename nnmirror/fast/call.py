@@ -25,10 +25,10 @@ Written: TypeAlias = Callable[[Signature, Any, tuple[Any, ...]], Any]
 
 
 class Noted(NamedTuple):
-    """A recorded call."""
+    """A recorded call; without a signature, one that needs no gradient."""
 
     function: Any
-    found: Signature
+    found: Signature | None
     args: tuple[Any, ...]
     edges: Sequence[Any]
     out: Any = None
@@ -98,6 +98,8 @@ class _Text:
             for name, arg in zip(self.names, args, strict=True)
         )
         self.made_by: dict[int, str] = {}  # the nodes of the calls so far, by their names
+        self.bases: dict[str, str] = {}  # of several calls: the base of each view
+        self.kept_by_own: set[str] = set()  # results that their own nodes save
         # Tensors by their names: the arguments, and the results of the calls so far.
         self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
@@ -222,20 +224,28 @@ class _Text:
 
     def add(self, call: Noted, number: str) -> None:
         """Write a call; `number` distinguishes its names from those of the last call."""
-        function, plan = call.function, call.found.plan
+        function = call.function
+        if call.found is None:
+            self.compute(call, number)
+            return
+        plan = call.found.plan
         if plan is None or plan.copied or (plan.is_open and not self.numbers_vary):
             raise Unwritable
         kept: list[str] = []  # what forward returns besides its result
+        several = False
         if type(plan) is formula.PlanOfMore:
-            if plan.formulas.several:
+            several = plan.formulas.several
+            if several and (number or function.keeps or call.found.checks_shape):
                 raise Unwritable
             kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
         is_whole = call.args is self.args
         if call.found.checks_shape and number:
             raise Unwritable
         words = self.names if is_whole else [self.word(a) for a in call.args]
-        if function.is_view and (words[0] != "a0" or number or _leads_to_torch(call.edges[0])):
-            raise Unwritable
+        if function.is_view:
+            if _leads_to_torch(call.edges[0]):
+                raise Unwritable
+            base = self.bases.get(words[0], words[0])
         edges = self.edges if is_whole else [self.edge(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
         new = {f"compute{number}": plan.compute, f"function{number}": function}
@@ -256,11 +266,15 @@ class _Text:
                 for i in plan.formulas.underived
             ]
         result = out
-        if formula.RESULT in plan.saves and not number:
+        if several:
+            self.name_results(call.found, {~place for place in plan.saves if place < 0})
+        elif formula.RESULT in plan.saves and not number:
             self.lines.append("result = out.detach()")  # itself, it would keep itself alive
             result = "result"
+        if formula.RESULT in plan.saves and number:
+            self.kept_by_own.add(out)
         saved = [
-            self.saved(call, words, i) if place >= 0 else result
+            self.saved(call, words, i) if place >= 0 else f"r{~place}" if several else result
             for i, place in enumerate(plan.saves)
         ]
         versions = [
@@ -296,13 +310,63 @@ class _Text:
         self.environment.update(new)
         if number:
             self.words[id(call.out)], self.made_by[id(call.node)] = out, node
+            if function.is_view:
+                self.bases[out] = base
+            return
+        if several:
+            self.track_results(call, base if function.is_view else "")
             return
         self.lines += ["out.__class__ = Tensor", "out._node = node"]
-        if function.is_view:
-            ours = isinstance(self.args[0], Tensor)
-            self.lines += (
-                _VIEW_OF_OURS if ours else ["out._view_of = view_of(node, out, a0, False)"]
-            )
+        if not function.is_view:
+            return
+        if base.startswith("out"):  # the result of another of the calls, which is exposed now
+            if base in self.kept_by_own:
+                raise Unwritable  # it would keep itself alive
+            made = base.replace("out", "node")
+            self.lines += [f"{base}.__class__ = Tensor", f"{base}._node = {made}"]
+        elif not isinstance(self.args[int(base[1:])], Tensor):
+            self.lines.append(f"out._view_of = view_of(node, out, {base}, False)")
+            return
+        self.lines += [line.format(base=base) for line in _VIEW_OF_OURS]
+
+    def name_results(self, found: Signature, saved: set[int]) -> None:
+        """Name those of several results that are saved, a float one as an alias."""
+        for i in sorted(saved):
+            meta = found.outputs[i]
+            if meta is None:
+                raise Unwritable
+            if meta[1].is_floating_point:
+                self.lines += [f"r{i} = out[{i}].detach()", f"r{i}._alias_of_output = {i}"]
+            else:
+                self.lines.append(f"r{i} = out[{i}]")
+
+    def track_results(self, call: Noted, base: str) -> None:
+        """Make the float results of a call with several tracked; views of `base`, if that is
+        given."""
+        if base and not (base.startswith("a") and isinstance(self.args[int(base[1:])], Tensor)):
+            raise Unwritable
+        if base:
+            self.lines.append(f"root = {base} if (view := {base}._view_of) is None else view[0]")
+        found: Any = call.found
+        for i, meta in enumerate(found.outputs):
+            if meta is not None and meta[1].is_floating_point:
+                self.lines += [
+                    f"result = out[{i}]",
+                    "result.__class__ = Tensor",
+                    "result._node = node",
+                    *([f"result._output_nr = {i}"] if i else []),
+                    *(["result._view_of = (root, result._version, 'several')"] if base else []),
+                ]
+        self.lines.append("if type(out) is not list: out = tuple(out)")
+
+    def compute(self, call: Noted, number: str) -> None:
+        """Write a call that needs no gradient."""
+        if not number:
+            raise Unwritable
+        words = [self.word(a) for a in call.args]
+        self.environment[f"compute{number}"] = call.function.result
+        self.lines.append(f"out{number} = compute{number}({', '.join(words)})")
+        self.words[id(call.out)] = f"out{number}"
 
     def alias(self, word: str) -> str:
         """The plain alias of a leaf, with the same version; another argument itself."""
@@ -340,7 +404,8 @@ class _Text:
 
     def saved(self, call: Noted, words: list[str], i: int) -> str:
         """The name of a saved argument, or of its saved alias."""
-        plan: Any = call.found.plan
+        found: Any = call.found
+        plan = found.plan
         word, arg = words[plan.saves[i]], call.args[plan.saves[i]]
         if i not in plan.memory:
             return word
@@ -369,10 +434,10 @@ class _Text:
 
 
 _LITERALS = (bool, int, str)
-# As `view_from(a0, out)`.
+# As `view_from(base, out)`.
 _VIEW_OF_OURS = [
-    "if (view := a0._view_of) is None:",
-    "    out._view_of = (a0, out._version, 'plain')",
+    "if (view := {base}._view_of) is None:",
+    "    out._view_of = ({base}, out._version, 'plain')",
     "else:",
     "    out._view_of = (view[0], out._version, view[2])",
 ]

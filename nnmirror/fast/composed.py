@@ -19,11 +19,12 @@ from .. import _state, fast, tape
 from .._state import here
 from .._torch import DisableTorchFunctionSubclass
 from ..overrides import asked_as_a_whole
-from ..tensor import Tensor, edge_of, is_torchs
+from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
 from .signature import Signature
 
 C = TypeVar("C", bound=Callable[..., Any])
+T = torch.Tensor
 
 _MOST = 4  # functions written for one signature, in turn
 
@@ -100,19 +101,27 @@ class _WithKeywords(dict[tuple[str, ...], Any]):
 def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
-    sign = _signature_of_first(given)
+    sign, first = _first_signed(given)
     if sign is None or (kept := sign.calls.get(what)) is None or not tape.is_usual():
         return None
-    return kept[0](kept[1], given[0], given)  # type: ignore[no-any-return]
+    return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
 
 
-def _signature_of_first(given: tuple[Any, ...]) -> Signature | None:
-    """The signature of the first argument, if it is a tracked tensor that was computed."""
-    first = given[0] if given else None
-    if type(first) is not Tensor or (node := first._node) is None:
-        return None
-    sign = node.signature
-    return sign if sign is None or sign.is_plain else sign.output(first._output_nr)
+def _first_signed(given: tuple[Any, ...]) -> tuple[Signature | None, Any]:
+    """The first argument that requires grad, and its signature, if it has one."""
+    for value in given:
+        kind = type(value)
+        if kind is Tensor:
+            node = value._node
+            if node is None:
+                break
+            sign = node.signature
+            if sign is not None and not sign.is_plain:
+                sign = sign.output(value._output_nr)
+            return sign, value
+        if kind in LEAVES and value._requires_grad:
+            return value._signature, value
+    return None, None
 
 
 def _noted(
@@ -123,7 +132,7 @@ def _noted(
     With `all_used` only if each tensor among `given` is an operand of what it records; otherwise
     its number or its shape may be.
     """
-    sign = _signature_of_first(given)
+    sign, _ = _first_signed(given)
     if sign is None or not tape.is_usual():
         return function()
     kept = sign.calls.get(what)
@@ -172,12 +181,15 @@ def _nothing(found: Any, first: Any, args: tuple[Any, ...]) -> None:
 def _written(noted: list[Any], given: tuple[Any, ...], out: Any) -> tuple[Any, Any]:
     """A function that makes the calls that were noted, and their signatures."""
     nothing = _nothing, None
-    if not noted or type(out) is not Tensor or noted[-1][2] is not out:
+    if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:
         return nothing
     calls: list[_call.Noted] = []
     for function, args, result, node in noted:
         sign: Signature | None = None if node is None else node.signature
-        if sign is None or not sign.makes_new or function.is_inplace:
+        if node is None or function is None or function.is_inplace:
+            return nothing
+        is_computed = function.result is not None and not any(node.edges) and type(result) is T
+        if not is_computed and (sign is None or not (sign.makes_new or sign.makes_several)):
             return nothing
         calls.append(_call.Noted(function, sign, args, node.edges, result, node))
     edges: list[tape.Edge | None] = []

@@ -52,6 +52,7 @@ class Signature(Alike):
         "checks_shape",
         "is_plain",
         "makes_new",
+        "makes_several",
         "next",
         "origin",
         "parts",
@@ -67,6 +68,7 @@ class Signature(Alike):
     )
 
     makes_new: bool  # for a call: whether its result is new or a view
+    makes_several: bool  # for a call of a rule: whether it has several results
 
     def __init__(self) -> None:
         # Stands for this one in the keys of others, as a reference to it would make a cycle.

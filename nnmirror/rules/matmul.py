@@ -152,7 +152,7 @@ class Baddbmm(Rule):
         return scaled(batch1.transpose(1, 2).bmm(g), alpha)
 
 
-@composite(torch.outer, T.outer, torch.ger, T.ger)
+@composite(torch.outer, T.outer, torch.ger, T.ger, repeats=True)
 def outer(input: T, vec2: T) -> T:
     """u v^T, as PyTorch computes it: u as a column times v"""
     if input.dim() != 1 or vec2.dim() != 1:
@@ -160,7 +160,7 @@ def outer(input: T, vec2: T) -> T:
     return record(Mul, (shape.reshape(input, (input.shape[0], 1)), vec2))[0]
 
 
-@composite(torch.einsum)
+@composite(torch.einsum, repeats=True)
 def einsum(equation: str, *operands: T) -> T:
     """Sums of products of tensors, their dimensions named by letters, as PyTorch contracts them.
 

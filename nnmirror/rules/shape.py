@@ -306,7 +306,7 @@ def permute(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
-@composite(T.T.__get__)  # type: ignore[attr-defined]
+@composite(T.T.__get__, repeats=True)  # type: ignore[attr-defined]
 def numpy_T(input: T) -> T:
     input.detach().T  # noqa: B018  PyTorch's warning for other than two dimensions
     return record(Permute, (input, tuple(range(input.dim() - 1, -1, -1))))[0]
@@ -437,31 +437,49 @@ class SliceBackward(Rule):
 _put_at = applied(SliceBackward)
 
 
+@implements(_tensor)
 class Index(Rule):
     """z = x[index] with masks or index tensors:  dx = zeros, with g added at index
 
-    An element that is selected several times gets several gradients: the same index gives its place
-    in the flattened x, and g is added there. As in PyTorch, what the index is made of may not be
-    changed in between: these tensors are given as `parts` too.
+    `parts` are the tensors of the index, which may not be changed until the backward; `how` is the
+    index with `AT` in place of each, None if there is nothing else. An element that is selected
+    several times gets several gradients. If there is more, such as a slice, the same index gives
+    the place of each in the flattened x, and g is added there.
     """
 
     keeps = ("places",)
     counted = (0,)
 
     @staticmethod
-    def as_called(input: T, index: IndexLike, *parts: T) -> tuple[object, ...]:
-        return input, index
+    def as_called(input: T, how: IndexLike, *parts: T) -> tuple[object, ...]:
+        return input, _index_of(how, parts)
 
     @staticmethod
-    def forward(input: T, index: IndexLike, *parts: T) -> tuple[T, T]:
+    def forward(input: T, how: IndexLike, *parts: T) -> tuple[T, T | None]:
+        index = _index_of(how, parts)
+        if how is None:
+            return input[index], None
         places = torch.arange(input.numel(), device=input.device).view(input.shape)
         return input[index], places[index]
 
     @staticmethod
-    def d_input(g: T, input_shape: torch.Size, places: T, parts: tuple[T, ...]) -> T:
+    def d_input(g: T, input_shape: torch.Size, places: T | None, parts: tuple[T, ...]) -> T:
         dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
+        if places is None:
+            return dx.index_put_(parts, g, accumulate=True)
         dx.view(-1).index_put_((places.reshape(-1),), g.reshape(-1), accumulate=True)
         return dx
+
+
+AT = "at"
+
+
+def _index_of(how: IndexLike, parts: Sequence[T]) -> Any:
+    if how is None:
+        return parts[0] if len(parts) == 1 else tuple(parts)
+    left = iter(parts)
+    index = tuple(next(left) if p is AT else p for p in how)  # type: ignore[union-attr]
+    return index[0] if len(index) == 1 else index
 
 
 def is_basic(index: IndexLike) -> bool:
@@ -484,7 +502,11 @@ def getitem(input: T, index: IndexLike) -> T:
         if any(isinstance(p, T) for p in parts):  # their values now, not later
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
         return record(Basic, (input, index))[0]
-    return record(Index, (input, index, *[p for p in parts if isinstance(p, T)]))[0]
+    tensors = [p for p in parts if isinstance(p, T)]
+    how = (
+        None if len(tensors) == len(parts) else tuple(AT if isinstance(p, T) else p for p in parts)
+    )
+    return record(Index, (input, how, *tensors))[0]
 
 
 class Cat(Rule):
@@ -600,7 +622,7 @@ class SplitWithSizes(_Parts):
         return torch.split_with_sizes(input, sizes, dim)
 
 
-@composite(torch.split, T.split)
+@composite(torch.split, T.split, repeats=True)
 def split(
     input: T, split_size_or_sections: int | Sequence[int], dim: int = 0, **kwargs: Any
 ) -> tuple[T, ...]:
@@ -611,12 +633,12 @@ def split(
     return record(kind, (input, split_size_or_sections, dim))[0]
 
 
-@composite(torch.split_with_sizes, T.split_with_sizes)
+@composite(torch.split_with_sizes, T.split_with_sizes, repeats=True)
 def split_with_sizes(input: T, split_sizes: Sequence[int], dim: int = 0) -> tuple[T, ...]:
     return record(SplitWithSizes, (input, split_sizes, dim))[0]
 
 
-@composite(torch.chunk, T.chunk)
+@composite(torch.chunk, T.chunk, repeats=True)
 def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
     plain = torch.chunk(input.detach(), chunks, dim)
     size = input.shape[dim]
@@ -625,7 +647,7 @@ def chunk(input: T, chunks: int, dim: int = 0) -> tuple[T, ...]:
     return record(Split, (input, -(-size // chunks), dim))[0]
 
 
-@composite(torch.narrow, T.narrow)
+@composite(torch.narrow, T.narrow, repeats=True)
 def narrow(input: T, dim: int, start: int | T, length: int) -> T:
     torch.narrow(input.detach(), dim, plain_values(start), length)  # PyTorch's errors
     at, first = dim % input.dim(), int(start)
@@ -634,7 +656,7 @@ def narrow(input: T, dim: int, start: int | T, length: int) -> T:
     return getitem(input, (*[slice(None)] * at, slice(first, first + length)))
 
 
-@composite(torch.select, T.select)
+@composite(torch.select, T.select, repeats=True)
 def select(input: T, dim: int, index: int) -> T:
     torch.select(input.detach(), dim, index)  # PyTorch's errors
     return getitem(input, (*[slice(None)] * (dim % input.dim()), index))
@@ -769,7 +791,7 @@ class Diagonal(Rule):
 _movedim: TorchFunction = torch.movedim
 
 
-@composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis)
+@composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis, repeats=True)
 def movedim(input: T, source: Size, destination: Size) -> T:
     _movedim(input.detach(), source, destination)  # PyTorch's errors
     n = input.dim()
@@ -967,7 +989,7 @@ class Unfold(Rule):
         return dx.view(input_shape)
 
 
-@composite(torch.kron, T.kron)
+@composite(torch.kron, T.kron, repeats=True)
 def kron(input: T, other: T) -> T:
     """Each number of x times all of y, side by side."""
     n = max(input.dim(), other.dim())
@@ -1000,7 +1022,7 @@ def repeat_interleave(
     return flatten(copied, dim, dim + 1)
 
 
-@composite(torch.diff, T.diff)
+@composite(torch.diff, T.diff, repeats=True)
 def diff(
     input: T, n: int = 1, dim: int = -1, prepend: T | None = None, append: T | None = None
 ) -> T:
