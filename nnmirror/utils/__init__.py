@@ -1,6 +1,5 @@
 """Helpers for modules and their gradients, as `torch.nn.utils`."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .._missing import missing
@@ -28,11 +27,5 @@ __all__ = [
     "vector_to_parameters",
 ]
 
-if TYPE_CHECKING:
-    from torch.nn.utils import prune as prune
-else:
-    _missing = missing(__name__, __all__)
-
-    def __getattr__(name):
-        """`prune` is PyTorch's own module, which works on mirrored modules."""
-        return import_module("torch.nn.utils.prune") if name == "prune" else _missing(name)
+if not TYPE_CHECKING:  # a type checker reports such a name itself
+    __getattr__ = missing(__name__, __all__, later=["prune"])
