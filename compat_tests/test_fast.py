@@ -540,6 +540,22 @@ def test_models_are_freed_with_their_signatures():
         gc.enable()
 
 
+@pytest.mark.parametrize("change", ["parameter", "layer", "batch size"])
+def test_a_net_is_bound_again_after_many_changes(mode, change):
+    """More than the calls of one kind that are told apart before they count as always different."""
+    net = Wired.of(nnmirror)
+    for i in range(24):
+        if change == "parameter":
+            net.scale = nnmirror.Parameter(torch.ones(8))
+        elif change == "layer":
+            net.blocks[0] = nnmirror.Linear(8, 8)
+        for _ in range(5):
+            loss = net(torch.randn(i + 1 if change == "batch size" else 5, 3)).pow(2).mean()
+            loss.backward()
+    if mode == "bound when hot":
+        assert loss.grad_fn.signature.bound.trusted
+
+
 def test_signatures_are_bounded():
     """A number that differs in every step leaves no more than a few signatures."""
     w = nnmirror.Parameter(torch.ones(3))

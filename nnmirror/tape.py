@@ -1383,7 +1383,10 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
     if numbers_vary:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
-    if found is None or not (found.makes_new or found.makes_several):
+    if found is None:
+        return None
+    found.came_again = True
+    if not (found.makes_new or found.makes_several):
         return None
     if found.written is None and first is not OF_TORCH:
         noted = call.Noted(function, found, args, edges)

@@ -17,7 +17,9 @@ import torch
 
 _serials = itertools.count()
 _MOST = 64  # at most, signatures stored with one signature
-_MOST_OF_ONE = 16  # of them for one function, before its calls are treated as different each time
+# Of them for one function, before its calls may be treated as different each time: if they differ
+# by a number, and if they differ otherwise.
+_MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 
 
 NO_CALLS: dict[Any, Any] = {}
@@ -49,6 +51,7 @@ class Signature(Alike):
         "__weakref__",
         "bound",
         "calls",
+        "came_again",
         "checks_shape",
         "is_plain",
         "makes_new",
@@ -82,6 +85,7 @@ class Signature(Alike):
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[Any, Any] = NO_CALLS
+        self.came_again = False  # there was a second such call
         self.written: Any = None  # this call's generated function; False if there is none
         self.walks = 0  # how many walks began here
         # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
@@ -113,17 +117,23 @@ class Signature(Alike):
         The calls of a function may differ each time. If they differ in a number, such as one that
         follows a schedule, the number is treated as an operand (see `numbers_apart`). If they
         differ in a slice that grows, no graph occurs twice, and its calls get no signature any
-        more.
+        more. If most of them have come again, as with a varying batch size or new parameters, they
+        all have signatures, and the oldest are dropped.
         """
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= _MOST_OF_ONE:
-            self.varying[function] = function not in self.varying
-            self.calls.pop(function, None)
-            for k in of_one:
-                del self.next[k]
-            return
+            again = sum(self.next[k].came_again for k in of_one)
+            # Numbers are judged first, as nothing is lost if they are treated as operands.
+            is_time = len(of_one) >= _MOST_OF_SHAPES or numbers_apart(key) is not None
+            if is_time and 2 * again < len(of_one):
+                self.varying[function] = function not in self.varying
+                self.calls.pop(function, None)
+                for k in of_one:
+                    del self.next[k]
+                return
         if len(self.next) >= _MOST:
-            self.next.clear()
+            oldest = of_one[0] if len(of_one) > _MOST // 2 else next(iter(self.next))
+            del self.next[oldest]
         self.next[key] = made
 
 
