@@ -109,6 +109,8 @@ def bound_part(
         if fast.after > 1:
             return None
     if not part.trusted:
+        if node.sequence == part.first and fast.after > 1:
+            return None  # as in `is_right`
         with quietly():
             found = part.walk(node, grad, True, progress, trying=True)
             if found is None:
@@ -139,6 +141,8 @@ _MOST_PARTS = 4  # one for each strides of the gradient
 def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:
     """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
     it is never used."""
+    if node.sequence == bound.first and fast.after > 1:
+        return False  # on the numbers that it was recorded with, a comparison proves less
     held: dict[int, torch.Tensor] = {}
     leaves: list[Any] = []
 

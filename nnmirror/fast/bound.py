@@ -99,8 +99,9 @@ class ChangedSince(Exception):
 class Bound:
     """A bound walk, or a part of one."""
 
-    def __init__(self, text: str, environment: dict[str, Any]) -> None:
+    def __init__(self, text: str, environment: dict[str, Any], root: _tape.Node) -> None:
         self.trusted = False  # it was compared with the generic walk
+        self.first = root.sequence  # of the graph that it was recorded from
         self.compiled = source.Compiled(text, "backward", "walk", environment)
         self.source = text
         self.run = self.compiled.function
@@ -114,8 +115,10 @@ class BoundWalk(Bound):
     instead passed to `give(leaf, gradient, ...)` as soon as they are computed.
     """
 
-    def __init__(self, text: str, environment: dict[str, Any], start: torch.Tensor) -> None:
-        super().__init__(text, environment)
+    def __init__(
+        self, text: str, environment: dict[str, Any], root: _tape.Node, start: torch.Tensor
+    ) -> None:
+        super().__init__(text, environment, root)
         self.start = start  # the gradient that it starts with
         self.is_ours = False  # it runs no user code
 
@@ -131,8 +134,15 @@ class BoundPart(Bound):
     not like the one that was bound.
     """
 
-    def __init__(self, text: str, environment: dict[str, Any], entries: int, length: int) -> None:
-        super().__init__(text, environment)
+    def __init__(
+        self,
+        text: str,
+        environment: dict[str, Any],
+        root: _tape.Node,
+        entries: int,
+        length: int,
+    ) -> None:
+        super().__init__(text, environment, root)
         self.more = entries - 1
         self.length = length  # in nodes
 
@@ -171,7 +181,7 @@ def bind_part(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) ->
             return None
         writer.go_back(grad)
         part = BoundPart(
-            writer.source(), writer.environment, len(writer.entries), len(writer.whole)
+            writer.source(), writer.environment, root, len(writer.entries), len(writer.whole)
         )
         writer.put_off()
         return part
@@ -198,7 +208,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> BoundWalk | None:
     try:
         writer = Writer(root)
         writer.go_back(grad)
-        made = BoundWalk(writer.source(), writer.environment, grad)
+        made = BoundWalk(writer.source(), writer.environment, root, grad)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
         writer.put_off()
         return made

@@ -147,7 +147,7 @@ def _bind(node: _tape.Node) -> _bound.BoundWalk | None:
             return None
         start = _tape.constant(1.0, dtype, device)
         writer.go_back(start)
-        return _bound.BoundWalk(writer.source(), writer.environment, start)
+        return _bound.BoundWalk(writer.source(), writer.environment, node, start)
     except _bound.Unbindable:
         return None
 
