@@ -415,3 +415,13 @@ def test_what_a_rule_saves_has_an_origin():
                 unknown |= {node.function.__name__ for i in saved if not has_origin(node, i)}
     assert len(seen) > 150
     assert not unknown
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 2, 3])
+@parity
+def test_a_product_with_zeros(nn, optim, zeros):
+    """With two of them the gradient is zero, but its derivative is not."""
+    x = torch.tensor([0.0] * zeros + [1.5, -2.0, 3.0]).requires_grad_()
+    (g,) = torch.autograd.grad((x * 1).prod(), x, create_graph=True)
+    (h,) = torch.autograd.grad((g * torch.arange(1.0, 4 + zeros)).sum(), x, create_graph=True)
+    return g, h, *torch.autograd.grad((h**2).sum(), x)
