@@ -50,7 +50,7 @@ from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .rules.elementwise import Abs, Sigmoid
 from .rules.gradient import applied, gradient
 from .rules.kernel import laid_out_as, where_positive
-from .rules.matmul import matmul, rows_of_one_matrix
+from .rules.matmul import from_left, from_right, matmul, rows_of_one_matrix
 from .rules.pointwise import leaky
 from .rules.prelu import prelu as _prelu
 from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
@@ -434,12 +434,11 @@ class _LinearOfTransposed(Linear):
     def d_input(g: T, weight: T, how: "_Rows") -> T:
         if not is_torch_function_enabled():
             return Linear.d_input(g, weight, how)
-        transposed = weight  # in a recorded walk
-        return transposed.mm(g.t()).t() if how.by_columns else g.mm(transposed.t())
+        return from_left(g, weight, how.by_columns)  # W^T, in a recorded walk
 
     @staticmethod
     def d_weight(g: T, input: T, how: "_Rows") -> T:
-        return g.t().mm(input).t() if how.weight_by_rows else input.t().mm(g)
+        return from_right(g, input, how.weight_by_rows)
 
     @classmethod
     def node_name(cls) -> str:
@@ -1536,6 +1535,8 @@ def mse_loss(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if weight is None:
+        if differ:
+            return mse_of_broadcast(input, target, reduction)
         return record(MseLoss, (input, target, checked_reduction(reduction)))[0]
     if differ:
         input, target = broadcast_tensors(input, target)
@@ -1543,6 +1544,12 @@ def mse_loss(
         raise ValueError("Weights and input must have the same size.")
     error = record(Pow, (record(Sub, (input, target))[0], 2))[0]
     return _weighted_mean(error, weight, reduction)
+
+
+def mse_of_broadcast(input: T, target: T, reduction: str) -> T:
+    """`mse_loss` of two shapes: broadcast first, as in PyTorch, which sums gradients there."""
+    number = checked_reduction(reduction)
+    return record(MseLoss, (*broadcast_tensors(input, target), number))[0]
 
 
 def _weighted_mean(error: T, weight: T, reduction: str) -> T:

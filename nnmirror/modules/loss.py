@@ -73,7 +73,9 @@ class MSELoss(_Loss):
             if node is not None:
                 node.caller = own["_parameters"]
             return out  # type: ignore[no-any-return]
-        F.warn_if_sizes_differ(input, target, 3)
+        if F.warn_if_sizes_differ(input, target, 3):
+            compared = functools.partial(F.mse_of_broadcast, reduction=self.reduction)
+            return self._run_several(compared, (input,), (target,))  # type: ignore[no-any-return]
         return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction, 3))
 
 

@@ -22,12 +22,12 @@ def column_major(x: T) -> bool:
     return x.stride() == (1, x.shape[0])
 
 
-def _from_left(g: T, b: T, by_columns: bool) -> T:
+def from_left(g: T, b: T, by_columns: bool) -> T:
     """dA = G B^T of Z = A B"""
     return b.mm(g.t()).t() if by_columns else g.mm(b.t())
 
 
-def _from_right(g: T, a: T, by_columns: bool) -> T:
+def from_right(g: T, a: T, by_columns: bool) -> T:
     """dB = A^T G of Z = A B"""
     return g.t().mm(a).t() if by_columns else a.t().mm(g)
 
@@ -46,11 +46,11 @@ class Mm(Rule):
 
     @staticmethod
     def d_input(g: T, mat2: T, how: tuple[bool, bool]) -> T:
-        return _from_left(g, mat2, how[0])
+        return from_left(g, mat2, how[0])
 
     @staticmethod
     def d_mat2(g: T, input: T, how: tuple[bool, bool]) -> T:
-        return _from_right(g, input, how[1])
+        return from_right(g, input, how[1])
 
 
 @rule(torch.bmm, T.bmm)
@@ -123,11 +123,11 @@ class Addmm(Rule):
 
     @staticmethod
     def d_mat1(g: T, mat2: T, alpha: Number, how: tuple[bool, bool]) -> T:
-        return scaled(_from_left(g, mat2, how[0]), alpha)
+        return scaled(from_left(g, mat2, how[0]), alpha)
 
     @staticmethod
     def d_mat2(g: T, mat1: T, alpha: Number, how: tuple[bool, bool]) -> T:
-        return scaled(_from_right(g, mat1, how[1]), alpha)
+        return scaled(from_right(g, mat1, how[1]), alpha)
 
 
 @inplace(T.baddbmm_)
