@@ -1143,3 +1143,15 @@ def test_group_and_instance_norm_driven_by_hand():
         layer.forward(x)
         assert torch.equal(layer.backward(g), leaf.grad)
         assert torch.equal(layer.weight.grad, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@parity
+def test_batch_norm_of_two_rows(nn, optim, dtype):
+    """The gradient cancels, so that each rounding shows; of channels that fill registers and not."""
+    results = []
+    for channels in (1, 17, 32, 33, 40):
+        layer = nn.BatchNorm1d(channels).to(dtype)
+        for _ in range(4):
+            results += driven(layer, torch.randn(2, channels).to(dtype))[2:4]
+    return results

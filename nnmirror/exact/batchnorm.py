@@ -127,8 +127,10 @@ def _sums(
     rows = [t.movedim(1, -1).reshape(n, channels) for t in (g, centred)]
     sum_g = rows_added(rows[0], g.dtype, None, total)
     d = rows_added(rows[0], g.dtype, rows[1], total)
-    fused = channels if dtype is torch.float16 else channels - channels % lanes
-    return sum_g, d, (slice(None), slice(fused))
+    # In float32 and float64 the channels that fill a register, in bfloat16 the rest.
+    end = channels - channels % lanes
+    part = {torch.float16: slice(None), torch.bfloat16: slice(end, None)}.get(dtype, slice(end))
+    return sum_g, d, (slice(None), part)
 
 
 def _narrow_planes(g: T, centred: T, half: bool) -> tuple[T, T]:
