@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed
 
 try:
     # -- whether a tensor subclass is dispatched to --------------------------------------
@@ -207,3 +208,28 @@ def is_shown() -> bool:
         return False
     kinds = {type(mode).__module__ for mode in function_mode_stack()}
     return kinds != {"torch.utils._device"}  # imported by torch when a device is first set
+
+
+# -- of torch.distributed, for DistributedDataParallel ---------------------------------------
+# Looked up when they are used, as a build of torch may lack them. They arrange buckets and send
+# them as PyTorch's DistributedDataParallel does, so that ranks of either library work together.
+
+
+def default_group() -> Any:
+    return torch.distributed.distributed_c10d._get_default_group()
+
+
+def first_bucket_bytes() -> int:
+    return torch.distributed._DEFAULT_FIRST_BUCKET_BYTES
+
+
+def bucket_assignment(*args: Any) -> Any:
+    return torch.distributed._compute_bucket_assignment_by_size(*args)
+
+
+def broadcast_coalesced(*args: Any) -> None:
+    torch.distributed._broadcast_coalesced(*args)
+
+
+def verify_params_across_processes(*args: Any) -> None:
+    torch.distributed._verify_params_across_processes(*args)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .. import tape, walk
+from .. import _torch, tape, walk
 from .._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
 from ..grad_mode import is_grad_enabled
 from ..modules.module import Module
@@ -84,7 +84,7 @@ class DistributedDataParallel(Module):
             if given is not None:
                 raise NotImplementedError(_NOT_MIRRORED.format(name, instead))
         if process_group is None:
-            process_group = dist.distributed_c10d._get_default_group()
+            process_group = _torch.default_group()
         self.process_group = process_group
         self.parameters_to_ignore = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
         parameters = self._check(module, device_ids, output_device)
@@ -113,7 +113,7 @@ class DistributedDataParallel(Module):
         self._set_bucket_sizes(bucket_cap_mb, bucket_cap_mb_list)
         if init_sync:
             trained = self._trained()[0]
-            dist._verify_params_across_processes(self.process_group, trained, None)
+            _torch.verify_params_across_processes(self.process_group, trained, None)
             state = [p.detach() for p in parameters]
             if sync_buffers_at_first:
                 state += [b.detach() for b in self._synced_buffers()]
@@ -181,7 +181,7 @@ class DistributedDataParallel(Module):
         self.bucket_bytes_cap_list = [int(mb * _MIB) for mb in several or ()]
         self.bucket_bytes_cap_default = default
         # A small first bucket can be sent earlier.
-        first = dist._DEFAULT_FIRST_BUCKET_BYTES if default else self.bucket_bytes_cap
+        first = _torch.first_bucket_bytes() if default else self.bucket_bytes_cap
         self._bucket_limits = self.bucket_bytes_cap_list or [first, self.bucket_bytes_cap]
 
     def _trained(self) -> tuple[list[Any], list[str]]:
@@ -276,15 +276,14 @@ class DistributedDataParallel(Module):
     def _broadcast(self, tensors: list[torch.Tensor]) -> None:
         if tensors:
             with torch.no_grad(), DisableTorchFunctionSubclass():
-                dist._broadcast_coalesced(
+                _torch.broadcast_coalesced(
                     self.process_group, tensors, self.broadcast_bucket_size, 0
                 )
 
     # -- copying -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        c10d = dist.distributed_c10d
-        if not dist.is_initialized() or self.process_group != c10d._get_default_group():
+        if not dist.is_initialized() or self.process_group != _torch.default_group():
             raise RuntimeError(
                 "DDP Pickling/Unpickling are only supported when using DDP with the default process"
                 " group. That is, when you have called init_process_group and have not passed"
@@ -296,7 +295,7 @@ class DistributedDataParallel(Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__["process_group"] = dist.distributed_c10d._get_default_group()
+        self.__dict__["process_group"] = _torch.default_group()
         super().__setstate__(state)
         self._make_reducer()
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .. import _state, tape, walk
+from .. import _state, _torch, tape, walk
 from .._torch import DisableTorchFunctionSubclass
 from ..tensor import Tensor
 
@@ -82,7 +82,7 @@ class Reducer:
         # How often a walk reaches each parameter, counted in the first one of a static graph.
         self.times = [0] * len(self.params)
         self.left = list(self.times)
-        buckets, _ = dist._compute_bucket_assignment_by_size(self.params, first_limits)
+        buckets, _ = _torch.bucket_assignment(self.params, first_limits)
         self._make_buckets(list(reversed(buckets)))
         this = weakref.ref(self)  # the hooks hold it weakly
         self.handles = [_on_arrival(this, i, param) for i, param in enumerate(self.params)]
@@ -115,9 +115,7 @@ class Reducer:
         if self.rebuilt or not self.arrived:
             return
         params = [self.params[i] for i in self.arrived]
-        buckets, _ = dist._compute_bucket_assignment_by_size(
-            params, self.later_limits, [], self.arrived
-        )
+        buckets, _ = _torch.bucket_assignment(params, self.later_limits, [], self.arrived)
         self.rebuilt, self.arrived = True, []
         self._make_buckets(self._from_rank_0(buckets))
 
