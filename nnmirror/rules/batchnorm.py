@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
-from .normalization import InverseStdOf, MeanOf, Second, added, added_to
+from .normalization import InverseStdOf, MeanOf, Second, added_to
 from .registry import Gradients, Needs, Rule, composed, composite, stands_for, unplaced
 from .shape import Clone, contiguous, repeat, select, view
 
@@ -153,7 +153,9 @@ class NativeBatchNormBackward(Rule):
 # bound walk keeps, and from one operation to the next a piece stays in the processor's caches.
 _PIECE = (1 << 18) - 1
 _MOST_PIECES = 32
-_MANY = 1 << 15  # elements: one operation less on so many is worth another on the channels
+# Elements: one operation less on so many is worth another on the channels, and PyTorch has several
+# threads for them.
+_MANY = 1 << 15
 
 
 class _Pieces(NamedTuple):
@@ -170,13 +172,13 @@ def _sums(x: T, g: T, mean: T, dims: list[int]) -> tuple[_Pieces, T, T]:
         count = min(-(-len(x) // max(1, _PIECE * len(x) // x.numel())), _MOST_PIECES)
     if count == 1:
         centred = _centred(x, mean)
-        return _Pieces(centred, [(g, centred)]), g.sum(dims), (centred * g).sum(dims)
+        return _Pieces(centred, [(g, centred)]), _sum(g, dims), _sum(centred * g, dims)
     at_once = -(-len(x) // count)
     layout = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
     centred = torch.empty_like(x, memory_format=layout)
     product: T | None = None
-    sum_g: T | None = None
-    d: T | None = None
+    sums: list[T] = []
+    products: list[T] = []
     split = [t.unsafe_split(at_once) for t in (x, g, centred)]
     for x_part, g_part, to in zip(*split, strict=True):
         torch.sub(x_part, mean, out=to)
@@ -185,10 +187,20 @@ def _sums(x: T, g: T, mean: T, dims: list[int]) -> tuple[_Pieces, T, T]:
         elif len(to) < at_once:
             product = product.narrow(0, 0, len(to))
         torch.mul(to, g_part, out=product)
-        sum_g, d = added(sum_g, g_part.sum(dims)), added(d, product.sum(dims))
-    assert sum_g is not None
-    assert d is not None
+        sums.append(_of_images(g_part, dims))
+        products.append(_of_images(product, dims))
+    sum_g, d = torch.cat(sums).sum(0), torch.cat(products).sum(0)
     return _Pieces(centred, [*zip(*split[1:], strict=True)]), sum_g, d
+
+
+def _sum(t: T, dims: list[int]) -> T:
+    return t.sum(dims) if len(dims) == 1 or t.numel() < _MANY else _of_images(t, dims).sum(0)
+
+
+def _of_images(t: T, dims: list[int]) -> T:
+    """The sums over `dims`, except the first one: of several threads, each sums the images that it
+    has computed, which are in its processor's cache."""
+    return t.sum(0, keepdim=True) if len(dims) == 1 else t.sum(dims[1:])
 
 
 def _channel_sum(x: T, keepdim: bool = True) -> T:
