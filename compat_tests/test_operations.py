@@ -243,6 +243,16 @@ def test_einsum_contracts_in_the_order_of_opt_einsum(nn, optim):
         return both_ways(nn, lambda *given: torch.einsum("ij,jk,kl", *given), *values)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@parity
+def test_a_mask_without_dimensions(nn, optim, shape):
+    """It adds a dimension: `losses[losses > 0]` for one loss."""
+    x = nn.Parameter(torch.randn(shape))
+    parts = [(x * 2)[torch.tensor(b)] for b in (True, False)]
+    sum(p.square().sum() for p in parts).backward()
+    return parts, x
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("reduce", ["sum", "prod", "mean", "amax", "amin"])

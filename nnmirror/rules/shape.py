@@ -503,9 +503,10 @@ def getitem(input: T, index: IndexLike) -> T:
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
         return record(Basic, (input, index))[0]
     tensors = [p for p in parts if isinstance(p, T)]
-    how = (
-        None if len(tensors) == len(parts) else tuple(AT if isinstance(p, T) else p for p in parts)
-    )
+    how: IndexLike = None
+    # A mask without dimensions adds one to the result, which `index_put_` does not do.
+    if len(tensors) < len(parts) or not all(p.dim() for p in tensors):
+        how = tuple(AT if isinstance(p, T) else p for p in parts)
     return record(Index, (input, how, *tensors))[0]
 
 
