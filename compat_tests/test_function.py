@@ -679,3 +679,36 @@ def test_after_operations_that_torch_recorded(nn, optim):
     y = square(x * 2)
     y.sum().backward()
     return y, x
+
+
+@pytest.mark.parametrize("as_view", [True, False])
+@parity
+def test_between_layers_that_train(nn, optim, as_view):
+    """The calls around it are generated and bound; its backward may do something else each time."""
+    count = 0
+
+    class Sometimes(base_of(nn)):
+        @staticmethod
+        def forward(ctx, x, scale):
+            ctx.scale = scale
+            return x.view_as(x) if as_view else x * scale
+
+        @staticmethod
+        def backward(ctx, g):
+            nonlocal count
+            count += 1
+            if count % 4 == 0:
+                return None, None
+            return (g.t().contiguous().t() if count % 3 == 0 else -ctx.scale * g), None
+
+    first, last = nn.Linear(3, 8), nn.Linear(8, 1)
+    sgd = optim.SGD([*first.parameters(), *last.parameters()], lr=0.1)
+    seen = []
+    for step in range(16):
+        h = torch.tanh(first(torch.randn(5 if step % 5 else 7, 3)))
+        loss = (torch.tanh(last(Sometimes.apply(h, 0.5))) ** 2).mean()
+        sgd.zero_grad()
+        loss.backward()
+        seen += [loss.detach(), first.weight.grad, last.weight.grad]
+        sgd.step()
+    return seen, count

@@ -1669,6 +1669,34 @@ def _sign(
     node.signature = sign
 
 
+def _sign_users_call(node: Node, args: tuple[Any, ...], out: "_tensor.Tensor") -> None:
+    """Give the call of a user's Function a signature, for the calls on its result.
+
+    Its own backward may do something else each time, and is left to the generic walk.
+    """
+    key: list[Any] = [out._view_of is None]
+    first = None
+    for arg, edge in zip(args, node.edges, strict=True):
+        if edge is None:
+            try:
+                key.append(of_tensor(arg) if isinstance(arg, torch.Tensor) else of_value(arg))
+            except Unsigned:
+                return
+            continue
+        sign = signature_at(edge)
+        if sign is None:
+            return
+        if first is None:
+            first = sign
+        key.append(sign.serial)
+    if first is None:
+        return
+    _sign(node, key, first, args, makes_new=False, numbers_vary=False)
+    if node.signature is not None:
+        node.signature.parts = node.signature.bound = False
+        node.signature.is_plain = out._view_of is None
+
+
 # The kind of an argument, by its type: isinstance is slow for tensor classes.
 MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
 # The types of most arguments, which are not subclasses with dispatch.
@@ -1814,6 +1842,8 @@ def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, 
                 result = _track(node, i, result, args, not single, None)
             made.append(result)
         node.outputs = [meta_of(o) for o in made]
+        if tracked and single and not node.dirty and type(made[0]) is _tensor.Tensor:
+            _sign_users_call(node, args, made[0])
         # What was marked is an output, which leads to the node: kept, it would be a cycle.
         node.dirty = node.non_differentiable = ()
         if _state.plain and _here.is_plain:

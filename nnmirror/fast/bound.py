@@ -263,6 +263,8 @@ class Writer:
                 raise ChangedSince
             if node.taps and not self.takes_taps:
                 raise ChangedSince
+            if node.attributes is not None:
+                raise Unbindable  # the backward of a user's Function may return None
         self.begin()
         if len(self.order) > _MOST_NODES:
             raise Unbindable
@@ -328,6 +330,8 @@ class Writer:
             else:
                 is_next = reached[id(node)] == counts[id(node)] and id(node) not in arrived
             if not is_next or node.is_watched is True or node.signature is None:
+                break
+            if node.attributes is not None:  # a user's Function
                 break
             size += 1 if node.segment is None else len(node.segment.inner)
             if size > _MOST and found:
