@@ -277,6 +277,17 @@ def test_the_gradient_goes_to_the_elements_that_were_taken(dtype, shape, how):
         assert torch.equal(dg.flatten(2), h.flatten(2)[:, :, taken])
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "lanczos"])
+def test_a_factor_that_leaves_a_size_as_it_is(mode):
+    """PyTorch's forward does not smooth along it, but its backward does."""
+    x = nnmirror.Parameter(torch.randn(1, 2, 6, 4, dtype=torch.float64))
+
+    def function(x):
+        return nnmirror.functional.interpolate(x, scale_factor=1.2, mode=mode, antialias=True)
+
+    assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
+
+
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 @parity
 @off_by(64)
