@@ -1466,3 +1466,48 @@ def test_a_run_of_layers_with_a_pool_that_records_several_calls(nn, optim, pool)
         y.sum().backward()
         found.append([y.detach(), *[p.grad.clone() for p in net.parameters()]])
     return found
+
+
+COMPOSED = {
+    "vector @ matrix": lambda h: h[0] @ torch.ones(6, 3),
+    "matrix @ vector": lambda h: h @ torch.ones(6),
+    "rows @ matrix": lambda h: h.view(1, 2, 6) @ torch.ones(6, 3),
+    "batches": lambda h: h.view(2, 1, 6) @ torch.ones(2, 6, 3),
+    "split": lambda h: h.split(2, 1)[1],
+    "chunk": lambda h: torch.chunk(h, 3, dim=1)[2],
+    "unbind": lambda h: h.unbind(1)[3],
+    "narrow": lambda h: h.narrow(1, 1, 2),
+    "select": lambda h: h.select(1, 2),
+    "movedim": lambda h: h.movedim(0, 1),
+    "T": lambda h: h.T,
+    "kron": lambda h: torch.kron(h, h),
+    "diff": lambda h: h.diff(),
+    "outer": lambda h: torch.outer(h[0], h[1]),
+    "einsum of a plain one": lambda h: torch.einsum("bi,io->bo", h, torch.ones(6, 2)),
+    "einsum": lambda h: torch.einsum("bi,bi->b", h, h),
+    "max": lambda h: h.max(1)[0],
+    "topk": lambda h: h.topk(2)[0],
+    "sort": lambda h: h.sort(descending=True)[0],
+    "index": lambda h: h[torch.tensor([0, 1, 1]), torch.tensor([1, 2, 2])],
+    "index and slice": lambda h: h[:, torch.tensor([1, 2, 2])],
+    "mask": lambda h: h[h > 0],
+    "clamp": lambda h: h.clamp(min=-0.5),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+@parity
+def test_repeated_calls_of_a_composition(nn, optim, name):
+    """Each time: results, gradients, the names in the graph, views of it changed in place."""
+    layer, found = nn.Linear(4, 6), []
+    for i in range(8):
+        z = COMPOSED[name](layer(torch.randn(2, 4)) * 1.5)
+        nodes = [z.grad_fn]
+        for node in nodes:
+            found.append(node.name().removeprefix("torch::autograd::"))
+            nodes += [n for n, _ in node.next_functions if n is not None and n not in nodes]
+        if i % 2 and name not in ("split", "chunk", "unbind"):  # PyTorch refuses these
+            z.mul_(2)
+        (z * z).sum().backward()
+        found += [z.detach(), layer.weight.grad.clone()]
+    return found

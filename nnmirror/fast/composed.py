@@ -191,6 +191,8 @@ def _written(noted: list[Any], given: tuple[Any, ...], out: Any) -> tuple[Any, A
         is_computed = function.result is not None and not any(node.edges) and type(result) is T
         if not is_computed and (sign is None or not (sign.makes_new or sign.makes_several)):
             return nothing
+        if sign is not None and node.label != sign.label:  # set after the call was recorded
+            return nothing
         calls.append(_call.Noted(function, sign, args, node.edges, result, node))
     edges: list[tape.Edge | None] = []
     with DisableTorchFunctionSubclass():

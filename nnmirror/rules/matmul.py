@@ -283,7 +283,7 @@ def rows_of_one_matrix(x: T) -> bool:
     )
 
 
-@composite(torch.matmul, T.matmul, T.__matmul__, directly=True)
+@composite(torch.matmul, T.matmul, T.__matmul__, directly=True, repeats=True)
 def matmul(input: T, other: T) -> T:
     """`input @ other` for any numbers of dimensions, by matrix products."""
     a, b = input, other
