@@ -44,6 +44,9 @@ from .shorter import (
 from .signature import of_tensor
 
 _MOST_NODES = 128  # at most, of a walk that is bound
+# At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
+# some for each group of each image.
+_MOST_CALLS = 8000
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
 # Bytes: memory of this size or more is not kept from one walk to the next. Smaller memory is: what
 # the C library gives back to the system costs a page fault for each 4 KB when it is used again,
@@ -385,6 +388,8 @@ class Writer:
             except Unbindable:
                 results = self.step(node, given)
             self.left(node, results)
+            if len(self.lines) > _MOST_CALLS:
+                raise Unbindable
             results.reverse()
             for edge in node.edges:
                 result = results.pop()

@@ -48,7 +48,7 @@ class Dropout(_DropoutNd):
             return self._run_on_tuple(function, args)
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
-        func = rules.KINDS[rules.dropout, False, self.inplace]
+        func = rules.KINDS[rules.dropout, False, bool(self.inplace)]
         rules.check_number(input, p, self.training, func)
         if is_subclass(input):
             return self._run_whole(F.dropout, input, self.p, self.training, self.inplace)

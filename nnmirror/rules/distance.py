@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import _torch
+from .._torch import is_torch_function_enabled
 from ..tape import record
 from . import shape
 from .kernel import vectorized_path
@@ -37,8 +38,9 @@ class Cdist(Rule):
 def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
     """dx, with the batch of g."""
     total = torch.zeros((*g.shape[:-1], x.shape[-1]), dtype=g.dtype, device=g.device)
-    if p == 0:
-        return total
+    if p == 0 or not y.shape[-2]:
+        # Recorded, it depends on x.
+        return total + x.narrow(-1, 0, 0).sum(-1, True) if is_torch_function_enabled() else total
     for j in range(y.shape[-2]):
         gj, dj = g[..., j, None], d[..., j, None]
         total += _slope(x - y[..., j : j + 1, :], gj, dj, p)
