@@ -1028,29 +1028,20 @@ def record(
         return _record(function, args, inplace, asks, disabled)
 
 
-def need_no_gradient(args: tuple[Any, ...]) -> bool:
-    """Are these tensors that do not require grad, of no subclass, and values that contain none?"""
+def need_no_gradient(args: tuple[Any, ...], is_off: bool = False) -> bool:
+    """Are these tensors that do not require grad, of no subclass, and values that contain none?
+
+    If grad mode `is_off`, no tensor requires grad.
+    """
     for arg in args:
         kind = type(arg)
         if kind is torch.Tensor:
-            if arg.requires_grad:
+            if not is_off and arg.requires_grad:
                 return False
         elif kind is _tensor.Tensor or kind in _tensor.LEAVES:
-            if arg._node is not None or arg._requires_grad:
+            if not is_off and (arg._node is not None or arg._requires_grad):
                 return False
         elif kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, arg))):
-            return False
-    return True
-
-
-def _have_no_subclass(args: tuple[Any, ...]) -> bool:
-    """Is there no tensor among these, or in a tuple, that may define dispatch?"""
-    for arg in args:
-        kind = type(arg)
-        if kind is tuple:
-            if not _PLAIN.issuperset(map(type, arg)):
-                return False
-        elif kind not in ORDINARY and kind not in _tensor.LEAVES:
             return False
     return True
 
@@ -2060,9 +2051,7 @@ def is_left_to_torch(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     if _state.plain:
         return False
     given = (*args, *kwargs.values()) if kwargs else args
-    if is_grad_enabled() or _torch_grad_mode():
-        return need_no_gradient(given)
-    return _have_no_subclass(given)
+    return need_no_gradient(given, is_off=not (is_grad_enabled() or _torch_grad_mode()))
 
 
 def _is_tracked(t: torch.Tensor) -> bool:

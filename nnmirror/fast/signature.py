@@ -124,8 +124,8 @@ class Signature(Alike):
         if len(of_one) >= _MOST_OF_ONE:
             again = sum(self.next[k].came_again for k in of_one)
             # Numbers are judged first, as nothing is lost if they are treated as operands.
-            is_time = len(of_one) >= _MOST_OF_SHAPES or numbers_apart(key) is not None
-            if is_time and 2 * again < len(of_one):
+            by_number = type(key) is tuple and numbers_apart(key) is not None
+            if (by_number or len(of_one) >= _MOST_OF_SHAPES) and 2 * again < len(of_one):
                 self.varying[function] = function not in self.varying
                 self.calls.pop(function, None)
                 for k in of_one:

@@ -39,7 +39,7 @@ class Layer(Module):
         own["_call"] = node
         if node is not None:
             node.caller = own["_parameters"]
-        elif is_grad_enabled():
+        elif is_grad_enabled() and not is_seen_through():
             own["_call"] = Untracked(chosen(function), args, out)
         return out
 

@@ -10,7 +10,7 @@ from .. import _state, init
 from .. import functional as F
 from ..grad_mode import is_grad_enabled, is_only_computed
 from ..parameter import Parameter, UninitializedParameter
-from ..tape import record
+from ..tape import is_seen_through, record
 from .explicit import Gradient, Untracked
 from .layer import Layer
 from .lazy import LazyModuleMixin
@@ -96,7 +96,7 @@ class Linear(Layer):
                 layer["_call"] = node
                 if node is not None:
                     node.caller = own
-                elif is_grad_enabled():
+                elif is_grad_enabled() and not is_seen_through():
                     layer["_call"] = Untracked(F.Linear, args, out)
                 return out  # type: ignore[no-any-return]
             return self._run(F.Linear, bias, input, weight)
