@@ -22,7 +22,7 @@ from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul
 from .gradient import applied
 from .kernel import FEW, by_path
-from .registry import Rule, check_numbers, composite, rule, unplaced
+from .registry import Rule, check_numbers, composed, composite, rule, unplaced
 from .shape import broadcast_tensors, contiguous, view
 from .softmax import LogSoftmax, log_softmax
 
@@ -280,7 +280,7 @@ class NllLoss2DBackward(NllLossBackward):
 NllLoss2D.grad_of = staticmethod(applied(NllLoss2DBackward))
 
 
-@composite(torch._C._nn.nll_loss_nd)
+@composed(torch._C._nn.nll_loss_nd)
 def nll_loss_nd(
     input: T,
     target: T,
