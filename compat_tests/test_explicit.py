@@ -1,5 +1,7 @@
 """The explicit style: forward, then backward by hand, layer by layer."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -87,6 +89,18 @@ def test_a_frozen_layer_by_hand_uses_what_its_forward_was_given():
     linear.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         linear.backward(g)
+
+
+@pytest.mark.parametrize("name", ["Linear", "ReLU", "Sigmoid", "Softmax"])
+def test_a_frozen_layer_keeps_no_more_than_its_backward_needs(name):
+    args = {"Linear": (3, 3), "Softmax": (1,)}.get(name, ())
+    layer = getattr(nn, name)(*args).requires_grad_(False)
+    x = torch.randn(4, 3, 2).transpose(1, 2).contiguous()
+    given = weakref.ref(x)
+    y = layer(x)
+    del x
+    assert given() is None
+    assert layer.backward(torch.ones_like(y)).shape == (4, 2, 3)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

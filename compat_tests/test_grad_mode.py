@@ -277,6 +277,16 @@ def test_autocast_is_refused():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with pytest.raises(RuntimeError, match="autocast is not mirrored"):
             nn.Linear(3, 2)(torch.ones(4, 3))
+        x = torch.ones(2, 3, 3)
+        for call in (
+            nn.Linear(3, 2).requires_grad_(False),
+            nn.Conv1d(3, 2, 1).requires_grad_(False),
+            nn.functional.gelu,
+            lambda x: nn.functional.l1_loss(x, x),
+            lambda x: nn.functional.cosine_similarity(x, x),
+        ):
+            with pytest.raises(RuntimeError, match="autocast is not mirrored"):
+                call(x)
         with torch.no_grad():
             assert nn.Linear(3, 2)(torch.ones(4, 3)).dtype is torch.bfloat16
 

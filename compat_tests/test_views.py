@@ -3,6 +3,7 @@
 import gc
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -682,3 +683,18 @@ def test_result_with_other_data_is_sliced(nn, optim):
     h[0] = z[0]
     (z @ z + h.sum()).backward()
     return h, z
+
+
+@pytest.mark.parametrize("index", [np.int64(1), np.array(1), (slice(None), np.int32(1))], ids=repr)
+@parity
+def test_an_integer_of_numpy_makes_a_view(nn, optim, index):
+    """As from np.argmax: what is changed in place is seen through it, with its gradient."""
+    w, found = nn.Parameter(torch.arange(6.0).reshape(2, 3)), []
+    for _ in range(5):
+        x = w * 2
+        x[index].mul_(3)
+        y = x[index]
+        x.mul_(0.5)
+        (x.sum() + (y * y).sum()).backward()
+        found += [x.detach(), y.detach(), y.grad_fn.name(), w.grad.clone()]
+    return found

@@ -281,9 +281,11 @@ class Formulas:
         return self.compute
 
     @functools.cached_property
-    def save_result(self) -> bool:
-        """Does a gradient need the result?"""
-        return any(map(_RESULT_NAME.fullmatch, self.named))
+    def by_hand(self) -> set[str]:
+        """What the gradient of a layer's input needs, if nothing requires grad."""
+        place = self.function.input_place
+        needs = tuple([i == place for i in range(len(self.names))])
+        return self.needed_for(needs).union(self.function.always_saved)
 
     def _check_names(self) -> None:
         known = {"g", "gs", "how", *self.names, *self.function.keeps}
@@ -674,6 +676,11 @@ def _forward_of(function: Any) -> Any:
         if "forward" in own:
             return own["forward"]
     return None
+
+
+def is_result(name: str) -> bool:
+    """Does a gradient with an argument of this name need a result?"""
+    return _RESULT_NAME.fullmatch(name) is not None
 
 
 def read(function: Any) -> None:

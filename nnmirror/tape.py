@@ -992,6 +992,8 @@ def record(
             break
         else:
             if need_no_gradient(args):
+                if is_any_autocast_enabled():
+                    raise RuntimeError(_AUTOCAST)
                 if not for_layer and function.result is not None:
                     with DisableTorchFunctionSubclass():
                         return function.result(*args), None
@@ -2048,7 +2050,7 @@ def is_left_to_torch(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     if is_seen_through():
         given = args, kwargs
         return not (is_grad_enabled() and any(map(_is_tracked, tensors_in(given))))
-    if _state.plain:
+    if _state.plain or (is_grad_enabled() and is_any_autocast_enabled()):
         return False
     given = (*args, *kwargs.values()) if kwargs else args
     return need_no_gradient(given, is_off=not (is_grad_enabled() or _torch_grad_mode()))

@@ -8,12 +8,14 @@ graph between its inputs and its output.
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
+from ..fast.signature import of_tensor
+from ..formula import is_result
 from ..parameter import Parameter
 from ..tensor import Tensor
 
@@ -61,13 +63,20 @@ class Untracked:
     """
 
     def __init__(self, function: type[tape.Function], args: tuple[Any, ...], out: Any) -> None:
+        formulas: Any = function.formulas
+        needed = formulas.by_hand
+        values = [*args, out if any(map(is_result, needed)) else None]
         with DisableTorchFunctionSubclass():
-            if function.saved_memory is not None:  # what is assigned to `.data` later is not used
-                args = tuple([_alias(a) if isinstance(a, torch.Tensor) else a for a in args])
-            self.function, self.args, self.outputs = function, args, (tape.meta_of(out),)
-            self.out = out if function.formulas.save_result else None  # type: ignore[union-attr]
-            # By place; that of the result comes last, as in a plan.
-            values = (*args, self.out)
+            for i, name in enumerate(formulas.names[: len(args)]):
+                if not isinstance(args[i], torch.Tensor):
+                    continue
+                if name not in needed:  # not kept alive: only its layout matters
+                    values[i] = _Layout(of_tensor(args[i]))
+                elif function.saved_memory is not None:
+                    # What is assigned to `.data` later is not used.
+                    values[i] = args[i]._plain if type(args[i]) is Parameter else args[i].detach()
+            self.function, self.outputs = function, (tape.meta_of(out),)
+            self.values = values  # by place; the result comes last, as in a plan
             try:
                 self.versions = [v._version if isinstance(v, torch.Tensor) else 0 for v in values]
             except RuntimeError:  # one of inference mode
@@ -77,19 +86,20 @@ class Untracked:
     def _made(self) -> tape.Node:
         if not self.versions:
             raise RuntimeError(tape._FREED)
-        if any(isinstance(a, torch.Tensor) and a.is_complex() for a in self.args):
+        *args, out = [v.made() if type(v) is _Layout else v for v in self.values]
+        if any(isinstance(a, torch.Tensor) and a.is_complex() for a in args):
             raise tape.no_complex(self.function.__name__)
         node = tape.Node(self.function)
-        node.places = [i for i, a in enumerate(self.args) if isinstance(a, torch.Tensor)]
-        node.edges = (None,) * len(self.args)
-        node.needs_input_grad = (False,) * len(self.args)
+        node.places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+        node.edges = (None,) * len(args)
+        node.needs_input_grad = (False,) * len(args)
         node.outputs = self.outputs
         formulas: Any = self.function.formulas
-        formulas.keep(node, self.args, self.out)
+        formulas.keep(node, tuple(args), out)
         plan: Any = node.plan
         for i in plan.copied:
             place = plan.saves[i]
-            given, expected = self.args[place], self.versions[place]
+            given, expected = self.values[place], self.versions[place]
             if given._version != expected:
                 raise RuntimeError(node._modified(given, expected, None, None))
         if plan.saves:
@@ -103,12 +113,18 @@ class Untracked:
         with DisableTorchFunctionSubclass():
             if self.node is None:
                 self.node = self._made()
-                self.args, self.out = (), None
+                self.values = []
         return NodeCall(self.node)(gradient)
 
 
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor._plain if type(tensor) is Parameter else tensor.detach()
+class _Layout(NamedTuple):
+    """The layout of a tensor, in its place."""
+
+    key: tuple[Any, ...]
+
+    def made(self) -> torch.Tensor:
+        shape, stride, dtype, _ = self.key
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def way_back(call: tape.Node | Call | None) -> Call | None:

@@ -5,7 +5,10 @@ A view shares memory with its input (`is_view`); its gradient is the view undone
 
 import contextlib
 import itertools
+import numbers
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -495,8 +498,23 @@ def is_basic(index: IndexLike) -> bool:
     )
 
 
+def _without_numpy(index: Any) -> Any:
+    """The index with NumPy's integers as Python's, which make a view; a list of tensors or slices
+    as a tuple, as torch reads it."""
+    if isinstance(index, list) and any(isinstance(p, T | slice | EllipsisType) for p in index):
+        index = tuple(index)
+    if isinstance(index, tuple):
+        return tuple([_without_numpy(p) if type(p).__module__ == "numpy" else p for p in index])
+    is_integer = isinstance(index, numbers.Integral) and not isinstance(index, int)
+    if is_integer or (getattr(index, "shape", None) == () and not isinstance(index, T)):
+        with contextlib.suppress(TypeError):  # of what is no integer
+            return operator.index(index)
+    return index
+
+
 @composite(T.__getitem__)
 def getitem(input: T, index: IndexLike) -> T:
+    index = _without_numpy(index)
     parts = index if isinstance(index, tuple) else (index,)
     if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
