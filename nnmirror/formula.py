@@ -281,11 +281,13 @@ class Formulas:
         return self.compute
 
     @functools.cached_property
-    def by_hand(self) -> set[str]:
-        """What the gradient of a layer's input needs, if nothing requires grad."""
+    def by_hand(self) -> tuple[bool, ...]:
+        """Which arguments the gradient of a layer's input needs if nothing requires grad; and last,
+        whether it needs the result."""
         place = self.function.input_place
         needs = tuple([i == place for i in range(len(self.names))])
-        return self.needed_for(needs).union(self.function.always_saved)
+        needed = self.needed_for(needs).union(self.function.always_saved)
+        return *[n in needed for n in self.names], any(map(_RESULT_NAME.fullmatch, needed))
 
     def _check_names(self) -> None:
         known = {"g", "gs", "how", *self.names, *self.function.keeps}
@@ -676,11 +678,6 @@ def _forward_of(function: Any) -> Any:
         if "forward" in own:
             return own["forward"]
     return None
-
-
-def is_result(name: str) -> bool:
-    """Does a gradient with an argument of this name need a result?"""
-    return _RESULT_NAME.fullmatch(name) is not None
 
 
 def read(function: Any) -> None:

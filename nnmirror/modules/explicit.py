@@ -15,7 +15,6 @@ import torch
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
 from ..fast.signature import of_tensor
-from ..formula import is_result
 from ..parameter import Parameter
 from ..tensor import Tensor
 
@@ -63,18 +62,17 @@ class Untracked:
     """
 
     def __init__(self, function: type[tape.Function], args: tuple[Any, ...], out: Any) -> None:
-        formulas: Any = function.formulas
-        needed = formulas.by_hand
-        values = [*args, out if any(map(is_result, needed)) else None]
+        needed = function.formulas.by_hand  # type: ignore[union-attr]
+        values = [*args, out if needed[-1] else None]
         with DisableTorchFunctionSubclass():
-            for i, name in enumerate(formulas.names[: len(args)]):
-                if not isinstance(args[i], torch.Tensor):
+            for i, value in enumerate(args[: len(needed) - 1]):
+                if not isinstance(value, torch.Tensor):
                     continue
-                if name not in needed:  # not kept alive: only its layout matters
-                    values[i] = _Layout(of_tensor(args[i]))
+                if not needed[i] and value.layout is torch.strided:
+                    values[i] = _Layout(of_tensor(value))  # it is not kept alive
                 elif function.saved_memory is not None:
                     # What is assigned to `.data` later is not used.
-                    values[i] = args[i]._plain if type(args[i]) is Parameter else args[i].detach()
+                    values[i] = value._plain if type(value) is Parameter else value.detach()
             self.function, self.outputs = function, (tape.meta_of(out),)
             self.values = values  # by place; the result comes last, as in a plan
             try:
