@@ -7,8 +7,8 @@ last node, follows the edges to the others, and reads the saved tensors from the
 tensor except constants, so it may run in several threads at the same time, and keeps no model
 alive.
 
-A node whose backward depends on the numbers in a tensor, or was written by a user, becomes one call
-of the generic step.
+A node whose backward depends on the numbers in a tensor becomes one call of the generic step. A
+user's Function is left to the generic walk; what lies before and behind it is bound in parts.
 
 The function first checks that the graph is like the one that was bound: the same nodes connected in
 the same way, no saved tensor changed or freed, no hook, and no parameter replaced since its use. If

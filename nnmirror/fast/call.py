@@ -268,11 +268,11 @@ class _Text:
         result = out
         if several:
             self.name_results(call.found, {~place for place in plan.saves if place < 0})
-        elif formula.RESULT in plan.saves and not number:
+        elif formula.RESULT in plan.saves and number:
+            self.kept_by_own.add(out)
+        elif formula.RESULT in plan.saves:
             self.lines.append("result = out.detach()")  # itself, it would keep itself alive
             result = "result"
-        if formula.RESULT in plan.saves and number:
-            self.kept_by_own.add(out)
         saved = [
             self.saved(call, words, i) if place >= 0 else f"r{~place}" if several else result
             for i, place in enumerate(plan.saves)

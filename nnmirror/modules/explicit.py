@@ -14,7 +14,9 @@ import torch
 
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
+from ..exact.mode import chosen
 from ..fast.signature import of_tensor
+from ..grad_mode import is_grad_enabled
 from ..parameter import Parameter
 from ..tensor import Tensor
 
@@ -113,6 +115,14 @@ class Untracked:
                 self.node = self._made()
                 self.values = []
         return NodeCall(self.node)(gradient)
+
+
+def untracked(function: type[tape.Function], args: tuple[Any, ...], out: Any) -> Untracked | None:
+    """The call of a layer that got no node from `record`; None if grad mode is off, and inside a
+    transform."""
+    if not is_grad_enabled() or tape.is_seen_through():
+        return None
+    return Untracked(chosen(function), args, out)
 
 
 class _Layout(NamedTuple):

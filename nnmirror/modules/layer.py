@@ -9,13 +9,12 @@ from .. import _state
 from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..exact.mode import chosen
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import Function, is_seen_through, record
 from ..tensor import Tensor
-from .explicit import Each, OfComplex, Stacked, Traced, Untracked, way_back
+from .explicit import Each, OfComplex, Stacked, Traced, untracked, way_back
 from .module import Module
 
 
@@ -36,11 +35,11 @@ class Layer(Module):
         can_wait = function.can_wait and (exact is None or exact.can_wait) and not _state.taps
         out, node = record(function, args, for_layer=not can_wait)
         own = self.__dict__
+        if node is None:
+            own["_call"] = untracked(function, args, out)
+            return out
         own["_call"] = node
-        if node is not None:
-            node.caller = own["_parameters"]
-        elif is_grad_enabled() and not is_seen_through():
-            own["_call"] = Untracked(chosen(function), args, out)
+        node.caller = own["_parameters"]
         return out
 
     def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:

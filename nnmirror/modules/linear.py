@@ -8,10 +8,10 @@ from torch import Tensor
 
 from .. import _state, init
 from .. import functional as F
-from ..grad_mode import is_grad_enabled, is_only_computed
+from ..grad_mode import is_only_computed
 from ..parameter import Parameter, UninitializedParameter
-from ..tape import is_seen_through, record
-from .explicit import Gradient, Untracked
+from ..tape import record
+from .explicit import Gradient, untracked
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import keeps_call, records_once
@@ -93,11 +93,11 @@ class Linear(Layer):
                     return _infer(bias, input, weight)  # as in `record`, with fewer checks
                 args = bias, input, weight
                 out, node = record(F.Linear, args, for_layer=bool(_state.taps))
+                if node is None:
+                    layer["_call"] = untracked(F.Linear, args, out)
+                    return out  # type: ignore[no-any-return]
                 layer["_call"] = node
-                if node is not None:
-                    node.caller = own
-                elif is_grad_enabled() and not is_seen_through():
-                    layer["_call"] = Untracked(F.Linear, args, out)
+                node.caller = own
                 return out  # type: ignore[no-any-return]
             return self._run(F.Linear, bias, input, weight)
         return self._run(F.Linear, self.bias, input, self.weight)
