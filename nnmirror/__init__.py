@@ -91,7 +91,6 @@ __all__ = [
     "utils",
     "watch",
 ]
-__all__ += modules.__all__
 
 # `from nnmirror import nn, optim` and `import nnmirror.nn.functional as F`: the names of
 # torch.nn are this package's own, and each module is there once, whichever way it is named.
@@ -99,6 +98,7 @@ if TYPE_CHECKING:
     from . import nn as nn  # the stubs of those names
     from . import testing as testing
 else:
+    __all__ += modules.__all__
     nn = sys.modules[__name__]
     for _name in [name for name in sys.modules if name.startswith(f"{__name__}.")]:
         sys.modules[f"{__name__}.nn" + _name.removeprefix(__name__)] = sys.modules[_name]

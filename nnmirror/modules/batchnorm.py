@@ -16,6 +16,15 @@ from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import keeps_call
 
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+]
+
 
 class _NormBase(Layer):
     """The parameters and buffers of a layer that normalises by channel."""

@@ -6,6 +6,8 @@ from .. import functional as F
 from .layer import Layer
 from .module import records_once
 
+__all__ = ["ChannelShuffle"]
+
 
 class ChannelShuffle(Layer):
     """The C channels, in G = `groups`, with those of the groups in turn:  dx = g, moved back.

@@ -18,6 +18,8 @@ from .explicit import Call, Chain
 from .module import Module, indent, is_parameter, keeps_call
 from .segment import NOT_RECORDED, Runs, is_hooked
 
+__all__ = ["ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"]
+
 V = TypeVar("V")
 
 

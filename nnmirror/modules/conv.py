@@ -20,6 +20,21 @@ from .lazy import LazyModuleMixin
 from .module import records_once
 from .utils import _ntuple, _size_1_t, _size_2_t, _size_3_t
 
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+]
+
 _Mode = Literal["zeros", "reflect", "replicate", "circular"]
 _MODES = {"zeros", "reflect", "replicate", "circular"}
 

@@ -6,6 +6,8 @@ from .. import functional as F
 from .layer import Layer
 from .module import keeps_call
 
+__all__ = ["CosineSimilarity", "PairwiseDistance"]
+
 
 class CosineSimilarity(Layer):
     """y = sum of (x1 / |x1|) (x2 / |x2|) along `dim`, the lengths `eps` at least.

@@ -12,6 +12,8 @@ from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call, records_once
 
+__all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout"]
+
 
 class _DropoutNd(Layer):
     __constants__ = ["p", "inplace"]

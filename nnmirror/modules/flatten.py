@@ -9,6 +9,8 @@ from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call
 
+__all__ = ["Flatten", "Unflatten"]
+
 
 class _Reshaping(Layer):
     """dx = g with the shape of x."""

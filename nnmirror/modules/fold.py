@@ -7,6 +7,8 @@ from .layer import Layer
 from .module import keeps_call
 from .utils import _size_any_t
 
+__all__ = ["Fold", "Unfold"]
+
 
 class Fold(Layer):
     """Sum columns (N, C K K, L) or (C K K, L) into images (N, C, *output_size).  dx = g there.

@@ -10,6 +10,15 @@ from ..rules.shape import squeeze, unsqueeze
 from .batchnorm import _LazyNormBase, _NormBase
 from .module import keeps_call
 
+__all__ = [
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
+
 
 class _InstanceNorm(_NormBase):
     def __init__(  # type: ignore[no-untyped-def]

@@ -16,6 +16,8 @@ from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import keeps_call, records_once
 
+__all__ = ["Identity", "LazyLinear", "Linear"]
+
 
 class Identity(Layer):
     """y = x, for any constructor arguments.  dx = g."""

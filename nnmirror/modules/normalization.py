@@ -12,6 +12,8 @@ from ..rules.normalization import NativeLayerNorm
 from .layer import Layer
 from .module import keeps_call, records_once
 
+__all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
+
 _shape_t = int | list[int] | torch.Size
 
 

@@ -17,6 +17,24 @@ from .layer import Layer
 from .module import keeps_call
 from .utils import _ntuple, _size_2_t, _size_4_t, _size_6_t
 
+__all__ = [
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
+]
+
 
 class _PadNd(Layer):
     """dx = g summed over the places that an element was copied to; see `nnmirror.rules.padding`."""

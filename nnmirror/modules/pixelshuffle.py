@@ -6,6 +6,8 @@ from .. import functional as F
 from .layer import Layer
 from .module import records_once
 
+__all__ = ["PixelShuffle", "PixelUnshuffle"]
+
 
 class PixelShuffle(Layer):
     """(*, C r^2, H, W) to (*, C, H r, W r), r = `upscale_factor`:  dx = g, moved back.

@@ -14,6 +14,8 @@ from ..tape import Function
 from .layer import Layer
 from .module import keeps_call
 
+__all__ = ["Embedding"]
+
 
 class Embedding(Layer):
     """y = the rows of the table at the indices in the input.

@@ -9,6 +9,8 @@ from .layer import Layer
 from .module import keeps_call
 from .utils import _ratio_2_t, _ratio_any_t, _size_2_t, _size_any_t
 
+__all__ = ["Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d"]
+
 
 class Upsample(Layer):
     """Resize images (N, C, ...) to `size`, or by `scale_factor`.
