@@ -8,13 +8,14 @@ import functools
 import math
 import numbers
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
-from ._types import TorchFunction
+from ._types import Size, TorchFunction
 from .fast.composed import composed, warn
 from .fast.signature import Alike
 from .formula import Plan
@@ -63,7 +64,9 @@ from .tensor import C_dim, Tensor
 from .walk import put_in_front
 
 T = torch.Tensor
-
+C = TypeVar("C", bound=TorchFunction)
+# By what to enlarge, in all dimensions or in each.
+_Factor: TypeAlias = float | Sequence[float]
 __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
@@ -289,7 +292,7 @@ def _addmm_of(rows: int) -> TorchFunction:
     """The product for so many rows; repeated beforehand, the bias is added sooner."""
     addmm = torch.addmm
 
-    def product(bias: Any, input: T, weight: Any) -> T:
+    def product(bias: Parameter, input: T, weight: Parameter) -> T:
         if weight._has_moved:  # a transpose does not pay for one product
             weight._has_moved = False
             return torch._C._nn.linear(input, weight, bias)
@@ -301,7 +304,7 @@ def _addmm_of(rows: int) -> TorchFunction:
     return product
 
 
-def _of_rows(bias: Any, input: T, weight: Any) -> T:
+def _of_rows(bias: Parameter, input: T, weight: Parameter) -> T:
     return _torchs_linear(input, weight._plain, bias._plain)  # plain aliases are faster for torch
 
 
@@ -870,7 +873,12 @@ def dropout(input: T, p: float = 0.5, training: bool = True, inplace: bool = Fal
 
 
 def _dropped(
-    function: Any, input: T, p: float, training: bool, inplace: bool, features: bool = False
+    function: TorchFunction,
+    input: T,
+    p: float,
+    training: bool,
+    inplace: bool,
+    features: bool = False,
 ) -> T:
     func = _dropout.KINDS[function, features, inplace]
     if not isinstance(input, T):
@@ -1162,8 +1170,8 @@ def local_response_norm(
 @overridable
 def interpolate(
     input: T,
-    size: int | None = None,
-    scale_factor: list[float] | None = None,
+    size: Size | None = None,
+    scale_factor: _Factor | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
@@ -1194,7 +1202,7 @@ def interpolate(
             "Anti-alias option is restricted to bilinear, bicubic, and lanczos modes and requires"
             " a 4-D tensor as input"
         )
-    if mode == "area" and dim in (3, 4, 5):
+    if mode == "area" and sizes is not None and dim in (3, 4, 5):
         return _mean_over_areas(input, sizes)
     if mode == "lanczos" and dim == 4:
         if align_corners:
@@ -1226,14 +1234,16 @@ _INTERPOLATIONS = {
 _LINEAR = {"linear": 3, "bilinear": 4, "trilinear": 5}
 
 
-def _interpolated_size(input: T, size: Any, scale_factor: Any) -> tuple[Any, Any]:
+def _interpolated_size(
+    input: T, size: Size | None, scale_factor: _Factor | None
+) -> tuple[Sequence[int] | None, Sequence[float] | None]:
     """The sizes or the factors, one for each dimension; or PyTorch's error."""
     dim = input.dim() - 2
     if size is not None and scale_factor is not None:
         raise ValueError("only one of size or scale_factor should be defined")
     if size is None and scale_factor is None:
         raise ValueError("either size or scale_factor should be defined")
-    given = scale_factor if size is None else size
+    given: Any = scale_factor if size is None else size
     if not isinstance(given, list | tuple):
         given = [given] * dim
     elif len(given) != dim:
@@ -1255,15 +1265,15 @@ def _interpolated_size(input: T, size: Any, scale_factor: Any) -> tuple[Any, Any
     return (None, given) if size is None else (given, None)
 
 
-def _mean_over_areas(input: T, size: Any) -> T:
+def _mean_over_areas(input: T, size: Sequence[int]) -> T:
     pools = adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
     return pools[input.dim() - 3](input, size)
 
 
 def upsample(
     input: T,
-    size: Any = None,
-    scale_factor: Any = None,
+    size: Size | None = None,
+    scale_factor: _Factor | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> T:
@@ -1271,17 +1281,24 @@ def upsample(
     return _upsampled("upsample", input, size, scale_factor, mode, align_corners)
 
 
-def upsample_nearest(input: T, size: Any = None, scale_factor: Any = None) -> T:
+def upsample_nearest(input: T, size: Size | None = None, scale_factor: _Factor | None = None) -> T:
     """`interpolate` by the nearest element, with PyTorch's warning that it is called so now."""
     return _upsampled("upsample_nearest", input, size, scale_factor, "nearest", None)
 
 
-def upsample_bilinear(input: T, size: Any = None, scale_factor: Any = None) -> T:
+def upsample_bilinear(input: T, size: Size | None = None, scale_factor: _Factor | None = None) -> T:
     """`interpolate(mode="bilinear", align_corners=True)`, with PyTorch's warning."""
     return _upsampled("upsample_bilinear", input, size, scale_factor, "bilinear", True)
 
 
-def _upsampled(name: str, input: T, size: Any, scale: Any, mode: str, corners: bool | None) -> T:
+def _upsampled(
+    name: str,
+    input: T,
+    size: Size | None,
+    scale: _Factor | None,
+    mode: str,
+    corners: bool | None,
+) -> T:
     warnings.warn(
         f"`nn.functional.{name}` is deprecated. Use `nn.functional.interpolate` instead.",
         stacklevel=3,
@@ -1345,22 +1362,24 @@ conv1d, conv2d, conv3d = map(overridable, _convolution.CONV)
 conv_transpose1d, conv_transpose2d, conv_transpose3d = map(overridable, _convolution.CONV_TRANSPOSE)
 
 
-def _pools(name: str) -> list[Any]:
-    every = [name.replace("N", str(n)) for n in (1, 2, 3)]
-    return [overridable(_pooling.FUNCTIONS[n]) for n in every if n in _pooling.FUNCTIONS]
+def _pools(of: dict[int, C]) -> list[C]:
+    return [overridable(function) for function in of.values()]
 
 
-max_pool1d, max_pool2d, max_pool3d = _pools("max_poolNd")
-avg_pool1d, avg_pool2d, avg_pool3d = _pools("avg_poolNd")
-adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _pools("adaptive_avg_poolNd")
-adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _pools("adaptive_max_poolNd")
-lp_pool1d, lp_pool2d, lp_pool3d = _pools("lp_poolNd")
-max_unpool1d, max_unpool2d, max_unpool3d = _pools("max_unpoolNd")
-fractional_max_pool2d, fractional_max_pool3d = _pools("fractional_max_poolNd")
+max_pool1d, max_pool2d, max_pool3d = _pools(_pooling.max_poolNd)
+(avg_pool1d,) = _pools(_pooling.avg_pool1d)
+avg_pool2d, avg_pool3d = _pools(_pooling.avg_poolNd)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _pools(_pooling.adaptive_avg_poolNd)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _pools(_pooling.adaptive_max_poolNd)
+lp_pool1d, lp_pool2d, lp_pool3d = _pools(_pooling.lp_poolNd)
+max_unpool1d, max_unpool2d, max_unpool3d = _pools(_pooling.max_unpoolNd)
+fractional_max_pool2d, fractional_max_pool3d = _pools(_pooling.fractional_max_poolNd)
 
 
 @overridable
-def unfold(input: T, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> T:
+def unfold(
+    input: T, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1
+) -> T:
     """Pictures (N, C, H, W) to columns (N, C K K, L): what lies under each window, K by K; see
     `nnmirror.rules.fold.Im2Col`."""
     how = [_pair(v) for v in (kernel_size, dilation, padding, stride)]
@@ -1372,11 +1391,11 @@ def unfold(input: T, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stri
 @overridable
 def fold(
     input: T,
-    output_size: Any,
-    kernel_size: Any,
-    dilation: Any = 1,
-    padding: Any = 0,
-    stride: Any = 1,
+    output_size: Size,
+    kernel_size: Size,
+    dilation: Size = 1,
+    padding: Size = 0,
+    stride: Size = 1,
 ) -> T:
     """Columns (N, C K K, L) added up to pictures (N, C, *output_size), each where its window lies;
     see `nnmirror.rules.fold.Col2Im`."""
@@ -1386,8 +1405,8 @@ def fold(
     return _fold.col2im(input, *how)
 
 
-def _pair(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if hasattr(value, "__iter__") else (value, value)
+def _pair(value: Size) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, Iterable) else (value, value)
 
 
 class MseLoss(Rule):

@@ -20,8 +20,8 @@ it, no tensor operation sums in the same order: dw and db differ by some units i
 
 import contextlib
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 import torch
 
@@ -37,6 +37,7 @@ from .sizes import expanded, expanded_integer
 
 T = torch.Tensor
 Sizes = Sequence[int]
+P = ParamSpec("P")
 
 _CALLED: dict[bool, tuple[TorchFunction, ...]] = {
     False: (torch.conv1d, torch.conv2d, torch.conv3d),
@@ -200,7 +201,7 @@ def _exchange(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes) -> T:
 def _exchanged(g: T, x: T, stride: Sizes, padding: Sizes, dilation: Sizes, kernel: torch.Size) -> T:
     """dw as convolutions of x and g, of as many samples at a time as stay in a cache."""
     most, zeros = max(1, _AT_ONCE // g.shape[1:].numel()), [0] * len(stride)
-    pairs: Any = [(x, g)]
+    pairs: Iterable[tuple[T, T]] = [(x, g)]
     if most < len(x):
         if most > 16:
             most -= most % 16  # oneDNN takes 16 together
@@ -305,7 +306,7 @@ def _by_samples(
     dilation: Sizes,
     kernel: torch.Size,
     groups: int,
-    backend: Any,
+    backend: object,
 ) -> T:
     """dw as PyTorch's own kernels compute it: for each group, the matrix product of each sample is
     accumulated."""
@@ -410,15 +411,15 @@ class Convolution(Rule):
 def convolved(
     n: int,
     transposed: bool,
-    args: tuple[Any, ...],
+    args: tuple[object, ...],
     input: T,
     weight: T,
     bias: T | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    output_padding: Any,
-    groups: Any,
+    stride: object,
+    padding: object,
+    dilation: object,
+    output_padding: object,
+    groups: int,
 ) -> T:
     """A convolution in n dimensions, of a batch or a single sample; `args` are the original
     arguments, for PyTorch's errors."""
@@ -442,8 +443,14 @@ def convolved(
 
 
 def _padded(
-    n: int, args: tuple[Any, ...], input: T, weight: T, stride: Sizes, padding: str, dilation: Sizes
-) -> tuple[T, Any]:
+    n: int,
+    args: tuple[object, ...],
+    input: T,
+    weight: T,
+    stride: Sizes,
+    padding: str,
+    dilation: Sizes,
+) -> tuple[T, tuple[int, ...] | None]:
     """The input and the numeric padding for "same" or "valid"; None for any other padding."""
     if padding == "valid":
         return input, (0,) * n
@@ -461,7 +468,35 @@ def _padded(
     return record(ConstantPadNd, (input, more))[0], left
 
 
-def _conv(n: int) -> TorchFunction:
+if TYPE_CHECKING:
+
+    class _Conv(Protocol):
+        def __call__(
+            self,
+            input: T,
+            weight: T,
+            bias: T | None = None,
+            stride: int | Sizes = 1,
+            padding: int | Sizes | str = 0,
+            dilation: int | Sizes = 1,
+            groups: int = 1,
+        ) -> T: ...
+
+    class _ConvTranspose(Protocol):
+        def __call__(
+            self,
+            input: T,
+            weight: T,
+            bias: T | None = None,
+            stride: int | Sizes = 1,
+            padding: int | Sizes = 0,
+            output_padding: int | Sizes = 0,
+            groups: int = 1,
+            dilation: int | Sizes = 1,
+        ) -> T: ...
+
+
+def _conv(n: int) -> "_Conv":
     def call(
         input: T,
         weight: T,
@@ -480,7 +515,7 @@ def _conv(n: int) -> TorchFunction:
     return call
 
 
-def _conv_transpose(n: int) -> TorchFunction:
+def _conv_transpose(n: int) -> "_ConvTranspose":
     def call(
         input: T,
         weight: T,
@@ -501,11 +536,11 @@ def _conv_transpose(n: int) -> TorchFunction:
     return call
 
 
-def _answered(function: TorchFunction, called: TorchFunction) -> TorchFunction:
+def _answered(function: Callable[P, T], called: TorchFunction) -> Callable[P, T]:
     """The function for `called`: arguments that do not fit get PyTorch's error."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except TypeError:

@@ -9,13 +9,14 @@ dimension is pooling in two, of which the first has size 1, as in PyTorch.
 import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import torch
 
 from .._torch import DisableTorchFunctionSubclass
-from .._types import TorchFunction
+from .._types import Size, TorchFunction
 from ..grad_mode import is_grad_enabled
 from ..tape import record
 from .arithmetic import Pow
@@ -29,6 +30,10 @@ from .sizes import expanded, ntuple
 
 T = torch.Tensor
 Sizes = Sequence[int]
+C = TypeVar("C", bound=TorchFunction)
+P = ParamSpec("P")
+R = TypeVar("R")
+_Index: TypeAlias = tuple[int | slice | EllipsisType, ...]
 
 
 def as_laid_out(dx: T, x: T) -> T:
@@ -83,24 +88,24 @@ def picked(g: T, indices: T, n: int) -> T:
 
 
 def _largest(
-    name: str, function: TorchFunction, n: int, called: TorchFunction | None = None, **more: Any
+    name: str, function: TorchFunction, n: int, called: TorchFunction | None = None, **more: object
 ) -> tuple[type[Rule], ...]:
     """Two rules of a function that returns maxima and indices: with the maxima only, the usual
     case, and with both. `called` raises the errors for arguments of other types."""
 
-    def forward(input: T, *settings: Any) -> tuple[T, T]:
+    def forward(input: T, *settings: object) -> tuple[T, T]:
         try:
             return function(input, *settings)  # type: ignore[no-any-return]
         except TypeError:
             raise unplaced(called or function, (input, *settings), {}) from None
 
-    def infer(input: T, *settings: Any) -> T:
+    def infer(input: T, *settings: object) -> T:
         return function(input, *settings)[0]  # type: ignore[no-any-return]
 
     def d_input(g: T, input: T, indices: T) -> T:
         return _put(g, input, indices, n, name)
 
-    def forward_of_both(input: T, *settings: Any) -> tuple[T, T]:
+    def forward_of_both(input: T, *settings: object) -> tuple[T, T]:
         y, indices = forward(input, *settings)
         return y, as_laid_out(indices.contiguous(), input)
 
@@ -120,7 +125,7 @@ def _largest(
 _nn: Any = torch._C._nn
 
 
-def _max_pool2d(input: T, *settings: Any) -> tuple[T, T]:
+def _max_pool2d(input: T, *settings: object) -> tuple[T, T]:
     if has_planes(input):
         with contextlib.suppress(RuntimeError, TypeError):  # else the error names the input's sizes
             found = _nn.max_pool2d_with_indices(planes_last(input), *settings)
@@ -129,7 +134,7 @@ def _max_pool2d(input: T, *settings: Any) -> tuple[T, T]:
     return _nn.max_pool2d_with_indices(input, *settings)  # type: ignore[no-any-return]
 
 
-def _avg_pool2d(input: T, *settings: Any) -> T:
+def _avg_pool2d(input: T, *settings: object) -> T:
     if has_planes(input):
         with contextlib.suppress(RuntimeError, TypeError):
             means = _nn.avg_pool2d(planes_last(input), *settings)
@@ -155,7 +160,7 @@ _FRACTIONAL = {
 def _unpooling(n: int) -> type[Rule]:
     function = getattr(_nn, f"max_unpool{n}d")
 
-    def forward(input: T, indices: T, *settings: Any) -> T:
+    def forward(input: T, indices: T, *settings: object) -> T:
         return function(input, indices, *settings)  # type: ignore[no-any-return]
 
     def d_input(g: T, indices: T) -> T:
@@ -200,17 +205,21 @@ def _spread(t: T, input: T, kernel: Sizes, stride: Sizes, padding: Sizes) -> T:
     # An element is at the end of the first window that contains it.
     for offset in itertools.product(*[range(k - 1, -1, -1) for k in kernel]):
         along = zip(offset, stride, places, strict=True)
-        where: Any = (..., *[slice(a, a + s * (o - 1) + 1, s) for a, s, o in along])
+        where: _Index = (..., *[slice(a, a + s * (o - 1) + 1, s) for a, s, o in along])
         dx[where].add_(t)
     for dim, (p, size) in enumerate(zip(padding, sizes, strict=True), start=len(lead)):
         dx = dx.narrow(dim, p, size)
     return as_laid_out(dx.contiguous(), input)
 
 
+# The arguments of AvgPool after the input.
+_Averages: TypeAlias = tuple[Size, Size, Size, bool, bool, int | None]
+
+
 class _Mean:
     """The arguments of AvgPool, with one number per dimension."""
 
-    def __init__(self, n: int, settings: Sequence[Any]) -> None:
+    def __init__(self, n: int, settings: _Averages) -> None:
         kernel, stride, padding, _, count_include_pad, divisor_override = settings
         self.kernel = expanded(kernel, n)
         self.stride = expanded(stride, n) if stride else self.kernel
@@ -245,7 +254,7 @@ class _AvgPoolBackward(Rule):
     """dx = g / n, added over each window:  g gets the means of h"""
 
     @staticmethod
-    def forward(grad: T, input: T, n: int, settings: Sequence[Any]) -> T:
+    def forward(grad: T, input: T, n: int, settings: _Averages) -> T:
         if not grad.numel():
             return torch.zeros_like(input)
         mean = _Mean(n, settings)
@@ -253,11 +262,11 @@ class _AvgPoolBackward(Rule):
         return _spread(t, input, mean.kernel, mean.stride, mean.padding)
 
     @classmethod
-    def label_of(cls, grad: T, input: T, n: int, settings: Sequence[Any]) -> str:
+    def label_of(cls, grad: T, input: T, n: int, settings: _Averages) -> str:
         return f"AvgPool{n}DBackwardBackward0"
 
     @staticmethod
-    def d_grad(g: T, n: int, settings: Sequence[Any]) -> T:
+    def d_grad(g: T, n: int, settings: _Averages) -> T:
         return getattr(_nn, f"avg_pool{n}d")(g, *settings)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -274,10 +283,10 @@ _AVERAGED: dict[int, TorchFunction] = {2: _avg_pool2d, 3: _nn.avg_pool3d}
 def _averaging(n: int) -> type[Rule]:
     function = _AVERAGED[n]
 
-    def forward(input: T, *settings: Any) -> T:
+    def forward(input: T, *settings: object) -> T:
         return function(input, *settings)  # type: ignore[no-any-return]
 
-    def d_input(g: T, input: T, settings: tuple[Any, ...]) -> T:
+    def d_input(g: T, input: T, settings: tuple[object, ...]) -> T:
         return _avg_grad(g, input, n, settings)
 
     body = {
@@ -318,8 +327,8 @@ class _AdaptiveAvgPoolBackward(Rule):
             t = t / lengths.view(-1, *[1] * (n - 1 - dim))
         dx = torch.zeros(input.shape, dtype=grad.dtype, device=grad.device)
         for place in itertools.product(*map(range, places)):
-            where: Any = (..., *[slice(*windows[dim][i]) for dim, i in enumerate(place)])
-            at: Any = (..., *place)
+            where: _Index = (..., *[slice(*windows[dim][i]) for dim, i in enumerate(place)])
+            at: _Index = (..., *place)
             dx[where].add_(t[at].reshape(*t.shape[:-n], *[1] * n))
         return as_laid_out(dx, input)
 
@@ -365,25 +374,25 @@ ADAPTIVE_AVG = {n: _adaptive_averaging(n) for n in (2, 3)}
 # -- arguments -----------------------------------------------------------------------------
 
 
-def _along(value: Any, first: int) -> Any:
+def _along(value: object, first: int) -> tuple[object, ...]:
     """An argument of one dimension as one of two."""
     if isinstance(value, tuple | list):
         return (first, *value) if len(value) else ()
     return first, value
 
 
-def _is_recorded(input: Any) -> bool:
+def _is_recorded(input: object) -> bool:
     return isinstance(input, T) and input.requires_grad and is_grad_enabled()
 
 
-def _answers(*called: TorchFunction) -> Any:
+def _answers(*called: TorchFunction) -> Callable[[C], C]:
     """Record calls of the torch function with the decorated one, if recording is on."""
 
-    def register(function: TorchFunction) -> TorchFunction:
+    def register(function: C) -> C:
         for func in called:
 
             @functools.wraps(function)
-            def call(*args: Any, _func: TorchFunction = func, **kwargs: Any) -> Any:
+            def call(*args: object, _func: TorchFunction = func, **kwargs: object) -> Any:
                 input = args[0] if args else kwargs.get("input")
                 if not _is_recorded(input):
                     with DisableTorchFunctionSubclass():
@@ -399,12 +408,16 @@ def _answers(*called: TorchFunction) -> Any:
     return register
 
 
-def _as_given(stride: Any) -> Any:
+def _as_given(stride: Size | None) -> Size:
     return () if stride is None else stride
 
 
 def _in_two(
-    rule_: type[Rule], input: T, called: TorchFunction, args: tuple[Any, ...], how: Any
+    rule_: type[Rule],
+    input: T,
+    called: TorchFunction,
+    args: tuple[object, ...],
+    how: tuple[object, ...],
 ) -> Any:
     """Pool in one dimension as in two."""
     if input.dim() not in (2, 3):
@@ -422,10 +435,10 @@ def _in_two(
 def _max_pool(n: int, both: bool) -> TorchFunction:
     def call(
         input: T,
-        kernel_size: Any,
-        stride: Any = (),
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size | None = (),
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> Any:
         how = kernel_size, _as_given(stride), padding, dilation
@@ -447,7 +460,7 @@ for _n, _without in ((2, torch.max_pool2d), (3, torch.max_pool3d)):
 
 
 @_answers(torch.adaptive_max_pool1d)
-def _adaptive_max_pool1d(input: T, output_size: Any) -> Any:
+def _adaptive_max_pool1d(input: T, output_size: Size) -> Any:
     size = _along(output_size, 1)
     return _in_two(
         ADAPTIVE_MAX[2][1], input, torch.adaptive_max_pool1d, (input, output_size), (size,)
@@ -455,21 +468,21 @@ def _adaptive_max_pool1d(input: T, output_size: Any) -> Any:
 
 
 def _adaptive_max_pool(n: int) -> TorchFunction:
-    def call(input: T, output_size: Any) -> Any:
+    def call(input: T, output_size: Size) -> Any:
         return record(ADAPTIVE_MAX[n][1], (input, output_size))[0]
 
     return call
 
 
 def _fractional_max_pool(n: int) -> TorchFunction:
-    def call(input: T, kernel_size: Any, output_size: Any, random_samples: T) -> Any:
+    def call(input: T, kernel_size: Size, output_size: Size, random_samples: T) -> Any:
         return record(_FRACTIONAL[n][1], (input, kernel_size, output_size, random_samples))[0]
 
     return call
 
 
 def _max_unpool(n: int) -> TorchFunction:
-    def call(input: T, indices: T, *how: Any, **named: Any) -> Any:
+    def call(input: T, indices: T, *how: object, **named: object) -> Any:
         for name in ("output_size", "stride", "padding"):
             how += (named.pop(name),) if name in named else ()
         if named:
@@ -482,9 +495,9 @@ def _max_unpool(n: int) -> TorchFunction:
 def _avg_pool(n: int) -> TorchFunction:
     def call(
         input: T,
-        kernel_size: Any,
-        stride: Any = (),
-        padding: Any = 0,
+        kernel_size: Size,
+        stride: Size | None = (),
+        padding: Size = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
@@ -498,9 +511,9 @@ def _avg_pool(n: int) -> TorchFunction:
 @_answers(torch.avg_pool1d)
 def _avg_pool1d(
     input: T,
-    kernel_size: Any,
-    stride: Any = (),
-    padding: Any = 0,
+    kernel_size: Size,
+    stride: Size | None = (),
+    padding: Size = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Any:
@@ -512,7 +525,7 @@ def _avg_pool1d(
 
 
 def _adaptive_avg_pool(n: int) -> TorchFunction:
-    def call(input: T, output_size: Any) -> Any:
+    def call(input: T, output_size: object) -> Any:
         sizes = expanded(output_size, n)
         is_one = all(type(s) is int and s == 1 for s in sizes)
         if is_one and input.dim() in (n + 1, n + 2) and input.numel():
@@ -525,7 +538,7 @@ def _adaptive_avg_pool(n: int) -> TorchFunction:
 
 
 @_answers(torch.adaptive_avg_pool1d)
-def _adaptive_avg_pool1d(input: T, output_size: Any) -> Any:
+def _adaptive_avg_pool1d(input: T, output_size: Size) -> Any:
     if input.dim() not in (2, 3):
         raise unplaced(torch.adaptive_avg_pool1d, (input, output_size), {})
     pooled = _adaptive_avg_pool(2)(unsqueeze(input, -2), _along(output_size, 1))
@@ -547,28 +560,163 @@ for _n in (2, 3):
 
 FUNCTIONS: dict[str, TorchFunction] = {}
 
+# For each dimension, or one for all; None is the size of the input.
+_OutputSize: TypeAlias = int | Sequence[int | None]
+_Ratio: TypeAlias = float | Sequence[float]
 
-def _public(doc: str) -> Any:
+if TYPE_CHECKING:
+
+    class _MaxPool(Protocol):
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            stride: Size | None = None,
+            padding: Size = 0,
+            dilation: Size = 1,
+            ceil_mode: bool = False,
+            return_indices: Literal[False] = False,
+        ) -> T: ...
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            stride: Size | None,
+            padding: Size,
+            dilation: Size,
+            ceil_mode: bool,
+            return_indices: Literal[True],
+            /,
+        ) -> tuple[T, T]: ...
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            stride: Size | None = None,
+            padding: Size = 0,
+            dilation: Size = 1,
+            ceil_mode: bool = False,
+            *,
+            return_indices: Literal[True],
+        ) -> tuple[T, T]: ...
+
+    class _AvgPool1d(Protocol):
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            stride: Size | None = None,
+            padding: Size = 0,
+            ceil_mode: bool = False,
+            count_include_pad: bool = True,
+        ) -> T: ...
+
+    class _AvgPool(Protocol):
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            stride: Size | None = None,
+            padding: Size = 0,
+            ceil_mode: bool = False,
+            count_include_pad: bool = True,
+            divisor_override: int | None = None,
+        ) -> T: ...
+
+    class _AdaptiveAvgPool(Protocol):
+        def __call__(self, input: T, output_size: _OutputSize) -> T: ...
+
+    class _AdaptiveMaxPool(Protocol):
+        @overload
+        def __call__(
+            self, input: T, output_size: _OutputSize, return_indices: Literal[False] = False
+        ) -> T: ...
+        @overload
+        def __call__(
+            self, input: T, output_size: _OutputSize, return_indices: Literal[True]
+        ) -> tuple[T, T]: ...
+
+    class _LPPool(Protocol):
+        def __call__(
+            self,
+            input: T,
+            norm_type: float,
+            kernel_size: Size,
+            stride: Size | None = None,
+            ceil_mode: bool = False,
+        ) -> T: ...
+
+    class _MaxUnpool(Protocol):
+        def __call__(
+            self,
+            input: T,
+            indices: T,
+            kernel_size: Size,
+            stride: Size | None = None,
+            padding: Size = 0,
+            output_size: Sizes | None = None,
+        ) -> T: ...
+
+    class _FractionalMaxPool(Protocol):
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            output_size: Size | None = None,
+            output_ratio: _Ratio | None = None,
+            return_indices: Literal[False] = False,
+            _random_samples: T | None = None,
+        ) -> T: ...
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            output_size: Size | None,
+            output_ratio: _Ratio | None,
+            return_indices: Literal[True],
+            /,
+            _random_samples: T | None = None,
+        ) -> tuple[T, T]: ...
+        @overload
+        def __call__(
+            self,
+            input: T,
+            kernel_size: Size,
+            output_size: Size | None = None,
+            output_ratio: _Ratio | None = None,
+            *,
+            return_indices: Literal[True],
+            _random_samples: T | None = None,
+        ) -> tuple[T, T]: ...
+
+
+def _public(
+    doc: str, numbers: Sequence[int] = (1, 2, 3)
+) -> Callable[[Callable[[int], C]], dict[int, C]]:
     """A function of torch.nn.functional, for each number of dimensions."""
 
-    def register(make: Any) -> Any:
-        for n in (1, 2, 3):
-            function = make(n)
-            if function is not None:
-                name = make.__name__.lstrip("_").replace("Nd", f"{n}d")
-                function.__name__ = function.__qualname__ = name
-                function.__doc__, function.__module__ = doc, "nnmirror.functional"
-                FUNCTIONS[name] = function
-        return make
+    def register(make: Callable[[int], C]) -> dict[int, C]:
+        made = {n: make(n) for n in numbers}
+        for n, function in made.items():
+            name = make.__name__.replace("Nd", f"{n}d")
+            function.__name__ = function.__qualname__ = name
+            function.__doc__, function.__module__ = doc, "nnmirror.functional"
+            FUNCTIONS[name] = function
+        return made
 
     return register
 
 
-def _of_torch(called: TorchFunction, function: TorchFunction) -> TorchFunction:
+def _of_torch(called: TorchFunction, function: Callable[P, R]) -> Callable[P, R]:
     """The function, with the errors of one of torch's own for invalid arguments."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except TypeError:
@@ -577,7 +725,7 @@ def _of_torch(called: TorchFunction, function: TorchFunction) -> TorchFunction:
     return call
 
 
-def _recorded(name: str) -> Any:
+def _recorded(name: str) -> TorchFunction:
     """The recording function for a torch function; its input may be a tensor of torch's own."""
     return RULES[getattr(torch, name, None) or getattr(_nn, name)]
 
@@ -586,13 +734,13 @@ def _recorded(name: str) -> Any:
     "x at its largest under each window, `dilation` apart; with `return_indices` and the places, in"
     " the flattened last dimensions, too. See `nnmirror.rules.pooling`."
 )
-def _max_poolNd(n: int) -> TorchFunction:
+def max_poolNd(n: int) -> "_MaxPool":
     def call(
         input: T,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Any:
@@ -604,51 +752,54 @@ def _max_poolNd(n: int) -> TorchFunction:
 
 
 @_public("The same with `return_indices`.")
-def _max_poolNd_with_indices(n: int) -> TorchFunction:
+def max_poolNd_with_indices(n: int) -> TorchFunction:
     def call(
         input: T,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
-    ) -> Any:
-        how = kernel_size, stride, padding, dilation, ceil_mode
-        return FUNCTIONS[f"max_pool{n}d"](input, *how, True)
+    ) -> tuple[T, T]:
+        return max_poolNd[n](input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
     return call
 
 
-@_public(
+_MEAN = (
     "The mean of x under each window, zeros around it counted or not. See `nnmirror.rules.pooling`."
 )
-def _avg_poolNd(n: int) -> TorchFunction:
-    if n == 1:
 
-        def one(
-            input: T,
-            kernel_size: Any,
-            stride: Any = None,
-            padding: Any = 0,
-            ceil_mode: bool = False,
-            count_include_pad: bool = True,
-        ) -> Any:
-            stride = [] if stride is None else stride
-            how = padding, ceil_mode, count_include_pad
-            return _recorded("avg_pool1d")(input, kernel_size, stride, *how)
 
-        return _of_torch(torch.avg_pool1d, one)
-
+@_public(_MEAN, numbers=(1,))
+def avg_pool1d(n: int) -> "_AvgPool1d":
     def call(
         input: T,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> T:
+        stride = [] if stride is None else stride
+        how = padding, ceil_mode, count_include_pad
+        return _recorded("avg_pool1d")(input, kernel_size, stride, *how)
+
+    return _of_torch(torch.avg_pool1d, call)
+
+
+@_public(_MEAN, numbers=(2, 3))
+def avg_poolNd(n: int) -> "_AvgPool":
+    def call(
+        input: T,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
-    ) -> Any:
+    ) -> T:
         how = padding, ceil_mode, count_include_pad, divisor_override
         return _recorded(f"avg_pool{n}d")(
             input, kernel_size, [] if stride is None else stride, *how
@@ -657,7 +808,7 @@ def _avg_poolNd(n: int) -> TorchFunction:
     return _of_torch(getattr(_nn, f"avg_pool{n}d"), call)
 
 
-def _sizes_or(output_size: Any, sizes: torch.Size) -> Any:
+def _sizes_or(output_size: "_OutputSize", sizes: torch.Size) -> Size:
     """`output_size`, that of the input where it is None."""
     if isinstance(output_size, int):
         return output_size
@@ -668,8 +819,8 @@ def _sizes_or(output_size: Any, sizes: torch.Size) -> Any:
 
 
 @_public("The mean of x under `output_size` windows that lie as evenly as they can.")
-def _adaptive_avg_poolNd(n: int) -> TorchFunction:
-    def call(input: T, output_size: Any) -> Any:
+def adaptive_avg_poolNd(n: int) -> "_AdaptiveAvgPool":
+    def call(input: T, output_size: _OutputSize) -> T:
         sizes = output_size if n == 1 else _sizes_or(output_size, input.size())
         return _recorded(f"adaptive_avg_pool{n}d")(input, sizes)
 
@@ -677,8 +828,8 @@ def _adaptive_avg_poolNd(n: int) -> TorchFunction:
 
 
 @_public("x at its largest under `output_size` windows that lie as evenly as they can.")
-def _adaptive_max_poolNd(n: int) -> TorchFunction:
-    def call(input: T, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_poolNd(n: int) -> "_AdaptiveMaxPool":
+    def call(input: T, output_size: _OutputSize, return_indices: bool = False) -> Any:
         sizes = output_size if n == 1 else _sizes_or(output_size, input.size())
         found = _recorded(f"adaptive_max_pool{n}d")(input, sizes)
         return found if return_indices else found[0]
@@ -687,22 +838,26 @@ def _adaptive_max_poolNd(n: int) -> TorchFunction:
 
 
 @_public("The same with `return_indices`.")
-def _adaptive_max_poolNd_with_indices(n: int) -> TorchFunction:
-    def call(input: T, output_size: Any, return_indices: bool = False) -> Any:
-        return FUNCTIONS[f"adaptive_max_pool{n}d"](input, output_size, True)
+def adaptive_max_poolNd_with_indices(n: int) -> TorchFunction:
+    def call(input: T, output_size: _OutputSize, return_indices: bool = False) -> tuple[T, T]:
+        return adaptive_max_poolNd[n](input, output_size, True)
 
     return call
 
 
 @_public("The p-norm of x under each window:  y = (sum of x^p)^(1/p)")
-def _lp_poolNd(n: int) -> TorchFunction:
+def lp_poolNd(n: int) -> "_LPPool":
     def call(
-        input: T, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
-    ) -> Any:
+        input: T,
+        norm_type: float,
+        kernel_size: Size,
+        stride: Size | None = None,
+        ceil_mode: bool = False,
+    ) -> T:
         sizes = (kernel_size,) if n == 1 else expanded(kernel_size, n)
         if isinstance(norm_type, int | float) and abs(norm_type) == float("inf"):
             how = kernel_size, stride, 0, 1, ceil_mode
-            largest = FUNCTIONS[f"max_pool{n}d"]
+            largest = max_poolNd[n]
             if norm_type > 0:
                 return largest(record(Abs, (input,))[0], *how)
             return -largest(-record(Abs, (input,))[0], *how)
@@ -720,15 +875,15 @@ def _lp_poolNd(n: int) -> TorchFunction:
     "The inverse of max_pool: x at the places that `indices` name, 0 elsewhere. Where several sizes"
     " give one of x, `output_size` says which."
 )
-def _max_unpoolNd(n: int) -> TorchFunction:
+def max_unpoolNd(n: int) -> "_MaxUnpool":
     def call(
         input: T,
         indices: T,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        output_size: Any = None,
-    ) -> Any:
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        output_size: Sizes | None = None,
+    ) -> T:
         each = ntuple(n)
         kernel, pads = each(kernel_size), each(padding)
         steps = kernel if stride is None else each(stride)
@@ -744,13 +899,13 @@ def _max_unpoolNd(n: int) -> TorchFunction:
 
 
 def _unpooled(
-    shape: torch.Size, kernel: Sizes, stride: Sizes, padding: Sizes, output_size: Any
-) -> Any:
+    shape: torch.Size, kernel: Sizes, stride: Sizes, padding: Sizes, output_size: Sizes | None
+) -> Sizes:
     """The output sizes of unpooling, or PyTorch's error for an invalid `output_size`."""
     n = len(kernel)
     usual = [(shape[d - n] - 1) * stride[d] + kernel[d] - 2 * padding[d] for d in range(n)]
     if output_size is None:
-        sizes: Any = usual
+        sizes: Sizes = usual
     else:
         sizes = output_size[2:] if len(output_size) == n + 2 else output_size
         if len(sizes) != n:
@@ -775,16 +930,14 @@ def _unpooled(
 
 @_public(
     "x at its largest under windows of about equal size that lie at random (Graham, 2014):"
-    " `output_size` of them, or `output_ratio` times the size of x."
+    " `output_size` of them, or `output_ratio` times the size of x.",
+    numbers=(2, 3),
 )
-def _fractional_max_poolNd(n: int) -> TorchFunction | None:
-    if n == 1:
-        return None
-
+def fractional_max_poolNd(n: int) -> "_FractionalMaxPool":
     def call(
         input: T,
-        kernel_size: Any,
-        output_size: Any = None,
+        kernel_size: Size,
+        output_size: Size | None = None,
         output_ratio: Any = None,
         return_indices: bool = False,
         _random_samples: T | None = None,
@@ -804,8 +957,9 @@ def _fractional_max_poolNd(n: int) -> TorchFunction | None:
             output_size = [int(input.size(d - n) * ratios[d]) for d in range(n)]
         if _random_samples is None:
             batch = 1 if input.dim() == n + 1 else input.size(0)
-            like: Any = {"dtype": input.dtype, "device": input.device}
-            _random_samples = torch.rand(batch, input.size(-n - 1), n, **like)
+            _random_samples = torch.rand(
+                batch, input.size(-n - 1), n, dtype=input.dtype, device=input.device
+            )
         found = _recorded(f"fractional_max_pool{n}d")(
             input, kernel_size, output_size, _random_samples
         )
@@ -814,20 +968,18 @@ def _fractional_max_poolNd(n: int) -> TorchFunction | None:
     return call
 
 
-@_public("The same with `return_indices`.")
-def _fractional_max_poolNd_with_indices(n: int) -> TorchFunction | None:
-    if n == 1:
-        return None
-
+@_public("The same with `return_indices`.", numbers=(2, 3))
+def fractional_max_poolNd_with_indices(n: int) -> TorchFunction:
     def call(
         input: T,
-        kernel_size: Any,
-        output_size: Any = None,
-        output_ratio: Any = None,
+        kernel_size: Size,
+        output_size: Size | None = None,
+        output_ratio: _Ratio | None = None,
         return_indices: bool = False,
         _random_samples: T | None = None,
-    ) -> Any:
-        how = kernel_size, output_size, output_ratio, True, _random_samples
-        return FUNCTIONS[f"fractional_max_pool{n}d"](input, *how)
+    ) -> tuple[T, T]:
+        return fractional_max_poolNd[n](
+            input, kernel_size, output_size, output_ratio, True, _random_samples
+        )
 
     return call
