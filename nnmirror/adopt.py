@@ -43,7 +43,7 @@ kept: set[str] = set()
 
 
 @implements(_module)
-def become_mirrored(model: Any) -> list[str]:
+def become_mirrored(model: object) -> list[str]:
     """Make the torch.nn module `model` a mirrored one, in place.
 
     Returns the reasons against it, each with a path; if there are any, nothing was changed.
@@ -81,18 +81,18 @@ class _InPlace(Bridge):
         self.modules: dict[int, tuple[Any, type, dict[str, Any]]] = {}
         self.parameters: list[Any] = []
 
-    def plan(self, model: Any) -> None:
+    def plan(self, model: object) -> None:
         self._module(model, "")
 
-    def _begin(self, module: Any, cls: type) -> tuple[Any, dict[str, Any]]:
+    def _begin(self, module: object, cls: type) -> tuple[Any, dict[str, Any]]:
         state: dict[str, Any] = {}
         self.modules[id(module)] = module, cls, state
         return module, state
 
-    def _method(self, module: Any, name: str) -> Any:
+    def _method(self, module: object, name: str) -> Any:
         return types.MethodType(getattr(self.modules[id(module)][1], name), module)
 
-    def _new_parameter(self, param: Any) -> Any:
+    def _new_parameter(self, param: object) -> Any:
         if type(param) is not Parameter:
             self.parameters.append(param)
         return param
@@ -144,7 +144,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
     ours = TensorWeakRef(param)
 
     def deliver(grads: Any) -> None:
-        leaf: Any = ours()
+        leaf = ours()
         grad = grads[0]
         if leaf is None or grad is None or not leaf.requires_grad:
             return
@@ -170,7 +170,7 @@ def _frames(frame: Any) -> Iterator[Any]:
 
 
 @implements(_module)
-def is_being_made(module: Any, frame: Any) -> bool:
+def is_being_made(module: object, frame: object) -> bool:
     """Is one of the calling functions the `__init__` of this module?"""
     for caller in _frames(frame):
         code = caller.f_code

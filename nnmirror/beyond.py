@@ -47,7 +47,7 @@ def _known(tensor: T) -> _Result | None:
 
 
 def _number_of(tensor: T) -> int:
-    made_by: Any = tensor.grad_fn
+    made_by = tensor.grad_fn
     return -1 if made_by is None else made_by._sequence_nr()  # type: ignore[no-any-return]
 
 
@@ -118,7 +118,7 @@ def _cat_of(dim: int, leaves: list[Any]) -> _tape.Node:
         again.edges = None, *[(leaf, 0) if leaf.requires_grad else None for leaf in leaves]
         again.sequence = next(_tape._sequence)
         return again
-    node: Any = joined(dim, leaves)
+    node = joined(dim, leaves)
     if node.signature is not None and not node._saved:
         if len(_cats) >= _MOST_CATS:
             _cats.clear()
@@ -151,7 +151,7 @@ def catch_up(node: _tape.Node, tensor: T) -> bool:
     saved: Any = node._saved
     plan, edges = node.plan, node.edges
     if node.segment is not None and saved is not None:
-        first: Any = node.segment.inner[0]
+        first = node.segment.inner[0]
         saved, plan = saved[0], first.plan
         edges = [(tensor, 0) if edge is ... else edge for edge in first.edges]
     for i in followed(plan, edges, tensor) if saved else ():

@@ -24,7 +24,7 @@ from .modules.module import Module
 from .parameter import Parameter
 
 
-def from_torch(model: Any, copy: bool = False) -> Module:
+def from_torch(model: object, copy: bool = False) -> Module:
     """Convert a torch.nn `model` to a mirrored one.
 
     The two share their weights, so that training one also trains the other, until `.to` or
@@ -77,7 +77,7 @@ class Bridge:
         self.copied: dict[int, Any] = {}  # deepcopy's memo
         self.problems: list[str] = []
 
-    def model(self, model: Any) -> Any:
+    def model(self, model: object) -> Any:
         if not isinstance(model, self.source):
             wanted = "torch.nn.Module" if self.to_mirror else "nnmirror.Module"
             raise TypeError(f"nnmirror: a {wanted} was expected, but got {torch.typename(model)}")
@@ -89,12 +89,12 @@ class Bridge:
             )
         return new
 
-    def _problem(self, path: str, value: Any, why: str) -> None:
+    def _problem(self, path: str, value: object, why: str) -> None:
         self.problems.append(f"{path or '(the model)'}: {torch.typename(value)}: {why}")
 
     # -- modules ---------------------------------------------------------------------------
 
-    def _module(self, module: Any, path: str) -> Any:
+    def _module(self, module: object, path: str) -> Any:
         if id(module) in self.done:
             return self.done[id(module)][1]
         # By type: the `__class__` of a model that became mirrored in place is torch.nn's too.
@@ -126,12 +126,12 @@ class Bridge:
                 state[name] = self._attribute(value, prefix + name)
         return new
 
-    def _begin(self, module: Any, cls: type) -> tuple[Any, dict[str, Any]]:
+    def _begin(self, module: object, cls: type) -> tuple[Any, dict[str, Any]]:
         """The new object for `module`, of the class `cls`, and the attributes to be filled."""
         new: Any = object.__new__(cls)
         return new, new.__dict__
 
-    def _method(self, new: Any, name: str) -> Any:
+    def _method(self, new: object, name: str) -> Any:
         """A method of the new object of a module."""
         return getattr(new, name)
 
@@ -194,13 +194,13 @@ class Bridge:
             if not name.startswith("_"):
                 setattr(new, name, value)
         if not self.copy:
-            pair: Any = (param, new) if self.to_mirror else (new, param)
+            pair = (param, new) if self.to_mirror else (new, param)
             twins.pair(*pair)
             if not self.to_mirror:
                 twins.share_gradient(*pair)
         return new
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: object) -> Any:
         """A buffer or another value that is neither module nor parameter: itself, or with `copy` a
         copy."""
         return _copy.deepcopy(value, self.copied) if self.copy else value
@@ -211,7 +211,7 @@ class Bridge:
 
     # -- classes -----------------------------------------------------------------------------
 
-    def _class(self, cls: type, path: str, module: Any) -> type | None:
+    def _class(self, cls: type, path: str, module: object) -> type | None:
         """The class of the other library for `cls`; None, with the reason recorded, if there is
         none."""
         if not issubclass(cls, self.source):
@@ -241,7 +241,7 @@ class Bridge:
         source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
         return target.get(cls.__name__) if source.get(cls.__name__) is cls else None
 
-    def _twin(self, cls: type, bases: tuple[Any, ...], path: str) -> type:
+    def _twin(self, cls: type, bases: tuple[object, ...], path: str) -> type:
         """A class like `cls` with other bases, with `super()` in its methods adapted."""
         cell = types.CellType()
         namespace: dict[str, Any] = {_ORIGIN: cls}
@@ -273,7 +273,7 @@ _NEW = vars(copyreg)["__newobj__"]
 
 
 @implements(_module)
-def reduced(module: Module, made: Any) -> Any:
+def reduced(module: Module, made: object) -> Any:
     """What `module` is pickled as, given the default for an object of its class.
 
     A twin class has no importable name, so it is made again from the original class when it is
@@ -303,14 +303,14 @@ def _hooks_on(param: Any) -> bool:
     return not all(twins.is_sharing(hook) for held in hooks for hook in held.values())
 
 
-def _unwrapped(value: Any) -> Any:
+def _unwrapped(value: object) -> Any:
     """A forward as its author wrote it: a mirrored class wraps its own to record calls."""
     if isinstance(value, types.FunctionType) and value.__globals__ is vars(_module):
         return getattr(value, "__wrapped__", value)
     return value
 
 
-def _with_class(value: Any, old: type, cell: Any) -> Any:
+def _with_class(value: object, old: type, cell: Any) -> Any:
     """The contents of a class, with `cell` wherever a function's `super()` refers to `old`."""
     if isinstance(value, staticmethod | classmethod):
         return type(value)(_with_class(value.__func__, old, cell))

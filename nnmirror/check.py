@@ -307,21 +307,21 @@ class _Object:
     state: Any = None
     items: list[Any]  # of a subclass of list, dict or set
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Object":
+    def __new__(cls, *args: object, **kwargs: object) -> "_Object":
         made = super().__new__(cls)
         made.args = (*args, *sorted(kwargs.items()))
         made.items = []
         return made
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
-    def append(self, item: Any) -> None:
+    def append(self, item: object) -> None:
         self.items.append(item)
 
     add = append
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self.items.append((key, value))
 
 
@@ -368,7 +368,7 @@ def _load_pickled(file: Path) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _unlike(expected: Any, actual: Any, where: str, seen: dict[Any, Any]) -> str | None:
+def _unlike(expected: Any, actual: Any, where: str, seen: dict[object, object]) -> str | None:
     """Where two loaded values first differ. `seen` are the pairs that are being compared."""
     pair = id(expected), id(actual)
     if pair in seen:  # an object that holds itself, or one met before
@@ -437,7 +437,7 @@ def _unlike(expected: Any, actual: Any, where: str, seen: dict[Any, Any]) -> str
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
-def _public(state: Any) -> Any:
+def _public(state: object) -> Any:
     """A pickled module's state without the private parts of either library."""
     if not isinstance(state, dict):
         return state

@@ -79,7 +79,7 @@ class ShortWay(pdb.Pdb):
         name, comma, condition = arg.partition(",")
         try:
             frame: Any = self.curframe
-            found: Any = eval(name, frame.f_globals, frame.f_locals)
+            found = eval(name, frame.f_globals, frame.f_locals)
         except Exception:  # pdb reports it itself
             found = None
         self.function = _as_written(found)
@@ -119,16 +119,16 @@ def take_over(ours: Any) -> None:
     For these `pdb.set_trace`, which `breakpoint()` calls, is replaced by `ours`, unless another
     package has replaced it.
     """
-    stepping: Any = getattr(sys.gettrace(), "__self__", None)
+    stepping = getattr(sys.gettrace(), "__self__", None)
     if isinstance(stepping, pdb.Pdb) and not isinstance(stepping, ShortWay):
-        kind: Any = type(stepping)
+        kind = type(stepping)
         stepping.__class__ = type(kind.__name__, (ShortWay, kind), {})
     if pdb.set_trace.__module__ == "pdb":
         _pdbs[:] = [pdb.set_trace]
         pdb.set_trace = ours
 
 
-def give_back(ours: Any) -> None:
+def give_back(ours: object) -> None:
     if pdb.set_trace is ours:
         pdb.set_trace = _pdbs.pop()
 
@@ -177,7 +177,7 @@ def _is_formula(frame: FrameType) -> bool:
 
 def _formula_of(frame: FrameType) -> str:
     """The formula of the rule whose method the frame runs; "" if it is no rule's."""
-    rule: Any = sys.modules.get(_module_of(frame))
+    rule = sys.modules.get(_module_of(frame))
     for name in frame.f_code.co_qualname.split(".")[:-1]:
         rule = getattr(rule, name, None)
     if not hasattr(rule, "is_rule"):

@@ -28,7 +28,7 @@ def gradients(function: Any) -> str:
     return next((c.__doc__.strip().split("\n")[0] for c in classes if c.__doc__), function.__name__)
 
 
-def value(function: Any) -> str:
+def value(function: object) -> str:
     """What it computes: "y = tanh(x)"; "" if the docstring does not say."""
     return next((found for cls in _classes(function) if (found := _halves(cls.__doc__)[0])), "")
 

@@ -74,7 +74,7 @@ def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[
 def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
     """The rule of which `function` is the exact form: the same gradients, in operations that have
     rules."""
-    base: Any = function.__mro__[1]
+    base = function.__mro__[1]
     is_form = getattr(base, "exact", None) is function and not function.is_recordable
     return base if is_form else None
 
@@ -135,7 +135,7 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
     return saved, versions
 
 
-def _of_user(node: _tape.Node, tensor: Any) -> Any:
+def _of_user(node: _tape.Node, tensor: object) -> Any:
     """What a user's Function saved, with its history."""
     if not isinstance(tensor, T):
         return tensor
@@ -165,7 +165,7 @@ def led_to(tensor: T, edge: _tape.Edge | None) -> T:
     return alias  # type: ignore[no-any-return]
 
 
-def _derived(node: _tape.Node, name: str, saved: Sequence[Any]) -> T:
+def _derived(node: _tape.Node, name: str, saved: Sequence[object]) -> T:
     """A value that the forward derived from the arguments, computed again from them."""
     function, plan = node.function, node.plan
     again = getattr(function, f"{name}_again", None)

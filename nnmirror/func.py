@@ -62,8 +62,8 @@ class _Inside:
     def call(
         self,
         func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         has_aux: bool,
         name: str,
     ) -> tuple[Any, Any]:
@@ -80,7 +80,7 @@ class _Inside:
             )
         return output
 
-    def differentiable(self, value: Any) -> Any:
+    def differentiable(self, value: object) -> Any:
         if not isinstance(value, T):
             raise ValueError(f"Thing passed to transform API must be Tensor, got {type(value)}")
         if value.requires_grad and self.records:
@@ -114,7 +114,7 @@ class _Inside:
                 return True
         return False
 
-    def brought_out(self, results: Any) -> Any:
+    def brought_out(self, results: object) -> Any:
         """Results as seen from outside: detached, unless they depend on outside tensors."""
         flat, spec = tree_flatten(results)
         for i, result in enumerate(flat):
@@ -159,7 +159,7 @@ def grad(
     """
 
     @functools.wraps(func, updated=())
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         found, value = _grad_and_value(func, argnums, has_aux, args, kwargs)
         return (found, value[1]) if has_aux else found
 
@@ -172,7 +172,7 @@ def grad_and_value(
     """A function that computes the gradient of `func` and its value; see `grad`."""
 
     @functools.wraps(func, updated=())
-    def call(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def call(*args: object, **kwargs: object) -> tuple[Any, Any]:
         return _grad_and_value(func, argnums, has_aux, args, kwargs)
 
     return call
@@ -182,8 +182,8 @@ def _grad_and_value(
     func: Callable[..., Any],
     argnums: Places,
     has_aux: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> tuple[Any, Any]:
     inside = _Inside()
     args, inputs, spec = _taken_in(inside, args, argnums)
@@ -206,7 +206,7 @@ def _grad_and_value(
     return grads, (value, inside.brought_out(aux)) if has_aux else value
 
 
-def _taken_in(inside: _Inside, args: tuple[Any, ...], argnums: Places | None) -> Any:
+def _taken_in(inside: _Inside, args: tuple[object, ...], argnums: Places | None) -> Any:
     """The arguments with aliases at `argnums`; the aliases, flat, and their structure."""
     which = range(len(args)) if argnums is None else _places(argnums, len(args))
     as_one = isinstance(argnums, int)
@@ -220,7 +220,7 @@ def _taken_in(inside: _Inside, args: tuple[Any, ...], argnums: Places | None) ->
     return tuple(changed), aliases, spec
 
 
-def _places(argnums: Any, count: int) -> Sequence[int]:
+def _places(argnums: object, count: int) -> Sequence[int]:
     if not isinstance(argnums, int | tuple):
         raise RuntimeError(f"argnums must be int or Tuple[int, ...], got: {type(argnums)}")
     found = []
@@ -237,7 +237,7 @@ def _places(argnums: Any, count: int) -> Sequence[int]:
     return found
 
 
-def _only_tensors(flat: Sequence[Any], name: str) -> None:
+def _only_tensors(flat: Sequence[object], name: str) -> None:
     if not flat or (len(flat) == 1 and flat[0] is None):
         raise RuntimeError(
             f"{name}: Expected f to be a function that has non-empty output (got output = {flat})"
@@ -253,7 +253,7 @@ def _only_tensors(flat: Sequence[Any], name: str) -> None:
 # -- products with the Jacobian ------------------------------------------------------------
 
 
-def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+def vjp(func: Callable[..., Any], *primals: object, has_aux: bool = False) -> Any:
     """`func(*primals)` and a function that computes J^T u, as `torch.func.vjp`.
 
     J is the Jacobian of func for all primals, u has the structure of func's output. With `has_aux`,
@@ -264,7 +264,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 
 
 def _vjp(
-    func: Callable[..., Any], primals: tuple[Any, ...], argnums: Places | None, has_aux: bool
+    func: Callable[..., Any], primals: tuple[object, ...], argnums: Places | None, has_aux: bool
 ) -> tuple[Any, Callable[..., Any], Any]:
     name = "vjp(f, *primals)"
     inside = _Inside()
@@ -282,7 +282,7 @@ def _vjp(
     leads_out = inside.leads_out(flat)
 
     def pull_back(
-        cotangents: Any, retain_graph: bool = True, create_graph: bool | None = None
+        cotangents: object, retain_graph: bool = True, create_graph: bool | None = None
     ) -> Any:
         starts, given = tree_flatten(cotangents)
         if given != out_spec:
@@ -437,7 +437,7 @@ def hessian(func: Callable[..., Any], argnums: Places = 0) -> Callable[..., Any]
     return jacrev(jacrev(func, argnums), argnums)
 
 
-def _refuse_complex(name: str, values: Any, kind: str) -> None:
+def _refuse_complex(name: str, values: object, kind: str) -> None:
     for i, value in enumerate(tree_flatten(values)[0]):
         if isinstance(value, T) and value.is_complex():
             raise RuntimeError(
@@ -471,7 +471,7 @@ def vmap(
     name = getattr(func, "__name__", None) or repr(func)
 
     @functools.wraps(func, updated=())
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if not isinstance(out_dims, int):
             for dim in tree_flatten(out_dims)[0]:
                 if not (isinstance(dim, int) or dim is None):
@@ -520,7 +520,7 @@ def vmap(
 
 
 @contextlib.contextmanager
-def _mapped(items: Sequence[Any]) -> Iterator[None]:
+def _mapped(items: Sequence[object]) -> Iterator[None]:
     before = tape.mapping.items
     tape.mapping.depth, tape.mapping.items = tape.mapping.depth + 1, items
     try:
@@ -562,7 +562,7 @@ def _same_states(before: Sequence[T], after: Sequence[T]) -> bool:
 
 
 def _batched(
-    name: str, in_dims: Any, args: tuple[Any, ...]
+    name: str, in_dims: object, args: tuple[object, ...]
 ) -> tuple[int, list[int | None], list[Any], Any]:
     """The size of the batch, and of each argument, flat, which dimension is the batch."""
     said = f"vmap({name}, in_dims={in_dims}, ...)(<inputs>): "
@@ -615,7 +615,7 @@ def _batched(
     return sizes[0], dims, flat, spec
 
 
-def _stacked(name: str, results: list[Any], out_dims: Any) -> Any:
+def _stacked(name: str, results: list[object], out_dims: Any) -> Any:
     first, spec = tree_flatten(results[0])
     dims: list[Any] | None
     if isinstance(results[0], T):
@@ -698,7 +698,7 @@ def _leaf_of(tensors: Sequence[T], name: str) -> T:
     asks = [t.requires_grad for t in tensors]
     if any(asks) and not all(asks):
         raise RuntimeError(f"Expected {name} from each model to have the same .requires_grad")
-    made: Any = torch.stack([t.detach() for t in tensors])
+    made = torch.stack([t.detach() for t in tensors])
     if asks[0]:
         made.__class__ = tensor.Tensor
         made.requires_grad_()

@@ -49,7 +49,7 @@ class no_grad(NoParamDecoratorContextManager):
         _state.own_grad_mode = True
         _override.mode = self._mode
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         _override.mode = self._before
 
 

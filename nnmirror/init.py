@@ -94,7 +94,7 @@ def _with_a_gradient(
     """For arguments that are tensors which require grad: the operations raise their errors."""
     tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())
     with DisableTorchFunctionSubclass():
-        asked: Any = torch.Tensor._make_subclass(Tracked, tensor.detach())
+        asked = torch.Tensor._make_subclass(Tracked, tensor.detach())
     with torch.no_grad(), no_grad():
         function(asked, *how, **kwargs)
     return tensor

@@ -9,7 +9,6 @@ import os
 import sys
 import weakref
 from types import CodeType, FrameType
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ class Origin:
 
     __slots__ = ("code", "instruction", "module")
 
-    def __init__(self, code: CodeType | None, instruction: int, module: Any) -> None:
+    def __init__(self, code: CodeType | None, instruction: int, module: object) -> None:
         self.code, self.instruction = code, instruction
         self.module = None if module is None else weakref.ref(module)
 

@@ -43,7 +43,7 @@ def _is_asked() -> bool:
     return not _asked.already and _torch.is_torch_function_enabled()
 
 
-def is_subclass(value: Any) -> bool:
+def is_subclass(value: object) -> bool:
     """Is it a tensor of a class with a `__torch_function__` that is to be called?"""
     return kind_of(type(value)) is SUBCLASS and _is_asked()
 
@@ -75,7 +75,7 @@ class Called:
     def __repr__(self) -> str:
         return repr(self.func)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         before, _asked.already = _asked.already, True
         try:
             with DisableTorchFunctionSubclass():
@@ -90,7 +90,7 @@ class Called:
 
 @implements(tape)
 def answered(
-    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+    function: type[Function], args: tuple[object, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
     """`record(function, args, inplace)` if there is a tensor subclass among the arguments."""
     func = function.public if "public" in vars(function) else function.infer
@@ -99,7 +99,7 @@ def answered(
     given = function.as_called(*args)
     node = None
 
-    def run(*now: Any, **kwargs: Any) -> Any:
+    def run(*now: object, **kwargs: object) -> Any:
         nonlocal node
         same = len(now) == len(given) and all(map(is_, now, given))
         if same and not kwargs:
@@ -112,7 +112,9 @@ def answered(
     return _ask(Called(func, run), asked, given, {}), node
 
 
-def _ask(called: Called, tensors: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _ask(
+    called: Called, tensors: list[object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Any:
     """As `torch.overrides.handle_torch_function`; modes see the single operations in either
     case."""
     asked = _torch.get_overloaded_args(tensors)  # the most derived first
@@ -131,7 +133,7 @@ def overridable(function: C) -> C:
     """Dispatch the decorated function as a whole, not operation by operation."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         answer = asked_as_a_whole(call, function, args, kwargs)
         return function(*args, **kwargs) if answer is None else answer[0]
 
@@ -139,7 +141,7 @@ def overridable(function: C) -> C:
 
 
 def asked_as_a_whole(
-    call: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: object, function: Any, args: tuple[object, ...], kwargs: dict[str, Any]
 ) -> tuple[Any] | None:
     """The result of dispatching `call` to a subclass among the arguments of `function`; None if
     there is none."""
@@ -152,11 +154,11 @@ def asked_as_a_whole(
     return None
 
 
-def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
+def _dispatched(func: object, *args: object, **kwargs: object) -> Any:
     return Tensor.__torch_function__(func, (), args, kwargs)
 
 
-def _unasked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _unasked(function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
     """Call it; torch would dispatch each of its operations to a subclass."""
     if not _torch.is_torch_function_enabled():
         return function(*args, **kwargs)
@@ -186,11 +188,11 @@ class _OfSubclass(Tensor):
         with DisableTorchFunctionSubclass():
             return cls._converted(result, args)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         return self.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     @classmethod
-    def _converted(cls, result: Any, args: Any) -> Any:
+    def _converted(cls, result: object, args: Any) -> Any:
         if type(result) is torch.Tensor:
             return result.as_subclass(cls._of)
         if type(result) is Tensor and not any(result is a for a in args):
@@ -209,7 +211,7 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
     if kind_of(cls) is not SUBCLASS:
         return Tensor
 
-    def asked(own: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def asked(own: Any, func: object, types: Any, args: object = (), kwargs: object = None) -> Any:
         kwargs = kwargs or {}
         if _asked.already:
             return Tensor.__torch_function__(func, types, args, kwargs)

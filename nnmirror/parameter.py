@@ -34,7 +34,7 @@ class Parameter(Tensor):
         self._requires_grad = bool(requires_grad)
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return "Parameter containing:\n" + super().__repr__()
 
     def __format__(self, format_spec: str) -> str:
@@ -49,7 +49,7 @@ class Parameter(Tensor):
 
 
 class _BufferMeta(_torch.TensorMeta):
-    def __instancecheck__(self, instance: Any) -> bool:
+    def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, torch.Tensor) and getattr(instance, "_is_buffer", False)
 
 
@@ -123,14 +123,16 @@ class UninitializedTensorMixin:
             " initialize the parameters before calling `module.share_memory()`."
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"<{type(self).__name__}>"
 
-    def __reduce_ex__(self: Any, proto: Any) -> Any:
+    def __reduce_ex__(self: Any, proto: object) -> Any:
         return type(self), (self.requires_grad,)
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
         # A property of a tensor is read by a "method-wrapper".
         if func in cls._allowed_methods or type(func).__name__ == "method-wrapper":
             with DisableTorchFunctionSubclass():
@@ -145,7 +147,7 @@ class UninitializedTensorMixin:
         )
 
 
-def is_lazy(param: Any) -> bool:
+def is_lazy(param: object) -> bool:
     """Is it an UninitializedParameter or UninitializedBuffer?"""
     return isinstance(param, UninitializedTensorMixin)
 

@@ -8,7 +8,6 @@ breakpoints there are hit, and pdb's `s` steps from the script straight into the
 
 import functools
 import sys
-from typing import Any
 
 from . import _state
 from ._state import here
@@ -48,7 +47,7 @@ class plain(NoParamDecoratorContextManager):
         _go(-1)
 
 
-def set_trace(*, header: str | None = None, **options: Any) -> None:
+def set_trace(*, header: str | None = None, **options: object) -> None:
     """Start pdb here, like `pdb.set_trace`, with plain mode on until pdb is left.
 
     `s` steps straight into the formulas (see `plain`). PYTHONBREAKPOINT=nnmirror.set_trace in the

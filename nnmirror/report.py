@@ -271,7 +271,7 @@ def _may_be_a_model(library: str, load: bool, derived: bool) -> bool:
         return False
     if top not in sys.modules and not load:
         return False
-    value: Any = _NOT_THERE
+    value = _NOT_THERE
     for n in range(len(parts), 0, -1):
         try:
             value = importlib.import_module(".".join(parts[:n]))
@@ -321,7 +321,7 @@ def _resolved(dotted: str, named: bool) -> Iterator[tuple[str, str, str]]:
     """
     if not dotted.startswith(_PACKAGES):
         return
-    module: Any = sys.modules["torch"]
+    module = sys.modules["torch"]
     name = "torch"
     for part in dotted.split(".")[1:]:
         name += f".{part}"

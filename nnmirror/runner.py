@@ -58,14 +58,14 @@ class View(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__all__" and root_of(self.__name__):
-            value: Any = star(self.__real__)
+            value = star(self.__real__)
         else:
             value = answer(self.__real__, name)
         if callable(value) or isinstance(value, ModuleType):
             self.__dict__[name] = value  # cached; other values may change
         return value
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self.__dict__[name] = value
         if not root_of(self.__name__):  # otherwise PyTorch's own code would see the mirror
             setattr(self.__real__, name, value)
@@ -94,7 +94,7 @@ def root_of(module: str) -> str | None:
     return _MIRRORED.get(".".join(module.split(".")[:2]))
 
 
-def seen(value: Any) -> Any:
+def seen(value: object) -> Any:
     """What a script gets for `value`: a View, if it is a module that has one."""
     if not isinstance(value, ModuleType) or isinstance(value, View):
         return value
@@ -146,12 +146,12 @@ def _public_name(theirs: type) -> str:
 _STAND_INS = StandIns(_why, _public_name)
 
 
-def _is_optimiser(value: Any) -> bool:
+def _is_optimiser(value: object) -> bool:
     """Is it an optimiser of PyTorch? They work on mirrored parameters."""
     return isinstance(value, type) and issubclass(value, Optimizer)
 
 
-def _is_bystander(value: Any) -> bool:
+def _is_bystander(value: object) -> bool:
     """Is it something that computes nothing: a constant, a type hint, a class of torch or of
     another library?"""
     if not callable(value):
@@ -182,7 +182,7 @@ def support(module: ModuleType, name: str) -> str | None:
 
 def _where() -> str:
     """The script's current line."""
-    frame: Any = sys._getframe(1)
+    frame = sys._getframe(1)
     here = {__name__, StandIns.__module__}
     while frame.f_back is not None and frame.f_globals.get("__name__") in here:
         frame = frame.f_back
@@ -241,7 +241,7 @@ def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
     name = theirs.__name__ if theirs.__name__ in _ENTRIES else "__call__"
 
     @functools.wraps(theirs)
-    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def entered(self: object, *args: object, **kwargs: object) -> Any:
         if sys._getframe(1).f_builtins is BUILTINS and self not in _left:
             if _is_a_librarys_model(self) and _became_mirrored(self):
                 return getattr(type(self), name)(self, *args, **kwargs)
@@ -262,7 +262,7 @@ def _is_a_librarys_model(module: Any) -> bool:
     return home.partition(".")[0] not in kept and next(module.parameters(), None) is not None
 
 
-def _became_mirrored(module: Any) -> bool:
+def _became_mirrored(module: object) -> bool:
     problems = become_mirrored(module)
     if problems:
         print(
@@ -274,7 +274,7 @@ def _became_mirrored(module: Any) -> bool:
 
 
 def _watch_libraries(on: bool) -> None:
-    base: Any = sys.modules["torch.nn"].Module  # type: ignore[attr-defined]
+    base = sys.modules["torch.nn"].Module  # type: ignore[attr-defined]
     for name in _ENTRIES:
         method = getattr(base, name)
         replaced = getattr(method, "_nnmirror_replaces", None)
@@ -413,7 +413,7 @@ def _prepare(directory: str, mirror: bool) -> None:
         install(directory)
 
 
-def _run(code: Callable[[], Any], **attributes: Any) -> None:
+def _run(code: Callable[[], Any], **attributes: object) -> None:
     main = sys.modules["__main__"] = ModuleType("__main__")
     main.__dict__.update(attributes)
     hook = sys.excepthook

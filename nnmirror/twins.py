@@ -43,12 +43,12 @@ def share_gradient(theirs: torch.Tensor, ours: Parameter) -> None:
     theirs.requires_grad_(requires_grad)
 
 
-def is_sharing(hook: Any) -> bool:
+def is_sharing(hook: object) -> bool:
     """Is it one of the hooks that `share_gradient` registers?"""
     return isinstance(getattr(hook, "__self__", None), SharedGradient)
 
 
-def warn_if_elsewhere(params: Iterable[Any]) -> None:
+def warn_if_elsewhere(params: Iterable[object]) -> None:
     """Given parameters without a gradient: warn if their twins have one."""
     if not _twins:
         return
@@ -83,7 +83,7 @@ def _watch_torchs_optimisers() -> None:
     register_optimizer_step_pre_hook(_before_a_step)
 
 
-def _before_a_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+def _before_a_step(optimizer: Any, args: object, kwargs: object) -> None:
     for group in optimizer.param_groups:
         if all(p.grad is None for p in group["params"]):
             warn_if_elsewhere(group["params"])
@@ -138,5 +138,5 @@ class SharedGradient:
         ours.grad = grad
 
 
-def _is_marked(grad: Any) -> bool:
+def _is_marked(grad: object) -> bool:
     return getattr(grad, "_of_twins", False)

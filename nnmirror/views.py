@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
 
 @implements(_tape)
-def view_of(node: "_tape.Node", out: torch.Tensor, base: Any, several: bool) -> ViewOf | None:
+def view_of(node: "_tape.Node", out: torch.Tensor, base: object, several: bool) -> ViewOf | None:
     """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
     kind = "several" if several else "plain"
     if not node.function.is_rule:
@@ -260,7 +260,7 @@ def _cut_out(view: "_tensor.Tensor", base: Any, number: int | None = None) -> No
     """Make `view` a part of `base` in its present state."""
     # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
-    node: Any = _new(_tape.Node)
+    node = _new(_tape.Node)
     node.function, node.signature, node.like = AsStrided, None, None
     node._places, node._needs_input_grad = _ONE, _NEEDS_NONE if edge is None else _NEEDS_FIRST
     node.edges = edge, None, None, None
@@ -340,7 +340,7 @@ _JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one c
 
 
 @upcall("nnmirror.walk")
-def put_in_front(node: "_tape.Node", target: Any, count: int = 1) -> None:
+def put_in_front(node: "_tape.Node", target: object, count: int = 1) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed."""
     raise NotImplementedError
 
@@ -397,7 +397,7 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
     """
     if _tape._override.mode is False:
         return False
-    made_by: Any = None
+    made_by = None
     if isinstance(x, _tensor.Tensor):
         made_by = x._node
         if made_by is None or x._view_of is not None:
@@ -474,7 +474,7 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
     return True
 
 
-def _becomes_tracked(x: torch.Tensor, value: Any) -> bool:
+def _becomes_tracked(x: torch.Tensor, value: object) -> bool:
     """Does assigning `value` bring a gradient into the plain tensor x, and into x alone?"""
     return (
         type(x) is T
@@ -485,7 +485,7 @@ def _becomes_tracked(x: torch.Tensor, value: Any) -> bool:
     )
 
 
-def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
+def _ends_change(x: object, made_by: object, index: Any, value: object) -> bool:
     """Is it the end of `x[index] += v`, which assigns the part that was changed just now?
 
     Then x has these values already, and only the assignment is recorded (see `_with_assignment`).
@@ -513,12 +513,12 @@ def _ends_change(x: Any, made_by: Any, index: Any, value: Any) -> bool:
     return True
 
 
-def _dims_left(index: Any, dims: int) -> int:
+def _dims_left(index: object, dims: int) -> int:
     """The number of dimensions of a part, of `dims`; negative if it is the whole, or the index has
     other items than integers and slices."""
     cuts = False
     for i in index if type(index) is tuple else (index,):
-        kind: Any = type(i)
+        kind = type(i)
         if kind is int:
             dims -= 1
             cuts = True
@@ -554,7 +554,7 @@ class AsStrided(_tape.Function):
         return z
 
     @staticmethod
-    def note(ctx: Any, base: T, size: Any, stride: Any, offset: Any) -> None:
+    def note(ctx: Any, base: T, size: object, stride: object, offset: object) -> None:
         if not base.is_contiguous() and overlaps(base.shape, base.stride()):
             raise RuntimeError(
                 "nnmirror: as_strided of a tensor with several elements in one place (an expanded"
@@ -658,7 +658,7 @@ _REASONS = {
 
 
 def _forbidden(view: torch.Tensor, kind: str, who: str) -> str:
-    node: Any = getattr(view, "_node", None)
+    node = getattr(view, "_node", None)
     if node is None or node.function is AsStrided:  # made before its memory carried a gradient
         mode, now = _MODES.get(kind, _MODES["no_grad"])
         how = f"A view was created in{mode} and {who} modified inplace{now}."

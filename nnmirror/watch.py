@@ -211,7 +211,7 @@ class Watch:
             )
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._on = False
         self._listen(False)
         tapped.listeners.remove(self._leaf_arrived)
@@ -237,7 +237,7 @@ class Watch:
 
     # -- forward ---------------------------------------------------------------------------
 
-    def _before(self, shows: bool, name: str, module: Any, args: Any) -> None:
+    def _before(self, shows: bool, name: str, module: object, args: object) -> None:
         if name == "":
             if self._depth == 0:
                 self._open = None
@@ -250,7 +250,9 @@ class Watch:
             self._shown.latest = next(_sequence)
         self._shown.inside.append((name, module))
 
-    def _after(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(
+        self, name: str, module: object, args: object, kwargs: object, output: object
+    ) -> None:
         shown, records = self._shown, is_grad_enabled()
         with DisableTorchFunction():
             if shown.inside and shown.inside[-1] == (name, module):
@@ -264,7 +266,7 @@ class Watch:
             if self._depth == 0:
                 self._open = None
 
-    def _note_call(self, name: str, module: Any, given: Any, output: Any) -> None:
+    def _note_call(self, name: str, module: object, given: Any, output: object) -> None:
         outputs = [t for t in _tensors_in(output) if _has_gradients(C_dtype(t))]
         if not outputs or self._is_handed_on(module, outputs):
             return
@@ -373,7 +375,7 @@ class Watch:
         others = tuple([note for note in tape.noting.notes if note != self._recorded])
         tape.noting.notes = (*others, self._recorded) if listens else others
 
-    def _recorded(self, result: Any) -> None:
+    def _recorded(self, result: object) -> None:
         """Called with the result of each recorded call, in a call of the model."""
         shown = self._shown
         if not shown.inside or isinstance(shown.inside[-1][1], Layer):
@@ -406,7 +408,7 @@ class Watch:
         opened.append(record)
         self._operations.append(_Operation(weakref.ref(out), _version(out), record, handles))
 
-    def _drop_operation(self, out: Any) -> None:
+    def _drop_operation(self, out: object) -> None:
         """What a module returns is shown as its own."""
         for i, found in enumerate(self._operations):
             if found.out() is not out or found.version != _version(out):
@@ -459,7 +461,7 @@ class Watch:
         self._on_params = {}
 
     def _formula(
-        self, module: Any, driven: Any, inputs: list[Any], out: Any, made: Any
+        self, module: Any, driven: object, inputs: list[Any], out: object, made: object
     ) -> tuple[Any, str]:
         """The recorded call behind a module's output, and its formula."""
         node = _node_of(driven)
@@ -478,7 +480,7 @@ class Watch:
         # For a layer with several calls, its docstring may have the formula of the whole.
         return node, whole or f"last of several: {formula}"
 
-    def _documented(self, function: Any) -> str:
+    def _documented(self, function: object) -> str:
         found = self._formulas.get(function)
         if found is None:
             found = self._formulas[function] = gradients(function)
@@ -486,7 +488,7 @@ class Watch:
 
     # -- backward --------------------------------------------------------------------------
 
-    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
+    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: object) -> None:
         """Called with the gradient of a record's output."""
         with DisableTorchFunction(), torch.no_grad():
             self._note_gradient(record, params, grad)
@@ -502,18 +504,18 @@ class Watch:
         for name, key in params:
             self._awaiting.setdefault(key, {})[id(record)] = backward, name
 
-    def _passed_back(self, record: Record, grads: Any, _: Any = None) -> None:
+    def _passed_back(self, record: Record, grads: Any, _: object = None) -> None:
         """Called when the layer has computed the gradient of its input."""
         grad = grads[0]
         if record.backwards and grad is not None and tuple(grad.shape) == record.shape:
             record.backwards[-1].dead = _share(grad == 0)
 
-    def _leaf_arrived(self, leaf: Any, grad: Any) -> None:
+    def _leaf_arrived(self, leaf: object, grad: object) -> None:
         """Called with the gradient of any leaf in a walk with taps."""
         if id(leaf) in self._awaiting:
             self._note_parameter(id(leaf), grad)
 
-    def _parameter(self, key: int, grad: Any) -> None:
+    def _parameter(self, key: int, grad: object) -> None:
         """Called with the gradient of a parameter in any other walk."""
         with DisableTorchFunction(), torch.no_grad():
             self._note_parameter(key, grad)
@@ -625,10 +627,10 @@ def _has_layers_only(module: Module) -> bool:
 class _Hook:
     """A hook of the watch on a module. On a copy of the module it removes itself."""
 
-    def __init__(self, watch: Any = None, name: str = "", act: Any = None) -> None:
+    def __init__(self, watch: object = None, name: str = "", act: Any = None) -> None:
         self.watch, self.name, self.act = watch, name, act
 
-    def __call__(self, module: Any, *args: Any) -> None:
+    def __call__(self, module: Any, *args: object) -> None:
         if self.watch is not None:
             self.act(self.name, module, *args)
             return
@@ -679,13 +681,13 @@ class _ByHand:
         return result
 
 
-def _innermost(call: Any) -> Any:
+def _innermost(call: object) -> Any:
     while isinstance(call, _ByHand):
         call = call.call
     return call
 
 
-def _node_of(call: Any) -> Any:
+def _node_of(call: object) -> Any:
     """The node of the one recorded call that a layer is; None for other modules."""
     call = _innermost(call)
     if isinstance(call, tape.Node):
@@ -697,7 +699,7 @@ def _node_of(call: Any) -> Any:
     return _node_of(call.calls[0]) if isinstance(call, Each) else None
 
 
-def _tensors_in(value: Any) -> list[Any]:
+def _tensors_in(value: object) -> list[Any]:
     return [value] if isinstance(value, torch.Tensor) else [*tape.tensors_in(value)]
 
 
@@ -718,7 +720,7 @@ def _made(out: Any) -> Any:
     return target if target.segment is None else target.as_seen()
 
 
-def _takes_taps(node: Any) -> bool:
+def _takes_taps(node: object) -> bool:
     """Whether a walk through it can be bound."""
     return (
         isinstance(node, tape.Node)
@@ -785,7 +787,7 @@ def _shape_at(edge: tape.Edge) -> tuple[int, ...]:
     return tuple(target.outputs[index][0] if isinstance(target, tape.Node) else target.shape)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A record as dicts, lists, strings and numbers."""
     if isinstance(value, torch.Tensor):
         return value.tolist()

@@ -45,7 +45,7 @@ def explained(
 
 @_walk.unrecorded
 def _explained(
-    tensor: T, grad: T, modules: Sequence[Module], variables: Mapping[str, Any]
+    tensor: T, grad: T, modules: Sequence[Module], variables: Mapping[str, object]
 ) -> Explanation:
     with DisableTorchFunctionSubclass():
         root = _tape.edge_of(tensor)
@@ -57,7 +57,9 @@ def _explained(
 class _Notes(bound.Notes):
     """Records assignments to a part of a tensor as well."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: object, types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is T.__setitem__:
             self.calls.append((func, args, {}, args[0]))
             return func(*args)
@@ -82,7 +84,11 @@ class Writer(bound.Writer):
     """
 
     def __init__(
-        self, root: _tape.Edge, tensor: T, modules: Sequence[Module], variables: Mapping[str, Any]
+        self,
+        root: _tape.Edge,
+        tensor: T,
+        modules: Sequence[Module],
+        variables: Mapping[str, object],
     ) -> None:
         self.is_part = False
         self.root, self.tensor = root, tensor
@@ -120,7 +126,7 @@ class Writer(bound.Writer):
                 self.ends[name] = target
                 self.at.setdefault(_memory(target), self.reader.identifiers[name])
 
-    def place(self, target: Any, output: int) -> int:
+    def place(self, target: object, output: int) -> int:
         """The key of the place that a gradient goes to: a result, or a leaf."""
         if not isinstance(target, _tape.Node):
             return -id(target)
@@ -570,7 +576,7 @@ class Writer(bound.Writer):
         return found
 
 
-def _changes(name: str, call: Any) -> bool:
+def _changes(name: str, call: object) -> bool:
     """Does it change what has this name?"""
     if not isinstance(call, Called) or call.func is None or not call.changes():
         return False
@@ -596,7 +602,7 @@ def _refuse_hooks(node: _tape.Node) -> None:
         hooks.append(None)
         where.append("a tensor of torch's")
     for edge in node.edges:
-        leaf: Any = None if edge is None or isinstance(edge[0], _tape.Node) else edge[0]
+        leaf = None if edge is None or isinstance(edge[0], _tape.Node) else edge[0]
         if leaf is None:
             continue
         its = [*(getattr(leaf, "_leaf_hooks", None) or {}).values()]

@@ -128,7 +128,7 @@ class Explanation:
         """The gradients of the leaves, by their names."""
         return {n: leaf.gradient for n, leaf in self.leaves.items() if leaf.gradient is not None}
 
-    def save(self, path: Any) -> None:
+    def save(self, path: object) -> None:
         """Write a Python file that needs torch alone.
 
         It has the function and its arguments (`values()`). Run as a script, it prints the

@@ -65,7 +65,7 @@ class Names:
         order: Sequence[_tape.Node],
         layers: Mapping[int, Sequence[_tape.Node]],
         modules: Sequence[Module],
-        variables: Mapping[str, Any],
+        variables: Mapping[str, object],
     ) -> None:
         self.order, self.layers = order, layers
         self.taken = {*_RESERVED, *keyword.kwlist}
@@ -156,7 +156,9 @@ class Names:
             named.append((f"{name}{count + 1}" if count else name, m))
         return named
 
-    def _modules_of_nodes(self, calls: Sequence[tuple[Module, Any]]) -> dict[int, tuple[str, str]]:
+    def _modules_of_nodes(
+        self, calls: Sequence[tuple[Module, object]]
+    ) -> dict[int, tuple[str, str]]:
         found: dict[int, tuple[str, str]] = {}
         # The calls between the input and the output of a module belong to it; of nested modules,
         # the one with the fewest calls is the innermost.
@@ -319,7 +321,7 @@ def _call_of(module: Module) -> Any:
 
 
 def _nodes_of(
-    call: Any, layers: Mapping[int, Sequence[_tape.Node]] | None = None
+    call: object, layers: Mapping[int, Sequence[_tape.Node]] | None = None
 ) -> Iterator[_tape.Node]:
     """The nodes that the latest call of a module made, as far as it is known to have made them.
 

@@ -493,12 +493,12 @@ def _many(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A `torch.Size` is written as the tuple that it is."""
     return tuple(value) if isinstance(value, tuple) else value

@@ -56,7 +56,7 @@ class _NormBase(Layer):
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        like: Any = {"device": device, "dtype": dtype}
+        like = {"device": device, "dtype": dtype}
 
         def made() -> Parameter:
             return Parameter(torch.empty(num_features, **like))
@@ -102,12 +102,12 @@ class _NormBase(Layer):
         )
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *more: Any
+        self, state_dict: dict[str, object], prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
         version = local_metadata.get("version")
         if (version is None or version < 2) and self.track_running_stats:
             # State saved before there was a count.
-            count: Any = self.num_batches_tracked
+            count = self.num_batches_tracked
             if count is None or count.is_meta:
                 count = torch.tensor(0, dtype=torch.long)
             state_dict.setdefault(f"{prefix}num_batches_tracked", count)
@@ -160,7 +160,7 @@ class _LazyNormBase(LazyModuleMixin, _NormBase):
         *,
         bias=True,
     ) -> None:
-        like: Any = {"device": device, "dtype": dtype}
+        like = {"device": device, "dtype": dtype}
         super().__init__(0, eps, momentum, False, False, **like, bias=False)
         self.affine = affine
         self.track_running_stats = track_running_stats
@@ -182,7 +182,7 @@ class _LazyNormBase(LazyModuleMixin, _NormBase):
         """Give weight, bias and running statistics the number of channels of the input."""
         if self.has_uninitialized_params():
             self.num_features = input.shape[1]
-            own: Any = (self.weight, self.bias, self.running_mean, self.running_var)
+            own = (self.weight, self.bias, self.running_mean, self.running_var)
             for tensor in own:
                 if tensor is not None:
                     tensor.materialize((self.num_features,))

@@ -250,7 +250,7 @@ class ModuleList(_Numbered):
         return self._get_name() + "(\n  " + "\n  ".join(lines) + "\n)"
 
 
-def _pairs(name: str, items: Any, mappings: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(name: str, items: object, mappings: Any) -> Iterator[tuple[Any, Any]]:
     """The key and value pairs that a dict's `update` was given, or PyTorch's errors."""
     if not isinstance(items, Iterable):
         raise TypeError(
@@ -330,7 +330,7 @@ class ModuleDict(Module):
             self[key] = module
 
 
-def _as_parameter(value: Any) -> Any:
+def _as_parameter(value: object) -> Any:
     if isinstance(value, torch.Tensor) and not is_parameter(value):
         return Parameter(value)
     return value
@@ -350,7 +350,7 @@ def _describe(key: int | str, value: object, dtype: str) -> str:
 class ParameterList(Module):
     """Parameters (and other values) in a list; tensors become parameters."""
 
-    def __init__(self, values: Iterable[Any] | None = None) -> None:
+    def __init__(self, values: Iterable[object] | None = None) -> None:
         super().__init__()
         self._size = 0
         if values is not None:
@@ -361,7 +361,7 @@ class ParameterList(Module):
             return self.__class__(self[i] for i in range(*idx.indices(len(self))))
         return getattr(self, str(absolute_index(idx, len(self))))
 
-    def __setitem__(self, idx: int, param: Any) -> None:
+    def __setitem__(self, idx: int, param: object) -> None:
         setattr(self, str(absolute_index(idx, len(self))), _as_parameter(param))
 
     def __len__(self) -> int:
@@ -370,16 +370,16 @@ class ParameterList(Module):
     def __iter__(self) -> Iterator[Any]:
         return iter(self[i] for i in range(len(self)))
 
-    def __iadd__(self, parameters: Iterable[Any]) -> Self:
+    def __iadd__(self, parameters: Iterable[object]) -> Self:
         return self.extend(parameters)
 
-    def append(self, value: Any) -> Self:
+    def append(self, value: object) -> Self:
         """Add a value at the end."""
         self._size += 1
         self[self._size - 1] = value
         return self
 
-    def extend(self, values: Iterable[Any]) -> Self:
+    def extend(self, values: Iterable[object]) -> Self:
         """Add values at the end."""
         if not isinstance(values, Iterable) or isinstance(values, torch.Tensor):
             raise TypeError(
@@ -444,7 +444,7 @@ class ParameterDict(Module):
         """A new dict of the same parameters."""
         return ParameterDict(OrderedDict(self.items()))
 
-    def setdefault(self, key: str, default: Any = None) -> Any:
+    def setdefault(self, key: str, default: object = None) -> Any:
         """The value under `key`, put there if it is missing."""
         if key not in self:
             self[key] = default
@@ -468,11 +468,11 @@ class ParameterDict(Module):
         key = next(reversed(self._keys))
         return key, self.pop(key)
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """The value under `key`, or `default`."""
         return self[key] if key in self else default  # noqa: SIM401
 
-    def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
+    def fromkeys(self, keys: Iterable[str], default: object = None) -> ParameterDict:
         """A new dict with `default` under each key."""
         return ParameterDict((key, default) for key in keys)
 
@@ -488,7 +488,7 @@ class ParameterDict(Module):
         """The values."""
         return (self[key] for key in self._keys)
 
-    def update(self, parameters: Mapping[str, Any] | ParameterDict) -> None:
+    def update(self, parameters: Mapping[str, object] | ParameterDict) -> None:
         """Add values from a mapping (a plain dict in sorted order) or an iterable of pairs."""
         if isinstance(parameters, Mapping) and not isinstance(parameters, OrderedDict):
             parameters = OrderedDict(sorted(parameters.items()))

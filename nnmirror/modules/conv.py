@@ -85,8 +85,8 @@ class _ConvNd(Layer):
         groups: int,
         bias: bool,
         padding_mode: _Mode,
-        device: Any = None,
-        dtype: Any = None,
+        device: object = None,
+        dtype: object = None,
     ) -> None:
         super().__init__()
         if groups <= 0:
@@ -125,7 +125,7 @@ class _ConvNd(Layer):
             sides += [(0, 0)] * (len(kernel_size) - len(total))
         else:
             sides = [(p, p) for p in padding]
-        twice: Any = [side for pair in reversed(sides) for side in pair]
+        twice = [side for pair in reversed(sides) for side in pair]
         self._reversed_padding_repeated_twice = twice if isinstance(padding, str) else tuple(twice)
         like: Any = {"device": device, "dtype": dtype}
         channels = (
@@ -173,7 +173,7 @@ class _ConvNd(Layer):
             said += f", padding_mode={self.padding_mode}"
         return said
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         if not hasattr(self, "padding_mode"):
             self.padding_mode = "zeros"
@@ -205,7 +205,7 @@ class _ConvNd(Layer):
         return self._run(Convolution, input, weight, bias, *how)  # type: ignore[no-any-return]
 
     @records_once
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: object) -> Any:
         input = args[0]
         if isinstance(input, Tensor) and not is_subclass(input):
             with DisableTorchFunctionSubclass():
@@ -367,16 +367,16 @@ class _ConvTransposeNd(_ConvNd):
         n: int,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any,
-        padding: Any,
-        output_padding: Any,
+        kernel_size: object,
+        stride: object,
+        padding: object,
+        output_padding: object,
         groups: int,
         bias: bool,
-        dilation: Any,
+        dilation: object,
         padding_mode: _Mode,
-        device: Any = None,
-        dtype: Any = None,
+        device: object = None,
+        dtype: object = None,
     ) -> None:
         if padding_mode != "zeros":
             raise ValueError(
@@ -610,7 +610,9 @@ class _LazyConvXdMixin(LazyModuleMixin):
     transposed: bool
     kernel_size: tuple[int, ...]
 
-    def _uninitialized(self: Any, out_channels: int, bias: bool, device: Any, dtype: Any) -> None:
+    def _uninitialized(
+        self: Any, out_channels: int, bias: bool, device: object, dtype: object
+    ) -> None:
         self.weight = UninitializedParameter(device=device, dtype=dtype)
         self.out_channels = out_channels
         if bias:
@@ -666,7 +668,7 @@ class LazyConv1d(_LazyConvXdMixin, Conv1d):  # type: ignore[misc]
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        how = stride, padding, dilation, groups, False, padding_mode, device, dtype
         super().__init__(0, 0, kernel_size, *how)
         self._uninitialized(out_channels, bias, device, dtype)
 
@@ -689,7 +691,7 @@ class LazyConv2d(_LazyConvXdMixin, Conv2d):  # type: ignore[misc]
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        how = stride, padding, dilation, groups, False, padding_mode, device, dtype
         super().__init__(0, 0, kernel_size, *how)
         self._uninitialized(out_channels, bias, device, dtype)
 
@@ -712,7 +714,7 @@ class LazyConv3d(_LazyConvXdMixin, Conv3d):  # type: ignore[misc]
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, dilation, groups, False, padding_mode, device, dtype
+        how = stride, padding, dilation, groups, False, padding_mode, device, dtype
         super().__init__(0, 0, kernel_size, *how)
         self._uninitialized(out_channels, bias, device, dtype)
 
@@ -736,7 +738,7 @@ class LazyConvTranspose1d(_LazyConvXdMixin, ConvTranspose1d):  # type: ignore[mi
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        how = stride, padding, output_padding, groups, False, dilation, padding_mode
         super().__init__(0, 0, kernel_size, *how, device, dtype)
         self._uninitialized(out_channels, bias, device, dtype)
 
@@ -760,7 +762,7 @@ class LazyConvTranspose2d(_LazyConvXdMixin, ConvTranspose2d):  # type: ignore[mi
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        how = stride, padding, output_padding, groups, False, dilation, padding_mode
         super().__init__(0, 0, kernel_size, *how, device, dtype)
         self._uninitialized(out_channels, bias, device, dtype)
 
@@ -784,6 +786,6 @@ class LazyConvTranspose3d(_LazyConvXdMixin, ConvTranspose3d):  # type: ignore[mi
         device=None,
         dtype=None,
     ) -> None:
-        how: Any = stride, padding, output_padding, groups, False, dilation, padding_mode
+        how = stride, padding, output_padding, groups, False, dilation, padding_mode
         super().__init__(0, 0, kernel_size, *how, device, dtype)
         self._uninitialized(out_channels, bias, device, dtype)

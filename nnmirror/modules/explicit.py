@@ -21,7 +21,7 @@ from ..parameter import Parameter
 from ..tensor import Tensor
 
 # Of a module's output or input: a tensor, a tuple for a tuple, or None.
-Gradient: TypeAlias = torch.Tensor | tuple[Any, ...] | None
+Gradient: TypeAlias = "torch.Tensor | tuple[Gradient, ...] | None"
 Call: TypeAlias = Callable[[Gradient], Gradient]
 
 
@@ -63,9 +63,11 @@ class Untracked:
     For a rule whose node saves nothing but arguments and the result (see `Function.can_wait`).
     """
 
-    def __init__(self, function: type[tape.Function], args: tuple[Any, ...], out: Any) -> None:
+    def __init__(
+        self, function: type[tape.Function], args: tuple[object, ...], out: object
+    ) -> None:
         needed = function.formulas.by_hand  # type: ignore[union-attr]
-        values = [*args, out if needed[-1] else None]
+        values: list[Any] = [*args, out if needed[-1] else None]
         with DisableTorchFunctionSubclass():
             for i, value in enumerate(args[: len(needed) - 1]):
                 if not isinstance(value, torch.Tensor):
@@ -94,9 +96,11 @@ class Untracked:
         node.edges = (None,) * len(args)
         node.needs_input_grad = (False,) * len(args)
         node.outputs = self.outputs
-        formulas: Any = self.function.formulas
+        formulas = self.function.formulas
+        assert formulas is not None
         formulas.keep(node, tuple(args), out)
-        plan: Any = node.plan
+        plan = node.plan
+        assert plan is not None
         for i in plan.copied:
             place = plan.saves[i]
             given, expected = self.values[place], self.versions[place]
@@ -117,7 +121,9 @@ class Untracked:
         return NodeCall(self.node)(gradient)
 
 
-def untracked(function: type[tape.Function], args: tuple[Any, ...], out: Any) -> Untracked | None:
+def untracked(
+    function: type[tape.Function], args: tuple[object, ...], out: object
+) -> Untracked | None:
     """The call of a layer that got no node from `record`; None if grad mode is off, and inside a
     transform."""
     if not is_grad_enabled() or tape.is_seen_through():
@@ -128,7 +134,7 @@ def untracked(function: type[tape.Function], args: tuple[Any, ...], out: Any) ->
 class _Layout(NamedTuple):
     """The layout of a tensor, in its place."""
 
-    key: tuple[Any, ...]
+    key: tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
     def made(self) -> torch.Tensor:
         shape, stride, dtype, _ = self.key
@@ -169,10 +175,10 @@ class Stacked:
         self.items = items
 
     def __call__(self, gradients: Gradient = None) -> tuple[Gradient, ...]:
-        gradients = _as_many(gradients, self.items)
         with DisableTorchFunctionSubclass():
-            batch = torch.stack(gradients)
-        grads: Any = _made(self.call)(batch)
+            batch = torch.stack(_as_many(gradients, self.items))
+        grads = _made(self.call)(batch)
+        assert isinstance(grads, torch.Tensor)
         return tuple(grads.unbind(0))
 
 
@@ -195,18 +201,22 @@ class Traced:
     which must not keep it alive. Every call that the forward recorded has a number above `began`.
     """
 
+    starts: Sequence[tape.Edge | None]
+    ends: Sequence[tape.Edge | None]
+
     def __init__(
-        self, inputs: tuple[Any, ...], output: Any, weakly: bool = False, began: int = -1
+        self, inputs: tuple[object, ...], output: object, weakly: bool = False, began: int = -1
     ) -> None:
         self.weakly, self.began = weakly, began
         self.single = True
         if type(output) is Tensor and output._view_of is None and output._node and not weakly:
-            self.starts: Sequence[Any] = ((output._node, output._output_nr),)  # nearly always
+            self.starts = ((output._node, output._output_nr),)  # nearly always
         else:
             self.single = not isinstance(output, tuple)
-            self.starts = [self._held(y) for y in ((output,) if self.single else output)]
+            outputs = output if isinstance(output, tuple) else (output,)
+            self.starts = [self._held(y) for y in outputs]
         if len(inputs) == 1 and type(inputs[0]) is torch.Tensor and not inputs[0].requires_grad:
-            self.ends: Sequence[Any] = _NOWHERE
+            self.ends = _NOWHERE
         else:
             self.ends = [self._held(x) for x in inputs]
 
@@ -219,7 +229,7 @@ class Traced:
         made.starts, made.ends = ((start, 0),), (end,)
         return made
 
-    def _held(self, value: Any) -> Any:
+    def _held(self, value: Any) -> tape.Edge | None:
         # The common cases first.
         if type(value) is torch.Tensor and not value.requires_grad:
             return None
@@ -231,7 +241,7 @@ class Traced:
         target, index = tape.edge_of(value)
         return (weakref.ref(target) if self.weakly else target), index
 
-    def _edge(self, held: Any) -> tape.Edge | None:
+    def _edge(self, held: tape.Edge | None) -> tape.Edge | None:
         if held is None:
             return None
         target = held[0]() if self.weakly else held[0]

@@ -64,7 +64,7 @@ def add(
     return handle
 
 
-def registered(registry: Registry, module: "_module.Module", name: str, value: Any) -> Any:
+def registered(registry: Registry, module: "_module.Module", name: str, value: object) -> Any:
     """`value` after the registration hooks."""
     for hook in registry.values():
         result = hook(module, name, value)
@@ -138,9 +138,9 @@ class BoundHook:
         functools.update_wrapper(self, hook)
         self.with_module = module is not None
         if module is not None:
-            self.module: Any = weakref.ref(module)
+            self.module: weakref.ref[_module.Module] = weakref.ref(module)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         if not self.with_module:
             return self.hook(*args, **kwargs)
         module = self.module()
@@ -148,8 +148,8 @@ class BoundHook:
             raise RuntimeError("You are trying to call the hook of a dead Module!")
         return self.hook(module, *args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {"hook": self.hook, "with_module": self.with_module}
+    def __getstate__(self) -> dict[str, object]:
+        state: dict[str, object] = {"hook": self.hook, "with_module": self.with_module}
         if self.with_module:
             state["module"] = self.module()
         return state
@@ -166,7 +166,9 @@ class BoundHook:
 # -- the call --------------------------------------------------------------------------
 
 
-def call_with_hooks(module: "_module.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_with_hooks(
+    module: "_module.Module", args: tuple[object, ...], kwargs: dict[str, object]
+) -> Any:
     """`module.forward(*args, **kwargs)` with every hook around it."""
     state = _Call(module, args, kwargs)
     try:
@@ -178,7 +180,7 @@ def call_with_hooks(module: "_module.Module", args: tuple[Any, ...], kwargs: dic
 
 class _Call:
     def __init__(
-        self, module: "_module.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: "_module.Module", args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         self.module = module
         self.args = args
@@ -308,14 +310,14 @@ class _BoundaryFunction(Function):
     """Returns its inputs, and passes the gradients back: a node that hooks are attached to."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Node, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         passed = tuple([t.view_as(t) for t in tensors])
         needs = ctx.needs_input_grad
         ctx.mark_non_differentiable(*[t for t, n in zip(passed, needs, strict=True) if not n])
         return passed
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Node, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         return grads
 
     @classmethod
@@ -335,7 +337,7 @@ class _Boundary:
         self.input_places: list[int] | None = None
         self.output_places: list[int] | None = None
 
-    def before(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(self, args: tuple[object, ...]) -> tuple[object, ...]:
         def stand_at(node: Node) -> None:
             node.register_hook(self._on_grad_input)
 

@@ -33,7 +33,7 @@ class _InstanceNorm(_NormBase):
         *,
         bias: bool = True,
     ) -> None:
-        how: Any = {"device": device, "dtype": dtype, "bias": bias}
+        how = {"device": device, "dtype": dtype, "bias": bias}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **how)
 
     def _get_no_batch_dim(self) -> int:
@@ -41,9 +41,9 @@ class _InstanceNorm(_NormBase):
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: dict[str, object],
         prefix: str,
-        local_metadata: dict[str, Any],
+        local_metadata: dict[str, object],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],

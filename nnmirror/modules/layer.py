@@ -28,7 +28,7 @@ class Layer(Module):
     batch, and computed with one call.
     """
 
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Function], *args: object) -> Any:
         if type(args[function.input_place]) is tuple:
             return self._run_on_tuple(function, args)
         exact = function.exact
@@ -76,14 +76,14 @@ class Layer(Module):
             self.__dict__["_call"] = Traced(inputs, out) if is_grad_enabled() else None
         return out
 
-    def _run_stacked(self, items: tuple[Any, ...], run: Callable[[Any], Any]) -> tuple[Any, ...]:
+    def _run_stacked(self, items: tuple[object, ...], run: Callable[[Any], Any]) -> tuple[Any, ...]:
         """One call on the items as a batch."""
         out = run(record(Stack, (0, *items))[0])
         self.__dict__["_call"] = Stacked(way_back(self._call), len(items))
         return tuple(record(Unbind, (out, 0))[0])
 
     def _run_several(
-        self, function: TorchFunction, inputs: tuple[Any, ...], others: tuple[Any, ...] = ()
+        self, function: TorchFunction, inputs: tuple[object, ...], others: tuple[object, ...] = ()
     ) -> Any:
         """function(*inputs, *others), perhaps several recorded calls, kept for `backward`.
 
@@ -136,7 +136,7 @@ class Layer(Module):
         return [p for name, p in self._parameters.items() if name not in numbers]
 
 
-def _leaf_of_its_own(x: Any) -> Any:
+def _leaf_of_its_own(x: object) -> Any:
     """An alias that requires grad of an input that does not, for `Module.backward`; else itself."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         return x

@@ -33,7 +33,7 @@ class LazyModuleMixin:
             kept = keep_vars or is_lazy(value)
             destination[prefix + name] = value if kept else value.detach()
 
-    def _lazy_load_hook(self: Any, state_dict: Any, prefix: str, *more: Any) -> None:
+    def _lazy_load_hook(self: Any, state_dict: Any, prefix: str, *more: object) -> None:
         """Before a state is loaded: give uninitialized parameters the shapes in the state."""
         for name, param in itertools.chain(self._parameters.items(), self._buffers.items()):
             given = state_dict.get(prefix + name)

@@ -22,7 +22,7 @@ __all__ = ["Identity", "LazyLinear", "Linear"]
 class Identity(Layer):
     """y = x, for any constructor arguments.  dx = g."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
 
     @keeps_call

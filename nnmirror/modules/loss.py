@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class _Loss(Layer):
             self.reduction = reduction
 
     def _compare(
-        self, function: Callable[..., Tensor], input: Tensor, target: Tensor, *options: Any
+        self, function: Callable[..., Tensor], input: Tensor, target: Tensor, *options: object
     ) -> Tensor:
         """function(input, target, *options), kept for `backward`."""
         began = next(_sequence)
@@ -68,7 +67,7 @@ class _Loss(Layer):
 
 
 def _with_options(
-    function: Callable[..., Tensor], options: tuple[Any, ...], input: Tensor, target: Tensor
+    function: Callable[..., Tensor], options: tuple[object, ...], input: Tensor, target: Tensor
 ) -> Tensor:
     return function(input, target, *options)
 
@@ -87,7 +86,7 @@ class MSELoss(_Loss):
         if type(input) is Tracked and type(target) is Tensor and input._node is not None:
             given = input, target, None, None, self.reduction  # nearly always such tensors
             met = met_before(F.mse_loss, given)
-            out: Any = F.mse_loss(*given) if met is None else met[0]
+            out = F.mse_loss(*given) if met is None else met[0]
             own = self.__dict__
             own["_call"] = node = getattr(out, "_node", None) if met is None else met[1]
             if node is not None:

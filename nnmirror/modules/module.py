@@ -11,11 +11,13 @@ import os
 import sys
 import warnings
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, Self, TypeVar, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, Self, TypeAlias, TypeVar, Union, overload
 
 import torch
 from torch import Tensor, device, dtype
+from torch.types import Device
 from torch.utils.hooks import RemovableHandle
 
 from .. import _torch, tape
@@ -61,8 +63,11 @@ __all__ = [
 
 T = TypeVar("T", bound="Module")
 F = TypeVar("F", bound=TorchFunction)
+V = TypeVar("V")
 _grad_t = tuple[Tensor, ...] | Tensor
 _EXTRA_STATE = "_extra_state"
+# Tensors by path, and extra state of any kind.
+StateDict: TypeAlias = dict[str, Any]
 
 
 # The registries of global hooks, and the names of a module's own registries.
@@ -103,7 +108,7 @@ def _is_torch_module(value: object) -> bool:
 
 
 @upcall("nnmirror.adopt")
-def become_mirrored(model: Any) -> list[str]:
+def become_mirrored(model: object) -> list[str]:
     """Make a torch.nn module a mirrored one, in place; or return the reasons against it."""
     raise NotImplementedError
 
@@ -115,18 +120,18 @@ def class_that_was(module: "Module") -> type | None:
 
 
 @upcall("nnmirror.bridge")
-def reduced(module: "Module", made: Any) -> Any:
+def reduced(module: "Module", made: str | tuple[object, ...]) -> str | tuple[object, ...]:
     """What `module` is pickled as, given what any object of its class would be."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.adopt")
-def is_being_made(module: Any, frame: Any) -> bool:
+def is_being_made(module: object, frame: FrameType) -> bool:
     """Is one of the calling functions the `__init__` of this module?"""
     raise NotImplementedError
 
 
-def _as_mirrored(value: Any, name: str) -> Any:
+def _as_mirrored(value: object, name: str) -> Any:
     """The torch.nn module `value`, about to be assigned, as a mirrored one."""
     problems = become_mirrored(value)
     if problems:
@@ -194,7 +199,7 @@ _ASKERS = {
 _TAKERS = ("__setattr__", "add_module")  # methods of torch.nn.Module that register a module
 
 
-def _let_in(module: Any, frame: Any) -> None:
+def _let_in(module: object, frame: FrameType) -> None:
     """A mirrored module is assigned to a torch.nn module: that becomes mirrored, or a TypeError.
 
     `frame` is that of torch's function, which then continues with the mirrored module.
@@ -279,8 +284,8 @@ class Module(_RefusedByTorchModules):
     call_super_init: bool = False
     # The last call, which `backward` differentiates: set by each forward, not part of the state.
     _call: tape.Node | Call | None = None
-    _torchdynamo_orig_callable: Any = _Untraceable()
-    _torchdynamo_wrapper_id: Any = _torchdynamo_orig_callable
+    _torchdynamo_orig_callable = _Untraceable()
+    _torchdynamo_wrapper_id = _torchdynamo_orig_callable
 
     training: bool
     _parameters: dict[str, Parameter | None]
@@ -617,11 +622,11 @@ class Module(_RefusedByTorchModules):
 
     def _named_members(
         self,
-        get_members_fn: Callable[["Module"], Any],
+        get_members_fn: Callable[["Module"], Iterable[tuple[str, V | None]]],
         prefix: str = "",
         recurse: bool = True,
         remove_duplicate: bool = True,
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Iterator[tuple[str, V]]:
         memo = set()
         modules = (
             self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
@@ -687,7 +692,7 @@ class Module(_RefusedByTorchModules):
             with torch.no_grad(), no_grad():
                 moved = fn(param)
                 grad = param.grad
-                moved_grad: Any = None if grad is None else fn(grad)
+                moved_grad = None if grad is None else fn(grad)
             if swap:
                 param.grad = None
                 new = type(param)(moved, requires_grad=param.requires_grad)
@@ -701,12 +706,12 @@ class Module(_RefusedByTorchModules):
                 param.grad = moved_grad
             elif keep_identity and _torch.has_compatible_shallow_copy_type(param, moved):
                 param.data = moved
-                if grad is not None:
+                if grad is not None and moved_grad is not None:
                     grad.data = moved_grad
             else:
                 new = type(param)(moved, param.requires_grad)
                 self._parameters[key] = new
-                if grad is not None:
+                if grad is not None and moved_grad is not None:
                     new.grad = moved_grad.requires_grad_(grad.requires_grad)
         for key, buffer in self._buffers.items():
             if buffer is not None:
@@ -756,6 +761,20 @@ class Module(_RefusedByTorchModules):
     def to_empty(self, *, device: str | device | int | None, recurse: bool = True) -> Self:
         """Move parameters and buffers to `device` without their values."""
         return self._apply(lambda t: torch.empty_like(t, device=device), recurse=recurse)
+
+    @overload
+    def to(
+        self,
+        device: Device = ...,
+        dtype: dtype | None = ...,
+        non_blocking: bool = ...,
+    ) -> Self: ...
+
+    @overload
+    def to(self, dtype: dtype, non_blocking: bool = ...) -> Self: ...
+
+    @overload
+    def to(self, tensor: Tensor, non_blocking: bool = ...) -> Self: ...
 
     def to(self, *args, **kwargs):  # type: (*Any, **Any) -> Self
         """Move and cast: `to(device, dtype, non_blocking)`, `to(dtype)`, `to(tensor)`, ..."""
@@ -822,7 +841,7 @@ class Module(_RefusedByTorchModules):
 
     # -- calling -----------------------------------------------------------------------------
 
-    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+    def _call_impl(self, *args: object, **kwargs: object) -> Any:
         if (
             self._backward_hooks
             or self._backward_pre_hooks
@@ -942,7 +961,8 @@ class Module(_RefusedByTorchModules):
         hook._from_public_api = True
         return hooks.add(self._state_dict_hooks, hook)
 
-    def register_state_dict_pre_hook(self, hook):  # type: (Any) -> RemovableHandle
+    def register_state_dict_pre_hook(self, hook):
+        # type: (Callable[[T, str, bool], None]) -> RemovableHandle
         """`hook(module, prefix, keep_vars)` runs before `state_dict`."""
         return hooks.add(self._state_dict_pre_hooks, hook)
 
@@ -952,11 +972,12 @@ class Module(_RefusedByTorchModules):
         bound = hooks.BoundHook(hook, self if with_module else None)
         return hooks.add(self._load_state_dict_pre_hooks, bound)
 
-    def register_load_state_dict_pre_hook(self, hook):  # type: (Any) -> RemovableHandle
+    def register_load_state_dict_pre_hook(self, hook):  # type: (Callable[..., None]) -> RemovableHandle
         """`hook(module, state_dict, prefix, ...)` runs before this module is loaded."""
         return self._register_load_state_dict_pre_hook(hook, with_module=True)
 
-    def register_load_state_dict_post_hook(self, hook):  # type: (Any) -> RemovableHandle
+    def register_load_state_dict_post_hook(self, hook):
+        # type: (Callable[[T, _IncompatibleKeys], None]) -> RemovableHandle
         """`hook(module, incompatible_keys)` runs after this module was loaded."""
         return hooks.add(self._load_state_dict_post_hooks, hook)
 
@@ -968,13 +989,21 @@ class Module(_RefusedByTorchModules):
                 found[name] = buffer
         return found
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
         for name, value in self._local_state().items():
             destination[prefix + name] = value if keep_vars else value.detach()
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + _EXTRA_STATE] = self.get_extra_state()
 
     T_destination = TypeVar("T_destination", bound=dict[str, Any])
+
+    @overload
+    def state_dict(
+        self, *, destination: T_destination, prefix: str = ..., keep_vars: bool = ...
+    ) -> T_destination: ...
+
+    @overload
+    def state_dict(self, *, prefix: str = ..., keep_vars: bool = ...) -> StateDict: ...
 
     def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
         # type: (*Any, Any, str, bool) -> Any
@@ -1016,7 +1045,7 @@ class Module(_RefusedByTorchModules):
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: StateDict,
         prefix: str,
         local_metadata: dict[str, Any],
         strict: bool,
@@ -1117,11 +1146,11 @@ class Module(_RefusedByTorchModules):
         unexpected: list[str] = []
         errors: list[str] = []
         metadata = getattr(state_dict, "_metadata", None)
-        state_dict = OrderedDict(state_dict)
+        given = OrderedDict(state_dict)
         if metadata is not None:
-            state_dict._metadata = metadata  # type: ignore[attr-defined]
+            given._metadata = metadata  # type: ignore[attr-defined]
 
-        def load(module: Module, local: Mapping[str, Any], prefix: str) -> None:
+        def load(module: Module, local: StateDict, prefix: str) -> None:
             local_metadata = {} if metadata is None else metadata.get(prefix[:-1], {})
             if assign:
                 local_metadata["assign_to_params_buffers"] = assign
@@ -1141,7 +1170,7 @@ class Module(_RefusedByTorchModules):
                         " it should be done inplace."
                     )
 
-        load(self, state_dict, "")
+        load(self, given, "")
         if strict:
             for keys, kind in ((unexpected, "Unexpected"), (missing, "Missing")):
                 if keys:
@@ -1154,7 +1183,7 @@ class Module(_RefusedByTorchModules):
             )
         return _IncompatibleKeys(missing, unexpected)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[object, ...]:
         # Other protocols use `__class__`, which is not always the type (see adopt).
         return reduced(self, super().__reduce_ex__(max(protocol, 2)))
 
@@ -1213,7 +1242,7 @@ _NEVER_CALLED = (
 
 
 @unrecorded
-def _copy_plainly(param: Tensor, value: Any) -> bool:
+def _copy_plainly(param: Tensor, value: object) -> bool:
     """`param.copy_(value)` for tensors of the same shape, without subclasses that define dispatch.
 
     False in any other case, and if copying fails.
@@ -1250,7 +1279,7 @@ def _keeping_call(forward: TorchFunction) -> TorchFunction:
     """Wraps a user's forward, to keep its arguments and result for `backward`."""
 
     @functools.wraps(forward)
-    def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Module, *args: object, **kwargs: object) -> Any:
         began = next(_sequence)
         if kwargs or len(args) != 1:
             out = forward(self, *args, **kwargs)

@@ -149,7 +149,7 @@ class _MaxUnpoolNd(Layer):
     stride: Any
     padding: Any
 
-    def _set(self, n: int, kernel_size: Any, stride: Any, padding: Any) -> None:
+    def _set(self, n: int, kernel_size: object, stride: object, padding: object) -> None:
         each = _ntuple(n)
         self.kernel_size = each(kernel_size)
         self.stride = each(stride if stride is not None else kernel_size)
@@ -273,7 +273,7 @@ class _AvgPoolOverridden(_AvgPoolNd):
     def _how(self) -> tuple[Any, ...]:
         return *super()._how(), self.divisor_override
 
-    def _set(self, kernel_size: Any, stride: Any, padding: Any, *more: Any) -> None:
+    def _set(self, kernel_size: object, stride: object, padding: object, *more: Any) -> None:
         self.kernel_size = kernel_size
         self.stride = stride if stride is not None else kernel_size
         self.padding = padding
@@ -341,7 +341,13 @@ class _FractionalMaxPoolNd(_Pool):
     output_ratio: Any
 
     def _set(
-        self, n: int, kernel_size: Any, size: Any, ratio: Any, return_indices: bool, samples: Any
+        self,
+        n: int,
+        kernel_size: object,
+        size: object,
+        ratio: object,
+        return_indices: bool,
+        samples: Any,
     ) -> None:
         each = _ntuple(n)
         self.kernel_size = each(kernel_size)
@@ -405,7 +411,7 @@ class FractionalMaxPool3d(_FractionalMaxPoolNd):
         _random_samples=None,
     ) -> None:
         super().__init__()
-        sizes: Any = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
+        sizes = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
         if all(isinstance(k, int) for k in sizes) and not all(k > 0 for k in sizes):
             raise ValueError(f"kernel_size must be greater than 0, but got {kernel_size}")
         self._set(3, kernel_size, output_size, output_ratio, return_indices, _random_samples)

@@ -103,7 +103,7 @@ class Form:
     def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
         """The layers' own nodes, from the tensors saved with `node`; `last` becomes the last
         one."""
-        every: Any = node._saved
+        every = node._saved
         before = next((e for e, of in zip(node.edges, self.edges, strict=True) if of is ...), None)
         sequence, count = node.sequence, len(self.inner)
         made: list[tape.Node] = []
@@ -245,14 +245,14 @@ class Run:
         self.layouts.add(layout)
         return out
 
-    def _watched(self, x: Any) -> tuple[Any, list[Any]]:
+    def _watched(self, x: object) -> tuple[Any, list[Any]]:
         """Call the layers one by one, and keep what each records."""
         noted = []
         way_back = []
         for layer in self.layers:
             calls: list[Any] = []
 
-            def run(function: Any, *args: Any, layer: Any = layer, calls: Any = calls) -> Any:
+            def run(function: object, *args: object, layer: Any = layer, calls: Any = calls) -> Any:
                 calls.append((function, args))
                 return type(layer)._run(layer, function, *args)
 
@@ -361,7 +361,7 @@ class Written:
         return visible
 
 
-def _in_place(compute: Any) -> Any:
+def _in_place(compute: object) -> Any:
     """Torch's function that computes the same into the memory of its argument, if it has one."""
     name = getattr(compute, "__name__", "")
     for home in (torch, torch._C._nn):
@@ -373,7 +373,7 @@ def _in_place(compute: Any) -> Any:
 class Call:
     """What one layer recorded."""
 
-    def __init__(self, layer: Any, calls: list[Any], given: Any, out: Any) -> None:
+    def __init__(self, layer: Any, calls: list[Any], given: object, out: object) -> None:
         if len(calls) != 1 or calls[0][0] is None or not records_once(layer):
             raise Unwritable
         self.layer, self.given, self.out = layer, given, out
@@ -457,7 +457,7 @@ class _Text:
                 )
         return name
 
-    def word(self, call: Call, arg: Any) -> str:
+    def word(self, call: Call, arg: object) -> str:
         """The source for an argument of a call."""
         if arg is call.given:
             return "h"
@@ -469,16 +469,16 @@ class _Text:
             raise Unwritable
         return repr(arg) if type(arg) in (int, str, bool) else self.constant(arg, "value")
 
-    def call(self, result: str, compute: Any, call: Call) -> None:
+    def call(self, result: str, compute: object, call: Call) -> None:
         words = ", ".join([self.word(call, arg) for arg in call.args])
         self.lines.append(f"{result} = {source.name_of(compute, self.environment)}({words})")
 
-    def left_by(self, call: Call, part: Any) -> None:
+    def left_by(self, call: Call, part: object) -> None:
         """The call that `Module.backward` of the layer uses."""
         value = "None" if part is None else self.constant(part, "call")
         self.lines.append(f'{self.owned[id(call.layer)]}["_call"] = {value}')
 
-    def constant(self, value: Any, name: str) -> str:
+    def constant(self, value: object, name: str) -> str:
         """The name of a constant."""
         name = f"{name.strip('_')}_{len(self.environment)}"
         self.environment[name] = value
@@ -530,12 +530,12 @@ def records_once(layer: Any) -> bool:
     return by_run and getattr(type(layer).forward, "_records_once", False)
 
 
-def is_part(layer: Any) -> bool:
+def is_part(layer: object) -> bool:
     """Can this be a layer of a run?"""
     return isinstance(layer, Layer) and records_once(layer) and not is_hooked(layer)
 
 
-def is_hooked(layer: Any) -> bool:
+def is_hooked(layer: object) -> bool:
     """Does the module have hooks for its calls?"""
     own = getattr(layer, "__dict__", {})
     return any([own.get(name) for name in CALL_HOOKS])

@@ -53,16 +53,16 @@ class DistributedDataParallel(Module):
         dim: int = 0,
         broadcast_buffers: bool | None = None,
         init_sync: bool = True,
-        process_group: Any = None,
+        process_group: object = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         check_reduction: bool = False,
         gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
-        delay_all_reduce_named_params: Any = None,
-        param_to_hook_all_reduce: Any = None,
-        mixed_precision: Any = None,
-        device_mesh: Any = None,
+        delay_all_reduce_named_params: object = None,
+        param_to_hook_all_reduce: object = None,
+        mixed_precision: object = None,
+        device_mesh: object = None,
         skip_all_reduce_unused_params: bool = False,
         bucket_cap_mb_list: list[int] | None = None,
         batched_grad_copy: bool = False,
@@ -122,7 +122,7 @@ class DistributedDataParallel(Module):
         if static_graph and find_unused_parameters:
             warnings.warn(_NEEDLESS, stacklevel=2)
 
-    def _check(self, module: Module, device_ids: Any, output_device: Any) -> list[torch.Tensor]:
+    def _check(self, module: Module, device_ids: Any, output_device: object) -> list[torch.Tensor]:
         """The parameters that are not ignored, after checks of them and of the devices."""
         parameters: list[torch.Tensor] = [
             p for name, p in module.named_parameters() if name not in self.parameters_to_ignore
@@ -243,7 +243,7 @@ class DistributedDataParallel(Module):
             watched = self.find_unused_parameters
         return self._behind_sink(output) if watched else output
 
-    def _behind_sink(self, output: Any) -> Any:
+    def _behind_sink(self, output: object) -> Any:
         """The output with a node in front at which every walk from it starts."""
         leaves, spec = tree_flatten(output)
         if not any(map(_is_tracked, leaves)):
@@ -255,7 +255,7 @@ class DistributedDataParallel(Module):
             node.register_prehook(self._watch_first_walk)
         return tree_unflatten(leaves, spec)
 
-    def _watch_first_walk(self, _: Any) -> None:
+    def _watch_first_walk(self, _: object) -> None:
         if not self._first_walk_is_watched:
             self._first_walk_is_watched = True
             walk.queue_callback(self.reducer.reduce_all)
@@ -312,7 +312,7 @@ class DistributedDataParallel(Module):
             _NOT_MIRRORED.format("join()", "give every rank as many batches as the others")
         )
 
-    def register_comm_hook(self, state: object, hook: Any) -> None:
+    def register_comm_hook(self, state: object, hook: object) -> None:
         """Not mirrored: gradients are reduced by all_reduce."""
         raise NotImplementedError(
             _NOT_MIRRORED.format(
@@ -335,7 +335,7 @@ class _DDPSink(tape.Function):
         return grads
 
 
-def _is_tracked(value: Any) -> bool:
+def _is_tracked(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.grad_fn is not None
 
 
@@ -346,7 +346,7 @@ def _device_index(device: Any) -> int:
     return torch.cuda.current_device() if index is None else index
 
 
-def _tensors(value: Any) -> Iterable[torch.Tensor]:
+def _tensors(value: object) -> Iterable[torch.Tensor]:
     """The tensors in what a forward returned."""
     if isinstance(value, torch.Tensor):
         return [value]
@@ -359,7 +359,7 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
     return itertools.chain.from_iterable(map(_tensors, value))
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _moved(value: object, device: torch.device) -> Any:
     """The arguments of a forward, with tensors moved to the device."""
     if isinstance(value, torch.Tensor):
         return value if value.device == device else value.to(device)

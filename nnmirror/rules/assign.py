@@ -60,7 +60,7 @@ class _Overwritten(Rule):
 def _overwritten(method: TorchFunction, name: str) -> None:
     made = type(name, (_Overwritten,), {"__doc__": _Overwritten.__doc__})
 
-    def call(input: T, *args: Any, **kwargs: Any) -> T:
+    def call(input: T, *args: object, **kwargs: object) -> T:
         return record(made, (input,), inplace=lambda: method(input, *args, **kwargs))[0]
 
     composite(method, getattr(torch, method.__name__, method))(call)
@@ -404,7 +404,7 @@ class Scatter(Rule):
 
 
 @composite(torch.scatter, T.scatter)
-def scatter(input: T, dim: int, index: T, src: T | None = None, **kwargs: Any) -> T:
+def scatter(input: T, dim: int, index: T, src: T | None = None, **kwargs: object) -> T:
     return record(Scatter, (input, dim, index, _source(torch.scatter, src, kwargs)))[0]
 
 
@@ -412,7 +412,7 @@ _scatter_: TorchFunction = T.scatter_
 
 
 @composite(T.scatter_)
-def scatter_(input: T, dim: int, index: T, src: T | None = None, **kwargs: Any) -> T:
+def scatter_(input: T, dim: int, index: T, src: T | None = None, **kwargs: object) -> T:
     source = _source(T.scatter_, src, kwargs)
     return record(
         Scatter,

@@ -29,7 +29,7 @@ def _answered(function: TorchFunction, answer: TorchFunction) -> None:
     """Call `answer` instead of torch's `function` if an argument is tracked."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         for value in args:
             if _is_tracked(value):
                 return answer(*args, **kwargs)
@@ -52,7 +52,9 @@ def _theirs(value: Any) -> Any:
     return value.detach().clone().as_subclass(named).requires_grad_()
 
 
-def _call_theirs(function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _call_theirs(
+    function: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
     """PyTorch's error for these arguments, if it has one."""
     with _torch.DisableTorchFunctionSubclass():
         function(*map(_theirs, args), **{name: _theirs(v) for name, v in kwargs.items()})
@@ -80,18 +82,20 @@ def asarray(
     return made
 
 
-def _checked(function: TorchFunction, answer: TorchFunction, *args: Any, **kwargs: Any) -> Any:
+def _checked(
+    function: TorchFunction, answer: TorchFunction, *args: object, **kwargs: object
+) -> Any:
     """`answer`, after PyTorch's errors and warnings."""
     _call_theirs(function, args, kwargs)
     return answer(*args, **kwargs)
 
 
-def _refuse(function: TorchFunction, *args: Any, **kwargs: Any) -> Any:
+def _refuse(function: TorchFunction, *args: object, **kwargs: object) -> Any:
     _call_theirs(function, args, kwargs)
     raise refusal(function, "(dense, torch.zeros(size).index_put(indices, values) trains)")
 
 
-def _take_number(function: TorchFunction, *args: Any, **kwargs: Any) -> Any:
+def _take_number(function: TorchFunction, *args: object, **kwargs: object) -> Any:
     _call_theirs(function, args, kwargs)
     return function(*args, **kwargs)
 

@@ -34,10 +34,10 @@ def gradient(
         def forward(grad: T, input: T, *parameters: Any) -> T:
             return compute(grad, input, *parameters)
 
-        def d_grad(g: T, input: T, parameters: tuple[Any, ...]) -> Any:
+        def d_grad(g: T, input: T, parameters: tuple[object, ...]) -> Any:
             return (of_grad or apply)(g, input, *parameters)
 
-        def d_input(g: T, grad: T, input: T, parameters: tuple[Any, ...]) -> T:
+        def d_input(g: T, grad: T, input: T, parameters: tuple[object, ...]) -> T:
             assert second is not None
             return second(g, grad, input, *parameters)
 
@@ -62,7 +62,7 @@ def gradient(
 
 
 def _applied(rule: type[Rule], compute: Callable[..., T]) -> Callable[..., T]:
-    def apply(*args: Any) -> T:
+    def apply(*args: object) -> T:
         if is_torch_function_enabled():  # it never is in a walk that is not recorded
             return record(rule, args)[0]  # type: ignore[no-any-return]
         return compute(*args)

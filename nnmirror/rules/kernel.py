@@ -11,7 +11,7 @@ used for all elements.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.overrides import handle_torch_function
@@ -198,7 +198,7 @@ def one_call(function: Callable[..., T]) -> Callable[..., T]:
     """
 
     @functools.wraps(function)
-    def call(*args: Any) -> T:
+    def call(*args: object) -> T:
         if _torch.is_torch_function_mode_enabled():
             return handle_torch_function(call, (), *args)  # type: ignore[no-any-return]
         return function(*args)

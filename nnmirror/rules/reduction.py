@@ -156,7 +156,7 @@ class Std(Rule):
 def _spread(function: type[Rule], *funcs: TorchFunction) -> None:
     """The ways to call var and std: with `unbiased` or with `correction`."""
 
-    def call(input: T, *args: Any, **kwargs: Any) -> T:
+    def call(input: T, *args: object, **kwargs: Any) -> T:
         func, given = funcs[0], dict(kwargs)
         places = list(args)
         if "axis" in given:

@@ -70,7 +70,7 @@ class Rule(Function):
         return cls.__name__ + "Backward0"
 
     @classmethod
-    def check_numbers(cls, args: tuple[Any, ...]) -> None:
+    def check_numbers(cls, args: tuple[object, ...]) -> None:
         """PyTorch's error if a tensor that requires grad is given as a number."""
         for i in cls.numbers:
             if i < len(args) and has_gradient(args[i]):
@@ -117,7 +117,7 @@ _INTEGERS = {"int", "Optional[int]"}
 
 
 @implements(_tensor)
-def check_numbers(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_numbers(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
     """PyTorch's error if a tensor that requires grad is given to `func` as a number."""
     places, names = numbers_of(func, integers=True)
     given = [args[i] for i in places if i < len(args)]
@@ -153,12 +153,12 @@ class Recorded:
         # the remaining arguments, as keyword and default.
         self.behind: dict[tuple[int | str, ...], list[tuple[str, Any]]] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         if kwargs or len(args) > self.most:
             args = self.placed(args, kwargs)
         return record(self.function, args)[0]
 
-    def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def placed(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         key: tuple[int | str, ...] = (len(args), *kwargs)
         behind = self.behind.get(key)
         if behind is not None:
@@ -183,7 +183,7 @@ class Recorded:
 _MOST_KEYS = 64
 
 
-def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
+def unplaced(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> Exception:
     """These arguments fit no rule: raise PyTorch's own error if it has one, else refuse."""
     if kwargs.get("out") is not None:
         return RuntimeError(
@@ -194,13 +194,13 @@ def unplaced(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any])
     return refusal(func, "with these arguments")
 
 
-def _as_pytorch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _as_pytorch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
     """Call `func` as PyTorch would be called, for its errors: with copies that require grad."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         func(*_copied(args), **_copied(kwargs))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> Any:
     """The value with every tensor in it copied; copies require grad for torch if the originals
     do."""
 
@@ -228,7 +228,7 @@ def rule(*funcs: TorchFunction) -> Callable[[F], F]:
     return register
 
 
-def stands_for(func: TorchFunction, *rest: Any) -> Callable[[F], F]:
+def stands_for(func: TorchFunction, *rest: object) -> Callable[[F], F]:
     """The decorated Rule takes the arguments of `func`, and is recorded for it by a `composite`."""
 
     def register(function: F) -> F:
@@ -250,11 +250,11 @@ def composite(
     """
 
     def register(function: C) -> C:
-        called: Any = function
+        called = function
         if numbers_of(funcs[0])[1]:
 
             @functools.wraps(function)
-            def called(*args: Any, **kwargs: Any) -> Any:
+            def called(*args: object, **kwargs: object) -> Any:
                 check_numbers(funcs[0], args, kwargs)
                 return function(*args, **kwargs)
 
@@ -276,7 +276,7 @@ def composed(func: TorchFunction) -> Callable[[C], C]:
     def register(function: C) -> C:
         @composite(func)
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> Any:
             if is_left_to_torch(args, kwargs):
                 with DisableTorchFunctionSubclass():
                     return func(*args, **kwargs)
@@ -298,7 +298,7 @@ def answered(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
         def called(func: TorchFunction) -> TorchFunction:
             takes_numbers = bool(numbers_of(func)[1])
 
-            def call(*args: Any, **kwargs: Any) -> Any:
+            def call(*args: object, **kwargs: object) -> Any:
                 if is_left_to_torch(args, kwargs):
                     with DisableTorchFunctionSubclass():
                         return func(*args, **kwargs)
@@ -339,10 +339,10 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
             placed = Recorded(function, func)
 
             def call(
-                *args: Any,
+                *args: object,
                 _func: TorchFunction = func,
                 _placed: Recorded = placed,
-                **kwargs: Any,
+                **kwargs: object,
             ) -> Any:
                 places = _placed.placed(args, kwargs) if kwargs else args
                 change = functools.partial(_func, *args, **kwargs)
@@ -366,12 +366,12 @@ def _declare_numbers(function: Any, recorded: Recorded) -> None:
         function.first_number = function.numbers[0]
 
 
-def plain_values(value: Any) -> Any:
+def plain_values(value: object) -> Any:
     """The value with every tracked tensor in it detached."""
     return _mapped(value, torch.Tensor.detach)
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _mapped(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple | list):
@@ -462,7 +462,7 @@ _tensor.ask_plainly(_C_dim, _dim)
 _dim_of_any = _tensor.Tensor.dim
 
 
-def _dim_directly(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+def _dim_directly(tensor: Any, *args: object, **kwargs: object) -> Any:
     """`_dim_of_any`, with fewer checks where vmap does not ask."""
     if (
         type(tensor) is _tensor.Tensor
@@ -478,7 +478,7 @@ setattr(_tensor.Tensor, "dim", functools.wraps(_C_dim)(_dim_directly))  # noqa: 
 
 
 @implements(_tensor)
-def dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     named = _named.get(func)
     if named is not None:
@@ -510,7 +510,7 @@ _KEPT: dict[TorchFunction, TorchFunction] = {
 _named: dict[TorchFunction, TorchFunction] = {}  # those of NAMED that were called
 
 
-def _dispatch(func: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     if func in _KEPT:
         return _KEPT[func](*args)
     if func in PASSIVE:

@@ -80,7 +80,7 @@ def _extremes(name: str, two: type[Rule] | None) -> None:
     placed = Recorded(along, function)
     of_two = None if two is None else Recorded(two, function)
 
-    def call(input: T, *args: Any, **kwargs: Any) -> Any:
+    def call(input: T, *args: object, **kwargs: object) -> Any:
         if not args and not kwargs:
             return record(over_all, (input,))[0]
         other = args[0] if args else kwargs.get("other")

@@ -275,7 +275,7 @@ def _seen_otherwise(function: type[Rule], *methods: TorchFunction) -> None:
     """The in-place form: the tensor itself gets the other shape."""
     for method in methods:
 
-        def call(input: T, *args: Any, _method: TorchFunction = method) -> T:
+        def call(input: T, *args: object, _method: TorchFunction = method) -> T:
             if input._is_view():
                 raise refusal(_method, "for a view")
             return record(function, (input, *args), inplace=lambda: _method(input, *args))[0]
@@ -305,7 +305,7 @@ class Permute(Rule):
 
 
 @composite(torch.permute, T.permute, directly=True, repeats=True)
-def permute(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
+def permute(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
@@ -643,7 +643,7 @@ class SplitWithSizes(_Parts):
 
 @composite(torch.split, T.split, repeats=True)
 def split(
-    input: T, split_size_or_sections: int | Sequence[int], dim: int = 0, **kwargs: Any
+    input: T, split_size_or_sections: int | Sequence[int], dim: int = 0, **kwargs: object
 ) -> tuple[T, ...]:
     if isinstance(split_size_or_sections, T):
         with contextlib.suppress(ValueError):
@@ -710,7 +710,7 @@ class Repeat(Rule):
 
 
 @composite(T.repeat)
-def repeat(input: T, *repeats: int | Sequence[int], **kwargs: Any) -> T:
+def repeat(input: T, *repeats: int | Sequence[int], **kwargs: object) -> T:
     return record(Repeat, (input, kwargs["repeats"] if "repeats" in kwargs else _sizes(repeats)))[0]
 
 
@@ -746,7 +746,7 @@ class Flip(Rule):
 
 
 @composite(torch.flip, T.flip, directly=True)
-def flip(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
+def flip(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
@@ -850,26 +850,26 @@ for _n in (1, 2, 3):
 
 
 @composite(torch.hstack)
-def hstack(tensors: Sequence[T], **kwargs: Any) -> T:
+def hstack(tensors: Sequence[T], **kwargs: object) -> T:
     _no_out(torch.hstack, kwargs)
     parts = [_AT_LEAST[1](x) for x in _sequence(tensors, torch.hstack)]
     return record(Cat, (0 if parts[0].dim() == 1 else 1, *parts))[0]
 
 
 @composite(torch.vstack, torch.row_stack)
-def vstack(tensors: Sequence[T], **kwargs: Any) -> T:
+def vstack(tensors: Sequence[T], **kwargs: object) -> T:
     _no_out(torch.vstack, kwargs)
     return record(Cat, (0, *[_AT_LEAST[2](x) for x in _sequence(tensors, torch.vstack)]))[0]
 
 
 @composite(torch.dstack)
-def dstack(tensors: Sequence[T], **kwargs: Any) -> T:
+def dstack(tensors: Sequence[T], **kwargs: object) -> T:
     _no_out(torch.dstack, kwargs)
     return record(Cat, (2, *[_AT_LEAST[3](x) for x in _sequence(tensors, torch.dstack)]))[0]
 
 
 @composite(torch.column_stack)
-def column_stack(tensors: Sequence[T], **kwargs: Any) -> T:
+def column_stack(tensors: Sequence[T], **kwargs: object) -> T:
     _no_out(torch.column_stack, kwargs)
     parts = _sequence(tensors, torch.column_stack)
     parts = [reshape(x, (x.numel(), 1)) if x.dim() <= 1 else x for x in parts]

@@ -8,20 +8,20 @@ from typing import Any
 def ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
     """How PyTorch's modules read such an argument: n times the number, or what is iterable."""
 
-    def parse(x: Any) -> tuple[Any, ...]:
+    def parse(x: object) -> tuple[Any, ...]:
         return tuple(x) if isinstance(x, Iterable) else tuple(itertools.repeat(x, n))
 
     return parse
 
 
-def expanded(value: Any, n: int) -> tuple[Any, ...]:
+def expanded(value: object, n: int) -> tuple[Any, ...]:
     """How torch's functions read it: a list of one number, too, is for all n dimensions."""
     if isinstance(value, tuple | list):
         return tuple(value) * n if len(value) == 1 else tuple(value)
     return (value,) * n
 
 
-def expanded_integer(value: Any, n: int) -> Any:
+def expanded_integer(value: object, n: int) -> Any:
     """The same; None if torch would have an error."""
     if type(value) is int or isinstance(value, tuple | list):
         sizes = expanded(value, n)

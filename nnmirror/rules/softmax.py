@@ -8,7 +8,6 @@ rounded as by PyTorch, too (see `nnmirror.exact.softmax`).
 """
 
 import math
-from typing import Any
 
 import torch
 
@@ -108,7 +107,7 @@ def log_softmax(
 def _as_function(func: TorchFunction, method: TorchFunction) -> None:
     """torch.softmax(x, dim): like the method, but its errors count the arguments differently."""
 
-    def call(input: T, *args: Any, **kwargs: Any) -> T:
+    def call(input: T, *args: object, **kwargs: object) -> T:
         try:
             return method(input, *args, **kwargs)
         except TypeError:

@@ -96,7 +96,7 @@ class Upsample(Rule):
         return KINDS[kind].call(input, size, align_corners, scale_factors)
 
     @classmethod
-    def label_of(cls, input: T, kind: str, *how: Any) -> str:
+    def label_of(cls, input: T, kind: str, *how: object) -> str:
         return KINDS[kind].label + "Backward0"
 
     @staticmethod
@@ -161,7 +161,7 @@ class _UpsampleBackward(Rule):
         return dx.to(g.dtype).contiguous(memory_format=format)
 
     @classmethod
-    def label_of(cls, grad: T, shape: torch.Size, kind: str, *how: Any) -> str:
+    def label_of(cls, grad: T, shape: torch.Size, kind: str, *how: object) -> str:
         return KINDS[kind].label + "BackwardBackward0"
 
     @staticmethod
@@ -324,7 +324,7 @@ def _added_at_once(dx: T, g: T, sources: list[tuple[int, T | None]]) -> T:
 def _by_name(kind: str, func: TorchFunction) -> None:
     takes_corners = KINDS[kind].takes_corners
 
-    def call(input: T, output_size: _Sizes = None, *how: Any, **named: Any) -> T:
+    def call(input: T, output_size: _Sizes = None, *how: object, **named: Any) -> T:
         names = ["align_corners"] * takes_corners
         rest = dict(zip([*names, "scale_factors"], how, strict=False), **named)
         scales = rest.pop("scale_factors", None)

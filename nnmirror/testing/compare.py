@@ -34,7 +34,7 @@ class Tolerance:
         """Is no difference allowed at all? Of zero, the sign counts too."""
         return self.units is None and not (self.rtol or self.atol)
 
-    def scaled_to(self, result: Any) -> "Tolerance":
+    def scaled_to(self, result: object) -> "Tolerance":
         """The same, with a unit no smaller than that of the largest number in `result`.
 
         A gradient may be zero except for rounding, such as that of a bias before a normalisation,
@@ -72,7 +72,7 @@ BITWISE = Tolerance()
 
 
 def assert_same(
-    actual: Any, expected: Any, where: str = "result", tolerance: Tolerance = BITWISE
+    actual: Any, expected: object, where: str = "result", tolerance: Tolerance = BITWISE
 ) -> None:
     """Assert that two results are equal, by default to the last bit.
 
@@ -159,7 +159,7 @@ def units_apart(
     return (distance.max() / _unit(expected, eps, largest)).item()
 
 
-def named_tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(value: object, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in `value`, each with its name: "output", "output[1]", "output['loss']"."""
     if isinstance(value, torch.Tensor):
         yield where, value

@@ -22,8 +22,8 @@ class GradcheckError(RuntimeError):
 
 
 def gradcheck(
-    func: Any,
-    inputs: Any = (),
+    func: object,
+    inputs: object = (),
     *,
     eps: float = 1e-6,
     atol: float = 1e-5,
@@ -164,7 +164,7 @@ class _Check:
         with torch.no_grad():
             return {name: o.detach().reshape(-1).clone() for name, o in self.call()[0].items()}
 
-    def _named(self, inputs: Sequence[Any]) -> Named:
+    def _named(self, inputs: Sequence[object]) -> Named:
         return {
             name: t
             for where, value in zip(self.names, inputs, strict=True)
@@ -237,7 +237,7 @@ class _Check:
             for index in itertools.product(*map(range, leaf.shape))
         ]
 
-    def slopes(self, leaf: torch.Tensor, index: Any, step: Any) -> Named:
+    def slopes(self, leaf: torch.Tensor, index: object, step: Any) -> Named:
         low, high = self.moved(leaf, index, -step), self.moved(leaf, index, step)
         return {name: (high[name] - low[name]) / (2 * self.eps) for name in high}
 

@@ -22,10 +22,10 @@ from .subject import Subject, mapped, random_gradient
 
 
 def assert_parity(
-    ours: Any,
-    theirs: Any,
-    *inputs: Any,
-    kwargs: Mapping[str, Any] | None = None,
+    ours: object,
+    theirs: object,
+    *inputs: object,
+    kwargs: Mapping[str, object] | None = None,
     rtol: float = 0.0,
     atol: float = 0.0,
     units: float | None = None,
@@ -167,7 +167,7 @@ def _call(
     subject: Subject,
     given: _Given,
     make_leaf: Callable[[torch.Tensor], torch.Tensor],
-    parts: dict[str, Any],
+    parts: dict[str, object],
 ) -> None:
     leaves, kwleaves = mapped((given.inputs, dict(given.kwargs)), make_leaf)
     inputs, kwargs = mapped((leaves, kwleaves), torch.clone)

@@ -48,7 +48,7 @@ class Subject:
         return [name or f"inputs[{i}]" for i, name in enumerate(names)]
 
 
-def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def mapped(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """`value` with each tensor in it replaced by `function` of it."""
     leaves, spec = tree_flatten(value)
     return tree_unflatten([function(x) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
