@@ -21,6 +21,7 @@ from nnmirror import functional
 from nnmirror._state import here
 from nnmirror.exact import activation
 from nnmirror.explaining import standalone
+from nnmirror.rules import activation as rules
 
 from .parity import parity
 
@@ -603,7 +604,7 @@ def test_a_debugger_skips_what_lies_between_however_it_was_started(at_the_prompt
 
 def test_in_plain_mode_the_rules_themselves_are_called():
     """A breakpoint in a rule stops: in forward and backward, in a Sequential, at every call."""
-    written = functional.Linear.formulas.raw_forward, vars(functional.Tanh)["d_input"]
+    written = functional.Linear.formulas.raw_forward, vars(rules.Tanh)["d_input"]
     called = [function.__func__.__code__ for function in written]
     net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
     x = torch.randn(5, 3)

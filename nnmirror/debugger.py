@@ -6,7 +6,7 @@ are about 70 of them. In plain mode it stops only in the user's code, in the for
 calls, and skips the rest of this package and of torch. It still stops at every breakpoint, and `b`
 accepts the short name of a rule: `b Tanh.d_input`. In a formula it shows the rule and its gradient:
 
-    > .../nnmirror/functional.py(461)Tanh.d_input()  dx = g (1 - y^2)
+    > .../nnmirror/rules/activation.py(76)Tanh.d_input()  dx = g (1 - y^2)
 """
 
 import inspect
@@ -197,7 +197,7 @@ def _as_written(function: Any) -> Any:
 
 
 def _function_of_rule(identifier: str) -> Any:
-    """`Tanh.d_input`, or `nnmirror.functional.Tanh.d_input`; None if there is none."""
+    """`Tanh.d_input`, or `nnmirror.rules.activation.Tanh.d_input`; None if there is none."""
     home, _, called = identifier.rpartition(".")
     home, _, name = home.rpartition(".")
     found = [rule for rule in _derived(Rule) if rule.__name__ == name and hasattr(rule, called)]

@@ -21,7 +21,7 @@ from .fast.signature import Alike
 from .formula import Plan
 from .overrides import overridable
 from .parameter import Parameter
-from .rules import RULES, Rule, rule
+from .rules import RULES, Rule
 from .rules import activation as _activation
 from .rules import attention as _attention
 from .rules import batchnorm as _batchnorm
@@ -38,27 +38,16 @@ from .rules import pooling as _pooling
 from .rules import reduction as _reduction
 from .rules import softmax as softmax_rules
 from .rules import upsampling as _upsampling
-from .rules.activation import (
-    Elu,
-    EluInplace,
-    Hardtanh,
-    HardtanhInplace,
-    Silu,
-    SiluInplace,
-)
-from .rules.activation import gelu as _gelu
+from .rules.activation import *  # noqa: F403
 from .rules.arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
-from .rules.elementwise import Abs, Sigmoid
-from .rules.gradient import applied, gradient
-from .rules.kernel import laid_out_as, where_positive
+from .rules.elementwise import Abs
+from .rules.gradient import applied
 from .rules.matmul import from_left, from_right, matmul, rows_of_one_matrix
-from .rules.pointwise import leaky
 from .rules.prelu import prelu as _prelu
 from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, TRule, broadcast_tensors, expand, squeeze, unsqueeze
-from .rules.softmax import Softplus
 from .tape import SEEN, Node, constant, record, sign_call, signature_at
 from .tensor import C_dim, Tensor
 from .walk import put_in_front
@@ -81,8 +70,6 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
-    "celu",
-    "celu_",
     "channel_shuffle",
     "conv1d",
     "conv2d",
@@ -97,23 +84,14 @@ __all__ = [
     "dropout1d",
     "dropout2d",
     "dropout3d",
-    "elu",
-    "elu_",
     "embedding",
     "feature_alpha_dropout",
     "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "gaussian_nll_loss",
-    "gelu",
-    "glu",
     "group_norm",
     "gumbel_softmax",
-    "hardshrink",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "hardtanh_",
     "hinge_embedding_loss",
     "huber_loss",
     "instance_norm",
@@ -121,12 +99,9 @@ __all__ = [
     "kl_div",
     "l1_loss",
     "layer_norm",
-    "leaky_relu",
-    "leaky_relu_",
     "linear",
     "local_response_norm",
     "log_softmax",
-    "logsigmoid",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
@@ -137,7 +112,6 @@ __all__ = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
-    "mish",
     "mse_loss",
     "multilabel_soft_margin_loss",
     "nll_loss",
@@ -149,26 +123,12 @@ __all__ = [
     "pixel_unshuffle",
     "poisson_nll_loss",
     "prelu",
-    "relu",
-    "relu6",
-    "relu_",
     "rms_norm",
     "scaled_dot_product_attention",
-    "selu",
-    "selu_",
-    "sigmoid",
-    "silu",
     "smooth_l1_loss",
     "soft_margin_loss",
     "softmax",
     "softmin",
-    "softplus",
-    "softshrink",
-    "softsign",
-    "tanh",
-    "tanhshrink",
-    "threshold",
-    "threshold_",
     "triplet_margin_loss",
     "unfold",
     "upsample",
@@ -475,170 +435,6 @@ class _VectorWeight(Exception):
 RULES[torch._C._nn.linear] = linear
 
 
-@rule(torch.tanh, T.tanh)
-class Tanh(Rule):
-    """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
-
-    infer: TorchFunction = staticmethod(torch.tanh)
-
-    @staticmethod
-    def forward(input: T) -> T:
-        return torch.tanh(input)
-
-    @staticmethod
-    def d_input(g: T, result: T) -> T:
-        return _tanh_grad(g, result)
-
-
-@gradient("TanhBackward", second=lambda h, g, y: h * (-2 * y * g))
-def _tanh_grad(g: T, y: T) -> T:
-    """g (1 - y y): one fused multiply-add, then the product, as PyTorch's kernel."""
-    if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
-        wide = y.float()  # the kernel computes these in float32 and rounds once
-        one = constant(1.0, wide.dtype, wide.device)
-        return laid_out_as((torch.addcmul(one, wide, wide, value=-1) * g.float()).to(y.dtype), g)
-    slope = torch.addcmul(constant(1.0, y.dtype, y.device), y, y, value=-1)
-    return laid_out_as(slope * g, g)
-
-
-@rule(T.tanh_, torch.tanh_)
-class TanhInplace(Tanh):
-    """`Tanh` into the memory of its input."""
-
-    is_inplace = True
-    infer = staticmethod(torch.tanh_)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "TanhBackward0"
-
-    @staticmethod
-    def forward(input: T) -> T:
-        return torch.tanh_(input)
-
-
-def tanh(input: T) -> T:
-    """The hyperbolic tangent of each element; see `Tanh`."""
-    if not isinstance(input, T):
-        return input.tanh()
-    return record(Tanh, (input,))[0]
-
-
-@rule(torch.relu, T.relu)
-class Relu(Rule):
-    """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
-
-    infer = staticmethod(torch.relu)
-
-    @staticmethod
-    def forward(input: T) -> T:
-        return torch.relu(input)
-
-    @staticmethod
-    def d_input(g: T, result: T) -> T:
-        return _relu_grad(g, result)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "ReluBackward0"
-
-
-@gradient("ThresholdBackward")
-def _relu_grad(g: T, y: T) -> T:
-    """g where y > 0, else 0, with the strides of y."""
-    return laid_out_as(where_positive(g, y), y)
-
-
-@rule(T.relu_, torch.relu_)
-class ReluInplace(Relu):
-    """`Relu` into the memory of its input."""
-
-    is_inplace = True
-    infer = staticmethod(torch.relu_)
-
-    @staticmethod
-    def forward(input: T) -> T:
-        return torch.relu_(input)
-
-
-def relu(input: T, inplace: bool = False) -> T:
-    """The positive part of each element; see `Relu`."""
-    return record(ReluInplace if inplace else Relu, (input,))[0]
-
-
-def relu_(input: T) -> T:
-    """`relu(input, inplace=True)`"""
-    return record(ReluInplace, (input,))[0]
-
-
-@rule(torch._C._nn.leaky_relu)
-class LeakyRelu(Rule):
-    """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
-
-    infer: TorchFunction = staticmethod(torch._C._nn.leaky_relu)
-
-    @staticmethod
-    def forward(input: T, negative_slope: float = 0.01) -> T:
-        return torch._C._nn.leaky_relu(input, negative_slope)
-
-    @staticmethod
-    def d_input(g: T, input: T, negative_slope: float) -> T:
-        return _leaky_grad(g, input, negative_slope)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "LeakyReluBackward0"
-
-
-@rule(torch._C._nn.leaky_relu_)
-class LeakyReluInplace(LeakyRelu):
-    """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
-
-    is_inplace = True
-    infer = staticmethod(torch._C._nn.leaky_relu_)
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "LeakyReluBackward1"
-
-    @staticmethod
-    def forward(input: T, negative_slope: float = 0.01) -> T:
-        return torch._C._nn.leaky_relu_(input, negative_slope)
-
-    @staticmethod
-    def d_input(g: T, result: T, negative_slope: float) -> T:  # type: ignore[override]
-        if negative_slope < 0:
-            raise RuntimeError(
-                "In-place leakyReLu backward calculation is triggered with a negative slope"
-                " which is not supported. This is caused by calling in-place forward function"
-                " with a negative slope, please call out-of-place version instead. File an"
-                " issue at https://github.com/pytorch/pytorch if you do require supporting"
-                " in-place leakRelu backward calculation with negative slope"
-            )
-        return _leaky_grad(g, result, negative_slope)
-
-
-_leaky_grad = gradient("LeakyReluBackward")(leaky)
-
-
-def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:
-    """Each element, the negative ones times `negative_slope`; see `LeakyRelu`."""
-    function = LeakyReluInplace if inplace else LeakyRelu
-    return record(function, (input, negative_slope))[0]
-
-
-def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
-    """`leaky_relu(input, negative_slope, inplace=True)`"""
-    return leaky_relu(input, negative_slope, True)
-
-
-def sigmoid(input: T) -> T:
-    """1 / (1 + exp(-x)) of each element; see `nnmirror.rules.elementwise.Sigmoid`."""
-    if not isinstance(input, T):
-        return input.sigmoid()
-    return record(Sigmoid, (input,))[0]
-
-
 def softmax(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> T:
@@ -702,66 +498,6 @@ scaled_dot_product_attention = overridable(
 )
 
 
-def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
-    """log(1 + exp(beta x)) / beta, x where beta x > threshold.
-
-    See `nnmirror.rules.softmax.Softplus`.
-    """
-    return record(Softplus, (input, beta, threshold))[0]
-
-
-def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x) - 1); see `nnmirror.rules.activation.Elu`."""
-    return record(EluInplace if inplace else Elu, (input, alpha))[0]
-
-
-def elu_(input: T, alpha: float = 1.0) -> T:
-    """`elu(input, alpha, inplace=True)`"""
-    return elu(input, alpha, True)
-
-
-@overridable
-def glu(input: T, dim: int = -1) -> T:
-    """One half of x along dim times the sigmoid of the other.
-
-    See `nnmirror.rules.activation.Glu`.
-    """
-    if input.dim() == 0:
-        raise RuntimeError("glu does not support scalars because halving size must be even")
-    return record(_activation.Glu, (input, dim))[0]
-
-
-def silu(input: T, inplace: bool = False) -> T:
-    """x sigmoid(x); see `nnmirror.rules.activation.Silu`."""
-    return record(SiluInplace if inplace else Silu, (input,))[0]
-
-
-def gelu(input: T, *, approximate: str = "none") -> T:
-    """x times the probability that a normal number is below it.
-
-    See `nnmirror.rules.activation.Gelu`.
-    """
-    return _gelu(input, approximate=approximate)
-
-
-def hardtanh(input: T, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> T:
-    """Each element clipped to [min_val, max_val]; see `nnmirror.rules.activation.Hardtanh`."""
-    if min_val > max_val:
-        raise ValueError("min_val cannot be greater than max_val")
-    return record(HardtanhInplace if inplace else Hardtanh, (input, min_val, max_val))[0]
-
-
-def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
-    """`hardtanh(input, min_val, max_val, inplace=True)`"""
-    return hardtanh(input, min_val, max_val, True)
-
-
-@overridable
-def relu6(input: T, inplace: bool = False) -> T:
-    """Each element clipped to [0, 6]; see `nnmirror.rules.activation.Hardtanh`."""
-    return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
-
-
 @overridable
 def softmin(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
@@ -770,90 +506,6 @@ def softmin(
     if dim is None:
         dim = implicit_dim("softmin", input, _stacklevel + 1)
     return softmax_rules.softmax(record(Neg, (input,))[0], dim, dtype)
-
-
-@overridable
-def selu(input: T, inplace: bool = False) -> T:
-    """s x where x > 0, else s a (exp(x) - 1), a and s constants.
-
-    See `nnmirror.rules.activation.Elu`.
-    """
-    return (_activation.selu_ if inplace else _activation.selu)(input)
-
-
-@overridable
-def selu_(input: T) -> T:
-    """`selu(input, inplace=True)`"""
-    return _activation.selu_(input)
-
-
-def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x / alpha) - 1); see `nnmirror.rules.activation.Celu`."""
-    return record(_activation.CeluInplace if inplace else _activation.Celu, (input, alpha))[0]
-
-
-def celu_(input: T, alpha: float = 1.0) -> T:
-    """`celu(input, alpha, inplace=True)`"""
-    return celu(input, alpha, True)
-
-
-def logsigmoid(input: T) -> T:
-    """The logarithm of the sigmoid; see `nnmirror.rules.activation.LogSigmoid`."""
-    return record(_activation.LogSigmoid, (input,))[0]
-
-
-@overridable
-def softsign(input: T) -> T:
-    """x / (|x| + 1):  dx = g / (|x| + 1) - g x / (|x| + 1)^2 sign(x)"""
-    if not isinstance(input, T):
-        return input / (input.abs() + 1)
-    return record(Div, (input, record(Abs, (input,))[0] + 1))[0]
-
-
-@overridable
-def tanhshrink(input: T) -> T:
-    """x - tanh(x):  dx = g - g (1 - tanh(x)^2)"""
-    if not isinstance(input, T):
-        return input - input.tanh()
-    return record(Sub, (input, record(Tanh, (input,))[0]))[0]
-
-
-def hardsigmoid(input: T, inplace: bool = False) -> T:
-    """x / 6 + 1/2 clipped to [0, 1]; see `nnmirror.rules.activation.Hardsigmoid`."""
-    function = _activation.HardsigmoidInplace if inplace else _activation.Hardsigmoid
-    return record(function, (input,))[0]
-
-
-def hardswish(input: T, inplace: bool = False) -> T:
-    """x times `hardsigmoid(x)`; see `nnmirror.rules.activation.Hardswish`."""
-    function = _activation.HardswishInplace if inplace else _activation.Hardswish
-    return record(function, (input,))[0]
-
-
-def mish(input: T, inplace: bool = False) -> T:
-    """x tanh(log(1 + exp(x))); see `nnmirror.rules.activation.Mish`."""
-    return record(_activation.MishInplace if inplace else _activation.Mish, (input,))[0]
-
-
-def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:
-    """x where x > threshold, else value; see `nnmirror.rules.activation.Threshold`."""
-    function = _activation.ThresholdInplace if inplace else _activation.Threshold
-    return record(function, (input, threshold, value))[0]
-
-
-def threshold_(input: T, threshold: float, value: float) -> T:
-    """`threshold(input, threshold, value, inplace=True)`"""
-    return record(_activation.ThresholdInplace, (input, threshold, value))[0]
-
-
-def hardshrink(input: T, lambd: float = 0.5) -> T:
-    """x where |x| > lambd, else 0; see `nnmirror.rules.activation.Hardshrink`."""
-    return record(_activation.Hardshrink, (input, lambd))[0]
-
-
-def softshrink(input: T, lambd: float = 0.5) -> T:
-    """x nearer to 0 by lambd, 0 within it; see `nnmirror.rules.activation.Softshrink`."""
-    return record(_activation.Softshrink, (input, lambd))[0]
 
 
 def check_probability(p: float) -> None:
@@ -1983,8 +1635,10 @@ def multilabel_soft_margin_loss(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    yes = record(Mul, (target, logsigmoid(input)))[0]
-    no = record(Mul, (record(Rsub, (target, 1))[0], logsigmoid(record(Neg, (input,))[0])))[0]
+    yes = record(Mul, (target, _activation.logsigmoid(input)))[0]
+    no = record(
+        Mul, (record(Rsub, (target, 1))[0], _activation.logsigmoid(record(Neg, (input,))[0]))
+    )[0]
     loss = -(yes + no)
     if weight is not None:
         loss = record(Mul, (loss, weight))[0]
@@ -2030,8 +1684,13 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel:
     return reduction
 
 
+# The functions that are beside their rules.
+for _name in _activation.__all__:
+    globals()[_name].__module__ = __name__
+__all__ += _activation.__all__
+
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
-NAMED["torch.nn.functional", "_threshold"] = threshold  # its name there
+NAMED["torch.nn.functional", "_threshold"] = _activation.threshold  # its name there
 for _name, _function in _pooling.FUNCTIONS.items():  # not those with indices
     NAMED["torch.nn.functional", _name] = globals().get(_name, _function)
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _state, tape, tensor
-from . import functional as F
 from ._state import sequence as _sequence
 from ._torch import (
     DisableTorchFunction,
@@ -39,6 +38,7 @@ from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Each, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
+from .rules.activation import LeakyRelu, Relu
 from .tensor import C_dtype, C_shape
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 _HALF = (torch.float16, torch.bfloat16)
 _vector_norm: Any = torch.linalg.vector_norm
-_RELU_LIKE = (F.Relu, F.LeakyRelu)
+_RELU_LIKE = (Relu, LeakyRelu)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import torch
 
 from .._torch import is_torch_function_enabled
 from ..rules import activation as rules
-from ..rules import softmax
 from ..rules.gradient import gradient
 from ..rules.kernel import (
     alone,
@@ -312,8 +311,8 @@ class Mish(rules.Mish):
         return laid_out_as(dx.to(g.dtype).view(g.shape), g)
 
 
-@exact_of(softmax.Softplus, "Softplus", units=4)
-class Softplus(softmax.Softplus):
+@exact_of(rules.Softplus, "Softplus", units=4)
+class Softplus(rules.Softplus):
     """g e / (e + 1). Not always the same bits: where b x > 0 the kernel rounds exp differently from
     any tensor operation, and about one gradient in thirty differs in its last place."""
 
@@ -324,7 +323,7 @@ class Softplus(softmax.Softplus):
         return _softplus_grad(g, input, beta, threshold)
 
 
-@gradient("SoftplusBackward", second=softmax.softplus_second)
+@gradient("SoftplusBackward", second=rules.softplus_second)
 def _softplus_grad(g: T, input: T, beta: float, threshold: float) -> T:
     wide, x = widened(g, input)
     x = x * beta

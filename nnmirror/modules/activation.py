@@ -54,7 +54,7 @@ class Tanh(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        return self._run(F.Tanh, input)
+        return self._run(rules.Tanh, input)
 
 
 class ReLU(Layer):
@@ -72,7 +72,7 @@ class ReLU(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        return self._run(F.ReluInplace if self.inplace else F.Relu, input)
+        return self._run(rules.ReluInplace if self.inplace else rules.Relu, input)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -95,7 +95,7 @@ class LeakyReLU(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        function = F.LeakyReluInplace if self.inplace else F.LeakyRelu
+        function = rules.LeakyReluInplace if self.inplace else rules.LeakyRelu
         return self._run(function, input, self.negative_slope)
 
     def extra_repr(self) -> str:
@@ -213,7 +213,7 @@ class Softplus(Layer):
 
     @records_once
     def forward(self, input: Tensor) -> Tensor:
-        return self._run(softmax_rules.Softplus, input, self.beta, self.threshold)
+        return self._run(rules.Softplus, input, self.beta, self.threshold)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, threshold={self.threshold}"

@@ -1,1 +1,2 @@
 from nnmirror.functional import *
+from nnmirror.rules.activation import *

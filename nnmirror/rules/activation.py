@@ -15,16 +15,19 @@ import torch
 
 from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
-from ..tape import record
-from .arithmetic import zero
+from ..overrides import overridable
+from ..tape import constant, record
+from .arithmetic import Div, Sub, zero
+from .elementwise import Abs, Sigmoid, sigmoid_grad
 from .gradient import gradient
-from .kernel import laid_out_as
+from .kernel import laid_out_as, where_positive
 from .pointwise import (
     above,
     between,
     differs,
     exp,
     kept,
+    leaky,
     number,
     selected,
     times_slope,
@@ -32,7 +35,203 @@ from .pointwise import (
 )
 from .registry import Rule, composite, rule, unplaced
 
+__all__ = [
+    "celu",
+    "celu_",
+    "elu",
+    "elu_",
+    "gelu",
+    "glu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "logsigmoid",
+    "mish",
+    "relu",
+    "relu6",
+    "relu_",
+    "selu",
+    "selu_",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+    "threshold",
+    "threshold_",
+]
+
 T = torch.Tensor
+
+
+@rule(torch.tanh, T.tanh)
+class Tanh(Rule):
+    """y = tanh(x):  dx = g (1 - y^2).  Saved: y."""
+
+    infer: TorchFunction = staticmethod(torch.tanh)
+
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.tanh(input)
+
+    @staticmethod
+    def d_input(g: T, result: T) -> T:
+        return _tanh_grad(g, result)
+
+
+@gradient("TanhBackward", second=lambda h, g, y: h * (-2 * y * g))
+def _tanh_grad(g: T, y: T) -> T:
+    """g (1 - y y): one fused multiply-add, then the product, as PyTorch's kernel."""
+    if y.dtype is torch.bfloat16 or y.dtype is torch.float16:
+        wide = y.float()  # the kernel computes these in float32 and rounds once
+        one = constant(1.0, wide.dtype, wide.device)
+        return laid_out_as((torch.addcmul(one, wide, wide, value=-1) * g.float()).to(y.dtype), g)
+    slope = torch.addcmul(constant(1.0, y.dtype, y.device), y, y, value=-1)
+    return laid_out_as(slope * g, g)
+
+
+@rule(T.tanh_, torch.tanh_)
+class TanhInplace(Tanh):
+    """`Tanh` into the memory of its input."""
+
+    is_inplace = True
+    infer = staticmethod(torch.tanh_)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "TanhBackward0"
+
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.tanh_(input)
+
+
+def tanh(input: T) -> T:
+    """The hyperbolic tangent of each element; see `Tanh`."""
+    if not isinstance(input, T):
+        return input.tanh()
+    return record(Tanh, (input,))[0]
+
+
+@rule(torch.relu, T.relu)
+class Relu(Rule):
+    """y = max(x, 0):  dx = g where y > 0, else 0 (0 at 0; a NaN lets g through).  Saved: y."""
+
+    infer = staticmethod(torch.relu)
+
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.relu(input)
+
+    @staticmethod
+    def d_input(g: T, result: T) -> T:
+        return _relu_grad(g, result)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "ReluBackward0"
+
+
+@gradient("ThresholdBackward")
+def _relu_grad(g: T, y: T) -> T:
+    """g where y > 0, else 0, with the strides of y."""
+    return laid_out_as(where_positive(g, y), y)
+
+
+@rule(T.relu_, torch.relu_)
+class ReluInplace(Relu):
+    """`Relu` into the memory of its input."""
+
+    is_inplace = True
+    infer = staticmethod(torch.relu_)
+
+    @staticmethod
+    def forward(input: T) -> T:
+        return torch.relu_(input)
+
+
+def relu(input: T, inplace: bool = False) -> T:
+    """The positive part of each element; see `Relu`."""
+    return record(ReluInplace if inplace else Relu, (input,))[0]
+
+
+def relu_(input: T) -> T:
+    """`relu(input, inplace=True)`"""
+    return record(ReluInplace, (input,))[0]
+
+
+@rule(torch._C._nn.leaky_relu)
+class LeakyRelu(Rule):
+    """y = x where x > 0, else s x:  dx = g where x > 0, else s g.  Saved: x."""
+
+    infer: TorchFunction = staticmethod(torch._C._nn.leaky_relu)
+
+    @staticmethod
+    def forward(input: T, negative_slope: float = 0.01) -> T:
+        return torch._C._nn.leaky_relu(input, negative_slope)
+
+    @staticmethod
+    def d_input(g: T, input: T, negative_slope: float) -> T:
+        return _leaky_grad(g, input, negative_slope)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "LeakyReluBackward0"
+
+
+@rule(torch._C._nn.leaky_relu_)
+class LeakyReluInplace(LeakyRelu):
+    """`LeakyRelu` into the memory of its input.  Saved: y, whose sign is that of x."""
+
+    is_inplace = True
+    infer = staticmethod(torch._C._nn.leaky_relu_)
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "LeakyReluBackward1"
+
+    @staticmethod
+    def forward(input: T, negative_slope: float = 0.01) -> T:
+        return torch._C._nn.leaky_relu_(input, negative_slope)
+
+    @staticmethod
+    def d_input(g: T, result: T, negative_slope: float) -> T:  # type: ignore[override]
+        if negative_slope < 0:
+            raise RuntimeError(
+                "In-place leakyReLu backward calculation is triggered with a negative slope"
+                " which is not supported. This is caused by calling in-place forward function"
+                " with a negative slope, please call out-of-place version instead. File an"
+                " issue at https://github.com/pytorch/pytorch if you do require supporting"
+                " in-place leakRelu backward calculation with negative slope"
+            )
+        return _leaky_grad(g, result, negative_slope)
+
+
+_leaky_grad = gradient("LeakyReluBackward")(leaky)
+
+
+def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:
+    """Each element, the negative ones times `negative_slope`; see `LeakyRelu`."""
+    function = LeakyReluInplace if inplace else LeakyRelu
+    return record(function, (input, negative_slope))[0]
+
+
+def leaky_relu_(input: T, negative_slope: float = 0.01) -> T:
+    """`leaky_relu(input, negative_slope, inplace=True)`"""
+    return leaky_relu(input, negative_slope, True)
+
+
+def sigmoid(input: T) -> T:
+    """1 / (1 + exp(-x)) of each element; see `nnmirror.rules.elementwise.Sigmoid`."""
+    if not isinstance(input, T):
+        return input.sigmoid()
+    return record(Sigmoid, (input,))[0]
 
 
 @rule(torch._C._nn.elu)
@@ -134,6 +333,16 @@ def refuse_negative_slope(alpha: float) -> None:
         )
 
 
+def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
+    """x where x > 0, else alpha (exp(x) - 1); see `Elu`."""
+    return record(EluInplace if inplace else Elu, (input, alpha))[0]
+
+
+def elu_(input: T, alpha: float = 1.0) -> T:
+    """`elu(input, alpha, inplace=True)`"""
+    return elu(input, alpha, True)
+
+
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -157,17 +366,32 @@ class Selu(Elu):
 
 
 @composite(torch.selu)
-def selu(input: T) -> T:
+def _selu(input: T) -> T:
     if not isinstance(input, T):
         raise unplaced(torch.selu, (input,), {})
     return record(Selu, (input, SELU_ALPHA, SELU_SCALE))[0]
 
 
 @composite(torch.selu_)
-def selu_(input: T) -> T:
+def _selu_(input: T) -> T:
     if not isinstance(input, T):
         raise unplaced(torch.selu_, (input,), {})
     return record(EluInplace, (input, SELU_ALPHA, SELU_SCALE))[0]
+
+
+@overridable
+def selu(input: T, inplace: bool = False) -> T:
+    """s x where x > 0, else s a (exp(x) - 1), a and s constants.
+
+    See `Elu`.
+    """
+    return (_selu_ if inplace else _selu)(input)
+
+
+@overridable
+def selu_(input: T) -> T:
+    """`selu(input, inplace=True)`"""
+    return _selu_(input)
 
 
 @rule(torch.celu)
@@ -211,6 +435,16 @@ class CeluInplace(Celu):
 def celu_as_elu(alpha: float) -> tuple[float, float, float]:
     """The parameters of `Elu` that make it this; the divisor is rounded to a float32 first."""
     return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
+
+
+def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
+    """x where x > 0, else alpha (exp(x / alpha) - 1); see `Celu`."""
+    return record(CeluInplace if inplace else Celu, (input, alpha))[0]
+
+
+def celu_(input: T, alpha: float = 1.0) -> T:
+    """`celu(input, alpha, inplace=True)`"""
+    return celu(input, alpha, True)
 
 
 def _into(of: type[Rule], function: TorchFunction, number: int = 0) -> type[Rule]:
@@ -284,6 +518,11 @@ def _silu_slope(x: T) -> T:
 SiluInplace = _into(Silu, torch._C._nn.silu_)
 
 
+def silu(input: T, inplace: bool = False) -> T:
+    """x sigmoid(x); see `Silu`."""
+    return record(SiluInplace if inplace else Silu, (input,))[0]
+
+
 class Gelu(Rule):
     """y = x P(x), P the distribution function of the normal law, p its density:
 
@@ -338,7 +577,7 @@ def _gelu_grad(g: T, x: T, approximate: str) -> T:
 
 
 @composite(torch._C._nn.gelu)
-def gelu(*args: Any, **kwargs: Any) -> T:
+def _gelu(*args: Any, **kwargs: Any) -> T:
     """`Gelu`; `approximate` is keyword-only."""
     if len(args) != 1 or kwargs.keys() - {"approximate"}:
         raise unplaced(torch._C._nn.gelu, args, kwargs)
@@ -360,6 +599,14 @@ def _gelu_slope_tanh(x: T) -> T:
     inner = torch.addcmul(number(b, x), square, number(3 * b * c, x), out=square).mul_(x)
     s, rest = torch.sigmoid(twice), twice.neg_().sigmoid_()  # more accurate than 1 - s
     return inner.mul_(rest).mul_(s).add_(s)
+
+
+def gelu(input: T, *, approximate: str = "none") -> T:
+    """x times the probability that a normal number is below it.
+
+    See `Gelu`.
+    """
+    return record(Gelu, (input, approximate))[0]
 
 
 @rule(torch._C._nn.hardtanh)
@@ -387,6 +634,24 @@ def _kept_between(g: T, x: T, low: float, high: float) -> T:
 
 
 HardtanhInplace = _into(Hardtanh, torch._C._nn.hardtanh_)
+
+
+def hardtanh(input: T, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> T:
+    """Each element clipped to [min_val, max_val]; see `Hardtanh`."""
+    if min_val > max_val:
+        raise ValueError("min_val cannot be greater than max_val")
+    return record(HardtanhInplace if inplace else Hardtanh, (input, min_val, max_val))[0]
+
+
+def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
+    """`hardtanh(input, min_val, max_val, inplace=True)`"""
+    return hardtanh(input, min_val, max_val, True)
+
+
+@overridable
+def relu6(input: T, inplace: bool = False) -> T:
+    """Each element clipped to [0, 6]; see `Hardtanh`."""
+    return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
 @rule(torch._C._nn.log_sigmoid)
@@ -421,6 +686,53 @@ def _log_sigmoid_grad(g: T, x: T) -> T:
 
 def _log_sigmoid_slope(x: T) -> T:
     return x.neg().sigmoid_()
+
+
+def logsigmoid(input: T) -> T:
+    """The logarithm of the sigmoid; see `LogSigmoid`."""
+    return record(LogSigmoid, (input,))[0]
+
+
+@rule(torch._C._nn.softplus)
+class Softplus(Rule):
+    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g sigmoid(b x), g there.  Saved: x.
+
+    ddx = (h g) (1 - s) s b where b x < t, else 0;  s = sigmoid(b x).
+    """
+
+    @staticmethod
+    def forward(input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
+        return torch._C._nn.softplus(input, beta, threshold)
+
+    @staticmethod
+    def d_input(g: T, input: T, beta: float, threshold: float) -> T:
+        return _softplus_grad(g, input, beta, threshold)
+
+
+def softplus_second(h: T, g: T, x: T, beta: float, threshold: float) -> T:
+    x = x * beta
+    return sigmoid_grad(h * g, torch.sigmoid(x)) * (x < threshold).to(h.dtype) * beta
+
+
+@gradient("SoftplusBackward", second=softplus_second)
+def _softplus_grad(g: T, x: T, beta: float, threshold: float) -> T:
+    return times_slope(g, _softplus_slope, x, beta, threshold)
+
+
+def _softplus_slope(x: T, beta: float, threshold: float) -> T:
+    x = x if beta == 1 else x * number(beta, x)
+    s = torch.sigmoid(x)
+    if threshold > 0 and math.exp(-threshold) < torch.finfo(x.dtype).eps / 4:
+        return s  # it is 1 from there on anyway
+    return selected(above(x, threshold), 1, s)
+
+
+def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
+    """log(1 + exp(beta x)) / beta, x where beta x > threshold.
+
+    See `Softplus`.
+    """
+    return record(Softplus, (input, beta, threshold))[0]
 
 
 @rule(torch._C._nn.hardsigmoid)
@@ -463,6 +775,12 @@ _SIXTH = torch.tensor(
 HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
 
 
+def hardsigmoid(input: T, inplace: bool = False) -> T:
+    """x / 6 + 1/2 clipped to [0, 1]; see `Hardsigmoid`."""
+    function = HardsigmoidInplace if inplace else Hardsigmoid
+    return record(function, (input,))[0]
+
+
 @rule(torch._C._nn.hardswish)
 class Hardswish(Rule):
     """y = x hardsigmoid(x):  dx = g (x / 3 + 1/2) where -3 < x < 3, 0 below, g above
@@ -500,6 +818,12 @@ def _hardswish_slope(x: T) -> T:
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 
 
+def hardswish(input: T, inplace: bool = False) -> T:
+    """x times `hardsigmoid(x)`; see `Hardswish`."""
+    function = HardswishInplace if inplace else Hardswish
+    return record(function, (input,))[0]
+
+
 @rule(torch._C._nn.mish)
 class Mish(Rule):
     """y = x t, t = tanh(log(1 + exp(x))):  dx = g (t + x s (1 - t^2)), s = sigmoid(x).  Saved: x.
@@ -533,6 +857,11 @@ def _mish_slope(x: T) -> T:
 MishInplace = _into(Mish, torch._C._nn.mish_)
 
 
+def mish(input: T, inplace: bool = False) -> T:
+    """x tanh(log(1 + exp(x))); see `Mish`."""
+    return record(MishInplace if inplace else Mish, (input,))[0]
+
+
 @rule(torch.threshold)
 class Threshold(Rule):
     """y = x where x > t, else v:  dx = g where x > t, or is NaN, else 0;  ddx = 0.  Saved: x."""
@@ -560,6 +889,17 @@ def _kept_above(g: T, x: T, threshold: float) -> T:
 
 
 ThresholdInplace = _into(Threshold, torch.threshold_, 1)
+
+
+def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:
+    """x where x > threshold, else value; see `Threshold`."""
+    function = ThresholdInplace if inplace else Threshold
+    return record(function, (input, threshold, value))[0]
+
+
+def threshold_(input: T, threshold: float, value: float) -> T:
+    """`threshold(input, threshold, value, inplace=True)`"""
+    return record(ThresholdInplace, (input, threshold, value))[0]
 
 
 @rule(torch.hardshrink, T.hardshrink)
@@ -591,6 +931,11 @@ def _kept_beyond(g: T, x: T, bound: float) -> T:
     return kept(g, differs(x, x.clamp(-bound, bound)))
 
 
+def hardshrink(input: T, lambd: float = 0.5) -> T:
+    """x where |x| > lambd, else 0; see `Hardshrink`."""
+    return record(Hardshrink, (input, lambd))[0]
+
+
 @rule(torch._C._nn.softshrink)
 class Softshrink(Hardshrink):
     """y = x - l sign(x) where |x| > l, else 0:  dx = g there, else 0;  ddx = 0.  Saved: x."""
@@ -604,6 +949,27 @@ class Softshrink(Hardshrink):
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
         return _softshrink_grad(g, input, lambd)
+
+
+def softshrink(input: T, lambd: float = 0.5) -> T:
+    """x nearer to 0 by lambd, 0 within it; see `Softshrink`."""
+    return record(Softshrink, (input, lambd))[0]
+
+
+@overridable
+def softsign(input: T) -> T:
+    """x / (|x| + 1):  dx = g / (|x| + 1) - g x / (|x| + 1)^2 sign(x)"""
+    if not isinstance(input, T):
+        return input / (input.abs() + 1)
+    return record(Div, (input, record(Abs, (input,))[0] + 1))[0]
+
+
+@overridable
+def tanhshrink(input: T) -> T:
+    """x - tanh(x):  dx = g - g (1 - tanh(x)^2)"""
+    if not isinstance(input, T):
+        return input - input.tanh()
+    return record(Sub, (input, record(Tanh, (input,))[0]))[0]
 
 
 @rule(torch._C._nn.glu)
@@ -659,3 +1025,14 @@ def _glu_grad(g: T, x: T, dim: int) -> T:
         torch.mul((1 - s).mul_(s).mul_(a), g, out=db)
     s.mul_(g)
     return dx
+
+
+@overridable
+def glu(input: T, dim: int = -1) -> T:
+    """One half of x along dim times the sigmoid of the other.
+
+    See `Glu`.
+    """
+    if input.dim() == 0:
+        raise RuntimeError("glu does not support scalars because halving size must be even")
+    return record(Glu, (input, dim))[0]

@@ -7,17 +7,13 @@ float16 and bfloat16 are computed in float32, as PyTorch's kernels do. In exact 
 rounded as by PyTorch, too (see `nnmirror.exact.softmax`).
 """
 
-import math
-
 import torch
 
 from .._types import Dims, TorchFunction
 from ..tape import record
 from . import shape
-from .elementwise import sigmoid_grad
 from .gradient import gradient
-from .pointwise import above, number, selected, times_slope
-from .registry import Rule, composite, rule, unplaced
+from .registry import Rule, composite, unplaced
 
 T = torch.Tensor
 
@@ -120,37 +116,3 @@ _as_function(torch.softmax, softmax)
 _as_function(torch.special.softmax, softmax)
 _as_function(torch.log_softmax, log_softmax)
 _as_function(torch.special.log_softmax, log_softmax)
-
-
-@rule(torch._C._nn.softplus)
-class Softplus(Rule):
-    """z = log(1 + exp(b x)) / b, x where b x > t:  dx = g sigmoid(b x), g there.  Saved: x.
-
-    ddx = (h g) (1 - s) s b where b x < t, else 0;  s = sigmoid(b x).
-    """
-
-    @staticmethod
-    def forward(input: T, beta: float = 1.0, threshold: float = 20.0) -> T:
-        return torch._C._nn.softplus(input, beta, threshold)
-
-    @staticmethod
-    def d_input(g: T, input: T, beta: float, threshold: float) -> T:
-        return _softplus_grad(g, input, beta, threshold)
-
-
-def softplus_second(h: T, g: T, x: T, beta: float, threshold: float) -> T:
-    x = x * beta
-    return sigmoid_grad(h * g, torch.sigmoid(x)) * (x < threshold).to(h.dtype) * beta
-
-
-@gradient("SoftplusBackward", second=softplus_second)
-def _softplus_grad(g: T, x: T, beta: float, threshold: float) -> T:
-    return times_slope(g, _softplus_slope, x, beta, threshold)
-
-
-def _softplus_slope(x: T, beta: float, threshold: float) -> T:
-    x = x if beta == 1 else x * number(beta, x)
-    s = torch.sigmoid(x)
-    if threshold > 0 and math.exp(-threshold) < torch.finfo(x.dtype).eps / 4:
-        return s  # it is 1 from there on anyway
-    return selected(above(x, threshold), 1, s)
