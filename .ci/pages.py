@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pdoc
 import pdoc.render
@@ -38,17 +39,19 @@ def is_of_a_rule(doc: pdoc.doc.Doc) -> bool:
     return bool(member) and isinstance(found, type) and issubclass(found, Rule)
 
 
-def show_rules(functional: object) -> None:
-    """The rules in nnmirror.functional, which PyTorch's names there do not include."""
+def show_rules(module: ModuleType) -> None:
+    """Also the rules of a file that exports only its functions."""
+    if not hasattr(module, "__all__"):
+        return
     rules = [
         name
-        for name, value in vars(functional).items()
+        for name, value in vars(module).items()
         if isinstance(value, type)
         and issubclass(value, Rule)
-        and value.__module__ == functional.__name__
+        and value.__module__ == module.__name__
         and not name.startswith("_")
     ]
-    functional.__all__ = [*rules, *functional.__all__]
+    module.__all__ = [*rules, *module.__all__]
 
 
 def link_names(pages: Path) -> None:
@@ -89,7 +92,12 @@ def main(directory: Path) -> int:
     names = modules()
     for name in names:
         importlib.import_module(name)
-    show_rules(nnmirror.functional)
+    for name in names:
+        module = sys.modules[name]
+        if name.startswith(("nnmirror.functional", "nnmirror.rules.")) and hasattr(
+            module, "__all__"
+        ):
+            show_rules(module)
     pdoc.render.env.globals["is_of_a_rule"] = is_of_a_rule
     pdoc.render.configure(footer_text=FOOTER, template_directory=TEMPLATES)
     specs = ["nnmirror", "!nnmirror.modules"]

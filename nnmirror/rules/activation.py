@@ -1,4 +1,4 @@
-"""The activations that are smooth or bounded: ELU, SiLU, GELU, Hardtanh.
+"""The activations, each a rule and the function of `nnmirror.functional` that records it.
 
 `g` is the gradient of the result, `h` that of the gradient dx, and ddx the gradient that x gets
 from it: the second derivative, multiplied in PyTorch's order. Where PyTorch's kernels round
@@ -113,7 +113,7 @@ class TanhInplace(Tanh):
 
 
 def tanh(input: T) -> T:
-    """The hyperbolic tangent of each element; see `Tanh`."""
+    """The hyperbolic tangent of each element; see `nnmirror.rules.activation.Tanh`."""
     if not isinstance(input, T):
         return input.tanh()
     return record(Tanh, (input,))[0]
@@ -157,7 +157,7 @@ class ReluInplace(Relu):
 
 
 def relu(input: T, inplace: bool = False) -> T:
-    """The positive part of each element; see `Relu`."""
+    """The positive part of each element; see `nnmirror.rules.activation.Relu`."""
     return record(ReluInplace if inplace else Relu, (input,))[0]
 
 
@@ -217,7 +217,10 @@ _leaky_grad = gradient("LeakyReluBackward")(leaky)
 
 
 def leaky_relu(input: T, negative_slope: float = 0.01, inplace: bool = False) -> T:
-    """Each element, the negative ones times `negative_slope`; see `LeakyRelu`."""
+    """Each element, the negative ones times `negative_slope`.
+
+    See `nnmirror.rules.activation.LeakyRelu`.
+    """
     function = LeakyReluInplace if inplace else LeakyRelu
     return record(function, (input, negative_slope))[0]
 
@@ -334,7 +337,7 @@ def refuse_negative_slope(alpha: float) -> None:
 
 
 def elu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x) - 1); see `Elu`."""
+    """x where x > 0, else alpha (exp(x) - 1); see `nnmirror.rules.activation.Elu`."""
     return record(EluInplace if inplace else Elu, (input, alpha))[0]
 
 
@@ -383,7 +386,7 @@ def _selu_(input: T) -> T:
 def selu(input: T, inplace: bool = False) -> T:
     """s x where x > 0, else s a (exp(x) - 1), a and s constants.
 
-    See `Elu`.
+    See `nnmirror.rules.activation.Elu`.
     """
     return (_selu_ if inplace else _selu)(input)
 
@@ -438,7 +441,7 @@ def celu_as_elu(alpha: float) -> tuple[float, float, float]:
 
 
 def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
-    """x where x > 0, else alpha (exp(x / alpha) - 1); see `Celu`."""
+    """x where x > 0, else alpha (exp(x / alpha) - 1); see `nnmirror.rules.activation.Celu`."""
     return record(CeluInplace if inplace else Celu, (input, alpha))[0]
 
 
@@ -519,7 +522,7 @@ SiluInplace = _into(Silu, torch._C._nn.silu_)
 
 
 def silu(input: T, inplace: bool = False) -> T:
-    """x sigmoid(x); see `Silu`."""
+    """x sigmoid(x); see `nnmirror.rules.activation.Silu`."""
     return record(SiluInplace if inplace else Silu, (input,))[0]
 
 
@@ -604,7 +607,7 @@ def _gelu_slope_tanh(x: T) -> T:
 def gelu(input: T, *, approximate: str = "none") -> T:
     """x times the probability that a normal number is below it.
 
-    See `Gelu`.
+    See `nnmirror.rules.activation.Gelu`.
     """
     return record(Gelu, (input, approximate))[0]
 
@@ -637,7 +640,7 @@ HardtanhInplace = _into(Hardtanh, torch._C._nn.hardtanh_)
 
 
 def hardtanh(input: T, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> T:
-    """Each element clipped to [min_val, max_val]; see `Hardtanh`."""
+    """Each element clipped to [min_val, max_val]; see `nnmirror.rules.activation.Hardtanh`."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
     return record(HardtanhInplace if inplace else Hardtanh, (input, min_val, max_val))[0]
@@ -650,7 +653,7 @@ def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
 
 @overridable
 def relu6(input: T, inplace: bool = False) -> T:
-    """Each element clipped to [0, 6]; see `Hardtanh`."""
+    """Each element clipped to [0, 6]; see `nnmirror.rules.activation.Hardtanh`."""
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
 
 
@@ -689,7 +692,7 @@ def _log_sigmoid_slope(x: T) -> T:
 
 
 def logsigmoid(input: T) -> T:
-    """The logarithm of the sigmoid; see `LogSigmoid`."""
+    """The logarithm of the sigmoid; see `nnmirror.rules.activation.LogSigmoid`."""
     return record(LogSigmoid, (input,))[0]
 
 
@@ -730,7 +733,7 @@ def _softplus_slope(x: T, beta: float, threshold: float) -> T:
 def softplus(input: T, beta: float = 1, threshold: float = 20) -> T:
     """log(1 + exp(beta x)) / beta, x where beta x > threshold.
 
-    See `Softplus`.
+    See `nnmirror.rules.activation.Softplus`.
     """
     return record(Softplus, (input, beta, threshold))[0]
 
@@ -776,7 +779,7 @@ HardsigmoidInplace = _into(Hardsigmoid, torch._C._nn.hardsigmoid_)
 
 
 def hardsigmoid(input: T, inplace: bool = False) -> T:
-    """x / 6 + 1/2 clipped to [0, 1]; see `Hardsigmoid`."""
+    """x / 6 + 1/2 clipped to [0, 1]; see `nnmirror.rules.activation.Hardsigmoid`."""
     function = HardsigmoidInplace if inplace else Hardsigmoid
     return record(function, (input,))[0]
 
@@ -819,7 +822,7 @@ HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)
 
 
 def hardswish(input: T, inplace: bool = False) -> T:
-    """x times `hardsigmoid(x)`; see `Hardswish`."""
+    """x times `hardsigmoid(x)`; see `nnmirror.rules.activation.Hardswish`."""
     function = HardswishInplace if inplace else Hardswish
     return record(function, (input,))[0]
 
@@ -858,7 +861,7 @@ MishInplace = _into(Mish, torch._C._nn.mish_)
 
 
 def mish(input: T, inplace: bool = False) -> T:
-    """x tanh(log(1 + exp(x))); see `Mish`."""
+    """x tanh(log(1 + exp(x))); see `nnmirror.rules.activation.Mish`."""
     return record(MishInplace if inplace else Mish, (input,))[0]
 
 
@@ -892,7 +895,7 @@ ThresholdInplace = _into(Threshold, torch.threshold_, 1)
 
 
 def threshold(input: T, threshold: float, value: float, inplace: bool = False) -> T:
-    """x where x > threshold, else value; see `Threshold`."""
+    """x where x > threshold, else value; see `nnmirror.rules.activation.Threshold`."""
     function = ThresholdInplace if inplace else Threshold
     return record(function, (input, threshold, value))[0]
 
@@ -932,7 +935,7 @@ def _kept_beyond(g: T, x: T, bound: float) -> T:
 
 
 def hardshrink(input: T, lambd: float = 0.5) -> T:
-    """x where |x| > lambd, else 0; see `Hardshrink`."""
+    """x where |x| > lambd, else 0; see `nnmirror.rules.activation.Hardshrink`."""
     return record(Hardshrink, (input, lambd))[0]
 
 
@@ -952,7 +955,7 @@ class Softshrink(Hardshrink):
 
 
 def softshrink(input: T, lambd: float = 0.5) -> T:
-    """x nearer to 0 by lambd, 0 within it; see `Softshrink`."""
+    """x nearer to 0 by lambd, 0 within it; see `nnmirror.rules.activation.Softshrink`."""
     return record(Softshrink, (input, lambd))[0]
 
 
@@ -1031,7 +1034,7 @@ def _glu_grad(g: T, x: T, dim: int) -> T:
 def glu(input: T, dim: int = -1) -> T:
     """One half of x along dim times the sigmoid of the other.
 
-    See `Glu`.
+    See `nnmirror.rules.activation.Glu`.
     """
     if input.dim() == 0:
         raise RuntimeError("glu does not support scalars because halving size must be even")

@@ -1,4 +1,4 @@
-"""Softmax, its logarithm and softplus.
+"""Softmax and its logarithm.
 
     y = softmax(x):      dx = (g - s) y,       s = sum of g y along dim
     l = log_softmax(x):  dx = g - exp(l) s,    s = sum of g along dim
