@@ -25,14 +25,15 @@ expects.
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils.weak import TensorWeakRef
 
 from ._upcalls import implements
-from .bridge import Bridge, origin_of
+from .bridge import AModule, Bridge, origin_of
 from .grad_mode import no_grad
 from .modules import module as _module
 from .modules.module import Module
@@ -43,7 +44,7 @@ kept: set[str] = set()
 
 
 @implements(_module)
-def become_mirrored(model: object) -> list[str]:
+def become_mirrored(model: "torch.nn.Module") -> list[str]:
     """Make the torch.nn module `model` a mirrored one, in place.
 
     Returns the reasons against it, each with a path; if there are any, nothing was changed.
@@ -78,28 +79,28 @@ class _InPlace(Bridge):
 
     def __init__(self) -> None:
         super().__init__(to_mirror=True, copy=False)
-        self.modules: dict[int, tuple[Any, type, dict[str, Any]]] = {}
-        self.parameters: list[Any] = []
+        self.modules: dict[int, tuple[AModule, type, dict[str, object]]] = {}
+        self.parameters: list[torch.Tensor] = []
 
-    def plan(self, model: object) -> None:
+    def plan(self, model: "torch.nn.Module") -> None:
         self._module(model, "")
 
-    def _begin(self, module: object, cls: type) -> tuple[Any, dict[str, Any]]:
-        state: dict[str, Any] = {}
+    def _begin(self, module: AModule, cls: type) -> tuple[object, dict[str, object]]:
+        state: dict[str, object] = {}
         self.modules[id(module)] = module, cls, state
         return module, state
 
-    def _method(self, module: object, name: str) -> Any:
+    def _method(self, module: Any, name: str) -> Any:
         return types.MethodType(getattr(self.modules[id(module)][1], name), module)
 
-    def _new_parameter(self, param: object) -> Any:
+    def _new_parameter(self, param: torch.Tensor) -> torch.Tensor:
         if type(param) is not Parameter:
             self.parameters.append(param)
         return param
 
     def commit(self) -> None:
         """Exchange the classes of all modules, or of none if one cannot be exchanged."""
-        before: list[tuple[Any, type]] = []
+        before: list[tuple[AModule, type]] = []
         try:
             for module, cls, _ in self.modules.values():
                 was = type(module)
@@ -143,7 +144,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
         accumulate: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
     ours = TensorWeakRef(param)
 
-    def deliver(grads: Any) -> None:
+    def deliver(grads: Sequence[torch.Tensor | None]) -> None:
         leaf = ours()
         grad = grads[0]
         if leaf is None or grad is None or not leaf.requires_grad:
@@ -163,14 +164,14 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
     accumulate.register_prehook(deliver)
 
 
-def _frames(frame: Any) -> Iterator[Any]:
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 @implements(_module)
-def is_being_made(module: object, frame: object) -> bool:
+def is_being_made(module: object, frame: FrameType) -> bool:
     """Is one of the calling functions the `__init__` of this module?"""
     for caller in _frames(frame):
         code = caller.f_code

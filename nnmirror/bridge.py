@@ -13,7 +13,7 @@ import copyreg
 import types
 import weakref
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,8 +23,10 @@ from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
 
+AModule: TypeAlias = "Module | torch.nn.Module"
 
-def from_torch(model: object, copy: bool = False) -> Module:
+
+def from_torch(model: "torch.nn.Module", copy: bool = False) -> Module:
     """Convert a torch.nn `model` to a mirrored one.
 
     The two share their weights, so that training one also trains the other, until `.to` or
@@ -44,7 +46,7 @@ def from_torch(model: object, copy: bool = False) -> Module:
     return Bridge(to_mirror=True, copy=copy).model(model)
 
 
-def to_torch(model: Module, copy: bool = False) -> Any:
+def to_torch(model: Module, copy: bool = False) -> "torch.nn.Module":
     """Convert a mirrored `model` to one of torch.nn; otherwise as `from_torch`.
 
     For what needs PyTorch's own modules: `torch.jit.trace`, `torch.export`, ONNX, or a gradient
@@ -70,11 +72,11 @@ class Bridge:
         self.torch_nn = torch_nn
         self.copy = copy
         self.to_mirror = to_mirror
-        self.source: Any = torch_nn.Module if to_mirror else Module
-        self.target: Any = Module if to_mirror else torch_nn.Module
+        self.source: type[AModule] = torch_nn.Module if to_mirror else Module
+        self.target: type[AModule] = Module if to_mirror else torch_nn.Module
         # With the originals, so that no id is reused.
-        self.done: dict[int, tuple[Any, Any]] = {}
-        self.copied: dict[int, Any] = {}  # deepcopy's memo
+        self.done: dict[int, tuple[object, Any]] = {}
+        self.copied: dict[int, object] = {}  # deepcopy's memo
         self.problems: list[str] = []
 
     def model(self, model: object) -> Any:
@@ -94,7 +96,7 @@ class Bridge:
 
     # -- modules ---------------------------------------------------------------------------
 
-    def _module(self, module: object, path: str) -> Any:
+    def _module(self, module: AModule, path: str) -> Any:
         if id(module) in self.done:
             return self.done[id(module)][1]
         # By type: the `__class__` of a model that became mirrored in place is torch.nn's too.
@@ -126,12 +128,12 @@ class Bridge:
                 state[name] = self._attribute(value, prefix + name)
         return new
 
-    def _begin(self, module: object, cls: type) -> tuple[Any, dict[str, Any]]:
+    def _begin(self, module: AModule, cls: type) -> tuple[object, dict[str, object]]:
         """The new object for `module`, of the class `cls`, and the attributes to be filled."""
-        new: Any = object.__new__(cls)
+        new: object = object.__new__(cls)
         return new, new.__dict__
 
-    def _method(self, new: object, name: str) -> Any:
+    def _method(self, new: Any, name: str) -> Any:
         """A method of the new object of a module."""
         return getattr(new, name)
 
@@ -152,15 +154,16 @@ class Bridge:
                 return type(value)(held)
             return value
         if isinstance(value, types.MethodType) and issubclass(type(value.__self__), self.source):
-            new = self._module(value.__self__, path)
+            owner: Any = value.__self__
+            new = self._module(owner, path)
             name = value.__name__
-            own = getattr(type(value.__self__), name, None) is value.__func__
+            own = getattr(type(owner), name, None) is value.__func__
             return self._method(new, name) if own else types.MethodType(value.__func__, new)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         return self._plain(value)
 
-    def _function(self, value: Any) -> Any:
+    def _function(self, value: types.FunctionType) -> types.FunctionType:
         """A function of one library's `nn.functional`, as the other's."""
         ours, theirs = vars(functional), vars(self.torch_nn.functional)
         source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
@@ -171,7 +174,7 @@ class Bridge:
 
     # -- parameters and buffers --------------------------------------------------------------
 
-    def _parameter(self, param: Any, path: str) -> Any:
+    def _parameter(self, param: torch.Tensor | None, path: str) -> torch.Tensor | None:
         if param is None:
             return None
         if id(param) in self.done:
@@ -185,7 +188,7 @@ class Bridge:
         self.done[id(param)] = param, new
         return new
 
-    def _new_parameter(self, param: Any) -> Any:
+    def _new_parameter(self, param: torch.Tensor) -> torch.Tensor:
         kind = Parameter if self.to_mirror else self.torch_nn.Parameter
         new = kind(self._data(param), requires_grad=param.requires_grad)
         if param.grad is not None:
@@ -194,10 +197,10 @@ class Bridge:
             if not name.startswith("_"):
                 setattr(new, name, value)
         if not self.copy:
-            pair = (param, new) if self.to_mirror else (new, param)
-            twins.pair(*pair)
+            theirs, ours = (param, new) if self.to_mirror else (new, param)
+            twins.pair(theirs, ours)
             if not self.to_mirror:
-                twins.share_gradient(*pair)
+                twins.share_gradient(theirs, ours)
         return new
 
     def _plain(self, value: object) -> Any:
@@ -241,10 +244,10 @@ class Bridge:
         source, target = (theirs, ours) if self.to_mirror else (ours, theirs)
         return target.get(cls.__name__) if source.get(cls.__name__) is cls else None
 
-    def _twin(self, cls: type, bases: tuple[object, ...], path: str) -> type:
+    def _twin(self, cls: type, bases: tuple[type | None, ...], path: str) -> type:
         """A class like `cls` with other bases, with `super()` in its methods adapted."""
         cell = types.CellType()
-        namespace: dict[str, Any] = {_ORIGIN: cls}
+        namespace: dict[str, object] = {_ORIGIN: cls}
         for name, value in cls.__dict__.items():
             if issubclass(type(value), self.source):
                 self._problem(path, value, f"a module that the class holds, as {name}")
@@ -273,7 +276,7 @@ _NEW = vars(copyreg)["__newobj__"]
 
 
 @implements(_module)
-def reduced(module: Module, made: object) -> Any:
+def reduced(module: Module, made: str | tuple[object, ...]) -> str | tuple[object, ...]:
     """What `module` is pickled as, given the default for an object of its class.
 
     A twin class has no importable name, so it is made again from the original class when it is
@@ -287,7 +290,7 @@ def reduced(module: Module, made: object) -> Any:
     return (_made_again, (origin or cls,), *made[2:])
 
 
-def _made_again(cls: type) -> Any:
+def _made_again(cls: type) -> object:
     """An empty object of the class or, if that is torch.nn's, of its twin."""
     bridge = Bridge(to_mirror=True, copy=False)
     found = bridge._class(cls, "", None) if issubclass(cls, bridge.source) else cls
@@ -296,21 +299,21 @@ def _made_again(cls: type) -> Any:
     return object.__new__(found)
 
 
-def _hooks_on(param: Any) -> bool:
+def _hooks_on(param: torch.Tensor) -> bool:
     if isinstance(param, Parameter):
         return bool(param._leaf_hooks or param._post_accumulate_hooks)
     hooks = (param._backward_hooks or {}), (param._post_accumulate_grad_hooks or {})
     return not all(twins.is_sharing(hook) for held in hooks for hook in held.values())
 
 
-def _unwrapped(value: object) -> Any:
+def _unwrapped(value: types.FunctionType) -> types.FunctionType:
     """A forward as its author wrote it: a mirrored class wraps its own to record calls."""
-    if isinstance(value, types.FunctionType) and value.__globals__ is vars(_module):
+    if value.__globals__ is vars(_module):
         return getattr(value, "__wrapped__", value)
     return value
 
 
-def _with_class(value: object, old: type, cell: Any) -> Any:
+def _with_class(value: object, old: type, cell: types.CellType) -> Any:
     """The contents of a class, with `cell` wherever a function's `super()` refers to `old`."""
     if isinstance(value, staticmethod | classmethod):
         return type(value)(_with_class(value.__func__, old, cell))

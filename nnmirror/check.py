@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 import torch
 
@@ -143,8 +143,9 @@ def _is_librarys(file: str) -> bool:
 class _Relay(threading.Thread):
     """Shows what comes through a pipe, and keeps it, with the original path in place of `work`."""
 
-    def __init__(self, pipe: Any, sink: Any, work: Path, prefix: str = "") -> None:
+    def __init__(self, pipe: IO[bytes] | None, sink: TextIO, work: Path, prefix: str = "") -> None:
         super().__init__(daemon=True)
+        assert pipe is not None
         self.pipe = pipe
         self.sink = sink
         self.prefix = prefix
@@ -303,9 +304,9 @@ def compare_files(expected: Path, actual: Path) -> str | None:
 class _Object:
     """Stands for an object of any other class in a file: what it was pickled with."""
 
-    args: tuple[Any, ...]
-    state: Any = None
-    items: list[Any]  # of a subclass of list, dict or set
+    args: tuple[object, ...]
+    state: object = None
+    items: list[object]  # of a subclass of list, dict or set
 
     def __new__(cls, *args: object, **kwargs: object) -> "_Object":
         made = super().__new__(cls)
@@ -354,11 +355,11 @@ class _Unpickler(pickle.Unpickler):
 _PICKLE = types.SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="pickle")
 
 
-def _load_saved(file: Path) -> Any:
+def _load_saved(file: Path) -> object:
     return torch.load(file, pickle_module=_PICKLE, weights_only=False, map_location="cpu")
 
 
-def _load_pickled(file: Path) -> Any:
+def _load_pickled(file: Path) -> object:
     """All that was pickled to the file, one after another."""
     values = []
     with open(file, "rb") as opened:
@@ -437,7 +438,7 @@ def _unlike(expected: Any, actual: Any, where: str, seen: dict[object, object]) 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
-def _public(state: object) -> Any:
+def _public(state: object) -> object:
     """A pickled module's state without the private parts of either library."""
     if not isinstance(state, dict):
         return state

@@ -13,8 +13,8 @@ import inspect
 import pdb
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from types import FrameType, FunctionType
+from typing import Any, Literal
 
 from . import documented
 from ._state import here
@@ -74,7 +74,7 @@ class ShortWay(pdb.Pdb):
         head, line, rest = text.partition(lprefix)
         return f"{head}  {formula}{line}{rest}" if formula else text
 
-    def do_break(self, arg: str, temporary: Any = False) -> Any:
+    def do_break(self, arg: str, temporary: bool | Literal[0, 1] = False) -> bool | None:
         """Set a breakpoint in a function itself, not in a wrapper of the package around it."""
         name, comma, condition = arg.partition(",")
         try:
@@ -89,7 +89,7 @@ class ShortWay(pdb.Pdb):
 
     do_b = do_break
 
-    def lineinfo(self, identifier: str) -> Any:
+    def lineinfo(self, identifier: str) -> tuple[None, None, None] | tuple[str, str, int]:
         """The place of a function that is not a name in the frame."""
         found = identifier == _FOUND
         function = self.function if found else _function_of_rule(identifier)
@@ -113,7 +113,7 @@ def set_trace(
     debugger.set_trace(frame, **options)
 
 
-def take_over(ours: Any) -> None:
+def take_over(ours: Callable[..., None]) -> None:
     """Make the pdb that traces this thread a `ShortWay`, and those that are started later.
 
     For these `pdb.set_trace`, which `breakpoint()` calls, is replaced by `ours`, unless another
@@ -133,7 +133,7 @@ def give_back(ours: object) -> None:
         pdb.set_trace = _pdbs.pop()
 
 
-_pdbs: list[Any] = []
+_pdbs: list[Callable[..., None]] = []
 
 
 def is_shown(frame: FrameType) -> bool:
@@ -186,7 +186,7 @@ def _formula_of(frame: FrameType) -> str:
     return documented.value(rule) if is_value else documented.gradients(rule)
 
 
-def _as_written(function: Any) -> Any:
+def _as_written(function: Any) -> FunctionType | None:
     """The function inside a wrapper: a rule's recorded forward, a module's kept call; else None."""
     if getattr(function, "__func__", None) is Formulas.call:
         return function.__self__.forward
@@ -196,7 +196,7 @@ def _as_written(function: Any) -> Any:
     return inspect.unwrap(function) if is_around else None
 
 
-def _function_of_rule(identifier: str) -> Any:
+def _function_of_rule(identifier: str) -> FunctionType | None:
     """`Tanh.d_input`, or `nnmirror.rules.activation.Tanh.d_input`; None if there is none."""
     home, _, called = identifier.rpartition(".")
     home, _, name = home.rpartition(".")
@@ -208,7 +208,7 @@ def _function_of_rule(identifier: str) -> Any:
     return function if hasattr(function, "__code__") else None
 
 
-def _derived(cls: Any) -> Iterator[Any]:
+def _derived(cls: type[Rule]) -> Iterator[type[Rule]]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _derived(sub)

@@ -6,6 +6,7 @@ import torch
 
 from . import _torch
 from ._torch import DisableTorchFunctionSubclass
+from ._types import TorchFunction
 from .tape import ORDINARY
 from .tensor import LEAVES, UNASKED, Tensor, rebuild
 
@@ -107,7 +108,7 @@ class UninitializedTensorMixin:
         self.__class__ = self.cls_to_become
 
     @property
-    def shape(self) -> Any:
+    def shape(self) -> NoReturn:
         """Not known yet: raises RuntimeError."""
         raise RuntimeError(
             "Can't access the shape of an uninitialized parameter or buffer. This error usually"
@@ -126,12 +127,16 @@ class UninitializedTensorMixin:
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"<{type(self).__name__}>"
 
-    def __reduce_ex__(self: Any, proto: object) -> Any:
+    def __reduce_ex__(self: Any, proto: object) -> tuple[type, tuple[bool]]:
         return type(self), (self.requires_grad,)
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: object, args: Any = (), kwargs: Any = None
+        cls,
+        func: TorchFunction,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> Any:
         # A property of a tensor is read by a "method-wrapper".
         if func in cls._allowed_methods or type(func).__name__ == "method-wrapper":

@@ -25,6 +25,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ._missing import StandIns
+from ._types import TorchFunction
 from .adopt import become_mirrored, kept
 from .optim import Optimizer
 from .tape import Function
@@ -196,7 +197,7 @@ def _import_module(name: str, package: str | None = None) -> ModuleType:
 
 # Modules in which a few names are replaced.
 # (torch.autograd.backward and grad dispatch to tracked tensors, and need no replacement.)
-_SUBSTITUTES: dict[str, dict[str, Any]] = {
+_SUBSTITUTES: dict[str, dict[str, object]] = {
     "torch.autograd": {"Function": Function},
     "torch.autograd.function": {"Function": Function},
     "importlib": {"import_module": _import_module},
@@ -221,7 +222,7 @@ def _import(  # type: ignore[no-untyped-def]
     return module
 
 
-BUILTINS: dict[str, Any] = {}
+BUILTINS: dict[str, object] = {}
 """The `__builtins__` of a script and its modules; filled by `install`."""
 
 
@@ -233,15 +234,15 @@ _ENTRIES = (
     *("__call__", "__getattr__", "apply"),
     *("modules", "named_modules", "children", "named_children"),
 )
-_left: Any = WeakIdKeyDictionary()  # the modules left to PyTorch
+_left = WeakIdKeyDictionary()  # the modules left to PyTorch
 
 
-def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
+def _entry(theirs: TorchFunction) -> TorchFunction:
     """A method of torch.nn.Module's that makes the module mirrored when the script calls it."""
     name = theirs.__name__ if theirs.__name__ in _ENTRIES else "__call__"
 
     @functools.wraps(theirs)
-    def entered(self: object, *args: object, **kwargs: object) -> Any:
+    def entered(self: "torch.nn.Module", *args: object, **kwargs: object) -> Any:
         if sys._getframe(1).f_builtins is BUILTINS and self not in _left:
             if _is_a_librarys_model(self) and _became_mirrored(self):
                 return getattr(type(self), name)(self, *args, **kwargs)
@@ -252,7 +253,7 @@ def _entry(theirs: Callable[..., Any]) -> Callable[..., Any]:
     return entered
 
 
-def _is_a_librarys_model(module: Any) -> bool:
+def _is_a_librarys_model(module: "torch.nn.Module") -> bool:
     """Does it have parameters, and a class that is not the script's own (for a library to
     drive)?"""
     cls = type(module)
@@ -262,7 +263,7 @@ def _is_a_librarys_model(module: Any) -> bool:
     return home.partition(".")[0] not in kept and next(module.parameters(), None) is not None
 
 
-def _became_mirrored(module: object) -> bool:
+def _became_mirrored(module: "torch.nn.Module") -> bool:
     problems = become_mirrored(module)
     if problems:
         print(
@@ -377,20 +378,20 @@ def run_module(name: str, args: Sequence[str], mirror: bool = True) -> None:
     """`python -m name args...`; on PyTorch if not `mirror`, else the same."""
     sys.argv[:] = ["-m", *args]
     _prepare(os.getcwd(), mirror)  # before the packages around it are imported
-    spec = _spec_to_run(name)
-    sys.argv[0] = spec.loader.path
+    spec, loader = _spec_to_run(name)
+    sys.argv[0] = loader.path
     _run(
-        lambda: spec.loader.get_code(spec.name),
-        __file__=spec.loader.path,
+        lambda: loader.get_code(spec.name),
+        __file__=loader.path,
         __cached__=spec.cached,
-        __loader__=spec.loader,
+        __loader__=loader,
         __package__=spec.parent,
         __spec__=spec,
         __builtins__=BUILTINS if mirror else builtins,
     )
 
 
-def _spec_to_run(name: str) -> Any:
+def _spec_to_run(name: str) -> tuple[ModuleSpec, SourceFileLoader]:
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
@@ -403,7 +404,7 @@ def _spec_to_run(name: str) -> Any:
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         print(f"{sys.executable}: No module named {name}", file=sys.stderr)
         sys.exit(1)
-    return spec
+    return spec, spec.loader
 
 
 def _prepare(directory: str, mirror: bool) -> None:
@@ -418,7 +419,9 @@ def _run(code: Callable[[], Any], **attributes: object) -> None:
     main.__dict__.update(attributes)
     hook = sys.excepthook
 
-    def excepthook(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
+    def excepthook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         trace = _without_the_runner(trace)
         hook(kind, error.with_traceback(trace), trace)
 

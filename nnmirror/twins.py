@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from .parameter import Parameter
-
-_twins: Any = WeakTensorKeyDictionary()  # parameter -> its latest twin, weakly
+_twins = WeakTensorKeyDictionary()  # parameter -> its latest twin, weakly
 _ELSEWHERE = (
     "nnmirror: an optimizer's step changes nothing, as none of its parameters has a .grad; but"
     " their twins, which nnmirror.from_torch or to_torch made on the same memory, have. Give the"
@@ -24,14 +22,14 @@ _ELSEWHERE = (
 )
 
 
-def pair(theirs: torch.Tensor, ours: Parameter) -> None:
+def pair(theirs: torch.Tensor, ours: torch.Tensor) -> None:
     """Register two parameters that share memory."""
     _twins[theirs] = TensorWeakRef(ours)
     _twins[ours] = TensorWeakRef(theirs)
     _watch_torchs_optimisers()
 
 
-def share_gradient(theirs: torch.Tensor, ours: Parameter) -> None:
+def share_gradient(theirs: torch.Tensor, ours: torch.Tensor) -> None:
     """From now on PyTorch's backward adds to the gradient of both, as long as they share memory."""
     if not (theirs.is_floating_point() or theirs.is_complex()):
         return
@@ -48,7 +46,7 @@ def is_sharing(hook: object) -> bool:
     return isinstance(getattr(hook, "__self__", None), SharedGradient)
 
 
-def warn_if_elsewhere(params: Iterable[object]) -> None:
+def warn_if_elsewhere(params: Iterable[torch.Tensor]) -> None:
     """Given parameters without a gradient: warn if their twins have one."""
     if not _twins:
         return
@@ -59,7 +57,7 @@ def warn_if_elsewhere(params: Iterable[object]) -> None:
             return
 
 
-def _twin(param: Any) -> Any:
+def _twin(param: torch.Tensor) -> torch.Tensor | None:
     """The twin, as long as both share memory."""
     found = _twins.get(param)
     twin = None if found is None else found()
@@ -83,7 +81,7 @@ def _watch_torchs_optimisers() -> None:
     register_optimizer_step_pre_hook(_before_a_step)
 
 
-def _before_a_step(optimizer: Any, args: object, kwargs: object) -> None:
+def _before_a_step(optimizer: "torch.optim.Optimizer", args: object, kwargs: object) -> None:
     for group in optimizer.param_groups:
         if all(p.grad is None for p in group["params"]):
             warn_if_elsewhere(group["params"])
@@ -95,21 +93,22 @@ class SharedGradient:
     The shared `.grad` is marked, to detect which side has replaced it since.
     """
 
-    def __init__(self, theirs: torch.Tensor, ours: Parameter) -> None:
+    def __init__(self, theirs: torch.Tensor, ours: torch.Tensor) -> None:
         self.theirs = TensorWeakRef(theirs)
         self.ours = TensorWeakRef(ours)
 
-    def _both(self) -> tuple[Any, Any]:
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         theirs, ours = self.theirs(), self.ours()
         if theirs is None or ours is None or not _are_one(theirs, ours):
-            return None, None
+            return None
         return theirs, ours
 
     def before(self, grad: torch.Tensor) -> None:
         """Before PyTorch adds to its `.grad`: make it the twin's."""
-        theirs, ours = self._both()
-        if theirs is None:
+        both = self._both()
+        if both is None:
             return
+        theirs, ours = both
         held, mirrored = theirs.grad, ours.grad
         if mirrored is None:
             if _is_marked(held):  # zero_grad() on the mirror's side
@@ -127,10 +126,11 @@ class SharedGradient:
 
     def after(self, leaf: torch.Tensor) -> None:
         """After PyTorch has added to it."""
-        theirs, ours = self._both()
-        if theirs is None:
+        both = self._both()
+        if both is None:
             return
-        grad = theirs.grad
+        theirs, ours = both
+        grad: Any = theirs.grad
         grad._of_twins = True
         if grad.requires_grad:  # from a backward with create_graph=True
             grad = grad.detach()

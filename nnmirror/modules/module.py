@@ -13,7 +13,17 @@ import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, Self, TypeAlias, TypeVar, Union, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NoReturn,
+    Optional,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Union,
+    overload,
+)
 
 import torch
 from torch import Tensor, device, dtype
@@ -108,7 +118,7 @@ def _is_torch_module(value: object) -> bool:
 
 
 @upcall("nnmirror.adopt")
-def become_mirrored(model: object) -> list[str]:
+def become_mirrored(model: "torch.nn.Module") -> list[str]:
     """Make a torch.nn module a mirrored one, in place; or return the reasons against it."""
     raise NotImplementedError
 
@@ -131,7 +141,7 @@ def is_being_made(module: object, frame: FrameType) -> bool:
     raise NotImplementedError
 
 
-def _as_mirrored(value: object, name: str) -> Any:
+def _as_mirrored(value: Any, name: str) -> Any:
     """The torch.nn module `value`, about to be assigned, as a mirrored one."""
     problems = become_mirrored(value)
     if problems:
