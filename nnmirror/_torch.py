@@ -133,6 +133,7 @@ try:
     # return.
     tree_flatten = torch.utils._pytree.tree_flatten
     tree_unflatten = torch.utils._pytree.tree_unflatten
+    TreeSpec = torch.utils._pytree.TreeSpec
     # `in_dims` and `out_dims` of vmap, one for each tensor.
     broadcast_to_and_flatten: Any = torch.utils._pytree._broadcast_to_and_flatten
 

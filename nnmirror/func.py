@@ -23,17 +23,20 @@ As in PyTorch, a result requires grad if it depends on a tensor outside that doe
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import torch
 
 from . import _torch, tape, tensor
 from ._missing import missing
-from ._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
+from ._torch import DisableTorchFunctionSubclass, TreeSpec, tree_flatten, tree_unflatten
 from .grad_mode import is_grad_enabled
 from .rules.shape import view_as
 from .walk import grad as _grad
 
+if TYPE_CHECKING:
+    from .modules.container import ModuleList
+    from .modules.module import Module
 __all__ = [
     "functional_call",
     "grad",
@@ -48,7 +51,9 @@ __all__ = [
 ]
 
 T = torch.Tensor
+P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
 Places: TypeAlias = int | tuple[int, ...]
 
 
@@ -130,7 +135,7 @@ def _gradients(
 ) -> list[T]:
     """The gradients of `outputs` for `inputs`; zeros for an input that nothing depends on."""
     asked = [i for i, out in enumerate(outputs) if out.requires_grad]
-    found: Sequence[Any] = [None] * len(inputs)
+    found: Sequence[T | None] = [None] * len(inputs)
     if asked:
         found = _grad(
             [outputs[i] for i in asked],
@@ -148,9 +153,7 @@ def _gradients(
 # -- gradients -----------------------------------------------------------------------------
 
 
-def grad(
-    func: Callable[..., Any], argnums: Places = 0, has_aux: bool = False
-) -> Callable[..., Any]:
+def grad(func: Callable[P, Any], argnums: Places = 0, has_aux: bool = False) -> Callable[P, Any]:
     """A function that computes the gradient of `func`, as `torch.func.grad`.
 
     dy/dx for x the argument (or arguments) `argnums`, a tensor or dicts, lists, tuples of them,
@@ -159,7 +162,7 @@ def grad(
     """
 
     @functools.wraps(func, updated=())
-    def call(*args: object, **kwargs: object) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> Any:
         found, value = _grad_and_value(func, argnums, has_aux, args, kwargs)
         return (found, value[1]) if has_aux else found
 
@@ -167,12 +170,12 @@ def grad(
 
 
 def grad_and_value(
-    func: Callable[..., Any], argnums: Places = 0, has_aux: bool = False
-) -> Callable[..., tuple[Any, Any]]:
+    func: Callable[P, Any], argnums: Places = 0, has_aux: bool = False
+) -> Callable[P, tuple[Any, Any]]:
     """A function that computes the gradient of `func` and its value; see `grad`."""
 
     @functools.wraps(func, updated=())
-    def call(*args: object, **kwargs: object) -> tuple[Any, Any]:
+    def call(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, Any]:
         return _grad_and_value(func, argnums, has_aux, args, kwargs)
 
     return call
@@ -206,7 +209,9 @@ def _grad_and_value(
     return grads, (value, inside.brought_out(aux)) if has_aux else value
 
 
-def _taken_in(inside: _Inside, args: tuple[object, ...], argnums: Places | None) -> Any:
+def _taken_in(
+    inside: _Inside, args: tuple[object, ...], argnums: Places | None
+) -> tuple[tuple[object, ...], list[T], TreeSpec]:
     """The arguments with aliases at `argnums`; the aliases, flat, and their structure."""
     which = range(len(args)) if argnums is None else _places(argnums, len(args))
     as_one = isinstance(argnums, int)
@@ -251,6 +256,18 @@ def _only_tensors(flat: Sequence[object], name: str) -> None:
 
 
 # -- products with the Jacobian ------------------------------------------------------------
+
+
+@overload
+def vjp(
+    func: Callable[..., R], *primals: object, has_aux: Literal[False] = False
+) -> tuple[R, Callable[..., Any]]: ...
+
+
+@overload
+def vjp(
+    func: Callable[..., tuple[R, A]], *primals: object, has_aux: Literal[True]
+) -> tuple[R, Callable[..., Any], A]: ...
 
 
 def vjp(func: Callable[..., Any], *primals: object, has_aux: bool = False) -> Any:
@@ -299,14 +316,36 @@ def _vjp(
     return inside.brought_out(outputs), pull_back, inside.brought_out(aux) if has_aux else None
 
 
-def _printed(spec: Any) -> str:
+def _printed(spec: TreeSpec) -> str:
     return repr(tree_unflatten(["*"] * spec.num_leaves, spec)).replace("'*'", "*")
+
+
+@overload
+def jvp(
+    func: Callable[..., R],
+    primals: tuple[object, ...],
+    tangents: tuple[object, ...],
+    *,
+    strict: bool = False,
+    has_aux: Literal[False] = False,
+) -> tuple[R, R]: ...
+
+
+@overload
+def jvp(
+    func: Callable[..., tuple[R, A]],
+    primals: tuple[object, ...],
+    tangents: tuple[object, ...],
+    *,
+    strict: bool = False,
+    has_aux: Literal[True],
+) -> tuple[R, R, A]: ...
 
 
 def jvp(
     func: Callable[..., Any],
-    primals: Any,
-    tangents: Any,
+    primals: object,
+    tangents: object,
     *,
     strict: bool = False,
     has_aux: bool = False,
@@ -391,7 +430,6 @@ def jacrev(
         flat, out_spec = tree_flatten(output)
         _refuse_complex("jacrev", flat, "outputs")
         made = []  # of each output, for each argument
-        spec: Any = None
         for i, out in enumerate(flat):
             rows = []
             for j in range(out.numel()):
@@ -450,13 +488,13 @@ def _refuse_complex(name: str, values: object, kind: str) -> None:
 
 
 def vmap(
-    func: Callable[..., Any],
+    func: Callable[P, R],
     in_dims: Any = 0,
     out_dims: Any = 0,
     randomness: str = "error",
     *,
     chunk_size: int | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, R]:
     """A function that calls `func` for each item of a batch, as `torch.vmap`.
 
     `in_dims` is the batch dimension of each argument, None for an argument that all items share;
@@ -471,7 +509,7 @@ def vmap(
     name = getattr(func, "__name__", None) or repr(func)
 
     @functools.wraps(func, updated=())
-    def call(*args: object, **kwargs: object) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not isinstance(out_dims, int):
             for dim in tree_flatten(out_dims)[0]:
                 if not (isinstance(dim, int) or dim is None):
@@ -563,7 +601,7 @@ def _same_states(before: Sequence[T], after: Sequence[T]) -> bool:
 
 def _batched(
     name: str, in_dims: object, args: tuple[object, ...]
-) -> tuple[int, list[int | None], list[Any], Any]:
+) -> tuple[int, list[int | None], list[Any], TreeSpec]:
     """The size of the batch, and of each argument, flat, which dimension is the batch."""
     said = f"vmap({name}, in_dims={in_dims}, ...)(<inputs>): "
     if not isinstance(in_dims, int | tuple):
@@ -615,7 +653,7 @@ def _batched(
     return sizes[0], dims, flat, spec
 
 
-def _stacked(name: str, results: list[object], out_dims: Any) -> Any:
+def _stacked(name: str, results: Sequence[object], out_dims: Any) -> Any:
     first, spec = tree_flatten(results[0])
     dims: list[Any] | None
     if isinstance(results[0], T):
@@ -657,7 +695,7 @@ def functional_call(
     module: Any,
     parameter_and_buffer_dicts: dict[str, torch.Tensor] | Sequence[dict[str, torch.Tensor]],
     args: Any = None,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: dict[str, object] | None = None,
     *,
     tie_weights: bool = True,
     strict: bool = False,
@@ -675,7 +713,9 @@ def functional_call(
     )
 
 
-def stack_module_state(models: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def stack_module_state(
+    models: "Sequence[Module] | ModuleList",
+) -> tuple[dict[str, T], dict[str, T]]:
     """The parameters and the buffers of modules of one class, stacked by name, as
     `torch.func.stack_module_state`: new leaves, for `vmap` of `functional_call`.
     """
@@ -687,7 +727,7 @@ def stack_module_state(models: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if not all(type(m) is type(models[0]) for m in models):
         raise RuntimeError("stack_module_state: Expected all models to be of the same class.")
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, T]] = []
     for named in ("named_parameters", "named_buffers"):
         states = [dict(getattr(model, named)()) for model in models]
         found.append({name: _leaf_of([s[name] for s in states], name) for name in states[0]})

@@ -16,14 +16,17 @@ removed at the end of the `with`. They compute norms immediately, keep no tensor
 
 import functools
 import itertools
+import os
 import re
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from . import _state, tape, tensor
 from ._state import sequence as _sequence
@@ -35,7 +38,7 @@ from .documented import gradients, gradients_in
 from .fast import tapped
 from .grad_mode import is_grad_enabled
 from .modules.container import ModuleDict, ModuleList, Sequential
-from .modules.explicit import Each, NodeCall, Stacked, Traced, way_back
+from .modules.explicit import Call, Each, Gradient, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
 from .rules.activation import LeakyRelu, Relu
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count(1)
 _HALF = (torch.float16, torch.bfloat16)
-_vector_norm: Any = torch.linalg.vector_norm
+_vector_norm = torch.linalg.vector_norm
 _RELU_LIKE = (Relu, LeakyRelu)
+# What takes a hook, or what is in place of one, away.
+_Handle: TypeAlias = "RemovableHandle | _Tap"
 
 
 @dataclass
@@ -166,13 +171,15 @@ class Watch:
         self._with_operations, self._values = operations, values
         self._model = weakref.ref(model)
         self._on = False
-        self._handles: list[Any] = []  # of the hooks on modules
+        self._handles: list[RemovableHandle] = []  # of the hooks on modules
         # Of the hooks on tensors, each with a weak reference to its tensor.
-        self._on_tensors: list[tuple[Any, Any]] = []
-        self._on_params: dict[int, tuple[Any, Any]] = {}
+        self._on_tensors: list[
+            tuple[RemovableHandle, weakref.ref[torch.Tensor] | weakref.ref[tape.Node]]
+        ] = []
+        self._on_params: dict[int, tuple[RemovableHandle, weakref.ref[torch.Tensor]]] = {}
         self._taps: list[_Tap] = []  # of the open step
-        self._params: dict[int, Any] = {}  # weak references, by id
-        self._formulas: dict[Any, str] = {}  # by Function
+        self._params: dict[int, weakref.ref[torch.Tensor]] = {}  # by id
+        self._formulas: dict[type[tape.Function], str] = {}
         self._start()
 
     def _start(self) -> None:
@@ -181,7 +188,7 @@ class Watch:
         self._calls: dict[str, int] = {}  # of each layer in it
         # For a parameter, whose gradient is complete after its layers': the records that get it.
         self._awaiting: dict[int, dict[int, tuple[Backward, str]]] = {}
-        self._last: list[tuple[Any, int]] = []  # the result of the last record's call, held weakly
+        self._last: list[tuple[weakref.ref[torch.Tensor], int]] = []  # the last record's results
         self._operations: list[_Operation] = []  # of the open step
         self._shown = _Shown()
 
@@ -237,7 +244,7 @@ class Watch:
 
     # -- forward ---------------------------------------------------------------------------
 
-    def _before(self, shows: bool, name: str, module: object, args: object) -> None:
+    def _before(self, shows: bool, name: str, module: Module, args: object) -> None:
         if name == "":
             if self._depth == 0:
                 self._open = None
@@ -251,14 +258,19 @@ class Watch:
         self._shown.inside.append((name, module))
 
     def _after(
-        self, name: str, module: object, args: object, kwargs: object, output: object
+        self,
+        name: str,
+        module: Module,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        output: object,
     ) -> None:
         shown, records = self._shown, is_grad_enabled()
         with DisableTorchFunction():
             if shown.inside and shown.inside[-1] == (name, module):
                 shown.inside.pop()
             if records:
-                self._note_call(name, module, (args, kwargs), output)
+                self._note_call(name, module, args, kwargs, output)
         if name == "":
             if not shown.inside:
                 self._listen(False)
@@ -266,7 +278,14 @@ class Watch:
             if self._depth == 0:
                 self._open = None
 
-    def _note_call(self, name: str, module: object, given: Any, output: object) -> None:
+    def _note_call(
+        self,
+        name: str,
+        module: Module,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        output: object,
+    ) -> None:
         outputs = [t for t in _tensors_in(output) if _has_gradients(C_dtype(t))]
         if not outputs or self._is_handed_on(module, outputs):
             return
@@ -276,8 +295,7 @@ class Watch:
                 self._drop_operation(out)
         call = self._called(name)
         params = self._parameters_of(module)
-        args, kwargs = given
-        inputs = _tensors_in(args[0] if len(args) == 1 and not kwargs else given)
+        inputs = _tensors_in(args[0] if len(args) == 1 and not kwargs else (args, kwargs))
         shapes = tuple([tuple(C_shape(t)) for t in inputs])
         driven = module.__dict__.get("_call")
         if not isinstance(driven, tape.Node):
@@ -327,8 +345,13 @@ class Watch:
         return call
 
     def _follow(
-        self, record: Record, out: Any, node: Any, made: Any, params: list[tuple[str, int]]
-    ) -> list[Any]:
+        self,
+        record: Record,
+        out: torch.Tensor,
+        node: tape.Node | None,
+        made: object,
+        params: list[tuple[str, int]],
+    ) -> "Sequence[_Handle]":
         """Put a tap or hooks on the node of a record's output, which `made` it.
 
         If that is `node`, the one call of the layer, its backward gives the input's gradient.
@@ -339,7 +362,7 @@ class Watch:
             record.dead = _share(out <= 0)
         if made is None and not out.requires_grad:
             return []
-        passes = made is not None and made is node and len(node.inputs) == 1
+        passes = node is not None and made is node and len(node.inputs) == 1
         if _takes_taps(made):
             tap = _Tap(self, record, params, passes, made)
             made.taps, made.is_watched = (*made.taps, tap), tape.TAPPED
@@ -347,12 +370,12 @@ class Watch:
             return [tap]
         self._hook_parameters(params)
         handles = [out.register_hook(functools.partial(self._arrived, record, params))]
-        if passes:
+        if passes and node is not None:
             handles.append(node.register_hook(functools.partial(self._passed_back, record)))
         self._on_tensors += [(handle, weakref.ref(out)) for handle in handles]
         return handles
 
-    def _hook(self, tap: "_Tap", node: Any) -> list[Any]:
+    def _hook(self, tap: "_Tap", node: tape.Node) -> list[RemovableHandle]:
         """Put hooks on `node` in place of a tap, before the other hooks."""
         self._hook_parameters(tap.params)
         if node.tensor_hooks is None:
@@ -364,6 +387,7 @@ class Watch:
         node.is_watched = True
         if tap.passes:
             handles.append(node.register_hook(functools.partial(self._passed_back, tap.record)))
+            assert node.posthooks is not None
             node.posthooks.move_to_end(handles[1].id, last=False)
         self._on_tensors += [(handle, tap.node) for handle in handles]
         return handles
@@ -381,16 +405,17 @@ class Watch:
         if not shown.inside or isinstance(shown.inside[-1][1], Layer):
             return
         out = next(tape.tensors_in(result), None)
-        node = out._node if isinstance(out, tensor.Tensor) else None
+        if not isinstance(out, tensor.Tensor):
+            return
+        node = out._node
         if node is not None and node.sequence > shown.latest:
             shown.latest = node.sequence
             with DisableTorchFunction():
-                self._note_operation(out)
+                self._note_operation(out, node)
 
-    def _note_operation(self, out: Any) -> None:
+    def _note_operation(self, out: torch.Tensor, node: tape.Node) -> None:
         name, module = self._shown.inside[-1]
         opened = self._opened()
-        node = out._node
         operation = _name_of(node)
         record = Record(
             step=len(self.steps) - 1,
@@ -408,7 +433,7 @@ class Watch:
         opened.append(record)
         self._operations.append(_Operation(weakref.ref(out), _version(out), record, handles))
 
-    def _drop_operation(self, out: object) -> None:
+    def _drop_operation(self, out: torch.Tensor) -> None:
         """What a module returns is shown as its own."""
         for i, found in enumerate(self._operations):
             if found.out() is not out or found.version != _version(out):
@@ -422,14 +447,14 @@ class Watch:
                 handle.remove()
             return
 
-    def _is_handed_on(self, module: Any, outputs: list[Any]) -> bool:
+    def _is_handed_on(self, module: Module, outputs: list[torch.Tensor]) -> bool:
         """Is this only the result of the previous call, from a module that computes nothing
         itself?"""
         if self._open is None or isinstance(module, Layer) or module._parameters:
             return False
         return [(id(t), _version(t)) for t in outputs] == [(id(r()), v) for r, v in self._last]
 
-    def _parameters_of(self, module: Any) -> list[tuple[str, int]]:
+    def _parameters_of(self, module: Module) -> list[tuple[str, int]]:
         """The module's own trainable parameters: their names and ids."""
         found = []
         for name, p in module._parameters.items():
@@ -461,16 +486,21 @@ class Watch:
         self._on_params = {}
 
     def _formula(
-        self, module: Any, driven: object, inputs: list[Any], out: object, made: object
-    ) -> tuple[Any, str]:
+        self,
+        module: Module,
+        driven: object,
+        inputs: list[torch.Tensor],
+        out: torch.Tensor,
+        made: object,
+    ) -> tuple[tape.Node | None, str]:
         """The recorded call behind a module's output, and its formula."""
         node = _node_of(driven)
         if node is not None:
             return node, self._documented(node.function)
-        node = made
         whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
-        if not isinstance(node, tape.Node) or any(t is out for t in inputs):
+        if not isinstance(made, tape.Node) or any(t is out for t in inputs):
             return None, whole  # nothing recorded: the layer's docstring may say it
+        node = made
         own = {id(p) for p in module._parameters.values()}
         own |= {id(tape.edge_of(t)[0]) for t in inputs}
         alone = all(edge is None or id(edge[0]) in own for edge in node.edges)
@@ -480,7 +510,7 @@ class Watch:
         # For a layer with several calls, its docstring may have the formula of the whole.
         return node, whole or f"last of several: {formula}"
 
-    def _documented(self, function: object) -> str:
+    def _documented(self, function: type[tape.Function]) -> str:
         found = self._formulas.get(function)
         if found is None:
             found = self._formulas[function] = gradients(function)
@@ -488,12 +518,14 @@ class Watch:
 
     # -- backward --------------------------------------------------------------------------
 
-    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: object) -> None:
+    def _arrived(self, record: Record, params: list[tuple[str, int]], grad: torch.Tensor) -> None:
         """Called with the gradient of a record's output."""
         with DisableTorchFunction(), torch.no_grad():
             self._note_gradient(record, params, grad)
 
-    def _note_gradient(self, record: Record, params: list[tuple[str, int]], grad: Any) -> None:
+    def _note_gradient(
+        self, record: Record, params: list[tuple[str, int]], grad: torch.Tensor
+    ) -> None:
         if self._depth == 0:
             self._open = None
         backward = Backward(_norm(grad), {name: None for name, _ in params})
@@ -504,23 +536,25 @@ class Watch:
         for name, key in params:
             self._awaiting.setdefault(key, {})[id(record)] = backward, name
 
-    def _passed_back(self, record: Record, grads: Any, _: object = None) -> None:
+    def _passed_back(
+        self, record: Record, grads: Sequence[torch.Tensor | None], _: object = None
+    ) -> None:
         """Called when the layer has computed the gradient of its input."""
         grad = grads[0]
         if record.backwards and grad is not None and tuple(grad.shape) == record.shape:
             record.backwards[-1].dead = _share(grad == 0)
 
-    def _leaf_arrived(self, leaf: object, grad: object) -> None:
+    def _leaf_arrived(self, leaf: object, grad: torch.Tensor) -> None:
         """Called with the gradient of any leaf in a walk with taps."""
         if id(leaf) in self._awaiting:
             self._note_parameter(id(leaf), grad)
 
-    def _parameter(self, key: int, grad: object) -> None:
+    def _parameter(self, key: int, grad: torch.Tensor) -> None:
         """Called with the gradient of a parameter in any other walk."""
         with DisableTorchFunction(), torch.no_grad():
             self._note_parameter(key, grad)
 
-    def _note_parameter(self, key: int, grad: Any) -> None:
+    def _note_parameter(self, key: int, grad: torch.Tensor) -> None:
         norm = _norm(grad)
         value = _copy(grad) if self._values else None
         for backward, name in self._awaiting.pop(key, {}).values():
@@ -541,7 +575,7 @@ class Watch:
 
         return watch_view.table([self.steps[i] for i in steps] if steps else self.steps)
 
-    def plot(self, path: Any = None) -> "Figure":
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Plot the norms and the shares of dead units of every layer over the steps.
 
         A single step is plotted over the layers. Zero, which has no logarithm, is at the lower end
@@ -573,11 +607,16 @@ class _Tap:
     __slots__ = ("handles", "node", "params", "passes", "record", "watch")
 
     def __init__(
-        self, watch: Watch, record: Record, params: list[tuple[str, int]], passes: bool, node: Any
+        self,
+        watch: Watch,
+        record: Record,
+        params: list[tuple[str, int]],
+        passes: bool,
+        node: tape.Node,
     ) -> None:
         self.watch, self.record, self.params, self.passes = watch, record, params, passes
         self.node = weakref.ref(node)
-        self.handles: list[Any] = []  # of the hooks in place of it
+        self.handles: list[RemovableHandle] = []  # of the hooks in place of it
 
     def arrived(self, grad: torch.Tensor) -> None:
         self.watch._note_gradient(self.record, self.params, grad)
@@ -586,7 +625,7 @@ class _Tap:
         if self.passes:
             self.watch._passed_back(self.record, (grad,))
 
-    def hook(self, node: Any) -> None:
+    def hook(self, node: tape.Node) -> None:
         if self.watch._on:
             self.handles = self.watch._hook(self, node)
 
@@ -604,17 +643,17 @@ class _Tap:
 class _Operation:
     """A record of an operation, until the step is over."""
 
-    out: Any  # the tensor, weakly
+    out: weakref.ref[torch.Tensor]
     version: int
     record: Record
-    handles: list[Any]
+    handles: Sequence[_Handle]
 
 
 class _Shown(threading.local):
     """The running call of the model in this thread."""
 
     def __init__(self) -> None:
-        self.inside: list[tuple[str, Any]] = []  # the modules called, the innermost last
+        self.inside: list[tuple[str, Module]] = []  # the modules called, the innermost last
         self.latest = -1  # the latest node that was examined
 
 
@@ -627,26 +666,27 @@ def _has_layers_only(module: Module) -> bool:
 class _Hook:
     """A hook of the watch on a module. On a copy of the module it removes itself."""
 
-    def __init__(self, watch: object = None, name: str = "", act: Any = None) -> None:
+    def __init__(self, watch: Watch | None = None, name: str = "", act: Any = None) -> None:
         self.watch, self.name, self.act = watch, name, act
 
-    def __call__(self, module: Any, *args: object) -> None:
+    def __call__(self, module: Module, *args: object) -> None:
         if self.watch is not None:
             self.act(self.name, module, *args)
             return
-        for hooks, *flags in (
+        every: tuple[tuple[dict[int, Any], ...], ...] = (
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
             (
                 module._forward_hooks,
                 module._forward_hooks_with_kwargs,
                 module._forward_hooks_always_called,
             ),
-        ):
+        )
+        for hooks, *flags in every:
             for key in [key for key, hook in hooks.items() if hook is self]:
                 for registry in (hooks, *flags):
                     registry.pop(key, None)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> "tuple[type[_Hook], tuple[()]]":
         return _Hook, ()
 
 
@@ -654,11 +694,15 @@ class _ByHand:
     """The backward of a layer driven by hand: reports its gradients to the watch."""
 
     def __init__(
-        self, watch: Watch, call: Any, records: list[Record], params: list[tuple[str, int]]
+        self,
+        watch: Watch,
+        call: tape.Node | Call,
+        records: list[Record],
+        params: list[tuple[str, int]],
     ) -> None:
         self.watch, self.call, self.records, self.params = watch, call, records, params
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         call = way_back(self.call)
         assert call is not None
         if not self.watch._on:
@@ -670,7 +714,7 @@ class _ByHand:
         for record, grad in zip(seen, grads, strict=False):
             self.watch._arrived(record, self.params, grad)
         try:
-            result = call(gradient)
+            result: Any = call(gradient)
         except Exception:
             for record in seen:
                 record.backwards.pop()
@@ -681,13 +725,13 @@ class _ByHand:
         return result
 
 
-def _innermost(call: object) -> Any:
+def _innermost(call: object) -> object:
     while isinstance(call, _ByHand):
         call = call.call
     return call
 
 
-def _node_of(call: object) -> Any:
+def _node_of(call: object) -> tape.Node | None:
     """The node of the one recorded call that a layer is; None for other modules."""
     call = _innermost(call)
     if isinstance(call, tape.Node):
@@ -699,7 +743,7 @@ def _node_of(call: object) -> Any:
     return _node_of(call.calls[0]) if isinstance(call, Each) else None
 
 
-def _tensors_in(value: object) -> list[Any]:
+def _tensors_in(value: object) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [*tape.tensors_in(value)]
 
 
@@ -707,7 +751,7 @@ def _has_gradients(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def _made(out: Any) -> Any:
+def _made(out: torch.Tensor) -> object:
     """The node of a tensor, as it is in the graph; None if there is none."""
     if not isinstance(out, tensor.Tensor):
         return out.grad_fn
@@ -720,7 +764,7 @@ def _made(out: Any) -> Any:
     return target if target.segment is None else target.as_seen()
 
 
-def _takes_taps(node: object) -> bool:
+def _takes_taps(node: object) -> TypeGuard[tape.Node]:
     """Whether a walk through it can be bound."""
     return (
         isinstance(node, tape.Node)
@@ -732,7 +776,7 @@ def _takes_taps(node: object) -> bool:
     )
 
 
-def _stands(handle: Any) -> bool:
+def _stands(handle: RemovableHandle) -> bool:
     """Does the object of a hook still exist?"""
     return handle.hooks_dict_ref() is not None
 
