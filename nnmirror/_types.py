@@ -1,5 +1,6 @@
 """Types of arguments that many of the package's functions take."""
 
+import os
 from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.types import Number
 
-__all__ = ["Dims", "IndexLike", "Number", "Size", "TorchFunction"]
+__all__ = ["Dims", "IndexLike", "Number", "Size", "StrPath", "TorchFunction"]
 
 # An argument `dim`; None for all dimensions.
 Dims: TypeAlias = int | list[int] | tuple[int, ...] | None
@@ -16,5 +17,7 @@ _Part: TypeAlias = int | bool | slice | EllipsisType | Tensor | Sequence[Any] | 
 IndexLike: TypeAlias = _Part | tuple[_Part, ...]
 # One number, or one for each dimension.
 Size: TypeAlias = int | tuple[int, ...] | list[int]
+# The name of a file.
+StrPath: TypeAlias = str | os.PathLike[str]
 # One of PyTorch's functions, or a replacement for it.
 TorchFunction: TypeAlias = Callable[..., Any]

@@ -177,7 +177,7 @@ def _is_formula(frame: FrameType) -> bool:
 
 def _formula_of(frame: FrameType) -> str:
     """The formula of the rule whose method the frame runs; "" if it is no rule's."""
-    rule = sys.modules.get(_module_of(frame))
+    rule: Any = sys.modules.get(_module_of(frame))
     for name in frame.f_code.co_qualname.split(".")[:-1]:
         rule = getattr(rule, name, None)
     if not hasattr(rule, "is_rule"):

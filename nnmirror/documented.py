@@ -7,7 +7,6 @@ and the gradients are "dx = g (1 - y^2)".
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from . import tape
 from .rules import Rule
@@ -18,7 +17,7 @@ _GRADIENT = re.compile(r"\bd\w+ = ")
 _SENTENCE = re.compile(r"\.\s")
 
 
-def gradients(function: Any) -> str:
+def gradients(function: type[tape.Function]) -> str:
     """Those of a Function or of its base class; else the first line of its docstring."""
     classes = list(_classes(function))
     for cls in classes:
@@ -28,7 +27,7 @@ def gradients(function: Any) -> str:
     return next((c.__doc__.strip().split("\n")[0] for c in classes if c.__doc__), function.__name__)
 
 
-def value(function: object) -> str:
+def value(function: type[tape.Function]) -> str:
     """What it computes: "y = tanh(x)"; "" if the docstring does not say."""
     return next((found for cls in _classes(function) if (found := _halves(cls.__doc__)[0])), "")
 
@@ -38,7 +37,7 @@ def gradients_in(doc: str | None) -> str:
     return _halves(doc)[1]
 
 
-def _classes(function: Any) -> Iterator[type]:
+def _classes(function: type[tape.Function]) -> Iterator[type]:
     for cls in function.__mro__:
         if cls in (Rule, tape.Function):
             return

@@ -7,12 +7,15 @@ thread: a script may turn torch's own autograd off for the whole run with
 """
 
 import threading
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from . import _state
 from ._torch import DecoratorContextManager, NoParamDecoratorContextManager
+from ._types import TorchFunction
+
+F = TypeVar("F", bound=TorchFunction)
 
 
 class _Override(threading.local):
@@ -72,14 +75,14 @@ class set_grad_enabled(DecoratorContextManager):
         _state.own_grad_mode = True
         _override.mode = mode
 
-    def __call__(self, orig_func: Any) -> Any:
+    def __call__(self, orig_func: F) -> F:
         _override.mode = self._before  # a decorator changes nothing outside the call
         return super().__call__(orig_func)
 
     def __enter__(self) -> None:
         _override.mode = self._mode
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         _override.mode = self._before
 
     def clone(self) -> "set_grad_enabled":

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from . import func, runner
 
@@ -285,7 +284,7 @@ def _may_be_a_model(library: str, load: bool, derived: bool) -> bool:
     return not derived and (value is _NOT_THERE or callable(value))
 
 
-_NOT_THERE: Any = object()
+_NOT_THERE = object()
 
 
 def _short(file: str) -> str:

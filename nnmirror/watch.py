@@ -16,7 +16,6 @@ removed at the end of the `with`. They compute norms immediately, keep no tensor
 
 import functools
 import itertools
-import os
 import re
 import threading
 import weakref
@@ -34,6 +33,7 @@ from ._torch import (
     DisableTorchFunction,
     DisableTorchFunctionSubclass,
 )
+from ._types import StrPath
 from .documented import gradients, gradients_in
 from .fast import tapped
 from .grad_mode import is_grad_enabled
@@ -575,7 +575,7 @@ class Watch:
 
         return watch_view.table([self.steps[i] for i in steps] if steps else self.steps)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+    def plot(self, path: StrPath | None = None) -> "Figure":
         """Plot the norms and the shares of dead units of every layer over the steps.
 
         A single step is plotted over the layers. Zero, which has no logarithm, is at the lower end

@@ -8,7 +8,7 @@ import functools
 import itertools
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -69,7 +69,7 @@ class _Notes(bound.Notes):
         return out
 
 
-def _as_number(value: Any) -> Any:
+def _as_number(value: object) -> object:
     """The number that a constant stands for."""
     if isinstance(value, T) and hasattr(value, "_is_constant") and not value.dim():
         return float(literal(value.item(), value.dtype))
@@ -113,12 +113,12 @@ class Writer(bound.Writer):
         self.ends: dict[str, T] = {}  # the leaves, by their names
         self.totals: dict[int, T] = {}  # the gradients that have arrived, by place
         self.values: dict[str, T] = {}  # the arguments of the function, by name
-        self.at: dict[Any, str] = {}  # these names, by the memory of the tensors
+        self.at: dict[Hashable, str] = {}  # these names, by the memory of the tensors
         self.renamed: dict[str, str] = {}  # intermediate results
         self.aliases: dict[tuple[int, str], str] = {}  # further names of a gradient
-        self.numbers: dict[Any, str] = {}  # constant tensors without dimensions
+        self.numbers: dict[Hashable, str] = {}  # constant tensors without dimensions
         self.steps: list[_Step] = []
-        self.copies: dict[Any, T] = {}  # by the memory of the tensors
+        self.copies: dict[Hashable, T] = {}  # by the memory of the tensors
         self.found_results: dict[tuple[int, int], T] = {}  # by the operation and the output
         for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
             if not isinstance(target, _tape.Node):
@@ -132,7 +132,7 @@ class Writer(bound.Writer):
             return -id(target)
         return self.index[id(target)] * 4096 + output
 
-    def name_at(self, target: Any, output: int) -> str:
+    def name_at(self, target: _tape.Node | T, output: int) -> str:
         if not isinstance(target, _tape.Node):
             return self.reader.identifiers[self.reader.of_leaf(target)]
         return self.reader.labels[id(self.order[self.index[id(target)]])][output]
@@ -148,7 +148,7 @@ class Writer(bound.Writer):
         self.since = 0  # the first line of the step
         self.totals[self.place(*self.root)] = grad
         for node in self.order:
-            slots: list[Any] = []
+            slots: list[T | None] = []
             before = len(self.lines)
             for k in range(len(node.outputs)):
                 slot = self.totals.get(self.place(node, k))
@@ -291,10 +291,10 @@ class Writer(bound.Writer):
             self.numbers[literal] = self.reader.unique(stem)
         return self.numbers[literal]
 
-    def open(self, node: _tape.Node, index: int) -> Any:
+    def open(self, node: _tape.Node, index: int) -> object:
         return node.given[index]
 
-    def constant(self, value: Any) -> str:
+    def constant(self, value: object) -> str:
         if isinstance(value, torch.Size):
             return self.constant(tuple(value))
         if isinstance(value, tuple | list):
@@ -458,7 +458,7 @@ class Writer(bound.Writer):
         node = step.node
         module, kind = self.reader.module_of(node)
         saved = {name: self.copy(tensor) for name, tensor, _ in self.saved(node)}
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, object] = {}
         if node.plan is not None:
             given = node.plan.arguments or dict(
                 zip(node.plan.given_names, node.given, strict=False)
@@ -586,7 +586,9 @@ def _changes(name: str, call: object) -> bool:
 class _Step:
     """One step of the backward: the gradients it got, those it gave, and its lines of source."""
 
-    def __init__(self, node: _tape.Node, slots: list[Any], results: list[Any], before: int) -> None:
+    def __init__(
+        self, node: _tape.Node, slots: list[T | None], results: list[T | None], before: int
+    ) -> None:
         self.node, self.slots, self.results = node, slots, results
         self.before = self.after = before
         self.reads_data = False
@@ -629,7 +631,7 @@ def _copy_of(tensor: T) -> T:
     return memory.as_strided(tensor.shape, tensor.stride())
 
 
-def _memory(tensor: T) -> Any:
+def _memory(tensor: T) -> Hashable:
     """A key that is equal for tensors with the same numbers in the same memory."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
@@ -652,7 +654,7 @@ _HOMES = {
 }
 
 
-def expression(func: Any, args: Sequence[Any], words: list[str]) -> str:
+def expression(func: Any, args: Sequence[object], words: list[str]) -> str:
     """A torch call as a person would write it."""
     name = getattr(func, "__name__", "")
     bare = name.strip("_")

@@ -6,9 +6,11 @@ inputs, so that the graph can be drawn from them; and the lines of the source th
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+
+from .._types import StrPath
+from ..fast.source import Compiled
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Operation:
     results: tuple[Result, ...]
     inputs: tuple[Input, ...]
     saved: dict[str, torch.Tensor] = field(default_factory=dict)  # with the rule's names
-    arguments: dict[str, Any] = field(default_factory=dict)  # others than tensors: "dim"
+    arguments: dict[str, object] = field(default_factory=dict)  # others than tensors: "dim"
     place: Place | None = None  # where it was called; None if that is not known for certain
     source: str = ""  # its lines of the source
     line: int = 0  # the first of them, counted from 1
@@ -110,7 +112,7 @@ class Explanation:
         leaves: dict[str, Leaf],
         source: str,
         values: dict[str, torch.Tensor],
-        compiled: Any,
+        compiled: Compiled,
     ) -> None:
         self.operations = operations
         self.leaves = leaves
@@ -128,7 +130,7 @@ class Explanation:
         """The gradients of the leaves, by their names."""
         return {n: leaf.gradient for n, leaf in self.leaves.items() if leaf.gradient is not None}
 
-    def save(self, path: object) -> None:
+    def save(self, path: StrPath) -> None:
         """Write a Python file that needs torch alone.
 
         It has the function and its arguments (`values()`). Run as a script, it prints the
@@ -144,7 +146,7 @@ class Explanation:
     def __repr__(self) -> str:
         return f"<Explanation: {len(self.operations)} operations, {len(self.leaves)} leaves>"
 
-    def html(self, path: Any) -> None:
+    def html(self, path: StrPath) -> None:
         """Write an HTML page: the net from its input to the loss and back.
 
         The arrow keys step through it. Each operation has its formulas, shapes, norms and saved

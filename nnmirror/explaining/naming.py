@@ -80,7 +80,7 @@ class Names:
         self.owners: dict[int, list[tuple[str, str]]] = {}  # by the parameter
         self.modules: dict[int, tuple[str, str]] = {}  # name and class, by the module
         self.callers: dict[int, tuple[str, str]] = {}  # likewise, by its dict of parameters
-        calls: list[tuple[Module, Any]] = []
+        calls: list[tuple[Module, object]] = []
         for prefix, root in self._roots(modules):
             for name, module in root.named_modules():
                 if id(module) in self.modules:
@@ -137,7 +137,7 @@ class Names:
                 if parts & left:
                     candidates.append((m, parts))
 
-        def best(candidate: tuple[Module, set[int]]) -> Any:
+        def best(candidate: tuple[Module, set[int]]) -> tuple[bool, int, bool, int]:
             m, parts = candidate
             return id(m) in asked, len(parts & left), id(m) in self.held, -len(parts)
 
@@ -221,7 +221,7 @@ class Names:
 
     def _labels(self) -> dict[int, list[str]]:
         """The names of the results of each node."""
-        kinds: dict[tuple[str, str], set[Any]] = {}
+        kinds: dict[tuple[str, str], set[type[_tape.Function]]] = {}
         for node in self.order:
             kinds.setdefault(self.module_of(node), set()).add(node.function)
         stands_for = {id(inner[-1]): key for key, inner in self.layers.items()}
@@ -266,7 +266,7 @@ def origin_of(node: _tape.Node) -> Origin | None:
     return own
 
 
-def variables_of(frame: FrameType | None) -> dict[str, Any]:
+def variables_of(frame: FrameType | None) -> dict[str, object]:
     """The variables that the caller sees, and the attributes of its `self`."""
     if frame is None:
         return {}
@@ -312,7 +312,7 @@ def _of_one_call(last: _tape.Node) -> set[int]:
     return found
 
 
-def _call_of(module: Module) -> Any:
+def _call_of(module: Module) -> object:
     """What a module keeps from its latest call."""
     call: Any = module.__dict__.get("_call")
     while not isinstance(call, _tape.Node) and hasattr(call, "call"):

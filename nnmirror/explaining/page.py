@@ -10,10 +10,10 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -73,12 +73,12 @@ class _Page:
     def __init__(self, explanation: Explanation) -> None:
         self.explanation = explanation
         self.numbers = 0  # so far
-        self.tensors: list[dict[str, Any]] = []
-        self.places: dict[Any, int] = {}  # the index of a tensor, by its memory
+        self.tensors: list[dict[str, object]] = []
+        self.places: dict[Hashable, int] = {}  # the index of a tensor, by its memory
         self.kept: list[torch.Tensor] = []  # so that the memory is not reused
         self.values = self._values()
         self.row_of: dict[int, int] = {}  # by the index of an operation
-        self.given: set[Any] = set()  # the memory of tensors that have a row but no gradient
+        self.given: set[Hashable] = set()  # the memory of tensors that have a row but no gradient
         self.rows = self._rows()
 
     def _values(self) -> dict[tuple[int, int], torch.Tensor]:
@@ -101,7 +101,7 @@ class _Page:
         use."""
         names = {_place(t): name for name, t in self.explanation.values.items()}
         rows: list[_Row] = []
-        of_tensor: dict[Any, int] = {}
+        of_tensor: dict[Hashable, int] = {}
         for operation in reversed(self.explanation.operations):
             sources = set()
             for given in operation.inputs:
@@ -140,8 +140,8 @@ class _Page:
             self.tensors.append(self._described(t))
         return self.places[key]
 
-    def _described(self, t: torch.Tensor) -> dict[str, Any]:
-        made: dict[str, Any] = {"shape": _shape(t.shape), "dtype": str(t.dtype)[6:]}
+    def _described(self, t: torch.Tensor) -> dict[str, object]:
+        made: dict[str, object] = {"shape": _shape(t.shape), "dtype": str(t.dtype)[6:]}
         wide = t.double() if not t.is_complex() else t.abs().double()
         if t.numel():
             made |= {
@@ -294,12 +294,12 @@ class _Page:
         # Inside a script, `</script>` and `<!--` would end it.
         return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
-    def _row(self, row: _Row) -> dict[str, Any]:
+    def _row(self, row: _Row) -> dict[str, object]:
         operation = row.operation
         if operation is None:
             value, gradient = self.tensor(row.value), self.tensor(row.gradient)
             return {"label": row.label, "value": value, "gradient": gradient, "sources": []}
-        made: dict[str, Any] = {
+        made: dict[str, object] = {
             "label": row.label,
             "node": operation.node,
             "module": operation.module,
@@ -471,7 +471,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _json(value: Any) -> Any:
+def _json(value: float) -> float | str:
     """A number as JSON has it, six digits; in words where JSON has none."""
     if isinstance(value, bool | int):
         return int(value)
@@ -482,7 +482,7 @@ def _shape(shape: Sequence[int]) -> str:
     return str(tuple(shape))
 
 
-def _place(t: torch.Tensor | None) -> Any:
+def _place(t: torch.Tensor | None) -> Hashable:
     """The memory of a tensor: two tensors with the same key have the same numbers."""
     if t is None:
         return None
@@ -499,6 +499,6 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """A `torch.Size` is written as the tuple that it is."""
     return tuple(value) if isinstance(value, tuple) else value

@@ -4,15 +4,16 @@ import base64
 import os
 import textwrap
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+
+from .._types import StrPath
 
 _SMALL = 64  # a tensor with more numbers is packed
 _WIDTH = 96
 
 
-def save(source: str, given: Mapping[str, torch.Tensor], path: Any) -> None:
+def save(source: str, given: Mapping[str, torch.Tensor], path: StrPath) -> None:
     """Write the function `source` and its arguments."""
     text = written(source, given)
     with open(os.fspath(path), "w", encoding="utf-8") as file:
@@ -99,7 +100,7 @@ def _same(made: torch.Tensor, plain: torch.Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def literal(value: Any, dtype: torch.dtype) -> str:
+def literal(value: object, dtype: torch.dtype) -> str:
     """A number, or nested lists of numbers, in few digits that give the same bits in `dtype`."""
     if isinstance(value, list):
         return f"[{', '.join(literal(v, dtype) for v in value)}]"

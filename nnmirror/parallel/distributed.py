@@ -5,8 +5,8 @@ import dataclasses
 import itertools
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -48,12 +48,12 @@ class DistributedDataParallel(Module):
     def __init__(
         self,
         module: Module,
-        device_ids: Any = None,
-        output_device: Any = None,
+        device_ids: Sequence[int | torch.device] | None = None,
+        output_device: int | torch.device | None = None,
         dim: int = 0,
         broadcast_buffers: bool | None = None,
         init_sync: bool = True,
-        process_group: object = None,
+        process_group: "dist.ProcessGroup | None" = None,
         bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         check_reduction: bool = False,
@@ -88,10 +88,10 @@ class DistributedDataParallel(Module):
         self.process_group = process_group
         self.parameters_to_ignore = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
         parameters = self._check(module, device_ids, output_device)
-        on_gpu = bool(device_ids) and not self.is_multi_device_module
-        self.device_ids = [_device_index(d) for d in device_ids] if on_gpu else None
-        if output_device is None and on_gpu:
-            output_device = device_ids[0]
+        gpus = device_ids if device_ids and not self.is_multi_device_module else None
+        self.device_ids = None if gpus is None else [_device_index(d) for d in gpus]
+        if output_device is None and gpus is not None:
+            output_device = gpus[0]
         self.output_device = None if output_device is None else _device_index(output_device)
         self.dim = dim
         self.module = module
@@ -122,7 +122,12 @@ class DistributedDataParallel(Module):
         if static_graph and find_unused_parameters:
             warnings.warn(_NEEDLESS, stacklevel=2)
 
-    def _check(self, module: Module, device_ids: Any, output_device: object) -> list[torch.Tensor]:
+    def _check(
+        self,
+        module: Module,
+        device_ids: Sequence[int | torch.device] | None,
+        output_device: int | torch.device | None,
+    ) -> list[torch.Tensor]:
         """The parameters that are not ignored, after checks of them and of the devices."""
         parameters: list[torch.Tensor] = [
             p for name, p in module.named_parameters() if name not in self.parameters_to_ignore
@@ -184,9 +189,9 @@ class DistributedDataParallel(Module):
         first = _torch.first_bucket_bytes() if default else self.bucket_bytes_cap
         self._bucket_limits = self.bucket_bytes_cap_list or [first, self.bucket_bytes_cap]
 
-    def _trained(self) -> tuple[list[Any], list[str]]:
+    def _trained(self) -> tuple[list[torch.Tensor], list[str]]:
         """The parameters to reduce and their names; a shared one once, with its last name."""
-        found: dict[int, tuple[Any, str]] = {}
+        found: dict[int, tuple[torch.Tensor, str]] = {}
         for path, module in self.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
                 name = f"{path}.{name}"
@@ -306,7 +311,7 @@ class DistributedDataParallel(Module):
         divide_by_initial_world_size: bool = True,
         enable: bool = True,
         throw_on_early_termination: bool = False,
-    ) -> Any:
+    ) -> NoReturn:
         """Not mirrored: give every rank as many batches."""
         raise NotImplementedError(
             _NOT_MIRRORED.format("join()", "give every rank as many batches as the others")
@@ -326,12 +331,12 @@ class _DDPSink(tape.Function):
     """The identity, with copies; outputs that the loss does not use pass None on."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
+    def forward(ctx: tape.Node, *inputs: object) -> tuple[object, ...]:
         ctx.set_materialize_grads(False)
         return tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: tape.Node, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         return grads
 
 
@@ -339,7 +344,7 @@ def _is_tracked(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.grad_fn is not None
 
 
-def _device_index(device: Any) -> int:
+def _device_index(device: int | str | torch.device) -> int:
     if isinstance(device, int):
         return device
     index = torch.device(device).index

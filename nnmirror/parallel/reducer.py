@@ -14,7 +14,6 @@ the gradients arrived on rank 0; 1/n multiplied in while a gradient is copied in
 import warnings
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +29,7 @@ class Bucket:
     def __init__(self, indices: list[int], params: Sequence[torch.Tensor]) -> None:
         self.indices = indices
         self.pending = len(indices)
-        self.work: Any = None  # the running all-reduce
+        self.work: dist.Work | None = None  # the running all-reduce
         self.flat = torch.empty(
             sum(params[i].numel() for i in indices),
             dtype=params[indices[0]].dtype,
@@ -51,9 +50,9 @@ class Reducer:
 
     def __init__(
         self,
-        params: list[Any],
+        params: list[torch.Tensor],
         names: list[str],
-        process_group: Any,
+        process_group: "dist.ProcessGroup",
         first_limits: list[int],
         later_limits: list[int],
         find_unused: bool,
@@ -75,7 +74,7 @@ class Reducer:
         self.ready: set[int] = set()
         self.arrived: list[int] = []  # in the order of the first walk
         self.used = torch.zeros(len(self.params), dtype=torch.int32)  # since the last reduction
-        self.used_work: Any = None
+        self.used_work: dist.Work | None = None
         self.next = 0  # the bucket to reduce next: all ranks must use the same order
         self.in_walk = False
         self.walks = 0
@@ -136,7 +135,7 @@ class Reducer:
 
     # -- one iteration -------------------------------------------------------------------------
 
-    def prepare_for_backward(self, outputs: list[Any]) -> None:
+    def prepare_for_backward(self, outputs: list[torch.Tensor]) -> None:
         """After a forward: the next walk reduces. `outputs` show which parameters it will reach."""
         self.expecting = True
         self.next = 0
@@ -241,6 +240,7 @@ class Reducer:
         if self.static_graph and self.walks > 1 and not self.rebuilt:
             self.arrived += self.unused
         for bucket in self.buckets:
+            assert bucket.work is not None
             bucket.work.wait()
             bucket.work = None
         used = self.used
@@ -295,8 +295,10 @@ class Reducer:
         return message + (_DEBUG_HINT if dist.get_debug_level() == dist.DebugLevel.OFF else "")
 
 
-def _on_arrival(this: "weakref.ref[Reducer]", index: int, param: Any) -> Any:
-    def arrive(*_: Any) -> None:
+def _on_arrival(
+    this: "weakref.ref[Reducer]", index: int, param: torch.Tensor
+) -> torch.utils.hooks.RemovableHandle:
+    def arrive(*_: object) -> None:
         reducer = this()
         if reducer is not None:
             reducer.arrive(index)

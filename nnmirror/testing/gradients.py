@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._types import IndexLike
 from ..grad_mode import enable_grad
 from ..parameter import Parameter
 from .compare import Tolerance, named_tensors, place, same_bits
@@ -97,7 +98,7 @@ class _Check:
     """The function in float64 on copies, and the tensors that it is differentiated for."""
 
     def __init__(
-        self, func: Any, inputs: Any, eps: float, atol: float, rtol: float, nondet_tol: float
+        self, func: Any, inputs: object, eps: float, atol: float, rtol: float, nondet_tol: float
     ) -> None:
         inputs = inputs if isinstance(inputs, tuple | list) else (inputs,)
         self.subject = Subject(func)
@@ -237,11 +238,11 @@ class _Check:
             for index in itertools.product(*map(range, leaf.shape))
         ]
 
-    def slopes(self, leaf: torch.Tensor, index: object, step: Any) -> Named:
+    def slopes(self, leaf: torch.Tensor, index: IndexLike, step: float | torch.Tensor) -> Named:
         low, high = self.moved(leaf, index, -step), self.moved(leaf, index, step)
         return {name: (high[name] - low[name]) / (2 * self.eps) for name in high}
 
-    def moved(self, leaf: torch.Tensor, index: Any, step: Any) -> Named:
+    def moved(self, leaf: torch.Tensor, index: IndexLike, step: float | torch.Tensor) -> Named:
         """The outputs with one element of the leaf, or with all, moved."""
         memory = leaf.detach()
         before = memory[index].clone()

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 import torch
 
@@ -14,13 +14,13 @@ from .compare import BITWISE, Tolerance, assert_same, normal
 class Outcome:
     """The outcome of one run of a function."""
 
-    value: Any  # its result; None if it raised
+    value: object  # its result; None if it raised
     error: Exception | None
     warnings: list[tuple[str, str]]  # the class's name and the message
     generators: list[torch.Tensor]  # the states of the random generators after it
 
 
-def outcome(function: Callable[[], Any], devices: Iterable[str] = ()) -> Outcome:
+def outcome(function: Callable[[], object], devices: Iterable[str] = ()) -> Outcome:
     """Call `function()` and return its outcome, including an exception.
 
     It includes the states of the random generators of the CPU and of `devices`. PyTorch's warnings
@@ -91,5 +91,5 @@ def set_generator_states(states: Sequence[torch.Tensor], devices: Iterable[str] 
         _of(device).set_rng_state(state)
 
 
-def _of(device: str) -> Any:
+def _of(device: str) -> ModuleType:
     return getattr(torch, torch.device(device).type)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -108,8 +107,8 @@ def assert_parity(
 class _Given:
     """The arguments of both."""
 
-    inputs: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    inputs: tuple[object, ...]
+    kwargs: Mapping[str, object]
     names: list[str]  # of the inputs
     have_state: bool  # whether both are modules
     check_backward: bool
@@ -126,7 +125,7 @@ class _Given:
             or not any(t.is_floating_point() for t in tensors)
         )
 
-    def state(self, subject: Subject, when: str) -> dict[str, Any]:
+    def state(self, subject: Subject, when: str) -> dict[str, object]:
         """A copy of a module's state; nothing, unless both are modules."""
         if not self.have_state:
             return {}
@@ -144,7 +143,7 @@ class _Given:
 class _Run:
     """The outcome of one; its parts by name, in order."""
 
-    parts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, object] = field(default_factory=dict)
     outcome: Outcome = None  # type: ignore[assignment]  # of it all
 
 
