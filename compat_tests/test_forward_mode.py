@@ -14,7 +14,7 @@ from torch.func import grad, hessian, jacfwd, jvp, vjp, vmap
 
 import nnmirror
 
-from .calls import CALLS, call, test_all_are_there  # noqa: F401
+from .calls import CALLS, call
 from .parity import parity
 
 EVERY = pytest.mark.parametrize(("kind", "name"), CALLS)

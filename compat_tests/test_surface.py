@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import pkgutil
 import re
 
 import pytest
@@ -9,140 +10,13 @@ import torch
 
 import nnmirror
 
+# These have other annotations than PyTorch's, such as object for Any.
+ANNOTATED = {"Identity", "ModuleDict", "ParameterDict", "ParameterList"}
 CLASSES = {
     **{
         f"nn.{name}": (getattr(torch.nn, name), getattr(nnmirror, name))
-        for name in (
-            "Module",
-            "Linear",
-            "Tanh",
-            "ReLU",
-            "LeakyReLU",
-            "BatchNorm1d",
-            "Conv1d",
-            "LazyConv1d",
-            "LazyConv2d",
-            "LazyConv3d",
-            "LazyConvTranspose1d",
-            "LazyConvTranspose2d",
-            "LazyConvTranspose3d",
-            "MaxPool1d",
-            "MaxPool2d",
-            "MaxPool3d",
-            "MaxUnpool1d",
-            "MaxUnpool2d",
-            "MaxUnpool3d",
-            "AvgPool1d",
-            "AvgPool2d",
-            "AvgPool3d",
-            "FractionalMaxPool2d",
-            "FractionalMaxPool3d",
-            "LPPool1d",
-            "LPPool2d",
-            "LPPool3d",
-            "AdaptiveMaxPool1d",
-            "AdaptiveMaxPool2d",
-            "AdaptiveMaxPool3d",
-            "AdaptiveAvgPool1d",
-            "AdaptiveAvgPool2d",
-            "AdaptiveAvgPool3d",
-            "Fold",
-            "Unfold",
-            "Conv2d",
-            "Conv3d",
-            "ConvTranspose1d",
-            "ConvTranspose2d",
-            "ConvTranspose3d",
-            "Dropout",
-            "Embedding",
-            "PReLU",
-            "LayerNorm",
-            "Sequential",
-            "MSELoss",
-            "Parameter",
-            "Sigmoid",
-            "ELU",
-            "GELU",
-            "GLU",
-            "SiLU",
-            "Softplus",
-            "Hardtanh",
-            "ReLU6",
-            "Softmax",
-            "LogSoftmax",
-            "L1Loss",
-            "SmoothL1Loss",
-            "HuberLoss",
-            "BCELoss",
-            "BCEWithLogitsLoss",
-            "NLLLoss",
-            "CrossEntropyLoss",
-            "CELU",
-            "Mish",
-            "Hardshrink",
-            "Hardsigmoid",
-            "Hardswish",
-            "LogSigmoid",
-            "SELU",
-            "Softmin",
-            "Softshrink",
-            "Softsign",
-            "Tanhshrink",
-            "Threshold",
-            "CosineSimilarity",
-            "PairwiseDistance",
-            "CosineEmbeddingLoss",
-            "GaussianNLLLoss",
-            "HingeEmbeddingLoss",
-            "KLDivLoss",
-            "MarginRankingLoss",
-            "MultiLabelSoftMarginLoss",
-            "PoissonNLLLoss",
-            "SoftMarginLoss",
-            "TripletMarginLoss",
-            "RMSNorm",
-            "BatchNorm2d",
-            "BatchNorm3d",
-            "LazyBatchNorm1d",
-            "LazyBatchNorm2d",
-            "LazyBatchNorm3d",
-            "LazyLinear",
-            "LocalResponseNorm",
-            "Upsample",
-            "UpsamplingNearest2d",
-            "UpsamplingBilinear2d",
-            "InstanceNorm1d",
-            "InstanceNorm2d",
-            "InstanceNorm3d",
-            "LazyInstanceNorm1d",
-            "LazyInstanceNorm2d",
-            "LazyInstanceNorm3d",
-            "GroupNorm",
-            "ConstantPad1d",
-            "ConstantPad2d",
-            "ConstantPad3d",
-            "ZeroPad1d",
-            "ZeroPad2d",
-            "ZeroPad3d",
-            "ReflectionPad1d",
-            "ReflectionPad2d",
-            "ReflectionPad3d",
-            "ReplicationPad1d",
-            "ReplicationPad2d",
-            "ReplicationPad3d",
-            "CircularPad1d",
-            "CircularPad2d",
-            "CircularPad3d",
-            "PixelShuffle",
-            "PixelUnshuffle",
-            "ChannelShuffle",
-            "AlphaDropout",
-            "FeatureAlphaDropout",
-            "Dropout1d",
-            "Dropout2d",
-            "Dropout3d",
-            "Softmax2d",
-        )
+        for name in ["Parameter", *nnmirror.modules.__all__]
+        if name not in ANNOTATED
     },
     **{
         f"optim.lr_scheduler.{name}": (
@@ -248,6 +122,23 @@ def test_a_misspelt_name_gets_pythons_error():
     assert (e.value.name, e.value.obj) == ("Lineer", nnmirror)
     with pytest.raises(ImportError, match=r"^cannot import name 'SWALR' from 'nnmirror"):
         exec("from nnmirror.optim.lr_scheduler import SWALR")
+
+
+def test_every_layer_is_exported():
+    """A class that is left out of its file's `__all__` is reported as not mirrored."""
+    files = [
+        vars(nnmirror.modules)[info.name]
+        for info in pkgutil.iter_modules(nnmirror.modules.__path__)
+    ]
+    for file in files:
+        made = {
+            name
+            for name, value in vars(file).items()
+            if inspect.isclass(value)
+            and value.__module__ == file.__name__
+            and hasattr(torch.nn, name)
+        }
+        assert made <= set(nnmirror.modules.__all__), file.__name__
 
 
 EVERY_OPTIMISER = sorted(n for n, v in vars(torch.optim).items() if isinstance(v, type))
