@@ -3,7 +3,7 @@ kernel that PyTorch uses on the CPU.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -253,5 +253,5 @@ def _added(seen: T, like: T) -> T:
         return torch.where(seen, zero.detach(), never.detach())
 
 
-def _unplaced(args: tuple[object, ...], more: dict[str, Any]) -> Exception:
+def _unplaced(args: tuple[object, ...], more: Mapping[str, object]) -> Exception:
     return unplaced(torch._C._nn.scaled_dot_product_attention, args, more)

@@ -325,7 +325,7 @@ def _refuse_shared_statistics(running_mean: T | None, training: bool) -> None:
         )
 
 
-def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
+def _of_nothing(input: T, weight: T | None, bias: T | None, *how: object) -> T:
     """An empty batch: other nodes, gradients of zero, and unchanged running statistics."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         _infer(input, weight, bias, *how)  # raises PyTorch's errors

@@ -6,7 +6,7 @@ that look for a tracked tensor among their arguments and otherwise call PyTorch'
 """
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.types import Device
@@ -41,7 +41,7 @@ def _answered(function: TorchFunction, answer: TorchFunction) -> None:
     setattr(torch, function.__name__, call)
 
 
-def _theirs(value: Any) -> Any:
+def _theirs(value: Any) -> object:
     """A tracked tensor as one of torch's own that requires grad, for PyTorch's errors.
 
     These name its class.
@@ -90,7 +90,7 @@ def _checked(
     return answer(*args, **kwargs)
 
 
-def _refuse(function: TorchFunction, *args: object, **kwargs: object) -> Any:
+def _refuse(function: TorchFunction, *args: object, **kwargs: object) -> NoReturn:
     _call_theirs(function, args, kwargs)
     raise refusal(function, "(dense, torch.zeros(size).index_put(indices, values) trains)")
 

@@ -21,7 +21,7 @@ it, no tensor operation sums in the same order: dw and db differ by some units i
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeAlias
 
 import torch
 
@@ -36,7 +36,7 @@ from .shape import squeeze, unsqueeze
 from .sizes import expanded, expanded_integer
 
 T = torch.Tensor
-Sizes = Sequence[int]
+Sizes: TypeAlias = tuple[int, ...] | list[int]
 P = ParamSpec("P")
 
 _CALLED: dict[bool, tuple[TorchFunction, ...]] = {
@@ -426,7 +426,7 @@ def convolved(
     how = expanded_integer(stride, n), expanded_integer(padding, n), expanded_integer(dilation, n)
     more = expanded_integer(output_padding, n)
     fits = isinstance(input, T) and isinstance(weight, T) and type(groups) is int
-    if fits and isinstance(padding, str) and not transposed and None not in (how[0], how[2]):
+    if fits and isinstance(padding, str) and not transposed and how[0] and how[2]:
         input, padding = _padded(n, args, input, weight, how[0], padding, how[2])
         how = how[0], padding, how[2]
     if not fits or None in how or more is None or weight.dim() != n + 2:

@@ -1,16 +1,13 @@
 """Images to columns, each with the elements under a window, and columns summed to images."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
+from .._types import Size
 from ..tape import record
 from .registry import Rule, composite
 
 T = torch.Tensor
-Sizes = int | Sequence[int]
-_nn: Any = torch._C._nn
+_nn = torch._C._nn
 
 
 class Im2Col(Rule):
@@ -20,20 +17,20 @@ class Im2Col(Rule):
     public = staticmethod(_nn.im2col)
 
     @staticmethod
-    def forward(input: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
-        return _nn.im2col(input, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+    def forward(input: T, kernel_size: Size, dilation: Size, padding: Size, stride: Size) -> T:
+        return _nn.im2col(input, kernel_size, dilation, padding, stride)
 
     @staticmethod
     def d_input(
         g: T,
         input_shape: torch.Size,
-        kernel_size: Sizes,
-        dilation: Sizes,
-        padding: Sizes,
-        stride: Sizes,
+        kernel_size: Size,
+        dilation: Size,
+        padding: Size,
+        stride: Size,
     ) -> T:
         size = tuple(input_shape[-2:])
-        return _nn.col2im(g, size, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+        return _nn.col2im(g, size, kernel_size, dilation, padding, stride)
 
 
 class Col2Im(Rule):
@@ -45,31 +42,31 @@ class Col2Im(Rule):
     @staticmethod
     def forward(
         input: T,
-        output_size: Sizes,
-        kernel_size: Sizes,
-        dilation: Sizes,
-        padding: Sizes,
-        stride: Sizes,
+        output_size: Size,
+        kernel_size: Size,
+        dilation: Size,
+        padding: Size,
+        stride: Size,
     ) -> T:
-        return _nn.col2im(input, output_size, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+        return _nn.col2im(input, output_size, kernel_size, dilation, padding, stride)
 
     @staticmethod
-    def d_input(g: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
-        return _nn.im2col(g, kernel_size, dilation, padding, stride)  # type: ignore[no-any-return]
+    def d_input(g: T, kernel_size: Size, dilation: Size, padding: Size, stride: Size) -> T:
+        return _nn.im2col(g, kernel_size, dilation, padding, stride)
 
 
 @composite(_nn.im2col)
-def im2col(input: T, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes) -> T:
-    return record(Im2Col, (input, kernel_size, dilation, padding, stride))[0]  # type: ignore[no-any-return]
+def im2col(input: T, kernel_size: Size, dilation: Size, padding: Size, stride: Size) -> T:
+    return record(Im2Col, (input, kernel_size, dilation, padding, stride))[0]
 
 
 @composite(_nn.col2im)
 def col2im(
     input: T,
-    output_size: Sizes,
-    kernel_size: Sizes,
-    dilation: Sizes,
-    padding: Sizes,
-    stride: Sizes,
+    output_size: Size,
+    kernel_size: Size,
+    dilation: Size,
+    padding: Size,
+    stride: Size,
 ) -> T:
-    return record(Col2Im, (input, output_size, kernel_size, dilation, padding, stride))[0]  # type: ignore[no-any-return]
+    return record(Col2Im, (input, output_size, kernel_size, dilation, padding, stride))[0]

@@ -7,7 +7,6 @@ for tanh_backward and the others.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ Second = Callable[..., T]
 
 def gradient(
     name: str, second: Second | None = None, of_grad: Second | None = None
-) -> Callable[[Callable[..., T]], Any]:
+) -> Callable[[Second], Second]:
     """Record the decorated dx(g, x, *parameters), linear in g, in a recorded walk.
 
     Its own gradients: for h, that of dx, g gets dx(h, x, *parameters), or, if dx is not an
@@ -30,11 +29,11 @@ def gradient(
     PyTorch, without the final Backward0.
     """
 
-    def make(compute: Callable[..., T]) -> Any:
-        def forward(grad: T, input: T, *parameters: Any) -> T:
+    def make(compute: Second) -> Second:
+        def forward(grad: T, input: T, *parameters: object) -> T:
             return compute(grad, input, *parameters)
 
-        def d_grad(g: T, input: T, parameters: tuple[object, ...]) -> Any:
+        def d_grad(g: T, input: T, parameters: tuple[object, ...]) -> T:
             return (of_grad or apply)(g, input, *parameters)
 
         def d_input(g: T, grad: T, input: T, parameters: tuple[object, ...]) -> T:

@@ -440,7 +440,7 @@ def _max_pool(n: int, both: bool) -> TorchFunction:
         padding: Size = 0,
         dilation: Size = 1,
         ceil_mode: bool = False,
-    ) -> Any:
+    ) -> T | tuple[T, T]:
         how = kernel_size, _as_given(stride), padding, dilation
         if n == 1:
             called = torch.max_pool1d_with_indices if both else torch.max_pool1d
@@ -460,7 +460,7 @@ for _n, _without in ((2, torch.max_pool2d), (3, torch.max_pool3d)):
 
 
 @_answers(torch.adaptive_max_pool1d)
-def _adaptive_max_pool1d(input: T, output_size: Size) -> Any:
+def _adaptive_max_pool1d(input: T, output_size: Size) -> tuple[T, T]:
     size = _along(output_size, 1)
     return _in_two(
         ADAPTIVE_MAX[2][1], input, torch.adaptive_max_pool1d, (input, output_size), (size,)
@@ -468,21 +468,21 @@ def _adaptive_max_pool1d(input: T, output_size: Size) -> Any:
 
 
 def _adaptive_max_pool(n: int) -> TorchFunction:
-    def call(input: T, output_size: Size) -> Any:
+    def call(input: T, output_size: Size) -> tuple[T, T]:
         return record(ADAPTIVE_MAX[n][1], (input, output_size))[0]
 
     return call
 
 
 def _fractional_max_pool(n: int) -> TorchFunction:
-    def call(input: T, kernel_size: Size, output_size: Size, random_samples: T) -> Any:
+    def call(input: T, kernel_size: Size, output_size: Size, random_samples: T) -> tuple[T, T]:
         return record(_FRACTIONAL[n][1], (input, kernel_size, output_size, random_samples))[0]
 
     return call
 
 
 def _max_unpool(n: int) -> TorchFunction:
-    def call(input: T, indices: T, *how: object, **named: object) -> Any:
+    def call(input: T, indices: T, *how: object, **named: object) -> T:
         for name in ("output_size", "stride", "padding"):
             how += (named.pop(name),) if name in named else ()
         if named:
@@ -501,7 +501,7 @@ def _avg_pool(n: int) -> TorchFunction:
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
-    ) -> Any:
+    ) -> T:
         how = ceil_mode, count_include_pad, divisor_override
         return record(AVG[n], (input, kernel_size, _as_given(stride), padding, *how))[0]
 
@@ -516,7 +516,7 @@ def _avg_pool1d(
     padding: Size = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
-) -> Any:
+) -> T:
     given = kernel_size, _as_given(stride), padding
     args = input, *given, ceil_mode, count_include_pad
     two = [_along(v, first) for v, first in zip(given, (1, 1, 0), strict=True)]
@@ -525,7 +525,7 @@ def _avg_pool1d(
 
 
 def _adaptive_avg_pool(n: int) -> TorchFunction:
-    def call(input: T, output_size: object) -> Any:
+    def call(input: T, output_size: Size) -> T:
         sizes = expanded(output_size, n)
         is_one = all(type(s) is int and s == 1 for s in sizes)
         if is_one and input.dim() in (n + 1, n + 2) and input.numel():
@@ -538,7 +538,7 @@ def _adaptive_avg_pool(n: int) -> TorchFunction:
 
 
 @_answers(torch.adaptive_avg_pool1d)
-def _adaptive_avg_pool1d(input: T, output_size: Size) -> Any:
+def _adaptive_avg_pool1d(input: T, output_size: Size) -> T:
     if input.dim() not in (2, 3):
         raise unplaced(torch.adaptive_avg_pool1d, (input, output_size), {})
     pooled = _adaptive_avg_pool(2)(unsqueeze(input, -2), _along(output_size, 1))
@@ -854,7 +854,7 @@ def lp_poolNd(n: int) -> "_LPPool":
         stride: Size | None = None,
         ceil_mode: bool = False,
     ) -> T:
-        sizes = (kernel_size,) if n == 1 else expanded(kernel_size, n)
+        sizes: tuple[Any, ...] = (kernel_size,) if n == 1 else expanded(kernel_size, n)
         if isinstance(norm_type, int | float) and abs(norm_type) == float("inf"):
             how = kernel_size, stride, 0, 1, ceil_mode
             largest = max_poolNd[n]

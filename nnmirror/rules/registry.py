@@ -13,7 +13,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
@@ -62,7 +62,7 @@ class Rule(Function):
     is_rule = True
     aten_name: str = ""  # PyTorch's name for it in errors, if that is not `public`'s
     func: TorchFunction | None = None  # PyTorch's operation, with the arguments of `forward`
-    rest: tuple[Any, ...] = ()  # and this one
+    rest: tuple[object, ...] = ()  # and this one
     numbers: tuple[int, ...] = ()  # which arguments of it are numbers
 
     @classmethod
@@ -117,7 +117,7 @@ _INTEGERS = {"int", "Optional[int]"}
 
 
 @implements(_tensor)
-def check_numbers(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
+def check_numbers(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
     """PyTorch's error if a tensor that requires grad is given to `func` as a number."""
     places, names = numbers_of(func, integers=True)
     given = [args[i] for i in places if i < len(args)]
@@ -151,14 +151,14 @@ class Recorded:
         self.most = sys.maxsize if self.variadic else len(parameters)
         # For repeated calls with keywords, by the number of positional arguments and the keywords:
         # the remaining arguments, as keyword and default.
-        self.behind: dict[tuple[int | str, ...], list[tuple[str, Any]]] = {}
+        self.behind: dict[tuple[int | str, ...], list[tuple[str, object]]] = {}
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         if kwargs or len(args) > self.most:
             args = self.placed(args, kwargs)
         return record(self.function, args)[0]
 
-    def placed(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def placed(self, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
         key: tuple[int | str, ...] = (len(args), *kwargs)
         behind = self.behind.get(key)
         if behind is not None:
@@ -183,7 +183,9 @@ class Recorded:
 _MOST_KEYS = 64
 
 
-def unplaced(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> Exception:
+def unplaced(
+    func: TorchFunction, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> Exception:
     """These arguments fit no rule: raise PyTorch's own error if it has one, else refuse."""
     if kwargs.get("out") is not None:
         return RuntimeError(
@@ -194,7 +196,9 @@ def unplaced(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, An
     return refusal(func, "with these arguments")
 
 
-def _as_pytorch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+def _as_pytorch(
+    func: TorchFunction, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> None:
     """Call `func` as PyTorch would be called, for its errors: with copies that require grad."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         func(*_copied(args), **_copied(kwargs))
@@ -406,7 +410,7 @@ def refusal(func: TorchFunction, why: str = "") -> NotImplementedError:
     )
 
 
-def _changes_argument(func: TorchFunction, kwargs: dict[str, Any]) -> bool:
+def _changes_argument(func: TorchFunction, kwargs: dict[str, object]) -> bool:
     name = getattr(func, "__name__", "")
     if kwargs.get("out") is not None or name in ("__set__", "__delete__", "__setitem__"):
         return True
@@ -478,7 +482,7 @@ setattr(_tensor.Tensor, "dim", functools.wraps(_C_dim)(_dim_directly))  # noqa: 
 
 
 @implements(_tensor)
-def dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+def dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     """Pass through or refuse `func(*args, **kwargs)`, for which there is no rule."""
     named = _named.get(func)
     if named is not None:

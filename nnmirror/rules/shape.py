@@ -42,7 +42,7 @@ class View(Rule):
     is_view = True
 
     @staticmethod
-    def forward(input: T, *size: Any) -> T:
+    def forward(input: T, *size: int) -> T:
         return T.view(input, *size)
 
     @staticmethod
@@ -357,15 +357,14 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
         plain = [t.detach() if type(t) is T and t.requires_grad else t for t in tensors]
         made = _torch.broadcast_tensors(plain)
         shape = made[0].shape
-        found: list[Any] = []
+        found: list[T | None] = []
         for tensor, view in zip(tensors, made, strict=True):
             # Itself, or a view of it; None for one that has to be recorded.
             is_whole = C_shape(tensor) == shape
             found.append(tensor if is_whole else None if _may_carry(tensor) else view)
-    for i, tensor in enumerate(found):
-        if tensor is None:
-            found[i] = expand(tensors[i], shape)
-    return tuple(found)
+    return tuple(
+        [expand(t, shape) if f is None else f for f, t in zip(found, tensors, strict=True)]
+    )
 
 
 def _may_carry(tensor: T) -> bool:
@@ -590,7 +589,7 @@ def stack(tensors: Sequence[T], dim: int = 0, **kwargs: Any) -> T:
     return record(Stack, (dim, *_sequence(tensors, torch.stack)))[0]
 
 
-def _no_out(func: TorchFunction, kwargs: dict[str, Any]) -> None:
+def _no_out(func: TorchFunction, kwargs: dict[str, object]) -> None:
     if kwargs.get("out") is not None:
         raise unplaced(func, (), kwargs)
     if set(kwargs) - {"out"}:

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .._types import Size
+
 
 def ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
     """How PyTorch's modules read such an argument: n times the number, or what is iterable."""
@@ -14,14 +16,14 @@ def ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
     return parse
 
 
-def expanded(value: object, n: int) -> tuple[Any, ...]:
+def expanded(value: Size, n: int) -> tuple[int, ...]:
     """How torch's functions read it: a list of one number, too, is for all n dimensions."""
     if isinstance(value, tuple | list):
         return tuple(value) * n if len(value) == 1 else tuple(value)
     return (value,) * n
 
 
-def expanded_integer(value: object, n: int) -> Any:
+def expanded_integer(value: object, n: int) -> tuple[int, ...] | None:
     """The same; None if torch would have an error."""
     if type(value) is int or isinstance(value, tuple | list):
         sizes = expanded(value, n)
