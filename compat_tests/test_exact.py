@@ -1,6 +1,5 @@
 """Exact mode: a user who asks for PyTorch's bits gets them, and no one else pays for them."""
 
-import re
 import threading
 
 import pytest
@@ -13,7 +12,6 @@ from nnmirror.rules import activation
 
 from . import calls, test_activations
 from .parity import noted_forms, same_bits, units_apart
-from .test_readme import ROOT
 
 pytestmark = pytest.mark.by_default
 
@@ -92,14 +90,6 @@ def test_the_node_has_the_same_name(marked):
         y = nnmirror.SiLU()(nnmirror.Parameter(x))
     assert y.grad_fn.name() == "SiluBackward0"
     assert y.grad_fn.function is marked
-
-
-def test_the_table_in_the_text():
-    text = (ROOT / "nnmirror" / "exact" / "README.md").read_text()
-    listed = {
-        name: float(units) for name, units in re.findall(r"^\| `(\w+)` \| (\d+) \|$", text, re.M)
-    }
-    assert listed == table()
 
 
 # Arguments of those layers in the table that need some.

@@ -8,17 +8,16 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror.rules import recorded
 
+from .lists import LISTS, MIRRORED
 from .parity import parity
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-MIRRORED = (ROOT / "nnmirror" / "mirrored.md").read_text()
 TABLE = [
     (name, mirrored)
     for names, mirrored in re.findall(
-        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here|PyTorch's) \|", MIRRORED, re.M
+        r"^\| (`(?:nn|optim)\..*?) \| (yes|no|only here|PyTorch's) \|", MIRRORED.read_text(), re.M
     )
     for name in re.findall(r"`([\w.]+)`", names)
 ]
@@ -49,26 +48,18 @@ def test_table_of_what_is_mirrored(name, mirrored):
             look_up(nnmirror, name)
 
 
-def test_the_table_names_every_module_and_function():
+def test_the_table_names_every_optimiser_and_helper():
     named = {name for name, mirrored in TABLE if mirrored != "no"}
-    modules = {f"nn.{n}" for n in nnmirror.modules.__all__}
-    functions = {f"nn.functional.{n}" for n in nnmirror.functional.__all__}
     schedulers = {f"optim.lr_scheduler.{n}" for n in nnmirror.optim.lr_scheduler.__all__}
     optimisers = {f"optim.{n}" for n in nnmirror.optim.__all__}
     helpers = {f"nn.utils.{n}" for n in nnmirror.utils.__all__}
-    assert modules | functions | optimisers | schedulers | helpers <= named
+    assert optimisers | schedulers | helpers <= named
 
 
-def test_the_operations_listed_are_those_with_a_rule():
-    text = MIRRORED[
-        MIRRORED.index("on views as well:") : MIRRORED.index(
-            "Operations whose results have no gradient"
-        )
-    ]
-    listed = re.findall(r"`([^`]+)`", text)
-    wanted = [name.replace(" = ", "=") for name in recorded()]
-    paragraph = textwrap.fill(" ".join(f"`{name}`" for name in wanted) + ".", 100)
-    assert listed == wanted, f"the list in nnmirror/mirrored.md is now:\n{paragraph}"
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_lists_are_those_of_the_code(path):
+    """The names of the modules, functions and operations, and the bounds of exact mode."""
+    assert LISTS[path](path.read_text()) == path.read_text(), "run: python -m compat_tests.lists"
 
 
 def test_the_rule_in_the_readme_is_the_one_that_runs():
