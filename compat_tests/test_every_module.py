@@ -17,7 +17,7 @@ from nnmirror.exact.table import table
 from nnmirror.tape import tensors_in
 
 from . import test_every_op
-from .parity import CPU, compare, off_by
+from .parity import DEVICES, compare, off_by
 
 MODULES = {
     info.module_cls.__name__: info
@@ -52,7 +52,7 @@ def driven(nn, optim, name, made_with, given, dtype, training, inplace):
 
 def samples(info, dtype, training):
     """Arguments for the constructor and for the call, those that raise errors too."""
-    how = {"device": CPU, "dtype": dtype, "requires_grad": True, "training": training}
+    how = {"device": "cpu", "dtype": dtype, "requires_grad": True, "training": training}
     every = list(info.module_inputs_func(info, **how))
     if info.module_error_inputs_func is not None:
         bad = info.module_error_inputs_func(info, **how)
@@ -67,9 +67,10 @@ def as_leaf(t):
     return t.detach().requires_grad_(t.requires_grad)
 
 
+@pytest.mark.parametrize("on_device", DEVICES)
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore")
-def test_every_module_of_pytorchs_table(name):
+def test_every_module_of_pytorchs_table(name, on_device):
     info = MODULES[name]
     in_place_too = "inplace" in inspect.signature(info.module_cls).parameters
     function = off_by(CLOSE.get(name.removeprefix("Lazy").lower(), 0))(
@@ -81,4 +82,4 @@ def test_every_module_of_pytorchs_table(name):
             for made_with, given in samples(info, dtype, training):
                 for inplace in {False, in_place_too}:
                     how = {"dtype": dtype, "training": training, "inplace": inplace}
-                    compare(function, CPU, made_with=made_with, given=given, **how)
+                    compare(function, on_device, made_with=made_with, given=given, **how)
