@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 from collections import OrderedDict, namedtuple
 
@@ -80,6 +81,31 @@ TRAVERSALS = {
 @parity
 def test_traversal(nn, optim, name):
     return TRAVERSALS[name](Holder.net(nn))
+
+
+@pytest.mark.parametrize("part", ["whole", "below"])
+@pytest.mark.parametrize("name", ["named_parameters", "named_modules", "_named_members"])
+@parity
+def test_parameters_by_overridden_names(nn, optim, name, part):
+    """`parameters()` consists of what the module's own `named_parameters` or `named_modules` give."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 1))
+            self.same = self.first
+
+    def fewer(self, *args, **kwargs):
+        return itertools.islice(getattr(nn.Module, name)(self, *args, **kwargs), 2)
+
+    net = Net()
+    changed = Net if part == "whole" else nn.Sequential
+    other = type("Other", (changed,), {name: fewer})
+    if part == "whole":
+        net.__class__ = other
+    else:
+        net.second = other(nn.Linear(3, 1))
+    return [p.shape for p in net.parameters()]
 
 
 LOOKUPS = {

@@ -1090,3 +1090,22 @@ def test_sign_refuses(kind):
     with pytest.raises(RuntimeError, match=f"SignSGD does not support {kind}"):
         nnmirror.optim.SignSGD([p], momentum=0.5).step()
     assert torch.equal(p, torch.ones_like(p))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_state_read_through_a_wrapper(nn, optim, name):
+    """A wrapper with the optimiser's attributes, as Lightning makes one, has its state."""
+    net, held = small(nn), []
+    optimizer = getattr(optim, name)(net.parameters(), lr=0.1)
+    wrapper = type("Wrapper", (type(optimizer),), {"__init__": lambda self: None})()
+    for step in range(6):
+        for i, p in enumerate(net.parameters()):
+            p.grad = torch.full(p.shape, 0.1 * (step + i))
+        if step == 3:
+            wrapper.__dict__.update(optimizer.__dict__)
+            for value in _named(wrapper, net):
+                value.data = torch.ones(4, 3)
+        optimizer.step()
+    held += [[*s.values()] for s in wrapper.state.values()]
+    return held, dict(net.named_parameters())

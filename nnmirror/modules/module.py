@@ -661,8 +661,17 @@ class Module(_RefusedByTorchModules):
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """The parameters."""
-        for _, param in self.named_parameters(recurse=recurse):
-            yield param
+        tree: dict[Module, None] = {}
+        if not (recurse and _names_as_usual(self, tree)):
+            for _, param in self.named_parameters(recurse=recurse):
+                yield param
+            return
+        seen = set()
+        for module in tree:  # the same, without the names
+            for value in module._parameters.values():
+                if value is not None and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -1000,8 +1009,14 @@ class Module(_RefusedByTorchModules):
         return found
 
     def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
-        for name, value in self._local_state().items():
-            destination[prefix + name] = value if keep_vars else value.detach()
+        state = self._local_state()
+        if keep_vars or not tape.ORDINARY.issuperset(map(type, state.values())):
+            for name, value in state.items():
+                destination[prefix + name] = value if keep_vars else value.detach()
+        else:
+            with DisableTorchFunctionSubclass():
+                for name, value in state.items():
+                    destination[prefix + name] = Tensor.detach(value)
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + _EXTRA_STATE] = self.get_extra_state()
 
@@ -1076,12 +1091,16 @@ class Module(_RefusedByTorchModules):
             )
         assign = local_metadata.get("assign_to_params_buffers", False)
         local_state = self._local_state()
+        found = []
         for name, param in local_state.items():
             key = prefix + name
             if key in state_dict:
-                self._load_one(name, param, key, state_dict[key], assign, error_msgs)
+                found.append((name, param, key, state_dict[key]))
             elif strict:
                 missing_keys.append(key)
+        done = 0 if assign else _copy_plainly([(param, value) for _, param, _, value in found])
+        for name, param, key, value in found[done:]:
+            self._load_one(name, param, key, value, assign, error_msgs)
         extra = prefix + _EXTRA_STATE
         if type(self).set_extra_state is not Module.set_extra_state:
             if extra in state_dict:
@@ -1100,8 +1119,6 @@ class Module(_RefusedByTorchModules):
     def _load_one(
         self, name: str, param: Tensor, key: str, value: Any, assign: bool, errors: list[str]
     ) -> None:
-        if not assign and _copy_plainly(param, value):
-            return
         if not torch.overrides.is_tensor_like(value):
             errors.append(
                 f'While copying the parameter named "{key}", expected torch.Tensor or Tensor-like'
@@ -1251,22 +1268,45 @@ _NEVER_CALLED = (
 )
 
 
-@unrecorded
-def _copy_plainly(param: Tensor, value: object) -> bool:
-    """`param.copy_(value)` for tensors of the same shape, without subclasses that define dispatch.
+def _names_as_usual(module: Module, tree: dict[Module, None]) -> bool:
+    """Do this module and all below it name their parts as `Module` does?
 
-    False in any other case, and if copying fails.
+    They are added to `tree`.
     """
-    if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
+    if module in tree:
+        return True
+    tree[module] = None
+    kind = type(module)
+    if (
+        kind.named_modules is not Module.named_modules
+        or kind.named_parameters is not Module.named_parameters
+        or kind._named_members is not Module._named_members
+    ):
         return False
-    with DisableTorchFunctionSubclass():
-        if not isinstance(value, Tensor) or C_shape(value) != C_shape(param) or param.is_meta:
-            return False
-        try:
-            torch.Tensor.copy_(param, value)
-        except RuntimeError:
+    for child in module._modules.values():
+        if child is not None and not _names_as_usual(child, tree):
             return False
     return True
+
+
+@unrecorded
+def _copy_plainly(pairs: list[tuple[Tensor, object]]) -> int:
+    """`param.copy_(value)` for each pair, as long as they are tensors of the same shape, without
+    subclasses that define dispatch.
+
+    Returns the number of pairs copied: the next is of another kind, or failed.
+    """
+    with DisableTorchFunctionSubclass():
+        for done, (param, value) in enumerate(pairs):
+            if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
+                return done
+            if not isinstance(value, Tensor) or C_shape(value) != C_shape(param) or param.is_meta:
+                return done
+            try:
+                torch.Tensor.copy_(param, value)
+            except RuntimeError:
+                return done
+    return len(pairs)
 
 
 def clear_grad(param: Tensor, set_to_none: bool) -> None:

@@ -83,10 +83,11 @@ class Adagrad(StepwiseOptimizer):
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
             self._step_supports_amp_scaling = True
         with DisableTorchFunctionSubclass():
+            state = self._kept_state.by_param
             for place, group in enumerate(self.param_groups):
                 for param in group["params"]:
-                    self.state[param] = self._begin(param, group)
-                put_in_line(self, place, [self.state[param] for param in group["params"]])
+                    state[param] = self._begin(param, group)
+                put_in_line(self, place, [state[param] for param in group["params"]])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

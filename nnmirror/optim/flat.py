@@ -58,6 +58,7 @@ class Flat:
         params = lists["params"]
         self.options: list[Any] | None = None
         self.names = [*lists]
+        self.ids = [*map(id, params)]
         self.shapes = [*map(_shape, params)]
         self.dtype = params[0].dtype
         self.size = sum(p.numel() for p in params)
@@ -98,12 +99,30 @@ class Flat:
         try:
             return (
                 len(tensors) == len(self.homes)
-                and [*map(_dtype, tensors)] == self.dtypes
-                and all(map(_is_set_to, tensors, self.homes))
+                and self._are_at_home(tensors)
                 and [*map(_data_ptr, self.used)] == self.places  # not moved to shared memory
             )
         except (AttributeError, TypeError):  # of options that are not tensors
             return False
+
+    def is_of_all(self, optimizer: Optimizer, names: tuple[str, ...], params: list[Tensor]) -> bool:
+        """Is it of these parameters, and of the state of these names that the optimiser keeps for
+        them?"""
+        if optimizer._kept_state.was_read:
+            lists = lists_of(optimizer, names, params, [])
+            return lists is not None and self.is_of(lists)
+        return (
+            self.ids == [*map(id, params)]
+            and self.names[2:] == [*names]
+            and self._are_at_home(params)
+        )
+
+    def _are_at_home(self, tensors: list[Tensor]) -> bool:
+        """Do these, the parameters and perhaps the state, have the memory that it knows?"""
+        homes = self.homes[: len(tensors)]
+        return [*map(_dtype, tensors)] == self.dtypes[: len(tensors)] and all(
+            map(_is_set_to, tensors, homes)
+        )
 
     def takes(self, grads: list[Tensor]) -> bool:
         """Are these dense gradients that share no memory with tensors that a step changes?"""
@@ -234,7 +253,7 @@ def lists_of(
     """The arguments of a step; None if a parameter has no state yet."""
     lists: Lists = {"params": params, "grads": grads}
     if names:
-        states = [*map(optimizer.state.__getitem__, params)]
+        states = [*map(optimizer._kept_state.by_param.__getitem__, params)]
         if not all(states):
             return None
         for name in names:
@@ -258,10 +277,8 @@ def step_again(
     if flat.options != _options(group) or "grad_scale" in kept or "found_inf" in kept:
         return False
     params, grads = with_grads(group["params"])
-    lists = lists_of(optimizer, names, params, grads)
     return (
-        lists is not None
-        and flat.is_of(lists)
+        flat.is_of_all(optimizer, names, params)
         and flat.is_for_one_thread()
         and flat.takes(grads)
         and flat.step(group, grads, one)

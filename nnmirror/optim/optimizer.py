@@ -1,6 +1,7 @@
 """Optimizer: parameter groups, state and hooks, as `torch.optim.Optimizer`."""
 
 import abc
+import dataclasses
 import functools
 import itertools
 import warnings
@@ -39,6 +40,18 @@ _HOOK_REGISTRIES = (
 )
 
 
+@dataclasses.dataclass(slots=True)
+class KeptState:
+    """The state of an optimiser, by parameter.
+
+    As long as it was not read, nobody else has its tensors, and a step need not check that they are
+    as it left them. A wrapper that takes over the attributes of an optimiser shares this object.
+    """
+
+    by_param: defaultdict[torch.Tensor, Any]
+    was_read: bool = False
+
+
 class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no subclasses
     """Base class of the optimisers: `params` in groups, each with its options.
 
@@ -70,7 +83,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
                 "params argument given to the optimizer should be an iterable of Tensors or dicts,"
                 f" but got {torch.typename(params)}"
             )
-        self.state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+        self._kept_state = KeptState(defaultdict(dict))
         self.param_groups: list[Options] = []
         groups: list[Any] = list(params)
         if not groups:
@@ -79,6 +92,16 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
             groups = [{"params": groups}]
         for group in groups:
             self.add_param_group(group)
+
+    @property
+    def state(self) -> defaultdict[torch.Tensor, Any]:
+        """What is kept for each parameter, by parameter."""
+        self._kept_state.was_read = True
+        return self._kept_state.by_param
+
+    @state.setter
+    def state(self, state: defaultdict[torch.Tensor, Any]) -> None:
+        self._kept_state = KeptState(state, was_read=True)
 
     # -- groups ------------------------------------------------------------------------------
 
@@ -294,6 +317,9 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         }
 
     def __setstate__(self, state: Options) -> None:
+        state = dict(state)
+        if "state" in state:
+            self.state = state.pop("state")
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:
             self.__dict__.setdefault(name, OrderedDict())

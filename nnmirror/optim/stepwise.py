@@ -84,7 +84,7 @@ class StepwiseOptimizer(Optimizer):
         """Create the state of those of the parameters that have none."""
         new = []
         for param in params:
-            state = self.state[param]
+            state = self._kept_state.by_param[param]
             if not state:
                 if group.get("fused"):
                     check_fused(param)
@@ -162,7 +162,7 @@ class StepwiseOptimizer(Optimizer):
     def _steps_to_tensors(self, group: Group) -> None:
         """The counters of a state saved by an old PyTorch, which were numbers."""
         for param in group["params"]:
-            state = self.state.get(param, {})
+            state = self._kept_state.by_param.get(param, {})
             if len(state) != 0 and not isinstance(state["step"], Tensor):
                 state["step"] = counter(param, group, float(state["step"]))
 

@@ -46,7 +46,7 @@ def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
     """Whether to use foreach kernels, as in PyTorch: if chosen, or on devices where they are
     faster."""
     device = group[0].device.type
-    supported = device in ("cpu", *foreach_devices())
+    supported = device == "cpu" or device in foreach_devices()
     if foreach and not supported:
         raise RuntimeError(
             f"foreach=True was passed, but can't use the foreach API on {device} tensors"
