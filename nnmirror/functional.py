@@ -684,7 +684,7 @@ def normalize(
 
 
 @overridable
-def pad(input: T, pad: list[int], mode: str = "constant", value: float | None = None) -> T:
+def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> T:
     """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
     ("replicate") or its other end ("circular"); see `nnmirror.rules.padding`.
 

@@ -14,7 +14,7 @@ from ..rules.batchnorm import NativeBatchNorm
 from ..tape import Function
 from .layer import Layer
 from .lazy import LazyModuleMixin
-from .module import keeps_call
+from .module import StateDict, keeps_call
 
 __all__ = [
     "BatchNorm1d",
@@ -36,6 +36,9 @@ class _NormBase(Layer):
     momentum: float | None
     affine: bool
     track_running_stats: bool
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
     _dims: tuple[int, ...]  # how many the input may have
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -76,9 +79,9 @@ class _NormBase(Layer):
     def reset_running_stats(self) -> None:
         """Set the running mean to zero, the running variance to one, the count to zero."""
         if self.track_running_stats:
-            self.running_mean.zero_()  # type: ignore[union-attr, operator]
-            self.running_var.fill_(1)  # type: ignore[union-attr, operator]
-            self.num_batches_tracked.zero_()  # type: ignore[union-attr, operator]
+            self.running_mean.zero_()  # type: ignore[union-attr]
+            self.running_var.fill_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
 
     def reset_parameters(self) -> None:
         """Set the weight to one, the bias to zero, and reset the running statistics."""
@@ -102,7 +105,7 @@ class _NormBase(Layer):
         )
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, object], prefix: str, local_metadata: dict[str, Any], *more: Any
+        self, state_dict: StateDict, prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
         version = local_metadata.get("version")
         if (version is None or version < 2) and self.track_running_stats:
@@ -126,10 +129,10 @@ class _BatchNorm(_NormBase):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # type: ignore[operator]
+            self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the average of all batches so far
-                momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-        running: tuple[Any, Any] = (self.running_mean, self.running_var)
+                momentum = 1.0 / float(self.num_batches_tracked)
+        running = self.running_mean, self.running_var
         training = self.training or (running[0] is None and running[1] is None)
         if self.training and not self.track_running_stats:
             running = (None, None)
@@ -182,7 +185,7 @@ class _LazyNormBase(LazyModuleMixin, _NormBase):
         """Give weight, bias and running statistics the number of channels of the input."""
         if self.has_uninitialized_params():
             self.num_features = input.shape[1]
-            own = (self.weight, self.bias, self.running_mean, self.running_var)
+            own: tuple[Any, ...] = (self.weight, self.bias, self.running_mean, self.running_var)
             for tensor in own:
                 if tensor is not None:
                     tensor.materialize((self.num_features,))

@@ -5,6 +5,7 @@ from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from .. import functional as F
 from .. import init
@@ -18,7 +19,7 @@ from ..tape import Function
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import records_once
-from .utils import _ntuple, _size_1_t, _size_2_t, _size_3_t
+from .utils import _ntuple, _size_1_t, _size_2_t, _size_3_t, _size_any_t
 
 __all__ = [
     "Conv1d",
@@ -85,8 +86,8 @@ class _ConvNd(Layer):
         groups: int,
         bias: bool,
         padding_mode: _Mode,
-        device: object = None,
-        dtype: object = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if groups <= 0:
@@ -127,15 +128,16 @@ class _ConvNd(Layer):
             sides = [(p, p) for p in padding]
         twice = [side for pair in reversed(sides) for side in pair]
         self._reversed_padding_repeated_twice = twice if isinstance(padding, str) else tuple(twice)
-        like: Any = {"device": device, "dtype": dtype}
+
         channels = (
             (in_channels, out_channels // groups)
             if transposed
             else (out_channels, in_channels // groups)
         )
-        self.weight = Parameter(torch.empty((*channels, *kernel_size), **like))
+        size = (*channels, *kernel_size)
+        self.weight = Parameter(torch.empty(size, device=device, dtype=dtype))
         if bias:
-            self.bias = Parameter(torch.empty(out_channels, **like))
+            self.bias = Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -183,7 +185,7 @@ class _ConvNd(Layer):
         with others."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            twice: Any = self._reversed_padding_repeated_twice
+            twice = self._reversed_padding_repeated_twice
             input = F.pad(input, twice, mode=self.padding_mode)
             padding = (0,) * len(self.kernel_size)
         function = type(self)._function
@@ -218,7 +220,7 @@ class _ConvNd(Layer):
             return self._run_on_tuple(function, args)
         return self._run_apart(input)
 
-    def _run_apart(self, input: Any, *more: Any) -> Any:
+    def _run_apart(self, input: Any, *more: list[int] | None) -> Any:
         """For a call that is not a single recorded operation on a batch."""
 
         def run(x: Tensor) -> Tensor:
@@ -367,16 +369,16 @@ class _ConvTransposeNd(_ConvNd):
         n: int,
         in_channels: int,
         out_channels: int,
-        kernel_size: object,
-        stride: object,
-        padding: object,
-        output_padding: object,
+        kernel_size: _size_any_t,
+        stride: _size_any_t,
+        padding: _size_any_t,
+        output_padding: _size_any_t,
         groups: int,
         bias: bool,
-        dilation: object,
+        dilation: _size_any_t,
         padding_mode: _Mode,
-        device: object = None,
-        dtype: object = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if padding_mode != "zeros":
             raise ValueError(
@@ -449,13 +451,10 @@ class _ConvTransposeNd(_ConvNd):
             )
         if not isinstance(self.padding, tuple):
             raise AssertionError("self.padding must be a tuple")
-        stride: Any = self.stride
-        padding: Any = self.padding
-        kernel_size: Any = self.kernel_size
-        dilation: Any = self.dilation
-        n = len(kernel_size)
+        stride, padding, dilation = list(self.stride), list(self.padding), list(self.dilation)
+        kernel_size, n = list(self.kernel_size), len(self.kernel_size)
         more = self._output_padding(input, output_size, stride, padding, kernel_size, n, dilation)
-        how = self.stride, self.padding, more, self.groups, dilation
+        how = self.stride, self.padding, more, self.groups, self.dilation
         return type(self)._function(input, weight, bias, *how)  # type: ignore[no-any-return]
 
     @records_once
@@ -611,7 +610,7 @@ class _LazyConvXdMixin(LazyModuleMixin):
     kernel_size: tuple[int, ...]
 
     def _uninitialized(
-        self: Any, out_channels: int, bias: bool, device: object, dtype: object
+        self: Any, out_channels: int, bias: bool, device: Device, dtype: torch.dtype | None
     ) -> None:
         self.weight = UninitializedParameter(device=device, dtype=dtype)
         self.out_channels = out_channels

@@ -93,7 +93,7 @@ class _InstanceNorm(_NormBase):
         return self._apply_instance_norm(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        stats: tuple[Any, Any] = (self.running_mean, self.running_var)
+        stats = self.running_mean, self.running_var
         weights: tuple[Any, Any] = (self.weight, self.bias)
         of_input = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum

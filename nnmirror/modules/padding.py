@@ -43,7 +43,7 @@ class _PadNd(Layer):
     _mode = "constant"
     _sides: int  # twice the number of padded dimensions
 
-    def __init__(self, padding: object) -> None:
+    def __init__(self, padding: int | Sequence[int]) -> None:
         super().__init__()
         self.padding = _ntuple(self._sides)(padding)
 
@@ -74,7 +74,7 @@ class _ConstantPadNd(_PadNd):
     __constants__ = ["padding", "value"]
     value: float
 
-    def __init__(self, padding: object, value: float) -> None:
+    def __init__(self, padding: int | Sequence[int], value: float) -> None:
         super().__init__(padding)
         self.value = value
 

@@ -14,6 +14,7 @@ from .module import keeps_call, records_once
 from .utils import (
     _ntuple,
     _ratio_2_t,
+    _ratio_any_t,
     _single,
     _size_1_t,
     _size_2_t,
@@ -55,7 +56,7 @@ class _Pool(Layer):
     _function: TorchFunction
     _rule: type[Function] | None = None  # if that is a single recorded call
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def _run(self, function: type[Function] | None, *args: Any) -> Any:
@@ -97,7 +98,7 @@ class _MaxPoolNd(_Pool):
             f" dilation={self.dilation}, ceil_mode={self.ceil_mode}"
         )
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         how = self.kernel_size, self.stride, self.padding, self.dilation
         more = {"ceil_mode": self.ceil_mode, "return_indices": self.return_indices}
         return type(self)._function(input, *how, **more)
@@ -145,11 +146,13 @@ class MaxPool3d(_MaxPoolNd):
 
 class _MaxUnpoolNd(Layer):
     _function: TorchFunction
-    kernel_size: Any
-    stride: Any
-    padding: Any
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
 
-    def _set(self, n: int, kernel_size: object, stride: object, padding: object) -> None:
+    def _set(
+        self, n: int, kernel_size: _size_any_t, stride: _size_any_t | None, padding: _size_any_t
+    ) -> None:
         each = _ntuple(n)
         self.kernel_size = each(kernel_size)
         self.stride = each(stride if stride is not None else kernel_size)
@@ -221,19 +224,19 @@ class MaxUnpool3d(_MaxUnpoolNd):
 
 class _AvgPoolNd(_Pool):
     __constants__ = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
-    kernel_size: Any
-    stride: Any
-    padding: Any
+    kernel_size: _size_any_t
+    stride: _size_any_t
+    padding: _size_any_t
     ceil_mode: bool
     count_include_pad: bool
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
-    def _how(self) -> tuple[Any, ...]:
+    def _how(self) -> tuple[object, ...]:
         return self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor:
         return type(self)._function(input, *self._how())
 
     @records_once
@@ -270,14 +273,24 @@ class _AvgPoolOverridden(_AvgPoolNd):
     __constants__ = [*_AvgPoolNd.__constants__, "divisor_override"]
     divisor_override: int | None
 
-    def _how(self) -> tuple[Any, ...]:
+    def _how(self) -> tuple[object, ...]:
         return *super()._how(), self.divisor_override
 
-    def _set(self, kernel_size: object, stride: object, padding: object, *more: Any) -> None:
+    def _set(
+        self,
+        kernel_size: _size_any_t,
+        stride: _size_any_t | None,
+        padding: _size_any_t,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> None:
         self.kernel_size = kernel_size
         self.stride = stride if stride is not None else kernel_size
         self.padding = padding
-        self.ceil_mode, self.count_include_pad, self.divisor_override = more
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+        self.divisor_override = divisor_override
 
 
 class AvgPool2d(_AvgPoolOverridden):
@@ -335,19 +348,19 @@ class AvgPool3d(_AvgPoolOverridden):
 
 class _FractionalMaxPoolNd(_Pool):
     __constants__ = ["kernel_size", "return_indices", "output_size", "output_ratio"]
-    kernel_size: Any
+    kernel_size: tuple[int, ...]
     return_indices: bool
-    output_size: Any
-    output_ratio: Any
+    output_size: tuple[int, ...] | None
+    output_ratio: tuple[float, ...] | None
 
     def _set(
         self,
         n: int,
-        kernel_size: object,
-        size: object,
-        ratio: object,
+        kernel_size: _size_any_t,
+        size: _size_any_t | None,
+        ratio: _ratio_any_t | None,
         return_indices: bool,
-        samples: Any,
+        samples: Tensor | None,
     ) -> None:
         each = _ntuple(n)
         self.kernel_size = each(kernel_size)
@@ -367,7 +380,7 @@ class _FractionalMaxPoolNd(_Pool):
         ):
             raise ValueError(f"output_ratio must be between 0 and 1 (got {ratio})")
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         how = self.kernel_size, self.output_size, self.output_ratio, self.return_indices
         return type(self)._function(input, *how, _random_samples=self._random_samples)
 
@@ -441,7 +454,7 @@ class _LPPoolNd(_Pool):
             f" ceil_mode={self.ceil_mode}"
         )
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor:
         how = float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode
         return type(self)._function(input, *how)
 
@@ -483,7 +496,7 @@ class _AdaptiveMaxPoolNd(_Pool):
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return type(self)._function(input, self.output_size, self.return_indices)
 
     @keeps_call
@@ -526,7 +539,7 @@ class _AdaptiveAvgPoolNd(_Pool):
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
 
-    def _pooled(self, input: Tensor) -> Any:
+    def _pooled(self, input: Tensor) -> Tensor:
         return type(self)._function(input, self.output_size)
 
     @keeps_call

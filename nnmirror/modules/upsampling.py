@@ -59,12 +59,10 @@ class Upsample(Layer):
         return self._run_several(self._interpolated, (input,))  # type: ignore[no-any-return]
 
     def _interpolated(self, input: Tensor) -> Tensor:
-        size: Any = self.size
-        scale: Any = self.scale_factor
-        again = self.recompute_scale_factor
+        size, scale, again = self.size, self.scale_factor, self.recompute_scale_factor
         return F.interpolate(input, size, scale, self.mode, self.align_corners, again)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         state.setdefault("recompute_scale_factor", True)
         super().__setstate__(state)
 

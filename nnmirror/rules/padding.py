@@ -5,7 +5,6 @@ sequentially, in the order of PyTorch's kernels.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -135,7 +134,9 @@ def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | Non
     return record(function, tuple(args))[0]
 
 
-def recorded_as(input: T, pad: Sequence[int], mode: str, value: float | None) -> tuple[Any, ...]:
+def recorded_as(
+    input: T, pad: Sequence[int], mode: str, value: float | None
+) -> tuple[type[Rule], *tuple[object, ...]]:
     """The rule for a call of `pad`, and its arguments; or PyTorch's error."""
     if has_gradient(value) or (isinstance(pad, tuple | list) and any(map(has_gradient, pad))):
         raise unplaced(torch._C._nn.pad, (input, pad, mode, value), {})  # it takes numbers

@@ -1,13 +1,21 @@
 """Arguments that are one number for all dimensions, or one for each."""
 
 import itertools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from .._types import Size
 
+if TYPE_CHECKING:
 
-def ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
+    class _Parse(Protocol):
+        @overload
+        def __call__(self, x: int | Iterable[int]) -> tuple[int, ...]: ...
+        @overload
+        def __call__(self, x: float | Iterable[float]) -> tuple[float, ...]: ...
+
+
+def ntuple(n: int) -> "_Parse":
     """How PyTorch's modules read such an argument: n times the number, or what is iterable."""
 
     def parse(x: object) -> tuple[Any, ...]:
