@@ -497,6 +497,23 @@ def test_layers_of_many_numbers_are_bound(mode, layer, in_pieces):
     assert not made or in_pieces == ("in_pieces(" in "".join(linecache.getlines(made[-1])))
 
 
+# Those that take only an input.
+EACH = sorted({*nnmirror.rules.activation.__all__} - {"threshold", "threshold_"})
+
+
+@pytest.mark.by_default
+@pytest.mark.parametrize("name", EACH)
+def test_a_net_with_each_activation_is_bound(mode, name):
+    """An activation is as fast as the others as soon as it is there."""
+    function = getattr(nnmirror.functional, name)
+    first, last = nnmirror.Linear(3, 8), nnmirror.Linear(4 if name == "glu" else 8, 2)
+    for _ in range(8):
+        loss = last(function(first(torch.randn(5, 3)))).square().mean()
+        loss.backward()
+    bound = loss.grad_fn.signature.bound
+    assert (bound is not None and bound.trusted) == (mode != "off")
+
+
 def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
     """A rule that computes something else the second time costs speed, but no wrong bits."""
     if mode != "bound when hot":
