@@ -25,7 +25,7 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from ..modules.explicit import Each, NodeCall, Traced
 from ..modules.module import Module
-from ..modules.segment import PartCall
+from ..modules.segment import PartCall, nodes
 from ..origin import Origin
 from .explanation import Place
 
@@ -338,7 +338,7 @@ def _nodes_of(
         yield from (e[0] for e in map(call._edge, call.starts) if e is not None)
     elif isinstance(call, PartCall) and (whole := call.last[0]) is not None:
         if whole.segment is None:
-            yield [*whole.before, whole][call.place]
+            yield nodes(whole)[call.place]
         elif layers is None:
             yield whole
         elif id(whole) in layers:

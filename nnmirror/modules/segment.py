@@ -10,23 +10,32 @@ A segment only has layers whose forward is one recorded call (`records_once`). A
 function checks that they have not changed: no hook, the same parameters, the same settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_
-from typing import Any
+from types import EllipsisType
+from typing import Any, TypeAlias
 
 import torch
 
 from .. import _torch, fast, formula, tape
 from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
+from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.signature import Signature, of_tensor
 from ..grad_mode import is_grad_enabled
 from ..tensor import Tensor
 from ..walk import put_in_front
-from .explicit import Chain, NodeCall
+from .explicit import Chain, Gradient, NodeCall
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
+
+# The target of a gradient, None for no gradient, or ... for the layer before.
+_Edge: TypeAlias = tape.Edge | EllipsisType | None
+# What a layer records: the function and its arguments.
+_Recorded: TypeAlias = tuple[type[tape.Function], tuple[object, ...]]
+# An input of one layout, or the signature of the call that made it.
+_Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
 _MOST = 8  # at most, layouts of the input for which a run has segments
@@ -54,8 +63,7 @@ class Inner:
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
         self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
         self.caller: Any = getattr(node, "caller", None)
-        # The targets of the gradients: a parameter, None, or ... for the previous layer.
-        self.edges: list[Any] = []
+        self.edges: list[_Edge] = []
         for edge in node.edges:
             if edge is None or id(edge[0]) in params:
                 self.edges.append(edge)
@@ -66,8 +74,8 @@ class Inner:
         self,
         node: tape.Node,
         sequence: float,
-        before: Any,
-        saved: Sequence[Any] | None,
+        before: tape.Edge | None,
+        saved: Sequence[torch.Tensor | None] | None,
         versions: Sequence[int],
     ) -> None:
         """Make `node` that of the layer; `before` is the edge of its input."""
@@ -90,8 +98,8 @@ class Form:
         self.inner = inner
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
-        # The edges to other nodes and leaves, in the order of the walk: ... for that of the input.
-        self.edges: list[Any] = []
+        # Those to other nodes and leaves, in the order of the walk: ... for that of the input.
+        self.edges: list[_Edge] = []
         for made in reversed(inner):
             for edge in made.edges:
                 if edge is not None and (edge is not ... or made is inner[0]):
@@ -139,16 +147,16 @@ def nodes(node: tape.Node) -> list[tape.Node]:
 class Run:
     """Consecutive layers that record one call each."""
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
         # The node of the latest call, for `Module.backward` of a layer.
-        self.last: list[Any] = [None]
+        self.last: list[tape.Node | None] = [None]
         self.one_by_one = NOT_RECORDED  # instead, if they were called one by one
         self.calls = [PartCall(self.last, i) for i in range(len(layers))]
-        self.kept: dict[Any, list[Written]] = {}
-        self.waits: dict[Any, int] = {}  # the number of calls until a segment is written
-        self.patience: dict[Any, int] = {}
-        self.layouts: set[Any] = set()  # of inputs for which there were segments
+        self.kept: dict[_Key, list[Written]] = {}
+        self.waits: dict[_Key, int] = {}  # the number of calls until a segment is written
+        self.patience: dict[_Key, int] = {}
+        self.layouts: set[_Key] = set()  # of inputs for which there were segments
         self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
@@ -169,7 +177,7 @@ class Run:
             if not is_grad_enabled():
                 if x.requires_grad and torch.is_grad_enabled():
                     return NotImplemented  # torch itself would record
-                key: Any = None, x.shape, x.stride(), x.dtype, x.device
+                key: _Key = None, x.shape, x.stride(), x.dtype, x.device
             elif type(x) is Tensor or (
                 x.requires_grad and not x.is_leaf and (over := tape.taken_over(x)) is not None
             ):
@@ -206,7 +214,7 @@ class Run:
                 return out
             return self._meet(key, x)
 
-    def call(self) -> Any:
+    def call(self) -> "Chain | WholeCall":
         """The latest call, for `Module.backward`."""
         if not is_grad_enabled():
             return NOT_RECORDED
@@ -214,7 +222,7 @@ class Run:
             return self.one_by_one
         return WholeCall(self.last[0])
 
-    def _meet(self, key: Any, x: torch.Tensor) -> Any:
+    def _meet(self, key: _Key, x: torch.Tensor) -> Any:
         """There is no segment for such an input: write one, if it occurs repeatedly."""
         layout = x.shape, x.stride(), x.dtype, x.device
         left = self.waits.get(key)
@@ -245,14 +253,21 @@ class Run:
         self.layouts.add(layout)
         return out
 
-    def _watched(self, x: object) -> tuple[Any, list[Any]]:
+    def _watched(
+        self, x: object
+    ) -> tuple[object, list[tuple[Layer, list[_Recorded], object, object]]]:
         """Call the layers one by one, and keep what each records."""
-        noted = []
+        noted: list[tuple[Layer, list[_Recorded], object, object]] = []
         way_back = []
         for layer in self.layers:
-            calls: list[Any] = []
+            calls: list[_Recorded] = []
 
-            def run(function: object, *args: object, layer: Any = layer, calls: Any = calls) -> Any:
+            def run(
+                function: type[tape.Function],
+                *args: object,
+                layer: Layer = layer,
+                calls: list[_Recorded] = calls,
+            ) -> Any:
                 calls.append((function, args))
                 return type(layer)._run(layer, function, *args)
 
@@ -361,7 +376,7 @@ class Written:
         return visible
 
 
-def _in_place(compute: object) -> Any:
+def _in_place(compute: object) -> TorchFunction | None:
     """Torch's function that computes the same into the memory of its argument, if it has one."""
     name = getattr(compute, "__name__", "")
     for home in (torch, torch._C._nn):
@@ -373,7 +388,7 @@ def _in_place(compute: object) -> Any:
 class Call:
     """What one layer recorded."""
 
-    def __init__(self, layer: Any, calls: list[Any], given: object, out: object) -> None:
+    def __init__(self, layer: Layer, calls: list[_Recorded], given: object, out: object) -> None:
         if len(calls) != 1 or calls[0][0] is None or not records_once(layer):
             raise Unwritable
         self.layer, self.given, self.out = layer, given, out
@@ -386,7 +401,7 @@ class Call:
             raise Unwritable
         if any(isinstance(a, torch.Tensor) for a in self.args[len(formulas.names) :]):
             raise Unwritable  # one of any number of tensors
-        self.params: dict[str, Any] = dict(layer._parameters)
+        self.params = dict(layer._parameters)
 
     def node(self) -> tape.Node:
         """The node that the call recorded."""
@@ -405,7 +420,7 @@ class _Text:
 
     def __init__(self, calls: "list[Call]") -> None:
         self.lines: list[str] = []
-        self.environment: dict[str, Any] = {}
+        self.environment: dict[str, object] = {}
         self.params: dict[int, str] = {}
         self.owned: dict[int, str] = {}
         self.guards: list[str] = []
@@ -503,11 +518,13 @@ class _Text:
 class PartCall:
     """The call of one layer of a run, in case its `Module.backward` is used."""
 
-    def __init__(self, last: list[Any], place: int) -> None:
+    def __init__(self, last: list[tape.Node | None], place: int) -> None:
         self.last, self.place = last, place
 
-    def __call__(self, gradient: Any = None) -> Any:
-        return NodeCall(nodes(self.last[0])[self.place])(gradient)
+    def __call__(self, gradient: Gradient = None) -> Gradient:
+        node = self.last[0]
+        assert node is not None
+        return NodeCall(nodes(node)[self.place])(gradient)
 
 
 NOT_RECORDED = Chain([None])
@@ -519,11 +536,11 @@ class WholeCall:
     def __init__(self, node: tape.Node) -> None:
         self.node = node
 
-    def __call__(self, gradient: Any = None) -> Any:
+    def __call__(self, gradient: Gradient = None) -> Gradient:
         return Chain([NodeCall(node) for node in nodes(self.node)])(gradient)
 
 
-def records_once(layer: Any) -> bool:
+def records_once(layer: Layer) -> bool:
     """Does the forward of this layer consist of one recorded call?"""
     run = type(layer)._run
     by_run = run is Layer._run or getattr(run, "_records_once", False)
@@ -544,8 +561,8 @@ def is_hooked(layer: object) -> bool:
 class Runs:
     """The runs of layers among the modules of a Sequential."""
 
-    def __init__(self, modules: dict[str, Any]) -> None:
-        self.modules = [*modules.values()]
+    def __init__(self, modules: Mapping[str, object]) -> None:
+        self.modules: list[Any] = [*modules.values()]
         self.hooked = [is_hooked(module) for module in self.modules]
         self.at: dict[int, Run] = {}  # by the index of the first layer
         start = 0
@@ -558,7 +575,7 @@ class Runs:
         all_of_it = first is not None and len(first.layers) == len(self.modules)
         self.whole = first if all_of_it else None
 
-    def stand(self, modules: dict[str, Any]) -> bool:
+    def stand(self, modules: Mapping[str, object]) -> bool:
         """Are the modules, and those of them that have hooks, unchanged?
 
         If all of them form one run, the run checks the hooks itself.
@@ -567,6 +584,6 @@ class Runs:
             return False
         return self.whole is not None or self.hooked == [*map(is_hooked, self.modules)]
 
-    def are(self, modules: dict[str, Any]) -> bool:
+    def are(self, modules: Mapping[str, object]) -> bool:
         """Are these still the modules?"""
         return len(modules) == len(self.modules) and all(map(is_, modules.values(), self.modules))
