@@ -51,7 +51,7 @@ try:
     set_grad_enabled = torch._C._set_grad_enabled
     # A context manager that turns off torch's autograd. Without it, a bound walk and SGD's step are
     # slower, but still right.
-    AutoDispatchBelowAutograd: Any = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
+    AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
     # Autocast, which the tape refuses. The public function asks about one device only.
     is_any_autocast_enabled = torch._C._is_any_autocast_enabled
     # It is off only inside the forward of a torch.autograd.Function. Without it, a gradient would
@@ -66,13 +66,13 @@ try:
     # None outside the transforms of torch.func; inside them, PyTorch's own function is called.
     peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
     # Is it one of their tensors?
-    is_functorch_wrapped_tensor: Any = torch._C._functorch.is_functorch_wrapped_tensor
+    is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
     # The tensor that it wraps, which may be tracked. Without it, its gradient would be silently
     # lost.
-    get_unwrapped: Any = torch._C._functorch.get_unwrapped
+    get_unwrapped = torch._C._functorch.get_unwrapped
     # The older vmap, which torch.autograd.gradcheck uses for a batch of gradients; the gradients
     # are unwrapped from it. Without these four, that check is refused.
-    is_legacy_batchedtensor: Any = torch._C._functorch.is_legacy_batchedtensor
+    is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
     vmapmode_increment_nesting = torch._C._vmapmode_increment_nesting
     vmapmode_decrement_nesting = torch._C._vmapmode_decrement_nesting
     add_batch_dim = torch._add_batch_dim
@@ -80,7 +80,7 @@ try:
     # The tangent of a tensor in forward mode, in which a user's Function is refused.
     unpack_dual = torch._unpack_dual
     # Their names in the messages that refuse them.
-    of_forward_mode: Any = (torch._make_dual, torch._unpack_dual)
+    of_forward_mode = (torch._make_dual, torch._unpack_dual)
 
     # -- tensors -------------------------------------------------------------------------
 
@@ -91,51 +91,51 @@ try:
     # How many tensors share a storage, and how a view was made: for an in-place operation that
     # brings a gradient into shared memory. Without them it is refused.
     storage_Use_Count = torch._C._storage_Use_Count
-    get_creation_meta: Any = torch._C._autograd._get_creation_meta  # type: ignore[attr-defined]
+    get_creation_meta = torch._C._autograd._get_creation_meta  # type: ignore[attr-defined]
     # Marks a tensor as changed when it was changed through an alias.
     increment_version = torch._C._increment_version
     # May `p.data = moved` be, for `Module.to`?
     has_compatible_shallow_copy_type = torch._has_compatible_shallow_copy_type
     # The line width of a printed tensor, for the `grad_fn=` after it.
-    PRINT_OPTS: Any = torch._tensor_str.PRINT_OPTS
+    PRINT_OPTS = torch._tensor_str.PRINT_OPTS
 
     # -- functions of torch --------------------------------------------------------------
 
     # Torch's engine, which runs the backward of what torch itself recorded in front of mirrored
     # layers. Without it, gradients for tensors there are refused.
-    engine: Any = torch._C._ImperativeEngine()  # type: ignore[attr-defined]
+    engine = torch._C._ImperativeEngine()  # type: ignore[attr-defined]
     # Stands in for `torch._C` in torch.autograd.graph, with two functions replaced.
-    C: Any = torch._C
+    C = torch._C
     # The arguments of `Module.to`, with PyTorch's errors.
     parse_to = torch._C._nn._parse_to  # type: ignore[attr-defined]
     # Which arguments of an operation are numbers.
-    jit_get_schemas_for_operator: Any = torch._C._jit_get_schemas_for_operator
+    jit_get_schemas_for_operator = torch._C._jit_get_schemas_for_operator
     # The name of a device type that was added to PyTorch.
     get_privateuse1_backend_name = torch._C._get_privateuse1_backend_name
     # How optimisers and clip_grad_norm_ group tensors for one kernel.
     group_tensors_by_device_and_dtype = torch._C._group_tensors_by_device_and_dtype
     # For attention: the kernel that PyTorch would choose, and whether it may round in half
     # precision.
-    fused_sdp_choice: Any = torch._fused_sdp_choice
-    get_math_sdp_allow_fp16_bf16_reduction: Any = torch._C._get_math_sdp_allow_fp16_bf16_reduction
+    fused_sdp_choice = torch._fused_sdp_choice
+    get_math_sdp_allow_fp16_bf16_reduction = torch._C._get_math_sdp_allow_fp16_bf16_reduction
     # For a convolution: the kernel that PyTorch chooses, and the memory format of its result.
     # Without them, the plain formula.
-    ConvBackend: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
-    select_conv_backend: Any = torch._C._select_conv_backend
-    conv_determine_backend_memory_format: Any = torch._C._conv_determine_backend_memory_format
+    ConvBackend = torch._C._ConvBackend  # type: ignore[attr-defined]
+    select_conv_backend = torch._C._select_conv_backend
+    conv_determine_backend_memory_format = torch._C._conv_determine_backend_memory_format
     # Where `UndefinedGrad` is, which torch.utils.data and others call.
     functions: Any = torch._C._functions
     # Functions that torch passes to `__torch_function__` besides those of the same name in `torch`.
-    VariableFunctions: Any = torch._C._VariableFunctions
-    broadcast_tensors: Any = torch._VF.broadcast_tensors  # type: ignore[attr-defined]
-    meshgrid: Any = torch._VF.meshgrid  # type: ignore[attr-defined]
+    VariableFunctions = torch._C._VariableFunctions
+    broadcast_tensors = torch._VF.broadcast_tensors  # type: ignore[attr-defined]
+    meshgrid = torch._VF.meshgrid  # type: ignore[attr-defined]
     # The tensors in what DistributedDataParallel, and the functions in func.py, are given and
     # return.
     tree_flatten = torch.utils._pytree.tree_flatten
     tree_unflatten = torch.utils._pytree.tree_unflatten
     TreeSpec = torch.utils._pytree.TreeSpec
     # `in_dims` and `out_dims` of vmap, one for each tensor.
-    broadcast_to_and_flatten: Any = torch.utils._pytree._broadcast_to_and_flatten
+    broadcast_to_and_flatten = torch.utils._pytree._broadcast_to_and_flatten
 
     # -- kernels that a public operation is composed of ----------------------------------
 
@@ -149,12 +149,12 @@ try:
     safe_softmax = torch._safe_softmax
     scaled_dot_product_flash_attention_for_cpu = torch._scaled_dot_product_flash_attention_for_cpu
     standard_gamma = torch._standard_gamma
-    upsample_bicubic2d_aa: Any = torch._C._nn._upsample_bicubic2d_aa  # type: ignore[attr-defined]
-    upsample_bilinear2d_aa: Any = torch._C._nn._upsample_bilinear2d_aa  # type: ignore[attr-defined]
-    upsample_lanczos2d_aa: Any = torch._C._nn._upsample_lanczos2d_aa  # type: ignore[attr-defined]
-    upsample_nearest_exact1d: Any = torch._C._nn._upsample_nearest_exact1d  # type: ignore[attr-defined]
-    upsample_nearest_exact2d: Any = torch._C._nn._upsample_nearest_exact2d  # type: ignore[attr-defined]
-    upsample_nearest_exact3d: Any = torch._C._nn._upsample_nearest_exact3d  # type: ignore[attr-defined]
+    upsample_bicubic2d_aa = torch._C._nn._upsample_bicubic2d_aa  # type: ignore[attr-defined]
+    upsample_bilinear2d_aa = torch._C._nn._upsample_bilinear2d_aa  # type: ignore[attr-defined]
+    upsample_lanczos2d_aa = torch._C._nn._upsample_lanczos2d_aa  # type: ignore[attr-defined]
+    upsample_nearest_exact1d = torch._C._nn._upsample_nearest_exact1d  # type: ignore[attr-defined]
+    upsample_nearest_exact2d = torch._C._nn._upsample_nearest_exact2d  # type: ignore[attr-defined]
+    upsample_nearest_exact3d = torch._C._nn._upsample_nearest_exact3d  # type: ignore[attr-defined]
     standard_gamma_grad = torch._standard_gamma_grad
 
     # -- operations on lists of tensors, as torch.optim has them -------------------------

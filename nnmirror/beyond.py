@@ -18,12 +18,13 @@ from ._torch import engine
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .fast.signature import Unsigned, of_tensor
+from .formula import Plan
 
 T = torch.Tensor
 
 
 @upcall("nnmirror.rules.shape")
-def joined(dim: int, tensors: Sequence[T]) -> Any:
+def joined(dim: int, tensors: Sequence[T]) -> _tape.Node:
     """The node of torch.cat, recorded."""
     raise NotImplementedError
 
@@ -106,7 +107,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     return made  # type: ignore[no-any-return]
 
 
-def _cat_of(dim: int, leaves: list[Any]) -> _tape.Node:
+def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
     """The node of torch.cat, recorded; copied from an earlier one if there is one."""
     try:
         key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
@@ -127,7 +128,7 @@ def _cat_of(dim: int, leaves: list[Any]) -> _tape.Node:
     return node  # type: ignore[no-any-return]
 
 
-_cats: dict[Any, _tape.Node] = {}  # without edges, by the layouts
+_cats: dict[tuple[object, ...], _tape.Node] = {}  # without edges, by the layouts
 _MOST_CATS = 64
 
 
@@ -160,7 +161,7 @@ def catch_up(node: _tape.Node, tensor: T) -> bool:
     return has_changed(node, tensor)
 
 
-def followed(plan: Any, edges: Sequence[_tape.Edge | None], tensor: T) -> list[int]:
+def followed(plan: Plan | None, edges: Sequence[_tape.Edge | None], tensor: T) -> list[int]:
     """Which saved aliases of torch's `tensor` in a node have its present data."""
     if plan is None or tensor.layout is not torch.strided:
         return []
@@ -237,10 +238,10 @@ def may_have_accumulator(leaf: T) -> bool:
     return leaf._use_count() > 1 and not leaf._backward_hooks  # type: ignore[attr-defined]
 
 
-def behind(tensors: Iterable[T]) -> tuple[list[T], set[Any]]:
+def behind(tensors: Iterable[T]) -> tuple[list[T], set[object]]:
     """The leaves in torch's graph behind `tensors`, and its nodes."""
     leaves: dict[int, T] = {}
-    nodes: set[Any] = set()
+    nodes: set[object] = set()
     stack: list[Any] = []
     for tensor in tensors:
         if tensor.grad_fn is None:

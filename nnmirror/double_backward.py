@@ -23,6 +23,7 @@ from . import tape as _tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements
+from .formula import Plan
 
 T = torch.Tensor
 
@@ -79,7 +80,7 @@ def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
     return base if is_form else None
 
 
-def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Any:
+def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Plan:
     """The plan of a node, for the gradients of another rule with the same forward."""
     plan, formulas = node.plan, rule.formulas
     if plan is None or formulas is None:
@@ -100,7 +101,7 @@ def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
     return asked
 
 
-def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
+def _restored(node: _tape.Node) -> tuple[Sequence[T | None], Sequence[int]]:
     """The saved tensors, connected to their origins; and their versions when saved."""
     saved, versions = list(node._saved or ()), list(node._versions)
     if node.attributes is not None:
@@ -135,7 +136,7 @@ def _restored(node: _tape.Node) -> tuple[Sequence[Any], Sequence[int]]:
     return saved, versions
 
 
-def _of_user(node: _tape.Node, tensor: object) -> Any:
+def _of_user(node: _tape.Node, tensor: T | None) -> T | None:
     """What a user's Function saved, with its history."""
     if not isinstance(tensor, T):
         return tensor

@@ -14,7 +14,7 @@ gets a `Called` instead of the function, which compares equal to it and is alway
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, TypeVar
 
@@ -24,12 +24,13 @@ import torch.overrides
 from . import _torch, tape
 from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
+from ._types import TorchFunction
 from ._upcalls import implements
 from .grad_mode import is_grad_enabled
 from .tape import ORDINARY, SUBCLASS, TORCH, Function, Node, kind_of, record, tensors_in
 from .tensor import RULES, Tensor
 
-C = TypeVar("C", bound=Callable[..., Any])
+C = TypeVar("C", bound=TorchFunction)
 
 
 class _Asked(threading.local):
@@ -59,7 +60,7 @@ def dim_of(input: torch.Tensor) -> int:
 class Called:
     """Stands for a function when a `__torch_function__` is called."""
 
-    def __init__(self, func: Any, run: Callable[..., Any]) -> None:
+    def __init__(self, func: TorchFunction, run: TorchFunction) -> None:
         self.func, self.run = func, run
         functools.update_wrapper(self, func)
 
@@ -141,7 +142,7 @@ def overridable(function: C) -> C:
 
 
 def asked_as_a_whole(
-    call: object, function: Any, args: tuple[object, ...], kwargs: dict[str, Any]
+    call: TorchFunction, function: TorchFunction, args: tuple[object, ...], kwargs: dict[str, Any]
 ) -> tuple[Any] | None:
     """The result of dispatching `call` to a subclass among the arguments of `function`; None if
     there is none."""
@@ -154,11 +155,11 @@ def asked_as_a_whole(
     return None
 
 
-def _dispatched(func: object, *args: object, **kwargs: object) -> Any:
+def _dispatched(func: TorchFunction, *args: object, **kwargs: object) -> Any:
     return Tensor.__torch_function__(func, (), args, kwargs)
 
 
-def _unasked(function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+def _unasked(function: TorchFunction, *args: object, **kwargs: object) -> Any:
     """Call it; torch would dispatch each of its operations to a subclass."""
     if not _torch.is_torch_function_enabled():
         return function(*args, **kwargs)
@@ -180,7 +181,13 @@ class _OfSubclass(Tensor):
     _of: type[torch.Tensor]  # the subclass
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        func: TorchFunction,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in torch.overrides.get_default_nowrap_functions():
@@ -188,11 +195,11 @@ class _OfSubclass(Tensor):
         with DisableTorchFunctionSubclass():
             return cls._converted(result, args)
 
-    def __reduce_ex__(self, protocol: object) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[object, ...]:
         return self.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     @classmethod
-    def _converted(cls, result: object, args: Any) -> Any:
+    def _converted(cls, result: object, args: tuple[object, ...]) -> Any:
         if type(result) is torch.Tensor:
             return result.as_subclass(cls._of)
         if type(result) is Tensor and not any(result is a for a in args):
@@ -211,7 +218,13 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
     if kind_of(cls) is not SUBCLASS:
         return Tensor
 
-    def asked(own: Any, func: object, types: Any, args: object = (), kwargs: object = None) -> Any:
+    def asked(
+        own: Any,
+        func: TorchFunction,
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if _asked.already:
             return Tensor.__torch_function__(func, types, args, kwargs)
@@ -233,11 +246,11 @@ class _Alias(Function):
     is_rule = is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Node, input: torch.Tensor) -> torch.Tensor:
         return input.view_as(input)
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Node, g: torch.Tensor) -> torch.Tensor:
         return g
 
     @classmethod

@@ -25,6 +25,7 @@ from . import tape as _tape
 from . import tensor as _tensor
 from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass
+from ._types import IndexLike
 from ._upcalls import implements, upcall
 from .fast.signature import Alike
 from .formula import RESULT
@@ -69,7 +70,7 @@ def view_of(node: "_tape.Node", out: torch.Tensor, base: object, several: bool) 
 
 
 @implements(_tape)
-def view_from(base: Any, out: torch.Tensor) -> ViewOf:
+def view_from(base: "_tensor.Tensor", out: torch.Tensor) -> ViewOf:
     """The same for the single view that an operation makes of `base`, a tracked tensor."""
     held = base._view_of
     if held is None:
@@ -256,7 +257,7 @@ def renew(view: "_tensor.Tensor") -> None:
     view._view_of = base, now, kind
 
 
-def _cut_out(view: "_tensor.Tensor", base: Any, number: int | None = None) -> None:
+def _cut_out(view: "_tensor.Tensor", base: torch.Tensor, number: int | None = None) -> None:
     """Make `view` a part of `base` in its present state."""
     # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
@@ -282,7 +283,7 @@ class CopySlices(_tape.Function):
     is_rule = True
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: T) -> tuple[T | None, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
         strides, size, stride, offset, assigned_at = ctx._given
@@ -354,7 +355,7 @@ class SetItem(_tape.Function):
     is_rule = True
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: T) -> tuple[T | None, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
         index, fills, strides = ctx._given
@@ -485,7 +486,9 @@ def _becomes_tracked(x: torch.Tensor, value: object) -> bool:
     )
 
 
-def _ends_change(x: object, made_by: object, index: Any, value: object) -> bool:
+def _ends_change(
+    x: "_tensor.Tensor", made_by: "_tape.Node", index: IndexLike, value: object
+) -> bool:
     """Is it the end of `x[index] += v`, which assigns the part that was changed just now?
 
     Then x has these values already, and only the assignment is recorded (see `_with_assignment`).
@@ -548,13 +551,25 @@ class AsStrided(_tape.Function):
     is_view = True
 
     @staticmethod
-    def forward(ctx: Any, input: T, size: Any, stride: Any, storage_offset: Any = None) -> T:
+    def forward(
+        ctx: _tape.Node,
+        input: T,
+        size: Sequence[int],
+        stride: Sequence[int],
+        storage_offset: int | None = None,
+    ) -> T:
         z = torch.as_strided(input, size, stride, storage_offset)
         AsStrided.note(ctx, input, z.shape, z.stride(), z.storage_offset())
         return z
 
     @staticmethod
-    def note(ctx: Any, base: T, size: object, stride: object, offset: object) -> None:
+    def note(
+        ctx: _tape.Node,
+        base: T,
+        size: Sequence[int],
+        stride: Sequence[int],
+        offset: int | torch.SymInt,
+    ) -> None:
         if not base.is_contiguous() and overlaps(base.shape, base.stride()):
             raise RuntimeError(
                 "nnmirror: as_strided of a tensor with several elements in one place (an expanded"
@@ -563,7 +578,7 @@ class AsStrided(_tape.Function):
         ctx.given = C_shape(base), C_stride(base), C_offset(base), size, stride, offset
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[Any, ...]:
+    def backward(ctx: _tape.Node, g: T) -> tuple[T | None, ...]:
         shape, strides, base_offset, size, stride, offset = ctx.given
         if 0 in shape or 0 in size:
             return torch.zeros(shape, dtype=g.dtype, device=g.device), None, None, None

@@ -461,7 +461,7 @@ def _dim(tensor: torch.Tensor) -> int:
     return _C_dim(tensor)  # type: ignore[no-any-return]
 
 
-_C_dim: Any = torch.Tensor.dim
+_C_dim = torch.Tensor.dim
 _tensor.ask_plainly(_C_dim, _dim)
 _dim_of_any = _tensor.Tensor.dim
 

@@ -19,7 +19,7 @@ from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
-from ..tape import record
+from ..tape import Node, record
 from ..tensor import C_shape, reshaping
 from ..views import AsStrided
 from .gradient import applied
@@ -553,8 +553,10 @@ class Cat(Rule):
 
 
 @implements(_beyond)
-def joined(dim: int, tensors: Sequence[T]) -> Any:
-    return record(Cat, (dim, *tensors))[1]
+def joined(dim: int, tensors: Sequence[T]) -> Node:
+    node = record(Cat, (dim, *tensors))[1]
+    assert node is not None
+    return node
 
 
 def _sequence(tensors: Sequence[T], func: TorchFunction) -> list[T]:

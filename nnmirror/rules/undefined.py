@@ -7,8 +7,6 @@ would have no `grad_fn`, and gradcheck would report every correct backward as wr
 replaced by one that handles mirrored tensors, and passes all others to PyTorch's.
 """
 
-from typing import Any
-
 import torch
 
 from .. import _torch
@@ -18,7 +16,7 @@ from .registry import Rule
 
 T = torch.Tensor
 
-_PyTorchs: Any = _torch.functions.UndefinedGrad
+_PyTorchs = _torch.functions.UndefinedGrad
 
 
 class Undefined(Rule):
