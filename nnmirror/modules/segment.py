@@ -98,8 +98,8 @@ class Form:
         self.inner = inner
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
-        # Those to other nodes and leaves, in the order of the walk: ... for that of the input.
-        self.edges: list[_Edge] = []
+        # The edges to other nodes and leaves, in the order of the walk: ... for that of the input.
+        self.edges: list[Any] = []
         for made in reversed(inner):
             for edge in made.edges:
                 if edge is not None and (edge is not ... or made is inner[0]):
