@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import functional
 from nnmirror._state import here
 from nnmirror.exact import activation
 from nnmirror.explaining import standalone
 from nnmirror.rules import activation as rules
+from nnmirror.rules import linear
 
 from .parity import parity
 
@@ -561,12 +561,12 @@ def test_a_debugger_says_whose_formula_it_is_and_finds_it_by_its_name(at_the_pro
         breakpoint()
         net(x).sum().backward()
 
-    commands = "b Tanh.d_input", "c", "b nnmirror.functional.Linear.d_weight, g.numel() > 4", "c"
+    commands = "b Tanh.d_input", "c", "b nnmirror.rules.linear.Linear.d_weight, g.numel() > 4", "c"
     stops, said = at_the_prompt(script, *commands)
     assert stops == ["script", "Tanh.d_input", "Linear.d_weight"]
     assert ")Tanh.d_input()  dx = g (1 - y^2)\n-> return " in said
     for name, function in {  # as they were written, not their wrappers
-        "nnmirror.functional.Linear.forward": functional.Linear.formulas.raw_forward,
+        "nnmirror.rules.linear.Linear.forward": linear.Linear.formulas.raw_forward,
         "Wired.forward": inspect.unwrap(Wired.forward),
         "nnmirror.exact.activation.Gelu.d_input": vars(activation.Gelu)["d_input"],
     }.items():
@@ -604,7 +604,7 @@ def test_a_debugger_skips_what_lies_between_however_it_was_started(at_the_prompt
 
 def test_in_plain_mode_the_rules_themselves_are_called():
     """A breakpoint in a rule stops: in forward and backward, in a Sequential, at every call."""
-    written = functional.Linear.formulas.raw_forward, vars(rules.Tanh)["d_input"]
+    written = linear.Linear.formulas.raw_forward, vars(rules.Tanh)["d_input"]
     called = [function.__func__.__code__ for function in written]
     net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
     x = torch.randn(5, 3)

@@ -301,7 +301,7 @@ class _AlongDim(Layer):
 
     @keeps_call
     def forward(self, input: Tensor) -> Tensor:
-        dim = F.implicit_dim(self._name, input, 5) if self.dim is None else self.dim
+        dim = softmax_rules.implicit_dim(self._name, input, 5) if self.dim is None else self.dim
         return self._run(self._function, input, dim)
 
     def extra_repr(self) -> str:
@@ -354,7 +354,7 @@ class Softmin(Layer):
 
     @keeps_call
     def forward(self, input: Tensor) -> Tensor:
-        dim = F.implicit_dim("softmin", input, 5) if self.dim is None else self.dim
+        dim = softmax_rules.implicit_dim("softmin", input, 5) if self.dim is None else self.dim
         return self._run_several(lambda x: F.softmin(x, dim), (input,))
 
     def extra_repr(self) -> str:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .. import _state, init
-from .. import functional as F
 from ..grad_mode import is_only_computed
 from ..parameter import Parameter, UninitializedParameter
+from ..rules import linear as rules
 from ..tape import record
 from .explicit import Gradient, untracked
 from .layer import Layer
@@ -94,15 +94,15 @@ class Linear(Layer):
                     layer["_call"] = None
                     return _infer(bias, input, weight)  # as in `record`, with fewer checks
                 args = bias, input, weight
-                out, node = record(F.Linear, args, for_layer=bool(_state.taps))
+                out, node = record(rules.Linear, args, for_layer=bool(_state.taps))
                 if node is None:
-                    layer["_call"] = untracked(F.Linear, args, out)
+                    layer["_call"] = untracked(rules.Linear, args, out)
                     return out  # type: ignore[no-any-return]
                 layer["_call"] = node
                 node.caller = own
                 return out  # type: ignore[no-any-return]
-            return self._run(F.Linear, bias, input, weight)
-        return self._run(F.Linear, self.bias, input, self.weight)
+            return self._run(rules.Linear, bias, input, weight)
+        return self._run(rules.Linear, self.bias, input, self.weight)
 
     def extra_repr(self) -> str:
         return (
@@ -111,7 +111,7 @@ class Linear(Layer):
         )
 
 
-_infer = F.Linear.infer
+_infer = rules.Linear.infer
 
 
 class LazyLinear(LazyModuleMixin, Linear):

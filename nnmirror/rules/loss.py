@@ -24,7 +24,7 @@ from .gradient import applied
 from .kernel import FEW, by_path
 from .registry import Rule, check_numbers, composed, composite, rule, unplaced
 from .shape import broadcast_tensors, contiguous, view
-from .softmax import LogSoftmax, log_softmax
+from .softmax import LogSoftmax, log_softmax_method
 
 T = torch.Tensor
 
@@ -349,7 +349,7 @@ def cross_entropy_loss(
         return _of_probabilities(*given)
     if label_smoothing > 0:
         return _smoothed(*given)
-    likelihood = log_softmax(input, 0 if input.dim() == 1 else 1, input.dtype)
+    likelihood = log_softmax_method(input, 0 if input.dim() == 1 else 1, input.dtype)
     return nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
 
 
@@ -369,7 +369,7 @@ def _of_probabilities(
     if smoothing > 0:
         kept = record(Mul, (target, 1 - smoothing))[0]
         target = record(Add, (kept, smoothing / classes))[0]
-    likelihood = record(Mul, (log_softmax(input, along, input.dtype), target))[0]
+    likelihood = record(Mul, (log_softmax_method(input, along, input.dtype), target))[0]
     likelihood = _weighted(likelihood, weight, along)
     if reduction == 0:
         return -likelihood.sum(along)
@@ -388,7 +388,7 @@ def _smoothed(
     input: T, target: T, weight: T | None, reduction: int, ignore_index: int, smoothing: float
 ) -> T:
     along = 0 if input.dim() == 1 else 1
-    likelihood = log_softmax(input, along, input.dtype)
+    likelihood = log_softmax_method(input, along, input.dtype)
     loss = nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
     ignored = target == ignore_index
     spread = -_weighted(likelihood, weight, along).sum(along)

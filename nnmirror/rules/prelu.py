@@ -3,12 +3,15 @@
 import torch
 
 from .. import _torch
+from ..overrides import overridable
 from ..tape import record
 from .gradient import applied
 from .kernel import SOME
 from .pointwise import above, selected
 from .registry import Gradients, Needs, Rule, composite, unplaced
 from .shape import reshape
+
+__all__ = ["prelu"]
 
 T = torch.Tensor
 
@@ -87,9 +90,14 @@ def weight_for(input: T, weight: T) -> T:
 
 
 @composite(torch.prelu, T.prelu)
+def _prelu(input: T, weight: T) -> T:
+    return record(PreluKernel, (input, weight_for(input, weight)))[0]
+
+
+@overridable
 def prelu(input: T, weight: T) -> T:
     """x where x > 0, else w x, one w for all or one per channel.
 
     See `nnmirror.rules.prelu.PreluKernel`.
     """
-    return record(PreluKernel, (input, weight_for(input, weight)))[0]
+    return _prelu(input, weight)

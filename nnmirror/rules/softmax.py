@@ -7,13 +7,20 @@ float16 and bfloat16 are computed in float32, as PyTorch's kernels do. In exact 
 rounded as by PyTorch, too (see `nnmirror.exact.softmax`).
 """
 
+import warnings
+
 import torch
 
+from .._torch import DisableTorchFunctionSubclass
 from .._types import Dims, TorchFunction
+from ..overrides import overridable
 from ..tape import record
 from . import shape
+from .arithmetic import Add, Div, Neg
 from .gradient import gradient
 from .registry import Rule, composite, unplaced
+
+__all__ = ["gumbel_softmax", "log_softmax", "softmax", "softmin"]
 
 T = torch.Tensor
 
@@ -85,7 +92,7 @@ def _log_softmax_grad(g: T, y: T, dim: int) -> T:
 
 
 @composite(T.softmax)
-def softmax(
+def softmax_method(
     input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
 ) -> T:
     dim = axis if dim is None else dim
@@ -93,7 +100,7 @@ def softmax(
 
 
 @composite(T.log_softmax)
-def log_softmax(
+def log_softmax_method(
     input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
 ) -> T:
     dim = axis if dim is None else dim
@@ -112,7 +119,73 @@ def _as_function(func: TorchFunction, method: TorchFunction) -> None:
     composite(func)(call)
 
 
-_as_function(torch.softmax, softmax)
-_as_function(torch.special.softmax, softmax)
-_as_function(torch.log_softmax, log_softmax)
-_as_function(torch.special.log_softmax, log_softmax)
+_as_function(torch.softmax, softmax_method)
+_as_function(torch.special.softmax, softmax_method)
+_as_function(torch.log_softmax, log_softmax_method)
+_as_function(torch.special.log_softmax, log_softmax_method)
+
+
+def softmax(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """exp(x) over its sum along dim, in `dtype` if given; see `nnmirror.rules.softmax.Softmax`."""
+    if dim is None:
+        dim = implicit_dim("softmax", input, _stacklevel)
+    if not isinstance(input, T):
+        return input.softmax(dim)
+    return softmax_method(input, dim, dtype)
+
+
+def log_softmax(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """The logarithm of the softmax along dim; see `nnmirror.rules.softmax.LogSoftmax`."""
+    if dim is None:
+        dim = implicit_dim("log_softmax", input, _stacklevel)
+    if not isinstance(input, T):
+        return input.log_softmax(dim)
+    return log_softmax_method(input, dim, dtype)
+
+
+@overridable
+def softmin(
+    input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> T:
+    """`softmax` of -x"""
+    if dim is None:
+        dim = implicit_dim("softmin", input, _stacklevel + 1)
+    return softmax_method(record(Neg, (input,))[0], dim, dtype)
+
+
+@overridable
+def gumbel_softmax(
+    logits: T, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> T:
+    """softmax((x + n) / tau) along dim, n drawn from Gumbel's law
+
+    With `hard`, one where that is the largest and zero elsewhere, with the same gradient.
+    Jang et al., 2016 (arXiv:1611.01144).
+    """
+    if eps != 1e-10:
+        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=3)
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        drawn = torch.empty_like(logits, memory_format=torch.legacy_contiguous_format)
+        drawn = -drawn.detach().exponential_().log()
+    noisy = record(Div, (record(Add, (logits, drawn))[0], tau))[0]
+    soft = softmax_method(noisy, dim)
+    if not hard:
+        return soft
+    with DisableTorchFunctionSubclass(), torch.no_grad():
+        plain = soft.detach()
+        one_hot = torch.zeros_like(plain, memory_format=torch.legacy_contiguous_format)
+        one_hot = one_hot.scatter_(dim, plain.max(dim, keepdim=True)[1], 1.0) - plain
+    return record(Add, (one_hot, soft))[0]
+
+
+def implicit_dim(name: str, input: T, stacklevel: int) -> int:
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include"
+        " dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if input.dim() in (0, 1, 3) else 1
