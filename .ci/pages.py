@@ -20,7 +20,7 @@ from pdoc.extract import walk_specs
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the pages are of the source here
 
 import nnmirror
-from nnmirror.functional import Rule
+from nnmirror.rules import Rule
 
 FOOTER = f"nnmirror {nnmirror.__version__}"
 TEMPLATES = Path(__file__).parent / "pages"

@@ -8,8 +8,7 @@ autograd runs. `nn` is this package itself, so `import nnmirror as nn` works as 
 Pages to begin with:
 
 - Each layer has its formula and its gradient with its class, such as `nnmirror.LayerNorm`. The code
-  is in its rule: `nnmirror.functional` has the rules of Linear and MSELoss, `nnmirror.rules` all
-  others, and says how to add one.
+  is in its rule: `nnmirror.rules` has them all, and says how to add one.
 - `nnmirror.exact`: where bits differ, and exact mode.
 - `nnmirror.tensor`: what is refused, and what to do instead.
 - `nnmirror.explain`: the backward of your own net as a Python function, or as a page;

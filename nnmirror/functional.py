@@ -1,7 +1,8 @@
-"""The functions of `torch.nn.functional`, forward and backward.
+"""The functions of `torch.nn.functional`.
 
-Every formula is written in ordinary tensor operations, in the order of PyTorch's kernels, so that
-it rounds like them. `g` is the gradient of the result.
+Each checks its arguments as PyTorch does, and records the rules of which it consists; the gradients
+are in `nnmirror.rules`. The functions of the activations, of softmax and of Linear stand there too,
+beside their rules.
 """
 
 import functools
@@ -18,7 +19,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._types import Size, TorchFunction
 from .fast.composed import composed, warn
 from .overrides import overridable
-from .rules import RULES, Rule
+from .rules import RULES
 from .rules import activation as _activation
 from .rules import attention as _attention
 from .rules import batchnorm as _batchnorm
@@ -39,8 +40,6 @@ from .rules import softmax as _softmax
 from .rules import upsampling as _upsampling
 from .rules.activation import *  # noqa: F403
 from .rules.arithmetic import Div, Mul, Neg, Pow, Rsub, Sub
-from .rules.elementwise import Abs
-from .rules.gradient import applied
 from .rules.linear import *  # noqa: F403
 from .rules.prelu import *  # noqa: F403
 from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
@@ -48,7 +47,7 @@ from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
 from .rules.shape import Clone, broadcast_tensors, expand, squeeze, unsqueeze
 from .rules.softmax import *  # noqa: F403
-from .tape import constant, record
+from .tape import record
 from .tensor import Tensor
 
 T = torch.Tensor
@@ -681,131 +680,6 @@ def _pair(value: Size) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, Iterable) else (value, value)
 
 
-class MseLoss(Rule):
-    """l = (x - t)^2, its mean or its sum:  dx = (x - t) (2 / n) g,  dt = (t - x) (2 / n) g
-
-    n is the number of elements for the mean, else one.  Saved: x and t.
-    Of dx, for its gradient h, x gets 2 (h g) / n, and t the same negated.
-    """
-
-    tuple_places = (0, 1)
-    public = staticmethod(torch._C._nn.mse_loss)
-
-    @staticmethod
-    def as_called(input: T, target: T, reduction: str = "mean") -> tuple[T, T, int]:
-        return input, target, _REDUCTIONS.index(reduction)
-
-    @staticmethod
-    def infer(input: T, target: T, reduction: str = "mean") -> T:
-        if input.shape != target.shape:
-            input, target = torch.broadcast_tensors(input, target)
-        return torch._C._nn.mse_loss(input, target, _REDUCTIONS.index(reduction))  # type: ignore[arg-type]
-
-    @staticmethod
-    def forward(input: T, target: T, reduction: str = "mean") -> T:
-        x, t = _squared(input, target)
-        if reduction == "mean" and x.dtype is t.dtype in _FLOATS and x.numel():
-            return _mean_square(x, t)
-        d = x - t
-        loss = d * d
-        if reduction == "none":
-            return loss
-        return loss.mean() if reduction == "mean" else loss.sum()
-
-    @classmethod
-    def choose(cls, input: T, target: T, reduction: str = "mean") -> TorchFunction | None:
-        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
-        if not alike or reduction != "mean" or not input.numel() or not input.is_cpu:
-            return None
-        return functools.partial(_mean_of, _number(float(input.numel()), input))
-
-    @classmethod
-    def how(cls, input: T, target: T, reduction: str = "mean") -> T | None:
-        """2 / n, where x and t are of one kind and laid out by rows."""
-        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
-        if not (alike and input.numel() and input.is_contiguous() and target.is_contiguous()):
-            return None
-        return _number(2.0 / input.numel() if reduction == "mean" else 2.0, input)
-
-    @staticmethod
-    def d_input(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _mse_grad(g, *_loss.of_one_shape(input, target), reduction, how)
-
-    @staticmethod
-    def d_target(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
-        return _mse_grad(g, *_loss.of_one_shape(target, input), reduction, how)
-
-
-class MseLossBackward(Rule):
-    """The gradient of `MseLoss`, with a gradient."""
-
-    @staticmethod
-    def forward(grad: T, input: T, target: T, reduction: str, scale: T | None) -> T:
-        return _squared_error_grad(grad, input, target, reduction, scale)
-
-    @staticmethod
-    def d_grad(g: T, input: T, target: T, reduction: str, scale: T | None) -> T:
-        return _mse_grad(g, input, target, reduction, scale)
-
-    @staticmethod
-    def d_input(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
-        ddx = g * grad * 2
-        return ddx / input_shape.numel() if reduction == "mean" else ddx
-
-    @staticmethod
-    def d_target(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
-        return -MseLossBackward.d_input(g, grad, input_shape, reduction)
-
-
-_mse_grad = applied(MseLossBackward)
-
-
-def _number(value: float, like: T) -> T:
-    return constant(value, like.dtype, like.device)
-
-
-def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
-    """(x - t) (2 / n) g, multiplied in that order as PyTorch's kernel does."""
-    if scale is None:
-        x, t = _squared(x, t)
-        d = (x - t).contiguous()  # whatever the strides of x
-        count = x.numel() if reduction == "mean" else 1
-        scale = _number(2.0 / count if count else float("inf"), d)
-    else:
-        d = torch.sub(x, t)
-    d.mul_(scale)  # a new tensor
-    return d if g is _number(1.0, g) else d * g  # the one that backward() starts
-
-
-def _squared(input: T, target: T) -> tuple[T, T]:
-    """Do both have the same shape, and dtypes that can be subtracted?"""
-    if input.shape != target.shape:
-        input, target = torch.broadcast_tensors(input, target)
-    if not (input.dtype is target.dtype is torch.float32):
-        if input.is_complex() or target.is_complex():
-            raise unplaced(torch._C._nn.mse_loss, (input, target), {})
-        # `-` takes no booleans, PyTorch's loss does.
-        wide = torch.result_type(input, target)
-        input = input.to(wide) if input.dtype is torch.bool else input
-        target = target.to(wide) if target.dtype is torch.bool else target
-    return input, target
-
-
-def _mean_square(x: T, t: T) -> T:
-    """The mean with the bits of torch.mean, with fewer calls from Python."""
-    if x.is_cpu:
-        return _mean_of(_number(float(x.numel()), x), x, t)
-    loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
-    return loss.mean()
-
-
-def _mean_of(n: T, x: T, t: T, reduction: str = "mean") -> T:
-    return torch._C._nn.mse_loss(x, t, 0).sum().div_(n)  # type: ignore[arg-type]
-
-
-_FLOATS = (torch.float32, torch.float64)
-
-
 _SIZES_DIFFER = (
     "Using a target size ({}) that is different to the input size ({}). This will likely lead"
     " to incorrect results due to broadcasting. Please ensure they have the same size."
@@ -821,14 +695,17 @@ def mse_loss(
     reduction: str = "mean",
     weight: T | None = None,
 ) -> T:
-    """The squared error, its mean or its sum; see `MseLoss`. With `weight`, the weighted mean."""
+    """The squared error, its mean or its sum. With `weight`, the weighted mean.
+
+    See `nnmirror.rules.loss.MseLoss`.
+    """
     differ = warn_if_sizes_differ(input, target)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if weight is None:
         if differ:
             return mse_of_broadcast(input, target, reduction)
-        return record(MseLoss, (input, target, checked_reduction(reduction)))[0]
+        return record(_loss.MseLoss, (input, target, checked_reduction(reduction)))[0]
     if differ:
         input, target = broadcast_tensors(input, target)
     if weight.size() != input.size():
@@ -840,7 +717,7 @@ def mse_loss(
 def mse_of_broadcast(input: T, target: T, reduction: str) -> T:
     """`mse_loss` of two shapes: broadcast first, as in PyTorch, which sums gradients there."""
     number = checked_reduction(reduction)
-    return record(MseLoss, (*broadcast_tensors(input, target), number))[0]
+    return record(_loss.MseLoss, (*broadcast_tensors(input, target), number))[0]
 
 
 def _weighted_mean(error: T, weight: T, reduction: str) -> T:
@@ -876,13 +753,6 @@ def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> bool:
     return True
 
 
-def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
-    return record(MseLoss, (input, target, _REDUCTIONS[reduction]))[0]
-
-
-RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
-
-
 @composed
 def l1_loss(
     input: T,
@@ -900,24 +770,10 @@ def l1_loss(
     if differ:
         input, target = broadcast_tensors(input, target)
     if weight is None:
-        return absolute_error(input, target, checked_reduction(reduction))
+        return _loss.absolute_error(input, target, checked_reduction(reduction))
     if weight.size() != size:
         raise ValueError("Weights and input must have the same size.")
-    return _weighted_mean(absolute_error(input, target, "none"), weight, reduction)
-
-
-def absolute_error(input: T, target: T, reduction: str) -> T:
-    error = record(Abs, (record(Sub, (input, target))[0],))[0]
-    if reduction == "none":
-        return error
-    return record(Mean if reduction == "mean" else Sum, (error,))[0]
-
-
-def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
-    return absolute_error(input, target, _REDUCTIONS[reduction])
-
-
-RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
+    return _weighted_mean(_loss.absolute_error(input, target, "none"), weight, reduction)
 
 
 @composed
@@ -936,7 +792,7 @@ def smooth_l1_loss(
     if differ:
         input, target = broadcast_tensors(input, target)
     if beta == 0.0:
-        return absolute_error(input, target, checked_reduction(reduction))
+        return _loss.absolute_error(input, target, checked_reduction(reduction))
     return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
 
 
@@ -1097,7 +953,7 @@ def poisson_nll_loss(
     """-log of the probability of counts; see `nnmirror.rules.composed.poisson_nll_loss`."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    if reduction not in _REDUCTIONS:
+    if reduction not in _loss.REDUCTIONS:
         raise ValueError(reduction + " is not a valid value for reduction")
     number = reduction_number(reduction)
     return _composed.poisson_nll_loss(input, target, log_input, full, eps, number)
@@ -1132,7 +988,7 @@ def gaussian_nll_loss(
             or sum(v for x, v in zip(*sizes, strict=True) if x != v) != 1
         ):
             raise ValueError("var is of incorrect size")
-    if reduction not in _REDUCTIONS:
+    if reduction not in _loss.REDUCTIONS:
         raise ValueError(reduction + " is not valid")
     spread: T = record(Clone, (var,))[0]
     with DisableTorchFunctionSubclass(), torch.no_grad():
@@ -1264,22 +1120,19 @@ def multilabel_soft_margin_loss(
         loss = record(Mul, (loss, weight))[0]
     along = input.dim() - 1
     loss = loss.sum(dim=along) / input.size(along)
-    if reduction not in _REDUCTIONS:
+    if reduction not in _loss.REDUCTIONS:
         raise ValueError(reduction + " is not valid")
     return _composed.reduced(loss, reduction_number(reduction))
 
 
-_REDUCTIONS = ("none", "mean", "sum")
-
-
 def reduction_number(reduction: str) -> int:
     """The reduction as PyTorch's kernels number it, or PyTorch's error."""
-    return _REDUCTIONS.index(checked_reduction(reduction, 5))
+    return _loss.REDUCTIONS.index(checked_reduction(reduction, 5))
 
 
 def checked_reduction(reduction: str, stacklevel: int = 4) -> str:
     """`reduction` as "none", "mean" or "sum", or PyTorch's error."""
-    if reduction in _REDUCTIONS:
+    if reduction in _loss.REDUCTIONS:
         return reduction
     if reduction == "elementwise_mean":
         warnings.warn(

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import functional as F
 from .._state import sequence as _sequence
 from ..fast.composed import met_before
+from ..rules.loss import MseLoss
 from ..tensor import Tensor as Tracked
 from .explicit import Traced
 from .layer import Layer
@@ -95,7 +96,7 @@ class MSELoss(_Loss):
         if F.warn_if_sizes_differ(input, target, 3):
             compared = functools.partial(F.mse_of_broadcast, reduction=self.reduction)
             return self._run_several(compared, (input,), (target,))  # type: ignore[no-any-return]
-        return self._run(F.MseLoss, input, target, F.checked_reduction(self.reduction, 3))
+        return self._run(MseLoss, input, target, F.checked_reduction(self.reduction, 3))
 
 
 class L1Loss(_Loss):

@@ -1,4 +1,4 @@
-"""The losses: of probabilities, of classes, and those between absolute and squared.
+"""The losses: squared and absolute, those between, of probabilities and of classes.
 
 `g` is the gradient of the loss, `n` the number of elements for the mean, else one. Where PyTorch's
 kernel rounds after each operation, so does the formula here, in the same order. `h` is the gradient
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
+from .._types import TorchFunction
 from ..tape import (
     constant,
     is_left_to_torch,
@@ -19,17 +20,166 @@ from ..tape import (
     record,
 )
 from ..tensor import Tensor
-from .arithmetic import Add, Div, Mul
+from .arithmetic import Add, Div, Mul, Sub
+from .elementwise import Abs
 from .gradient import applied
 from .kernel import FEW, by_path
-from .registry import Rule, check_numbers, composed, composite, rule, unplaced
+from .reduction import Mean, Sum
+from .registry import RULES, Rule, check_numbers, composed, composite, rule, unplaced
 from .shape import broadcast_tensors, contiguous, view
 from .softmax import LogSoftmax, log_softmax_method
 
 T = torch.Tensor
 
-MEAN = 1  # PyTorch's numbers for the reductions: none, mean, sum
+REDUCTIONS = ("none", "mean", "sum")  # by PyTorch's numbers for them
+MEAN = 1
 _LEAST = torch.tensor(1e-12).item()  # a float32 in the kernel, for any dtype of x
+
+
+class MseLoss(Rule):
+    """l = (x - t)^2, its mean or its sum:  dx = (x - t) (2 / n) g,  dt = (t - x) (2 / n) g
+
+    n is the number of elements for the mean, else one.  Saved: x and t.
+    Of dx, for its gradient h, x gets 2 (h g) / n, and t the same negated.
+    """
+
+    tuple_places = (0, 1)
+    public = staticmethod(torch._C._nn.mse_loss)
+
+    @staticmethod
+    def as_called(input: T, target: T, reduction: str = "mean") -> tuple[T, T, int]:
+        return input, target, REDUCTIONS.index(reduction)
+
+    @staticmethod
+    def infer(input: T, target: T, reduction: str = "mean") -> T:
+        if input.shape != target.shape:
+            input, target = torch.broadcast_tensors(input, target)
+        return torch._C._nn.mse_loss(input, target, REDUCTIONS.index(reduction))  # type: ignore[arg-type]
+
+    @staticmethod
+    def forward(input: T, target: T, reduction: str = "mean") -> T:
+        x, t = _squared(input, target)
+        if reduction == "mean" and x.dtype is t.dtype in _FLOATS and x.numel():
+            return _mean_square(x, t)
+        d = x - t
+        loss = d * d
+        if reduction == "none":
+            return loss
+        return loss.mean() if reduction == "mean" else loss.sum()
+
+    @classmethod
+    def choose(cls, input: T, target: T, reduction: str = "mean") -> TorchFunction | None:
+        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
+        if not alike or reduction != "mean" or not input.numel() or not input.is_cpu:
+            return None
+        return functools.partial(_mean_of, _number(float(input.numel()), input))
+
+    @classmethod
+    def how(cls, input: T, target: T, reduction: str = "mean") -> T | None:
+        """2 / n, where x and t are of one kind and laid out by rows."""
+        alike = input.shape == target.shape and input.dtype is target.dtype in _FLOATS
+        if not (alike and input.numel() and input.is_contiguous() and target.is_contiguous()):
+            return None
+        return _number(2.0 / input.numel() if reduction == "mean" else 2.0, input)
+
+    @staticmethod
+    def d_input(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
+        return _mse_grad(g, *of_one_shape(input, target), reduction, how)
+
+    @staticmethod
+    def d_target(g: T, input: T, target: T, reduction: str, how: T | None) -> T:
+        return _mse_grad(g, *of_one_shape(target, input), reduction, how)
+
+
+class MseLossBackward(Rule):
+    """The gradient of `MseLoss`, with a gradient."""
+
+    @staticmethod
+    def forward(grad: T, input: T, target: T, reduction: str, scale: T | None) -> T:
+        return _squared_error_grad(grad, input, target, reduction, scale)
+
+    @staticmethod
+    def d_grad(g: T, input: T, target: T, reduction: str, scale: T | None) -> T:
+        return _mse_grad(g, input, target, reduction, scale)
+
+    @staticmethod
+    def d_input(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
+        ddx = g * grad * 2
+        return ddx / input_shape.numel() if reduction == "mean" else ddx
+
+    @staticmethod
+    def d_target(g: T, grad: T, input_shape: torch.Size, reduction: str) -> T:
+        return -MseLossBackward.d_input(g, grad, input_shape, reduction)
+
+
+_mse_grad = applied(MseLossBackward)
+
+
+def _number(value: float, like: T) -> T:
+    return constant(value, like.dtype, like.device)
+
+
+def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
+    """(x - t) (2 / n) g, multiplied in that order as PyTorch's kernel does."""
+    if scale is None:
+        x, t = _squared(x, t)
+        d = (x - t).contiguous()  # whatever the strides of x
+        count = x.numel() if reduction == "mean" else 1
+        scale = _number(2.0 / count if count else float("inf"), d)
+    else:
+        d = torch.sub(x, t)
+    d.mul_(scale)  # a new tensor
+    return d if g is _number(1.0, g) else d * g  # the one that backward() starts
+
+
+def _squared(input: T, target: T) -> tuple[T, T]:
+    """Do both have the same shape, and dtypes that can be subtracted?"""
+    if input.shape != target.shape:
+        input, target = torch.broadcast_tensors(input, target)
+    if not (input.dtype is target.dtype is torch.float32):
+        if input.is_complex() or target.is_complex():
+            raise unplaced(torch._C._nn.mse_loss, (input, target), {})
+        # `-` takes no booleans, PyTorch's loss does.
+        wide = torch.result_type(input, target)
+        input = input.to(wide) if input.dtype is torch.bool else input
+        target = target.to(wide) if target.dtype is torch.bool else target
+    return input, target
+
+
+def _mean_square(x: T, t: T) -> T:
+    """The mean with the bits of torch.mean, with fewer calls from Python."""
+    if x.is_cpu:
+        return _mean_of(_number(float(x.numel()), x), x, t)
+    loss: T = torch._C._nn.mse_loss(x, t, 0)  # type: ignore[arg-type]
+    return loss.mean()
+
+
+def _mean_of(n: T, x: T, t: T, reduction: str = "mean") -> T:
+    return torch._C._nn.mse_loss(x, t, 0).sum().div_(n)  # type: ignore[arg-type]
+
+
+_FLOATS = (torch.float32, torch.float64)
+
+
+def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
+    return record(MseLoss, (input, target, REDUCTIONS[reduction]))[0]
+
+
+RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
+
+
+def absolute_error(input: T, target: T, reduction: str) -> T:
+    error = record(Abs, (record(Sub, (input, target))[0],))[0]
+    if reduction == "none":
+        return error
+    return record(Mean if reduction == "mean" else Sum, (error,))[0]
+
+
+def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
+    return absolute_error(input, target, REDUCTIONS[reduction])
+
+
+RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
 
 
 def _reduced(grad: T, weight: T | None, reduction: int, count: int) -> T:
