@@ -26,7 +26,7 @@ Pages to begin with:
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -106,14 +106,14 @@ else:
     __getattr__ = missing(__name__, modules.__all__, later=("testing",))
 
 
-def load_ipython_extension(ipython: Any) -> None:
+def load_ipython_extension(ipython: object) -> None:
     """`%load_ext nnmirror`: later cells see the mirror where they import torch."""
     from . import notebook
 
     notebook.load(ipython)
 
 
-def unload_ipython_extension(ipython: Any) -> None:
+def unload_ipython_extension(ipython: object) -> None:
     """`%unload_ext nnmirror`: later imports are PyTorch's again."""
     from . import notebook
 

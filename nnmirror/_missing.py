@@ -10,7 +10,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeGuard
+from typing import NoReturn, TypeGuard
 
 _WAYS = (
     "build it from mirrored modules and tensor operations; write it as an nnmirror.Function with"
@@ -22,7 +22,7 @@ _MOST_LISTED = 20  # names in a message
 
 def missing(
     module: str, mirrored: Iterable[str], ways: str = _WAYS, later: Iterable[str] = ()
-) -> Callable[[str], Any]:
+) -> Callable[[str], type | types.ModuleType]:
     """A module's `__getattr__`; `ways` says what to do instead of using a missing name.
 
     `later` are submodules that are imported on first use.
@@ -41,7 +41,7 @@ def missing(
 
     stand_ins = StandIns(why, lambda theirs: theirs.__name__)
 
-    def getattr_(name: str) -> Any:
+    def getattr_(name: str) -> type | types.ModuleType:
         if name.startswith("__"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if name in later:
@@ -71,14 +71,14 @@ _COUNTERPARTS = {
 }
 
 
-def _is_import(frame: Any) -> bool:
+def _is_import(frame: types.FrameType) -> bool:
     """Is this frame at a `from module import name`?
 
     Python replaces an AttributeError there by its own message, which only says that it cannot
     import the name. Everything else (getattr, hasattr, inspect) needs an AttributeError.
     """
-    place: int = frame.f_lasti
-    return bool(place >= 0 and frame.f_code.co_code[place] == _IMPORT_FROM)
+    place = frame.f_lasti
+    return place >= 0 and frame.f_code.co_code[place] == _IMPORT_FROM
 
 
 # -- classes that are not mirrored ---------------------------------------------------------
@@ -102,7 +102,7 @@ class StandIns:
         self.known: dict[type, type] = {}
 
     @staticmethod
-    def can_be_for(value: Any) -> TypeGuard[type]:
+    def can_be_for(value: object) -> TypeGuard[type]:
         """Is `value` a class of PyTorch's of which no mirrored one is a subclass there?"""
         return (
             isinstance(value, type)
@@ -120,13 +120,13 @@ class StandIns:
             for base in theirs.__bases__
             if base.__module__.startswith(_ROOTS)
         )
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             key: _OnlyTheirs(self.why, f"{name}.{key}")
             for key in vars(theirs)
             if not (key.startswith("_") or any(hasattr(base, key) for base in bases))
         }
 
-        def refuse(cls: type, *args: Any, **kwargs: Any) -> NoReturn:
+        def refuse(cls: type, *args: object, **kwargs: object) -> NoReturn:
             raise NotImplementedError(f"nnmirror: {self.why(name)}")
 
         body["__new__"] = refuse
@@ -146,7 +146,7 @@ class _OnlyTheirs:
         self.why = why
         self.name = name
 
-    def __get__(self, instance: Any, owner: Any) -> NoReturn:
+    def __get__(self, instance: object, owner: object) -> NoReturn:
         raise AttributeError(self.why(self.name))
 
 

@@ -22,7 +22,8 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 import itertools
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -36,14 +37,18 @@ taps = 0
 exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
 
+# A call: function, arguments, result, node.
+_Noted: TypeAlias = tuple[Callable[..., object] | None, tuple[object, ...], object, object]
+
+
 class _Here(threading.local):
     """State of the thread."""
 
     # Plain mode (see plain.py): whether it is on, and how many contexts have turned it on.
     is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
     depth = int(is_plain)
-    # The recorded calls that fast/composed.py notes: (function, arguments, result, node) of each.
-    noted: "list[tuple[Any, tuple[Any, ...], Any, Any]] | None" = None
+    # The recorded calls that fast/composed.py notes.
+    noted: "list[_Noted] | None" = None
 
 
 here = _Here()

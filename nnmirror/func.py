@@ -489,7 +489,7 @@ def _refuse_complex(name: str, values: object, kind: str) -> None:
 
 def vmap(
     func: Callable[P, R],
-    in_dims: Any = 0,
+    in_dims: int | tuple[Any, ...] = 0,
     out_dims: Any = 0,
     randomness: str = "error",
     *,

@@ -9,8 +9,8 @@ import functools
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 
@@ -52,6 +52,7 @@ from .tensor import Tensor
 
 T = torch.Tensor
 C = TypeVar("C", bound=TorchFunction)
+P = ParamSpec("P")
 # By what to enlarge, in all dimensions or in each.
 _Factor: TypeAlias = float | Sequence[float]
 __all__ = [
@@ -129,9 +130,14 @@ __all__ = [
 ]
 
 
+def _described_by(function: Callable[P, T], answer: TorchFunction) -> Callable[P, T]:
+    return functools.wraps(function)(answer)
+
+
 scaled_dot_product_attention = overridable(
-    functools.wraps(_attention.scaled_dot_product_attention)(
-        RULES[torch._C._nn.scaled_dot_product_attention]
+    _described_by(
+        _attention.scaled_dot_product_attention,
+        RULES[torch._C._nn.scaled_dot_product_attention],
     )
 )
 

@@ -89,7 +89,7 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _with_a_gradient(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """For arguments that are tensors which require grad: the operations raise their errors."""
     tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())

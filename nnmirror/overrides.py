@@ -195,7 +195,7 @@ class _OfSubclass(Tensor):
         with DisableTorchFunctionSubclass():
             return cls._converted(result, args)
 
-    def __reduce_ex__(self, protocol: Any) -> str | tuple[object, ...]:
+    def __reduce_ex__(self, protocol: object) -> str | tuple[object, ...]:
         return self.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
     @classmethod
@@ -219,7 +219,7 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
         return Tensor
 
     def asked(
-        own: Any,
+        own: object,
         func: TorchFunction,
         types: Iterable[type],
         args: tuple[object, ...] = (),

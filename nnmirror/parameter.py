@@ -1,6 +1,6 @@
 """Parameter and Buffer: the tensors that a module registers when they are assigned."""
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 
@@ -152,7 +152,7 @@ class UninitializedTensorMixin:
         )
 
 
-def is_lazy(param: object) -> bool:
+def is_lazy(param: object) -> TypeGuard[UninitializedTensorMixin]:
     """Is it an UninitializedParameter or UninitializedBuffer?"""
     return isinstance(param, UninitializedTensorMixin)
 

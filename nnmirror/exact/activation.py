@@ -6,7 +6,7 @@ registers differently from the remaining ones, there is a formula for each (see
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -68,7 +68,7 @@ def _elu_grad(g: T, input: T, alpha: float, scale: float, input_scale: float) ->
     return laid_out_as(dx.to(dtype).view(shape), g)
 
 
-def _below(how: tuple[float, float, float], like: T) -> tuple[Any, Any]:
+def _below(how: tuple[float, float, float], like: T) -> tuple[Callable[[T], T], Callable[[T], T]]:
     """The factors of g below 0 and above: (g i (a s)) and (g s).
 
     None where that is 1, as it nearly always is.

@@ -330,7 +330,7 @@ class ModuleDict(Module):
             self[key] = module
 
 
-def _as_parameter(value: object) -> Any:
+def _as_parameter(value: object) -> object:
     if isinstance(value, torch.Tensor) and not is_parameter(value):
         return Parameter(value)
     return value
@@ -395,7 +395,7 @@ class ParameterList(Module):
             _describe(i, value, str(getattr(value, "dtype", ""))) for i, value in enumerate(self)
         )
 
-    def __call__(self, *args, **kwargs):  # type: (*Any, **Any) -> Any
+    def __call__(self, *args, **kwargs):  # type: (*object, **object) -> Any
         raise RuntimeError("ParameterList should not be called.")
 
 
@@ -500,7 +500,7 @@ class ParameterDict(Module):
             _describe(key, value, torch.typename(value)) for key, value in self.items()
         )
 
-    def __call__(self, input):  # type: (Any) -> Any
+    def __call__(self, input):  # type: (object) -> Any
         raise RuntimeError("ParameterDict should not be called.")
 
     def __or__(self, other: ParameterDict) -> ParameterDict:

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -23,6 +23,7 @@ from .explicit import Traced
 if TYPE_CHECKING:
     from . import module as _module
 
+V = TypeVar("V")
 Grads: TypeAlias = tuple[torch.Tensor | None, ...]
 Hook: TypeAlias = Callable[..., Any]
 Registry: TypeAlias = dict[int, Hook]
@@ -64,7 +65,7 @@ def add(
     return handle
 
 
-def registered(registry: Registry, module: "_module.Module", name: str, value: object) -> Any:
+def registered(registry: Registry, module: "_module.Module", name: str, value: V) -> V:
     """`value` after the registration hooks."""
     for hook in registry.values():
         result = hook(module, name, value)

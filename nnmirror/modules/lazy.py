@@ -5,14 +5,20 @@ net(x)  # from now on Linear(in_features=x.shape[-1], ...) and Linear(8, 1)
 """
 
 import itertools
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from ..parameter import is_lazy
 
+if TYPE_CHECKING:
+    from .module import Module as _Mixed
+    from .module import StateDict
+else:
+    _Mixed = object
 
-class LazyModuleMixin:
+
+class LazyModuleMixin(_Mixed):
     """The mixin of a module whose parameters are made at its first call.
 
     Its parameters are `UninitializedParameter`s until `initialize_parameters(*inputs)` gives them
@@ -21,19 +27,19 @@ class LazyModuleMixin:
 
     cls_to_become: type | None = None
 
-    def __init__(self: Any, *args, **kwargs):  # type: ignore[no-untyped-def]
-        super().__init__(*args, **kwargs)  # type: ignore[safe-super]
+    def __init__(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        super().__init__(*args, **kwargs)
         self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
         self._initialize_hook = self.register_forward_pre_hook(
             self._infer_parameters, with_kwargs=True
         )
 
-    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: "StateDict", prefix: str, keep_vars: bool) -> None:
         for name, value in self._local_state().items():
             kept = keep_vars or is_lazy(value)
             destination[prefix + name] = value if kept else value.detach()
 
-    def _lazy_load_hook(self: Any, state_dict: Any, prefix: str, *more: object) -> None:
+    def _lazy_load_hook(self, state_dict: "StateDict", prefix: str, *more: object) -> None:
         """Before a state is loaded: give uninitialized parameters the shapes in the state."""
         for name, param in itertools.chain(self._parameters.items(), self._buffers.items()):
             given = state_dict.get(prefix + name)
@@ -47,11 +53,16 @@ class LazyModuleMixin:
             f"initialize_parameters is not implemented for {self.__class__.__name__}"
         )
 
-    def has_uninitialized_params(self: Any):  # type: ignore[no-untyped-def]
+    def has_uninitialized_params(self):  # type: ignore[no-untyped-def]
         """Are there parameters or buffers without a shape?"""
         return any(map(is_lazy, (*self._parameters.values(), *self._buffers.values())))
 
-    def _infer_parameters(self: Any, module: Any, args: Any, kwargs: Any = None) -> None:
+    def _infer_parameters(
+        self,
+        module: Any,
+        args: tuple[object, ...],
+        kwargs: dict[str, object] | None = None,
+    ) -> None:
         """Before its first call."""
         module.initialize_parameters(*args, **(kwargs or {}))
         if module.has_uninitialized_params():

@@ -28,10 +28,20 @@ from .shape import Clone, contiguous, repeat, select, view
 T = torch.Tensor
 
 
-def _infer(*args: Any) -> T:
+def _infer(
+    input: T,
+    weight: T | None,
+    bias: T | None,
+    running_mean: T | None,
+    running_var: T | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> T:
     if mapping.depth:
-        _refuse_shared_statistics(args[3], args[5])
-    return torch.batch_norm(*args, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+        _refuse_shared_statistics(running_mean, training)
+    stats, cudnn = (running_mean, running_var), torch.backends.cudnn.enabled
+    return torch.batch_norm(input, weight, bias, *stats, training, momentum, eps, cudnn)
 
 
 class NativeBatchNormBackward(Rule):
@@ -325,7 +335,7 @@ def _refuse_shared_statistics(running_mean: T | None, training: bool) -> None:
         )
 
 
-def _of_nothing(input: T, weight: T | None, bias: T | None, *how: object) -> T:
+def _of_nothing(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
     """An empty batch: other nodes, gradients of zero, and unchanged running statistics."""
     with DisableTorchFunctionSubclass(), torch.no_grad():
         _infer(input, weight, bias, *how)  # raises PyTorch's errors

@@ -100,7 +100,7 @@ def cholesky(A: T, *, upper: bool = False) -> T:
 
 
 @answered(torch.linalg.cholesky_ex)
-def cholesky_ex(A: T, *, upper: bool = False, check_errors: bool = False) -> Any:
+def cholesky_ex(A: T, *, upper: bool = False, check_errors: bool = False) -> tuple[T, T]:
     factor, info = record(LinalgCholeskyEx, (A, upper))[0]
     if check_errors:
         _checked(info, "linalg.cholesky_ex", A)
@@ -245,7 +245,7 @@ def solve(A: T, B: T, *, left: bool = True) -> T:
 
 
 @answered(torch.linalg.solve_ex)
-def solve_ex(A: T, B: T, *, left: bool = True, check_errors: bool = False) -> Any:
+def solve_ex(A: T, B: T, *, left: bool = True, check_errors: bool = False) -> tuple[T, T]:
     x, info = record(LinalgSolveEx, (A, B, left))[0]
     if check_errors:
         _checked(info, "torch.linalg.solve_ex", A)
@@ -281,7 +281,7 @@ def inverse(input: T) -> T:
 
 
 @answered(torch.linalg.inv_ex)
-def inv_ex(A: T, *, check_errors: bool = False) -> Any:
+def inv_ex(A: T, *, check_errors: bool = False) -> tuple[T, T]:
     z, info = record(LinalgInvEx, (A,))[0]
     if check_errors:
         _checked(info, "linalg.inv_ex", A)
@@ -379,12 +379,12 @@ class LinalgSlogdet(Rule):
 
 
 @answered(torch.linalg.slogdet)
-def linalg_slogdet(A: T) -> Any:
+def linalg_slogdet(A: T) -> tuple[T, T]:
     return _named.linalg_slogdet(record(LinalgSlogdet, (A,))[0])
 
 
 @answered(torch.slogdet, T.slogdet)
-def slogdet(input: T) -> Any:
+def slogdet(input: T) -> tuple[T, T]:
     return _named.slogdet(record(LinalgSlogdet, (input,))[0])
 
 

@@ -39,7 +39,7 @@ _Scales = Sequence[float] | None
 class _Kind(NamedTuple):
     """A mode of interpolation, for a number of dimensions."""
 
-    func: Any  # PyTorch's
+    func: TorchFunction  # PyTorch's
     label: str
     takes_corners: bool  # whether it has an argument align_corners
     along: str  # the mode that W_d is computed with, for the fewest dimensions
