@@ -64,7 +64,8 @@ def numbers(function):
     for name, p in inspect.signature(function).parameters.items():
         kind, default = str(p.annotation), p.default
         number = isinstance(default, int | float) and not isinstance(default, bool)
-        if name != "var" and "ist[" not in kind and (number or "int" in kind or "float" in kind):
+        several = "ist[" in kind or kind.startswith("collections.abc.Sequence[")
+        if name != "var" and not several and (number or "int" in kind or "float" in kind):
             value = VALUES.get(name, default if number else OTHERS.get(name, 0.5))
             found[name] = float(value)
     return found
