@@ -216,7 +216,7 @@ def is_shown() -> bool:
 # them as PyTorch's DistributedDataParallel does, so that ranks of either library work together.
 
 
-def default_group() -> Any:
+def default_group() -> "torch.distributed.ProcessGroup":
     return torch.distributed.distributed_c10d._get_default_group()
 
 
@@ -224,7 +224,7 @@ def first_bucket_bytes() -> int:
     return torch.distributed._DEFAULT_FIRST_BUCKET_BYTES
 
 
-def bucket_assignment(*args: Any) -> Any:
+def bucket_assignment(*args: Any) -> tuple[list[list[int]], list[int]]:
     return torch.distributed._compute_bucket_assignment_by_size(*args)
 
 

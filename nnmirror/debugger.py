@@ -186,7 +186,7 @@ def _formula_of(frame: FrameType) -> str:
     return documented.value(rule) if is_value else documented.gradients(rule)
 
 
-def _as_written(function: Any) -> FunctionType | None:
+def _as_written(function: Any) -> Any:
     """The function inside a wrapper: a rule's recorded forward, a module's kept call; else None."""
     if getattr(function, "__func__", None) is Formulas.call:
         return function.__self__.forward

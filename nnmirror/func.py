@@ -85,7 +85,7 @@ class _Inside:
             )
         return output
 
-    def differentiable(self, value: object) -> Any:
+    def differentiable(self, value: object) -> T:
         if not isinstance(value, T):
             raise ValueError(f"Thing passed to transform API must be Tensor, got {type(value)}")
         if value.requires_grad and self.records:
@@ -655,7 +655,7 @@ def _batched(
 
 def _stacked(name: str, results: Sequence[object], out_dims: Any) -> Any:
     first, spec = tree_flatten(results[0])
-    dims: list[Any] | None
+    dims: list[int | None] | None
     if isinstance(results[0], T):
         dims = [out_dims] if out_dims is None or isinstance(out_dims, int) else list(out_dims)
         if len(dims) != 1:

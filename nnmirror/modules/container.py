@@ -250,7 +250,7 @@ class ModuleList(_Numbered):
         return self._get_name() + "(\n  " + "\n  ".join(lines) + "\n)"
 
 
-def _pairs(name: str, items: object, mappings: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(name: str, items: object, mappings: Any) -> Iterator[tuple[str, Any]]:
     """The key and value pairs that a dict's `update` was given, or PyTorch's errors."""
     if not isinstance(items, Iterable):
         raise TypeError(

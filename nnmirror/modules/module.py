@@ -795,6 +795,8 @@ class Module(_RefusedByTorchModules):
     @overload
     def to(self, tensor: Tensor, non_blocking: bool = ...) -> Self: ...
 
+    @overload
+    def to(self, *, memory_format: torch.memory_format) -> Self: ...
     def to(self, *args, **kwargs):  # type: (*Any, **Any) -> Self
         """Move and cast: `to(device, dtype, non_blocking)`, `to(dtype)`, `to(tensor)`, ..."""
         device, dtype, non_blocking, memory_format = _torch.parse_to(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ class GradcheckError(RuntimeError):
 
 
 def gradcheck(
-    func: object,
-    inputs: object = (),
+    func: Callable[..., object],
+    inputs: torch.Tensor | Sequence[object] = (),
     *,
     eps: float = 1e-6,
     atol: float = 1e-5,

@@ -21,8 +21,8 @@ from .subject import Subject, mapped, random_gradient
 
 
 def assert_parity(
-    ours: object,
-    theirs: object,
+    ours: Callable[..., object],
+    theirs: Callable[..., object],
     *inputs: object,
     kwargs: Mapping[str, object] | None = None,
     rtol: float = 0.0,
