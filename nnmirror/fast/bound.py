@@ -873,7 +873,7 @@ class Writer:
                 memory.add(line, is_last, i, until.get(memory_of(out), i))
         if not memory.names:
             return None
-        self.environment["take"], self.environment["spare"] = memory.take, memory.spare.append
+        self.environment["take"], self.environment["spare"] = memory.take, memory.keep
         return memory
 
     def dropped(self, lines: list[str], memory: "_Memory | None") -> list[str]:
@@ -991,11 +991,12 @@ class _Memory:
         self.sizes: dict[int, int] = {}  # and its bytes
         self.until: dict[int, int] = {}  # the last call that reads it
         self.spare: list[list[torch.Tensor]] = []
-        # The first buffers are allocated among the results that the walk is compared with. Used
-        # again, they are replaced by new ones, which then lie above the activations: the C library
-        # returns only memory above all that is in use to the system, and a net whose activations
-        # are returned after each step has up to a thousand page faults in the next.
-        self.is_settled = False
+        # The first buffers are allocated among the results that the walk is compared with. After
+        # the next walk they are replaced by new ones, which then lie above the activations and the
+        # gradients: the C library returns only memory above all that is in use to the system, and
+        # a net whose activations or gradients are returned after each step has up to a thousand
+        # page faults in the next.
+        self.uses = 0
 
     def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
         """Put the result of `call` into this memory, if possible.
@@ -1089,13 +1090,14 @@ class _Memory:
 
     def take(self) -> list[torch.Tensor]:
         try:
-            made = self.spare.pop()
+            return self.spare.pop()
         except IndexError:
             return self.new()
-        if not self.is_settled:
-            self.is_settled = True
-            return self.new()
-        return made
+
+    def keep(self, made: list[torch.Tensor]) -> None:
+        """For the next walk."""
+        self.uses += 1
+        self.spare.append(self.new() if self.uses == 2 else made)
 
     def new(self) -> list[torch.Tensor]:
         made: list[torch.Tensor] = []
