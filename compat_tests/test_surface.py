@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import pickle
 import pkgutil
 import re
 
@@ -80,6 +81,14 @@ def test_functional_parameters(name):
     assert [(n, p.default, p.kind) for n, p in names[0]] == [
         (n, p.default, p.kind) for n, p in names[1]
     ]
+
+
+@pytest.mark.parametrize("name", nnmirror.functional.__all__)
+def test_a_function_is_pickled_by_its_public_name(name):
+    """A net that keeps its activation, `self.act = F.relu`, is saved whole."""
+    saved = pickle.dumps(getattr(nnmirror.functional, name))
+    assert b"nnmirror.functional" in saved
+    assert pickle.loads(saved) is getattr(nnmirror.functional, name)
 
 
 def test_init_signatures():

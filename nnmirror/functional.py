@@ -1165,8 +1165,8 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, stacklevel:
 
 for _file in (_activation, _linear_rules, _prelu, _softmax):
     __all__ += _file.__all__
-    for _name in _file.__all__:  # which the user finds here
-        globals()[_name].__module__ = __name__
+for _name in __all__:  # those of other files too, by the name that a user imports and pickles
+    globals()[_name].__module__ = __name__
 
 NAMED.update({("torch.nn.functional", name): globals()[name] for name in __all__})
 NAMED["torch.nn.functional", "_threshold"] = _activation.threshold  # its name there
