@@ -40,8 +40,8 @@ def _infer(
 ) -> T:
     if mapping.depth:
         _refuse_shared_statistics(running_mean, training)
-    stats, cudnn = (running_mean, running_var), torch.backends.cudnn.enabled
-    return torch.batch_norm(input, weight, bias, *stats, training, momentum, eps, cudnn)
+    mean, var, cudnn = running_mean, running_var, torch.backends.cudnn.enabled
+    return torch.batch_norm(input, weight, bias, mean, var, training, momentum, eps, cudnn)
 
 
 class NativeBatchNormBackward(Rule):
