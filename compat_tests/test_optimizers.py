@@ -366,15 +366,17 @@ MEANWHILE = [_hold, _load, _load_and_forget, _exchange, _one_state, _drop, _clea
 
 
 @pytest.mark.parametrize("change", MEANWHILE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("size", [2, 2**15 + 1])
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
-def test_optimiser_changed_between_steps(nn, optim, name, change):
+def test_optimiser_changed_between_steps(nn, optim, name, size, change):
     """References to state tensors stay current, and replaced tensors are used by later steps."""
     net, held = small(nn), []
     net.extra = nn.Parameter(torch.ones(2))
+    net.other = nn.Parameter(torch.ones(size))
     options = {"momentum": 0.9} if name == "SGD" else {}
     optimizer = getattr(optim, name)(
-        [*net[0].parameters(), *net[2].parameters()], lr=0.1, **options
+        [*net[0].parameters(), net.other, *net[2].parameters()], lr=0.1, **options
     )
     for step in range(7):
         if step in (2, 4):
@@ -384,7 +386,7 @@ def test_optimiser_changed_between_steps(nn, optim, name, change):
                 held.append(str(e))
         optimizer.zero_grad()
         loss = nn.MSELoss()(net(torch.randn(5, 3)), torch.ones(5, 2)) + net.extra.sum()
-        loss.backward()
+        (loss + net.other.square().sum()).backward()
         optimizer.step()
         for p in net.parameters():
             held.append(p._version if change is not _data else 0)
@@ -416,6 +418,21 @@ def _shared(optim, net, optimizer, held):
         held.append(v)
 
 
+def _all_tied(optim, net, optimizer, held):
+    net.other.data = net.other.data.clone()
+    net[0].weight.data = net.other.data[:12].view(4, 3)  # a view of the large parameter, if it is
+
+
+def _large_changed(optim, net, optimizer, held):
+    net.other.data = net.other.data.double()
+    net.other.grad = net.other.grad.double()
+
+
+def _large_from_small(optim, net, optimizer, held):
+    net.other.grad = net[2].bias.data.sum().expand(net.other.shape)
+    net[2].bias.grad = net.other.data[:2]
+
+
 def _tied(optim, net, optimizer, held):
     net[2].weight.data = net[0].weight.data[:2, :2].t()[:2].clone()
     net[2].bias.data = net[0].bias.data[:2]  # a view of the other bias
@@ -443,16 +460,18 @@ def _storage(optim, net, optimizer, held):
         v.untyped_storage().fill_(0)
 
 
-BEFORE_A_STEP = [_seen_through_an_array, _set_data, _doubled_data, _shared, _tied, _doubled,
-                 _aliased, _sparse, _storage]  # fmt: skip
+BEFORE_A_STEP = [_seen_through_an_array, _set_data, _doubled_data, _shared, _all_tied,
+                 _large_changed, _large_from_small, _tied, _doubled, _aliased, _sparse, _storage]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", BEFORE_A_STEP, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("size", [20, 2**15 + 1])
 @pytest.mark.parametrize("name", [*NAMES, "SGD"])
 @parity
-def test_memory_changed_between_steps(nn, optim, name, change):
+def test_memory_changed_between_steps(nn, optim, name, size, change):
     """The memory of parameters and state may be viewed, replaced and shared between steps."""
     net, held = small(nn), []
+    net.other = nn.Parameter(torch.ones(size))
     options = {"momentum": 0.9} if name == "SGD" else {}
     optimizer = getattr(optim, name)(net.parameters(), lr=0.1, **options)
     try:

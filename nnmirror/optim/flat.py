@@ -50,15 +50,17 @@ def storages(tensors: list[Tensor]) -> set[int]:
 class Flat:
     """Flat tensors for the parameters of a group, their gradients and their state.
 
-    `options` are those of the group, if all of its parameters are here; else None. One `step`
+    `options` are those of the group; `others`, its larger parameters and their state. One `step`
     counter is used for all parameters as long as their counters are equal.
     """
 
     def __init__(self, lists: Lists, lines: list[Tensor]) -> None:
         params = lists["params"]
         self.options: list[Any] | None = None
+        self.others: Lists = {}
+        self.are_small: list[bool] = []  # of the group's parameters with a gradient
+        self.ids: list[int] = []  # of these
         self.names = [*lists]
-        self.ids = [*map(id, params)]
         self.shapes = [*map(_shape, params)]
         self.dtype = params[0].dtype
         self.size = sum(p.numel() for p in params)
@@ -105,17 +107,17 @@ class Flat:
         except (AttributeError, TypeError):  # of options that are not tensors
             return False
 
-    def is_of_all(self, optimizer: Optimizer, names: tuple[str, ...], params: list[Tensor]) -> bool:
-        """Is it of these parameters, and of the state of these names that the optimiser keeps for
-        them?"""
-        if optimizer._kept_state.was_read:
-            lists = lists_of(optimizer, names, params, [])
-            return lists is not None and self.is_of(lists)
-        return (
-            self.ids == [*map(id, params)]
-            and self.names[2:] == [*names]
-            and self._are_at_home(params)
-        )
+    def is_of_group(
+        self, optimizer: Optimizer, names: tuple[str, ...], params: list[Tensor]
+    ) -> bool:
+        """Was the group last stepped with these parameters, and with the state of these names that
+        the optimiser has for them?"""
+        if [*map(id, params)] != self.ids or self.names[2:] != [*names]:
+            return False
+        if not optimizer._kept_state.was_read:
+            return self._are_at_home([*itertools.compress(params, self.are_small)])
+        lists = None if self.others else lists_of(optimizer, names, params, [])
+        return lists is not None and self.is_of(lists)
 
     def _are_at_home(self, tensors: list[Tensor]) -> bool:
         """Do these, the parameters and perhaps the state, have the memory that it knows?"""
@@ -135,9 +137,12 @@ class Flat:
         )
 
     def is_apart_from(self, others: Lists, grads: list[Tensor]) -> bool:
-        """Can the others be updated afterwards, because they share no memory that a step
-        changes?"""
-        if not all(g.layout is torch.strided for g in others["grads"]):
+        """Can the others be updated afterwards, without an error, because they share no memory
+        that a step changes?"""
+        if not others:
+            return True
+        alike = [t for name, of in others.items() if name != "step" for t in of]
+        if {*map(_dtype, alike)} != {self.dtype} or {*map(_layout, others["grads"])} != _DENSE:
             return False
         changed = [t for name, of in others.items() if name != "grads" for t in of]
         return self.storages.isdisjoint(storages([*changed, *others["grads"]])) and storages(
@@ -264,8 +269,8 @@ def lists_of(
 def step_again(
     optimizer: Optimizer, place: int, names: tuple[str, ...], one: Callable[..., None]
 ) -> bool:
-    """Repeat the last step of the group, if that was of one flat tensor and if its options are
-    the same, but for the values of numbers.
+    """Repeat the last step of the group, if that was of a flat tensor and if its options are the
+    same, but for the values of numbers.
 
     False, without a change, if it cannot be repeated.
     """
@@ -277,12 +282,26 @@ def step_again(
     if flat.options != _options(group) or "grad_scale" in kept or "found_inf" in kept:
         return False
     params, grads = with_grads(group["params"])
-    return (
-        flat.is_of_all(optimizer, names, params)
-        and flat.is_for_one_thread()
-        and flat.takes(grads)
-        and flat.step(group, grads, one)
-    )
+    if not (flat.is_of_group(optimizer, names, params) and flat.is_for_one_thread()):
+        return False
+    rest: Lists = {}
+    if flat.others:
+        small, large = _split({"grads": grads}, flat.are_small)
+        rest = {"params": flat.others["params"], **large, **flat.others}
+        grads = small["grads"]
+        if not all(map(_is_cpu, [*rest["params"], *rest["grads"]])):
+            return False
+    if not (flat.takes(grads) and flat.is_apart_from(rest, grads) and flat.step(group, grads, one)):
+        return False
+    step_in_turn(group, rest, one)
+    return True
+
+
+def step_in_turn(group: dict[str, Any], lists: Lists, one: Callable[..., None]) -> None:
+    """Step parameter by parameter."""
+    _, _, *names = lists or ("", "")
+    for param, grad, *kept in zip(*lists.values(), strict=True):
+        one(group, param, grad, **dict(zip(names, kept, strict=True)))
 
 
 def _options(group: dict[str, Any]) -> list[Any]:
@@ -301,10 +320,8 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
     """
     if _here.is_plain:
         return lists
-    sizes = [*map(_numel, lists["params"])]
-    small, rest = lists, _NOTHING
-    if max(sizes) > SMALL:
-        small, rest = _split(lists, [size <= SMALL for size in sizes])
+    are_small = [p.numel() <= SMALL for p in lists["params"]]
+    small, rest = _split(lists, are_small)
     group = optimizer.param_groups[place]
     if not small["params"] or not _has_numbers(group):
         return lists
@@ -317,19 +334,20 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
             return lists
         flat = Flat(small, _lines(optimizer).get(place, []))
         flats[place] = flat, made + 1
-    flat.options = None if rest else _options(group)
-    if not flat.is_for_one_thread():
+    flat.options, flat.are_small = _options(group), are_small
+    flat.ids = [*map(id, lists["params"])]
+    flat.others = {name: of for name, of in rest.items() if name != "grads"}
+    if not (flat.is_for_one_thread() and flat.takes(small["grads"])):
         return lists
-    if not flat.takes(small["grads"]) or (rest and not flat.is_apart_from(rest, small["grads"])):
+    if not flat.is_apart_from(rest, small["grads"]):
         return lists
     return rest if flat.step(group, small["grads"], one) else lists
 
 
-_NOTHING: Lists = {}
-
-
 def _split(lists: Lists, are_first: list[bool]) -> tuple[Lists, Lists]:
-    """Split the lists by a condition."""
+    """Split the lists by a condition; the second part is empty if all are first."""
+    if all(are_first):
+        return lists, {}
     others = [not is_first for is_first in are_first]
     first, second = (
         {name: [*itertools.compress(of, chosen)] for name, of in lists.items()}

@@ -17,7 +17,16 @@ from .._types import TorchFunction
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import unrecorded
-from .flat import Lists, Tensors, is_usual, lists_of, put_in_line, step_again, step_as_one
+from .flat import (
+    Lists,
+    Tensors,
+    is_usual,
+    lists_of,
+    put_in_line,
+    step_again,
+    step_as_one,
+    step_in_turn,
+)
 from .optimizer import Optimizer, evaluate, with_grads
 
 Group = dict[str, Any]
@@ -136,9 +145,7 @@ class StepwiseOptimizer(Optimizer):
             for part in by_kind(lists):
                 self._many(group, **_all_real(part))
             return
-        rest = step_as_one(self, place, lists, self._one)
-        for one in zip(*rest.values(), strict=True):
-            self._one(group, *one[:2], **dict(zip(names, one[2:], strict=True)))
+        step_in_turn(group, step_as_one(self, place, lists, self._one), self._one)
 
     def _scaling(self) -> dict[str, Tensor | None]:
         """Attributes that a GradScaler sets."""
