@@ -1011,14 +1011,18 @@ class Module(_RefusedByTorchModules):
         return found
 
     def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
-        state = self._local_state()
-        if keep_vars or not tape.ORDINARY.issuperset(map(type, state.values())):
-            for name, value in state.items():
-                destination[prefix + name] = value if keep_vars else value.detach()
+        if keep_vars or not tape.ORDINARY.issuperset(map(type, self._parameters.values())):
+            for name, value in self._parameters.items():
+                if value is not None:
+                    destination[prefix + name] = value if keep_vars else value.detach()
         else:
             with DisableTorchFunctionSubclass():
-                for name, value in state.items():
-                    destination[prefix + name] = Tensor.detach(value)
+                for name, value in self._parameters.items():
+                    if value is not None:
+                        destination[prefix + name] = Tensor.detach(value)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and name not in self._non_persistent_buffers_set:
+                destination[prefix + name] = buffer if keep_vars else buffer.detach()
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + _EXTRA_STATE] = self.get_extra_state()
 
@@ -1100,7 +1104,7 @@ class Module(_RefusedByTorchModules):
                 found.append((name, param, key, state_dict[key]))
             elif strict:
                 missing_keys.append(key)
-        done = 0 if assign else _copy_plainly([(param, value) for _, param, _, value in found])
+        done = 0 if assign else _copy_plainly(found)
         for name, param, key, value in found[done:]:
             self._load_one(name, param, key, value, assign, error_msgs)
         extra = prefix + _EXTRA_STATE
@@ -1190,9 +1194,8 @@ class Module(_RefusedByTorchModules):
                 if child is not None:
                     path = f"{prefix}{name}."
                     load(child, {k: v for k, v in local.items() if k.startswith(path)}, path)
-            keys = _IncompatibleKeys(missing, unexpected)
             for hook in module._load_state_dict_post_hooks.values():
-                if hook(module, keys) is not None:
+                if hook(module, _IncompatibleKeys(missing, unexpected)) is not None:
                     raise AssertionError(
                         "Hooks registered with ``register_load_state_dict_post_hook`` are not"
                         " expected to return new values, if incompatible_keys need to be modified,"
@@ -1292,14 +1295,14 @@ def _names_as_usual(module: Module, tree: dict[Module, None]) -> bool:
 
 
 @unrecorded
-def _copy_plainly(pairs: list[tuple[Tensor, object]]) -> int:
-    """`param.copy_(value)` for each pair, as long as they are tensors of the same shape, without
-    subclasses that define dispatch.
+def _copy_plainly(found: list[tuple[str, Tensor, str, object]]) -> int:
+    """`param.copy_(value)` for each `(name, param, key, value)`, as long as they are tensors of the
+    same shape, without subclasses that define dispatch.
 
-    Returns the number of pairs copied: the next is of another kind, or failed.
+    Returns how many were copied: the next is of another kind, or failed.
     """
     with DisableTorchFunctionSubclass():
-        for done, (param, value) in enumerate(pairs):
+        for done, (_, param, _, value) in enumerate(found):
             if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
                 return done
             if not isinstance(value, Tensor) or C_shape(value) != C_shape(param) or param.is_meta:
@@ -1308,7 +1311,7 @@ def _copy_plainly(pairs: list[tuple[Tensor, object]]) -> int:
                 torch.Tensor.copy_(param, value)
             except RuntimeError:
                 return done
-    return len(pairs)
+    return len(found)
 
 
 def clear_grad(param: Tensor, set_to_none: bool) -> None:
