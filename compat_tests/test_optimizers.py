@@ -1128,3 +1128,78 @@ def test_state_read_through_a_wrapper(nn, optim, name):
         optimizer.step()
     held += [[*s.values()] for s in wrapper.state.values()]
     return held, dict(net.named_parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_a_wrapper_with_a_state_of_its_own(nn, optim, name):
+    """It has copied the optimiser's attributes; then each of the two steps with its own state."""
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    optimizer = getattr(optim, name)(params, lr=0.1)
+    wrapper = type("Wrapper", (type(optimizer),), {"__init__": lambda self: None})()
+    steppers = [optimizer] * 3 + [wrapper] * 3 + [optimizer] * 3
+    for step, stepper in enumerate(steppers):
+        for i, p in enumerate(params):
+            p.grad = torch.full(p.shape, 0.1 * (step + i))
+        if step == 3:
+            wrapper.__dict__.update(optimizer.__dict__)
+            wrapper.state = getattr(optim, name)(params).state
+        stepper.step()
+    return params, [[*state.values()] for state in optimizer.state.values()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_setstate_that_only_updates_the_attributes(nn, optim, name):
+    """As optimisers define it that were written for the first PyTorch."""
+
+    def set_attributes(self, state):
+        self.__dict__.update(state)
+
+    own = type("Own", (getattr(optim, name),), {"__setstate__": set_attributes})
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    optimizer = own(params, lr=0.1)
+    for step in range(6):
+        for i, p in enumerate(params):
+            p.grad = torch.full(p.shape, 0.1 * (step + i))
+        if step == 1:
+            saved = copy.deepcopy(optimizer.state_dict())
+        if step == 3:
+            optimizer.load_state_dict(saved)
+        optimizer.step()
+    return params, [[*state.values()] for state in optimizer.state.values()]
+
+
+@parity
+def test_state_of_an_optimiser_without_it(nn, optim):
+    return type("Wrapper", (optim.Optimizer,), {"__init__": lambda self: None})().state
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_steps_that_became_numbers(nn, optim, name):
+    p = nn.Parameter(torch.ones(3))
+    optimizer = getattr(optim, name)([p])
+    for _ in range(2):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.state[p]["step"] = 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parity
+def test_a_large_parameter_that_gets_another_shape(nn, optim, name):
+    """Its update fails; the parameters after it are unchanged."""
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 40000, 7, 2)]
+    optimizer = getattr(optim, name)(params, lr=0.1)
+    errors = []
+    for step in range(5):
+        if step == 3:
+            params[1].data = torch.ones(5)
+        for p in params:
+            p.grad = torch.full(p.shape, 0.5 + step)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            errors.append(str(error))
+    return params, errors

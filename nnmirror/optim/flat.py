@@ -22,7 +22,7 @@ from .. import _torch, tape
 from .._state import here as _here
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
-from .optimizer import Optimizer, with_grads
+from .optimizer import KeptState, Optimizer, with_grads
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Lists: TypeAlias = dict[str, list[Tensor]]  # by the argument names of a step
@@ -50,14 +50,16 @@ def storages(tensors: list[Tensor]) -> set[int]:
 class Flat:
     """Flat tensors for the parameters of a group, their gradients and their state.
 
-    `options` are those of the group; `others`, its larger parameters and their state. One `step`
-    counter is used for all parameters as long as their counters are equal.
+    `options` are those of the group; `others`, its larger parameters and their state; `of`, the
+    state of the optimiser. One `step` counter is used for all parameters as long as their counters
+    are equal.
     """
 
     def __init__(self, lists: Lists, lines: list[Tensor]) -> None:
         params = lists["params"]
         self.options: list[Any] | None = None
         self.others: Lists = {}
+        self.of: KeptState | None = None
         self.are_small: list[bool] = []  # of the group's parameters with a gradient
         self.ids: list[int] = []  # of these
         self.names = [*lists]
@@ -114,7 +116,8 @@ class Flat:
         the optimiser has for them?"""
         if [*map(id, params)] != self.ids or self.names[2:] != [*names]:
             return False
-        if not optimizer._kept_state.was_read:
+        # A wrapper that has copied the attributes of an optimiser may have another state.
+        if optimizer._kept_state is self.of and not self.of.was_read:
             return self._are_at_home([*itertools.compress(params, self.are_small)])
         lists = None if self.others else lists_of(optimizer, names, params, [])
         return lists is not None and self.is_of(lists)
@@ -141,6 +144,9 @@ class Flat:
         that a step changes?"""
         if not others:
             return True
+        shapes = [*map(_shape, others["params"])]
+        if any([*map(_shape, of)] != shapes for name, of in others.items() if name != "step"):
+            return False
         alike = [t for name, of in others.items() if name != "step" for t in of]
         if {*map(_dtype, alike)} != {self.dtype} or {*map(_layout, others["grads"])} != _DENSE:
             return False
@@ -334,7 +340,7 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
             return lists
         flat = Flat(small, _lines(optimizer).get(place, []))
         flats[place] = flat, made + 1
-    flat.options, flat.are_small = _options(group), are_small
+    flat.of, flat.options, flat.are_small = optimizer._kept_state, _options(group), are_small
     flat.ids = [*map(id, lists["params"])]
     flat.others = {name: of for name, of in rest.items() if name != "grads"}
     if not (flat.is_for_one_thread() and flat.takes(small["grads"])):

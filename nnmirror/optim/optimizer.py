@@ -96,12 +96,23 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
     @property
     def state(self) -> defaultdict[torch.Tensor, Any]:
         """What is kept for each parameter, by parameter."""
-        self._kept_state.was_read = True
-        return self._kept_state.by_param
+        self._take_state_in()
+        try:
+            kept = self._kept_state
+        except AttributeError:
+            name = type(self).__name__
+            raise AttributeError(f"'{name}' object has no attribute 'state'") from None
+        kept.was_read = True
+        return kept.by_param
 
     @state.setter
     def state(self, state: defaultdict[torch.Tensor, Any]) -> None:
         self._kept_state = KeptState(state, was_read=True)
+
+    def _take_state_in(self) -> None:
+        """A state that was put into `__dict__`, as the `__setstate__` of a subclass may do."""
+        if "state" in self.__dict__:
+            self.state = self.__dict__.pop("state")
 
     # -- groups ------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class StepwiseOptimizer(Optimizer):
     def step(self, closure=None):  # type: (Callable[[], Any] | None) -> Any
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         loss = evaluate(closure)
+        self._take_state_in()
         if self.defaults.get("differentiable"):
             with users_code(True):
                 for place, group in enumerate(self.param_groups):
@@ -129,6 +130,10 @@ class StepwiseOptimizer(Optimizer):
             self._begin_all(group, place, params)
             lists = lists_of(self, names, params, grads)
             assert lists is not None
+        if not all(isinstance(step, Tensor) for step in lists.get("step", ())):
+            raise RuntimeError(
+                "API has changed, `state_steps` argument must contain a list of singleton tensors"
+            )
         self._check(group, lists)
         if group.get("fused"):
             self._step_fused(group, lists, **self._scaling())
