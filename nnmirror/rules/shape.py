@@ -353,15 +353,21 @@ def broadcast_tensors(*tensors: T) -> tuple[T, ...]:
     if len(tensors) == 1 and isinstance(tensors[0], list | tuple):
         tensors = tuple(tensors[0])
     with DisableTorchFunctionSubclass():
+        try:
+            shapes = [*map(C_shape, tensors)]
+        except TypeError:  # not a tensor: PyTorch's error follows
+            shapes = []
+        if shapes and shapes.count(shapes[0]) == len(shapes):
+            return tensors
         # Tensors that torch tracks are detached; those that the mirror tracks have no torch graph.
         plain = [t.detach() if type(t) is T and t.requires_grad else t for t in tensors]
         made = _torch.broadcast_tensors(plain)
         shape = made[0].shape
-        found: list[T | None] = []
-        for tensor, view in zip(tensors, made, strict=True):
-            # Itself, or a view of it; None for one that has to be recorded.
-            is_whole = C_shape(tensor) == shape
-            found.append(tensor if is_whole else None if _may_carry(tensor) else view)
+        # Itself, or a view of it; None for one that has to be recorded.
+        found: list[T | None] = [
+            t if own == shape else None if _may_carry(t) else view
+            for t, own, view in zip(tensors, shapes, made, strict=True)
+        ]
     return tuple(
         [expand(t, shape) if f is None else f for f, t in zip(found, tensors, strict=True)]
     )
