@@ -22,8 +22,11 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 import itertools
 import os
 import threading
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from ._types import Args
+    from .tape import Function, Node
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -38,7 +41,7 @@ exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
 
 # A call: function, arguments, result, node.
-_Noted: TypeAlias = tuple[Callable[..., object] | None, tuple[object, ...], object, object]
+Noted: TypeAlias = "tuple[type[Function] | None, Args, object, Node | None]"
 
 
 class _Here(threading.local):
@@ -48,7 +51,7 @@ class _Here(threading.local):
     is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
     depth = int(is_plain)
     # The recorded calls that fast/composed.py notes.
-    noted: "list[_Noted] | None" = None
+    noted: "list[Noted] | None" = None
 
 
 here = _Here()

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.types import Number
 
-__all__ = ["Dims", "IndexLike", "Number", "Size", "StrPath", "TorchFunction"]
+__all__ = ["Args", "Dims", "IndexLike", "Kwargs", "Number", "Size", "StrPath", "TorchFunction"]
 
 # An argument `dim`; None for all dimensions.
 Dims: TypeAlias = int | list[int] | tuple[int, ...] | None
@@ -19,5 +19,8 @@ IndexLike: TypeAlias = _Part | tuple[_Part, ...]
 Size: TypeAlias = int | tuple[int, ...] | list[int]
 # The name of a file.
 StrPath: TypeAlias = str | os.PathLike[str]
+# The arguments of a call of any operation, or of user code.
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any]
 # One of PyTorch's functions, or a replacement for it.
 TorchFunction: TypeAlias = Callable[..., Any]

@@ -671,7 +671,7 @@ accumulating = threading.RLock()
 
 
 def accumulate(
-    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool, create_graph: bool = False
+    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool | str, create_graph: bool = False
 ) -> None:
     """Add `grad` to `leaf.grad`, like PyTorch's AccumulateGrad.
 
@@ -683,7 +683,7 @@ def accumulate(
 
 
 def add_to_grad(
-    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool, create_graph: bool = False
+    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool | str, create_graph: bool = False
 ) -> None:
     held = grad_of(leaf)
     if create_graph:
@@ -1126,7 +1126,7 @@ def replayed(
     grads: Sequence[torch.Tensor],
     only: Sequence[_tape.Edge],
     retain_graph: bool,
-    generic: Callable[[], Any],
+    generic: Callable[[], list[torch.Tensor | None]],
 ) -> list[torch.Tensor | None] | None:
     """The replay of a recorded walk; None if the generic one has to run."""
     raise NotImplementedError

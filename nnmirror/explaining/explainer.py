@@ -18,6 +18,7 @@ from .. import beyond, documented
 from .. import tape as _tape
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
+from .._types import Args, Kwargs, TorchFunction
 from ..fast import bound, source
 from ..fast.binding import same_bits
 from ..fast.shorter import WORDS, Called, without_unneeded
@@ -58,7 +59,7 @@ class _Notes(bound.Notes):
     """Records assignments to a part of a tensor as well."""
 
     def __torch_function__(
-        self, func: object, types: object, args: Any = (), kwargs: Any = None
+        self, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         if func is T.__setitem__:
             self.calls.append((func, args, {}, args[0]))

@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import torch
 
@@ -26,7 +26,7 @@ from .signature import Signature
 
 @implements(_walk)
 @unrecorded
-def walk_bound(loss: Any, retain_graph: bool) -> bool:
+def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
@@ -61,15 +61,17 @@ def _bound_walk(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
             return None
         with quietly():
             bound = sign.bound = _bind(node)
-        if not bound or fast.after > 1:
+        if fast.after > 1:
             return None
+    if not bound:
+        return None
     with quietly():  # the generic walk that follows warns
         if not is_right(bound, node, partial(_distrust, node, sign)):
             return None
-    return bound  # type: ignore[no-any-return]
+    return bound
 
 
-def hand_over(found: Sequence[tuple[Any, torch.Tensor, Any]]) -> None:
+def hand_over(found: Sequence[_bound.Found]) -> None:
     """Add what a bound walk has found to the `.grad` of each leaf."""
     with accumulating:
         for leaf, grad, own in found:
@@ -84,7 +86,7 @@ def hand_over(found: Sequence[tuple[Any, torch.Tensor, Any]]) -> None:
 @implements(_walk)
 def bound_part(
     node: _tape.Node, grad: torch.Tensor, progress: _walk.Progress, retain_graph: bool
-) -> Any:
+) -> _bound.Left | None:
     """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
     assert sign is not None
@@ -118,7 +120,7 @@ def bound_part(
             targets, left = found  # the last gradient first
             alike: list[bool] = []
 
-            def compare(target: Any, index: int, other: torch.Tensor) -> None:
+            def compare(target: object, index: int, other: torch.Tensor) -> None:
                 to, at = targets[len(alike)] if left else (None, 0)
                 alike.append(to is target and at == index and same_bits(left.pop(), other))
 
@@ -144,9 +146,9 @@ def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], N
     if node.sequence == bound.first and fast.after > 1:
         return False  # on the numbers that it was recorded with, a comparison proves less
     held: dict[int, torch.Tensor] = {}
-    leaves: list[Any] = []
+    leaves: list[_tape.Edge] = []
 
-    def keep(leaf: Any, grad: torch.Tensor, own: Any) -> None:
+    def keep(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
         held[id(leaf)] = grad
         leaves.append((leaf, 0))
 
@@ -158,7 +160,7 @@ def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], N
     rest = arrival = None
     alike: list[bool] = []
 
-    def compare(leaf: Any, other: torch.Tensor | None) -> None:
+    def compare(leaf: object, other: torch.Tensor | None) -> None:
         alike.append(same_bits(held.pop(id(leaf)), other))
 
     # Each gradient is compared when it comes, and both are dropped: two whole sets of them would
@@ -183,8 +185,8 @@ def _distrust(node: _tape.Node, sign: Signature) -> None:
             other.signature.parts = False
 
 
-def _bind(node: _tape.Node) -> Any:
-    """The bound walk from a loss; False if it cannot be bound."""
+def _bind(node: _tape.Node) -> _bound.BoundWalk | Literal[False] | None:
+    """The bound walk from a loss; False if it cannot be bound, None if it cannot be now."""
     shape, dtype, device = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return False

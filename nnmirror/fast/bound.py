@@ -19,7 +19,7 @@ import heapq
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,6 +28,7 @@ from .. import beyond
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
+from .._types import Args, Kwargs, TorchFunction
 from . import source
 from .shorter import (
     LARGE,
@@ -95,6 +96,15 @@ _ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # as functions and as method
 _LITERALS = (bool, int, float, str, type(None))
 
 
+# A leaf, its gradient, and whether that may become its `.grad` (see `Writer.is_own`). The leaf is
+# a tensor; one of the mirror's where the last is `True`.
+Found: TypeAlias = tuple[Any, torch.Tensor, bool | str]
+# Where the gradients go that leave a bound part, and these, the last first.
+Left: TypeAlias = tuple[Sequence[_tape.Edge], list[torch.Tensor]]
+Slots: TypeAlias = list[torch.Tensor | None]
+Line: TypeAlias = "str | Called | _Give"
+
+
 class ChangedSince(Exception):
     """The graph has changed since it was recorded."""
 
@@ -102,7 +112,7 @@ class ChangedSince(Exception):
 class Bound:
     """A bound walk, or a part of one."""
 
-    def __init__(self, text: str, environment: dict[str, Any], root: _tape.Node) -> None:
+    def __init__(self, text: str, environment: source.Environment, root: _tape.Node) -> None:
         self.trusted = False  # it was compared with the generic walk
         self.first = root.sequence  # of the graph that it was recorded from
         self.compiled = source.Compiled(text, "backward", "walk", environment)
@@ -119,7 +129,7 @@ class BoundWalk(Bound):
     """
 
     def __init__(
-        self, text: str, environment: dict[str, Any], root: _tape.Node, start: torch.Tensor
+        self, text: str, environment: source.Environment, root: _tape.Node, start: torch.Tensor
     ) -> None:
         super().__init__(text, environment, root)
         self.start = start  # the gradient that it starts with
@@ -140,7 +150,7 @@ class BoundPart(Bound):
     def __init__(
         self,
         text: str,
-        environment: dict[str, Any],
+        environment: source.Environment,
         root: _tape.Node,
         entries: int,
         length: int,
@@ -151,12 +161,12 @@ class BoundPart(Bound):
 
     def walk(
         self,
-        node: Any,
-        grad: Any,
+        node: _tape.Node,
+        grad: torch.Tensor,
         retain_graph: bool,
         progress: _walk.Progress,
         trying: bool = False,
-    ) -> Any:
+    ) -> Left | None:
         """Call `run` where a generic walk has reached `node`; if `trying`, the walk then runs it
         too."""
         ready = progress.ready
@@ -224,10 +234,12 @@ class Notes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.calls: list[tuple[TorchFunction, Args, Kwargs, Any]] = []
         self.reads_data = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
@@ -291,22 +303,23 @@ class Writer:
                 self.saved_as[id(layer)] = f"{saved}[{k}]"
                 self.named.add(id(layer))
             self.order += reversed(layers)
-        self.environment: dict[str, Any] = {}
+        self.environment: source.Environment = {}
         self.constants: dict[int, str] = {}
-        self.lines: list[str | Called | _Give] = []
+        self.lines: list[Line] = []
         self.known: dict[int, str] = {}  # the names of the tensors that the walk has made
-        self.alive: list[Any] = []  # so that no id is reused
+        self.alive: list[object] = []  # so that no id is reused
         self.shared: set[int] = set()  # memory that is referred to elsewhere
         self.handed_on: set[int] = set()  # memory passed to or returned by generic steps
-        self.arrivals: dict[int, tuple[Any, torch.Tensor]] = {}  # leaves and their gradients
+        # Leaves and their gradients.
+        self.arrivals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.given: set[int] = set()  # leaves whose gradient is passed on before the end
         self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
-        self.results: list[tuple[Any, int, torch.Tensor]] = []
+        self.results: list[tuple[_tape.Node | torch.Tensor, int, torch.Tensor]] = []
         # A large result is computed into the memory of the first argument, by this method.
-        self.changing: dict[str, Any] = {}
+        self.changing: dict[str, TorchFunction | None] = {}
         self.twice: list[str] = []  # conditions: one node has the same tensor in two places
-        self.first_place: dict[Any, str] = {}  # where each saved tensor was found first
+        self.first_place: dict[object, str] = {}  # where each saved tensor was found first
         self.same: dict[str, str] = {}  # for a second place: the first one
         self.temporaries = itertools.count()
         self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
@@ -361,7 +374,7 @@ class Writer:
     def go_back(self, grad: torch.Tensor) -> None:
         """Walk from the entries as the generic walk does, and write the torch calls."""
         self.start = grad
-        slots: dict[int, list[Any]] = {}
+        slots: dict[int, Slots] = {}
         for i, (entry, start) in enumerate(zip(self.entries, [grad, *self.come], strict=True)):
             self.known[id(start)] = f"g{i or ''}"
             self.alive.append(start)
@@ -372,8 +385,7 @@ class Writer:
             for edge in node.edges:
                 if edge is not None and not isinstance(edge[0], _tape.Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
-        results: Any = None
-        result: Any = None
+        results: Slots | None
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None or all(g is None for g in given):
@@ -423,17 +435,17 @@ class Writer:
                     self.lines.append(f"if not retain_graph: {saved} = None")
             given = results = result = None  # not kept while the next node runs
 
-    def reached(self, node: _tape.Node, given: Sequence[Any]) -> None:
+    def reached(self, node: _tape.Node, given: Sequence[torch.Tensor | None]) -> None:
         """Called when the gradients of the results of `node` are complete."""
 
-    def left(self, node: _tape.Node, results: Sequence[Any]) -> None:
+    def left(self, node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
         """Called with the gradients that it gives its inputs."""
 
-    def leave(self, target: Any, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: _tape.Node | torch.Tensor, index: int, grad: torch.Tensor) -> None:
         """Called with a gradient that leaves a part."""
         self.results.append((target, index, grad))
 
-    def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
+    def inline(self, node: _tape.Node, slots: Slots) -> Slots:
         """Run the step of `node`, and write its torch calls."""
         mine = self.kept(node)
         given = node.given
@@ -456,7 +468,7 @@ class Writer:
             raise
         return results
 
-    def write_step(self, notes: Notes, results: list[Any], mine: dict[int, str]) -> None:
+    def write_step(self, notes: Notes, results: Slots, mine: dict[int, str]) -> None:
         """Write the calls of one step; `mine` has the names of its node's saved tensors."""
         for func, args, kwargs, out in notes.calls:
             self.alive += [args, kwargs, out]
@@ -483,16 +495,16 @@ class Writer:
                 self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
         return mine
 
-    def open(self, node: _tape.Node, index: int) -> Any:
+    def open(self, node: _tape.Node, index: int) -> object:
         """An argument that a node keeps; a number becomes one that may differ."""
         value = node.given[index]
         if type(value) is not float:
             return value
         if id(node) not in self.names:
             raise Unbindable
-        value = Given(value)
-        value.place = f"{self.names[id(node)]}.given[{index}]"
-        return value
+        number = Given(value)
+        number.place = f"{self.names[id(node)]}.given[{index}]"
+        return number
 
     def found(self, tensor: torch.Tensor, place: str, mine: dict[int, str]) -> None:
         """A node keeps `tensor` in `place`, perhaps in a second place too, where the next graph may
@@ -504,7 +516,7 @@ class Writer:
             at = memory_of(tensor), tensor.storage_offset(), of_tensor(tensor)
             self.same[place] = self.first_place.setdefault(at, place)
 
-    def step(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
+    def step(self, node: _tape.Node, slots: Slots) -> Slots:
         """Run the step of `node`, and write it as one call."""
         if id(node) not in self.names:
             raise Unbindable  # a layer of a segment has no node of its own
@@ -550,7 +562,7 @@ class Writer:
             name = self.known[id(out)] = f"t{next(self.temporaries)}"
         self.lines.append(call._replace(name=name))
 
-    def word(self, value: Any, mine: dict[int, str]) -> str:
+    def word(self, value: object, mine: dict[int, str]) -> str:
         """The source for an argument of a recorded call."""
         if isinstance(value, torch.Tensor):
             name = mine.get(id(value)) or self.known.get(id(value))
@@ -568,7 +580,7 @@ class Writer:
             return f"[{inner}]" if type(value) is list else f"({inner},)"
         raise Unbindable
 
-    def constant(self, value: Any) -> str:
+    def constant(self, value: object) -> str:
         """The source for a constant of all walks."""
         if type(value) in _LITERALS and repr(value) not in ("nan", "inf", "-inf"):
             return repr(value)
@@ -579,7 +591,7 @@ class Writer:
             self.alive.append(value)
         return name
 
-    def function(self, func: Any) -> str:
+    def function(self, func: TorchFunction) -> str:
         """The name of a torch function."""
         self.alive.append(func)
         return source.name_of(func, self.environment, _TAKEN)
@@ -795,7 +807,7 @@ class Writer:
         taken |= {memory_of(g) for _, _, g in self.results}
         return taken | {memory_of(t) for n in self.order for t in n._saved or () if t is not None}
 
-    def shorter(self) -> "tuple[list[str | Called | _Give], list[str]]":
+    def shorter(self) -> "tuple[list[Line], list[str]]":
         """The lines, without what need not be done in each walk; and the conditions under which
         they do not hold."""
         start, taken = self.start, self.taken()
@@ -820,8 +832,8 @@ class Writer:
             return f"{name} = {words[0]}"
         if func.__name__ in _ALIKE:
             func = _twin(func) or func
-        if self.changing.get(name) is not None:
-            func = self.changing[name]
+        if (changing := self.changing.get(name)) is not None:
+            func = changing
         elif memory is not None and name in memory.in_place:
             func = memory.in_place[name]
             if func is torch.Tensor.zero_:
@@ -921,7 +933,9 @@ class Writer:
         return repr("whole view" if is_whole else "view")
 
 
-_Receiver = Callable[[Any, int, torch.Tensor], None]  # of a gradient, and where it goes
+_Receiver = Callable[
+    [_tape.Node | torch.Tensor, int, torch.Tensor], None
+]  # of a gradient, and where it goes
 
 
 class _Steps(Writer):
@@ -934,10 +948,10 @@ class _Steps(Writer):
         super().__init__(root, progress)
         self.give = give
 
-    def leave(self, target: Any, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: _tape.Node | torch.Tensor, index: int, grad: torch.Tensor) -> None:
         self.give(target, index, grad)
 
-    def inline(self, node: _tape.Node, slots: list[Any]) -> list[Any]:
+    def inline(self, node: _tape.Node, slots: Slots) -> Slots:
         return _walk.validated(node, node.run(slots))
 
     step = inline
@@ -983,11 +997,11 @@ class _Memory:
         self.views: set[str] = set()  # views made with the memory, which need not be computed
         self.writers: set[str] = set()  # computed into `out=`
         # Computed into the memory of the first argument, by this method.
-        self.in_place: dict[str, Any] = {}
+        self.in_place: dict[str, TorchFunction] = {}
         self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
         self.places: dict[int, int] = {}  # of the tensors that were recorded
         self.shared: dict[int, int] = {}  # for each place: the first one with the same memory
-        self.kinds: dict[int, Any] = {}  # of memory of its own: what it may be used for
+        self.kinds: dict[int, object] = {}  # of memory of its own: what it may be used for
         self.sizes: dict[int, int] = {}  # and its bytes
         self.until: dict[int, int] = {}  # the last call that reads it
         self.spare: list[list[torch.Tensor]] = []
@@ -1107,7 +1121,7 @@ class _Memory:
         return made
 
 
-def _kind(out: torch.Tensor) -> Any:
+def _kind(out: torch.Tensor) -> object:
     """Tensors of the same kind can have the same memory one after another."""
     if size_of(out) >= LARGE:
         return out.device
@@ -1121,22 +1135,27 @@ def _shaped(
     return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
 
 
-def _is_alike(first: Any, out: torch.Tensor) -> bool:
+def _is_alike(first: object, out: torch.Tensor) -> bool:
     """Can `out` be computed into the memory of `first`?"""
-    alike = isinstance(first, torch.Tensor) and first.shape == out.shape
-    return alike and first.dtype is out.dtype and first.is_contiguous() and out.is_contiguous()
+    return (
+        isinstance(first, torch.Tensor)
+        and first.shape == out.shape
+        and first.dtype is out.dtype
+        and first.is_contiguous()
+        and out.is_contiguous()
+    )
 
 
 _EMPTY = {"empty", "empty_like", "new_empty"}
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 
 
-def _writer(call: Called) -> Any:
+def _writer(call: Called) -> TorchFunction | None:
     """The function that computes the call with `out=`; None if there is none."""
     name = getattr(call.func, "__name__", "")
     writer = getattr(torch, name, None)
     out = call.out
-    if not out.is_contiguous() or writer not in (call.func, _twin(call.func)):
+    if writer is None or writer not in (call.func, _twin(call.func)) or not out.is_contiguous():
         return None
     try:
         made = writer(*call.args, **call.kwargs, out=torch.empty_like(out))
@@ -1145,7 +1164,7 @@ def _writer(call: Called) -> Any:
     return writer if made.shape == out.shape and made.dtype is out.dtype else None
 
 
-def _twin(func: Any) -> Any:
+def _twin(func: TorchFunction) -> TorchFunction | None:
     """The function of the same name as a method of Tensor."""
     name = getattr(func, "__name__", "")
     return getattr(torch, name, None) if getattr(torch.Tensor, name, None) is func else None
@@ -1158,6 +1177,6 @@ class _Give(NamedTuple):
     grad: torch.Tensor
 
 
-def step(node: _tape.Node, slots: list[Any]) -> list[Any]:
+def step(node: _tape.Node, slots: Slots) -> Slots:
     """The generic step of a node inside a bound walk."""
     return _walk.validated(node, node.run(slots))

@@ -10,38 +10,43 @@ The source contains nothing specific to one call: calls with the same kinds of a
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
 from .. import formula
+from .._types import Args
 from .._upcalls import upcall
 from ..tensor import Tensor, is_torchs
 from . import source
-from .signature import Signature, Unsigned, of_tensor, of_value
+from .signature import Made, Signature, Unsigned, of_tensor, of_value
 
-# (the signature, the first argument that has one, all arguments); what `record` returns, or None.
-Written: TypeAlias = Callable[[Signature, Any, tuple[Any, ...]], Any]
+if TYPE_CHECKING:
+    from ..tape import Edge, Function, Node
+
+# (the signature, or that of each call; the first argument that has one; all arguments); what
+# `record` returns, or None.
+Written: TypeAlias = Callable[[Any, object, Args], "Made | None"]
 
 
 class Noted(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
-    function: Any
+    function: "type[Function]"
     found: Signature | None
-    args: tuple[Any, ...]
-    edges: Sequence[Any]
-    out: Any = None
-    node: Any = None
+    args: Args
+    edges: "Sequence[Edge | None]"
+    out: object = None
+    node: "Node | None" = None
 
 
 def write(
     calls: Sequence[Noted],
-    args: tuple[Any, ...],
-    edges: Sequence[Any],
-    parts: Mapping[str, Any],
+    args: Args,
+    edges: "Sequence[Edge | None]",
+    parts: Mapping[str, object],
     numbers_vary: bool = False,
-) -> Written | bool:
+) -> Written | Literal[False]:
     """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
     the calls cannot be written.
 
@@ -76,12 +81,12 @@ class _Text:
     """The source of a call: a0, a1 ... are its arguments, n0, n1 ... the nodes that made them."""
 
     def __init__(
-        self, args: tuple[Any, ...], edges: Sequence[Any], numbers_vary: bool = False
+        self, args: Args, edges: "Sequence[Edge | None]", numbers_vary: bool = False
     ) -> None:
         self.names = [f"a{i}" for i in range(len(args))]
         self.numbers_vary = numbers_vary
         self.args = args
-        self.environment: dict[str, Any] = {}
+        self.environment: source.Environment = {}
         self.edges: list[str] = []
         self.lines: list[str] = []
         self.has_first = False
@@ -111,7 +116,7 @@ class _Text:
             if edge is not None and is_torchs(edge[0]) and type(arg) is torch.Tensor:
                 self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
 
-    def asked(self, i: int, arg: Any, edge: Any) -> list[str]:
+    def asked(self, i: int, arg: Any, edge: "Edge | None") -> list[str]:
         """The conditions under which argument `i` does not match the signature."""
         a, n = f"a{i}", f"n{i}"
         if edge is None:
@@ -164,7 +169,7 @@ class _Text:
             ]
         return conditions
 
-    def asked_of_plain(self, a: str, i: int, arg: Any) -> list[str]:
+    def asked_of_plain(self, a: str, i: int, arg: object) -> list[str]:
         """The same for an argument without a gradient."""
         kind = type(arg)
         if isinstance(arg, torch.Tensor):
@@ -197,7 +202,7 @@ class _Text:
             else f"{a}.device != {self.constant('device', i, device)}",
         ]
 
-    def asked_at_length(self, i: int, arg: Any) -> None:
+    def asked_at_length(self, i: int, arg: object) -> None:
         """The same for one that is compared item by item."""
         a, value = f"a{i}", self.constant("value", i, of_value(arg))
         if type(arg) is not tuple or {*map(type, arg)} != {int}:
@@ -216,7 +221,7 @@ class _Text:
             if _is_tensor(arg) and self.words[id(arg)] != name:
                 self.lines.append(f"if {name} is not {self.words[id(arg)]}: return None")
 
-    def constant(self, kind: str, i: int, value: Any) -> str:
+    def constant(self, kind: str, i: int, value: object) -> str:
         """The name of a constant of this signature."""
         name = f"{kind}{i}"
         self.environment[name] = value
@@ -233,8 +238,9 @@ class _Text:
             raise Unwritable
         kept: list[str] = []  # what forward returns besides its result
         several = False
-        if type(plan) is formula.PlanOfMore:
-            several = plan.formulas.several
+        of_more = plan if type(plan) is formula.PlanOfMore else None
+        if of_more is not None:
+            several = of_more.formulas.several
             if several and (number or function.keeps or call.found.checks_shape):
                 raise Unwritable
             kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
@@ -260,10 +266,10 @@ class _Text:
         elif self.leaves:
             self.asks_tracked = True
         self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
-        if kept:  # `Formulas.parts` has an error for one that is not an integer
+        if of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
             self.lines += [
                 f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
-                for i in plan.formulas.underived
+                for i in of_more.formulas.underived
             ]
         result = out
         if several:
@@ -283,8 +289,8 @@ class _Text:
             else f"{self.alias(name)}._version"
             for name in saved
         ]
-        if kept:
-            more = [kept[i] for i in plan.kept]
+        if of_more is not None:
+            more = [kept[i] for i in of_more.kept]
             saved += more
             versions += [f"0 if {name} is None else {name}._version" for name in more]
         if not saved and plan.saves_number:
@@ -347,7 +353,8 @@ class _Text:
             raise Unwritable
         if base:
             self.lines.append(f"root = {base} if (view := {base}._view_of) is None else view[0]")
-        found: Any = call.found
+        found = call.found
+        assert found is not None
         for i, meta in enumerate(found.outputs):
             if meta is not None and meta[1].is_floating_point:
                 self.lines += [
@@ -372,7 +379,7 @@ class _Text:
         """The plain alias of a leaf, with the same version; another argument itself."""
         return f"{word}._plain" if word in self.leaves else word
 
-    def word(self, value: Any) -> str:
+    def word(self, value: object) -> str:
         """The source of an argument of one of several calls."""
         if value is None or type(value) in _LITERALS:
             return repr(value)
@@ -383,14 +390,14 @@ class _Text:
             raise Unwritable
         return self.words[id(value)]
 
-    def operand(self, word: str, value: Any, like: Any, name: str) -> str:
+    def operand(self, word: str, value: object, like: object, name: str) -> str:
         """The source of an operand: a number as a tensor, if possible, which is faster."""
         if type(value) not in _NUMBERS or not _is_tensor(like) or self.numbers_vary:
             return word
         self.environment[name] = operand(value, like)
         return name
 
-    def edge(self, edge: Any) -> str:
+    def edge(self, edge: "Edge | None") -> str:
         """The source of an edge of one of several calls."""
         if edge is None:
             return "None,"
@@ -404,8 +411,9 @@ class _Text:
 
     def saved(self, call: Noted, words: list[str], i: int) -> str:
         """The name of a saved argument, or of its saved alias."""
-        found: Any = call.found
-        plan = found.plan
+        assert call.found is not None
+        plan = call.found.plan
+        assert plan is not None
         word, arg = words[plan.saves[i]], call.args[plan.saves[i]]
         if i not in plan.memory:
             return word
@@ -416,7 +424,7 @@ class _Text:
         self.lines.append(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
         return f"s{word}"
 
-    def made(self, environment: dict[str, Any]) -> Written:
+    def made(self, environment: source.Environment) -> Written:
         lines = ["def make(", *[f"    {name}," for name in environment], "):"]
         lines += [
             "    def call(found, first, args):",
@@ -445,16 +453,16 @@ _NUMBERS = (int, float)
 
 
 @upcall("nnmirror.tape")
-def operand(value: Any, like: torch.Tensor) -> Any:
+def operand(value: object, like: torch.Tensor) -> object:
     """A number as an operand for `like`: as a tensor, if that gives the same bits."""
     raise NotImplementedError
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
-def _leads_to_torch(edge: Any) -> bool:
+def _leads_to_torch(edge: "Edge | None") -> bool:
     return edge is not None and is_torchs(edge[0])
 
 
@@ -469,7 +477,7 @@ def _compiled(text: str) -> source.Compiled:
     return source.Compiled(text, "make", "call", environment)
 
 
-def _is_alike(value: Any, key: Any) -> bool:
+def _is_alike(value: object, key: object) -> bool:
     try:
         return bool(of_value(value) == key)
     except Unsigned:

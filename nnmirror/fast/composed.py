@@ -18,12 +18,14 @@ import torch
 from .. import _state, fast, tape
 from .._state import here
 from .._torch import DisableTorchFunctionSubclass
+from .._types import Args, TorchFunction
 from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
-from .signature import Signature
+from .signature import Made, Signature
 
-C = TypeVar("C", bound=Callable[..., Any])
+C = TypeVar("C", bound=TorchFunction)
+R = TypeVar("R")
 T = torch.Tensor
 
 _MOST = 4  # functions written for one signature, in turn
@@ -37,7 +39,7 @@ def composed(function: C) -> C:
     """
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         what = with_keywords[(*kwargs,)] if kwargs else call
         given = (*args, *kwargs.values()) if kwargs else args
         met = met_before(what, given)
@@ -61,7 +63,7 @@ def remembered(function: C) -> C:
     """
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         what = with_keywords[(*kwargs,)] if kwargs else call
         given = (*args, *kwargs.values()) if kwargs else args
         try:
@@ -83,10 +85,10 @@ class _Called:
     """
 
     exact = None  # no other function in exact mode
-    recorders: Mapping[Any, Any] = {}
+    recorders: Mapping[object, object] = {}
 
 
-class _WithKeywords(dict[tuple[str, ...], Any]):
+class _WithKeywords(dict[tuple[str, ...], object]):
     """What stands for a function by the keywords of the call; without any, the function itself."""
 
     def __init__(self, function: Any) -> None:
@@ -98,7 +100,7 @@ class _WithKeywords(dict[tuple[str, ...], Any]):
         return made
 
 
-def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | None:
+def met_before(what: object, given: Args) -> "Made | None":
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
     sign, first = _first_signed(given)
@@ -107,7 +109,7 @@ def met_before(what: Any, given: tuple[Any, ...]) -> tuple[Any, tape.Node] | Non
     return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
 
 
-def _first_signed(given: tuple[Any, ...]) -> tuple[Signature | None, Any]:
+def _first_signed(given: Args) -> tuple[Signature | None, object]:
     """The first argument that requires grad, and its signature, if it has one."""
     for value in given:
         kind = type(value)
@@ -124,9 +126,7 @@ def _first_signed(given: tuple[Any, ...]) -> tuple[Signature | None, Any]:
     return None, None
 
 
-def _noted(
-    what: Any, given: tuple[Any, ...], function: Callable[[], Any], all_used: bool = False
-) -> Any:
+def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool = False) -> R:
     """`function()`, which records, and is written if it was called in this way a few times.
 
     With `all_used` only if each tensor among `given` is an operand of what it records; otherwise
@@ -153,7 +153,7 @@ def _noted(
 
 
 @contextlib.contextmanager
-def _noting() -> Iterator[list[Any]]:
+def _noting() -> Iterator[list[_state.Noted]]:
     """List the calls that this thread records."""
     with _state.counting:
         _state.plain += 1  # so that `record` looks
@@ -174,11 +174,11 @@ def warn(message: str, stacklevel: int) -> None:
     warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def _nothing(found: Any, first: Any, args: tuple[Any, ...]) -> None:
+def _nothing(found: object, first: object, args: Args) -> None:
     """In place of a generated function."""
 
 
-def _written(noted: list[Any], given: tuple[Any, ...], out: Any) -> tuple[Any, Any]:
+def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call.Written, object]:
     """A function that makes the calls that were noted, and their signatures."""
     nothing = _nothing, None
     if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:

@@ -17,13 +17,14 @@ from .. import _torch, formula
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import views as _views
+from .._types import Args
 from .._upcalls import implements
 from . import source
-from .signature import Alike
+from .signature import Alike, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
 # before anything is computed, if they do not fit.
-Recorder: TypeAlias = Callable[..., "tuple[Any, _tape.Node] | None"]
+Recorder: TypeAlias = Callable[..., "Made | None"]
 
 _MOST = 64  # at most, recorders of one rule
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
@@ -32,7 +33,7 @@ _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types
 @implements(_tape)
 def learn(
     function: type[_tape.Function],
-    args: tuple[Any, ...],
+    args: Args,
     needs: tuple[bool, ...],
     in_place: bool = False,
 ) -> None:
@@ -52,7 +53,7 @@ def learn(
         recorders[kinds] = text.written() or recorder, (*learned, needs)
 
 
-def _takes_none(*args: Any) -> None:
+def _takes_none(*args: object) -> None:
     return None
 
 
@@ -62,13 +63,15 @@ def _is_kept(kind: type) -> bool:
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
 
-class _Likes(dict[Any, Alike]):
+class _Likes(dict[tuple[Any, ...], Alike]):
     """What nodes have in common, by the layout of their results, and by their label or plan.
 
     It is shared, so that the garbage collector has fewer objects to visit.
     """
 
-    def __init__(self, places: tuple[int, ...], needs: tuple[bool, ...], plan: Any) -> None:
+    def __init__(
+        self, places: tuple[int, ...], needs: tuple[bool, ...], plan: formula.Plan | None
+    ) -> None:
         self.places, self.needs, self.plan = places, needs, plan
 
     def __missing__(self, key: tuple[Any, ...]) -> Alike:
@@ -98,7 +101,7 @@ class _Text:
     def __init__(
         self,
         function: type[_tape.Function],
-        args: tuple[Any, ...],
+        args: Args,
         needs: tuple[bool, ...],
         other: Recorder,
         in_place: bool,
@@ -108,7 +111,7 @@ class _Text:
         self.places = tuple([i for i, a in enumerate(args) if isinstance(a, torch.Tensor)])
         self.has_one_label = function.named_by_types and tuple not in map(type, args)
         self.on = "return other(args, change)" if in_place else "return other(args)"
-        self.environment: dict[str, Any] = {
+        self.environment: source.Environment = {
             "Node": _tape.Node,
             "Tensor": _tensor.Tensor,
             "autocast": _torch.is_any_autocast_enabled,
@@ -183,7 +186,7 @@ class _Text:
         self.environment["compiled"] = compiled  # its source is there as long as the function
         return compiled.function
 
-    def called(self, function: Any, *before: str) -> str:
+    def called(self, function: Callable[..., object], *before: str) -> str:
         word = source.name_of(function, self.environment, self.taken)
         return f"{word}({', '.join([*before, *self.names])})"
 
@@ -214,7 +217,7 @@ class _Text:
             edges.append(edge)
         return lines, edges
 
-    def given(self, plan: Any, formulas: "formula.Formulas") -> str:
+    def given(self, plan: formula.Plan, formulas: "formula.Formulas") -> str:
         """The source of the gradients' other arguments than tensors; "" if there are none."""
         if plan.given is None:
             return ""
@@ -238,7 +241,7 @@ class _Text:
             "node.signature = None",
             f"node.edges = {_tuple(edges)}",
         ]
-        plan: Any = None
+        plan: formula.Plan | None = None
         more = "''"
         if formulas.by_layout:
             self.environment["plan_for"] = formulas.plan
@@ -276,7 +279,7 @@ class _Text:
             "else:",
             f"    node.like = likes[None, None, None, {more}]",
         ]
-        if not kept_apart:
+        if plan is not None and not kept_apart:
             if formula.RESULT in plan.saves:
                 lines.append("alias = out.detach()")
             lines += self.saved(plan, ["alias" if i < 0 else names[i] for i in plan.saves])
@@ -302,7 +305,7 @@ class _Text:
         lines.append("return out, node")
         return lines
 
-    def saved(self, plan: Any, words: Sequence[str]) -> list[str]:
+    def saved(self, plan: formula.Plan, words: Sequence[str]) -> list[str]:
         """The lines that save these with the node."""
         if not words:
             nothing = "(None,)" if plan.saves_number else "()"
@@ -322,7 +325,7 @@ class _Text:
         function, args, needs = self.function, self.args, self.needs
         if formulas.by_layout or formulas.has_more or function.is_view or not needs[0]:
             return None
-        plan: Any = formulas.plan_by_kinds(args, needs)
+        plan = formulas.plan_by_kinds(args, needs)
         if type(plan) is not formula.Plan or plan.copied or plan.memory:
             return None
         lines, edges = self.asked(range(1, len(args)))

@@ -9,8 +9,7 @@ The first replay runs beside the generic walk. It is used from then on if its gr
 same bits, and its nodes have the same functions, edges and saved tensors.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,7 +35,7 @@ class Replay:
     """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
     one."""
 
-    def __init__(self, text: str, environment: dict[str, Any]) -> None:
+    def __init__(self, text: str, environment: source.Environment) -> None:
         self.trusted = False
         self.compiled = source.Compiled(text, "backward", "recorded walk", environment)
         self.source = text
@@ -49,7 +48,7 @@ def replayed(
     grads: Sequence[T],
     only: Sequence[_tape.Edge],
     retain_graph: bool,
-    generic: Any,
+    generic: Callable[[], list[T | None]],
 ) -> list[T | None] | None:
     """The replayed walk from `edges` with create_graph; None if the generic one has to run.
 
@@ -128,7 +127,7 @@ class _Writer(_bound.Writer):
         """Run the generic walk's steps from the root, and write each."""
         self.known[id(grad)] = "g"
         self.alive.append(grad)
-        slots: dict[int, list[Any]] = {id(self.root): [grad]}
+        slots: dict[int, _bound.Slots] = {id(self.root): [grad]}
         wanted = {(id(target), index) for target, index in self.ends}
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -154,7 +153,9 @@ class _Writer(_bound.Writer):
                     held = self.found_at.get((id(target), 0))
                     self.found_at[id(target), 0] = self.sum(held, result)
 
-    def recorded(self, node: _tape.Node, given: list[T], needs: tuple[bool, ...]) -> Any:
+    def recorded(
+        self, node: _tape.Node, given: _bound.Slots, needs: tuple[bool, ...]
+    ) -> _bound.Slots:
         """Run the step of `node`, and write its calls."""
         mine: dict[int, str] = {}
         self.lines.append(f"# {_tape.bare(node.name())}")
@@ -179,7 +180,7 @@ class _Writer(_bound.Writer):
         self.alive += [node._saved]
         return results
 
-    def write(self, notes: Any, mine: dict[int, str]) -> None:
+    def write(self, notes: _bound.Notes, mine: dict[int, str]) -> None:
         """Write the recorded calls."""
         if notes.reads_data:
             raise Unbindable
@@ -237,7 +238,7 @@ class _Writer(_bound.Writer):
             if isinstance(t, _tensor.Tensor) and id(t._node) in outputs
         }
         for node in made:
-            out: Any = results_of.get(id(node))
+            out = results_of.get(id(node))
             if out is None or self.known.get(id(out)) is None:
                 raise Unbindable
             by_word.setdefault(self.known[id(out)], []).append(node)
@@ -277,12 +278,15 @@ class _Writer(_bound.Writer):
         lines.append(f"return [{', '.join([f'r{i}' for i in range(len(results))])}]")
         return "\n    ".join(lines) + "\n"
 
-    def base_of(self, result: Any, i: int, places: dict[int, str]) -> list[str]:
+    def base_of(self, result: _tensor.Tensor, i: int, places: dict[int, str]) -> list[str]:
         """The source that makes the i-th result a view of its base."""
         call = next((c for c in self.lines if isinstance(c, Called) and c.out is result), None)
-        base: Any = None if call is None or not call.args else call.args[0]
+        base = None if call is None or not call.args else call.args[0]
         made_by = getattr(base, "_node", None)
-        if result._view_of[0] is not base or id(made_by) not in places or base._view_of is not None:
+        view = result._view_of
+        if view is None or view[0] is not base or id(made_by) not in places:
+            raise Unbindable
+        if not isinstance(base, _tensor.Tensor) or base._view_of is not None:
             raise Unbindable
         word = self.known[id(base)]
         self.environment["view_of"] = _tape.view_of
@@ -296,7 +300,7 @@ class _Writer(_bound.Writer):
         made: dict[int, _tape.Node] = {}
         stack = [r._node for r in results if isinstance(r, _tensor.Tensor)]
         while stack:
-            node: Any = stack.pop()
+            node = stack.pop()
             if node is None or id(node) in made or id(node) in self.names:
                 continue
             if node.sequence < self.first or len(node.outputs) != 1 or node.signature is None:
@@ -308,7 +312,7 @@ class _Writer(_bound.Writer):
         return sorted(made.values(), key=lambda node: node.sequence)
 
     def creation(
-        self, node: _tape.Node, places: dict[int, str], results_of: dict[int, Any]
+        self, node: _tape.Node, places: dict[int, str], results_of: dict[int, _tensor.Tensor]
     ) -> list[str]:
         """The source that makes a node."""
         name = places[id(node)]
@@ -339,13 +343,13 @@ class _Writer(_bound.Writer):
         is_new = self.fresh.get(word, 0) not in self.changed | {0}
         return "0" if is_new else f"{word}._version"
 
-    def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, Any]) -> str:
+    def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, _tensor.Tensor]) -> str:
         """Where the saved tensors of a new node are found."""
         tensor = (node._saved or ())[i]
         if tensor is None:
             return "None"
-        plan: Any = node.plan
-        if i < len(plan.saves) and plan.saves[i] < 0:
+        plan = node.plan
+        if plan is not None and i < len(plan.saves) and plan.saves[i] < 0:
             return f"{self.known[id(results_of[id(node)])]}.detach()"
         word = self.known.get(id(tensor))
         if word is None and hasattr(tensor, "_is_constant"):
@@ -355,7 +359,10 @@ class _Writer(_bound.Writer):
         return word
 
     def seen(
-        self, made: Sequence[_tape.Node], results: Sequence[T], results_of: dict[int, Any]
+        self,
+        made: Sequence[_tape.Node],
+        results: Sequence[T],
+        results_of: dict[int, _tensor.Tensor],
     ) -> set[str]:
         """The names of tensors that are returned, or saved by a node."""
         words = {self.known[id(r)] for r in results}
@@ -379,9 +386,9 @@ class _Writer(_bound.Writer):
         return names
 
 
-def _alike(expected: Any, actual: Any) -> bool:
+def _alike(expected: T | None, actual: T) -> bool:
     """Are these two results equal, including their recorded graphs?"""
-    return _same(expected, actual) and _same_graph(expected, actual)
+    return expected is not None and _same(expected, actual) and _same_graph(expected, actual)
 
 
 def _same(a: T, b: T) -> bool:
@@ -392,9 +399,9 @@ def _same(a: T, b: T) -> bool:
     )
 
 
-def _same_graph(expected: Any, actual: Any) -> bool:
+def _same_graph(expected: T, actual: T) -> bool:
     """Do they come from equal nodes, with the same leaves and the same earlier nodes?"""
-    seen: dict[int, Any] = {}
+    seen: dict[int, object] = {}
     stack = [(getattr(expected, "_node", None), getattr(actual, "_node", None))]
     while stack:
         a, b = stack.pop()

@@ -6,27 +6,35 @@ walk that a bound walk must pass (see `binding.py`) uses the simplified calls.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
 from .. import tape as _tape
+from .._types import Args, Kwargs, TorchFunction
+from .source import Environment
+
+if TYPE_CHECKING:
+    from .bound import Line
 
 LARGE = 1 << 18  # bytes: memory of this size or more is freed as soon as possible
 WORDS = re.compile(r"\bt\d+\b")
 _WIDE = (torch.float32, torch.float64)
 # Functions of a tensor and a number, which are faster with a tensor without dimensions.
 _TAKE_NUMBERS = {"add", "div", "eq", "ge", "gt", "le", "lt", "mul", "ne", "sub"}
-_OPERATORS: dict[Any, Any] = {torch.Tensor.__eq__: torch.eq, torch.Tensor.__ne__: torch.ne}
+_OPERATORS: dict[TorchFunction, TorchFunction] = {
+    torch.Tensor.__eq__: torch.eq,
+    torch.Tensor.__ne__: torch.ne,
+}
 
 
 class Called(NamedTuple):
     """A torch call, which becomes a line of source."""
 
     name: str  # of its result; empty if that has a name already
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    func: Any  # None: the result is the only word
+    args: Args
+    kwargs: Kwargs
     words: list[str]
     out: Any
 
@@ -42,18 +50,18 @@ def size_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def memory_of(tensor: Any) -> int:
+def memory_of(tensor: object) -> int:
     """A key for the memory of a tensor; 0 for other values."""
     return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else 0
 
 
 def shorter(
-    lines: Sequence[Any],
+    lines: "Sequence[Line]",
     fixed: Callable[[torch.Tensor], bool],
     kept: set[int],
     needed: set[str],
-    environment: dict[str, Any],
-) -> list[Any]:
+    environment: Environment,
+) -> "list[Line]":
     """`lines` without what is unnecessary, or needs to be done only once for all walks.
 
     `fixed` says whether a tensor is the same in each walk, `kept` is the memory that each walk must
@@ -63,8 +71,8 @@ def shorter(
 
 
 def without_repeated(
-    lines: Sequence[Any], same: dict[str, str], kept: set[int], seen: set[str]
-) -> tuple[list[Any], list[str]]:
+    lines: "Sequence[Line]", same: dict[str, str], kept: set[int], seen: set[str]
+) -> "tuple[list[Line], list[str]]":
     """Without calls that an earlier call makes redundant, and without t(t(x)) of a saved tensor;
     and the conditions on the graph under which this does not hold.
 
@@ -80,11 +88,11 @@ def without_repeated(
             if line.changes():
                 in_place.add(memory)
     guards: list[str] = []
-    computed: dict[Any, Called] = {}
+    computed: dict[object, Called] = {}
     transposed: dict[str, Called] = {}  # saved by a node
     instead: dict[str, str] = {}
-    objects: dict[int, Any] = {}
-    left: list[Any] = []
+    objects: dict[int, object] = {}
+    left: list[Line] = []
     for line in lines:
         if not isinstance(line, Called):
             left.append(line)
@@ -144,11 +152,11 @@ _ARITHMETIC = {"add", "addcmul", "div", "mul", "neg", "sub"}
 
 
 def _without_fixed(
-    lines: Sequence[Any],
+    lines: "Sequence[Line]",
     fixed: Callable[[torch.Tensor], bool],
     kept: set[int],
-    environment: dict[str, Any],
-) -> list[Any]:
+    environment: Environment,
+) -> "list[Line]":
     """Without the calls whose result is the same in each walk; the result goes into
     `environment`."""
     changed = set(kept)
@@ -156,7 +164,7 @@ def _without_fixed(
         if isinstance(line, Called) and line.changes():
             changed.add(memory_of(line.out))
     known: set[int] = set()
-    left: list[Any] = []
+    left: list[Line] = []
     for line in lines:
         if isinstance(line, Called) and line.name and not line.changes():
             given = list(_tape.tensors_in((line.args, line.kwargs)))
@@ -177,10 +185,10 @@ def _without_fixed(
     return left
 
 
-def without_unneeded(lines: Sequence[Any], needed: set[str]) -> list[Any]:
+def without_unneeded(lines: "Sequence[Line]", needed: set[str]) -> "list[Line]":
     """Without calls whose result is not used."""
     needed = set(needed)
-    left: list[Any] = []
+    left: list[Line] = []
     for line in reversed(lines):
         if isinstance(line, Called):
             if line.name not in needed and not line.changes():
@@ -265,7 +273,7 @@ class Unbindable(Exception):
     """Something was done that the record of calls cannot show."""
 
 
-def _unbindable(*args: Any) -> Any:
+def _unbindable(*args: object) -> NoReturn:
     raise Unbindable
 
 

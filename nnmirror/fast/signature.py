@@ -11,9 +11,18 @@ that of a leaf, which is stored with the leaf: when a model is freed, so are its
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+
+from .._types import Args
+
+if TYPE_CHECKING:
+    from ..formula import Plan
+    from ..origin import Origin
+    from ..tape import Node
+    from .bound import BoundWalk
+    from .call import Written
 
 _serials = itertools.count()
 _MOST = 64  # at most, signatures stored with one signature
@@ -21,8 +30,12 @@ _MOST = 64  # at most, signatures stored with one signature
 # by a number, and if they differ otherwise.
 _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 
+# The layout of a tensor.
+Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+# A recorded call: the result, and the node.
+Made: TypeAlias = "tuple[Any, Node]"
 
-NO_CALLS: dict[Any, Any] = {}
+NO_CALLS: dict[object, Args] = {}
 
 
 class Alike:
@@ -31,14 +44,19 @@ class Alike:
     __slots__ = ("label", "needs", "outputs", "places", "plan", "seen")
 
     label: str
-    plan: Any
+    plan: "Plan | None"
     places: Sequence[int]
     needs: tuple[bool, ...]
-    outputs: Sequence[Any]
+    outputs: Sequence[Any]  # None in place of what is no tensor
     seen: "Alike | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
 
     def __init__(
-        self, places: Sequence[int], needs: tuple[bool, ...], outputs: Any, plan: Any, label: str
+        self,
+        places: Sequence[int],
+        needs: tuple[bool, ...],
+        outputs: Sequence[Any],
+        plan: "Plan | None",
+        label: str,
     ) -> None:
         self.places, self.needs, self.outputs = places, needs, outputs
         self.plan, self.label, self.seen = plan, label, None
@@ -77,28 +95,32 @@ class Signature(Alike):
         # Stands for this one in the keys of others, as a reference to it would make a cycle.
         self.serial = next(_serials)
         # The signatures of calls on a tensor with this signature, by function and other arguments.
-        self.next: dict[Any, Signature] = {}
+        self.next: dict[object, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
         # Functions whose calls differ each time: by numbers, which are then left out (True), or by
         # more, so that their calls get no signature any more (False).
-        self.varying: dict[Any, bool] = {}
+        self.varying: dict[object, bool] = {}
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
-        self.calls: dict[Any, Any] = NO_CALLS
+        self.calls: dict[object, Args] = NO_CALLS
         self.came_again = False  # there was a second such call
-        self.written: Any = None  # this call's generated function; False if there is none
+        # This call's generated function; False if there is none.
+        self.written: Written | Literal[False] | None = None
         self.walks = 0  # how many walks began here
         # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
         self.tap_walks = 0
-        self.tapped: Any = None
+        self.tapped: BoundWalk | int | None = None
         self.visits = 0  # how often the generic walk reached it
         # Bound parts from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
         self.seen = None
-        self.replays: Any = None  # recorded walks from here (see replay.py), by the gradient
-        self.bound: Any = None  # the walk from here (see bound.py); False if there can be none
+        # Recorded walks from here (see replay.py), by the gradient.
+        self.replays: dict[object, Any] | None = None
+        # The walk from here (see bound.py); False if there can be none.
+        self.bound: BoundWalk | Literal[False] | None = None
         self.is_plain = True  # it has one output, which is not a view
-        self.origin: Any = None  # of the first such call: its sequence number and its place
+        # Of the first such call: its sequence number and its place.
+        self.origin: tuple[int, Origin] | None = None
         self.checks_shape = False  # the shape of the result depends on the data
 
     def output(self, index: int) -> "Signature":
@@ -111,7 +133,7 @@ class Signature(Alike):
             self.siblings[index] = Signature()
         return self.siblings[index]
 
-    def follow(self, function: Any, key: Any, made: "Signature") -> None:
+    def follow(self, function: object, key: object, made: "Signature") -> None:
         """Store `made` as the signature of the call `key` of `function`.
 
         The calls of a function may differ each time. If they differ in a number, such as one that
@@ -144,7 +166,7 @@ class Unsigned(Exception):
     """An argument that cannot be part of a signature."""
 
 
-def of_tensor(tensor: torch.Tensor) -> Any:
+def of_tensor(tensor: torch.Tensor) -> Layout:
     """The key of a tensor that carries no gradient: its layout."""
     try:
         return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
@@ -152,7 +174,7 @@ def of_tensor(tensor: torch.Tensor) -> Any:
         raise Unsigned from None
 
 
-def numbers_apart(key: Sequence[Any]) -> list[Any] | None:
+def numbers_apart(key: Sequence[object]) -> list[object] | None:
     """The key of a call with its numbers as operands; None if it has no number."""
     apart = [_NUMBER if type(part) is tuple and part[0] is float else part for part in key]
     return apart if _NUMBER in apart else None
@@ -161,7 +183,7 @@ def numbers_apart(key: Sequence[Any]) -> list[Any] | None:
 _NUMBER = float, "any"
 
 
-def of_value(value: Any) -> Any:
+def of_value(value: Any) -> object:
     """The key of an argument that is not a tensor."""
     kind = type(value)
     if kind is float:

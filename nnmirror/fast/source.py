@@ -4,7 +4,10 @@ import itertools
 import keyword
 import linecache
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeAlias
+
+# The names in a source, and what they stand for.
+Environment: TypeAlias = dict[str, Any]
 
 _source_numbers = itertools.count()
 
@@ -12,7 +15,7 @@ _source_numbers = itertools.count()
 class Compiled:
     """A function compiled from source, which is in `linecache` as long as the function lives."""
 
-    def __init__(self, source: str, name: str, kind: str, environment: dict[str, Any]) -> None:
+    def __init__(self, source: str, name: str, kind: str, environment: Environment) -> None:
         self.source = source
         self.filename = f"<nnmirror {kind} {next(_source_numbers)}>"
         lines = source.splitlines(keepends=True)
@@ -24,7 +27,7 @@ class Compiled:
         linecache.cache.pop(self.filename, None)
 
 
-def name_of(function: Any, environment: dict[str, Any], taken: Collection[str] = ()) -> str:
+def name_of(function: Any, environment: Environment, taken: Collection[str] = ()) -> str:
     """A readable name for `function` in the source, under which it is put into `environment`."""
     name = getattr(function, "__name__", "").partition(".")[0]
     if name.startswith("__"):  # so that in-place functions keep their underscore

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from .._upcalls import implements
 from ..walk import accumulate, unrecorded
 from . import bound as _bound
 from .binding import hand_over, is_right, quietly
+from .signature import Signature
 
 
 class Tap(Protocol):
@@ -39,7 +40,7 @@ class Tap(Protocol):
 
 
 # Called with a leaf and its gradient, for each leaf of a walk with taps.
-listeners: list[Callable[[Any, torch.Tensor], None]] = []
+listeners: list[Callable[[torch.Tensor, torch.Tensor], None]] = []
 
 
 class _Trying(threading.local):
@@ -66,15 +67,15 @@ class Writer(_bound.Writer):
 
     takes_taps = True
 
-    def reached(self, node: _tape.Node, given: Sequence[Any]) -> None:
+    def reached(self, node: _tape.Node, given: Sequence[torch.Tensor | None]) -> None:
         if node.taps:
             self.tell(arrived, node, given[0])
 
-    def left(self, node: _tape.Node, results: Sequence[Any]) -> None:
+    def left(self, node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
         if node.taps and len(node.inputs) == 1 and results[node.inputs[0]] is not None:
             self.tell(passed, node, results[node.inputs[0]])
 
-    def tell(self, what: Callable[..., None], node: _tape.Node, grad: torch.Tensor) -> None:
+    def tell(self, what: Callable[..., None], node: _tape.Node, grad: torch.Tensor | None) -> None:
         self.environment[what.__name__] = what
         name = self.known[id(grad)]
         self.used.add(name.partition("[")[0])
@@ -83,7 +84,7 @@ class Writer(_bound.Writer):
 
 @implements(_walk)
 @unrecorded
-def walk_tapped(loss: Any, retain_graph: bool) -> bool:
+def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
@@ -101,7 +102,7 @@ def walk_tapped(loss: Any, retain_graph: bool) -> bool:
     return True
 
 
-def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
+def _run(node: _tape.Node, sign: Signature, retain_graph: bool) -> Sequence[_bound.Found] | None:
     bound = sign.tapped
     if not isinstance(bound, _bound.BoundWalk):
         sign.tap_walks += 1
@@ -120,7 +121,7 @@ def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
             if not is_right(bound, node, partial(setattr, sign, "tapped", _state.taps)):
                 return None
 
-    def give(leaf: Any, grad: torch.Tensor, own: Any) -> None:
+    def give(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
         _tell(leaf, grad)
         accumulate(leaf, grad, own)
 
@@ -132,7 +133,7 @@ def _run(node: _tape.Node, sign: Any, retain_graph: bool) -> Any:
     return found
 
 
-def _tell(leaf: Any, grad: torch.Tensor) -> None:
+def _tell(leaf: torch.Tensor, grad: torch.Tensor) -> None:
     for listen in listeners:
         listen(leaf, grad)
 
