@@ -101,7 +101,7 @@ def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
     return asked
 
 
-def _restored(node: _tape.Node) -> tuple[Sequence[T | None], Sequence[int]]:
+def _restored(node: _tape.Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
     """The saved tensors, connected to their origins; and their versions when saved."""
     saved, versions = list(node._saved or ()), list(node._versions)
     if node.attributes is not None:

@@ -59,11 +59,23 @@ from types import (
     MethodDescriptorType,
     WrapperDescriptorType,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import torch
 
+from ._types import Args, TorchFunction
 from .fast.signature import Unsigned, of_tensor, of_value
+
+if TYPE_CHECKING:
+    from .fast.source import Environment
+    from .tape import Function, Node
+
+T = torch.Tensor
+# Returns one gradient, or one for each argument.
+Gradient: TypeAlias = Callable[..., T | None]
+Gradients: TypeAlias = Callable[..., Sequence[T | None]]
+# Returns the gradients of all arguments; the second argument is `g` or `gs`.
+Back: TypeAlias = Callable[["Node", Any], tuple[T | None, ...]]
 
 RESULT = -1  # the place of a result; ~n for the n-th of several
 ONLY_RESULT = (RESULT,)
@@ -99,21 +111,21 @@ class Plan:
     )
 
     def __init__(self) -> None:
-        self.compute: Callable[..., Any] = _nothing
+        self.compute: TorchFunction = _nothing
         self.saves: tuple[int, ...] = ()  # places among the arguments, or of results
         self.names: tuple[str, ...] = ()  # of the saved tensors
         # Other arguments of the gradients: values and shapes.
-        self.given: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
+        self.given: Callable[[Args], Args] | None = None
         self.given_names: tuple[str, ...] = ()
         self.is_open = False  # these may differ from call to call
         self.given_as: tuple[str, ...] = ()  # the same as source, which reads them from `args`
-        self.arguments: dict[str, Any] | None = None  # their values, if they are always the same
+        self.arguments: dict[str, object] | None = None  # their values, if they are always the same
         self.memory: tuple[int, ...] = ()  # of the saved: with their present memory
         self.copied: tuple[int, ...] = ()  # of the saved: as copies
         self.read_memory: tuple[int, ...] = ()  # of `memory`: those that a gradient uses
         self.saves_number = False
         self.label = ""
-        self.backs: dict[tuple[bool, ...], Callable[..., Any]] = {}  # by the gradients needed
+        self.backs: dict[tuple[bool, ...], Back] = {}  # by the gradients needed
         self.of_other: Plan | None = None  # the plans for the gradients of another rule
 
     def place_saved(self, index: int) -> int | None:
@@ -121,7 +133,7 @@ class Plan:
         neither."""
         return self.saves[index] if index < len(self.saves) else None  # then `keeps`
 
-    def fixed(self, given: Sequence[Any], label: str) -> "Plan":
+    def fixed(self, given: Sequence[object], label: str) -> "Plan":
         """This plan for calls with these arguments, and with this name for their nodes."""
         if self.arguments is not None or not (given or label):
             return self
@@ -146,7 +158,7 @@ class Plan:
         plan.label = label
         return plan
 
-    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def keep(self, node: "Node", args: Args, out: Any) -> Any:
         """Save with `node` what its backward needs; returns the result."""
         if self.saves:
             saved = [args[i] if i >= 0 else out for i in self.saves]
@@ -160,14 +172,14 @@ class Plan:
             node.save_for_backward(None)
         return out
 
-    def refuse_inference(self, node: Any, args: tuple[Any, ...]) -> None:
+    def refuse_inference(self, node: "Node", args: Args) -> None:
         """Raise for a tensor of inference mode that would be saved: its alias would not be
         noticed."""
         for i in self.read_memory:
             if args[self.saves[i]].is_inference():
                 node.refuse_inference()
 
-    def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def keep_apart(self, node: "Node", args: Args, out: Any) -> Any:
         """The same for a new result, which is saved as an alias, as it would keep itself alive."""
         saves = self.saves
         if saves:
@@ -203,36 +215,34 @@ class PlanOfMore(Plan):
         self.formulas = formulas
         self.kept = kept  # of values in `keeps`, which are saved last
 
-    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def keep(self, node: "Node", args: Args, out: Any) -> Any:
         results, kept = self.formulas.parts(out)
         self._save(node, args, results, [kept[i] for i in self.kept])
         return results if self.formulas.several else results[0]
 
-    def keep_apart(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def keep_apart(self, node: "Node", args: Args, out: Any) -> Any:
         (result,), kept = self.formulas.parts(out)
         alias = (result.detach() if RESULT in self.saves else result,)
         self._save(node, args, alias, [kept[i] for i in self.kept])
         return result
 
-    def _save(
-        self, node: Any, args: tuple[Any, ...], results: Sequence[Any], kept: list[Any]
-    ) -> None:
+    def _save(self, node: "Node", args: Args, results: Sequence[T], kept: list[T | None]) -> None:
         saved = [args[i] if i >= 0 else results[~i] for i in self.saves] + kept
         if saved:
             node.save_for_backward(*saved)
 
 
-def _nothing(*args: Any) -> Any:
+def _nothing(*args: object) -> NoReturn:
     raise NotImplementedError
 
 
 class Formulas:
     """The formulas of one rule."""
 
-    def __init__(self, function: Any, raw_forward: Any) -> None:
+    def __init__(self, function: "type[Function]", raw_forward: "_Method") -> None:
         self.function = function
         self.raw_forward = raw_forward  # as defined in its class
-        self.forward: Callable[..., Any] = raw_forward.__get__(None, function)
+        self.forward: TorchFunction = raw_forward.__get__(None, function)
         self.infer = function.infer if "forward" in vars(function) else None
         self.parameters = list(inspect.signature(self.forward).parameters.values())
         self.rest = ""  # the name of the `*` argument
@@ -240,9 +250,11 @@ class Formulas:
             self.rest = self.parameters[-1].name
         self.names = [p.name for p in self.parameters if p.name != self.rest]
         self.defaults = [p.default for p in self.parameters if p.name != self.rest]
-        self.joint = getattr(function, "gradients", None)
+        self.joint: Gradients | None = getattr(function, "gradients", None)
         self.joint_needs = [] if self.joint is None else _names(self.joint)[1:]
-        self.single = [getattr(function, f"d_{name}", None) for name in self.names]
+        self.single: list[Gradient | None] = [
+            getattr(function, f"d_{name}", None) for name in self.names
+        ]
         self.needed_by = [[] if f is None else _names(f) for f in self.single]
         self.named = {*self.joint_needs, *function.always_saved}.union(*self.needed_by)
         self._check_names()
@@ -259,11 +271,11 @@ class Formulas:
         # Whether calls that differ only by numbers can share a signature.
         self.takes_any_number = not self.by_layout and self.refuse is None
         self.how = getattr(function, "how", None)
-        self.plans: dict[Any, Plan] = {}
+        self.plans: dict[object, Plan] = {}
         self.compiled: dict[str, Callable[..., Any]] = {}  # functions by their source
 
     @functools.cached_property
-    def compute(self) -> Callable[..., Any]:
+    def compute(self) -> TorchFunction:
         """Torch's function with the same arguments, if forward only calls that; else forward."""
         if not self.function.keeps:
             if inspect.isbuiltin(self.infer):
@@ -274,7 +286,7 @@ class Formulas:
         return self.forward
 
     @functools.cached_property
-    def result(self) -> Callable[..., Any]:
+    def result(self) -> TorchFunction:
         """The result of forward, without the values in `keeps`."""
         if self.has_more:
             return lambda *args: self.results(self.forward(*args))
@@ -297,14 +309,14 @@ class Formulas:
             if not (_G.fullmatch(name) or _RESULT_NAME.fullmatch(name)):
                 raise TypeError(f"{self.function.__name__} needs {name}, which it does not save")
 
-    def call(self, node: Any, *args: Any) -> Any:
+    def call(self, node: "Node", *args: object) -> Any:
         """Call `forward`, and save with `node`."""
         out = self.forward(*args)
         if not node.records:
             return self.results(out) if self.has_more else out
         return self.keep(node, args, out)
 
-    def keep(self, node: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def keep(self, node: "Node", args: Args, out: Any) -> Any:
         """Save with `node` what the backward of a call needs that returned `out`; its results."""
         if self.refuse is not None:
             self.refuse(node.needs_input_grad, *args)
@@ -325,7 +337,7 @@ class Formulas:
             node.mark_dirty(out)
         return out
 
-    def parts(self, out: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+    def parts(self, out: Any) -> tuple[Sequence[T], Sequence[T | None]]:
         """The values returned by forward: the results, and those in `keeps`."""
         count = len(self.function.keeps)
         if not count:
@@ -344,7 +356,7 @@ class Formulas:
         results = self.parts(out)[0]
         return results if self.several else results[0]
 
-    def plan(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def plan(self, args: Args, needs: tuple[bool, ...]) -> Plan:
         """The plan for calls with these arguments."""
         if self.by_layout:
             return self._plan_by_layout(args, needs)
@@ -352,12 +364,12 @@ class Formulas:
         given = () if plan.given is None else plan.given(args)
         return plan.fixed(given, self.function.label_of(*args))
 
-    def plan_by_kinds(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def plan_by_kinds(self, args: Args, needs: tuple[bool, ...]) -> Plan:
         """The plan for arguments among which the same ones are tensors."""
         key = needs, *[isinstance(a, torch.Tensor) for a in args]
         return self.plans.get(key) or self._new_plan(args, needs, key)
 
-    def _plan_by_layout(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def _plan_by_layout(self, args: Args, needs: tuple[bool, ...]) -> Plan:
         """The plan for arguments with this layout."""
         try:
             key = (
@@ -371,7 +383,7 @@ class Formulas:
             return self._new_plan(args, needs)
         return self.plans.get(key) or self._new_plan(args, needs, key)
 
-    def _new_plan(self, args: tuple[Any, ...], needs: tuple[bool, ...], key: Any = None) -> Plan:
+    def _new_plan(self, args: Args, needs: tuple[bool, ...], key: object = None) -> Plan:
         plan = self._planned(args, needs)
         if key is not None:
             if len(self.plans) >= _MOST_PLANS:
@@ -379,7 +391,7 @@ class Formulas:
             self.plans[key] = plan
         return plan
 
-    def _planned(self, args: tuple[Any, ...], needs: tuple[bool, ...]) -> Plan:
+    def _planned(self, args: Args, needs: tuple[bool, ...]) -> Plan:
         function = self.function
         asked = any(needs)
         if not asked:  # a layer driven by hand still returns the gradient of its input
@@ -473,7 +485,7 @@ class Formulas:
             known_as |= self.function.known_as(plan.label)
         return sorted(range(len(needs)), key=lambda i: known_as.get(names[i], names[i]))
 
-    def _gradient(self, place: int) -> Callable[..., Any] | None:
+    def _gradient(self, place: int) -> Gradient | None:
         """The function for the gradient of an argument."""
         return self.single[place] if place < len(self.single) else None
 
@@ -482,15 +494,17 @@ class Formulas:
         rule = self.function
         for i, need in enumerate(needs):
             if need and self._gradient(i) is None:
-                called = rule.aten_name or getattr(rule.public, "__name__", rule.__name__)
+                in_aten = getattr(rule, "aten_name", "")
+                called = in_aten or getattr(rule.public, "__name__", rule.__name__)
                 name = self.names[i] if i < len(self.names) else self.rest
                 raise RuntimeError(
                     f"The function '{called}' is not differentiable with respect to argument"
                     f" '{name}'. This input cannot have requires_grad True."
                 )
 
-    def back(self, node: Any, g: Any) -> tuple[Any, ...]:
+    def back(self, node: "Node", g: T | Sequence[T | None]) -> tuple[T | None, ...]:
         """The gradients of all arguments."""
+        plan: Any  # the node has one, as its rule has formulas
         like = node.like  # as the node's properties, with one lookup
         if like is None:
             plan, needs = node._plan, node._needs_input_grad
@@ -501,21 +515,22 @@ class Formulas:
             back = plan.backs[needs] = self._written(plan, needs)
         return back(node, g)  # type: ignore[no-any-return]
 
-    def back_from_several(self, node: Any, *gs: Any) -> tuple[Any, ...]:
+    def back_from_several(self, node: "Node", *gs: T | None) -> tuple[T | None, ...]:
         """The same for several results."""
         return self.back(node, gs)
 
-    def back_plainly(self, node: Any, grads: Sequence[Any]) -> list[Any]:
+    def back_plainly(self, node: "Node", grads: Sequence[T | None]) -> list[T | None]:
         """The gradients of all arguments, from those of the results: `back`, to step through.
 
         Each formula is called with the arguments that its parameters name.
         """
+        plan: Any  # as in `back`
         like = node.like  # as the node's properties
         plan, needs = (
             (node._plan, node._needs_input_grad) if like is None else (like.plan, like.needs)
         )
         saved = node.unchanged(self)
-        given = dict(zip(plan.names, saved, strict=False))
+        given: dict[str, object] = dict(zip(plan.names, saved, strict=False))
         given.update(zip(plan.given_names, node.given, strict=False))
         given.update(plan.arguments or ())
         given["g"] = grads[0]
@@ -524,15 +539,15 @@ class Formulas:
         if self.joint is not None:
             found = self.joint(needs, *map(given.get, self.joint_needs))
             return [*found, *[None] * (len(needs) - len(found))]
-        results: list[Any] = [None] * len(needs)
+        results: list[T | None] = [None] * len(needs)
         for place in itertools.compress(range(len(needs)), needs):
             d_argument: Any = self.single[place]
             results[place] = d_argument(*map(given.get, self.needed_by[place]))
         return results
 
     def _given_of_many(
-        self, node: Any, grads: Sequence[Any], given: dict[str, Any]
-    ) -> Iterator[tuple[str, Any]]:
+        self, node: "Node", grads: Sequence[T | None], given: dict[str, object]
+    ) -> Iterator[tuple[str, object]]:
         """The arguments of a formula with several results, or any number of arguments."""
         if node.materialize_grads and any(g is None for g in grads):
             grads = [
@@ -545,9 +560,9 @@ class Formulas:
         count = len(node.needs_input_grad) - len(self.names)
         yield self.rest, tuple([given.get(f"{self.rest}_{i}") for i in range(count)])
 
-    def _written(self, plan: Plan, needs: tuple[bool, ...]) -> Callable[..., Any]:
+    def _written(self, plan: Plan, needs: tuple[bool, ...]) -> Back:
         """`back` for these needs, as a function without lookups."""
-        environment: dict[str, Any] = {}
+        environment: Environment = {}
         lines: list[str] = []
         fetched: set[str] = set()
         in_rest = len(needs) - len(self.names)
@@ -609,7 +624,7 @@ class Formulas:
         """The function that `source` defines."""
         function = self.compiled.get(source)
         if function is None:
-            made: dict[str, Any] = {}
+            made: Environment = {}
             exec(compile(source, f"<gradients of {self.function.__name__}>", "exec"), made)
             function = made.pop("make")  # no cycle
             if len(self.compiled) >= _MOST_PLANS:
@@ -618,12 +633,12 @@ class Formulas:
         return function  # type: ignore[no-any-return]
 
 
-def _overrides(function: Any, name: str) -> bool:
+def _overrides(function: "type[Function]", name: str) -> bool:
     """Does the rule, or a class between it and Function, define `name`?"""
     return any(name in vars(cls) for cls in function.__mro__[:-2])
 
 
-def _names(function: Any) -> list[str]:
+def _names(function: Callable[..., object]) -> list[str]:
     """The names of its parameters."""
     if type(function) is FunctionType and not vars(function):
         code = function.__code__
@@ -642,17 +657,19 @@ class _Called:
     def __getattr__(self, name: str) -> "_Called":
         return _Called(*self.path, name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, *args: object, **kwargs: object
+    ) -> tuple[tuple[str, ...], tuple[object, ...], dict[str, object]]:
         return self.path, args, kwargs
 
 
-def _only_called_by(function: Any) -> Any:
+def _only_called_by(function: TorchFunction) -> TorchFunction | None:
     """Torch's function, if `function` does no more than call it with its own arguments."""
     code = getattr(function, "__code__", None)
     if code is None or function.__defaults__ or dis.findlabels(code.co_code):  # it has branches
         return None
     given = tuple([object() for _ in range(code.co_argcount)])
-    stand_ins: dict[str, Any] = {"torch": _Called("torch"), "T": _Called("torch", "Tensor")}
+    stand_ins: Environment = {"torch": _Called("torch"), "T": _Called("torch", "Tensor")}
     try:
         path, args, kwargs = FunctionType(code, stand_ins)(*given)
     except Exception:  # it does something else
@@ -667,7 +684,13 @@ def _only_called_by(function: Any) -> Any:
 OF_TORCH = BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 
 
-def _forward_of(function: Any) -> Any:
+class _Method(Protocol):
+    """A function, staticmethod or classmethod, as it is found in its class."""
+
+    def __get__(self, instance: None, owner: type, /) -> TorchFunction: ...
+
+
+def _forward_of(function: "type[Function]") -> _Method | None:
     """The forward for the formulas of `function`, as defined in its class."""
     for cls in function.__mro__[:-2]:
         own = vars(cls)

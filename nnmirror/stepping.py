@@ -6,10 +6,11 @@ same, and so are the bits.
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter, itemgetter
 from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -109,6 +110,14 @@ def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: 
     return walk
 
 
+# What a walk replaces while it is the current one: dispatch, grad mode, and the outer walk.
+_Outer: TypeAlias = tuple[
+    AbstractContextManager[None],
+    bool,
+    tuple[list[Callable[[], None]] | None, int, "_walk.LeadsTo | None", bool],
+]
+
+
 class Walk:
     """A walk from `edges`. Within it as a context manager, it is the current walk for hooks."""
 
@@ -119,8 +128,8 @@ class Walk:
     order: Sequence[_tape.Node] = ()
     to_torch: list[tuple[T, T]]  # the gradients with which torch's engine continues
     changed: set[int]  # by id, torch's tensors that have changed
-    callbacks: list[Any]
-    outer: list[Any]
+    callbacks: list[Callable[[], None]]
+    outer: "list[_Outer]"
 
     def __init__(self, edges: Sequence[_tape.Edge], retain_graph: bool) -> None:
         self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, False
@@ -243,7 +252,7 @@ class Walk:
                     self.to_torch.append((tensor, grad))
                 _walk._run_reached_hooks(tensor)
 
-    def leads_to(self, target: Any) -> bool:
+    def leads_to(self, target: object) -> bool:
         return id(target) in self.look_ahead()
 
     def __enter__(self) -> None:

@@ -132,7 +132,7 @@ class Node:
     # another object; None if the node has its own.
     like: Alike | None
     _saved: Sequence[torch.Tensor | None] | None
-    _versions: Sequence[int]
+    _versions: Sequence[int | None]
 
     _places: Sequence[int] = ()
     _needs_input_grad: tuple[bool, ...] = ()
@@ -259,7 +259,7 @@ class Node:
         """Keep `tensors` for backward, which fails if one is changed in place until then."""
         self._saved = tensors
         if len(tensors) == 1 and tensors[0] is None:
-            self._versions = tensors  # type: ignore[assignment]
+            self._versions = (None,)
             return
         try:
             self._versions = [0 if t is None else t._version for t in tensors]
@@ -441,7 +441,7 @@ class Node:
             self._saved = None
 
     def _modified(
-        self, tensor: torch.Tensor, expected: int, via: str | None, made_by: Edge | None
+        self, tensor: torch.Tensor, expected: int | None, via: str | None, made_by: Edge | None
     ) -> str:
         shape = list(tensor.shape)
         maker, index = via, 0
@@ -1508,7 +1508,7 @@ def _changed_before(
     node.edges = edges
     node._saved, node._versions = saved, versions
     if not saved and plan.saves_number:
-        node._saved = node._versions = (None,)  # type: ignore[assignment]
+        node._saved = node._versions = (None,)
     node.sequence = next(_sequence)
     changed.__class__ = _tensor.Tensor
     made_by(changed, node, 0)

@@ -12,7 +12,17 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    Protocol,
+    SupportsIndex,
+    TypeAlias,
+    TypeGuard,
+    TypeVar,
+    overload,
+)
 
 import torch
 
@@ -30,18 +40,22 @@ from .tensor import C_dtype, C_grad, C_shape
 if TYPE_CHECKING:
     import nnmirror.tape
 
+    from .fast.bound import Left
+
 _R = TypeVar("_R")
 
 _NOT_OURS = object()
+# Does a walk reach this node or leaf?
+LeadsTo: TypeAlias = "Callable[[_tape.Node | torch.Tensor], bool | None]"
 
 
-def grad_of(leaf: Any) -> torch.Tensor | None:
+def grad_of(leaf: torch.Tensor) -> torch.Tensor | None:
     """Its gradient, without the public property."""
     grad = getattr(leaf, "_gradient", _NOT_OURS)
     return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
 
 
-def put_grad(leaf: Any, grad: torch.Tensor | None) -> None:
+def put_grad(leaf: torch.Tensor, grad: torch.Tensor | None) -> None:
     """Set this gradient, which is known to fit."""
     if isinstance(leaf, _tensor.Tensor):
         leaf._gradient = grad
@@ -54,7 +68,7 @@ class _Walks(threading.local):
     # or a leaf (None: a leaf whose gradient was requested).
     callbacks: list[Callable[[], None]] | None = None
     number: int = -1
-    leads_to: Callable[[Any], bool | None] | None = None
+    leads_to: LeadsTo | None = None
     creates_graph: bool = False  # whether it is recorded itself
     # The local variables of the generic walk with these names; None in any other.
     known: tuple[dict[int, int], set[int] | None] | None = None
@@ -76,7 +90,7 @@ def queue_callback(callback: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False) -> Iterator[None]:
+def one_walk(leads_to: LeadsTo, create_graph: bool = False) -> Iterator[None]:
     """One walk: call its queued callbacks at the end."""
     outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
     known, _walks.known = _walks.known, None
@@ -94,14 +108,14 @@ def one_walk(leads_to: Callable[[Any], bool | None], create_graph: bool = False)
 class _TorchInAWalk:
     """`torch` and `torch._C`, with two functions about PyTorch's engine replaced."""
 
-    def __init__(self, real: Any, **own: Any) -> None:
+    def __init__(self, real: types.ModuleType, **own: object) -> None:
         self.__dict__.update(own, _real=real)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
 
-def _will_execute(node: Any) -> bool:
+def _will_execute(node: _tape.Node | _tape.AccumulateGrad) -> bool:
     """As `torch._C._will_engine_execute_node`."""
     target = node.variable if isinstance(node, _tape.AccumulateGrad) else node
     found = False if _walks.leads_to is None else _walks.leads_to(target)
@@ -124,7 +138,7 @@ _in_a_walk = _TorchInAWalk(
 
 
 @implements(_tensor)
-def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
+def in_this_walk(hook: types.FunctionType) -> Callable[[torch.Tensor], object]:
     """A hook of `torch.autograd.graph.register_multi_grad_hook`, for this walk.
 
     Its code is PyTorch's own. It asks which walk is running, and which nodes that reaches.
@@ -138,7 +152,7 @@ def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
 
 
 @implements(_views)
-def put_in_front(node: _tape.Node, target: Any, count: int = 1) -> None:
+def put_in_front(node: _tape.Node, target: object, count: int = 1) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
     `target`; so many gradients will come to it.
 
@@ -160,7 +174,7 @@ def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
     """
 
     @functools.wraps(function)
-    def call(*args: Any, create_graph: bool = False, **kwargs: Any) -> _R:
+    def call(*args: object, create_graph: bool = False, **kwargs: object) -> _R:
         mode, own_mode = torch.is_grad_enabled(), _override.mode
         _torch.set_grad_enabled(create_graph)
         if create_graph:
@@ -184,7 +198,7 @@ def walk(
     into: bool = False,
     create_graph: bool = False,
     replaying: bool = False,
-    give: Callable[[Any, torch.Tensor | None], None] | None = None,
+    give: Callable[[torch.Tensor, torch.Tensor | None], None] | None = None,
 ) -> list[torch.Tensor | None]:
     """Run the backward from `edges` with `grads`.
 
@@ -297,7 +311,7 @@ def walk(
         else:
             _run_tensor_hooks(_leaf_hooks(target), slots[0])
 
-    def pass_on(node: _tape.Node, grad: Any) -> None:
+    def pass_on(node: _tape.Node, grad: torch.Tensor | None) -> None:
         """The step of a rule's node with one gradient, without special cases.
 
         Nothing here refers to a gradient when it arrives at a leaf, which may then keep it.
@@ -364,7 +378,7 @@ def walk(
             if edge is not None:
                 arrive(edge[0], edge[1], None)
 
-    def leads_to(target: Any) -> bool | None:
+    def leads_to(target: object) -> bool | None:
         is_leaf = not isinstance(target, _tape.Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
             return None
@@ -483,21 +497,21 @@ def _step(
     """
     if node.prehooks:
         slots = _run_prehooks(node.prehooks, slots)
-    results: Any
+    results: list[torch.Tensor | None]
     if node.attributes is None and all(g is None for g in slots):
         # A user's Function is called even then: it may return zeros.
         results = [None] * len(node.edges)
     else:
         if create_graph:
-            results = _tape.run_recorded(node, slots, needs or node.needs_input_grad)
+            returned = _tape.run_recorded(node, slots, needs or node.needs_input_grad)
         else:
-            results = (node if needs is None else _tape.needing(node, needs)).run(slots)
-        results = validated(node, results)
+            returned = (node if needs is None else _tape.needing(node, needs)).run(slots)
+        results = validated(node, returned)
         if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
             _refuse_nan(node, results)
     if node.posthooks:
         results = _run_posthooks(node.posthooks, node.inputs, results, slots)
-    return results  # type: ignore[no-any-return]
+    return results
 
 
 def _leading_on(
@@ -514,7 +528,7 @@ def _leading_on(
     return found
 
 
-def _refuse_swapped(node: _tape.Node, target: Any) -> None:
+def _refuse_swapped(node: _tape.Node, target: object) -> None:
     """Raise if `target` is a leaf that was swapped with another tensor since `node` was
     recorded."""
     swapped = target._swapped if isinstance(target, _tensor.Tensor) else None
@@ -795,12 +809,12 @@ def _run_reached_hooks(leaf: torch.Tensor) -> None:
             hook()
 
 
-def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
+def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., object]] | None:
     return leaf._leaf_hooks if isinstance(leaf, _tensor.Tensor) else None
 
 
 def _run_tensor_hooks(
-    hooks: dict[int, Callable[..., Any]] | None, grad: torch.Tensor | None
+    hooks: dict[int, Callable[..., object]] | None, grad: torch.Tensor | None
 ) -> torch.Tensor | None:
     """Call each hook with the gradient, None as by PyTorch; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
@@ -811,11 +825,11 @@ def _run_tensor_hooks(
     return grad
 
 
-def _hook_name(hook: Any) -> str:
+def _hook_name(hook: object) -> str:
     return getattr(hook, "__name__", "unknown")
 
 
-def _replacement(hook: Any, grad: Any, result: Any) -> Any:
+def _replacement(hook: object, grad: torch.Tensor | None, result: object) -> torch.Tensor | None:
     """The result of a hook, checked against `grad`."""
     if result is None or result is grad:
         return result
@@ -832,7 +846,9 @@ def _replacement(hook: Any, grad: Any, result: Any) -> Any:
     return result.detach() if result.requires_grad and not _walks.creates_graph else result
 
 
-def _replacements(hook: Any, grads: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
+def _replacements(
+    hook: object, grads: tuple[torch.Tensor | None, ...], result: object
+) -> tuple[torch.Tensor | None, ...]:
     """The result of a node's hook, checked against its gradients."""
     if not isinstance(result, tuple):
         raise TypeError(f"expected tuple, but hook returned '{type(result).__name__}'")
@@ -857,7 +873,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
 
 
 def _run_prehooks(
-    hooks: Mapping[int, Callable[..., Any]], slots: list[torch.Tensor | None]
+    hooks: Mapping[int, Callable[..., object]], slots: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     with _tape.users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
@@ -868,7 +884,7 @@ def _run_prehooks(
 
 
 def _run_posthooks(
-    hooks: Mapping[int, Callable[..., Any]],
+    hooks: Mapping[int, Callable[..., object]],
     places: Sequence[int],  # of the results that are shown
     results: list[torch.Tensor | None],
     slots: Sequence[torch.Tensor | None],
@@ -909,7 +925,12 @@ def make_grads(
     return started
 
 
-def start_grad(meta: Any, grad: Any, index: int, create_graph: bool = False) -> torch.Tensor:
+def start_grad(
+    meta: tuple[torch.Size, torch.dtype, torch.device],
+    grad: Any,  # a tensor or None; of `Module.backward` what the user gives
+    index: int,
+    create_graph: bool = False,
+) -> torch.Tensor:
     """The initial gradient for an output of this shape, dtype and device."""
     shape, dtype, device = meta
     if grad is None:
@@ -1045,12 +1066,21 @@ def _as_many(value: Any) -> tuple[Any, ...]:
     return tuple(_at(v) if _is_gradient_edge(v) else v for v in value)
 
 
-def _is_gradient_edge(value: Any) -> bool:
+class _GradientEdge(Protocol):
+    """torch.autograd.graph.GradientEdge, which is not imported."""
+
+    @property
+    def node(self) -> object: ...
+    @property
+    def output_nr(self) -> int: ...
+
+
+def _is_gradient_edge(value: object) -> TypeGuard[_GradientEdge]:
     kind = type(value)  # recognized by name, as torch.autograd is not imported
     return (kind.__module__, kind.__name__) == ("torch.autograd.graph", "GradientEdge")
 
 
-def _at(edge: Any) -> torch.Tensor:
+def _at(edge: _GradientEdge) -> torch.Tensor:
     """A tensor for `edge`: the leaf, or one without values that has the node."""
     node = edge.node
     if isinstance(node, _tape.AccumulateGrad):
@@ -1073,7 +1103,7 @@ def _nothing() -> None:
     pass
 
 
-def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
+def _inputs_of(inputs: object, caller: str) -> tuple[torch.Tensor, ...]:
     """The requested tensors: one, several, or the values of a dict."""
     if type(inputs) is dict:
         inputs = tuple(inputs.values())
@@ -1089,7 +1119,7 @@ def _inputs_of(inputs: Any, caller: str) -> tuple[torch.Tensor, ...]:
 
 
 @upcall("nnmirror.fast.tapped")
-def walk_tapped(loss: Any, retain_graph: bool) -> bool:
+def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
     raise NotImplementedError
 
@@ -1101,7 +1131,7 @@ def untap(nodes: Iterable[_tape.Node]) -> None:
 
 
 @upcall("nnmirror.fast.binding")
-def walk_bound(loss: Any, retain_graph: bool) -> bool:
+def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     raise NotImplementedError
 
@@ -1115,7 +1145,9 @@ class Progress(NamedTuple):
 
 
 @upcall("nnmirror.fast.binding")
-def bound_part(node: _tape.Node, grad: torch.Tensor, progress: Progress, retain_graph: bool) -> Any:
+def bound_part(
+    node: _tape.Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
+) -> Left | None:
     """The bound part of the walk from `node`; None if there is none."""
     raise NotImplementedError
 
@@ -1132,7 +1164,7 @@ def replayed(
     raise NotImplementedError
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: SupportsIndex | None) -> bool:
     """retain_graph as PyTorch's engine converts it: an unsigned byte."""
     number = 0 if value is None else operator.index(value)
     if not 0 <= number < 256:
@@ -1166,6 +1198,34 @@ def _input_edges(inputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
             raise RuntimeError("One of the differentiated Tensors does not require grad")
         edges.append(_tape.edge_of(tensor))
     return edges
+
+
+@overload
+def grad(
+    outputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: torch.Tensor | Sequence[torch.Tensor],
+    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple[torch.Tensor, ...]: ...
+
+
+@overload
+def grad(
+    outputs: torch.Tensor | Sequence[torch.Tensor],
+    inputs: dict[str, torch.Tensor],
+    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> dict[str, torch.Tensor]: ...
 
 
 def grad(
@@ -1255,11 +1315,12 @@ _BATCHED = (
     " output[{}] has a shape of {}. If you only want some tensors in `grad_output` to be considered"
     " batched, consider using vmap."
 )
-_One: TypeAlias = Callable[[Sequence[Any], bool], Sequence[Any]]
-_is_vmapped: Any = _torch.is_legacy_batchedtensor
+_Grads: TypeAlias = Sequence[torch.Tensor | None]
+_One: TypeAlias = Callable[[_Grads, bool], _Grads]
+_is_vmapped = _torch.is_legacy_batchedtensor
 
 
-def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
+def _one_by_one(one: _One, batches: _Grads, retain_graph: bool) -> _Grads:
     """The gradients for each item of a batch of initial gradients, stacked."""
     sizes = {len(g) for g in batches if g is not None}
     if len(sizes) != 1:
@@ -1275,7 +1336,7 @@ def _one_by_one(one: _One, batches: Sequence[Any], retain_graph: bool) -> Sequen
     return [None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True)]
 
 
-def _under_vmap(one: _One, starts: Sequence[Any], retain_graph: bool) -> Sequence[Any]:
+def _under_vmap(one: _One, starts: _Grads, retain_graph: bool) -> _Grads:
     """The same if the batch is hidden by the vmap of `torch.autograd.gradcheck`."""
     level = _torch.vmapmode_increment_nesting() - 1
     _torch.vmapmode_decrement_nesting()
