@@ -1,14 +1,12 @@
 """Adagrad."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .flat import Lists, Tensors, operand, put_in_line, sqrt_plus
-from .optimizer import ParamsT
+from .optimizer import ParamsT, StateDict
 from .stepwise import (
     Group,
     StepwiseOptimizer,
@@ -89,7 +87,7 @@ class Adagrad(StepwiseOptimizer):
                     state[param] = self._begin(param, group)
                 put_in_line(self, place, [state[param] for param in group["params"]])
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("foreach", None)

@@ -1,14 +1,12 @@
 """Adam, and AMSGrad."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import _torch
 from .._versions import SINCE_2_14
 from .flat import Lists, Tensors, operand, sqrt
-from .optimizer import ParamsT
+from .optimizer import ParamsT, StateDict
 from .stepwise import (
     Group,
     StepwiseOptimizer,
@@ -104,7 +102,7 @@ class Adam(StepwiseOptimizer):
             if foreach:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("amsgrad", False)
@@ -190,7 +188,7 @@ class Adam(StepwiseOptimizer):
         lr, eps = to_scalar(group["lr"]), group["eps"]
         beta1, beta2 = map(to_scalar, group["betas"])
         grad = _begun(group, param, grad, step, lr)
-        weight: Any = beta1
+        weight: float | Tensor = beta1
         if isinstance(beta1, Tensor):
             weight = beta1.to(device=param.device, dtype=param.dtype)
         exp_avg.lerp_(grad, 1 - weight)

@@ -1,11 +1,9 @@
 """Adam with decoupled weight decay."""
 
-from typing import Any
-
 from torch import Tensor
 
 from .adam import Adam
-from .optimizer import ParamsT
+from .optimizer import ParamsT, StateDict
 
 __all__ = ["AdamW"]
 
@@ -48,7 +46,7 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
         )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # also after loading a state saved by Adam
             group["decoupled_weight_decay"] = True

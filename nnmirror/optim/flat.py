@@ -13,7 +13,7 @@ each parameter in turn 172 us. SGD has too few operations to gain.
 import itertools
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .. import _torch, tape
 from .._state import here as _here
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
-from .optimizer import KeptState, Optimizer, with_grads
+from .optimizer import KeptState, Optimizer, Options, with_grads
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Lists: TypeAlias = dict[str, list[Tensor]]  # by the argument names of a step
@@ -57,7 +57,7 @@ class Flat:
 
     def __init__(self, lists: Lists, lines: list[Tensor]) -> None:
         params = lists["params"]
-        self.options: list[Any] | None = None
+        self.options: list[object] | None = None
         self.others: Lists = {}
         self.of: KeptState | None = None
         self.are_small: list[bool] = []  # of the group's parameters with a gradient
@@ -159,7 +159,7 @@ class Flat:
         """Would torch use one thread for it, as for each of the parameters?"""
         return self.size < GRAIN or torch.get_num_threads() == 1
 
-    def step(self, group: dict[str, Any], grads: list[Tensor], one: Callable[..., None]) -> bool:
+    def step(self, group: Options, grads: list[Tensor], one: Callable[..., None]) -> bool:
         """Take a step: `one(group, param=..., grad=..., ...)` is that of one parameter.
 
         False if the counters are not the same.
@@ -303,14 +303,14 @@ def step_again(
     return True
 
 
-def step_in_turn(group: dict[str, Any], lists: Lists, one: Callable[..., None]) -> None:
+def step_in_turn(group: Options, lists: Lists, one: Callable[..., None]) -> None:
     """Step parameter by parameter."""
     _, _, *names = lists or ("", "")
     for param, grad, *kept in zip(*lists.values(), strict=True):
         one(group, param, grad, **dict(zip(names, kept, strict=True)))
 
 
-def _options(group: dict[str, Any]) -> list[Any]:
+def _options(group: Options) -> list[object]:
     """What decides how a step is computed; the numbers themselves do not."""
     betas = group.get("betas", ())
     return [*map(type, group.values()), *map(type, betas), *map(group.get, _SWITCHES)]
@@ -377,7 +377,7 @@ def sqrt_plus(x: Tensor, eps: float, recorded: bool) -> Tensor:
     return x.sqrt() + eps if recorded else sqrt(x).add_(operand(eps, x))
 
 
-def _has_numbers(group: dict[str, Any]) -> bool:
+def _has_numbers(group: Options) -> bool:
     """Are all options numbers, not tensors?"""
     options = [*group.values(), *group.get("betas", ())]
     return {*map(type, options)}.isdisjoint(_TENSORS)

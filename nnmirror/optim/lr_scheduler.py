@@ -18,12 +18,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar
 
 from torch import Tensor
 
 from .._missing import missing
-from .optimizer import Optimizer
+from .optimizer import Optimizer, Options
 
 __all__ = [
     "ChainedScheduler",
@@ -66,15 +66,18 @@ def _checked(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _copied(value: Any) -> Any:
+V = TypeVar("V", float, Tensor, float | Tensor)
+
+
+def _copied(value: V) -> V:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _values(optimizer: Optimizer, key: str) -> list[Any]:
+def _values(optimizer: Optimizer, key: str) -> list[float | Tensor]:
     return [_copied(group[key]) for group in optimizer.param_groups]
 
 
-def _set(group: dict[str, Any], key: str, value: float | Tensor) -> None:
+def _set(group: Options, key: str, value: float | Tensor) -> None:
     """A rate that is a tensor is changed in place."""
     if isinstance(group[key], Tensor):
         group[key].fill_(value.squeeze() if isinstance(value, Tensor) else value)
@@ -227,7 +230,7 @@ def _note_steps(optimizer: Any) -> None:
     function = optimizer.step.__func__
 
     @functools.wraps(function)
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def step(*args: object, **kwargs: object) -> object:
         opt: Any = weakly()
         opt._opt_called = True
         return function.__get__(opt, opt.__class__)(*args, **kwargs)
@@ -826,7 +829,7 @@ class _Cycling(LRScheduler):
             group["max_momentum"] = most
             group["base_momentum"] = least
 
-    def _set_momentum(self, group: dict[str, Any], value: float) -> None:
+    def _set_momentum(self, group: Options, value: float | Tensor) -> None:
         if self.use_beta1:
             group["betas"] = (value, *group["betas"][1:])
         else:
@@ -990,7 +993,7 @@ class OneCycleLR(_Cycling):
                 self._begin_momentum(most, least)
         super().__init__(optimizer, last_epoch)
 
-    def _anneal_func(self, start: Any, end: Any, share: float) -> Any:
+    def _anneal_func(self, start: V, end: V, share: float) -> V:
         if self._anneal_func_type == "cos":
             return end + (start - end) / 2.0 * (math.cos(math.pi * share) + 1)
         return (end - start) * share + start

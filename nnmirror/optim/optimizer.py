@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .._types import Args, Kwargs
 from ..modules.hooks import add
 from ..modules.module import clear_grad
 from ..parameter import Parameter
@@ -24,10 +25,9 @@ __all__ = ["Optimizer", "ParamsT"]
 
 _P = ParamSpec("_P")
 R = TypeVar("R")
-Args: TypeAlias = tuple[Any, ...]
-Kwargs: TypeAlias = dict[str, Any]
 Options: TypeAlias = dict[str, Any]  # of a group
 StateDict: TypeAlias = dict[str, Any]
+_DictHook: TypeAlias = Callable[["Optimizer", StateDict], StateDict | None]
 ParamsT: TypeAlias = Iterable[torch.Tensor] | Iterable[Options] | Iterable[tuple[str, torch.Tensor]]
 
 _HOOK_REGISTRIES = (
@@ -52,7 +52,7 @@ class KeptState:
     was_read: bool = False
 
 
-class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no subclasses
+class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
     """Base class of the optimisers: `params` in groups, each with its options.
 
     `params` is an iterable of tensors, of `(name, tensor)` pairs, or of dicts with such an iterable
@@ -63,6 +63,13 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
 
     OptimizerPreHook: TypeAlias = Callable[[Self, Args, Kwargs], tuple[Args, Kwargs] | None]  # type: ignore[misc]
     OptimizerPostHook: TypeAlias = Callable[[Self, Args, Kwargs], None]  # type: ignore[misc]
+
+    _optimizer_step_pre_hooks: OrderedDict[int, OptimizerPreHook]
+    _optimizer_step_post_hooks: OrderedDict[int, OptimizerPostHook]
+    _optimizer_state_dict_pre_hooks: OrderedDict[int, Callable[["Optimizer"], None]]
+    _optimizer_state_dict_post_hooks: OrderedDict[int, _DictHook]
+    _optimizer_load_state_dict_pre_hooks: OrderedDict[int, _DictHook]
+    _optimizer_load_state_dict_post_hooks: OrderedDict[int, Callable[["Optimizer"], None]]
 
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
@@ -221,45 +228,45 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
 
     def register_step_pre_hook(self, hook: OptimizerPreHook) -> RemovableHandle:
         """`hook(optimizer, args, kwargs)` runs before step; may return new arguments."""
-        return add(self._optimizer_step_pre_hooks, hook)  # type: ignore[attr-defined]
+        return add(self._optimizer_step_pre_hooks, hook)
 
     def register_step_post_hook(self, hook: OptimizerPostHook) -> RemovableHandle:
         """`hook(optimizer, args, kwargs)` runs after step."""
-        return add(self._optimizer_step_post_hooks, hook)  # type: ignore[attr-defined]
+        return add(self._optimizer_step_post_hooks, hook)
 
     def register_state_dict_pre_hook(
         self, hook: Callable[["Optimizer"], None], prepend: bool = False
     ) -> RemovableHandle:
         """`hook(optimizer)` runs before state_dict."""
-        return add(self._optimizer_state_dict_pre_hooks, hook, prepend)  # type: ignore[attr-defined]
+        return add(self._optimizer_state_dict_pre_hooks, hook, prepend)
 
     def register_state_dict_post_hook(
         self,
-        hook: Callable[["Optimizer", StateDict], StateDict | None],
+        hook: _DictHook,
         prepend: bool = False,
     ) -> RemovableHandle:
         """`hook(optimizer, state_dict)` runs after state_dict; may return another."""
-        return add(self._optimizer_state_dict_post_hooks, hook, prepend)  # type: ignore[attr-defined]
+        return add(self._optimizer_state_dict_post_hooks, hook, prepend)
 
     def register_load_state_dict_pre_hook(
         self,
-        hook: Callable[["Optimizer", StateDict], StateDict | None],
+        hook: _DictHook,
         prepend: bool = False,
     ) -> RemovableHandle:
         """`hook(optimizer, state_dict)` runs before load_state_dict; may return another."""
-        return add(self._optimizer_load_state_dict_pre_hooks, hook, prepend)  # type: ignore[attr-defined]
+        return add(self._optimizer_load_state_dict_pre_hooks, hook, prepend)
 
     def register_load_state_dict_post_hook(
         self, hook: Callable[["Optimizer"], None], prepend: bool = False
     ) -> RemovableHandle:
         """`hook(optimizer)` runs after load_state_dict."""
-        return add(self._optimizer_load_state_dict_post_hooks, hook, prepend)  # type: ignore[attr-defined]
+        return add(self._optimizer_load_state_dict_post_hooks, hook, prepend)
 
     # -- state -------------------------------------------------------------------------------
 
     def state_dict(self) -> StateDict:
         """The state and the groups, with parameters as indices; torch.optim can load it too."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         numbers: dict[int, int] = {}
         groups = []
@@ -275,7 +282,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
             numbers[id(k)] if isinstance(k, torch.Tensor) else k: v for k, v in self.state.items()
         }
         result: StateDict = {"state": state, "param_groups": groups}
-        for post_hook in self._optimizer_state_dict_post_hooks.values():  # type: ignore[attr-defined]
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, result)
             if replaced is not None:
                 result = replaced
@@ -287,7 +294,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         State tensors are cast to the dtype and device of their parameters.
         """
         state_dict = state_dict.copy()
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
             if replaced is not None:
                 state_dict = replaced
@@ -300,13 +307,13 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
                 "loaded state dict contains a parameter group that doesn't match the size of"
                 " optimizer's group"
             )
-        params: dict[Any, torch.Tensor] = {}
-        options: dict[Any, Options] = {}
+        params: dict[object, torch.Tensor] = {}
+        options: dict[object, Options] = {}
         for group, new in zip(groups, saved, strict=True):
             for number, param in zip(new["params"], group["params"], strict=True):
                 params[number] = param
                 options.setdefault(number, new)
-        state: defaultdict[Any, Any] = defaultdict(dict)
+        state: defaultdict[object, object] = defaultdict(dict)
         for key, value in state_dict["state"].items():
             if key in params:
                 state[params[key]] = _cast(value, params[key], options[key])
@@ -317,17 +324,17 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
             if "param_names" in group and "param_names" not in new:
                 new["param_names"] = group["param_names"]
         self.__setstate__({"state": state, "param_groups": saved})
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def __getstate__(self) -> Options:
+    def __getstate__(self) -> StateDict:
         return {
             "defaults": self.defaults,
             "state": self.state,
             "param_groups": self.param_groups,
         }
 
-    def __setstate__(self, state: Options) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         state = dict(state)
         if "state" in state:
             self.state = state.pop("state")
@@ -347,7 +354,7 @@ class Optimizer(abc.ABC):  # noqa: B024  for those of torch.optim, which are no 
         return text + ")"
 
 
-def _cast(value: Any, param: torch.Tensor, options: Options, key: Any = None) -> Any:
+def _cast(value: object, param: torch.Tensor, options: Options, key: object = None) -> object:
     """A copy of a saved state value, its tensors on the parameter's device and dtype."""
     if isinstance(value, torch.Tensor):
         if key == "step":  # a counter: float32 if a kernel reads it, else unchanged
@@ -368,7 +375,7 @@ def with_grads(
     params: list[torch.Tensor],
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Those of the parameters that have a gradient, and the gradients."""
-    grads: list[Any]
+    grads: list[Any]  # with None for those without
     try:
         grads = [*map(_gradient, params)]
     except AttributeError:  # of a tensor of torch's own
@@ -382,7 +389,7 @@ def with_grads(
 _gradient = attrgetter("_gradient")
 
 
-def evaluate(closure: Callable[[], Any] | None) -> Any:
+def evaluate(closure: Callable[[], R] | None) -> R | None:
     """The loss from `closure`, with grad mode on even if `step` is called with it off."""
     if closure is None:
         return None

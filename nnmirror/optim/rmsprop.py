@@ -1,12 +1,10 @@
 """RMSprop."""
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import _torch
 from .flat import Lists, Tensors, operand, sqrt_plus
-from .optimizer import ParamsT
+from .optimizer import ParamsT, StateDict
 from .stepwise import (
     Group,
     StepwiseOptimizer,
@@ -78,7 +76,7 @@ class RMSprop(StepwiseOptimizer):
         }
         super().__init__(params, defaults)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("momentum", 0)

@@ -13,7 +13,7 @@ from ..parameter import Parameter
 from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from .flat import FLOATS, SMALL, operand, storages
-from .optimizer import Optimizer, ParamsT, evaluate, with_grads
+from .optimizer import Optimizer, Options, ParamsT, StateDict, evaluate, with_grads
 from .stepwise import (
     check_fused,
     check_not_differentiable,
@@ -88,7 +88,7 @@ class SGD(Optimizer):
                 " foreach out, the numbers are the same"
             )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("nesterov", False)
@@ -112,7 +112,7 @@ class SGD(Optimizer):
                         self._step_group(group)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: Options) -> None:
         momentum = group["momentum"]
         params, grads = with_grads(group["params"])
         buffers = []
@@ -132,7 +132,7 @@ class SGD(Optimizer):
                 self.state[param]["momentum_buffer"] = buffer
 
 
-def _step_plainly(group: dict[str, Any]) -> bool:
+def _step_plainly(group: Options) -> bool:
     """p = p - lr g for the mirror's own parameters, without further options; else False."""
     lr = group["lr"]
     if (
@@ -162,7 +162,7 @@ _plain = attrgetter("_plain")
 
 
 def _as_usual(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Options
 ) -> None:
     """As `_one_by_one`, but small parameters by fewer calls where that cannot change the result."""
     is_small = [p.numel() <= SMALL for p in params]
@@ -195,7 +195,7 @@ def _are_apart(tensors: list[Tensor]) -> bool:
 
 
 def _one_by_one(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Options
 ) -> None:
     lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -216,7 +216,7 @@ def _one_by_one(
 
 
 def _foreach(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Options
 ) -> None:
     lr, weight_decay, momentum = to_scalar(group["lr"]), group["weight_decay"], group["momentum"]
     if group["maximize"]:
@@ -243,7 +243,7 @@ def _foreach(
 
 
 def _fused(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: Options
 ) -> None:
     for param in params:
         check_fused(param)

@@ -27,9 +27,9 @@ from .flat import (
     step_as_one,
     step_in_turn,
 )
-from .optimizer import Optimizer, evaluate, with_grads
+from .optimizer import Optimizer, Options, evaluate, with_grads
 
-Group = dict[str, Any]
+Group = Options
 N = TypeVar("N", float, Tensor, float | Tensor)
 
 
