@@ -349,3 +349,14 @@ def test_asking_for_a_gradient_of_an_inference_tensor(nn, optim):
         p.requires_grad_(True)
     p.requires_grad_(False)
     p.requires_grad_(True)
+
+
+@pytest.mark.parametrize("way", ["Parameter", "assign"])
+@parity
+def test_a_parameter_from_an_inference_tensor(nn, optim, way):
+    with torch.inference_mode():
+        weight = torch.ones(1, 1)
+    assert not nn.Parameter(weight, requires_grad=False).requires_grad
+    if way == "Parameter":
+        return nn.Parameter(weight)
+    return nn.Linear(1, 1, bias=False).load_state_dict({"weight": weight}, assign=True)

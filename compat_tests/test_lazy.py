@@ -75,8 +75,7 @@ def test_moved_and_copied_before_its_first_call(nn, optim):
 @parity
 def test_states_go_from_lazy_to_lazy_and_to_what_it_becomes(nn, optim):
     full = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
-    empty = copy.deepcopy(lazy)
+    lazy, empty = (nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()) for _ in range(2))
     results = [empty.load_state_dict(lazy.state_dict()), repr(empty[0].weight)]
     results += [lazy.load_state_dict(full.state_dict()), repr(lazy)]
     return (

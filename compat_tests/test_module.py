@@ -108,6 +108,39 @@ def test_parameters_by_overridden_names(nn, optim, name, part):
     return [p.shape for p in net.parameters()]
 
 
+@pytest.mark.parametrize("part", ["whole", "below"])
+@pytest.mark.parametrize("name", ["named_parameters", "named_modules", "_named_members"])
+@parity
+def test_parameters_by_names_set_on_a_module(nn, optim, name, part):
+    """A method that was exchanged on the module itself counts too."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1)))
+    changed = net if part == "whole" else net[1]
+    usual = getattr(changed, name)
+    setattr(changed, name, lambda *args, **kwargs: itertools.islice(usual(*args, **kwargs), 2))
+    return [p.shape for p in net.parameters()]
+
+
+CHANGES = {
+    "a module exchanged": lambda net: net.__setitem__(1, Holder.net(net.kind)),
+    "a module added": lambda net: net.append(net.kind.ReLU()),
+    "a module deleted": lambda net: net.__delitem__(0),
+    "a parameter added": lambda net: net[0].register_parameter("extra", None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@parity
+def test_a_net_that_changes_while_its_parameters_are_taken(nn, optim, change):
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    net.kind = nn
+    shapes = []
+    for p in net.parameters():
+        if not shapes:
+            CHANGES[change](net)
+        shapes.append(p.shape)
+    return shapes
+
+
 LOOKUPS = {
     "submodule": lambda m: m.get_submodule("seq.1.linear"),
     "self": lambda m: m.get_submodule(""),

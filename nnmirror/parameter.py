@@ -31,6 +31,11 @@ class Parameter(Tensor):
                 raise RuntimeError(
                     "Only Tensors of floating point and complex dtype can require gradients"
                 )
+            if requires_grad and data.is_inference() and not torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    "Setting requires_grad=True on inference tensor outside InferenceMode is not"
+                    " allowed."
+                )
             self = torch.Tensor._make_subclass(cls, data, False)
         self._requires_grad = bool(requires_grad)
         return self

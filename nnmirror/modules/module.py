@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from types import FrameType
 from typing import (
     TYPE_CHECKING,
@@ -36,7 +37,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import upcall
 from ..grad_mode import no_grad
-from ..parameter import Buffer, Parameter
+from ..parameter import Buffer, Parameter, is_lazy
 from ..tensor import C_shape
 from ..walk import unrecorded
 from . import hooks
@@ -661,13 +662,12 @@ class Module(_RefusedByTorchModules):
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """The parameters."""
-        tree: dict[Module, None] = {}
-        if not (recurse and _names_as_usual(self, tree)):
+        if not (recurse and _names_as_usual(self)):
             for _, param in self.named_parameters(recurse=recurse):
                 yield param
             return
         seen = set()
-        for module in tree:  # the same, without the names
+        for module in _unnamed_modules(self):  # the same
             for value in module._parameters.values():
                 if value is not None and id(value) not in seen:
                     seen.add(id(value))
@@ -1131,9 +1131,10 @@ class Module(_RefusedByTorchModules):
                 f" object from checkpoint but received {type(value)}"
             )
             return
-        if len(param.shape) == 0 and len(value.shape) == 1 and value.shape[0] == 1:
+        lazy = is_lazy(param)  # and so is the value, else a hook has given the parameter its shape
+        if not lazy and len(param.shape) == 0 and len(value.shape) == 1 and value.shape[0] == 1:
             value = value[0]  # the format of PyTorch before 0.4
-        if value.shape != param.shape:
+        if not lazy and value.shape != param.shape:
             errors.append(
                 f"size mismatch for {key}: copying a param with shape {value.shape} from"
                 f" checkpoint, the shape in current model is {param.shape}."
@@ -1273,25 +1274,43 @@ _NEVER_CALLED = (
 )
 
 
-def _names_as_usual(module: Module, tree: dict[Module, None]) -> bool:
-    """Do this module and all below it name their parts as `Module` does?
+_NAMING = ("named_modules", "named_parameters", "_named_members")
+_naming = attrgetter(*_NAMING)
+_AS_DEFINED = _naming(Module)
+_named_modules = Module.named_modules
 
-    They are added to `tree`.
-    """
-    if module in tree:
-        return True
-    tree[module] = None
-    kind = type(module)
-    if (
-        kind.named_modules is not Module.named_modules
-        or kind.named_parameters is not Module.named_parameters
-        or kind._named_members is not Module._named_members
-    ):
-        return False
-    for child in module._modules.values():
-        if child is not None and not _names_as_usual(child, tree):
-            return False
-    return True
+
+def _names_as_usual(module: Module) -> bool:
+    """Does this module name its own parts as `Module` does?"""
+    return _naming(type(module)) == _AS_DEFINED and module.__dict__.keys().isdisjoint(_NAMING)
+
+
+def _unnamed_modules(top: Module) -> Iterator[Module]:
+    """What `top.named_modules()` gives, without the names: lazily, and in the same order."""
+    seen = {top}
+    yield top
+    levels = [iter(top._modules.items())]
+    path = [""]
+    while levels:
+        for path[-1], module in levels[-1]:
+            if module is None:
+                continue
+            if (
+                type(module).named_modules is not _named_modules
+                or "named_modules" in module.__dict__
+            ):
+                for _, found in module.named_modules(seen, ".".join(path), True):
+                    yield found
+            elif module not in seen:
+                seen.add(module)
+                yield module
+                if module._modules:
+                    levels.append(iter(module._modules.items()))
+                    path.append("")
+                    break
+        else:
+            levels.pop()
+            path.pop()
 
 
 @unrecorded
