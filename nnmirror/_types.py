@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.types import Number
 
-__all__ = ["Args", "Dims", "IndexLike", "Kwargs", "Number", "Size", "StrPath", "TorchFunction"]
+__all__ = [
+    "Args",
+    "Dims",
+    "Hook",
+    "IndexLike",
+    "Kwargs",
+    "Number",
+    "Size",
+    "StrPath",
+    "TorchFunction",
+]
 
 # An argument `dim`; None for all dimensions.
 Dims: TypeAlias = int | list[int] | tuple[int, ...] | None
@@ -22,5 +32,7 @@ StrPath: TypeAlias = str | os.PathLike[str]
 # The arguments of a call of any operation, or of user code.
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any]
+# A function of the user, whose result is checked.
+Hook: TypeAlias = Callable[..., object]
 # One of PyTorch's functions, or a replacement for it.
 TorchFunction: TypeAlias = Callable[..., Any]

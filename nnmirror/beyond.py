@@ -8,7 +8,7 @@ gradient that the mirror's walk computes. With `create_graph=True` it is recorde
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -228,7 +228,7 @@ CHANGED = (
 )
 
 
-def is_hooked(tensor: T | None) -> bool:
+def is_hooked(tensor: T | None) -> TypeGuard[T]:
     """Must something be done with its gradient on the way?"""
     return tensor is not None and bool(tensor._backward_hooks or tensor.retains_grad)
 

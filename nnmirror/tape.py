@@ -18,8 +18,9 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import torch
 
@@ -32,12 +33,15 @@ from ._torch import (
     EnableTorchFunction,
     is_any_autocast_enabled,
 )
+from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import implements, upcall
 from .exact import mode as _exact
 from .fast import call
 from .fast.signature import (
     NO_CALLS,
     Alike,
+    Kept,
+    Made,
     Signature,
     Unsigned,
     numbers_apart,
@@ -49,14 +53,21 @@ from .origin import of_this_call
 from .tensor import C_device, C_dtype, add_hook, bare, no_complex
 
 if TYPE_CHECKING:
+    import weakref
+
     from . import views as _views
+    from .beyond import _Theirs
+    from .fast.recorder import Recorder
+    from .fast.tapped import Tap
+    from .modules.segment import Form
+    from .parameter import Parameter
+
+R = TypeVar("R")
 
 SEEN = "seen"
 TAPPED = "tapped"
 _version_of = operator.attrgetter("_version")
 
-# Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
-Edge: TypeAlias = tuple[Any, int]
 # In place of n: a tensor that torch made, for a gradient that does not continue in torch's graph.
 NO_FURTHER = -1
 
@@ -65,13 +76,13 @@ class _Mapping(threading.local):
     # The running calls of `nnmirror.func.vmap` in this thread: how many, and the arguments that the
     # latest has passed to the function.
     depth: int = 0
-    items: "Sequence[Any]" = ()
+    items: Sequence[object] = ()
 
 
 mapping = _Mapping()
 _torch_grad_mode = torch.is_grad_enabled
 in_transform = _torch.peek_interpreter_stack  # None outside torch.func's transforms
-_is_wrapped: Any = _torch.is_functorch_wrapped_tensor
+_is_wrapped = _torch.is_functorch_wrapped_tensor
 forward_mode = _torch.forward_mode
 _MANY = (tuple, list)  # isinstance is several times slower with tuple | list
 
@@ -119,13 +130,13 @@ class Node:
         "signature",
     )
 
-    _given: tuple[Any, ...]  # the value of `given`; unset if there are none
+    _given: Args  # the value of `given`; unset if there are none
     # If a layer recorded the call: its dict of parameters, which is no other module's and, unlike
     # the layer, does not refer to the node. Unset otherwise.
-    caller: dict[str, Any]
+    caller: "dict[str, Parameter | None]"
     began: int  # if the layer recorded several: the number before the first
     function: "type[Function]"
-    edges: Sequence[Edge | None]  # one for each argument of forward
+    edges: "Sequence[Edge | None]"  # one for each argument of forward
     sequence: int
     signature: Signature | None  # how its result was computed; None if that has no signature
     # What provides `places`, `needs_input_grad`, `outputs`, `plan` and `label`: the signature, or
@@ -144,22 +155,25 @@ class Node:
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True
     # The attributes of a user's Function's ctx; None for a rule.
-    attributes: dict[str, Any] | None = None
-    segment: Any = None  # the layers of a node that stands for several (see modules/segment.py)
+    attributes: dict[str, object] | None = None
+    # The layers of a node that stands for several (see modules/segment.py); when they have nodes of
+    # their own, all but the last of these.
+    segment: "Form | None" = None
+    before: "list[Node]"
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
-    theirs: Any = None  # for a call that torch recorded: a weak reference to torch's tensor
+    theirs: "_Theirs | None" = None  # for a call that torch recorded: torch's tensor
     # Of a change of a view in place: a weak reference to the node of the view as it was then.
     seen_by: "Callable[[], Node | None] | None" = None
     # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
     # (see `as_seen`).
     is_watched: bool | str = False
-    taps: tuple[Any, ...] = ()  # then `is_watched` is TAPPED (see fast/tapped.py)
+    taps: "tuple[Tap, ...]" = ()  # then `is_watched` is TAPPED (see fast/tapped.py)
     # Hooks, absent until one is registered.
-    tensor_hooks: "dict[int, OrderedDict[int, Callable[..., Any]]] | None" = None
-    retained: dict[int, Any] | None = None
-    prehooks: "OrderedDict[int, Callable[..., Any]] | None" = None
-    posthooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    tensor_hooks: "dict[int, OrderedDict[int, Hook]] | None" = None
+    retained: "dict[int, weakref.ref[_tensor.Tensor]] | None" = None
+    prehooks: "OrderedDict[int, Hook] | None" = None
+    posthooks: "OrderedDict[int, Hook] | None" = None
 
     def __init__(self, function: "type[Function]") -> None:
         self.function = function
@@ -178,7 +192,7 @@ class Node:
         return made
 
     @property
-    def given(self) -> tuple[Any, ...]:
+    def given(self) -> Args:
         """The arguments of the gradients of `plan` other than tensors, if they differ from call to
         call."""
         try:
@@ -187,7 +201,7 @@ class Node:
             return ()
 
     @given.setter
-    def given(self, value: tuple[Any, ...]) -> None:
+    def given(self, value: Args) -> None:
         self._given = value
 
     # -- shared by calls with the same signature -----------------------------------------
@@ -359,7 +373,7 @@ class Node:
         return self
 
     @property
-    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+    def next_functions(self) -> "tuple[tuple[Node | AccumulateGrad | None, int], ...]":
         for edge in self.edges:
             if edge is not None and isinstance(edge[0], Node):
                 edge[0].shown()
@@ -370,14 +384,14 @@ class Node:
             for edge in (self.edges[i] for i in self.inputs)
         )
 
-    def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_inputs, grad_outputs)` runs after this node; may return new grad_inputs."""
         self.is_watched = True
         if self.posthooks is None:
             self.posthooks = OrderedDict()
         return add_hook(self.posthooks, fn)
 
-    def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_prehook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_outputs)` runs before this node; may return new grad_outputs."""
         self.is_watched = True
         if self.prehooks is None:
@@ -385,14 +399,14 @@ class Node:
         return add_hook(self.prehooks, fn)
 
     @property
-    def metadata(self) -> dict[Any, Any]:
+    def metadata(self) -> dict[object, Any]:
         return self.__dict__.setdefault("_metadata", {})
 
     def __repr__(self) -> str:
         return f"<{bare(self.name())} object at {id(self):#x}>"
 
     @property
-    def _input_metadata(self) -> Any:
+    def _input_metadata(self) -> NoReturn:
         """Refused: torch.autograd.backward reads this of a GradientEdge, and continues in C++."""
         raise NotImplementedError(
             "nnmirror: torch.autograd.backward does not ask the mirror about a GradientEdge; call"
@@ -441,7 +455,7 @@ class Node:
             self._saved = None
 
     def _modified(
-        self, tensor: torch.Tensor, expected: int | None, via: str | None, made_by: Edge | None
+        self, tensor: torch.Tensor, expected: int | None, via: str | None, made_by: "Edge | None"
     ) -> str:
         shape = list(tensor.shape)
         maker, index = via, 0
@@ -463,6 +477,11 @@ class Node:
             f" inplace operation: [{kind} {shape}]{made} is at version"
             f" {tensor._version}; expected version {expected} instead." + _ANOMALY
         )
+
+
+# Where a gradient goes: (node, n) for its n-th output, (leaf, 0) for a leaf tensor.
+Target: TypeAlias = Node | torch.Tensor
+Edge: TypeAlias = tuple[Target, int]
 
 
 class Shown(Node):
@@ -569,17 +588,17 @@ class FunctionCtx:
         return self.__node.name()
 
     @property
-    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+    def next_functions(self) -> "tuple[tuple[Node | AccumulateGrad | None, int], ...]":
         return self.__node.next_functions
 
     @property
-    def metadata(self) -> dict[Any, Any]:
+    def metadata(self) -> dict[object, Any]:
         return self.__node.metadata
 
-    def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         return self.__node.register_hook(fn)
 
-    def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_prehook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         return self.__node.register_prehook(fn)
 
     def __getattr__(self, name: str) -> Any:
@@ -615,7 +634,7 @@ class users_code:
         _torch.set_grad_enabled(self.mode)
         _override.mode = None
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         _override.mode = self.own_mode
         _torch.set_grad_enabled(self.torchs_mode)
         self.asking.__exit__(*exc)
@@ -653,16 +672,16 @@ class AccumulateGrad:
 
     next_functions: tuple[()] = ()
 
-    def register_hook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn((), grad_outputs)` runs after the gradient has been added to `.grad`."""
         return add_hook(self._hooks()[1], fn)
 
-    def register_prehook(self, fn: Callable[..., Any]) -> torch.utils.hooks.RemovableHandle:
+    def register_prehook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_outputs)` runs before; may return new grad_outputs."""
         return add_hook(self._hooks()[0], fn)
 
-    def _hooks(self) -> "tuple[OrderedDict[int, Any], OrderedDict[int, Any]]":
-        leaf: Any = self.variable
+    def _hooks(self) -> "tuple[OrderedDict[int, Hook], OrderedDict[int, Hook]]":
+        leaf = self.variable
         if not isinstance(leaf, _tensor.Tensor):
             raise NotImplementedError(
                 "nnmirror: a hook on the AccumulateGrad of a tensor of torch's own is not mirrored;"
@@ -716,14 +735,14 @@ class Function:
 
     # For a rule written as formulas, by the types of the arguments: the recorder for calls without
     # a signature, and which arguments require grad in these (see fast/recorder.py).
-    recorders: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
-    recorders_in_place: "dict[tuple[type, ...], tuple[Any, tuple[tuple[bool, ...], ...]]]"
+    recorders: "dict[tuple[type, ...], tuple[Recorder, tuple[tuple[bool, ...], ...]]]"
+    recorders_in_place: "dict[tuple[type, ...], tuple[Recorder, tuple[tuple[bool, ...], ...]]]"
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
     # For such a form: its gradients can be recorded, instead of those of the plain rule.
     is_recordable: bool = False
-    infer: Callable[..., Any] | None = None  # the result of forward only, by torch's function
-    result: Callable[..., Any] | None = None  # `infer`, or what the formulas compute
+    infer: TorchFunction | None = None  # the result of forward only, by torch's function
+    result: TorchFunction | None = None  # `infer`, or what the formulas compute
     can_wait: bool = False  # its node can be made after the call, from arguments and result
     public: Any = None  # torch's function that it replaces, which tensor subclasses see
     has_context: bool = False  # it defines setup_context
@@ -777,7 +796,7 @@ class Function:
         )
 
     @classmethod
-    def choose(cls, *args: Any) -> Callable[..., Any] | None:
+    def choose(cls, *args: Any) -> TorchFunction | None:
         """The function for later calls whose arguments have the same layout; None for `forward`."""
         return None
 
@@ -787,7 +806,7 @@ class Function:
         return ""
 
     @staticmethod
-    def as_called(*args: Any) -> tuple[Any, ...]:
+    def as_called(*args: Any) -> Args:
         """The arguments of `forward` as `public` takes them."""
         return args
 
@@ -825,7 +844,7 @@ class Function:
             " set generate_vmap_rule=True."
         )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         warnings.warn(
             f"{self.__class__} should not be instantiated. Methods on autograd functions are all"
             " static, so you should invoke them on the class itself. Instantiating an autograd"
@@ -834,7 +853,7 @@ class Function:
             stacklevel=2,
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError(
             "Legacy autograd function with non-static forward method is deprecated. Please use"
             " new-style autograd function with static forward method. (Example:"
@@ -849,15 +868,15 @@ class Function:
         return _applied(cls, args, kwargs)
 
     @staticmethod
-    def saves_of(node: Any) -> Sequence[int] | None:
+    def saves_of(node: Node) -> Sequence[int] | None:
         """For a rule that is not written as formulas: the places of the arguments that it saves;
         None if unknown."""
         return None
 
     @staticmethod
-    def origin(node: Any, place: int) -> Edge | None:
+    def origin(node: Node, place: int) -> Edge | None:
         """The edge of the saved argument at `place`."""
-        return node.edges[place]  # type: ignore[no-any-return]
+        return node.edges[place]
 
     @staticmethod
     def leading(place: int, saved: torch.Tensor) -> torch.Tensor:
@@ -900,13 +919,13 @@ def needing(node: Node, needs: tuple[bool, ...]) -> Node:
 class _Noting(threading.local):
     """Functions to call with the result of each recorded call of this thread (see watch.py)."""
 
-    notes: tuple[Callable[[Any], None], ...] = ()
+    notes: tuple[Callable[[object], None], ...] = ()
 
 
 noting = _Noting()
 
 
-def _noted(call: Callable[..., Any], *args: Any) -> Any:
+def _noted(call: Callable[..., R], *args: object) -> R:
     """`call(*args)`, which records; its result is noted, what it calls itself is not."""
     notes, noting.notes = noting.notes, ()
     try:
@@ -921,8 +940,8 @@ def _noted(call: Callable[..., Any], *args: Any) -> Any:
 @implements(_tensor)
 def record(
     function: type[Function],
-    args: tuple[Any, ...],
-    inplace: Callable[[], Any] | None = None,
+    args: Args,
+    inplace: Callable[[], torch.Tensor] | None = None,
     asks: bool = True,
     for_layer: bool = False,
 ) -> tuple[Any, Node | None]:
@@ -938,7 +957,7 @@ def record(
     `nnmirror.overrides`).
     """
     if _state.taps and noting.notes:
-        return _noted(record, function, args, inplace, asks)  # type: ignore[no-any-return]
+        return _noted(record, function, args, inplace, asks)
     if function.exact is not None:
         function = _exact.chosen(function)
     mode = _override.mode  # is_grad_enabled, without the call
@@ -1030,7 +1049,7 @@ def record(
         return _record(function, args, inplace, asks, disabled)
 
 
-def need_no_gradient(args: tuple[Any, ...], is_off: bool = False) -> bool:
+def need_no_gradient(args: Args, is_off: bool = False) -> bool:
     """Are these tensors that do not require grad, of no subclass, and values that contain none?
 
     If grad mode `is_off`, no tensor requires grad.
@@ -1053,8 +1072,8 @@ _PLAIN = {bool, float, int, str, type(None)}
 
 def _unrecorded(
     function: type[Function],
-    args: tuple[Any, ...],
-    inplace: Callable[[], Any] | None,
+    args: Args,
+    inplace: Callable[[], torch.Tensor] | None,
     asks: bool,
 ) -> Any:
     """The result only, with grad mode off."""
@@ -1079,10 +1098,10 @@ def _unrecorded(
 
 def _record(
     function: type[Function],
-    args: tuple[Any, ...],
-    inplace: Callable[[], Any] | None,
+    args: Args,
+    inplace: Callable[[], torch.Tensor] | None,
     asks: bool,
-    disabled: Any,
+    disabled: AbstractContextManager[None],
 ) -> tuple[Any, Node | None]:
     """`record` for any call, after the check whether to record."""
     change = None
@@ -1094,7 +1113,7 @@ def _record(
             return (inplace() if inplace else function.forward(plain, *args)), None
         change = change_of(args[0])
     edges: list[Edge | None] = []
-    key: list[Any] = []
+    key: list[object] = []
     first: Signature | None = None
     tracked = of_complex = False
     # The history of an in-place change follows from its arguments, unless they share memory.
@@ -1258,7 +1277,7 @@ def _record(
     return out, node
 
 
-def _with_origin(node: Node | None, out: Any) -> Node | None:
+def _with_origin(node: Node | None, out: object) -> Node | None:
     """Store with `node` the place of its call and its result, for `nnmirror.explain`."""
     if node is not None and any(node.needs_input_grad):
         node.origin = of_this_call()  # type: ignore[attr-defined]
@@ -1287,11 +1306,11 @@ def is_usual() -> bool:
     return not (_state.exact_mode if mode is None else mode)
 
 
-def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
+def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None] | None:
     """`record` for a call whose signature or kind is known; None for any other."""
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
-    key: list[Any] = []  # as in `_sign`: the part after the first tracked tensor
+    key: list[object] = []  # as in `_sign`: the part after the first tracked tensor
     first = None
     for arg in args:
         kind = type(arg)
@@ -1388,7 +1407,7 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
         before = first.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
         kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
-        written: tuple[Any, ...] = (_one_of, kept) if len(kept) > 1 else kept[0]
+        written: Kept = (_one_of, kept) if len(kept) > 1 else kept[0]
         keep_written(first, function, written if function.exact is None else (*written, True))
     return _once_more(function, args, found, edges) if found.makes_new else None
 
@@ -1396,7 +1415,9 @@ def _met_before(function: type[Function], args: tuple[Any, ...]) -> Any:
 _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
 
 
-def _one_of(kept: Sequence[tuple[call.Written, Signature]], first: Any, args: Any) -> Any:
+def _one_of(
+    kept: Sequence[tuple[call.Written, Signature]], first: object, args: Args
+) -> Made | None:
     """The call by the first of several generated functions that takes these arguments."""
     for written, found in kept:
         met = written(found, first, args)
@@ -1405,7 +1426,7 @@ def _one_of(kept: Sequence[tuple[call.Written, Signature]], first: Any, args: An
     return None
 
 
-def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
+def keep_written(first: Signature, what: object, written: Kept) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
     `first`: (the function, the signature that it is given, ...); more for a rule that exact mode
     replaces. For `_one_of`, in place of the signature, several such functions and signatures."""
@@ -1414,7 +1435,7 @@ def keep_written(first: Signature, what: Any, written: tuple[Any, ...]) -> None:
     first.calls[what] = written
 
 
-def named_in_calls() -> dict[str, Any]:
+def named_in_calls() -> dict[str, object]:
     """What the source of written calls names (see fast/call.py)."""
     return {
         "autocast": is_any_autocast_enabled,
@@ -1430,24 +1451,27 @@ def named_in_calls() -> dict[str, Any]:
     }
 
 
-def _standing_for(value: Any) -> "_tensor.Tensor | None":
+def _standing_for(value: object) -> "_tensor.Tensor | None":
     """What stands for a result of torch's own among the arguments of a call; None if nothing."""
-    of_torch = type(value) is torch.Tensor and value.requires_grad and not value.is_leaf
-    return taken_over(value) if of_torch else None
+    if type(value) is torch.Tensor and value.requires_grad and not value.is_leaf:
+        return taken_over(value)
+    return None
 
 
 def _changed_before(
-    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any]
-) -> Any:
+    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor]
+) -> Made | None:
     """`record` for an in-place change whose signature is known, of a result that is no view or of a
     plain tensor; None for any other."""
     changed: Any = args[0] if args else None
     sign: Signature | None = None
     edges: list[Edge | None]
-    key: list[Any]
+    key: list[object]
     if type(changed) is _tensor.Tensor:
         made = changed._node
-        sign = None if made is None else made.signature
+        if made is None:
+            return None
+        sign = made.signature
         if changed._view_of is not None or sign is None or not (sign.is_plain and sign.next):
             return None
         edges, key = [(made, 0)], [IN_PLACE, HERE]
@@ -1527,7 +1551,7 @@ def shares_nothing(tensor: torch.Tensor) -> bool:
 _OWN_USE = 2  # of a tensor's memory: by itself, and by the argument of the count
 
 
-def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
+def _of_its_kind(function: type[Function], args: Args) -> Made | None:
     """`record` for a call without a signature, if there were calls of its kind; else None."""
     known = function.recorders.get(tuple(map(type, args)))
     return None if known is None else known[0](args)
@@ -1535,13 +1559,13 @@ def _of_its_kind(function: type[Function], args: tuple[Any, ...]) -> Any:
 
 @upcall("nnmirror.fast.recorder")
 def learn(
-    function: type[Function], args: tuple[Any, ...], needs: tuple[bool, ...], in_place: bool = False
+    function: type[Function], args: Args, needs: tuple[bool, ...], in_place: bool = False
 ) -> None:
     """Write a recorder for calls of this kind, which have no signature."""
     raise NotImplementedError
 
 
-def finished(node: Node, out: Any, args: tuple[Any, ...]) -> tuple[Any, Node]:
+def finished(node: Node, out: Any, args: Args) -> Made:
     """The rest of `_record`, after `out` has been computed and its saved tensors chosen."""
     node.sequence = next(_sequence)
     out = _track(node, 0, out, args, False, None)
@@ -1550,8 +1574,8 @@ def finished(node: Node, out: Any, args: tuple[Any, ...]) -> tuple[Any, Node]:
 
 
 def _once_more(
-    function: type[Function], args: tuple[Any, ...], found: Signature, edges: Sequence[Edge | None]
-) -> tuple[Any, Node]:
+    function: type[Function], args: Args, found: Signature, edges: Sequence[Edge | None]
+) -> Made:
     """`record` for a call with the signature `found`."""
     node = Node(function)
     node.signature, node.edges = found, edges
@@ -1627,9 +1651,9 @@ def sign_call(node: Node, first: Signature) -> None:
 
 def _sign(
     node: Node,
-    key: list[Any],
+    key: list[object],
     first: Any,
-    args: tuple[Any, ...],
+    args: Args,
     makes_new: bool,
     numbers_vary: bool,
 ) -> None:
@@ -1662,12 +1686,12 @@ def _sign(
     node.signature = sign
 
 
-def _sign_users_call(node: Node, args: tuple[Any, ...], out: "_tensor.Tensor") -> None:
+def _sign_users_call(node: Node, args: Args, out: "_tensor.Tensor") -> None:
     """Give the call of a user's Function a signature, for the calls on its result.
 
     Its own backward may do something else each time, and is left to the generic walk.
     """
-    key: list[Any] = [out._view_of is None]
+    key: list[object] = [out._view_of is None]
     first = None
     for arg, edge in zip(args, node.edges, strict=True):
         if edge is None:
@@ -1705,12 +1729,12 @@ def _kind_of(cls: type) -> str:
     return SUBCLASS if asked and cls is not torch.Tensor else TORCH
 
 
-kind_of: Callable[[Any], str] = functools.lru_cache(maxsize=256)(_kind_of)
+kind_of: Callable[[type], str] = functools.lru_cache(maxsize=256)(_kind_of)
 
 
 @upcall("nnmirror.overrides")
 def answered(
-    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
 ) -> tuple[Any, Node | None]:
     """Called by `record` if there is a tensor subclass among the arguments."""
     raise NotImplementedError
@@ -1726,13 +1750,13 @@ def tracked_class(cls: type[torch.Tensor]) -> "type[_tensor.Tensor]":
 
 
 @upcall("nnmirror.views")
-def view_of(node: Node, out: torch.Tensor, base: Any, several: bool) -> "_views.ViewOf | None":
+def view_of(node: Node, out: torch.Tensor, base: object, several: bool) -> "_views.ViewOf | None":
     """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.views")
-def view_from(base: Any, out: torch.Tensor) -> "_views.ViewOf":
+def view_from(base: "_tensor.Tensor", out: torch.Tensor) -> "_views.ViewOf":
     """The same for the single view that an operation makes of `base`, a tracked tensor."""
     raise NotImplementedError
 
@@ -1761,7 +1785,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     raise NotImplementedError
 
 
-def is_plain_update(changed: Any, others: Any) -> bool:
+def is_plain_update(changed: object, others: object) -> bool:
     """Is this an optimiser's update: a leaf changed by values without history?
 
     If torch's grad mode is off and the mirror's own is on, torch.optim's `with torch.no_grad()`
@@ -1775,7 +1799,7 @@ def is_plain_update(changed: Any, others: Any) -> bool:
     )
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """The tensors in an argument or a result: itself, or items of lists, tuples, dicts."""
     if isinstance(value, torch.Tensor):
         yield value
@@ -1787,7 +1811,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
     """Run a user's Function; its output, recorded if grad mode is on and an argument requires
     grad."""
     if function.has_context:
@@ -1845,8 +1869,8 @@ def _applied(function: type[Function], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _with_defaults(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    forward: Callable[..., object], args: Args, kwargs: Kwargs
+) -> tuple[Args, Kwargs]:
     """The arguments of a call of `forward`, in its order and with its defaults."""
     code = getattr(forward, "__code__", None)
     if not (kwargs or code is None or code.co_kwonlyargcount) and code.co_argcount == len(args):
@@ -1856,9 +1880,7 @@ def _with_defaults(
     return bound.args, bound.kwargs
 
 
-def _placed(
-    function: type[Function], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
+def _placed(function: type[Function], args: Args, kwargs: Kwargs) -> Args:
     """The arguments of forward by position, with those given by name in their places, as in
     PyTorch."""
     code: Any = function.forward.__code__  # type: ignore[attr-defined]
@@ -1879,7 +1901,7 @@ def _placed(
     return tuple(placed)
 
 
-def _apart(out: torch.Tensor, inputs: tuple[Any, ...]) -> torch.Tensor:
+def _apart(out: torch.Tensor, inputs: Args) -> torch.Tensor:
     """An output that requires grad already, without its history: an input, or the result of a graph
     inside forward."""
     if not _among(out, inputs):
@@ -1889,7 +1911,7 @@ def _apart(out: torch.Tensor, inputs: tuple[Any, ...]) -> torch.Tensor:
     return out.detach().view_as(out)
 
 
-def _without_gradient(out: Any, inputs: tuple[Any, ...], dirty: tuple[torch.Tensor, ...]) -> Any:
+def _without_gradient(out: object, inputs: Args, dirty: tuple[torch.Tensor, ...]) -> object:
     """An output of a user's Function that gets no gradient: never an input itself, nor a result
     that requires grad because of a graph inside."""
     if not isinstance(out, torch.Tensor):
@@ -1902,7 +1924,7 @@ def _without_gradient(out: Any, inputs: tuple[Any, ...], dirty: tuple[torch.Tens
     return out.detach() if out.requires_grad and not out._is_view() else out
 
 
-def meta_of(out: Any) -> Any:
+def meta_of(out: object) -> Any:
     return (out.shape, out.dtype, out.device) if isinstance(out, torch.Tensor) else None
 
 
@@ -1921,14 +1943,14 @@ def edge_of(tensor: torch.Tensor) -> Edge:
     return tensor, 0
 
 
-def _among(tensor: torch.Tensor, tensors: Any) -> bool:
+def _among(tensor: torch.Tensor, tensors: Iterable[object]) -> bool:
     for other in tensors:  # noqa: SIM110  a generator costs more than the loop
         if tensor is other:
             return True
     return False
 
 
-def is_differentiable(out: Any, node: Node) -> bool:
+def is_differentiable(out: object, node: Node) -> bool:
     """Does this output of `node` get a gradient?"""
     return (
         isinstance(out, torch.Tensor)
@@ -1938,7 +1960,7 @@ def is_differentiable(out: Any, node: Node) -> bool:
 
 
 def _track(
-    node: Node, index: int, out: Any, args: tuple[Any, ...], several: bool, change: Any
+    node: Node, index: int, out: Any, args: Args, several: bool, change: "_views.Change | None"
 ) -> Any:
     """Make `out` a tracked tensor: output `index` of `node`.
 
@@ -1950,8 +1972,7 @@ def _track(
         raise no_complex(node.function.__name__)
     dirty = bool(node.dirty) and _among(out, node.dirty)
     if dirty:
-        if change is None:
-            change = change_of(out)
+        base, views = change_of(out) if change is None else change
     elif isinstance(out, _tensor.Tensor) or _among(out, args):
         out = out.view_as(out)  # forward returned an input: make a separate tensor
     if node._saved:
@@ -1959,7 +1980,6 @@ def _track(
     if not isinstance(out, _tensor.Tensor):
         out.__class__ = tracked_class(type(out))
     if dirty:
-        base, views = change
         if base is None:
             made_by(out, node, index)
         else:
@@ -1994,7 +2014,7 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
     return None if node is None else (node, tensor._output_nr)
 
 
-def _refuse_transform(function: type[Function], args: tuple[Any, ...]) -> None:
+def _refuse_transform(function: type[Function], args: Args) -> None:
     """Inside torch.vmap or torch.func.grad, PyTorch's own function is called, which they support.
 
     Its result is unwrapped when they return, and would lose its history: raises if one of `args`
@@ -2022,7 +2042,7 @@ def no_transform() -> NotImplementedError:
     )
 
 
-def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
+def _refuse_tangents(function: type[Function], args: Args) -> None:
     """Raises as PyTorch: a backward alone does not define forward mode."""
     if function.is_rule or all(_torch.unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
         return
@@ -2033,7 +2053,7 @@ def _refuse_tangents(function: type[Function], args: tuple[Any, ...]) -> None:
 
 
 def _by_torch(
-    function: type[Function], args: tuple[Any, ...], inplace: Callable[[], Any] | None
+    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
 ) -> Any:
     """The result only, by PyTorch's own function if it has one."""
     if inplace is not None:
@@ -2045,7 +2065,7 @@ def _by_torch(
     return function.forward(node, *args)
 
 
-def is_left_to_torch(args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> bool:
+def is_left_to_torch(args: Args, kwargs: Kwargs | None = None) -> bool:
     """Is there nothing to record, so that PyTorch's own function has to be called, or may be?"""
     if is_seen_through():
         given = args, kwargs
@@ -2081,10 +2101,10 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
     tensor._output_nr = index
 
 
-_tensors_of_numbers: dict[Any, torch.Tensor | None] = {}
+_tensors_of_numbers: dict[tuple[float, torch.dtype, torch.device], torch.Tensor | None] = {}
 
 
-def number(value: Any, like: torch.Tensor) -> Any:
+def number(value: R, like: torch.Tensor) -> R | torch.Tensor:
     """A number as an operand for `like`: from the third time on as a tensor, which is faster.
 
     The number itself if a tensor would round differently, or is not the same (minus zero).
@@ -2093,7 +2113,7 @@ def number(value: Any, like: torch.Tensor) -> Any:
 
 
 @implements(_tensor)
-def bound(value: Any, like: torch.Tensor) -> Any:
+def bound(value: R, like: torch.Tensor) -> R | torch.Tensor:
     key = _constant_of(value, like)
     if key is None:
         return value
@@ -2108,12 +2128,14 @@ def bound(value: Any, like: torch.Tensor) -> Any:
 
 
 @implements(call)
-def operand(value: Any, like: torch.Tensor) -> Any:
+def operand(value: R, like: torch.Tensor) -> R | torch.Tensor:
     key = _constant_of(value, like)
     return constant(*key) if key is not None and value else value
 
 
-def _constant_of(value: Any, like: torch.Tensor) -> Any:
+def _constant_of(
+    value: object, like: torch.Tensor
+) -> tuple[float, torch.dtype, torch.device] | None:
     """The arguments of `constant` for a number next to `like`; None if it has other bits there."""
     if type(value) is int and -(1 << 24) <= value <= 1 << 24:
         value = float(value)

@@ -19,13 +19,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
 from . import _state, _torch
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
+from ._types import Hook
 from ._upcalls import upcall
 from .exact.mode import is_exact
 from .fast.signature import Signature
@@ -80,9 +81,7 @@ def bare(name: str) -> str:
     return name.removeprefix("torch::autograd::")
 
 
-def add_hook(
-    hooks: "OrderedDict[int, Callable[..., Any]]", fn: Callable[..., Any]
-) -> torch.utils.hooks.RemovableHandle:
+def add_hook(hooks: OrderedDict[int, Hook], fn: Hook) -> torch.utils.hooks.RemovableHandle:
     handle = torch.utils.hooks.RemovableHandle(hooks)
     hooks[handle.id] = fn
     return handle
@@ -474,11 +473,11 @@ class Tensor(torch.Tensor):
     _signature: "Signature | None" = None  # of a leaf with unchanged flags and layout (see fast)
     _signature_by_layout: "tuple[Any, Signature] | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
-    _leaf_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
-    _post_accumulate_hooks: "OrderedDict[int, Callable[..., Any]] | None" = None
+    _leaf_hooks: OrderedDict[int, Hook] | None = None
+    _post_accumulate_hooks: OrderedDict[int, Hook] | None = None
     # Hooks of its AccumulateGrad: before it runs, and after.
-    _accumulate_hooks: "tuple[OrderedDict[int, Any], OrderedDict[int, Any]] | None" = None
-    _reached_hooks: "OrderedDict[int, Callable[[], None]] | None" = None  # the package's own
+    _accumulate_hooks: tuple[OrderedDict[int, Hook], OrderedDict[int, Hook]] | None = None
+    _reached_hooks: OrderedDict[int, Hook] | None = None  # the package's own
     _repeated: "tuple[int, torch.Tensor] | None" = None  # of a bias: see `_repeat_for`
     _has_moved: bool = False  # it was set to other memory, which has not been used yet
     _swapped: int | None = None  # calls recorded before the swap refer to the tensor that it was
@@ -887,7 +886,7 @@ class Tensor(torch.Tensor):
 UNASKED.add(Tensor)
 
 
-def is_torchs(target: Any) -> bool:
+def is_torchs(target: object) -> TypeGuard[torch.Tensor]:
     """Is it a plain torch tensor, not the mirror's?"""
     return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
 

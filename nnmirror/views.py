@@ -88,7 +88,9 @@ def change_of(tensor: torch.Tensor) -> Change:
     if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
         base, version, kind = tensor._view_of
         if kind == "foreign":
-            leaf = _tape.edge_of(tensor)[0].edges[0][0]
+            node = _tape.edge_of(tensor)[0]
+            edge = node.edges[0] if isinstance(node, _tape.Node) else None
+            leaf = None if edge is None else edge[0]
             if not isinstance(leaf, torch.Tensor) or not leaf.is_leaf:
                 raise RuntimeError(_FOREIGN)
             raise RuntimeError("a view of a" + CHANGED_LEAF)
@@ -417,7 +419,7 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
         outputs = (meta,)
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
-    edge = None
+    edge: _tape.Edge | None = None
     fills = is_number = False
     with DisableTorchFunctionSubclass():
         if dims < 0 or C_dtype(x) is not dtype or C_shape(x) != shape:

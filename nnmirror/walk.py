@@ -32,6 +32,7 @@ from . import tensor as _tensor
 from . import views as _views
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
+from ._types import Hook
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .grad_mode import _override
@@ -46,7 +47,7 @@ _R = TypeVar("_R")
 
 _NOT_OURS = object()
 # Does a walk reach this node or leaf?
-LeadsTo: TypeAlias = "Callable[[_tape.Node | torch.Tensor], bool | None]"
+LeadsTo: TypeAlias = Callable[[_tape.Target], bool | None]
 
 
 def grad_of(leaf: torch.Tensor) -> torch.Tensor | None:
@@ -378,7 +379,7 @@ def walk(
             if edge is not None:
                 arrive(edge[0], edge[1], None)
 
-    def leads_to(target: object) -> bool | None:
+    def leads_to(target: _tape.Target) -> bool | None:
         is_leaf = not isinstance(target, _tape.Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
             return None
@@ -404,7 +405,7 @@ def walk(
                     continue
             if node.segment is not None:
                 node.segment.expand(node)
-                counts.update(dict.fromkeys(map(id, node.before), 1))  # type: ignore[attr-defined]
+                counts.update(dict.fromkeys(map(id, node.before), 1))
             if stop is not None and all(g is None for g in slots):
                 pass_over(node)
                 continue
@@ -465,10 +466,10 @@ def walk(
     return [found.get((id(t), n)) for t, n in captured]
 
 
-def _theirs(target: Any) -> torch.Tensor | None:
+def _theirs(target: object) -> torch.Tensor | None:
     """The torch tensor that an edge refers to, or that its node stands for."""
     if isinstance(target, _tape.Node):
-        return None if target.theirs is None else target.theirs()  # type: ignore[no-any-return]
+        return None if target.theirs is None else target.theirs()
     return target if _tensor.is_torchs(target) else None
 
 
@@ -809,12 +810,12 @@ def _run_reached_hooks(leaf: torch.Tensor) -> None:
             hook()
 
 
-def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Callable[..., object]] | None:
+def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Hook] | None:
     return leaf._leaf_hooks if isinstance(leaf, _tensor.Tensor) else None
 
 
 def _run_tensor_hooks(
-    hooks: dict[int, Callable[..., object]] | None, grad: torch.Tensor | None
+    hooks: dict[int, Hook] | None, grad: torch.Tensor | None
 ) -> torch.Tensor | None:
     """Call each hook with the gradient, None as by PyTorch; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
@@ -873,7 +874,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
 
 
 def _run_prehooks(
-    hooks: Mapping[int, Callable[..., object]], slots: list[torch.Tensor | None]
+    hooks: Mapping[int, Hook], slots: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     with _tape.users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
@@ -884,7 +885,7 @@ def _run_prehooks(
 
 
 def _run_posthooks(
-    hooks: Mapping[int, Callable[..., object]],
+    hooks: Mapping[int, Hook],
     places: Sequence[int],  # of the results that are shown
     results: list[torch.Tensor | None],
     slots: Sequence[torch.Tensor | None],
@@ -1185,8 +1186,10 @@ def between(
     grads = []
     with DisableTorchFunctionSubclass():
         for i, ((target, index), grad) in enumerate(starts):
-            is_node = isinstance(target, _tape.Node)
-            meta = target.outputs[index] if is_node else _tape.meta_of(target)
+            if isinstance(target, _tape.Node):
+                meta = target.outputs[index]
+            else:
+                meta = _tape.meta_of(target)
             grads.append(start_grad(meta, grad, i))
     return walk([edge for edge, _ in starts], grads, stop=ends)
 

@@ -305,8 +305,8 @@ def _of_one_call(last: _tape.Node) -> set[int]:
     began = getattr(last, "began", None)
     while waiting and began is not None:
         for target, _ in filter(None, waiting.pop().edges):
-            is_new = isinstance(target, _tape.Node) and id(target) not in found
-            if is_new and target.sequence > began:
+            is_new = id(target) not in found
+            if isinstance(target, _tape.Node) and is_new and target.sequence > began:
                 found.add(id(target))
                 waiting.append(target)
     return found
@@ -335,7 +335,8 @@ def _nodes_of(
         for one in call.calls:
             yield from _nodes_of(one, layers)
     elif isinstance(call, Traced) and layers is None:
-        yield from (e[0] for e in map(call._edge, call.starts) if e is not None)
+        targets = (e[0] for e in map(call._edge, call.starts) if e is not None)
+        yield from (target for target in targets if isinstance(target, _tape.Node))
     elif isinstance(call, PartCall) and (whole := call.last[0]) is not None:
         if whole.segment is None:
             yield nodes(whole)[call.place]

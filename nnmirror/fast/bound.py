@@ -315,7 +315,7 @@ class Writer:
         self.given: set[int] = set()  # leaves whose gradient is passed on before the end
         self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
-        self.results: list[tuple[_tape.Node | torch.Tensor, int, torch.Tensor]] = []
+        self.results: list[tuple[_tape.Target, int, torch.Tensor]] = []
         # A large result is computed into the memory of the first argument, by this method.
         self.changing: dict[str, TorchFunction | None] = {}
         self.twice: list[str] = []  # conditions: one node has the same tensor in two places
@@ -410,7 +410,8 @@ class Writer:
                 if result is None:
                     raise Unbindable
                 target, index = edge
-                if id(target) in self.names or id(target) in self.named:
+                is_inside = id(target) in self.names or id(target) in self.named
+                if is_inside and isinstance(target, _tape.Node):
                     if id(target) in self.layers:
                         target = self.layers[id(target)][-1]
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
@@ -418,13 +419,14 @@ class Writer:
                 elif self.is_part:
                     self.leave(target, index, result)
                 else:
+                    assert isinstance(target, torch.Tensor)
                     held = self.arrivals.get(id(target))
                     total = self.added(held and held[1], result)
                     self.arrivals[id(target)] = target, total
                     waiting[id(target)] -= 1
                     if not waiting[id(target)] and size_of(total) >= LARGE:
                         self.given.add(id(target))
-                        self.lines.append(_Give(target, total))  # type: ignore[arg-type]
+                        self.lines.append(_Give(target, total))
             if sum(size_of(t) for t in node._saved or () if t is not None) >= LARGE:
                 saved = self.saved_as[id(node)]
                 self.freed.add(id(node))
@@ -441,7 +443,7 @@ class Writer:
     def left(self, node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
         """Called with the gradients that it gives its inputs."""
 
-    def leave(self, target: _tape.Node | torch.Tensor, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: _tape.Target, index: int, grad: torch.Tensor) -> None:
         """Called with a gradient that leaves a part."""
         self.results.append((target, index, grad))
 
@@ -933,9 +935,7 @@ class Writer:
         return repr("whole view" if is_whole else "view")
 
 
-_Receiver = Callable[
-    [_tape.Node | torch.Tensor, int, torch.Tensor], None
-]  # of a gradient, and where it goes
+_Receiver = Callable[[_tape.Target, int, torch.Tensor], None]  # of a gradient, and where it goes
 
 
 class _Steps(Writer):
@@ -948,7 +948,7 @@ class _Steps(Writer):
         super().__init__(root, progress)
         self.give = give
 
-    def leave(self, target: _tape.Node | torch.Tensor, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: _tape.Target, index: int, grad: torch.Tensor) -> None:
         self.give(target, index, grad)
 
     def inline(self, node: _tape.Node, slots: Slots) -> Slots:

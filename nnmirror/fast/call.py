@@ -116,7 +116,7 @@ class _Text:
             if edge is not None and is_torchs(edge[0]) and type(arg) is torch.Tensor:
                 self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
 
-    def asked(self, i: int, arg: Any, edge: "Edge | None") -> list[str]:
+    def asked(self, i: int, arg: Any, edge: tuple[Any, int] | None) -> list[str]:
         """The conditions under which argument `i` does not match the signature."""
         a, n = f"a{i}", f"n{i}"
         if edge is None:

@@ -146,7 +146,7 @@ class _Writer(_bound.Writer):
                 if edge is None or result is None or id(edge[0]) not in self.reaches:
                     continue
                 target, index = edge
-                if id(target) in self.names:
+                if id(target) in self.names and isinstance(target, _tape.Node):
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
                     to[index] = self.sum(to[index], result)
                 else:

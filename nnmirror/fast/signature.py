@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from .._types import Args
-
 if TYPE_CHECKING:
     from ..formula import Plan
     from ..origin import Origin
@@ -33,9 +31,13 @@ _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 # A recorded call: the result, and the node.
-Made: TypeAlias = "tuple[Any, Node]"
+Made: TypeAlias = tuple[Any, "Node"]
 
-NO_CALLS: dict[object, Args] = {}
+# A generated function, the signature or signatures that it is given, and more (see `keep_written`
+# in tape.py).
+Kept: TypeAlias = tuple[Any, ...]
+
+NO_CALLS: dict[object, Kept] = {}
 
 
 class Alike:
@@ -102,7 +104,7 @@ class Signature(Alike):
         self.varying: dict[object, bool] = {}
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
-        self.calls: dict[object, Args] = NO_CALLS
+        self.calls: dict[object, Kept] = NO_CALLS
         self.came_again = False  # there was a second such call
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None

@@ -23,6 +23,8 @@ from ..tensor import Tensor
 # Of a module's output or input: a tensor, a tuple for a tuple, or None.
 Gradient: TypeAlias = "torch.Tensor | tuple[Gradient, ...] | None"
 Call: TypeAlias = Callable[[Gradient], Gradient]
+# An edge, or the same with a weak reference to its target.
+_Held: TypeAlias = tuple[Any, int]
 
 
 class NodeCall:
@@ -201,8 +203,8 @@ class Traced:
     which must not keep it alive. Every call that the forward recorded has a number above `began`.
     """
 
-    starts: Sequence[tape.Edge | None]
-    ends: Sequence[tape.Edge | None]
+    starts: Sequence[_Held | None]
+    ends: Sequence[_Held | None]
 
     def __init__(
         self, inputs: tuple[object, ...], output: object, weakly: bool = False, began: int = -1
@@ -229,7 +231,7 @@ class Traced:
         made.starts, made.ends = ((start, 0),), (end,)
         return made
 
-    def _held(self, value: Any) -> tape.Edge | None:
+    def _held(self, value: Any) -> _Held | None:
         # The common cases first.
         if type(value) is torch.Tensor and not value.requires_grad:
             return None
@@ -241,7 +243,7 @@ class Traced:
         target, index = tape.edge_of(value)
         return (weakref.ref(target) if self.weakly else target), index
 
-    def _edge(self, held: tape.Edge | None) -> tape.Edge | None:
+    def _edge(self, held: _Held | None) -> tape.Edge | None:
         if held is None:
             return None
         target = held[0]() if self.weakly else held[0]

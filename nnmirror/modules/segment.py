@@ -132,8 +132,8 @@ class Form:
     def expand(self, node: tape.Node) -> None:
         """Turn the node of a segment into that of its last layer, with edges to the others."""
         node.segment = node.signature = None
-        node.before = self.nodes(node, node)[:-1]  # type: ignore[attr-defined]
-        for made in node.before:  # type: ignore[attr-defined]
+        node.before = self.nodes(node, node)[:-1]
+        for made in node.before:
             put_in_front(made, made)
 
 
@@ -141,7 +141,7 @@ def nodes(node: tape.Node) -> list[tape.Node]:
     """The layers' own nodes, in the order of the layers."""
     if node.segment is not None:
         node.segment.expand(node)
-    return [*node.before, node]  # type: ignore[attr-defined]
+    return [*node.before, node]
 
 
 class Run:
