@@ -49,7 +49,7 @@ def _known(tensor: T) -> _Result | None:
 
 def _number_of(tensor: T) -> int:
     made_by = tensor.grad_fn
-    return -1 if made_by is None else made_by._sequence_nr()  # type: ignore[no-any-return]
+    return -1 if made_by is None else made_by._sequence_nr()
 
 
 @implements(_tape)
@@ -112,7 +112,7 @@ def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
     try:
         key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
     except Unsigned:
-        return joined(dim, leaves)  # type: ignore[no-any-return]
+        return joined(dim, leaves)
     known = _cats.get(key)
     if known is not None:
         again = known.copied()
@@ -125,7 +125,7 @@ def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
             _cats.clear()
         _cats[key] = node.copied()
         _cats[key].edges = ()
-    return node  # type: ignore[no-any-return]
+    return node
 
 
 _cats: dict[tuple[object, ...], _tape.Node] = {}  # without edges, by the layouts
@@ -315,7 +315,7 @@ def _gradients(
     create_graph: bool = False,
 ) -> Sequence[T | None]:
     """As `torch.autograd.grad` of torch's tensors, which may not be used."""
-    return engine.run_backward(  # type: ignore[no-any-return]
+    return engine.run_backward(
         tuple(tensors),
         tuple(grads),
         retain_graph,

@@ -156,7 +156,7 @@ def led_to(tensor: T, edge: _tape.Edge | None) -> T:
     if not isinstance(target, _tape.Node):
         own = isinstance(target, _tensor.Tensor)
         if own and (target is tensor or vars(target).get("_plain") is tensor):
-            return target  # type: ignore[no-any-return]
+            return target
     alias: Any = tensor.detach()
     alias.__class__ = _tensor.Tensor
     if isinstance(target, _tape.Node):

@@ -630,7 +630,7 @@ class Formulas:
             if len(self.compiled) >= _MOST_PLANS:
                 self.compiled.clear()
             self.compiled[source] = function
-        return function  # type: ignore[no-any-return]
+        return function
 
 
 def _overrides(function: "type[Function]", name: str) -> bool:

@@ -1007,7 +1007,7 @@ def record(
                 if known is not None:
                     met = known[0](args)
                     if met is not None:
-                        return met  # type: ignore[no-any-return]
+                        return met
             break
         else:
             if need_no_gradient(args):
@@ -1018,13 +1018,13 @@ def record(
                         return function.result(*args), None
                 met = _of_its_kind(function, args)
                 if met is not None:
-                    return met  # type: ignore[no-any-return]
+                    return met
     elif not _state.plain:
         known = function.recorders_in_place.get(tuple(map(type, args)))
         if known is not None:
             met = known[0](args, inplace)
             if met is not None:
-                return met  # type: ignore[no-any-return]
+                return met
     if len(args) > function.first_number:
         function.check_numbers(args)  # type: ignore[attr-defined]
     disabled = DisableTorchFunctionSubclass()
@@ -1883,7 +1883,7 @@ def _with_defaults(
 def _placed(function: type[Function], args: Args, kwargs: Kwargs) -> Args:
     """The arguments of forward by position, with those given by name in their places, as in
     PyTorch."""
-    code: Any = function.forward.__code__  # type: ignore[attr-defined]
+    code = function.forward.__code__
     names = code.co_varnames[0 if function.has_context else 1 : code.co_argcount]
     for name in kwargs:
         if name not in names:

@@ -53,7 +53,7 @@ LeadsTo: TypeAlias = Callable[[_tape.Target], bool | None]
 def grad_of(leaf: torch.Tensor) -> torch.Tensor | None:
     """Its gradient, without the public property."""
     grad = getattr(leaf, "_gradient", _NOT_OURS)
-    return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[no-any-return, return-value]
+    return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[return-value]
 
 
 def put_grad(leaf: torch.Tensor, grad: torch.Tensor | None) -> None:
@@ -765,7 +765,7 @@ def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
     return bool(
         not target.is_leaf
         or target._backward_hooks
-        or target._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        or target._post_accumulate_grad_hooks
         or any(
             e is not None and _tensor.is_torchs(e[0]) and not e[0].is_leaf
             for node in order

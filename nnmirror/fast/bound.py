@@ -979,7 +979,7 @@ def goes_on(leaf: torch.Tensor) -> bool:
     return bool(
         not leaf.is_leaf
         or leaf._backward_hooks
-        or leaf._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        or leaf._post_accumulate_grad_hooks
         or not leaf.requires_grad
         or beyond.was_result(leaf)
     )

@@ -100,7 +100,7 @@ def replayed(
             sign.replays[key] = False
             if fast.after == 1:
                 raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
-            return expected  # type: ignore[no-any-return]
+            return expected
     return results  # type: ignore[no-any-return]
 
 

@@ -369,7 +369,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 def operand(number: float | Tensor, like: Tensor) -> float | Tensor:
     """On the CPU as a tensor without dimensions: torch computes the same with it, and faster."""
-    return tape.operand(number, like) if like.is_cpu else number  # type: ignore[no-any-return]
+    return tape.operand(number, like) if like.is_cpu else number
 
 
 def sqrt_plus(x: Tensor, eps: float, recorded: bool) -> Tensor:

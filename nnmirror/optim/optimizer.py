@@ -215,7 +215,7 @@ class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
                         f"{func} must return None or a tuple of (new_args, new_kwargs), but got"
                         f" {result}."
                     )
-                args, kwargs = result  # type: ignore[assignment]
+                args, kwargs = result
             out = func(*args, **kwargs)
             post_hooks = self._optimizer_step_post_hooks
             for post_hook in tuple(post_hooks.values()) if post_hooks else ():
