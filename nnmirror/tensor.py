@@ -19,22 +19,36 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, TypeGuard
+from types import FunctionType, GetSetDescriptorType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Self,
+    SupportsIndex,
+    TypeGuard,
+    TypeVar,
+    overload,
+)
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from . import _state, _torch
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
-from ._types import Hook
+from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
-from .fast.signature import Signature
+from .fast.signature import Layout, Made, Signature
 from .grad_mode import _override, in_inference_mode
 
 if TYPE_CHECKING:
     from . import tape as _tape
     from . import views as _views
+
+R = TypeVar("R")
+S = TypeVar("S", bound=torch.Tensor)
 
 
 def _suffixed(text: str, suffix: str) -> str:
@@ -49,16 +63,16 @@ def _suffixed(text: str, suffix: str) -> str:
 _USUAL = (torch.float32, torch.float64)
 # Torch's own `.grad` and `.data`. A tracked tensor has its gradient in `_gradient`, which is
 # several times faster to read and write. Call these within DisableTorchFunctionSubclass.
-C_grad: Any = _torch.TensorBase.grad
-_C_data: Any = _torch.TensorBase.data
+C_grad: GetSetDescriptorType = _torch.TensorBase.grad
+_C_data: GetSetDescriptorType = _torch.TensorBase.data
 # The same for attributes that a tracked tensor overrides.
-C_device: Any = _torch.TensorBase.device.__get__
-C_dim: Any = _torch.TensorBase.dim
-C_dtype: Any = _torch.TensorBase.dtype.__get__
-C_offset: Any = _torch.TensorBase.storage_offset
-C_shape: Any = _torch.TensorBase.shape.__get__
-C_stride: Any = _torch.TensorBase.stride
-_C_detach: Any = _torch.TensorBase.detach
+C_device: Callable[[torch.Tensor], torch.device] = _torch.TensorBase.device.__get__
+C_dim: Callable[[torch.Tensor], int] = _torch.TensorBase.dim
+C_dtype: Callable[[torch.Tensor], torch.dtype] = _torch.TensorBase.dtype.__get__
+C_offset: Callable[[torch.Tensor], int] = _torch.TensorBase.storage_offset
+C_shape: Callable[[torch.Tensor], torch.Size] = _torch.TensorBase.shape.__get__
+C_stride: Callable[[torch.Tensor], tuple[int, ...]] = _torch.TensorBase.stride
+_C_detach: Callable[[torch.Tensor], torch.Tensor] = _torch.TensorBase.detach
 
 
 def no_complex(name: str) -> NotImplementedError:
@@ -81,16 +95,16 @@ def bare(name: str) -> str:
     return name.removeprefix("torch::autograd::")
 
 
-def add_hook(hooks: OrderedDict[int, Hook], fn: Hook) -> torch.utils.hooks.RemovableHandle:
+def add_hook(hooks: OrderedDict[int, Hook], fn: Hook) -> RemovableHandle:
     handle = torch.utils.hooks.RemovableHandle(hooks)
     hooks[handle.id] = fn
     return handle
 
 
-def reshaping(function: Callable[..., Any]) -> Callable[..., Any]:
+def reshaping(function: TorchFunction) -> TorchFunction:
     """Wraps `function`, which gives its first argument, a tensor, another shape or other memory."""
 
-    def change(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    def change(tensor: Any, *args: object, **kwargs: object) -> Any:
         try:
             return function(tensor, *args, **kwargs)
         finally:  # it may have been done in part
@@ -115,17 +129,23 @@ def _is_laid_out_as(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-class _kept:
+class _kept(Generic[R]):
     """As functools.cached_property, without its lock: computing it twice gives the same."""
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: "Callable[[Any], R]") -> None:
         self.make = make
         self.__doc__ = make.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, tensor: Any, owner: Any = None) -> Any:
+    @overload
+    def __get__(self, tensor: None, owner: type) -> "_kept[R]": ...
+
+    @overload
+    def __get__(self, tensor: torch.Tensor, owner: type | None = None) -> R: ...
+
+    def __get__(self, tensor: torch.Tensor | None, owner: type | None = None) -> "R | _kept[R]":
         if tensor is None:
             return self
         made = vars(tensor)[self.name] = self.make(tensor)
@@ -133,7 +153,7 @@ class _kept:
 
 
 # The function called for a torch function on a tracked tensor, filled by nnmirror.rules.
-RULES: dict[Any, Callable[..., Any]] = {}
+RULES: dict[object, TorchFunction] = {}
 
 
 def _refuse_torch_function_objects() -> None:
@@ -155,7 +175,7 @@ def _refuse_torch_function_objects() -> None:
     )
 
 
-def _is_multi_grad_hook(hook: Any) -> bool:
+def _is_multi_grad_hook(hook: object) -> TypeGuard[FunctionType]:
     """Is it the hook that torch.autograd.graph.register_multi_grad_hook puts on each tensor?"""
     return getattr(getattr(hook, "__code__", None), "co_filename", "").endswith(_GRAPH_FILE)
 
@@ -163,7 +183,7 @@ def _is_multi_grad_hook(hook: Any) -> bool:
 _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
-_MATMUL: Any = torch.Tensor.__matmul__
+_MATMUL = torch.Tensor.__matmul__
 _OF_TENSORS = {torch.Tensor}
 _BASIC = {int, slice, type(None), type(Ellipsis)}  # in an index: these make a view
 
@@ -178,10 +198,10 @@ _is_function_enabled = _torch.is_torch_function_enabled
 _is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 
 
-def _met(function: Any, given: tuple[Any, ...]) -> Any:
+def _met(function: Any, given: Args) -> "Made | None":
     """As `record` with torch's grad mode on, with fewer checks, if there was such a call before;
     else None."""
-    first: Any = given[0]
+    first = given[0]
     kind = type(first)
     if kind is Tensor:
         node = first._node
@@ -226,7 +246,7 @@ LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 UNASKED: set[type] = {torch.Tensor, bool, float, int}
 
 
-def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
+def answer_directly(func: TorchFunction, found: TorchFunction, takes_any: bool = False) -> None:
     """Handle calls of this method of a tracked tensor without torch's dispatch.
 
     `found` is the function that dispatch would find: a `Recorded`, or a composition of recorded
@@ -246,15 +266,15 @@ def answer_directly(func: Any, found: Any, takes_any: bool = False) -> None:
         setattr(Tensor, name, _reflected(method, name) if name in _REFLECTED else method)
 
 
-def _reflected(of_number: Any, name: str) -> Any:
+def _reflected(of_number: TorchFunction, name: str) -> TorchFunction:
     """A reflected operator, which Python calls first if a tensor of torch's own is on the left.
 
     That tensor is the one that torch would dispatch from.
     """
-    straight: Any = getattr(torch.Tensor, _REFLECTED[name])
+    straight: TorchFunction = getattr(torch.Tensor, _REFLECTED[name])
 
     @functools.wraps(of_number)
-    def method(self: Any, other: Any) -> Any:
+    def method(self: object, other: object) -> Any:
         if type(other) is not torch.Tensor:
             return of_number(self, other)
         if type(self) in UNASKED and _is_asked():
@@ -267,13 +287,13 @@ def _reflected(of_number: Any, name: str) -> Any:
     return method
 
 
-def _recorded_directly(func: Any, found: "Recorded") -> Any:
+def _recorded_directly(func: TorchFunction, found: "Recorded") -> TorchFunction:
     """`func` as a method of a tracked tensor, recorded by `found`."""
-    function: Any = found.function
+    function = found.function
     most = found.most
 
     @functools.wraps(func)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: object, *args: object, **kwargs: object) -> Any:
         if (
             type(self) not in UNASKED
             or not (_torchs_grad_mode() and _is_function_enabled())  # as `_is_asked`
@@ -304,12 +324,12 @@ def _recorded_directly(func: Any, found: "Recorded") -> Any:
     return method
 
 
-def _composed_directly(func: Any, found: Any, takes_any: bool) -> Any:
+def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: bool) -> TorchFunction:
     """The same for `found` that is composed of recorded operations."""
     with_keywords = getattr(found, "with_keywords", None)  # if it may have a generated function
 
     @functools.wraps(func)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: object, *args: object, **kwargs: object) -> Any:
         if type(self) in UNASKED and _is_asked() and not (kwargs and takes_any):
             if with_keywords is not None:
                 given = (self, *args, *kwargs.values())
@@ -351,13 +371,13 @@ _OPERATORS = (
 
 
 @upcall("nnmirror.rules.registry")
-def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+def dispatch(func: TorchFunction, args: Args, kwargs: Kwargs) -> Any:
     """Handles a call of a torch function that is not in RULES."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.rules.registry")
-def check_numbers(func: Any, args: Any, kwargs: Any) -> None:
+def check_numbers(func: TorchFunction, args: Args, kwargs: Kwargs) -> None:
     """PyTorch's error if a tensor that requires grad is given as a number."""
     raise NotImplementedError
 
@@ -368,18 +388,18 @@ class Recorded:
 
     function: "type[_tape.Function]"
     most: int  # the number of positional arguments
-    behind: dict[tuple[int | str, ...], list[tuple[str, Any]]]  # see rules/registry.py
+    behind: dict[tuple[int | str, ...], list[tuple[str, object]]]  # see rules/registry.py
 
-    def placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def placed(self, args: Args, kwargs: Kwargs) -> Args:
         """The arguments of a call by position, with those given by name in their places."""
         raise NotImplementedError
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         raise NotImplementedError
 
 
 @upcall("nnmirror.tape")
-def record(function: Any, args: tuple[Any, ...]) -> tuple[Any, Any]:
+def record(function: type, args: Args) -> "tuple[Any, _tape.Node | None]":
     """Run the forward of `function`; its output, and the node."""
     raise NotImplementedError
 
@@ -391,7 +411,7 @@ def edge_of(tensor: torch.Tensor) -> "_tape.Edge":
 
 
 @upcall("nnmirror.tape")
-def bound(value: Any, like: torch.Tensor) -> Any:
+def bound(value: R, like: torch.Tensor) -> R | torch.Tensor:
     """`value` for a comparison with `like`: a number perhaps as a tensor, which is faster."""
     raise NotImplementedError
 
@@ -436,13 +456,13 @@ def assigned(x: "Tensor", index: Any, value: torch.Tensor | float) -> bool:
 
 
 @upcall("nnmirror.walk")
-def in_this_walk(hook: Any) -> Callable[[torch.Tensor], Any]:
+def in_this_walk(hook: FunctionType) -> Callable[[torch.Tensor], torch.Tensor | None]:
     """A hook of torch.autograd.graph.register_multi_grad_hook that uses the mirror's walk."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.overrides")
-def as_subclass(tensor: "Tensor", cls: Any) -> Any:
+def as_subclass(tensor: "Tensor", cls: type[S]) -> S:
     """`tensor.as_subclass(cls)` of a tensor that requires grad."""
     raise NotImplementedError
 
@@ -471,7 +491,7 @@ class Tensor(torch.Tensor):
     _gradient: torch.Tensor | None = None  # the value of `grad`
     _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if it is an alias
     _signature: "Signature | None" = None  # of a leaf with unchanged flags and layout (see fast)
-    _signature_by_layout: "tuple[Any, Signature] | None" = None  # the previous one, for reuse
+    _signature_by_layout: "tuple[Layout, Signature] | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: OrderedDict[int, Hook] | None = None
     _post_accumulate_hooks: OrderedDict[int, Hook] | None = None
@@ -483,11 +503,13 @@ class Tensor(torch.Tensor):
     _swapped: int | None = None  # calls recorded before the swap refer to the tensor that it was
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> Any:
         is_on = _torchs_grad_mode()
         if not is_on:
             _refuse_torch_function_objects()
-        found: Any = RULES.get(func)
+        found = RULES.get(func)
         if found is None:
             found = ASKED.get(func)
             if found is None:
@@ -713,7 +735,7 @@ class Tensor(torch.Tensor):
             else:
                 move(self, value)
 
-    def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+    def register_hook(self, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> RemovableHandle:
         """`hook(grad)` runs when the gradient for this tensor is complete; may replace it."""
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
@@ -731,7 +753,9 @@ class Tensor(torch.Tensor):
             node.tensor_hooks = {}
         return add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)
 
-    def register_post_accumulate_grad_hook(self, hook: Callable[[torch.Tensor], None]) -> Any:
+    def register_post_accumulate_grad_hook(
+        self, hook: Callable[[torch.Tensor], None]
+    ) -> RemovableHandle:
         """`hook(leaf)` runs after the gradient has been added to this leaf's `.grad`."""
         if not self.requires_grad:
             raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
@@ -745,7 +769,7 @@ class Tensor(torch.Tensor):
             self._post_accumulate_hooks = OrderedDict()
         return add_hook(self._post_accumulate_hooks, hook)
 
-    def _register_reached_hook(self, hook: Callable[[], None]) -> Any:
+    def _register_reached_hook(self, hook: Callable[[], None]) -> RemovableHandle:
         """`hook()` runs in every walk that reaches this leaf, when it has arrived here.
 
         It runs after all other hooks, even without a gradient, like the hook that PyTorch's
@@ -759,7 +783,7 @@ class Tensor(torch.Tensor):
 
     # -- without __torch_function__ --------------------------------------------------------
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Any) -> torch.Tensor:
         kind = type(index)
         is_basic = kind in _BASIC or (kind is tuple and _BASIC.issuperset(map(type, index)))
         if is_basic and type(self) is Tensor and _is_asked():
@@ -803,7 +827,7 @@ class Tensor(torch.Tensor):
             self.numpy()
         return self.detach().__array__(*args, **kwargs)
 
-    def as_subclass(self, cls: Any) -> Any:
+    def as_subclass(self, cls: type[S]) -> S:
         """The same memory as a `cls`; refused if the gradient would be lost."""
         if self.requires_grad:  # torch does not dispatch this one to __torch_function__
             return as_subclass(self, cls)
@@ -814,7 +838,7 @@ class Tensor(torch.Tensor):
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
         return self.detach().__dlpack__(*args, **kwargs)
 
-    def _to_number(self, kind: Any) -> Any:
+    def _to_number(self, kind: Callable[[torch.Tensor], R]) -> R:
         warn = not _state.warned_of_numbers or torch.is_warn_always_enabled()
         if kind is not int and warn and self.requires_grad and torch.is_grad_enabled():
             _state.warned_of_numbers = True  # once, as in PyTorch
@@ -836,7 +860,7 @@ class Tensor(torch.Tensor):
 
     # -- printing, copying, pickling -------------------------------------------------------
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         text = repr(self.detach())
         if self._node is not None:
             try:
@@ -851,7 +875,7 @@ class Tensor(torch.Tensor):
             return self.item().__format__(format_spec)
         return object.__format__(self, format_spec)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if self._node is not None:
             raise RuntimeError(
                 "Only Tensors created explicitly by the user (graph leaves) support the deepcopy"
@@ -866,7 +890,7 @@ class Tensor(torch.Tensor):
         result.grad = copy.deepcopy(self.grad, memo)
         return result
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         # A non-leaf is pickled as a leaf with its values, as in PyTorch: a plain torch tensor, so
         # that a checkpoint can be loaded without nnmirror.
         plain = self.detach()
@@ -879,7 +903,7 @@ class Tensor(torch.Tensor):
         args = cls, plain, self.requires_grad
         return rebuild, (*args, state) if state else args
 
-    def _rebuilt(self, data: torch.Tensor) -> Any:
+    def _rebuilt(self, data: torch.Tensor) -> Self:
         return rebuild(type(self), data, self._requires_grad)
 
 
@@ -891,12 +915,15 @@ def is_torchs(target: object) -> TypeGuard[torch.Tensor]:
     return isinstance(target, torch.Tensor) and not isinstance(target, Tensor)
 
 
+Own = TypeVar("Own", bound=Tensor)
+
+
 def rebuild(
-    cls: type[Tensor],
+    cls: type[Own],
     data: torch.Tensor,
     requires_grad: bool,
-    state: dict[str, Any] | None = None,
-) -> Tensor:
+    state: dict[str, object] | None = None,
+) -> Own:
     with DisableTorchFunctionSubclass():
         tensor = torch.Tensor._make_subclass(cls, data.detach(), False)
     tensor._requires_grad = requires_grad
@@ -904,7 +931,7 @@ def rebuild(
     return tensor
 
 
-def _asked_plainly(ask: Any) -> Any:
+def _asked_plainly(ask: TorchFunction) -> TorchFunction:
     """Wraps `ask`, a query of a tensor that does not depend on its history."""
 
     @functools.wraps(ask)
@@ -917,11 +944,11 @@ def _asked_plainly(ask: Any) -> Any:
     return answer
 
 
-def _directly(ask: Any, plainly: Any) -> Any:
+def _directly(ask: TorchFunction, plainly: TorchFunction) -> TorchFunction:
     """The same as a method, without `__torch_function__`."""
 
     @functools.wraps(ask)
-    def answer(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    def answer(tensor: object, *args: object, **kwargs: object) -> Any:
         if not (_torch.is_torch_function_enabled() and type(tensor) in UNASKED):
             return ask(tensor, *args, **kwargs)  # torch dispatches, or not
         if not torch.is_grad_enabled():
@@ -934,9 +961,9 @@ def _directly(ask: Any, plainly: Any) -> Any:
 
 def _attribute(name: str) -> property:
     """The same for an attribute."""
-    ask: Any = getattr(torch.Tensor, name).__get__
+    ask: TorchFunction = getattr(torch.Tensor, name).__get__
 
-    def answer(tensor: Any) -> Any:
+    def answer(tensor: object) -> Any:
         if not (_torch.is_torch_function_enabled() and type(tensor) in UNASKED):
             return ask(tensor)
         if not torch.is_grad_enabled():
@@ -947,7 +974,7 @@ def _attribute(name: str) -> property:
     return property(answer, doc=f"As `torch.Tensor.{name}`.")
 
 
-def _compared(compare: Any, otherwise: Any) -> Any:
+def _compared(compare: TorchFunction, otherwise: TorchFunction) -> TorchFunction:
     """The same for `compare`, a comparison with a tensor or a number, as a method.
 
     A number as a tensor takes half the time.
@@ -965,16 +992,16 @@ def _compared(compare: Any, otherwise: Any) -> Any:
     return answer
 
 
-def ask_plainly(ask: Any, plainly: Any) -> None:
+def ask_plainly(ask: TorchFunction, plainly: TorchFunction) -> None:
     """Replace `ask`, a method of torch.Tensor, by `plainly(ask)`."""
     ASKED[ask] = _asked_plainly(plainly)
     setattr(Tensor, ask.__name__, _directly(ask, plainly))
 
 
-ASKED: dict[Any, Callable[..., Any]] = {}
+ASKED: dict[object, TorchFunction] = {}
 # The most frequent queries.
 for _name in ("__len__", "detach", "dim", "item", "ndimension", "size", "tolist"):
-    _ask: Any = getattr(torch.Tensor, _name)
+    _ask: TorchFunction = getattr(torch.Tensor, _name)
     setattr(Tensor, _name, _directly(_ask, _ask))
 for _name in ("device", "dtype", "ndim", "shape"):
     setattr(Tensor, _name, _attribute(_name))
@@ -982,7 +1009,7 @@ for _name in ("device", "dtype", "ndim", "shape"):
 for _name in (
     *("_version", "device", "dtype", "is_cpu", "is_cuda", "itemsize", "layout", "ndim", "shape"),
 ):
-    _get: Any = getattr(torch.Tensor, _name).__get__
+    _get: TorchFunction = getattr(torch.Tensor, _name).__get__
     ASKED[_get] = _asked_plainly(_get)
 for _name in (
     "data_ptr",

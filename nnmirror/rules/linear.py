@@ -136,7 +136,7 @@ class Linear(Rule):
 @functools.lru_cache(maxsize=256)
 def _addmm_of(rows: int) -> TorchFunction:
     """The product for so many rows; repeated beforehand, the bias is added sooner."""
-    addmm = torch.addmm
+    addmm: TorchFunction = torch.addmm  # of a weight that has a transpose (see `choose`)
 
     def product(bias: Parameter, input: T, weight: Parameter) -> T:
         if weight._has_moved:  # a transpose does not pay for one product
