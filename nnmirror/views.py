@@ -357,7 +357,7 @@ class SetItem(_tape.Function):
     is_rule = True
 
     @staticmethod
-    def backward(ctx: Any, g: T) -> tuple[T | None, ...]:
+    def backward(ctx: _tape.Node, g: T) -> tuple[T | None, ...]:
         if ctx._saved is None:
             raise RuntimeError(_tape._FREED)
         index, fills, strides = ctx._given
