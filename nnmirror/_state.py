@@ -25,8 +25,8 @@ import threading
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from ._types import Args
-    from .tape import Function, Node
+    import nnmirror._types
+    import nnmirror.tape
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -41,7 +41,10 @@ exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
 
 # A call: function, arguments, result, node.
-Noted: TypeAlias = "tuple[type[Function] | None, Args, object, Node | None]"
+Noted: TypeAlias = (
+    "tuple[type[nnmirror.tape.Function] | None, nnmirror._types.Args, object,"
+    " nnmirror.tape.Node | None]"
+)
 
 
 class _Here(threading.local):

@@ -114,7 +114,7 @@ def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: 
 _Outer: TypeAlias = tuple[
     AbstractContextManager[None],
     bool,
-    tuple[list[Callable[[], None]] | None, int, "_walk.LeadsTo | None", bool],
+    tuple[list[Callable[[], None]] | None, int, _walk.LeadsTo | None, bool],
 ]
 
 

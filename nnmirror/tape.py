@@ -17,6 +17,7 @@ import re
 import sys
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -53,14 +54,13 @@ from .origin import of_this_call
 from .tensor import C_device, C_dtype, add_hook, bare, no_complex
 
 if TYPE_CHECKING:
-    import weakref
+    import nnmirror.beyond
+    import nnmirror.fast.recorder
+    import nnmirror.fast.tapped
+    import nnmirror.modules.segment
+    import nnmirror.parameter
 
     from . import views as _views
-    from .beyond import _Theirs
-    from .fast.recorder import Recorder
-    from .fast.tapped import Tap
-    from .modules.segment import Form
-    from .parameter import Parameter
 
 R = TypeVar("R")
 
@@ -133,7 +133,7 @@ class Node:
     _given: Args  # the value of `given`; unset if there are none
     # If a layer recorded the call: its dict of parameters, which is no other module's and, unlike
     # the layer, does not refer to the node. Unset otherwise.
-    caller: "dict[str, Parameter | None]"
+    caller: "dict[str, nnmirror.parameter.Parameter | None]"
     began: int  # if the layer recorded several: the number before the first
     function: "type[Function]"
     edges: "Sequence[Edge | None]"  # one for each argument of forward
@@ -158,17 +158,19 @@ class Node:
     attributes: dict[str, object] | None = None
     # The layers of a node that stands for several (see modules/segment.py); when they have nodes of
     # their own, all but the last of these.
-    segment: "Form | None" = None
+    segment: "nnmirror.modules.segment.Form | None" = None
     before: "list[Node]"
     creates_graph: bool = False  # while its backward is recorded itself
     records: bool = True
-    theirs: "_Theirs | None" = None  # for a call that torch recorded: torch's tensor
+    # For a call that torch recorded: torch's tensor.
+    theirs: "nnmirror.beyond._Theirs | None" = None
     # Of a change of a view in place: a weak reference to the node of the view as it was then.
     seen_by: "Callable[[], Node | None] | None" = None
     # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
     # (see `as_seen`).
     is_watched: bool | str = False
-    taps: "tuple[Tap, ...]" = ()  # then `is_watched` is TAPPED (see fast/tapped.py)
+    # Then `is_watched` is TAPPED (see fast/tapped.py).
+    taps: "tuple[nnmirror.fast.tapped.Tap, ...]" = ()
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Hook]] | None" = None
     retained: "dict[int, weakref.ref[_tensor.Tensor]] | None" = None
@@ -705,6 +707,10 @@ class AccumulateGrad:
         return f"<AccumulateGrad object at {id(self.variable):#x}>"
 
 
+# A recorder, and which arguments require grad in the calls that it takes.
+Learned: TypeAlias = tuple["nnmirror.fast.recorder.Recorder", tuple[tuple[bool, ...], ...]]
+
+
 class Function:
     """An operation with a hand-written backward, as `torch.autograd.Function`.
 
@@ -735,8 +741,8 @@ class Function:
 
     # For a rule written as formulas, by the types of the arguments: the recorder for calls without
     # a signature, and which arguments require grad in these (see fast/recorder.py).
-    recorders: "dict[tuple[type, ...], tuple[Recorder, tuple[tuple[bool, ...], ...]]]"
-    recorders_in_place: "dict[tuple[type, ...], tuple[Recorder, tuple[tuple[bool, ...], ...]]]"
+    recorders: dict[tuple[type, ...], Learned]
+    recorders_in_place: dict[tuple[type, ...], Learned]
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
     # For such a form: its gradients can be recorded, instead of those of the plain rule.

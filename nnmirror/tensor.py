@@ -198,7 +198,7 @@ _is_function_enabled = _torch.is_torch_function_enabled
 _is_function_mode_enabled = _torch.is_torch_function_mode_enabled
 
 
-def _met(function: Any, given: Args) -> "Made | None":
+def _met(function: Any, given: Args) -> Made | None:
     """As `record` with torch's grad mode on, with fewer checks, if there was such a call before;
     else None."""
     first = given[0]

@@ -102,7 +102,6 @@ Found: TypeAlias = tuple[Any, torch.Tensor, bool | str]
 # Where the gradients go that leave a bound part, and these, the last first.
 Left: TypeAlias = tuple[Sequence[_tape.Edge], list[torch.Tensor]]
 Slots: TypeAlias = list[torch.Tensor | None]
-Line: TypeAlias = "str | Called | _Give"
 
 
 class ChangedSince(Exception):
@@ -1175,6 +1174,9 @@ class _Give(NamedTuple):
 
     leaf: torch.Tensor
     grad: torch.Tensor
+
+
+Line: TypeAlias = str | Called | _Give  # of the source
 
 
 def step(node: _tape.Node, slots: Slots) -> Slots:

@@ -22,22 +22,24 @@ from . import source
 from .signature import Made, Signature, Unsigned, of_tensor, of_value
 
 if TYPE_CHECKING:
-    from ..tape import Edge, Function, Node
+    import nnmirror.tape
+
+    from ..tape import Edge
 
 # (the signature, or that of each call; the first argument that has one; all arguments); what
 # `record` returns, or None.
-Written: TypeAlias = Callable[[Any, object, Args], "Made | None"]
+Written: TypeAlias = Callable[[Any, object, Args], Made | None]
 
 
 class Noted(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
-    function: "type[Function]"
+    function: "type[nnmirror.tape.Function]"
     found: Signature | None
     args: Args
-    edges: "Sequence[Edge | None]"
+    edges: Sequence["nnmirror.tape.Edge | None"]
     out: object = None
-    node: "Node | None" = None
+    node: "nnmirror.tape.Node | None" = None
 
 
 def write(

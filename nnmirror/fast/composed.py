@@ -100,7 +100,7 @@ class _WithKeywords(dict[tuple[str, ...], object]):
         return made
 
 
-def met_before(what: object, given: Args) -> "Made | None":
+def met_before(what: object, given: Args) -> Made | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
     sign, first = _first_signed(given)

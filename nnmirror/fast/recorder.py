@@ -24,7 +24,7 @@ from .signature import Alike, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
 # before anything is computed, if they do not fit.
-Recorder: TypeAlias = Callable[..., "Made | None"]
+Recorder: TypeAlias = Callable[..., Made | None]
 
 _MOST = 64  # at most, recorders of one rule
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 if TYPE_CHECKING:
+    import nnmirror.tape
+
     from ..formula import Plan
     from ..origin import Origin
-    from ..tape import Node
     from .bound import BoundWalk
     from .call import Written
 
@@ -31,7 +32,7 @@ _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 # A recorded call: the result, and the node.
-Made: TypeAlias = tuple[Any, "Node"]
+Made: TypeAlias = tuple[Any, "nnmirror.tape.Node"]
 
 # A generated function, the signature or signatures that it is given, and more (see `keep_written`
 # in tape.py).
