@@ -309,3 +309,30 @@ def test_power_of_a_base_without_dimensions_in_another_dtype(nn, optim):
     p = nn.Parameter(torch.tensor([1.3, 2.0], dtype=torch.float64))
     (torch.tensor(0.1) ** p).sum().backward()
     return p.grad
+
+
+GIVEN = {
+    "p of a tensor": {"p": torch.tensor(0.5)},
+    "p of a tensor of one dimension": {"p": torch.tensor([0.5])},
+    "p of numpy": {"p": np.float32(0.5)},
+    "p of a bool": {"p": True},
+    "training of an int": {"training": 1},
+    "training of a tensor": {"training": torch.tensor(True)},
+    "inplace of None": {"inplace": None},
+    "inplace of a word": {"inplace": "yes"},
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
+@parity
+def test_what_a_dropout_is_given(nn, optim, name, given):
+    """A probability that is a tensor draws what the number draws."""
+    x = nn.Parameter(torch.ones(2, 3, 4, 5))
+    return getattr(nn.functional, name)(x, **{"training": True, **GIVEN[given]})
+
+
+@parity
+def test_a_layer_whose_probability_is_a_tensor(nn, optim):
+    layers = [getattr(nn, name)(torch.tensor(0.5)) for name in ("Dropout", "Dropout2d")]
+    return [layer(torch.ones(2, 3, 4, 5)) for layer in layers]

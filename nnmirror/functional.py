@@ -166,10 +166,11 @@ def _dropped(
     inplace: bool,
     features: bool = False,
 ) -> T:
+    inplace = bool(inplace)
     func = _dropout.KINDS[function, features, inplace]
     if not isinstance(input, T):
         raise unplaced(func, (input, p, training), {})
-    _dropout.check_number(input, p, training, func)
+    p = _dropout.checked(input, p, training, func)
     return function(input, p, training, inplace, features)  # type: ignore[no-any-return]
 
 

@@ -51,7 +51,7 @@ class Dropout(_DropoutNd):
         if not isinstance(input, Tensor):
             return F.dropout(input, self.p, self.training, self.inplace)
         func = rules.KINDS[rules.dropout, False, bool(self.inplace)]
-        rules.check_number(input, p, self.training, func)
+        p = rules.checked(input, p, self.training, func)
         if is_subclass(input):
             return self._run_whole(F.dropout, input, self.p, self.training, self.inplace)
         if not rules.drops(input, p, self.training):

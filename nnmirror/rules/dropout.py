@@ -78,10 +78,14 @@ class NativeDropout(Rule):
         return g * m * (1.0 / (1.0 - p))
 
 
-def check_number(input: T, p: float, training: bool, func: TorchFunction) -> None:
-    """PyTorch's error for a probability that would need a gradient."""
-    if type(p) is not float:
-        check_numbers(func, (input, p, training), {})
+def checked(input: T, p: float, training: bool, func: TorchFunction) -> float:
+    """The probability as a number, or PyTorch's error for it, or for `training`."""
+    if type(p) is float and type(training) is bool:
+        return p
+    check_numbers(func, (input, p, training), {})
+    with DisableTorchFunctionSubclass():
+        func(torch.empty(0, 0), p, training)
+    return float(p)  # a tensor would draw other random numbers
 
 
 def noise(input: T, p: float, features: bool = False) -> T:
