@@ -1,4 +1,4 @@
-"""Attention: PyTorch's bits, from the plain formula and from the blockwise kernel."""
+"""Attention: from the plain formula and from the blockwise kernel."""
 
 import pytest
 import torch
@@ -82,6 +82,22 @@ def test_ways(nn, optim, shape, way, dtype):
         return nn.functional.scaled_dot_product_attention(q, k, v, **WAYS[way])
 
     return attended(nn, SHAPES[shape], dtype, False, attend)
+
+
+@pytest.mark.parametrize("way", ["causal", "masked", "shared keys"])
+@parity
+def test_long_sequences(nn, optim, way):
+    """So long that the weights are computed for some rows at a time."""
+    heads = 2 if way == "shared keys" else 1
+    shapes = (1, heads, 1100, 8), (1, 1, 1000, 8), (1, 1, 1000, 8)
+    mask = torch.rand(1100, 1000) > 0.3 if way == "masked" else None
+
+    def attend(q, k, v):
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=way == "causal", enable_gqa=heads > 1
+        )
+
+    return attended(nn, shapes, torch.float32, False, attend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,7 +3,7 @@
 All others always have them. Importing the modules of exact forms here attaches them.
 """
 
-from . import activation, batchnorm, groupnorm, normalization, softmax  # noqa: F401
+from . import activation, attention, batchnorm, groupnorm, normalization, softmax  # noqa: F401
 from .attach import ATTACHED
 
 __all__ = ["ATTACHED", "table"]

@@ -14,9 +14,9 @@ from ..tape import record
 from . import shape
 from .arithmetic import Add, Mul
 from .dropout import dropout
-from .kernel import lane_sum, vector_exp, widened
+from .kernel import alone, widened
 from .matmul import matmul
-from .registry import Gradients, Needs, Rule, answered, plain_values, unplaced
+from .registry import Gradients, Needs, Rule, answered, unplaced
 from .softmax import Softmax
 
 T = torch.Tensor
@@ -36,12 +36,12 @@ class SafeSoftmax(Softmax):
 
 
 class ScaledDotProductFlashAttentionForCpu(Rule):
-    """y = p v, p = softmax(c q k^T + mask):  dv = p^T g,  dq = c s k,  dk = c s^T q
+    """y = p v, p = softmax(c q k^T + mask):  dv = p^T g,  dq = s k,  dk = s^T q
 
-    with s = p (g v^T - r), r = the sum of g y along the last dimension. Saved: q, k, v, the mask,
+    with s = c p (g v^T - r), r = the sum of g y along the last dimension. Saved: q, k, v, the mask,
     y, and l, the logarithm of the sum that each row of p was divided by. p is computed again, as
-    exp(c q k^T + mask - l), in blocks of rows and columns. In a recorded backward it is computed as
-    a whole, and without l (PyTorch has no gradient of this gradient).
+    exp(c q k^T + mask - l), a block of rows at a time if there are many. In a recorded backward it
+    is computed as a whole, and without l (PyTorch has no gradient of this gradient).
 
     Dao et al., 2022 (arXiv:2205.14135), algorithm 4.
     """
@@ -60,8 +60,9 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
     def logsum_again(logsum: T) -> T:
         return logsum  # not used by a recorded gradient
 
-    @staticmethod
+    @classmethod
     def gradients(
+        cls,
         needs: Needs,
         g: T,
         query: T,
@@ -77,39 +78,61 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
         c = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         if is_torch_function_enabled():
             return _with_whole(g, q, k, v, mask, is_causal, c, y)
-        dtype, narrow = q.dtype, q.dtype.itemsize == 2
-        q, k, v, y, g = widened(q, k, v, y, _heads_last(g))
-        length, keys = q.shape[2], k.shape[2]
-        rows = min(length, 32 if length < 192 else 64 if length < 768 else 256)
-        columns = min(keys, 512)
-        if mask is not None:
-            mask = mask.expand(*q.shape[:3], keys)
-        dq, dk, dv = (_heads_last(torch.zeros_like(t)) for t in (q, k, v))
-        shared = q.shape[1] // k.shape[1]  # the number of heads of q per head of k and v
-        for first in range(shared):
-            of = slice(first, None, shared)
-            for m in range(0, length, rows):
-                at = of, slice(m, m + rows)
-                qm, gm, lm = q[:, *at], g[:, *at], logsum[:, *at].unsqueeze(-1)
-                r = lane_sum(gm * y[:, *at], narrow).unsqueeze(-1)
-                seen = min(m + qm.shape[2], keys) if is_causal else keys
-                for n in range(0, seen, columns):
-                    to = slice(n, n + columns)
-                    kn, vn = k[:, :, to], v[:, :, to]
-                    p = _products(None, qm, kn.mT, c)
-                    if mask is not None:
-                        p = p + mask[:, *at, to]
-                    p = p - lm
-                    p = torch.where(p > 0, p.exp(), vector_exp(p))
-                    if is_causal and seen - n <= columns:
-                        p = p.tril(m - n)
-                    s = p * (_products(None, gm, vn.mT) - r)
-                    if narrow:
-                        p, s = p.to(dtype).float(), s.to(dtype).float()
-                    _products(dv[:, :, to], p.mT, gm)
-                    _products(dq[:, *at], s, kn, c)
-                    _products(dk[:, :, to], s.mT, qm, c)
-        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+        return cls.in_blocks(g, q, k, v, mask, is_causal, c, y, logsum)
+
+    @staticmethod
+    def in_blocks(
+        g: T, q: T, k: T, v: T, mask: T | None, is_causal: bool, c: float, y: T, logsum: T
+    ) -> Gradients:
+        """dq, dk and dv, with the heads after the length in memory."""
+        dtype = q.dtype
+        q, k, v, y, g = widened(q, k, v, y, g)
+        batch, heads, length, keys = *q.shape[:3], k.shape[2]
+        shared = heads // k.shape[1]  # the number of heads of q per head of k and v
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        r = (g * y).sum(-1, True).flatten(0, 1)
+        q, k, v, g = (t.flatten(0, 1) for t in (q, k, v, g))
+        logsum = logsum.flatten(0, 1).unsqueeze(-1)
+        rows = min(length, max(1, _MOST // (len(q) * keys)))
+        every: list[T] = []
+        dk = dv = None
+        for m in range(0, length, rows):
+            to = min(m + rows, length)
+            seen = min(to, keys) if is_causal else keys
+            qm, gm, lm, rm = (_rows(t, m, to) for t in (q, g, logsum, r))
+            kn, vn = (_rows(t, 0, seen) for t in (k, v))
+            p = torch.baddbmm(lm, qm, kn.mT, beta=-1, alpha=c)
+            if mask is not None:
+                masked = mask.expand(batch, heads, length, keys)[:, :, m:to, :seen]
+                p.view(masked.shape).add_(masked)
+            p = alone(torch.exp, p)
+            if is_causal:
+                p.tril_(m)
+            s = torch.baddbmm(rm, gm, vn.mT, beta=-c, alpha=c).mul_(p)
+            every.append(s.bmm(kn))
+            if rows == length and seen == keys:
+                dk, dv = s.mT.bmm(qm), p.mT.bmm(gm)
+                continue
+            if dk is None or dv is None:
+                dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+            dk[:, :seen].baddbmm_(s.mT, qm)
+            dv[:, :seen].baddbmm_(p.mT, gm)
+        dq = every[0] if len(every) == 1 else torch.cat(every, 1)
+        assert dk is not None
+        assert dv is not None
+        dq = dq.view(batch, heads, *dq.shape[1:])
+        dk, dv = (t.view(batch, heads // shared, shared, *t.shape[1:]) for t in (dk, dv))
+        dk, dv = (t.squeeze(2) if shared == 1 else t.sum(2) for t in (dk, dv))
+        return tuple([heads_last(t).to(dtype) for t in (dq, dk, dv)])
+
+
+def _rows(x: T, start: int, end: int) -> T:
+    """These rows of each matrix."""
+    return x if end - start == x.shape[1] else x[:, start:end]
+
+
+_MOST = 2**20  # elements of a block of p: as many rows of it as that allows
 
 
 def _with_whole(
@@ -135,39 +158,10 @@ def _with_whole(
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
-def _heads_last(x: T) -> T:
+def heads_last(x: T) -> T:
     """With the memory layout (batch, length, heads, size), the order in which the kernel
     iterates."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _products(to: T | None, a: T, b: T, factor: float = 1.0) -> T:
-    """factor a b for each matrix, added to `to` if there is one.
-
-    For matrices this small, torch.bmm has a loop of its own, which rounds differently. The rounding
-    of a product with a single row or column depends on the memory layout of the matrices.
-    """
-    batch, heads, m, n = *a.shape[:-1], b.shape[-1]
-    total: T = a.new_empty(batch, heads, m, n) if to is None else to
-    beta = int(to is not None)
-    if m * a.shape[-1] * n < 400:
-        for i in range(batch):
-            for j in range(heads):
-                total[i, j].addmm_(a[i, j], b[i, j], beta=beta, alpha=factor)
-    elif min(m, a.shape[-1], n) == 1:
-        for i in range(batch):
-            total[i].baddbmm_(a[i], b[i], beta=beta, alpha=factor)
-    else:
-        flat = total.flatten(0, 1)  # a copy, if they are not adjacent in memory
-        flat.baddbmm_(_in_a_row(a), _in_a_row(b), beta=beta, alpha=factor)
-        if flat.data_ptr() != total.data_ptr():
-            total.copy_(flat.view(total.shape))
-    return total
-
-
-def _in_a_row(x: T) -> T:
-    """All matrices of a batch, adjacent in memory, each row-major or column-major as it was."""
-    return x.flatten(0, 1) if x.stride(-1) == 1 else x.mT.flatten(0, 1).mT
 
 
 @answered(torch._C._nn.scaled_dot_product_attention)
@@ -194,32 +188,35 @@ def scaled_dot_product_attention(
     args = query, key, value, attn_mask, dropout_p, is_causal
     more = {"scale": scale, "enable_gqa": enable_gqa}
     tensors = [query, key, value]
-    is_valid = all(isinstance(t, T) and t.dim() > 1 and t.is_floating_point() for t in tensors)
-    if not is_valid or len({(t.dtype, t.device) for t in tensors}) > 1:
+    with DisableTorchFunctionSubclass():
+        is_valid = all(isinstance(t, T) and t.dim() > 1 and t.is_floating_point() for t in tensors)
+        if is_valid:
+            dtype, device = query.dtype, query.device
+            is_valid = all(t.dtype is dtype and t.device == device for t in (key, value))
+            is_empty = any(0 in t.shape for t in tensors)
+    if not is_valid:
         raise _unplaced(args, more)
     if attn_mask is not None:
         kind = attn_mask.dtype if isinstance(attn_mask, T) else None
-        if kind not in (torch.bool, torch.float32, query.dtype):
+        if kind not in (torch.bool, torch.float32, dtype):
             raise _unplaced(args, more)
         if kind is torch.bool:
             attn_mask = _added(attn_mask, query)
-    if any(0 in t.shape for t in tensors):
+    if is_empty:
         # As in PyTorch, without further checks: zeros, and gradients of zero.
         zeros = query.new_zeros((*query.shape[:-1], value.shape[-1]))
         total = (query.sum() + key.sum()) + value.sum()
         return record(Add, (zeros, record(Mul, (total, 0))[0]))[0]
-    if not query.is_cpu or (attn_mask is not None and attn_mask.requires_grad):
+    if device.type != "cpu" or (attn_mask is not None and attn_mask.requires_grad):
         flash = False
     else:
-        with DisableTorchFunctionSubclass(), torch.no_grad():
-            plain = plain_values((query, key, value, attn_mask))
-            flash = _choice(*plain, dropout_p, is_causal, **more) != 0
+        with DisableTorchFunctionSubclass():
+            flash = _choice(query, key, value, attn_mask, dropout_p, is_causal, **more) != 0
     if flash:
         function: type[Rule] = ScaledDotProductFlashAttentionForCpu
         return record(function, (query, key, value, attn_mask, is_causal, scale))[0]
     if (is_causal and attn_mask is not None) or dropout_p > 1:
         raise _unplaced(args, more)
-    dtype = query.dtype
     if dtype.itemsize == 2 and not _torch.get_math_sdp_allow_fp16_bf16_reduction():
         query, key, value = (shape.to(t, torch.float32) for t in tensors)
     c = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
