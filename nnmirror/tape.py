@@ -169,7 +169,7 @@ class Node:
     # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
     # (see `as_seen`).
     is_watched: bool | str = False
-    # Then `is_watched` is TAPPED (see fast/tapped.py).
+    # If there are any, `is_watched` is TAPPED (see fast/tapped.py).
     taps: "tuple[nnmirror.fast.tapped.Tap, ...]" = ()
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Hook]] | None" = None
