@@ -839,6 +839,8 @@ class Writer:
             func = memory.in_place[name]
             if func is torch.Tensor.zero_:
                 words, name = [name], ""
+            elif func is torch.Tensor.copy_:
+                words, name = [name, words[0]], ""
         elif memory is not None and name in memory.writers:
             func, words, name = _twin(func) or func, [*words, f"out={name}"], ""
         text = f"{self.function(func)}({', '.join(words)})"
@@ -1054,6 +1056,8 @@ class _Memory:
                 self.views.add(call.name)  # nothing to compute
             elif name in _ZEROS and out.is_contiguous():
                 self.in_place[call.name] = torch.Tensor.zero_
+            elif name in _COPIES and out.is_contiguous():
+                self.in_place[call.name] = torch.Tensor.copy_
             elif writer is None:
                 return
             else:
@@ -1147,6 +1151,7 @@ def _is_alike(first: object, out: torch.Tensor) -> bool:
 
 _EMPTY = {"empty", "empty_like", "new_empty"}
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
+_COPIES = {"clone", "contiguous"}
 
 
 def _writer(call: Called) -> TorchFunction | None:

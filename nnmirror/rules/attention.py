@@ -92,7 +92,8 @@ class ScaledDotProductFlashAttentionForCpu(Rule):
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
         r = (g * y).sum(-1, True).flatten(0, 1)
-        q, k, v, g = (t.flatten(0, 1) for t in (q, k, v, g))
+        # The copies, if they are some, are made in memory that a bound walk keeps.
+        q, k, v, g = (t.contiguous().flatten(0, 1) for t in (q, k, v, g))
         logsum = logsum.flatten(0, 1).unsqueeze(-1)
         rows = min(length, max(1, _MOST // (len(q) * keys)))
         every: list[T] = []
