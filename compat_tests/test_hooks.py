@@ -156,7 +156,7 @@ def test_full_backward_hooks(nn, optim):
 def test_full_backward_hooks_replace(nn, optim):
     net, log = Maker.net(nn), []
     net.second.register_full_backward_pre_hook(lambda m, go: (go[0] * 2,))
-    net.second.register_full_backward_pre_hook(lambda m, go: go[0] + 1)
+    net.second.register_full_backward_pre_hook(lambda m, go: (go[0] + 1,))
     net.second.register_full_backward_hook(lambda m, gi, go: (gi[0] * 10,))
     net.second.register_full_backward_hook(lambda m, gi, go: log.append((plain(gi), plain(go))))
     net.first.register_full_backward_hook(lambda m, gi, go: gi[0] * 0.5)
@@ -436,7 +436,7 @@ def test_hooks_where_no_gradient_comes(nn, optim):
     found = torch.autograd.grad(slope.sum(), [w, pre.weight], retain_graph=True, allow_unused=True)
     slope.sum().backward()
     w.register_hook(lambda g: torch.ones_like(w))
-    with_ones = torch.autograd.grad(conv(y).sum(), w, create_graph=True)
+    with_ones = torch.autograd.grad(conv(y.detach()).sum(), w, create_graph=True)
     return log, found, w.grad, pre.weight.grad, with_ones
 
 

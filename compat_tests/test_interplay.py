@@ -1,8 +1,10 @@
 """nnmirror together with PyTorch's own graphs, data loaders, threads and processes."""
 
+import importlib
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
@@ -215,3 +217,16 @@ def test_set_of_a_tensor_that_requires_grad(nn, optim):
         p.set_(torch.full((3,), 2.0))
     (p * p).sum().backward()
     return p, p.grad
+
+
+def _made_of_numbers(x: torch.Tensor, n: int):
+    return torch.full_like(x, 2.0) + torch.full([n], 0.5) + torch.arange(n) + torch.as_tensor(1.0)
+
+
+def test_scripted_functions_call_what_is_replaced_in_torch():
+    """PyTorch scripts classes of its own on import, of torch.distributed.optim for example."""
+    importlib.import_module("torch.distributed.optim")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        scripted = torch.jit.script(_made_of_numbers)
+    assert torch.equal(scripted(torch.zeros(2), 2), torch.tensor([3.5, 4.5]))

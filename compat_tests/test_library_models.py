@@ -88,7 +88,9 @@ def new_head(nn, name, model):
     if name == "resnet":
         model.fc = nn.Linear(model.fc.in_features, 3)
     elif name == "densenet":
-        model.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(9, 3))
+        model.classifier = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(model.classifier.in_features, 3)
+        )
     elif name == "unet":
         model.classifier = nn.Conv2d(4, 1, 1)
     else:  # a layer inside a submodule: only that submodule becomes mirrored here
@@ -128,13 +130,13 @@ def test_references_from_before_the_conversion_stay_valid(nn, optim):
     seen, x = [], torch.randn(4, 3)
     handle = model.body.register_forward_hook(lambda m, args, y: seen.append(y.detach()) or y * 2)
     model.first.register_full_backward_hook(lambda m, grads, g: seen.append(g[0].detach()))
-    held = [*model.modules()], [*model.parameters()], model.scale
+    held = [*model.modules()], [*model.parameters()], [model.scale]
     model(x).sum().backward()
     before = model(x).pow(2).sum()  # its backward runs after the conversion
     twice = before + 0
     model.first.bias.requires_grad_(False)
     model.head = nn.Linear(3, 1)
-    kept = [*model.modules()][: len(held[0])], [*model.parameters()][: len(held[1])], model.scale
+    kept = [*model.modules()][: len(held[0])], [*model.parameters()][: len(held[1])], [model.scale]
     for e, a in zip(held, kept, strict=True):
         assert all(one is other for one, other in zip(e, a, strict=True))
     assert isinstance(model, nets.Deep)

@@ -663,7 +663,7 @@ def test_embedding(nn, optim, shape, dtype, kind):
         results += [layer.weight.clone(), repr(layer)]
         for index in (
             torch.randint(0, n, shape),
-            torch.randint(0, n, shape, dtype=torch.int32).t(),
+            torch.randint(0, n, shape, dtype=torch.int32).transpose(0, -1),
         ):
             results += looked_up(nn, layer, index) if index.dim() != 3 else [layer(index)]
     return results

@@ -556,7 +556,7 @@ def test_an_input_that_requires_grad_after_the_forward(nn, optim):
 @parity
 def test_classes_changed_in_the_middle(nn, optim):
     """A patched method or a new __class__ of a layer, as mocks and adapters set, takes effect."""
-    net, x = made(nn, "relu")
+    (net, _), x = made(nn, "relu"), torch.randn(4, 3)
     seen = [net(x) for _ in range(3)]
     before = nn.ReLU.forward
     nn.ReLU.forward = lambda self, x: before(self, x) * 2
@@ -702,7 +702,7 @@ def test_hooks_of_a_parameter_frozen_in_between(nn, optim):
 def test_operations_are_counted_as_they_are(nn, optim):
     from torch.utils.flop_counter import FlopCounterMode
 
-    net, x = made(nn, "relu")
+    (net, _), x = made(nn, "relu"), torch.randn(4, 3)
     seen = []
     for _ in range(4):
         with FlopCounterMode(display=False) as counter:
@@ -713,7 +713,7 @@ def test_operations_are_counted_as_they_are(nn, optim):
 
 @parity
 def test_anomaly_detection_says_where_the_nan_is(nn, optim):
-    net, x = made(nn, "relu")
+    (net, _), x = made(nn, "relu"), torch.randn(4, 3)
     seen = []
     for start in (1.0, float("nan")):
         for _ in range(3):

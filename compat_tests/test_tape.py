@@ -258,7 +258,7 @@ def test_gradients_accumulate_over_backward_calls(nn, optim):
     first = None
     for _ in range(3):
         net(x).sum().backward()
-        first = first or net.weight.grad
+        first = net.weight.grad if first is None else first
         assert net.weight.grad is first  # accumulated in place
     return x, dict(net.named_parameters())
 

@@ -45,6 +45,11 @@ try:
     # overwritten.
     function_mode_stack = torch.overrides._get_current_function_mode_stack  # type: ignore[attr-defined]
 
+    # The operation that torch.jit.script takes a function for. Without these, a scripted function
+    # could not call those that are replaced in torch.
+    find_builtin = torch.jit._builtins._find_builtin  # type: ignore[attr-defined]
+    register_builtin = torch.jit._builtins._register_builtin  # type: ignore[attr-defined]
+
     # -- PyTorch's modes -----------------------------------------------------------------
 
     # Torch's grad mode; its public form is a class, which costs more at each hook and walk.

@@ -39,6 +39,11 @@ def _answered(function: TorchFunction, answer: TorchFunction) -> None:
         return function(*args, **kwargs)
 
     setattr(torch, function.__name__, call)
+    # torch.jit.script knows an operation by the identity of its function. PyTorch scripts some of
+    # its own modules on import, such as torch.distributed.optim.
+    operation = _torch.find_builtin(function)
+    if operation is not None:
+        _torch.register_builtin(call, operation)
 
 
 def _theirs(value: Any) -> object:
