@@ -50,8 +50,8 @@ def storages(tensors: list[Tensor]) -> set[int]:
 class Flat:
     """Flat tensors for the parameters of a group, their gradients and their state.
 
-    `options` are those of the group; `others`, its larger parameters and their state; `of`, the
-    state of the optimiser. One `step` counter is used for all parameters as long as their counters
+    `options` are those of the group; `others`, its larger parameters and their state; `state`,
+    that of the optimiser. One `step` counter is used for all parameters as long as their counters
     are equal.
     """
 
@@ -59,7 +59,7 @@ class Flat:
         params = lists["params"]
         self.options: list[object] | None = None
         self.others: Lists = {}
-        self.of: KeptState | None = None
+        self.state: KeptState | None = None
         self.are_small: list[bool] = []  # of the group's parameters with a gradient
         self.ids: list[int] = []  # of these
         self.names = [*lists]
@@ -117,7 +117,7 @@ class Flat:
         if [*map(id, params)] != self.ids or self.names[2:] != [*names]:
             return False
         # A wrapper that has copied the attributes of an optimiser may have another state.
-        if optimizer._kept_state is self.of and not self.of.was_read:
+        if optimizer._kept_state is self.state and not self.state.was_read:
             return self._are_at_home([*itertools.compress(params, self.are_small)])
         lists = None if self.others else lists_of(optimizer, names, params, [])
         return lists is not None and self.is_of(lists)
@@ -340,7 +340,7 @@ def step_as_one(optimizer: Optimizer, place: int, lists: Lists, one: Callable[..
             return lists
         flat = Flat(small, _lines(optimizer).get(place, []))
         flats[place] = flat, made + 1
-    flat.of, flat.options, flat.are_small = optimizer._kept_state, _options(group), are_small
+    flat.state, flat.options, flat.are_small = optimizer._kept_state, _options(group), are_small
     flat.ids = [*map(id, lists["params"])]
     flat.others = {name: of for name, of in rest.items() if name != "grads"}
     if not (flat.is_for_one_thread() and flat.takes(small["grads"])):

@@ -97,7 +97,7 @@ def add_rows(to: T, places: T, rows: T) -> T:
         return to.index_put_((places,), rows, accumulate=True)
     if rows.dtype.itemsize == 2:  # with an alpha it rounds each step, as `index_put_` does
         return to.index_add_(0, places, -rows, alpha=-1)
-    return to.index_add_(0, places, rows)
+    return to.index_add_(0, places, rows.contiguous())  # ten times as fast as from expanded rows
 
 
 def transposed(t: T, rows: int) -> T:
