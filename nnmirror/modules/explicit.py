@@ -72,13 +72,14 @@ class Untracked:
         values: list[Any] = [*args, out if needed[-1] else None]
         with DisableTorchFunctionSubclass():
             for i, value in enumerate(args[: len(needed) - 1]):
-                if not isinstance(value, torch.Tensor):
+                if type(value) is Parameter:  # what is assigned to `.data` later is not used
+                    values[i] = value._plain
+                elif not isinstance(value, torch.Tensor):
                     continue
-                if not needed[i] and value.layout is torch.strided:
+                elif not needed[i] and value.layout is torch.strided:
                     values[i] = _Layout(of_tensor(value))  # it is not kept alive
                 elif function.saved_memory is not None:
-                    # What is assigned to `.data` later is not used.
-                    values[i] = value._plain if type(value) is Parameter else value.detach()
+                    values[i] = value.detach()
             self.function, self.outputs = function, (tape.meta_of(out),)
             self.values = values  # by place; the result comes last, as in a plan
             try:

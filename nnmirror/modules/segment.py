@@ -555,7 +555,10 @@ def is_part(layer: object) -> bool:
 def is_hooked(layer: object) -> bool:
     """Does the module have hooks for its calls?"""
     own = getattr(layer, "__dict__", {})
-    return any([own.get(name) for name in CALL_HOOKS])
+    for name in CALL_HOOKS:  # noqa: SIM110  (asked at each call of a frozen Sequential)
+        if own.get(name):
+            return True
+    return False
 
 
 class Runs:
