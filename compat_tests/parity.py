@@ -24,6 +24,7 @@ import copy
 import functools
 import inspect
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,8 @@ def noted_forms() -> Iterator[collections.Counter[Any]]:
 def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -> None:
     """Assert that `function` does the same on both backends, on this device."""
     expected = outcome(function, torch.nn, torch.optim, device, **params)
+    if isinstance(expected.error, _OF_A_TEST) and _is_raised_in_a_test(expected.error):
+        raise expected.error  # nothing would be compared but this
     units = getattr(function, "off_by", 0)
     nearly = within(units, expected.value) if units else contextlib.nullcontext()
     with exactly(True), noted_forms() as calls:
@@ -173,6 +176,14 @@ def compare(function: Callable[..., Any], device: str = CPU, /, **params: Any) -
         on_cpu = outcome(function, torch.nn, torch.optim, **params).error
         if type(on_cpu) is not type(expected.error):
             pytest.skip(f"after it, alike on both, PyTorch raises on {device} {expected.error!r}")
+
+
+_OF_A_TEST = (AssertionError, ImportError, KeyError, NameError)  # mistakes in the test itself
+
+
+def _is_raised_in_a_test(error: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).parent == Path(__file__).parent
 
 
 def off_by(units: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
