@@ -1005,10 +1005,12 @@ class Module(_RefusedByTorchModules):
     def _local_state(self) -> dict[str, Tensor]:
         """This module's own parameters and persistent buffers."""
         found: dict[str, Tensor] = {k: p for k, p in self._parameters.items() if p is not None}
-        for name, buffer in self._buffers.items():
-            if buffer is not None and name not in self._non_persistent_buffers_set:
-                found[name] = buffer
-        return found
+        return found | self._persistent_buffers()
+
+    def _persistent_buffers(self) -> dict[str, Tensor]:
+        """This module's own buffers that are part of its state."""
+        transient = self._non_persistent_buffers_set
+        return {k: b for k, b in self._buffers.items() if b is not None and k not in transient}
 
     def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
         if keep_vars or not tape.ORDINARY.issuperset(map(type, self._parameters.values())):
@@ -1020,9 +1022,8 @@ class Module(_RefusedByTorchModules):
                 for name, value in self._parameters.items():
                     if value is not None:
                         destination[prefix + name] = Tensor.detach(value)
-        for name, buffer in self._buffers.items():
-            if buffer is not None and name not in self._non_persistent_buffers_set:
-                destination[prefix + name] = buffer if keep_vars else buffer.detach()
+        for name, buffer in self._persistent_buffers().items():
+            destination[prefix + name] = buffer if keep_vars else buffer.detach()
         if type(self).get_extra_state is not Module.get_extra_state:
             destination[prefix + _EXTRA_STATE] = self.get_extra_state()
 
