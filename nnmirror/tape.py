@@ -11,6 +11,7 @@ tracked tensors behave as plain ones inside a forward, a backward and the walk.
 
 import functools
 import inspect
+import itertools
 import numbers
 import operator
 import re
@@ -123,11 +124,11 @@ class Node:
         "_versions",
         "began",
         "caller",
-        "edges",
         "function",
         "like",
         "sequence",
         "signature",
+        "targets",
     )
 
     _given: Args  # the value of `given`; unset if there are none
@@ -136,12 +137,13 @@ class Node:
     caller: "dict[str, nnmirror.parameter.Parameter | None]"
     began: int  # if the layer recorded several: the number before the first
     function: "type[Function]"
-    edges: "Sequence[Edge | None]"  # one for each argument of forward
     sequence: int
     signature: Signature | None  # how its result was computed; None if that has no signature
-    # What provides `places`, `needs_input_grad`, `outputs`, `plan` and `label`: the signature, or
-    # another object; None if the node has its own.
+    # What provides `places`, `needs_input_grad`, `outputs`, `plan`, `label` and `indices`: the
+    # signature, or another object; None if the node has its own.
     like: Alike | None
+    # For each argument of forward, where its gradient goes (see `edges`).
+    targets: "tuple[Target | None, ...]"
     _saved: Sequence[torch.Tensor | None] | None
     _versions: Sequence[int | None]
 
@@ -150,6 +152,7 @@ class Node:
     _outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
     _plan: "formula.Plan | None" = None
     _label: str = ""
+    _indices: "Sequence[int] | None" = None
     _signature: None = None  # as for a leaf, for code that treats this as one
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
@@ -180,13 +183,13 @@ class Node:
     def __init__(self, function: "type[Function]") -> None:
         self.function = function
         self.signature = self.like = None
-        self.edges = self._saved = self._versions = ()
+        self.targets = self._saved = self._versions = ()
         self.sequence = -1
 
     def copied(self) -> "Node":
         """Another node of the same call."""
         made = Node(self.function)
-        made.signature, made.like, made.edges = self.signature, self.like, self.edges
+        made.signature, made.like, made.targets = self.signature, self.like, self.targets
         made._saved, made._versions = self._saved, self._versions
         made.sequence = self.sequence
         made.given = self.given
@@ -261,6 +264,17 @@ class Node:
         self._on_its_own()
         self._label = value
 
+    @property
+    def indices(self) -> "Sequence[int] | None":
+        """For each argument, which output of its target it was; None if each was the first."""
+        like = self.like
+        return self._indices if like is None else like.indices
+
+    @indices.setter
+    def indices(self, value: "Sequence[int] | None") -> None:
+        self._on_its_own()
+        self._indices = value
+
     def _on_its_own(self) -> None:
         """Copy the shared fields, so that they can be changed."""
         like = self.like
@@ -268,6 +282,25 @@ class Node:
             self.like = None
             self._places, self._needs_input_grad = like.places, like.needs
             self._outputs, self._plan, self._label = like.outputs, like.plan, like.label
+            self._indices = like.indices
+
+    @property
+    def edges(self) -> "Sequence[Edge | None]":
+        """For each argument of forward, where its gradient goes.
+
+        Kept in two parts, so that there are fewer objects: Python's garbage collector visits those
+        of a long graph again and again.
+        """
+        indices = self.indices or itertools.repeat(0)
+        return [None if t is None else (t, i) for t, i in zip(self.targets, indices, strict=False)]
+
+    @edges.setter
+    def edges(self, value: "Sequence[Edge | None]") -> None:
+        self.targets = tuple([None if edge is None else edge[0] for edge in value])
+        indices = [0 if edge is None else edge[1] for edge in value]
+        found = tuple(indices) if any(indices) else None
+        if found != self.indices:
+            self.indices = found
 
     # -- for the Function ------------------------------------------------------------
 
@@ -442,14 +475,14 @@ class Node:
         """The results of a backward, as one gradient per edge."""
         if not isinstance(results, tuple):
             results = (results,)
-        if len(results) != len(self.edges):
-            surplus = results[len(self.edges) :]  # PyTorch allows trailing Nones
+        if len(results) != len(self.targets):
+            surplus = results[len(self.targets) :]  # PyTorch allows trailing Nones
             if not surplus or any(r is not None for r in surplus):
                 raise RuntimeError(
                     f"function {self.name()} returned an incorrect number of gradients"
-                    f" (expected {len(self.edges)}, got {len(results)})"
+                    f" (expected {len(self.targets)}, got {len(results)})"
                 )
-            results = results[: len(self.edges)]
+            results = results[: len(self.targets)]
         return results
 
     def free(self) -> None:
@@ -1584,16 +1617,17 @@ def _once_more(
 ) -> Made:
     """`record` for a call with the signature `found`."""
     node = Node(function)
-    node.signature, node.edges = found, edges
+    node.signature = node.like = found
+    node.edges = edges
     plan = found.plan
     if plan is None:
+        node.like = None
         node.places, node.needs_input_grad = found.places, found.needs
-        node.outputs = found.outputs
+        node.outputs, node.indices = found.outputs, found.indices
         out = function.forward(node, *args)
         if node._saved:
             _save_apart(node, out)
     else:
-        node.like = found
         if plan.is_open:
             node.given = plan.given(args)  # type: ignore[misc]
         out = plan.keep_apart(node, args, plan.compute(*args))
@@ -1674,7 +1708,7 @@ def _sign(
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
-        sign.label = node.label
+        sign.label, sign.indices = node.label, node.indices
         sign.origin = node.sequence, of_this_call()
         if node.plan is not None:
             sign.plan = (

@@ -464,12 +464,15 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
         node.like, node.edges = Alike(_BOTH, _NEEDS_VALUE, outputs, None, ""), (None, edge)
         x.__class__ = _tensor.Tensor
     else:
-        node.edges = (made_by, place), edge
         needs = _NEEDS_X if edge is None else _NEEDS_BOTH
         like = made_by.like
         if made_by.function is not SetItem or like is None or like.needs is not needs:
             like = Alike(_BOTH, needs, outputs if len(outputs) == 1 else (meta,), None, "")
         node.like = like
+        if place or (edge is not None and edge[1]):
+            node.edges = (made_by, place), edge
+        else:
+            node.targets = made_by, None if edge is None else edge[0]
         if made_by.retained is not None:
             _tape.made_by(x, node, 0)
             return True

@@ -318,18 +318,19 @@ def walk(
         Nothing here refers to a gradient when it arrives at a leaf, which may then keep it.
         """
         results = node.function.backward(node, grad)
-        if type(results) is not tuple or len(results) != len(node.edges):
+        targets, indices = node.targets, node.indices
+        if type(results) is not tuple or len(results) != len(targets):
             results = node.completed(results)
         if node._saved and not retain_graph:
             node._saved = None
         left = list(results)
         left.reverse()
         results = grad = None
-        for edge in node.edges:
-            if edge is None:
+        for place, target in enumerate(targets):
+            if target is None:
                 left.pop()
                 continue
-            target, index = edge
+            index = 0 if indices is None else indices[place]
             if hooked:
                 _refuse_swapped(node, target)
             if not isinstance(target, _tape.Node):
@@ -426,7 +427,7 @@ def walk(
                 continue
             needs = None
             if reaches is not None:
-                needs = tuple([e is not None and id(e[0]) in reaches for e in node.edges])
+                needs = tuple([t is not None and id(t) in reaches for t in node.targets])
                 if True not in needs:
                     continue
             results = _step(node, slots, needs, create_graph)
@@ -480,10 +481,8 @@ def _way_to(ends: set[int], order: Sequence[_tape.Node]) -> set[int]:
     """The ids of `ends`, and of the nodes on the way to them."""
     reaches = set(ends)
     for node in sorted(order, key=_sequence_of):
-        for edge in node.edges:
-            if edge is not None and id(edge[0]) in reaches:
-                reaches.add(id(node))
-                break
+        if any(id(target) in reaches for target in node.targets):
+            reaches.add(id(node))
     return reaches
 
 
@@ -501,7 +500,7 @@ def _step(
     results: list[torch.Tensor | None]
     if node.attributes is None and all(g is None for g in slots):
         # A user's Function is called even then: it may return zeros.
-        results = [None] * len(node.edges)
+        results = [None] * len(node.targets)
     else:
         if create_graph:
             returned = _tape.run_recorded(node, slots, needs or node.needs_input_grad)
@@ -577,16 +576,16 @@ def dependencies(
             node.as_seen()
         elif expanding and node.segment is not None:
             node.segment.expand(node)
-        for edge in node.edges:
-            if edge is None or edge[1] == _tape.NO_FURTHER:
+        indices = node.indices
+        for place, to in enumerate(node.targets):
+            if to is None or (indices is not None and indices[place] == _tape.NO_FURTHER):
                 continue
-            target = edge[0]
-            key = id(target)
+            key = id(to)
             known = counts.get(key)
-            if isinstance(target, _tape.Node):
+            if isinstance(to, _tape.Node):
                 if known is None:
-                    order.append(target)
-            elif not isinstance(target, _tensor.Tensor) and beyond.catch_up(node, target):
+                    order.append(to)
+            elif not isinstance(to, _tensor.Tensor) and beyond.catch_up(node, to):
                 changed.add(key)
             counts[key] = 1 if known is None else known + 1
     return counts, order, changed
@@ -602,12 +601,13 @@ def validated(
     """
     checked: list[torch.Tensor | None] = []
     trusted = node.function.is_rule
-    for i, edge in enumerate(node.edges):
+    indices = node.indices
+    for i, target in enumerate(node.targets):
         grad = results[i]
-        if edge is None or grad is None:
+        if target is None or grad is None:
             checked.append(None)
             continue
-        target, index = edge
+        index = 0 if indices is None else indices[i]
         if trusted:  # one of the package's own: it only broadcasts and promotes
             if isinstance(target, _tape.Node):
                 shape, dtype, _ = target.outputs[index]

@@ -700,7 +700,7 @@ class Writer:
                 lines.append(
                     f"if {name}.theirs is None or not {name}.theirs.is_usual(): return None"
                 )
-            lines.append(f"e = {name}.edges")
+            lines.append(f"e = {name}.targets")
             follows = False
             for place, edge in enumerate(node.edges):
                 if edge is None:
@@ -709,25 +709,25 @@ class Writer:
                 if isinstance(target, _tape.Node) and id(target) not in self.names:
                     if id(target) not in ends:
                         ends[id(target)] = f"x{len(ends)}"
-                        lines.append(f"{ends[id(target)]} = e[{place}][0]")
+                        lines.append(f"{ends[id(target)]} = e[{place}]")
                         conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
                     else:
-                        lines.append(f"if e[{place}][0] is not {ends[id(target)]}: return None")
+                        lines.append(f"if e[{place}] is not {ends[id(target)]}: return None")
                 elif isinstance(target, _tape.Node):
                     follows = follows or target is self.whole[i + 1]
                     to = self.names[id(target)]
                     if id(target) in fetched:
-                        lines.append(f"if e[{place}][0] is not {to}: return None")
+                        lines.append(f"if e[{place}] is not {to}: return None")
                     else:
                         fetched.add(id(target))
-                        lines.append(f"{to} = e[{place}][0]")
+                        lines.append(f"{to} = e[{place}]")
                 elif not isinstance(target, _tensor.Tensor):
                     if id(target) in leaves:
-                        lines.append(f"if e[{place}][0] is not {leaves[id(target)]}: return None")
+                        lines.append(f"if e[{place}] is not {leaves[id(target)]}: return None")
                         continue
                     theirs = [to for to in leaves.values() if to.startswith("v")]
                     to = leaves[id(target)] = f"v{len(leaves)}"
-                    lines.append(f"{to} = e[{place}][0]")
+                    lines.append(f"{to} = e[{place}]")
                     conditions += [f"{to} is {other}" for other in theirs]
                     if expanding:
                         self.environment["is_unusual"] = beyond.is_unusual
@@ -741,7 +741,7 @@ class Writer:
                     if target._signature is None:
                         raise ChangedSince
                     to = leaves[id(target)] = f"w{len(leaves)}"
-                    lines.append(f"{to} = e[{place}][0]")
+                    lines.append(f"{to} = e[{place}]")
                     conditions.append(f"(of := {to}._signature) is None")
                     conditions.append(f"of.serial != {target._signature.serial}")
             # Gradients are summed in the order in which the calls were recorded. And what are two

@@ -89,7 +89,7 @@ class _Text:
         self.numbers_vary = numbers_vary
         self.args = args
         self.environment: source.Environment = {}
-        self.edges: list[str] = []
+        self.targets: list[str] = []
         self.lines: list[str] = []
         self.has_first = False
         self.given = edges
@@ -122,11 +122,11 @@ class _Text:
         """The conditions under which argument `i` does not match the signature."""
         a, n = f"a{i}", f"n{i}"
         if edge is None:
-            self.edges.append("None,")
+            self.targets.append("None,")
             return self.asked_of_plain(a, i, arg)
         target, index = edge
         if is_torchs(target):
-            self.edges.append(f"(x{i}, 0),")
+            self.targets.append(f"x{i},")
             if isinstance(arg, Tensor):  # an alias of a tensor of torch's
                 theirs = [
                     f"type({a}) is not Tensor",
@@ -144,7 +144,7 @@ class _Text:
             return [*theirs, *self.of_layout(a, i, arg)]
         is_first, self.has_first = not self.has_first, True
         if target is arg:
-            self.edges.append(f"({a}, 0),")
+            self.targets.append(f"{a},")
             if is_first:
                 return [f"{a} is not first"]
             return [
@@ -152,7 +152,7 @@ class _Text:
                 f"(sign := {a}._signature) is None",
                 f"sign.serial != {self.constant('serial', i, arg._signature.serial)}",
             ]
-        self.edges.append(f"({n}, {index}),")
+        self.targets.append(f"{n},")
         sign = target.signature
         conditions = []
         if is_first:
@@ -254,7 +254,7 @@ class _Text:
             if _leads_to_torch(call.edges[0]):
                 raise Unwritable
             base = self.bases.get(words[0], words[0])
-        edges = self.edges if is_whole else [self.edge(e) for e in call.edges]
+        targets = self.targets if is_whole else [self.target(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
         new = {f"compute{number}": plan.compute, f"function{number}": function}
         given = [
@@ -301,10 +301,10 @@ class _Text:
             f"{node} = new_node(Node)",
             f"{node}.function = function{number}",
             f"{node}.signature = {node}.like = found{number}",
-            f"{node}.edges = ({' '.join(edges)})",
+            f"{node}.targets = ({' '.join(targets)})",
             f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
             "try:",
-            f"    {node}._versions = ({' '.join(f'{version},' for version in versions)})",
+            *[f"    {line}" for line in _versions_of(node, versions)],
             "except RuntimeError:  # one of inference mode",
             f"    {node}.save_for_backward(*{node}._saved)",
         ]
@@ -399,15 +399,14 @@ class _Text:
         self.environment[name] = operand(value, like)
         return name
 
-    def edge(self, edge: "Edge | None") -> str:
-        """The source of an edge of one of several calls."""
+    def target(self, edge: "Edge | None") -> str:
+        """The source of what an edge of one of several calls leads to."""
         if edge is None:
             return "None,"
-        target, index = edge
-        if id(target) in self.made_by:
-            return f"({self.made_by[id(target)]}, {index}),"
-        for given, text in zip(self.given, self.edges, strict=True):
-            if given is not None and given[0] is target and given[1] == index:
+        if id(edge[0]) in self.made_by:
+            return f"{self.made_by[id(edge[0])]},"
+        for given, text in zip(self.given, self.targets, strict=True):
+            if given is not None and given[0] is edge[0]:
                 return text
         raise Unwritable
 
@@ -441,6 +440,18 @@ class _Text:
             lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
         return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
+
+
+def _versions_of(node: str, versions: Sequence[str]) -> list[str]:
+    """The lines that keep these versions: most are 0, and then no tuple is made."""
+    words = [v if v in ("0", "None") else f"v{i}" for i, v in enumerate(versions)]
+    read = [w for w in words if w.startswith("v")]
+    lines = [f"{w} = {v}" for w, v in zip(words, versions, strict=True) if w != v]
+    made = f"({' '.join(f'{word},' for word in words)})"
+    if read:
+        zeros = "".join("0," if word.startswith("v") else f"{word}," for word in words)
+        made += f" if {' or '.join(read)} else ({zeros})"
+    return [*lines, f"{node}._versions = {made}"]
 
 
 _LITERALS = (bool, int, str)

@@ -27,6 +27,7 @@ from .signature import Alike, Made
 Recorder: TypeAlias = Callable[..., Made | None]
 
 _MOST = 64  # at most, recorders of one rule
+_MOST_ARGUMENTS = 32  # of a call that gets one
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
 
 
@@ -37,7 +38,13 @@ def learn(
     needs: tuple[bool, ...],
     in_place: bool = False,
 ) -> None:
-    """Write a recorder for calls like this one, if there was one before."""
+    """Write a recorder for calls like this one, if there was one before.
+
+    Not for one of very many tensors, such as torch.cat of a whole episode: compiling its source
+    takes as long as a hundred calls, and the next episode has another length.
+    """
+    if len(args) > _MOST_ARGUMENTS:
+        return
     recorders = function.recorders_in_place if in_place else function.recorders
     kinds = tuple(map(type, args))
     known = recorders.get(kinds)
@@ -191,12 +198,12 @@ class _Text:
         return f"{word}({', '.join([*before, *self.names])})"
 
     def asked(self, places: Sequence[int]) -> tuple[list[str], list[str]]:
-        """The checks of the arguments, and the source of their edges."""
+        """The checks of the arguments, and the source of what their gradients go to."""
         lines: list[str] = []
-        edges: list[str] = []
+        targets: list[str] = []
         for place in places:
             name, arg, need = self.names[place], self.args[place], self.needs[place]
-            edge = "None"
+            target = "None"
             if isinstance(arg, _tensor.Tensor):
                 if need and arg._node is not None:
                     lines += [
@@ -204,9 +211,9 @@ class _Text:
                         f"if ({name}_view := {name}._view_of) is not None"
                         f" and {name}_view[1] != {name}._version: {self.on}",
                     ]
-                    edge = f"({name}_node, {name}._output_nr)"
+                    target = f"{name}_node"
                 else:
-                    edge = f"({name}, 0)" if need else "None"
+                    target = name if need else "None"
                     asked = "not " if need else ""
                     lines.append(
                         f"if {name}._node is not None or {asked}{name}._requires_grad or"
@@ -214,8 +221,19 @@ class _Text:
                     )
             elif isinstance(arg, torch.Tensor):
                 lines.append(f"if {name}.requires_grad or {name}.is_complex(): {self.on}")
-            edges.append(edge)
-        return lines, edges
+            targets.append(target)
+        return lines, targets
+
+    def indices(self, targets: Sequence[str]) -> list[str]:
+        """The lines for the outputs that they are of, once the node has a `like`."""
+        numbers = [
+            f"a{i}._output_nr" if target.endswith("_node") else "0"
+            for i, target in enumerate(targets)
+        ]
+        further = [number for number in numbers if number != "0"]
+        if not further:
+            return []
+        return [f"if {' or '.join(further)}: node.indices = {_tuple(numbers)}"]
 
     def given(self, plan: formula.Plan, formulas: "formula.Formulas") -> str:
         """The source of the gradients' other arguments than tensors; "" if there are none."""
@@ -231,7 +249,7 @@ class _Text:
     def of_call(self, formulas: "formula.Formulas") -> list[str]:
         """The lines for a call that returns a new tensor, or a view."""
         function, args, names = self.function, self.args, self.names
-        lines, edges = self.asked(range(len(args)))
+        lines, targets = self.asked(range(len(args)))
         lines.append(f"out = {self.called(formulas.compute)}")
         if formulas.refuse is not None:
             lines.append(self.called(formulas.refuse, "needs"))
@@ -239,7 +257,7 @@ class _Text:
             "node = new(Node)",
             "node.function = rule",
             "node.signature = None",
-            f"node.edges = {_tuple(edges)}",
+            f"node.targets = {_tuple(targets)}",
         ]
         plan: formula.Plan | None = None
         more = "''"
@@ -278,6 +296,7 @@ class _Text:
             f"    node.like = likes[out.shape, dtype, out.is_cpu or out.device, {more}]",
             "else:",
             f"    node.like = likes[None, None, None, {more}]",
+            *self.indices(targets),
         ]
         if plan is not None and not kept_apart:
             if formula.RESULT in plan.saves:
@@ -328,7 +347,8 @@ class _Text:
         plan = formulas.plan_by_kinds(args, needs)
         if type(plan) is not formula.Plan or plan.copied or plan.memory:
             return None
-        lines, edges = self.asked(range(1, len(args)))
+        lines, targets = self.asked(range(1, len(args)))
+        targets.insert(0, "a0_node")
         lines += [
             f"if {name} is a0: {self.on}"
             for name, arg in zip(self.names[1:], args[1:], strict=True)
@@ -395,12 +415,13 @@ class _Text:
             "node = new(Node)",
             "node.function = rule",
             "node.signature = None",
-            f"node.edges = {_tuple(['(a0_node, a0._output_nr)', *edges])}",
+            f"node.targets = {_tuple(targets)}",
             *(["node._given = given"] if given else []),
             f"node._saved = {_tuple(saved)}",
             f"node._versions = {_tuple(versions)}",
             "node.like = (likes if base is None else likes_of_part)"
             f"[shape_of(a0), dtype_of(a0), device_of(a0), {more}]",
+            *self.indices(targets),
             "node.sequence = next(sequence)",
             "if base is None:",
             "    made_by(a0, node, 0)",

@@ -316,21 +316,16 @@ class _Writer(_bound.Writer):
     ) -> list[str]:
         """The source that makes a node."""
         name = places[id(node)]
-        edges = []
-        for edge in node.edges:
-            if edge is None:
-                edges.append("None")
-                continue
-            if id(edge[0]) not in places:
-                raise Unbindable
-            edges.append(f"({places[id(edge[0])]}, {edge[1]})")
+        if any(t is not None and id(t) not in places for t in node.targets):
+            raise Unbindable
+        targets = ["None" if t is None else places[id(t)] for t in node.targets]
         words = [self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))]
         versions = [self.version(word) for word in words]
         return [
             f"{name} = new(Node)",
             f"{name}.function = {self.constant(node.function)}",
             f"{name}.signature = {name}.like = {self.constant(node.signature)}",
-            f"{name}.edges = ({''.join([f'{e}, ' for e in edges])})",
+            f"{name}.targets = ({''.join([f'{t}, ' for t in targets])})",
             f"{name}._saved = ({''.join([f'{w}, ' for w in words])})",
             f"{name}._versions = ({''.join([f'{v}, ' for v in versions])})",
             f"{name}.sequence = next(sequence)",

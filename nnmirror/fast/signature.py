@@ -44,8 +44,9 @@ NO_CALLS: dict[object, Kept] = {}
 class Alike:
     """What several nodes have in common; their calls need not have a signature."""
 
-    __slots__ = ("label", "needs", "outputs", "places", "plan", "seen")
+    __slots__ = ("indices", "label", "needs", "outputs", "places", "plan", "seen")
 
+    indices: Sequence[int] | None  # for each argument, which output of its target it was; None: 0
     label: str
     plan: "Plan | None"
     places: Sequence[int]
@@ -62,7 +63,7 @@ class Alike:
         label: str,
     ) -> None:
         self.places, self.needs, self.outputs = places, needs, outputs
-        self.plan, self.label, self.seen = plan, label, None
+        self.plan, self.label, self.seen, self.indices = plan, label, None, None
 
 
 class Signature(Alike):
@@ -116,7 +117,7 @@ class Signature(Alike):
         self.visits = 0  # how often the generic walk reached it
         # Bound parts from here, by the strides of the gradient; False if there can be none.
         self.parts: Any = None
-        self.seen = None
+        self.seen = self.indices = None
         # Recorded walks from here (see replay.py), by the gradient.
         self.replays: dict[object, Any] | None = None
         # The walk from here (see bound.py); False if there can be none.

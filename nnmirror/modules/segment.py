@@ -98,21 +98,24 @@ class Form:
         self.inner = inner
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
-        # The edges to other nodes and leaves, in the order of the walk: ... for that of the input.
-        self.edges: list[Any] = []
+        # Where its gradients go, in the order of the walk: ... for that of the input.
+        targets: list[Any] = []
         for made in reversed(inner):
             for edge in made.edges:
                 if edge is not None and (edge is not ... or made is inner[0]):
-                    self.edges.append(edge)
+                    targets.append(edge if edge is ... else edge[0])
+        self.targets = tuple(targets)
         sign = self.signature = Signature()
-        sign.needs, sign.places = (True,) * len(self.edges), range(len(self.edges))
+        sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
     def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
         """The layers' own nodes, from the tensors saved with `node`; `last` becomes the last
         one."""
         every = node._saved
-        before = next((e for e, of in zip(node.edges, self.edges, strict=True) if of is ...), None)
+        of_input = (t for t, of in zip(node.targets, self.targets, strict=True) if of is ...)
+        target = next(of_input, None)
+        before = None if target is None else (target, 0)
         sequence, count = node.sequence, len(self.inner)
         made: list[tape.Node] = []
         for k, layer in enumerate(self.inner):
@@ -203,10 +206,11 @@ class Run:
                 form = written.form
                 if form is None:
                     return out
-                made.function, made.segment, made.edges = Segment, form, form.edges
+                made.function, made.segment = Segment, form
                 made.signature = made.like = form.signature
+                made.targets = form.targets
                 if edge is not None:
-                    made.edges = [edge if e is ... else e for e in form.edges]
+                    made.targets = tuple([edge[0] if t is ... else t for t in form.targets])
                 made.sequence = next(tape._sequence)
                 self.last[0] = made
                 out.__class__ = Tensor

@@ -265,6 +265,7 @@ def _with_plan_for_other(node: Node) -> None:
         return
     if like.seen is None:
         like.seen = Alike(like.places, like.needs, like.outputs, plan, like.label)
+        like.seen.indices = like.indices
     node.like = like.seen
 
 
