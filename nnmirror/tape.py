@@ -40,6 +40,7 @@ from ._upcalls import implements, upcall
 from .exact import mode as _exact
 from .fast import call
 from .fast.signature import (
+    MOST_ARGUMENTS,
     NO_CALLS,
     Alike,
     Kept,
@@ -1439,7 +1440,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     found.came_again = True
     if not (found.makes_new or found.makes_several):
         return None
-    if found.written is None and first is not OF_TORCH:
+    if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
         noted = call.Noted(function, found, args, edges)
         found.written = call.write([noted], args, edges, named_in_calls(), numbers_vary)
     if found.written:

@@ -49,6 +49,9 @@ _MOST_NODES = 128  # at most, of a walk that is bound
 # some for each group of each image.
 _MOST_CALLS = 8000
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
+# With more inputs, a node is in no part: it joins the losses of an episode, and the next episode
+# has another length.
+_WIDE = 8
 # Bytes: memory of this size or more is not kept from one walk to the next. Smaller memory is: what
 # the C library gives back to the system costs a page fault for each 4 KB when it is used again,
 # which for a megabyte takes as long as ten operations on it.
@@ -347,6 +350,8 @@ class Writer:
             if not is_next or node.is_watched is True or node.signature is None:
                 break
             if node.attributes is not None:  # a user's Function
+                break
+            if len(node.targets) > _WIDE:
                 break
             size += 1 if node.segment is None else len(node.segment.inner)
             if size > _MOST and found:

@@ -20,14 +20,13 @@ from .. import views as _views
 from .._types import Args
 from .._upcalls import implements
 from . import source
-from .signature import Alike, Made
+from .signature import MOST_ARGUMENTS, Alike, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
 # before anything is computed, if they do not fit.
 Recorder: TypeAlias = Callable[..., Made | None]
 
 _MOST = 64  # at most, recorders of one rule
-_MOST_ARGUMENTS = 32  # of a call that gets one
 _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types are not kept
 
 
@@ -38,12 +37,8 @@ def learn(
     needs: tuple[bool, ...],
     in_place: bool = False,
 ) -> None:
-    """Write a recorder for calls like this one, if there was one before.
-
-    Not for one of very many tensors, such as torch.cat of a whole episode: compiling its source
-    takes as long as a hundred calls, and the next episode has another length.
-    """
-    if len(args) > _MOST_ARGUMENTS:
+    """Write a recorder for calls like this one, if there was one before."""
+    if len(args) > MOST_ARGUMENTS:
         return
     recorders = function.recorders_in_place if in_place else function.recorders
     kinds = tuple(map(type, args))

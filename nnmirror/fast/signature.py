@@ -29,6 +29,10 @@ _MOST = 64  # at most, signatures stored with one signature
 # by a number, and if they differ otherwise.
 _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 
+# Of a call for which a function is written. With more, as in torch.cat of a whole episode, it takes
+# as long to compile as a hundred calls, and the next episode has another length.
+MOST_ARGUMENTS = 32
+
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 # A recorded call: the result, and the node.
