@@ -1264,7 +1264,7 @@ def _record(
             if tracked and dtype.is_floating_point:
                 node.sequence = next(_sequence)
                 if signed:
-                    _sign(node, key, first, args, True, numbers_vary)
+                    _sign(node, key, first, args, out, True, numbers_vary)
                 elif function.formulas is not None:
                     learn(function, args, needs)
                 if node._saved:
@@ -1304,7 +1304,7 @@ def _record(
     if signed and tracked:
         makes_new = function.is_rule and function.is_view and inplace is None
         makes_new = makes_new and type(out) is _tensor.Tensor
-        _sign(node, key, first, args, makes_new, numbers_vary)
+        _sign(node, key, first, args, out, makes_new, numbers_vary)
     elif (
         function.formulas is not None
         and not function.is_inplace
@@ -1687,7 +1687,7 @@ def signature_at(edge: Edge) -> Signature | None:
 
 def sign_call(node: Node, first: Signature) -> None:
     """Give `node`, a call on one tensor with the signature `first`, its signature."""
-    _sign(node, [], first, (), makes_new=True, numbers_vary=False)
+    _sign(node, [], first, (), None, makes_new=True, numbers_vary=False)
 
 
 def _sign(
@@ -1695,17 +1695,21 @@ def _sign(
     key: list[object],
     first: Any,
     args: Args,
+    out: object,
     makes_new: bool,
     numbers_vary: bool,
 ) -> None:
-    """Give `node` the signature of its call, a new one if necessary.
+    """Give `node` the signature of its call, with the result `out`, a new one if necessary.
 
     `key` represents all arguments except the first that has a signature, which stores it.
     """
     call = (node.function, *key) if key else node.function
     sign = first.next.get(call)
     if sign is None:
-        sign = Signature()
+        is_plain = len(node.outputs) == 1 and not node.function.is_view
+        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
+        layout = of_tensor(out) if is_plain and isinstance(out, torch.Tensor) else None
+        sign = first.made([given for given in inputs if given is not None], layout)
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
@@ -1720,7 +1724,7 @@ def _sign(
         sign.checks_shape = node.function.reads_data or any(
             isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
         )
-        sign.is_plain = len(sign.outputs) == 1 and not node.function.is_view
+        sign.is_plain = is_plain
         first.follow(node.function, call, sign)
     elif sign.outputs != node.outputs:
         return
@@ -1749,7 +1753,7 @@ def _sign_users_call(node: Node, args: Args, out: "_tensor.Tensor") -> None:
         key.append(sign.serial)
     if first is None:
         return
-    _sign(node, key, first, args, makes_new=False, numbers_vary=False)
+    _sign(node, key, first, args, None, makes_new=False, numbers_vary=False)
     if node.signature is not None:
         node.signature.parts = node.signature.bound = False
         node.signature.is_plain = out._view_of is None

@@ -46,7 +46,13 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         else:
             found = bound.run(node, bound.start, retain_graph, accumulate)
         if found is None:
+            bound.misses += 1
+            if sign.is_far and bound.misses >= _PATIENCE and sign.misses < _MOST_BOUND:
+                # Now it is another graph with the same last call.
+                sign.bound, sign.walks = None, 0
+                sign.misses += 1
             return False
+        bound.misses = 0
         hand_over(found)
     return True
 
@@ -91,53 +97,97 @@ def bound_part(
     sign = node.signature
     assert sign is not None
     key = grad.stride() if grad.dim() else ()
-    part = None if sign.parts is None else sign.parts.get(key)
-    if part is None:
+    parts = None if sign.parts is None else sign.parts.get(key)
+    if parts is None:
         sign.visits += 1
         if sign.visits < fast.after:
             return None
-        try:
-            with quietly():
-                part = _bound.bind_part(node, grad, progress)
-        except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
-            sign.visits = 0
+        parts = _bind_part(sign, key, node, grad, progress, is_short=False)
+        if parts is None or fast.after > 1:
             return None
-        if part is None:
-            sign.parts = False
+    for part in parts:
+        if part.trusted or _is_right_part(part, sign, node, grad, progress):
+            if part.more:
+                found = part.walk(node, grad, retain_graph, progress)
+            else:
+                ready = progress.ready
+                until = -ready[0][0] if ready else -1
+                found = part.run(node, grad, retain_graph, progress, until, ())
+            if found is not None:
+                part.misses = 0
+                return found
+        if sign.parts is False:
             return None
-        if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
-            sign.parts = {}
-        sign.parts[key] = part
-        if fast.after > 1:
-            return None
-    if not part.trusted:
-        if node.sequence == part.first and fast.after > 1:
-            return None  # as in `is_right`
+        part.misses += 1
+    if len(parts) == 1 and part.steps > 1 and part.trusted:
+        # Perhaps the loop had another number of steps. The last ones are run one by one.
+        _bind_part(sign, key, node, grad, progress, is_short=True)
+    elif part.misses >= _PATIENCE and sign.misses < _MOST_BOUND:  # other calls lie behind it now
+        del sign.parts[key]
+        sign.visits = 0
+        sign.misses += 1
+    return None
+
+
+def _bind_part(
+    sign: Signature,
+    key: tuple[int, ...],
+    node: _tape.Node,
+    grad: torch.Tensor,
+    progress: _walk.Progress,
+    is_short: bool,
+) -> list[_bound.BoundPart] | None:
+    """The bound parts from `node`, with a new one; None if there can be none, or not now."""
+    try:
         with quietly():
-            found = part.walk(node, grad, True, progress, trying=True)
-            if found is None:
-                return None
-            targets, left = found  # the last gradient first
-            alike: list[bool] = []
+            part = _bound.bind_part(node, grad, progress, is_short)
+    except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
+        sign.visits = 0
+        return None
+    if part is None:
+        sign.parts = False
+        return None
+    if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
+        sign.parts = {}
+    parts: list[_bound.BoundPart] = sign.parts.setdefault(key, [])
+    parts.append(part)
+    return parts
 
-            def compare(target: object, index: int, other: torch.Tensor) -> None:
-                to, at = targets[len(alike)] if left else (None, 0)
-                alike.append(to is target and at == index and same_bits(left.pop(), other))
 
-            _bound.by_steps(part, node, grad, progress, compare)
-        part.trusted = all(alike) and not left
-        if not part.trusted:
-            sign.parts = False
-            if fast.after == 1:
-                raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
-            return None
-    if part.more:
-        return part.walk(node, grad, retain_graph, progress)
-    ready = progress.ready
-    return part.run(node, grad, retain_graph, progress, -ready[0][0] if ready else -1, ())
+def _is_right_part(
+    part: _bound.BoundPart,
+    sign: Signature,
+    node: _tape.Node,
+    grad: torch.Tensor,
+    progress: _walk.Progress,
+) -> bool:
+    """Does it fit here, and has it the bits of the generic walk? If it has others, no part from
+    here is ever used."""
+    if node.sequence == part.first and fast.after > 1:
+        return False  # as in `is_right`
+    with quietly():
+        found = part.walk(node, grad, True, progress, trying=True)
+        if found is None:
+            return False
+        targets, left = found  # the last gradient first
+        alike: list[bool] = []
+
+        def compare(target: object, index: int, other: torch.Tensor) -> None:
+            to, at = targets[len(alike)] if left else (None, 0)
+            alike.append(to is target and at == index and same_bits(left.pop(), other))
+
+        _bound.by_steps(part, node, grad, progress, compare)
+    part.trusted = all(alike) and not left
+    if not part.trusted:
+        sign.parts = False
+        if fast.after == 1:
+            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
+    return part.trusted
 
 
 _MOST_PARTS = 4  # one for each strides of the gradient
+_PATIENCE = 16  # times in turn that it does not fit, after which another is bound
+_MOST_BOUND = 8  # of one signature, one after another
 
 
 def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:

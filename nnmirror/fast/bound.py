@@ -42,7 +42,7 @@ from .shorter import (
     size_of,
     without_repeated,
 )
-from .signature import of_tensor
+from .signature import FAR, of_tensor
 
 _MOST_NODES = 128  # at most, of a walk that is bound
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
@@ -116,6 +116,7 @@ class Bound:
 
     def __init__(self, text: str, environment: source.Environment, root: _tape.Node) -> None:
         self.trusted = False  # it was compared with the generic walk
+        self.misses = 0  # how often it did not fit
         self.first = root.sequence  # of the graph that it was recorded from
         self.compiled = source.Compiled(text, "backward", "walk", environment)
         self.source = text
@@ -154,12 +155,12 @@ class BoundPart(Bound):
         text: str,
         environment: source.Environment,
         root: _tape.Node,
-        entries: int,
-        length: int,
+        writer: "Writer",
     ) -> None:
         super().__init__(text, environment, root)
-        self.more = entries - 1
-        self.length = length  # in nodes
+        self.more = len(writer.entries) - 1
+        self.length = len(writer.whole)  # in nodes
+        self.steps = writer.steps  # of a loop
 
     def walk(
         self,
@@ -185,19 +186,20 @@ class BoundPart(Bound):
         return found
 
 
-def bind_part(root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress) -> BoundPart | None:
+def bind_part(
+    root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress, is_short: bool
+) -> BoundPart | None:
     """The bound part from `root`; None if it cannot be bound.
 
-    Raises ChangedSince if it cannot be now.
+    In a loop, of a few steps, or of one if it is to be short. Raises ChangedSince if it cannot be
+    now.
     """
     try:
-        writer = Writer(root, progress)
+        writer = Writer(root, progress, is_short)
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        part = BoundPart(
-            writer.source(), writer.environment, root, len(writer.entries), len(writer.whole)
-        )
+        part = BoundPart(writer.source(), writer.environment, root, writer)
         writer.put_off()
         return part
     except Unbindable:
@@ -265,8 +267,11 @@ class Writer:
     takes_taps = False  # see tapped.py
     length: int | None = None  # of the part, in nodes, if that is given
 
-    def __init__(self, root: _tape.Node, progress: _walk.Progress | None = None) -> None:
-        self.is_part = progress is not None
+    def __init__(
+        self, root: _tape.Node, progress: _walk.Progress | None = None, is_short: bool = False
+    ) -> None:
+        self.is_part, self.is_short = progress is not None, is_short
+        self.steps = 1  # of a loop
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
         self.counts: dict[int, int] = {}  # of the further nodes of a part
@@ -330,9 +335,11 @@ class Writer:
         """The nodes that the generic walk would run from `root` on, in its order.
 
         As far as their gradients come from one another or have arrived; with waiting nodes among
-        them, as far as all are connected.
+        them, as far as all are connected. In a loop, as many whole steps as fit; if it is to be
+        short, one.
         """
         found: list[_tape.Node] = []
+        steps: list[int] = []  # where the next one begins
         counts, arrived = progress.counts, progress.arrived
         reached: dict[int, int] = {}
         waiting = [(-root.sequence, root), *progress.ready]
@@ -353,6 +360,8 @@ class Writer:
                 break
             if len(node.targets) > _WIDE:
                 break
+            if found and node.signature is root.signature and node.signature.depth > FAR:
+                steps.append(len(found))
             size += 1 if node.segment is None else len(node.segment.inner)
             if size > _MOST and found:
                 break
@@ -364,9 +373,12 @@ class Writer:
                 if id(target) not in reached:
                     heapq.heappush(waiting, (-target.sequence, target))
                 reached[id(target)] = reached.get(id(target), 0) + 1
+        if steps and self.length is None:
+            del found[steps[0] if self.is_short else steps[-1] :]
         while not _hangs_together(found):
             found.pop()
         found = found[: self.length]
+        self.steps = sum(step < len(found) for step in steps) + 1
         self.entries = [node for node in found if id(node) in entries]
         # Several may have got the same gradient: each has a name of its own.
         self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
@@ -726,6 +738,7 @@ class Writer:
                     else:
                         fetched.add(id(target))
                         lines.append(f"{to} = e[{place}]")
+                        self.ask_if_far(target, lines)
                 elif not isinstance(target, _tensor.Tensor):
                     if id(target) in leaves:
                         lines.append(f"if e[{place}] is not {leaves[id(target)]}: return None")
@@ -756,6 +769,15 @@ class Writer:
                 conditions.append(f"{name}.sequence <= {before}.sequence")
         return leaves
 
+    def ask_if_far(self, node: _tape.Node, lines: list[str]) -> None:
+        """Write the check of a node far from the leaves: the nodes before it do not know of it."""
+        sign = node.signature
+        if sign is not None and sign.is_far:
+            lines.append(
+                f"if (of := {self.names[id(node)]}.signature) is None or of.own_serial !="
+                f" {sign.own_serial}: return None"
+            )
+
     def ask_of_entries(self, lines: list[str], conditions: list[str]) -> None:
         """Write how the further entries of a part are found, and their checks."""
         for i, entry in enumerate(self.entries[1:], start=1):
@@ -763,8 +785,8 @@ class Writer:
             assert entry.signature is not None
             lines += [
                 f"{name}, slots = more[{i - 1}]",
-                f"if (of := {name}.signature) is None or of.serial != {entry.signature.serial}"
-                " or slots[0] is None: return None",
+                f"if (of := {name}.signature) is None or of.own_serial !="
+                f" {entry.signature.own_serial} or slots[0] is None: return None",
                 f"g{i} = slots[0]",
             ]
             if self.come[i - 1].dim():

@@ -5,11 +5,16 @@ numbers in the tensors: the function, the signatures of its inputs, its other ar
 layout of plain tensors. So two graphs whose last nodes have the same signature have the same
 operations in their backward, if nodes are also shared in the same way (`bound.py` checks that).
 
+Far from the leaves, of an input only the layout counts. So the steps of a loop, such as a
+recurrence, have the same signatures from the second or third on. There, a graph has the same
+operations only if all its nodes have the same signatures, which `bound.py` checks too.
+
 A signature holds no tensor. Each is stored with the signature of its first tracked input, up to
 that of a leaf, which is stored with the leaf: when a model is freed, so are its signatures.
 """
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -28,6 +33,9 @@ _MOST = 64  # at most, signatures stored with one signature
 # Of them for one function, before its calls may be treated as different each time: if they differ
 # by a number, and if they differ otherwise.
 _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
+# A result that so many calls or more lie behind, on the longest way to a leaf, is far from them.
+FAR = 8
+_MOST_LAYOUTS = 64  # of results far from a leaf
 
 # Of a call for which a function is written. With more, as in torch.cat of a whole episode, it takes
 # as long to compile as a hundred calls, and the next episode has another length.
@@ -70,8 +78,21 @@ class Alike:
         self.plan, self.label, self.seen, self.indices = plan, label, None, None
 
 
+class _Far:
+    """What results of one layout, far from a leaf, have in common as inputs."""
+
+    def __init__(self) -> None:
+        self.serial = next(_serials)
+        self.next: dict[object, Signature] = {}
+        self.varying: dict[object, bool] = {}
+        self.calls: dict[object, Kept] = {}
+
+
 class Signature(Alike):
-    """The signature of a recorded call or of a leaf."""
+    """The signature of a recorded call or of a leaf.
+
+    `depth` calls lie behind it. `leaf` is the signature of the leaf that stores it.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -79,11 +100,17 @@ class Signature(Alike):
         "calls",
         "came_again",
         "checks_shape",
+        "depth",
+        "far",
+        "is_far",
         "is_plain",
+        "leaf",
         "makes_new",
         "makes_several",
+        "misses",
         "next",
         "origin",
+        "own_serial",
         "parts",
         "replays",
         "serial",
@@ -99,9 +126,14 @@ class Signature(Alike):
     makes_new: bool  # for a call: whether its result is new or a view
     makes_several: bool  # for a call of a rule: whether it has several results
 
-    def __init__(self) -> None:
+    def __init__(
+        self, leaf: "weakref.ref[Signature] | None" = None, depth: int = 0, far: _Far | None = None
+    ) -> None:
+        self.leaf = weakref.ref(self) if leaf is None else leaf
+        self.depth = depth
+        self.own_serial = next(_serials)
         # Stands for this one in the keys of others, as a reference to it would make a cycle.
-        self.serial = next(_serials)
+        self.serial = self.own_serial
         # The signatures of calls on a tensor with this signature, by function and other arguments.
         self.next: dict[object, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
@@ -111,6 +143,13 @@ class Signature(Alike):
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[object, Kept] = NO_CALLS
+        self.is_far = far is not None
+        if far is not None:
+            self.serial, self.next = far.serial, far.next
+            self.varying, self.calls = far.varying, far.calls
+        # Of a leaf: what results far from it have in common, by their layout.
+        self.far: dict[Layout, _Far] | None = None
+        self.misses = 0  # how often the bound walk from here did not fit, since it was bound
         self.came_again = False  # there was a second such call
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
@@ -138,8 +177,31 @@ class Signature(Alike):
         if self.siblings is None:
             self.siblings = {}
         if index not in self.siblings:
-            self.siblings[index] = Signature()
+            self.siblings[index] = Signature(self.leaf, self.depth)
         return self.siblings[index]
+
+    def __del__(self) -> None:
+        for far in (self.far or {}).values():  # the signatures of a loop refer to each other
+            far.next.clear()
+            far.calls.clear()
+
+    def made(self, inputs: "Sequence[Signature]", layout: Layout | None) -> "Signature":
+        """A new signature for a call on tensors with the signatures `inputs`, the first of them
+        this one, that has one result, no view, with this layout; None for any other result."""
+        depth = 1 + max([given.depth for given in inputs], default=self.depth)
+        leaf = self.leaf()
+        if depth <= FAR or layout is None or leaf is None:
+            return Signature(self.leaf, depth)
+        if leaf.far is None:
+            leaf.far = {}
+        far = leaf.far.get(layout)
+        if far is None:
+            if len(leaf.far) >= _MOST_LAYOUTS:
+                dropped = leaf.far.pop(next(iter(leaf.far)))
+                dropped.next.clear()
+                dropped.calls.clear()
+            far = leaf.far[layout] = _Far()
+        return Signature(self.leaf, depth, far)
 
     def follow(self, function: object, key: object, made: "Signature") -> None:
         """Store `made` as the signature of the call `key` of `function`.

@@ -105,7 +105,8 @@ class Form:
                 if edge is not None and (edge is not ... or made is inner[0]):
                     targets.append(edge if edge is ... else edge[0])
         self.targets = tuple(targets)
-        sign = self.signature = Signature()
+        last = inner[-1].signature
+        sign = self.signature = Signature(depth=len(inner) if last is None else last.depth)
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
