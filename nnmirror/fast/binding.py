@@ -35,46 +35,57 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     if torch.is_anomaly_enabled() or _torch.is_shown():
         return False
     with DisableTorchFunctionSubclass():
-        bound = sign.bound
-        if bound is None or not bound.trusted:
-            bound = _bound_walk(node, sign)
-            if bound is None:
-                return False
-        if bound.is_ours:
-            with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-                found = bound.run(node, bound.start, retain_graph, accumulate)
-        else:
-            found = bound.run(node, bound.start, retain_graph, accumulate)
-        if found is None:
+        bound = sign.bound or _first_bound(node, sign)
+        while bound is not None:
+            if bound.trusted or _is_trusted(bound, node, sign):
+                if bound.is_ours:
+                    with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
+                        found = bound.run(node, bound.start, retain_graph, accumulate)
+                else:
+                    found = bound.run(node, bound.start, retain_graph, accumulate)
+                if found is not None:
+                    bound.misses = 0
+                    hand_over(found)
+                    return True
+            if sign.bound is False:
+                break
             bound.misses += 1
-            if sign.is_far and bound.misses >= _PATIENCE and sign.misses < _MOST_BOUND:
-                # Now it is another graph with the same last call.
-                sign.bound, sign.walks = None, 0
-                sign.misses += 1
-            return False
-        bound.misses = 0
-        hand_over(found)
-    return True
+            bound = bound.other
+        if sign.is_far and sign.bound:
+            _bind_another(node, sign)
+    return False
 
 
-def _bound_walk(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
-    """The walk from a loss that was not used so far: bound if the loss has occurred a few times,
-    and compared with the generic walk; None if there is none yet."""
-    bound = sign.bound
-    if bound is None:
-        sign.walks += 1
-        if sign.walks < fast.after:
-            return None
-        with quietly():
-            bound = sign.bound = _bind(node)
-        if fast.after > 1:
-            return None
-    if not bound:
+def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
+    """The walk from a loss, bound if the loss has occurred a few times."""
+    sign.walks += 1
+    if sign.walks < fast.after:
         return None
+    with quietly():
+        bound = sign.bound = _bind(node)
+    return bound if bound and fast.after == 1 else None
+
+
+def _bind_another(node: _tape.Node, sign: Signature) -> None:
+    """None of the walks from a loss fits its graph, as other graphs have the same last call: if
+    that goes on, bind another one."""
+    first = sign.bound
+    assert first
+    if not _is_out_of_date(first, sign):
+        return
+    sign.misses += 1
+    with quietly():
+        another = _bind(node)
+    if another:
+        if first.trusted:
+            another.other = first
+            first.other = None
+        sign.bound = another
+
+
+def _is_trusted(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> bool:
     with quietly():  # the generic walk that follows warns
-        if not is_right(bound, node, partial(_distrust, node, sign)):
-            return None
-    return bound
+        return is_right(bound, node, partial(_distrust, node, sign))
 
 
 def hand_over(found: Sequence[_bound.Found]) -> None:
@@ -119,10 +130,11 @@ def bound_part(
         if sign.parts is False:
             return None
         part.misses += 1
-    if len(parts) == 1 and part.steps > 1 and part.trusted:
+    if len(parts) == 1 and part.loop_steps > 1 and part.trusted:
         # Perhaps the loop had another number of steps. The last ones are run one by one.
+        part.loop_steps = 1  # once
         _bind_part(sign, key, node, grad, progress, is_short=True)
-    elif part.misses >= _PATIENCE and sign.misses < _MOST_BOUND:  # other calls lie behind it now
+    elif _is_out_of_date(part, sign):  # other calls lie behind it now
         del sign.parts[key]
         sign.visits = 0
         sign.misses += 1
@@ -145,7 +157,8 @@ def _bind_part(
         sign.visits = 0
         return None
     if part is None:
-        sign.parts = False
+        if not is_short:
+            sign.parts = False
         return None
     if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
         sign.parts = {}
@@ -186,7 +199,16 @@ def _is_right_part(
 
 
 _MOST_PARTS = 4  # one for each strides of the gradient
-_PATIENCE = 16  # times in turn that it does not fit, after which another is bound
+
+
+def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
+    """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
+    number that differs each time, such as one of a schedule, becomes an operand after a while."""
+    patience = _PATIENCE if bound.trusted else fast.after
+    return sign.misses < _MOST_BOUND and bound.misses >= patience << sign.misses
+
+
+_PATIENCE = 16
 _MOST_BOUND = 8  # of one signature, one after another
 
 

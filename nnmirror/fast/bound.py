@@ -136,6 +136,7 @@ class BoundWalk(Bound):
     ) -> None:
         super().__init__(text, environment, root)
         self.start = start  # the gradient that it starts with
+        self.other: BoundWalk | None = None  # of another graph with the same last call
         self.is_ours = False  # it runs no user code
 
 
@@ -160,7 +161,7 @@ class BoundPart(Bound):
         super().__init__(text, environment, root)
         self.more = len(writer.entries) - 1
         self.length = len(writer.whole)  # in nodes
-        self.steps = writer.steps  # of a loop
+        self.loop_steps = writer.loop_steps
 
     def walk(
         self,
@@ -271,7 +272,7 @@ class Writer:
         self, root: _tape.Node, progress: _walk.Progress | None = None, is_short: bool = False
     ) -> None:
         self.is_part, self.is_short = progress is not None, is_short
-        self.steps = 1  # of a loop
+        self.loop_steps = 1
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
         self.counts: dict[int, int] = {}  # of the further nodes of a part
@@ -378,7 +379,7 @@ class Writer:
         while not _hangs_together(found):
             found.pop()
         found = found[: self.length]
-        self.steps = sum(step < len(found) for step in steps) + 1
+        self.loop_steps = sum(step < len(found) for step in steps) + 1
         self.entries = [node for node in found if id(node) in entries]
         # Several may have got the same gradient: each has a name of its own.
         self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
