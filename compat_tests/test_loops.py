@@ -196,6 +196,31 @@ def test_second_derivatives_of_a_loop(nn, optim):
     return found, [p.grad for p in net.parameters()]
 
 
+@parity
+def test_inner_steps_of_meta_learning(nn, optim):
+    """The weights' gradients, transposes among them, are used, changed and differentiated."""
+    net = net_of(nn)
+    params = [net.inp.weight, net.inp.bias, net.out.weight]
+    grad = torch.autograd.grad if nn is torch.nn else nnmirror.grad
+    F, seen = nn.functional, []
+
+    def loss_of(weights, x):
+        w, b, out = weights
+        return F.mse_loss(F.linear(torch.tanh(F.linear(x, w, b)), out), x[:, :1])
+
+    for i in range(8):
+        x, weights = torch.randn(5, 3), params
+        for _ in range(2):
+            grads = grad(loss_of(weights, x), weights, create_graph=True)
+            if i % 4 == 3:
+                grads[0].mul_(0.5)
+                grads[2][:, 0] = 1.0
+            weights = [w - 0.1 * g for w, g in zip(weights, grads, strict=True)]
+        loss_of(weights, x).backward()
+        seen.append([g.detach().clone() for g in grads])
+    return seen, [p.grad for p in params]
+
+
 def test_few_walks_are_bound_for_loops_of_many_lengths():
     """Each takes some milliseconds to write."""
     net = net_of(nnmirror)

@@ -280,15 +280,12 @@ class _Writer(_bound.Writer):
 
     def base_of(self, result: _tensor.Tensor, i: int, places: dict[int, str]) -> list[str]:
         """The source that makes the i-th result a view of its base."""
-        call = next((c for c in self.lines if isinstance(c, Called) and c.out is result), None)
-        base = None if call is None or not call.args else call.args[0]
-        made_by = getattr(base, "_node", None)
-        view = result._view_of
-        if view is None or view[0] is not base or id(made_by) not in places:
+        base, _, kind = result._view_of or (None, 0, "")
+        if kind != "plain" or not isinstance(base, _tensor.Tensor):
             raise Unbindable
-        if not isinstance(base, _tensor.Tensor) or base._view_of is not None:
+        made_by, word = base._node, self.known.get(id(base))
+        if word is None or made_by is None or id(made_by) not in places:
             raise Unbindable
-        word = self.known[id(base)]
         self.environment["view_of"] = _tape.view_of
         return [
             f"{word}.__class__, {word}._node = Tensor, {places[id(made_by)]}",
@@ -359,8 +356,10 @@ class _Writer(_bound.Writer):
         results: Sequence[T],
         results_of: dict[int, _tensor.Tensor],
     ) -> set[str]:
-        """The names of tensors that are returned, or saved by a node."""
+        """The names of tensors that are returned, or the base of one, or saved by a node."""
         words = {self.known[id(r)] for r in results}
+        views = [r._view_of for r in results if isinstance(r, _tensor.Tensor)]
+        words.update(self.known.get(id(view[0]), "") for view in views if view is not None)
         for node in made:
             words.add(self.known[id(results_of[id(node)])])
             words.update(
