@@ -444,12 +444,12 @@ class _Text:
 
 def _versions_of(node: str, versions: Sequence[str]) -> list[str]:
     """The lines that keep these versions: most are 0, and then no tuple is made."""
-    words = [v if v in ("0", "None") else f"v{i}" for i, v in enumerate(versions)]
-    read = [w for w in words if w.startswith("v")]
+    words = [v if v in ("0", "None") else f"version{i}" for i, v in enumerate(versions)]
+    read = [w for w in words if w.startswith("version")]
     lines = [f"{w} = {v}" for w, v in zip(words, versions, strict=True) if w != v]
     made = f"({' '.join(f'{word},' for word in words)})"
     if read:
-        zeros = "".join("0," if word.startswith("v") else f"{word}," for word in words)
+        zeros = "".join("0," if word in read else f"{word}," for word in words)
         made += f" if {' or '.join(read)} else ({zeros})"
     return [*lines, f"{node}._versions = {made}"]
 
