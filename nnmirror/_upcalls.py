@@ -4,7 +4,7 @@ Modules import only modules below them:
 
     grad_mode, exact.mode, fast.signature < tensor < formula < fast.call < tape
     < views, overrides, double_backward < fast.composed, fast.recorder, beyond < walk < fast.bound
-    < fast.binding < fast.tapped, fast.replay, rules < functional, func < modules
+    < fast.binding < fast.tapped, fast.replay, fast.ends, rules < functional, func < modules
     < optim, parallel, utils, bridge < adopt
 
 A lower module sometimes has to call a higher one: `Tensor.backward` is the walk's. It then declares

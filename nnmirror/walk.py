@@ -226,6 +226,12 @@ def walk(
             replay = replayed(edges, grads, only, retain_graph, again)
         if replay is not None:
             return replay
+    if only is not None and not (create_graph or into or give or replaying) and binds:
+        with DisableTorchFunctionSubclass():
+            again = functools.partial(walk, edges, grads, True, only, replaying=True)
+            bound = None if _state.taps else walk_to_ends(edges, grads, only, retain_graph, again)
+        if bound is not None:
+            return bound
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
     binding = simple and binds and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
@@ -1162,6 +1168,18 @@ def replayed(
     generic: Callable[[], list[torch.Tensor | None]],
 ) -> list[torch.Tensor | None] | None:
     """The replay of a recorded walk; None if the generic one has to run."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.fast.ends")
+def walk_to_ends(
+    edges: Sequence[_tape.Edge],
+    grads: Sequence[torch.Tensor],
+    only: Sequence[_tape.Edge],
+    retain_graph: bool,
+    generic: Callable[[], list[torch.Tensor | None]],
+) -> list[torch.Tensor | None] | None:
+    """The gradients for `only` by a bound walk; None if the generic one has to run."""
     raise NotImplementedError
 
 

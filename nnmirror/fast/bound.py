@@ -272,6 +272,7 @@ class Writer:
         self, root: _tape.Node, progress: _walk.Progress | None = None, is_short: bool = False
     ) -> None:
         self.is_part, self.is_short = progress is not None, is_short
+        self.start_varies = self.is_part  # the gradient that it starts with
         self.loop_steps = 1
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
@@ -279,6 +280,7 @@ class Writer:
         if progress is None:
             self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
             self.whole.sort(key=lambda node: -node.sequence)
+            self.whole = self.chosen(self.whole)
         else:
             self.whole = self.part(root, progress)
         for node in self.whole:
@@ -291,6 +293,18 @@ class Writer:
         self.begin()
         if len(self.order) > _MOST_NODES:
             raise Unbindable
+
+    def chosen(self, nodes: list[_tape.Node]) -> list[_tape.Node]:
+        """Which of them run."""
+        return nodes
+
+    def follows(self, target: _tape.Target) -> bool:
+        """Is this gradient of a node computed, if it needs one?"""
+        return True
+
+    def is_run(self, node: _tape.Node) -> bool:
+        """Is its step run?"""
+        return True
 
     def begin(self) -> None:
         """Name the nodes of `whole`."""
@@ -636,10 +650,28 @@ class Writer:
                     conditions.append("key in arrived")
         leaves = self.fetch(lines, conditions, ends)
         free = self.fetch_saved(lines, conditions, leaves)
+        lines += self.body(conditions, free, leaves)
+        if self.is_part:
+            targets = [
+                f"({leaves.get(id(target)) or ends[id(target)]}, {index})"
+                for target, index, _ in self.results
+            ]
+            grads = [self.known[id(g)] for _, _, g in reversed(self.results)]
+            lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
+            return "\n    ".join(lines) + "\n"
+        found = [
+            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
+            for leaf, g in self.arrivals.values()
+            if id(leaf) not in self.given
+        ]
+        lines.append(f"return ({' '.join(found)})")
+        return "\n    ".join(lines) + "\n"
+
+    def body(self, conditions: list[str], free: list[str], leaves: dict[int, str]) -> list[str]:
+        """The source of the checks and of the calls."""
         self.lines, guards = self.shorter()
-        conditions += guards
-        lines.append("if (")
-        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
+        lines = ["if ("]
+        lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate([*conditions, *guards])]
         lines.append("): return None")
         memory = self.memory()
         if memory is not None:
@@ -659,21 +691,7 @@ class Writer:
         if free:
             lines.append("if not retain_graph:")
             lines += [f"    {line}" for line in free]
-        if self.is_part:
-            targets = [
-                f"({leaves.get(id(target)) or ends[id(target)]}, {index})"
-                for target, index, _ in self.results
-            ]
-            grads = [self.known[id(g)] for _, _, g in reversed(self.results)]
-            lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
-            return "\n    ".join(lines) + "\n"
-        found = [
-            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
-            for leaf, g in self.arrivals.values()
-            if id(leaf) not in self.given
-        ]
-        lines.append(f"return ({' '.join(found)})")
-        return "\n    ".join(lines) + "\n"
+        return lines
 
     def put_off(self) -> None:
         """Have the parts of it bound later, if at all: the generic walk reaches them again only if
@@ -720,14 +738,15 @@ class Writer:
                 )
             lines.append(f"e = {name}.targets")
             follows = False
-            for place, edge in enumerate(node.edges):
-                if edge is None:
+            for place, target in enumerate(node.targets):
+                if target is None or not self.follows(target):
                     continue
-                target = edge[0]
                 if isinstance(target, _tape.Node) and id(target) not in self.names:
                     if id(target) not in ends:
                         ends[id(target)] = f"x{len(ends)}"
                         lines.append(f"{ends[id(target)]} = e[{place}]")
+                        if not self.is_part:
+                            continue
                         conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
                     else:
                         lines.append(f"if e[{place}] is not {ends[id(target)]}: return None")
@@ -801,7 +820,7 @@ class Writer:
         free: list[str] = []
         for node in self.whole:
             name = self.names[id(node)]
-            if not node._saved:
+            if not node._saved or not self.is_run(node):
                 continue
             saved = f"s{name[1:]}"
             lines.append(f"{saved} = {name}._saved")
@@ -840,11 +859,11 @@ class Writer:
         """The lines, without what need not be done in each walk; and the conditions under which
         they do not hold."""
         start, taken = self.start, self.taken()
-        if not self.is_part:  # otherwise the initial gradient differs each time
+        if not self.start_varies:
             taken -= {memory_of(start)} - {memory_of(g) for _, g in self.arrivals.values()}
 
         def fixed(tensor: torch.Tensor) -> bool:
-            return hasattr(tensor, "_is_constant") and not (self.is_part and tensor is start)
+            return hasattr(tensor, "_is_constant") and not (self.start_varies and tensor is start)
 
         needed = {
             self.known[id(g)].partition("[")[0]

@@ -120,6 +120,7 @@ class Signature(Alike):
         "varying",
         "visits",
         "walks",
+        "ways",
         "written",
     )
 
@@ -163,6 +164,8 @@ class Signature(Alike):
         self.seen = self.indices = None
         # Recorded walks from here (see replay.py), by the gradient.
         self.replays: dict[object, Any] | None = None
+        # Bound walks from here to given ends (see ends.py).
+        self.ways: dict[object, Any] | None = None
         # The walk from here (see bound.py); False if there can be none.
         self.bound: BoundWalk | Literal[False] | None = None
         self.is_plain = True  # it has one output, which is not a view
