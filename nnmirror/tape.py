@@ -1452,7 +1452,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     return _once_more(function, args, found, edges) if found.makes_new else None
 
 
-_MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
+_MOST_TRIED = 12  # a layer that is called in several ways: on data, and on what was computed
 
 
 def _one_of(
