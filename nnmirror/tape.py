@@ -1351,7 +1351,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
     key: list[object] = []  # as in `_sign`: the part after the first tracked tensor
-    first = None
+    first = first_arg = None
     for arg in args:
         kind = type(arg)
         if kind is _Tensor:
@@ -1380,7 +1380,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
             elif sign.varying.get(function) is False:
                 return _of_its_kind(function, args)
             else:
-                first = sign
+                first, first_arg = sign, arg
                 if key:
                     key.append(HERE)
         elif kind_of(kind) is MIRRORED:  # a parameter
@@ -1392,7 +1392,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 elif sign.varying.get(function) is False:
                     return _of_its_kind(function, args)
                 else:
-                    first = sign
+                    first, first_arg = sign, arg
                     if key:
                         key.append(HERE)
             elif arg._requires_grad or arg._node is not None:
@@ -1449,6 +1449,9 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
         written: Kept = (_one_of, kept) if len(kept) > 1 else kept[0]
         keep_written(first, function, written if function.exact is None else (*written, True))
+        met = found.written(found, first_arg, args)
+        if met is not None:
+            return met
     return _once_more(function, args, found, edges) if found.makes_new else None
 
 
