@@ -1455,7 +1455,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     return _once_more(function, args, found, edges) if found.makes_new else None
 
 
-_MOST_TRIED = 12  # a layer that is called in several ways: on data, and on what was computed
+_MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
 
 
 def _one_of(
@@ -1711,8 +1711,10 @@ def _sign(
     if sign is None:
         is_plain = len(node.outputs) == 1 and not node.function.is_view
         inputs = [signature_at(edge) for edge in node.edges if edge is not None]
-        layout = of_tensor(out) if is_plain and isinstance(out, torch.Tensor) else None
-        sign = first.made([given for given in inputs if given is not None], layout)
+        layout = None
+        if is_plain and isinstance(out, torch.Tensor) and out.layout is torch.strided:
+            layout = of_tensor(out)
+        sign = first.made(node.function, [s for s in inputs if s is not None], layout)
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new

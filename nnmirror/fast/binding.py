@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
 from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
 from . import bound as _bound
-from .signature import Signature
+from .signature import Signature, of_tensor
 
 
 @implements(_walk)
@@ -36,23 +36,24 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         return False
     with DisableTorchFunctionSubclass():
         bound = sign.bound or _first_bound(node, sign)
-        while bound is not None:
-            if bound.trusted or _is_trusted(bound, node, sign):
-                if bound.is_ours:
+        if not bound:
+            return False
+        for tried in (bound, *bound.others):
+            if tried.trusted or _is_trusted(tried, node, sign):
+                if tried.is_ours:
                     with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-                        found = bound.run(node, bound.start, retain_graph, accumulate)
+                        found = tried.run(node, tried.start, retain_graph, accumulate)
                 else:
-                    found = bound.run(node, bound.start, retain_graph, accumulate)
+                    found = tried.run(node, tried.start, retain_graph, accumulate)
                 if found is not None:
-                    bound.misses = 0
+                    tried.uses += 1
                     hand_over(found)
                     return True
             if sign.bound is False:
-                break
+                return False
+        if sign.is_deep:
             bound.misses += 1
-            bound = bound.other
-        if sign.is_far and sign.bound:
-            _bind_another(node, sign)
+            _bind_another(bound, node, sign)
     return False
 
 
@@ -62,24 +63,28 @@ def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
     if sign.walks < fast.after:
         return None
     with quietly():
-        bound = sign.bound = _bind(node)
+        bound = _bind(node)
+    if bound is False and sign.is_deep and sign.misses < MOST_BOUND:
+        # Perhaps another graph with the same last call can be bound.
+        sign.walks = -PATIENCE << sign.misses
+        sign.misses += 1
+        return None
+    sign.bound = bound
     return bound if bound and fast.after == 1 else None
 
 
-def _bind_another(node: _tape.Node, sign: Signature) -> None:
-    """None of the walks from a loss fits its graph, as other graphs have the same last call: if
-    that goes on, bind another one."""
-    first = sign.bound
-    assert first
-    if not _is_out_of_date(first, sign):
+def _bind_another(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> None:
+    """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk."""
+    if not _is_out_of_date(bound, sign):
         return
     sign.misses += 1
     with quietly():
         another = _bind(node)
     if another:
-        if first.trusted:
-            another.other = first
-            first.other = None
+        others = [known for known in (bound, *bound.others) if known.trusted]
+        others.sort(key=lambda known: -known.uses)
+        bound.others = ()
+        another.others = tuple(others[:_MOST_OTHERS])
         sign.bound = another
 
 
@@ -108,7 +113,7 @@ def bound_part(
     sign = node.signature
     assert sign is not None
     key = grad.stride() if grad.dim() else ()
-    parts = None if sign.parts is None else sign.parts.get(key)
+    parts = sign.parts.get(key) if sign.parts else None
     if parts is None:
         sign.visits += 1
         if sign.visits < fast.after:
@@ -135,7 +140,9 @@ def bound_part(
         part.loop_steps = 1  # once
         _bind_part(sign, key, node, grad, progress, is_short=True)
     elif _is_out_of_date(part, sign):  # other calls lie behind it now
-        del sign.parts[key]
+        all_parts = sign.parts
+        if all_parts:
+            all_parts.pop(key, None)
         sign.visits = 0
         sign.misses += 1
     return None
@@ -160,9 +167,12 @@ def _bind_part(
         if not is_short:
             sign.parts = False
         return None
-    if sign.parts is None or len(sign.parts) >= _MOST_PARTS:
-        sign.parts = {}
-    parts: list[_bound.BoundPart] = sign.parts.setdefault(key, [])
+    all_parts = sign.parts  # other threads may set it
+    if all_parts is False:
+        return None
+    if all_parts is None or len(all_parts) >= _MOST_PARTS:
+        all_parts = sign.parts = {}
+    parts: list[_bound.BoundPart] = all_parts.setdefault(key, [])
     parts.append(part)
     return parts
 
@@ -201,15 +211,25 @@ def _is_right_part(
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
+def kind_of_end(target: _tape.Target) -> object:
+    """What distinguishes the ends of walks from one signature. Unsigned for a sparse tensor."""
+    if isinstance(target, _tape.Node):
+        return None if target.signature is None else target.signature.own_serial
+    if isinstance(target, _tensor.Tensor):
+        return None if target._signature is None else target._signature.serial
+    return of_tensor(target)
+
+
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
     number that differs each time, such as one of a schedule, becomes an operand after a while."""
-    patience = _PATIENCE if bound.trusted else fast.after
-    return sign.misses < _MOST_BOUND and bound.misses >= patience << sign.misses
+    patience = PATIENCE if bound.trusted else fast.after
+    return sign.misses < MOST_BOUND and bound.misses >= patience << sign.misses
 
 
-_PATIENCE = 16
-_MOST_BOUND = 8  # of one signature, one after another
+PATIENCE = 16
+MOST_BOUND = 8  # of one signature, one after another
+_MOST_OTHERS = 3  # that are kept beside the latest
 
 
 def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:

@@ -42,7 +42,7 @@ from .shorter import (
     size_of,
     without_repeated,
 )
-from .signature import FAR, of_tensor
+from .signature import of_tensor
 
 _MOST_NODES = 128  # at most, of a walk that is bound
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
@@ -136,7 +136,8 @@ class BoundWalk(Bound):
     ) -> None:
         super().__init__(text, environment, root)
         self.start = start  # the gradient that it starts with
-        self.other: BoundWalk | None = None  # of another graph with the same last call
+        self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
+        self.uses = 0
         self.is_ours = False  # it runs no user code
 
 
@@ -375,7 +376,7 @@ class Writer:
                 break
             if len(node.targets) > _WIDE:
                 break
-            if found and node.signature is root.signature and node.signature.depth > FAR:
+            if found and node.signature is root.signature and node.signature.is_deep:
                 steps.append(len(found))
             size += 1 if node.segment is None else len(node.segment.inner)
             if size > _MOST and found:
@@ -790,7 +791,7 @@ class Writer:
         return leaves
 
     def ask_if_far(self, node: _tape.Node, lines: list[str]) -> None:
-        """Write the check of a node far from the leaves: the nodes before it do not know of it."""
+        """Write the check of a node deep in a loop: the nodes before it do not know of it."""
         sign = node.signature
         if sign is not None and sign.is_far:
             lines.append(

@@ -16,12 +16,12 @@ from .._upcalls import implements
 from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import quietly, same_bits
+from .binding import MOST_BOUND, PATIENCE, kind_of_end, quietly, same_bits
 from .shorter import Unbindable
 from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
-_MOST_KEPT = 8  # at most, walks from one signature
+_MOST_KEPT = 16  # at most, walks from one signature
 
 
 class WalkToEnds:
@@ -58,7 +58,7 @@ def walk_to_ends(
     if sign is None:
         return None
     try:
-        key = of_tensor(grad), exact.is_exact(), *[_kind_of(target) for target, _ in only]
+        key = of_tensor(grad), exact.is_exact(), *[kind_of_end(target) for target, _ in only]
     except Unsigned:
         return None
     if sign.ways is None:
@@ -82,6 +82,10 @@ def walk_to_ends(
             return None
         except (Unbindable, RuntimeError):  # an error comes when its node's turn does
             found = False
+            if sign.is_deep and sign.misses < MOST_BOUND:  # perhaps another such graph can be
+                sign.ways[key] = -PATIENCE << sign.misses
+                sign.misses += 1
+                return None
         sign.ways[key] = found
         if not found or fast.after > 1:
             return None
@@ -103,22 +107,10 @@ def walk_to_ends(
         found.misses = 0
         return results  # type: ignore[no-any-return]
     found.misses += 1
-    if found.misses >= _PATIENCE << min(sign.misses, 8):
+    if sign.is_deep and found.misses >= PATIENCE << sign.misses and sign.misses < MOST_BOUND:
+        sign.ways[key] = 0  # it is another graph now, with the same last call
         sign.misses += 1
-        sign.ways[key] = 0  # it is another graph now
     return None
-
-
-_PATIENCE = 8
-
-
-def _kind_of(target: _tape.Target) -> object:
-    """What distinguishes the ends of walks from one signature."""
-    if isinstance(target, _tape.Node):
-        return None if target.signature is None else target.signature.own_serial
-    if isinstance(target, _tensor.Tensor):
-        return None if target._signature is None else target._signature.serial
-    return of_tensor(target)
 
 
 def _is_torchs(target: object) -> bool:

@@ -22,12 +22,12 @@ from .._upcalls import implements
 from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import quietly, same_bits
+from .binding import MOST_BOUND, PATIENCE, kind_of_end, quietly, same_bits
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
-from .signature import of_tensor
+from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
-_MOST_KEPT = 8  # at most, replays from one signature
+_MOST_KEPT = 16  # at most, replays from one signature
 _DETACH = (T.detach, torch.detach)
 
 
@@ -37,6 +37,7 @@ class Replay:
 
     def __init__(self, text: str, environment: source.Environment) -> None:
         self.trusted = False
+        self.misses = 0  # how often in turn it did not fit
         self.compiled = source.Compiled(text, "backward", "recorded walk", environment)
         self.source = text
         self.run = self.compiled.function
@@ -64,7 +65,10 @@ def replayed(
     sign = node.signature
     if sign is None or grad.layout is not torch.strided:
         return None
-    key = of_tensor(grad), len(only), exact.is_exact()
+    try:
+        key = of_tensor(grad), exact.is_exact(), *[kind_of_end(target) for target, _ in only]
+    except Unsigned:
+        return None
     if sign.replays is None:
         sign.replays = {}
     found = sign.replays.get(key, 0)
@@ -86,12 +90,21 @@ def replayed(
             return None
         except (Unbindable, RuntimeError, NotImplementedError):
             found = False
+            if sign.is_deep and sign.misses < MOST_BOUND:  # perhaps another such graph can be
+                sign.replays[key] = -PATIENCE << sign.misses
+                sign.misses += 1
+                return None
         sign.replays[key] = found
         if not found or fast.after > 1:
             return None
     results = found.run(node, grad, only)
     if results is None:
+        found.misses += 1
+        if sign.is_deep and found.misses >= PATIENCE << sign.misses and sign.misses < MOST_BOUND:
+            sign.replays[key] = 0  # it is another graph now, with the same last call
+            sign.misses += 1
         return None
+    found.misses = 0
     if not found.trusted:
         with quietly():
             expected = generic()

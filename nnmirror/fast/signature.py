@@ -5,9 +5,9 @@ numbers in the tensors: the function, the signatures of its inputs, its other ar
 layout of plain tensors. So two graphs whose last nodes have the same signature have the same
 operations in their backward, if nodes are also shared in the same way (`bound.py` checks that).
 
-Far from the leaves, of an input only the layout counts. So the steps of a loop, such as a
-recurrence, have the same signatures from the second or third on. There, a graph has the same
-operations only if all its nodes have the same signatures, which `bound.py` checks too.
+In a loop, such as a recurrence, the same call comes again and again. From the fifth time on, of an
+input only the layout counts, so that the further steps have the same signatures. There, a graph
+has the same operations only if all its nodes have the same signatures, which `bound.py` checks too.
 
 A signature holds no tensor. Each is stored with the signature of its first tracked input, up to
 that of a leaf, which is stored with the leaf: when a model is freed, so are its signatures.
@@ -33,9 +33,11 @@ _MOST = 64  # at most, signatures stored with one signature
 # Of them for one function, before its calls may be treated as different each time: if they differ
 # by a number, and if they differ otherwise.
 _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
-# A result that so many calls or more lie behind, on the longest way to a leaf, is far from them.
-FAR = 8
-_MOST_LAYOUTS = 64  # of results far from a leaf
+# A result is deep in a loop if on one way to it the same call came more often than this, or if more
+# calls than this lie behind it.
+_LAPS, _CALLS = 2, 100
+_MOST_LAYOUTS = 64  # of results deep in a loop
+_MORE = 8  # times as many signatures are stored for these
 
 # Of a call for which a function is written. With more, as in torch.cat of a whole episode, it takes
 # as long to compile as a hundred calls, and the next episode has another length.
@@ -79,7 +81,7 @@ class Alike:
 
 
 class _Far:
-    """What results of one layout, far from a leaf, have in common as inputs."""
+    """What results of one layout, deep in a loop, have in common as inputs."""
 
     def __init__(self) -> None:
         self.serial = next(_serials)
@@ -91,7 +93,8 @@ class _Far:
 class Signature(Alike):
     """The signature of a recorded call or of a leaf.
 
-    `depth` calls lie behind it. `leaf` is the signature of the leaf that stores it.
+    `depth` calls lie behind it, each of them as often as `laps` says, on one way at most.
+    `leaf` is the signature of the leaf that stores it.
     """
 
     __slots__ = (
@@ -102,8 +105,10 @@ class Signature(Alike):
         "checks_shape",
         "depth",
         "far",
+        "is_deep",
         "is_far",
         "is_plain",
+        "laps",
         "leaf",
         "makes_new",
         "makes_several",
@@ -132,6 +137,8 @@ class Signature(Alike):
     ) -> None:
         self.leaf = weakref.ref(self) if leaf is None else leaf
         self.depth = depth
+        self.laps: dict[object, int] = {}
+        self.is_deep = False  # in a loop
         self.own_serial = next(_serials)
         # Stands for this one in the keys of others, as a reference to it would make a cycle.
         self.serial = self.own_serial
@@ -144,11 +151,11 @@ class Signature(Alike):
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[object, Kept] = NO_CALLS
-        self.is_far = far is not None
+        self.is_far = far is not None  # deep in a loop, with one result that is no view
         if far is not None:
             self.serial, self.next = far.serial, far.next
             self.varying, self.calls = far.varying, far.calls
-        # Of a leaf: what results far from it have in common, by their layout.
+        # Of a leaf: what results deep in a loop have in common, by their layout.
         self.far: dict[Layout, _Far] | None = None
         self.misses = 0  # how often the bound walk from here did not fit, since it was bound
         self.came_again = False  # there was a second such call
@@ -180,7 +187,8 @@ class Signature(Alike):
         if self.siblings is None:
             self.siblings = {}
         if index not in self.siblings:
-            self.siblings[index] = Signature(self.leaf, self.depth)
+            made = self.siblings[index] = Signature(self.leaf, self.depth)
+            made.laps, made.is_deep = self.laps, self.is_deep
         return self.siblings[index]
 
     def __del__(self) -> None:
@@ -188,13 +196,23 @@ class Signature(Alike):
             far.next.clear()
             far.calls.clear()
 
-    def made(self, inputs: "Sequence[Signature]", layout: Layout | None) -> "Signature":
+    def made(
+        self, function: object, inputs: "Sequence[Signature]", layout: Layout | None
+    ) -> "Signature":
         """A new signature for a call on tensors with the signatures `inputs`, the first of them
         this one, that has one result, no view, with this layout; None for any other result."""
         depth = 1 + max([given.depth for given in inputs], default=self.depth)
+        laps = _laps_of(function, inputs)
+        is_deep = (
+            any([given.is_deep for given in inputs])
+            or depth > _CALLS
+            or max(laps.values(), default=0) > _LAPS
+        )
         leaf = self.leaf()
-        if depth <= FAR or layout is None or leaf is None:
-            return Signature(self.leaf, depth)
+        if not is_deep or layout is None or leaf is None:
+            made = Signature(self.leaf, depth)
+            made.is_deep, made.laps = is_deep, {} if is_deep else laps
+            return made
         if leaf.far is None:
             leaf.far = {}
         far = leaf.far.get(layout)
@@ -204,7 +222,9 @@ class Signature(Alike):
                 dropped.next.clear()
                 dropped.calls.clear()
             far = leaf.far[layout] = _Far()
-        return Signature(self.leaf, depth, far)
+        made = Signature(self.leaf, depth, far)
+        made.is_deep = True
+        return made
 
     def follow(self, function: object, key: object, made: "Signature") -> None:
         """Store `made` as the signature of the call `key` of `function`.
@@ -215,21 +235,46 @@ class Signature(Alike):
         more. If most of them have come again, as with a varying batch size or new parameters, they
         all have signatures, and the oldest are dropped.
         """
+        more = _MORE if self.is_far else 1  # calls of all steps, and of all layers in them
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
-        if len(of_one) >= _MOST_OF_ONE:
+        if len(of_one) >= more * _MOST_OF_ONE:
             again = sum(self.next[k].came_again for k in of_one)
             # Numbers are judged first, as nothing is lost if they are treated as operands.
             by_number = type(key) is tuple and numbers_apart(key) is not None
-            if (by_number or len(of_one) >= _MOST_OF_SHAPES) and 2 * again < len(of_one):
+            most = more * _MOST_OF_SHAPES
+            if (by_number or len(of_one) >= most) and 2 * again < len(of_one):
                 self.varying[function] = function not in self.varying
                 self.calls.pop(function, None)
                 for k in of_one:
                     del self.next[k]
                 return
-        if len(self.next) >= _MOST:
-            oldest = of_one[0] if len(of_one) > _MOST // 2 else next(iter(self.next))
+        if len(self.next) >= more * _MOST:
+            oldest = of_one[0] if len(of_one) > more * _MOST // 2 else next(iter(self.next))
             del self.next[oldest]
         self.next[key] = made
+
+
+def _laps_of(function: object, inputs: Sequence[Signature]) -> dict[object, int]:
+    """How often each call came on one way, at most, with that of `function` on `inputs`.
+
+    A call is known by its function and its other inputs than the one on the way: the weights of a
+    recurrence, the term that is added to a loss. One without others is not counted, as the layers
+    of a net have the same activation without being a loop.
+    """
+    ways: dict[int, dict[object, int]] = {}
+    for given in inputs:
+        others = tuple([other.serial for other in inputs if other is not given])
+        if not given.depth:
+            continue
+        if not others:
+            return given.laps  # the same object, as most calls have one input
+        way = ways[given.own_serial] = dict(given.laps)
+        way[function, others] = way.get((function, others), 0) + 1
+    laps: dict[object, int] = {}
+    for way in ways.values():
+        for call, count in way.items():
+            laps[call] = max(count, laps.get(call, 0))
+    return laps
 
 
 _CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)

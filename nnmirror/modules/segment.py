@@ -106,7 +106,9 @@ class Form:
                     targets.append(edge if edge is ... else edge[0])
         self.targets = tuple(targets)
         last = inner[-1].signature
-        sign = self.signature = Signature(depth=len(inner) if last is None else last.depth)
+        sign = self.signature = Signature(depth=len(inner))
+        if last is not None:
+            sign.depth, sign.laps, sign.is_deep = last.depth, last.laps, last.is_deep
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
