@@ -264,3 +264,22 @@ def test_a_graph_outlives_its_net():
     weight.grad = None
     loss.backward()
     assert torch.equal(weight.grad, expected[-1])
+
+
+def attention(nn, w, x):
+    q, k, v = (x @ w).view(2, 5, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(q @ k.transpose(-2, -1) * 0.5, -1)
+    return (weights @ v).clamp(-0.5, 0.5)
+
+
+@pytest.mark.by_default
+def test_repeated_calls_without_exact_mode():
+    """The functions that several calls become are generated in the default mode only."""
+    start, inputs, grads = torch.randn(6, 12), torch.randn(8, 2, 5, 6), []
+    for nn in (torch.nn, nnmirror):
+        w = nn.Parameter(start.clone())
+        for x in inputs:
+            y = attention(nn, w, x)
+            (y @ y.transpose(2, 3)).sum().backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(grads[1], grads[0])
