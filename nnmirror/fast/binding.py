@@ -64,10 +64,10 @@ def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
         return None
     with quietly():
         bound = _bind(node)
-    if bound is False and sign.is_deep and sign.misses < MOST_BOUND:
+    if bound is False and sign.is_deep and sign.rebound < MOST_BOUND:
         # Perhaps another graph with the same last call can be bound.
-        sign.walks = -PATIENCE << sign.misses
-        sign.misses += 1
+        sign.walks = -PATIENCE << sign.rebound
+        sign.rebound += 1
         return None
     sign.bound = bound
     return bound if bound and fast.after == 1 else None
@@ -77,7 +77,7 @@ def _bind_another(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) ->
     """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk."""
     if not _is_out_of_date(bound, sign):
         return
-    sign.misses += 1
+    sign.rebound += 1
     with quietly():
         another = _bind(node)
     if another:
@@ -144,7 +144,7 @@ def bound_part(
         if all_parts:
             all_parts.pop(key, None)
         sign.visits = 0
-        sign.misses += 1
+        sign.rebound += 1
     return None
 
 
@@ -224,7 +224,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
     number that differs each time, such as one of a schedule, becomes an operand after a while."""
     patience = PATIENCE if bound.trusted else fast.after
-    return sign.misses < MOST_BOUND and bound.misses >= patience << sign.misses
+    return sign.rebound < MOST_BOUND and bound.misses >= patience << sign.rebound
 
 
 PATIENCE = 16

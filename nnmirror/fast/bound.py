@@ -759,7 +759,7 @@ class Writer:
                     else:
                         fetched.add(id(target))
                         lines.append(f"{to} = e[{place}]")
-                        self.ask_if_far(target, lines)
+                        self.ask_for_its_own(target, lines)
                 elif not isinstance(target, _tensor.Tensor):
                     if id(target) in leaves:
                         lines.append(f"if e[{place}] is not {leaves[id(target)]}: return None")
@@ -790,10 +790,10 @@ class Writer:
                 conditions.append(f"{name}.sequence <= {before}.sequence")
         return leaves
 
-    def ask_if_far(self, node: _tape.Node, lines: list[str]) -> None:
+    def ask_for_its_own(self, node: _tape.Node, lines: list[str]) -> None:
         """Write the check of a node deep in a loop: the nodes before it do not know of it."""
         sign = node.signature
-        if sign is not None and sign.is_far:
+        if sign is not None and sign.is_by_layout:
             lines.append(
                 f"if (of := {self.names[id(node)]}.signature) is None or of.own_serial !="
                 f" {sign.own_serial}: return None"

@@ -61,32 +61,32 @@ def walk_to_ends(
         key = of_tensor(grad), exact.is_exact(), *[kind_of_end(target) for target, _ in only]
     except Unsigned:
         return None
-    if sign.ways is None:
-        sign.ways = {}
-    found = sign.ways.get(key, 0)
+    if sign.to_ends is None:
+        sign.to_ends = {}
+    found = sign.to_ends.get(key, 0)
     if found is False:
         return None
     if type(found) is int:
-        sign.ways[key] = found + 1
+        sign.to_ends[key] = found + 1
         if found + 1 < fast.after:
             return None
-        if len(sign.ways) > _MOST_KEPT:
-            sign.ways.clear()
+        if len(sign.to_ends) > _MOST_KEPT:
+            sign.to_ends.clear()
         try:
             with quietly():
                 writer = _Writer(node, only)
                 writer.go_back(grad)
             found = WalkToEnds(writer.source(), writer.environment, node)
         except _bound.ChangedSince:  # try again when it has occurred as often once more
-            sign.ways[key] = 0
+            sign.to_ends[key] = 0
             return None
         except (Unbindable, RuntimeError):  # an error comes when its node's turn does
             found = False
-            if sign.is_deep and sign.misses < MOST_BOUND:  # perhaps another such graph can be
-                sign.ways[key] = -PATIENCE << sign.misses
-                sign.misses += 1
+            if sign.is_deep and sign.rebound < MOST_BOUND:  # perhaps another such graph can be
+                sign.to_ends[key] = -PATIENCE << sign.rebound
+                sign.rebound += 1
                 return None
-        sign.ways[key] = found
+        sign.to_ends[key] = found
         if not found or fast.after > 1:
             return None
     if not found.trusted:
@@ -98,7 +98,7 @@ def walk_to_ends(
                 expected = generic()
             found.trusted = all(map(same_bits, results, expected))
             if not found.trusted:
-                sign.ways[key] = False
+                sign.to_ends[key] = False
                 if fast.after == 1:
                     raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
                 return None
@@ -107,9 +107,9 @@ def walk_to_ends(
         found.misses = 0
         return results  # type: ignore[no-any-return]
     found.misses += 1
-    if sign.is_deep and found.misses >= PATIENCE << sign.misses and sign.misses < MOST_BOUND:
-        sign.ways[key] = 0  # it is another graph now, with the same last call
-        sign.misses += 1
+    if sign.is_deep and found.misses >= PATIENCE << sign.rebound and sign.rebound < MOST_BOUND:
+        sign.to_ends[key] = 0  # it is another graph now, with the same last call
+        sign.rebound += 1
     return None
 
 

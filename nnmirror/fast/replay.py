@@ -90,9 +90,9 @@ def replayed(
             return None
         except (Unbindable, RuntimeError, NotImplementedError):
             found = False
-            if sign.is_deep and sign.misses < MOST_BOUND:  # perhaps another such graph can be
-                sign.replays[key] = -PATIENCE << sign.misses
-                sign.misses += 1
+            if sign.is_deep and sign.rebound < MOST_BOUND:  # perhaps another such graph can be
+                sign.replays[key] = -PATIENCE << sign.rebound
+                sign.rebound += 1
                 return None
         sign.replays[key] = found
         if not found or fast.after > 1:
@@ -100,9 +100,9 @@ def replayed(
     results = found.run(node, grad, only)
     if results is None:
         found.misses += 1
-        if sign.is_deep and found.misses >= PATIENCE << sign.misses and sign.misses < MOST_BOUND:
+        if sign.is_deep and found.misses >= PATIENCE << sign.rebound and sign.rebound < MOST_BOUND:
             sign.replays[key] = 0  # it is another graph now, with the same last call
-            sign.misses += 1
+            sign.rebound += 1
         return None
     found.misses = 0
     if not found.trusted:

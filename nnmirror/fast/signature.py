@@ -5,7 +5,7 @@ numbers in the tensors: the function, the signatures of its inputs, its other ar
 layout of plain tensors. So two graphs whose last nodes have the same signature have the same
 operations in their backward, if nodes are also shared in the same way (`bound.py` checks that).
 
-In a loop, such as a recurrence, the same call comes again and again. From the fifth time on, of an
+In a loop, such as a recurrence, the same call comes again and again. From the third time on, of an
 input only the layout counts, so that the further steps have the same signatures. There, a graph
 has the same operations only if all its nodes have the same signatures, which `bound.py` checks too.
 
@@ -33,9 +33,9 @@ _MOST = 64  # at most, signatures stored with one signature
 # Of them for one function, before its calls may be treated as different each time: if they differ
 # by a number, and if they differ otherwise.
 _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
-# A result is deep in a loop if on one way to it the same call came more often than this, or if more
-# calls than this lie behind it.
-_LAPS, _CALLS = 2, 100
+# A result is deep in a loop if on one path to it the same call came more often than this, or if
+# more calls than this lie behind it.
+_REPEATS, _CALLS = 2, 100
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
 
@@ -80,7 +80,7 @@ class Alike:
         self.plan, self.label, self.seen, self.indices = plan, label, None, None
 
 
-class _Far:
+class _ByLayout:
     """What results of one layout, deep in a loop, have in common as inputs."""
 
     def __init__(self) -> None:
@@ -93,39 +93,39 @@ class _Far:
 class Signature(Alike):
     """The signature of a recorded call or of a leaf.
 
-    `depth` calls lie behind it, each of them as often as `laps` says, on one way at most.
+    `depth` calls lie behind it, each of them as often as `repeats` says, on one path at most.
     `leaf` is the signature of the leaf that stores it.
     """
 
     __slots__ = (
         "__weakref__",
         "bound",
+        "by_layout",
         "calls",
         "came_again",
         "checks_shape",
         "depth",
-        "far",
+        "is_by_layout",
         "is_deep",
-        "is_far",
         "is_plain",
-        "laps",
         "leaf",
         "makes_new",
         "makes_several",
-        "misses",
         "next",
         "origin",
         "own_serial",
         "parts",
+        "rebound",
+        "repeats",
         "replays",
         "serial",
         "siblings",
         "tap_walks",
         "tapped",
+        "to_ends",
         "varying",
         "visits",
         "walks",
-        "ways",
         "written",
     )
 
@@ -133,11 +133,14 @@ class Signature(Alike):
     makes_several: bool  # for a call of a rule: whether it has several results
 
     def __init__(
-        self, leaf: "weakref.ref[Signature] | None" = None, depth: int = 0, far: _Far | None = None
+        self,
+        leaf: "weakref.ref[Signature] | None" = None,
+        depth: int = 0,
+        shared: _ByLayout | None = None,
     ) -> None:
         self.leaf = weakref.ref(self) if leaf is None else leaf
         self.depth = depth
-        self.laps: dict[object, int] = {}
+        self.repeats: dict[object, int] = {}
         self.is_deep = False  # in a loop
         self.own_serial = next(_serials)
         # Stands for this one in the keys of others, as a reference to it would make a cycle.
@@ -151,13 +154,13 @@ class Signature(Alike):
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[object, Kept] = NO_CALLS
-        self.is_far = far is not None  # deep in a loop, with one result that is no view
-        if far is not None:
-            self.serial, self.next = far.serial, far.next
-            self.varying, self.calls = far.varying, far.calls
+        self.is_by_layout = shared is not None  # deep in a loop, with one result that is no view
+        if shared is not None:
+            self.serial, self.next = shared.serial, shared.next
+            self.varying, self.calls = shared.varying, shared.calls
         # Of a leaf: what results deep in a loop have in common, by their layout.
-        self.far: dict[Layout, _Far] | None = None
-        self.misses = 0  # how often the bound walk from here did not fit, since it was bound
+        self.by_layout: dict[Layout, _ByLayout] | None = None
+        self.rebound = 0  # how often others were bound from here, as those before did not fit
         self.came_again = False  # there was a second such call
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
@@ -172,7 +175,7 @@ class Signature(Alike):
         # Recorded walks from here (see replay.py), by the gradient.
         self.replays: dict[object, Any] | None = None
         # Bound walks from here to given ends (see ends.py).
-        self.ways: dict[object, Any] | None = None
+        self.to_ends: dict[object, Any] | None = None
         # The walk from here (see bound.py); False if there can be none.
         self.bound: BoundWalk | Literal[False] | None = None
         self.is_plain = True  # it has one output, which is not a view
@@ -188,13 +191,14 @@ class Signature(Alike):
             self.siblings = {}
         if index not in self.siblings:
             made = self.siblings[index] = Signature(self.leaf, self.depth)
-            made.laps, made.is_deep = self.laps, self.is_deep
+            made.repeats, made.is_deep = self.repeats, self.is_deep
         return self.siblings[index]
 
     def __del__(self) -> None:
-        for far in (self.far or {}).values():  # the signatures of a loop refer to each other
-            far.next.clear()
-            far.calls.clear()
+        # The signatures of a loop refer to each other.
+        for shared in (self.by_layout or {}).values():
+            shared.next.clear()
+            shared.calls.clear()
 
     def made(
         self, function: object, inputs: "Sequence[Signature]", layout: Layout | None
@@ -202,27 +206,27 @@ class Signature(Alike):
         """A new signature for a call on tensors with the signatures `inputs`, the first of them
         this one, that has one result, no view, with this layout; None for any other result."""
         depth = 1 + max([given.depth for given in inputs], default=self.depth)
-        laps = _laps_of(function, inputs)
+        repeats = _repeats_of(function, inputs)
         is_deep = (
             any([given.is_deep for given in inputs])
             or depth > _CALLS
-            or max(laps.values(), default=0) > _LAPS
+            or max(repeats.values(), default=0) > _REPEATS
         )
         leaf = self.leaf()
         if not is_deep or layout is None or leaf is None:
             made = Signature(self.leaf, depth)
-            made.is_deep, made.laps = is_deep, {} if is_deep else laps
+            made.is_deep, made.repeats = is_deep, {} if is_deep else repeats
             return made
-        if leaf.far is None:
-            leaf.far = {}
-        far = leaf.far.get(layout)
-        if far is None:
-            if len(leaf.far) >= _MOST_LAYOUTS:
-                dropped = leaf.far.pop(next(iter(leaf.far)))
+        if leaf.by_layout is None:
+            leaf.by_layout = {}
+        shared = leaf.by_layout.get(layout)
+        if shared is None:
+            if len(leaf.by_layout) >= _MOST_LAYOUTS:
+                dropped = leaf.by_layout.pop(next(iter(leaf.by_layout)))
                 dropped.next.clear()
                 dropped.calls.clear()
-            far = leaf.far[layout] = _Far()
-        made = Signature(self.leaf, depth, far)
+            shared = leaf.by_layout[layout] = _ByLayout()
+        made = Signature(self.leaf, depth, shared)
         made.is_deep = True
         return made
 
@@ -235,7 +239,7 @@ class Signature(Alike):
         more. If most of them have come again, as with a varying batch size or new parameters, they
         all have signatures, and the oldest are dropped.
         """
-        more = _MORE if self.is_far else 1  # calls of all steps, and of all layers in them
+        more = _MORE if self.is_by_layout else 1  # calls of all steps, and of all layers in them
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= more * _MOST_OF_ONE:
             again = sum(self.next[k].came_again for k in of_one)
@@ -254,27 +258,27 @@ class Signature(Alike):
         self.next[key] = made
 
 
-def _laps_of(function: object, inputs: Sequence[Signature]) -> dict[object, int]:
-    """How often each call came on one way, at most, with that of `function` on `inputs`.
+def _repeats_of(function: object, inputs: Sequence[Signature]) -> dict[object, int]:
+    """How often each call came on one path, at most, with that of `function` on `inputs`.
 
-    A call is known by its function and its other inputs than the one on the way: the weights of a
+    A call is known by its function and its other inputs than the one on the path: the weights of a
     recurrence, the term that is added to a loss. One without others is not counted, as the layers
     of a net have the same activation without being a loop.
     """
-    ways: dict[int, dict[object, int]] = {}
+    paths: dict[int, dict[object, int]] = {}
     for given in inputs:
         others = tuple([other.serial for other in inputs if other is not given])
         if not given.depth:
             continue
         if not others:
-            return given.laps  # the same object, as most calls have one input
-        way = ways[given.own_serial] = dict(given.laps)
-        way[function, others] = way.get((function, others), 0) + 1
-    laps: dict[object, int] = {}
-    for way in ways.values():
-        for call, count in way.items():
-            laps[call] = max(count, laps.get(call, 0))
-    return laps
+            return given.repeats  # the same object, as most calls have one input
+        path = paths[given.own_serial] = dict(given.repeats)
+        path[function, others] = path.get((function, others), 0) + 1
+    repeats: dict[object, int] = {}
+    for path in paths.values():
+        for call, count in path.items():
+            repeats[call] = max(count, repeats.get(call, 0))
+    return repeats
 
 
 _CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)

@@ -108,7 +108,7 @@ class Form:
         last = inner[-1].signature
         sign = self.signature = Signature(depth=len(inner))
         if last is not None:
-            sign.depth, sign.laps, sign.is_deep = last.depth, last.laps, last.is_deep
+            sign.depth, sign.repeats, sign.is_deep = last.depth, last.repeats, last.is_deep
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
