@@ -159,6 +159,17 @@ def test_the_rest_of_the_graph_is_kept(nn, optim):
 
 
 @parity
+def test_the_graph_behind_an_end_is_kept(nn, optim):
+    net, found = net_of(nn), []
+    for _ in range(8):
+        x = nn.Parameter(torch.randn(4, 3))
+        h = torch.tanh(net.a(x))
+        (g,) = grad_of(nn)(net.c(torch.exp(h)).sum(), h)
+        found.append(grad_of(nn)(h, x, g))
+    return found
+
+
+@parity
 def test_through_torchs_own_graph(nn, optim):
     """The input of the net is computed by torch, from the tensor that is asked for."""
     net, found = net_of(nn), []

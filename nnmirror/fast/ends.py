@@ -130,10 +130,12 @@ class _Writer(_bound.Writer):
         self.found_at: dict[tuple[int, int], T] = {}
 
     def chosen(self, nodes: list[_tape.Node]) -> list[_tape.Node]:
+        self.runs: set[int] = set()  # an end itself need not
         for node in reversed(nodes):
             if any(id(target) in self.reaches for target in node.targets):
                 self.reaches.add(id(node))
-        if id(nodes[0]) not in self.reaches:
+                self.runs.add(id(node))
+        if id(nodes[0]) not in self.runs:
             raise Unbindable
         # Torch's own graph might lead on to an end from anywhere, and a saved tensor of torch's may
         # have new data: `fetch` asks.
@@ -146,7 +148,7 @@ class _Writer(_bound.Writer):
         return self.follows_all or id(target) in self.reaches
 
     def is_run(self, node: _tape.Node) -> bool:
-        return id(node) in self.reaches
+        return id(node) in self.runs
 
     def go_back(self, grad: T) -> None:
         self.start = grad
