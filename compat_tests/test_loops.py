@@ -197,6 +197,38 @@ def test_second_derivatives_of_a_loop(nn, optim):
 
 
 @parity
+def test_a_branch_that_is_cut_at_first(nn, optim):
+    """The input's gradient comes by one branch of a loop, later by both."""
+    net, x, found = net_of(nn), nn.Parameter(torch.rand(4, 6)), []
+    grad = torch.autograd.grad if nn is torch.nn else nnmirror.grad
+    for i in range(16):
+        s, h = net.hidden(x.detach() if i < 11 else x), net.hidden(x)
+        for k in range(6):
+            s = torch.tanh(net.hidden(s * (x if i > 13 and k == 4 else 0.5)))
+            h = torch.tanh(net.hidden(h))
+        found.append(grad((h * s).sum(), [x]))
+    return found
+
+
+def test_many_kinds_of_ends():
+    """Each is bound once, and those of inputs that never come again are forgotten."""
+    net = net_of(nnmirror)
+    params = [p for p in net.parameters() if p.shape[0] == 6]
+    before = {name for name in linecache.cache if name.startswith("<nnmirror walk")}
+    for _ in range(20):
+        loss = recurrence(nnmirror, net, torch.ones(4, 3), 2) + net.other(torch.ones(6)).sum()
+        for p in params:
+            nnmirror.grad(loss, p, retain_graph=True, allow_unused=True)
+    after = {name for name in linecache.cache if name.startswith("<nnmirror walk")}
+    assert len(after - before) <= len(params)
+    for _ in range(200):
+        x = nnmirror.Parameter(torch.ones(4, 3))
+        nnmirror.grad((net.hidden.weight * 2).sum(), [net.hidden.weight, x], allow_unused=True)
+    table = (net.hidden.weight * 2).sum().grad_fn.signature.to_ends
+    assert not table or len(table) <= 64
+
+
+@parity
 def test_inner_steps_of_meta_learning(nn, optim):
     """The weights' gradients, transposes among them, are used, changed and differentiated."""
     net = net_of(nn)

@@ -220,6 +220,12 @@ def kind_of_end(target: _tape.Target) -> object:
     return of_tensor(target)
 
 
+def make_room(walks: dict[object, object]) -> None:
+    """Drop the oldest of the walks to ends, or replays, from one signature if there are many."""
+    if len(walks) >= _MOST_KEPT:
+        walks.pop(next(iter(walks)), None)
+
+
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
     number that differs each time, such as one of a schedule, becomes an operand after a while."""
@@ -229,6 +235,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
 
 PATIENCE = 16
 MOST_BOUND = 8  # of one signature, one after another
+_MOST_KEPT = 64
 _MOST_OTHERS = 3  # that are kept beside the latest
 
 

@@ -16,12 +16,11 @@ from .._upcalls import implements
 from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import MOST_BOUND, PATIENCE, kind_of_end, quietly, same_bits
+from .binding import MOST_BOUND, PATIENCE, kind_of_end, make_room, quietly, same_bits
 from .shorter import Unbindable
 from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
-_MOST_KEPT = 16  # at most, walks from one signature
 
 
 class WalkToEnds:
@@ -67,11 +66,10 @@ def walk_to_ends(
     if found is False:
         return None
     if type(found) is int:
+        make_room(sign.to_ends)
         sign.to_ends[key] = found + 1
         if found + 1 < fast.after:
             return None
-        if len(sign.to_ends) > _MOST_KEPT:
-            sign.to_ends.clear()
         try:
             with quietly():
                 writer = _Writer(node, only)
@@ -137,10 +135,14 @@ class _Writer(_bound.Writer):
                 self.runs.add(id(node))
         if id(nodes[0]) not in self.runs:
             raise Unbindable
-        # Torch's own graph might lead on to an end from anywhere, and a saved tensor of torch's may
-        # have new data: `fetch` asks.
-        self.follows_all = any(
-            node.theirs is not None or any(map(_is_torchs, node.targets)) for node in nodes
+        # Deep in a loop, the signatures do not say whether another branch leads to an end; torch's
+        # own graph might do so from anywhere; and a saved tensor of torch's may have new data:
+        # `fetch` asks.
+        sign = nodes[0].signature
+        self.follows_all = (
+            sign is None
+            or sign.is_deep
+            or any(node.theirs is not None or any(map(_is_torchs, node.targets)) for node in nodes)
         )
         return [node for node in nodes if self.follows_all or self.is_run(node)]
 

@@ -22,12 +22,11 @@ from .._upcalls import implements
 from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import MOST_BOUND, PATIENCE, kind_of_end, quietly, same_bits
+from .binding import MOST_BOUND, PATIENCE, kind_of_end, make_room, quietly, same_bits
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
-_MOST_KEPT = 16  # at most, replays from one signature
 _DETACH = (T.detach, torch.detach)
 
 
@@ -75,11 +74,10 @@ def replayed(
     if found is False:
         return None
     if type(found) is int:
+        make_room(sign.replays)
         sign.replays[key] = found + 1
         if found + 1 < fast.after:
             return None
-        if len(sign.replays) > _MOST_KEPT:
-            sign.replays.clear()
         try:
             with quietly(), _walk.one_walk(lambda target: False, create_graph=True):
                 writer = _Writer(node, only)
