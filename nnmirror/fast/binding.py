@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -19,9 +19,11 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
+from ..exact import mode as exact
 from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
 from . import bound as _bound
-from .signature import Signature, of_tensor
+from .shorter import Unbindable
+from .signature import Signature, Unsigned, of_tensor
 
 
 @implements(_walk)
@@ -64,9 +66,9 @@ def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
         return None
     with quietly():
         bound = _bind(node)
-    if bound is False and sign.is_deep and sign.rebound < MOST_BOUND:
+    if bound is False and sign.is_deep and sign.rebound < _MOST_BOUND:
         # Perhaps another graph with the same last call can be bound.
-        sign.walks = -PATIENCE << sign.rebound
+        sign.walks = -_PATIENCE << sign.rebound
         sign.rebound += 1
         return None
     sign.bound = bound
@@ -211,8 +213,27 @@ def _is_right_part(
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
-def kind_of_end(target: _tape.Target) -> object:
-    """What distinguishes the ends of walks from one signature. Unsigned for a sparse tensor."""
+class ToEnds:
+    """A walk to given ends, or its replay."""
+
+    misses = 0  # how often in turn it did not fit
+
+
+W = TypeVar("W", bound=ToEnds)
+# The walks from one signature, by `key_of`: for one that is not bound yet, how often it occurred;
+# False if it cannot be bound.
+Walks: TypeAlias = dict[object, W | int]
+
+
+def key_of(grad: torch.Tensor, ends: Sequence[_tape.Edge]) -> object:
+    """What distinguishes walks from one signature; None if there is no such key."""
+    try:
+        return of_tensor(grad), exact.is_exact(), *[_kind_of(target) for target, _ in ends]
+    except Unsigned:
+        return None
+
+
+def _kind_of(target: _tape.Target) -> object:
     if isinstance(target, _tape.Node):
         return None if target.signature is None else target.signature.own_serial
     if isinstance(target, _tensor.Tensor):
@@ -220,23 +241,53 @@ def kind_of_end(target: _tape.Target) -> object:
     return of_tensor(target)
 
 
-def make_room(walks: dict[object, object]) -> None:
-    """Drop the oldest of the walks to ends, or replays, from one signature if there are many."""
-    if len(walks) >= _MOST_KEPT:
+def walk_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> W | None:
+    """The walk for `key`, written when it has occurred a few times; None if there is none yet."""
+    found = walks.get(key, 0)
+    if found is False:
+        return None
+    if not isinstance(found, int):
+        return found
+    if key not in walks and len(walks) >= _MOST_TO_ENDS:
         walks.pop(next(iter(walks)), None)
+    walks[key] = found + 1
+    if found + 1 < fast.after:
+        return None
+    try:
+        with quietly():
+            written = write()
+    except _bound.ChangedSince:  # try again when it has occurred as often once more
+        walks[key] = 0
+        return None
+    except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
+        walks[key] = False
+        if sign.is_deep and sign.rebound < _MOST_BOUND:  # perhaps another such graph can be
+            walks[key] = -_PATIENCE << sign.rebound
+            sign.rebound += 1
+        return None
+    walks[key] = written
+    return written if fast.after == 1 else None
+
+
+def has_missed(walks: Walks[W], key: object, sign: Signature, walk: W) -> None:
+    """`walk` did not fit: if that goes on, another is bound for graphs with the same last call."""
+    walk.misses += 1
+    if sign.is_deep and walk.misses >= _PATIENCE << sign.rebound and sign.rebound < _MOST_BOUND:
+        walks[key] = 0
+        sign.rebound += 1
 
 
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
     number that differs each time, such as one of a schedule, becomes an operand after a while."""
-    patience = PATIENCE if bound.trusted else fast.after
-    return sign.rebound < MOST_BOUND and bound.misses >= patience << sign.rebound
+    patience = _PATIENCE if bound.trusted else fast.after
+    return sign.rebound < _MOST_BOUND and bound.misses >= patience << sign.rebound
 
 
-PATIENCE = 16
-MOST_BOUND = 8  # of one signature, one after another
-_MOST_KEPT = 64
+_PATIENCE = 16
+_MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 3  # that are kept beside the latest
+_MOST_TO_ENDS = 64
 
 
 def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:

@@ -13,27 +13,26 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._upcalls import implements
-from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import MOST_BOUND, PATIENCE, kind_of_end, make_room, quietly, same_bits
+from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
 from .shorter import Unbindable
-from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
 
 
-class WalkToEnds:
+class WalkToEnds(ToEnds):
     """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`; None if the graph is a
     different one."""
 
-    def __init__(self, text: str, environment: source.Environment, root: _tape.Node) -> None:
+    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge], grad: T) -> None:
+        writer = _Writer(root, ends)
+        writer.go_back(grad)
+        self.source = writer.source()
+        self.compiled = source.Compiled(self.source, "backward", "walk", writer.environment)
+        self.run = self.compiled.function
         self.trusted = False
         self.first = root.sequence  # of the graph that it was recorded from
-        self.misses = 0  # how often in turn it did not fit
-        self.compiled = source.Compiled(text, "backward", "walk", environment)
-        self.source = text
-        self.run = self.compiled.function
 
 
 @implements(_walk)
@@ -53,40 +52,14 @@ def walk_to_ends(
     (node, _), grad = edges[0], grads[0]
     if not isinstance(node, _tape.Node) or len(node.outputs) != 1 or type(grad) is not T:
         return None
-    sign = node.signature
-    if sign is None:
-        return None
-    try:
-        key = of_tensor(grad), exact.is_exact(), *[kind_of_end(target) for target, _ in only]
-    except Unsigned:
+    sign, key = node.signature, key_of(grad, only)
+    if sign is None or key is None:
         return None
     if sign.to_ends is None:
         sign.to_ends = {}
-    found = sign.to_ends.get(key, 0)
-    if found is False:
+    found = walk_for(sign.to_ends, key, sign, lambda: WalkToEnds(node, only, grad))
+    if found is None:
         return None
-    if type(found) is int:
-        make_room(sign.to_ends)
-        sign.to_ends[key] = found + 1
-        if found + 1 < fast.after:
-            return None
-        try:
-            with quietly():
-                writer = _Writer(node, only)
-                writer.go_back(grad)
-            found = WalkToEnds(writer.source(), writer.environment, node)
-        except _bound.ChangedSince:  # try again when it has occurred as often once more
-            sign.to_ends[key] = 0
-            return None
-        except (Unbindable, RuntimeError):  # an error comes when its node's turn does
-            found = False
-            if sign.is_deep and sign.rebound < MOST_BOUND:  # perhaps another such graph can be
-                sign.to_ends[key] = -PATIENCE << sign.rebound
-                sign.rebound += 1
-                return None
-        sign.to_ends[key] = found
-        if not found or fast.after > 1:
-            return None
     if not found.trusted:
         if node.sequence == found.first and fast.after > 1:
             return None  # on the numbers that it was recorded with, a comparison proves less
@@ -101,14 +74,11 @@ def walk_to_ends(
                     raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
                 return None
     results = found.run(node, grad, retain_graph, only) if found.trusted else None
-    if results is not None:
-        found.misses = 0
-        return results  # type: ignore[no-any-return]
-    found.misses += 1
-    if sign.is_deep and found.misses >= PATIENCE << sign.rebound and sign.rebound < MOST_BOUND:
-        sign.to_ends[key] = 0  # it is another graph now, with the same last call
-        sign.rebound += 1
-    return None
+    if results is None:
+        has_missed(sign.to_ends, key, sign, found)
+        return None
+    found.misses = 0
+    return results  # type: ignore[no-any-return]
 
 
 def _is_torchs(target: object) -> bool:

@@ -19,27 +19,29 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import EnableTorchFunction
 from .._upcalls import implements
-from ..exact import mode as exact
 from . import bound as _bound
 from . import source
-from .binding import MOST_BOUND, PATIENCE, kind_of_end, make_room, quietly, same_bits
+from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
-from .signature import Unsigned, of_tensor
 
 T = torch.Tensor
 _DETACH = (T.detach, torch.detach)
 
 
-class Replay:
+class Replay(ToEnds):
     """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
     one."""
 
-    def __init__(self, text: str, environment: source.Environment) -> None:
-        self.trusted = False
-        self.misses = 0  # how often in turn it did not fit
-        self.compiled = source.Compiled(text, "backward", "recorded walk", environment)
-        self.source = text
+    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge], grad: T) -> None:
+        with _walk.one_walk(lambda target: False, create_graph=True):
+            writer = _Writer(root, ends)
+            writer.go_back(grad)
+        self.source = writer.source()
+        self.compiled = source.Compiled(
+            self.source, "backward", "recorded walk", writer.environment
+        )
         self.run = self.compiled.function
+        self.trusted = False
 
 
 @implements(_walk)
@@ -61,46 +63,17 @@ def replayed(
         return None
     if node.segment is not None:
         node.segment.expand(node)
-    sign = node.signature
-    if sign is None or grad.layout is not torch.strided:
-        return None
-    try:
-        key = of_tensor(grad), exact.is_exact(), *[kind_of_end(target) for target, _ in only]
-    except Unsigned:
+    sign, key = node.signature, key_of(grad, only)
+    if sign is None or key is None:
         return None
     if sign.replays is None:
         sign.replays = {}
-    found = sign.replays.get(key, 0)
-    if found is False:
+    found = walk_for(sign.replays, key, sign, lambda: Replay(node, only, grad))
+    if found is None:
         return None
-    if type(found) is int:
-        make_room(sign.replays)
-        sign.replays[key] = found + 1
-        if found + 1 < fast.after:
-            return None
-        try:
-            with quietly(), _walk.one_walk(lambda target: False, create_graph=True):
-                writer = _Writer(node, only)
-                writer.go_back(grad)
-            found = Replay(writer.source(), writer.environment)
-        except _bound.ChangedSince:  # try again when it has occurred as often once more
-            sign.replays[key] = 0
-            return None
-        except (Unbindable, RuntimeError, NotImplementedError):
-            found = False
-            if sign.is_deep and sign.rebound < MOST_BOUND:  # perhaps another such graph can be
-                sign.replays[key] = -PATIENCE << sign.rebound
-                sign.rebound += 1
-                return None
-        sign.replays[key] = found
-        if not found or fast.after > 1:
-            return None
     results = found.run(node, grad, only)
     if results is None:
-        found.misses += 1
-        if sign.is_deep and found.misses >= PATIENCE << sign.rebound and sign.rebound < MOST_BOUND:
-            sign.replays[key] = 0  # it is another graph now, with the same last call
-            sign.rebound += 1
+        has_missed(sign.replays, key, sign, found)
         return None
     found.misses = 0
     if not found.trusted:
