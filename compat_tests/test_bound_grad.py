@@ -170,6 +170,21 @@ def test_the_graph_behind_an_end_is_kept(nn, optim):
 
 
 @parity
+def test_an_end_with_a_hook_or_a_kept_gradient(nn, optim):
+    net, found = net_of(nn), []
+    for i in range(12):
+        x = nn.Parameter(torch.randn(4, 3))
+        h = torch.tanh(net.a(x))
+        if i in (5, 9):
+            h.register_hook(lambda g: found.append(g) or g * 2)
+        if i in (6, 9):
+            h.retain_grad()
+        found.append(grad_of(nn)(net.c(torch.exp(h)).sum(), h))
+        found.append(h.grad if i in (6, 9) else None)
+    return found
+
+
+@parity
 def test_through_torchs_own_graph(nn, optim):
     """The input of the net is computed by torch, from the tensor that is asked for."""
     net, found = net_of(nn), []

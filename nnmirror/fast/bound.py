@@ -746,7 +746,10 @@ class Writer:
                     if id(target) not in ends:
                         ends[id(target)] = f"x{len(ends)}"
                         lines.append(f"{ends[id(target)]} = e[{place}]")
-                        if not self.is_part:
+                        if not self.is_part:  # it is an end, and its hooks would be run
+                            if target.is_watched is True:
+                                raise ChangedSince
+                            lines.append(f"if {ends[id(target)]}.is_watched is True: return None")
                             continue
                         conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
                     else:
