@@ -76,12 +76,23 @@ def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
 
 
 def _bind_another(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> None:
-    """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk."""
-    if not _is_out_of_date(bound, sign):
+    """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk;
+    soon while few are kept, as short loops have one for each length."""
+    has_room = bound.trusted and len(bound.others) < _MOST_OTHERS
+    if has_room:
+        is_due = bound.misses >= fast.after and sign.rebound < _MOST_BOUND
+    elif bound.others:  # if it is not trusted yet, its own graph has to come again
+        is_due = bound.misses >= _PATIENCE << sign.rebound and sign.rebound < _MOST_BOUND
+    else:
+        is_due = _is_out_of_date(bound, sign)
+    if not is_due:
         return
-    sign.rebound += 1
     with quietly():
         another = _bind(node)
+    if not another:
+        bound.misses = -_PATIENCE << sign.rebound
+    if not (another and has_room):
+        sign.rebound += 1
     if another:
         others = [known for known in (bound, *bound.others) if known.trusted]
         others.sort(key=lambda known: -known.uses)
@@ -286,7 +297,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
 
 _PATIENCE = 16
 _MOST_BOUND = 8  # of one signature, one after another
-_MOST_OTHERS = 3  # that are kept beside the latest
+_MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
 
 
