@@ -315,3 +315,50 @@ def test_repeated_calls_without_exact_mode():
             (y @ y.transpose(2, 3)).sum().backward()
         grads.append(w.grad)
     torch.testing.assert_close(grads[1], grads[0])
+
+
+@parity
+@pytest.mark.parametrize("meets", ["a hook of a step", "a user's Function", "an error"])
+def test_what_is_complete_during_the_walk(nn, optim, meets):
+    """Code that runs meanwhile finds the gradients of those leaves whose last one has come, and so
+    does who catches an error."""
+    torch.manual_seed(0)
+    net, seen = net_of(nn), []
+    late = nn.Parameter(torch.ones(6))
+    leaves = [late, *net.parameters()]
+
+    def look(*args):
+        seen.append([None if p.grad is None else p.grad.clone() for p in leaves])
+
+    class Looks(nn.Function if nn is nnmirror else torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            look()
+            return g
+
+    for steps in (6, 6, 6, 20, 20, 3, 20):
+        h = net.inp(torch.ones(4, 3))
+        for step in range(steps):
+            h = torch.tanh(net.hidden(h)) * (late if step > 1 else 1.0)
+            if step == 1 and meets == "a hook of a step":
+                h.register_hook(look)
+            elif step == 1 and meets == "a user's Function":
+                h = Looks.apply(h)
+            elif step == 1 and meets == "an error":
+                held = h
+        loss = net.out(h).sum()
+        if meets == "an error":
+            held.detach().mul_(2.0)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+        else:
+            loss.backward()
+        look()
+        if steps > 3:
+            for p in leaves:
+                p.grad = None
+    return seen

@@ -334,8 +334,8 @@ def _with_assignment(node: "_tape.Node") -> None:
     node._saved = node._versions = None if node._saved is None else _NOTHING  # type: ignore[assignment]
     target = change.edges[0]
     node.edges = (change, 0), (view, 0)
-    for made, count in ((change, 2), (view, 1)):
-        put_in_front(made, target and target[0], count)
+    for made in (change, view):
+        put_in_front(made, target and target[0])
 
 
 CopySlices.looked_at = staticmethod(_with_assignment)
@@ -343,7 +343,7 @@ _JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one c
 
 
 @upcall("nnmirror.walk")
-def put_in_front(node: "_tape.Node", target: object, count: int = 1) -> None:
+def put_in_front(node: "_tape.Node", target: object) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed."""
     raise NotImplementedError
 

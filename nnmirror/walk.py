@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
-    NamedTuple,
     Protocol,
     SupportsIndex,
     TypeAlias,
@@ -39,8 +38,6 @@ from .grad_mode import _override
 from .tensor import C_dtype, C_grad, C_shape
 
 if TYPE_CHECKING:
-    import nnmirror.tape
-
     from .fast.bound import Left
 
 _R = TypeVar("_R")
@@ -72,7 +69,7 @@ class _Walks(threading.local):
     leads_to: LeadsTo | None = None
     creates_graph: bool = False  # whether it is recorded itself
     # The local variables of the generic walk with these names; None in any other.
-    known: tuple[dict[int, int], set[int] | None] | None = None
+    known: tuple[Progress, set[int] | None] | None = None
 
 
 _walk_numbers = itertools.count()
@@ -153,16 +150,17 @@ def in_this_walk(hook: types.FunctionType) -> Callable[[torch.Tensor], object]:
 
 
 @implements(_views)
-def put_in_front(node: _tape.Node, target: object, count: int = 1) -> None:
+def put_in_front(node: _tape.Node, target: object) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
-    `target`; so many gradients will come to it.
+    `target`.
 
     That may happen in a hook, for example one that prints a tensor.
     """
     if _walks.known is None:
         return
-    counts, reaches = _walks.known
-    counts.setdefault(id(node), count)
+    progress, reaches = _walks.known
+    if progress.reach is not None:
+        progress.reach.add(id(node))
     if reaches is not None and id(target) in reaches:
         reaches.add(id(node))
 
@@ -211,7 +209,10 @@ def walk(
 
     The order is PyTorch's: of the nodes whose gradients are complete, the one recorded last runs
     first, and gradients are summed in the order in which they arrive. So sums of three or more
-    terms have the same bits.
+    terms have the same bits. A call is recorded after those that made its inputs. So of the nodes
+    that have been reached, the one recorded last is complete, and gradients need not be counted in
+    advance to know that. At leaves they are counted only if somebody could notice when one is
+    complete: a hook or a user's Function that runs meanwhile, or the memory of a large gradient.
 
     With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay of
     an earlier one (see `nnmirror.fast.replay`), which itself may run the generic walk: `replaying`.
@@ -235,7 +236,20 @@ def walk(
     simple = not (captured or create_graph or torch.is_anomaly_enabled())
     binding = simple and binds and not _torch.is_shown()
     add = _add_recorded if create_graph else operator.add
-    counts, order, changed = dependencies(edges, expanding=not binding, as_seen=create_graph)
+    hooked = _state.leaf_hooks_exist
+    progress = Progress(edges)
+    order: list[_tape.Node] = []
+    changed: set[int] = set()
+
+    def look_ahead() -> dict[int, int]:
+        """Look at the graph before anything is computed."""
+        counts, found, since = dependencies(edges, not binding, as_seen=create_graph)
+        order.extend(found)
+        changed.update(since)
+        return counts
+
+    if not binding or hooked or _state.taps:
+        progress.counts = look_ahead()
     if _state.taps:
         untap(order)
     wanted = {(id(t), n) for t, n in captured}
@@ -253,16 +267,13 @@ def walk(
         reaches = _way_to(
             {id(t) for t, _ in only} | (further | changed if theirs else set()), order
         )
-    hooked = _state.leaf_hooks_exist
-    buffers: dict[int, list[torch.Tensor | None]] = {}
-    ready: list[tuple[int, _tape.Node]] = []
-    progress = Progress(counts, buffers, ready)
+    buffers, ready, leaves = progress.arrived, progress.ready, progress.leaves
     sums: set[int] = set()  # where several gradients of bound parts have been added
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
     beside: dict[int, torch.Tensor] = {}  # gradients that end at a requested tensor
 
     def arrive(target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False) -> None:
-        """One gradient (or None) arrives at `target`; process it if it was the last expected one.
+        """One gradient (or None) arrives at `target`, a node or a leaf.
 
         Hooks of a tensor where the walk starts are called even if the walk ends there, as in
         PyTorch.
@@ -276,22 +287,34 @@ def walk(
                 beside[key] = grad if held is None else add(held, grad)
             return
         is_node = isinstance(target, _tape.Node)
-        if key in changed and grad is not None:
+        if changed and key in changed and grad is not None:
             raise NotImplementedError(beyond.CHANGED)
         slots = buffers.get(key)
         if slots is None:
             slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
+            if not is_node:
+                leaves[key] = target
+                if grad is not None:
+                    progress.held += grad.numel() * grad.element_size()
+            elif reaches is None or key in reaches:
+                heapq.heappush(ready, (-target.sequence, target))
         if grad is not None:
             held = slots[index]
             slots[index] = grad if held is None else add(held, grad)
             grad = None  # from here on, only the slot refers to it
-        counts[key] -= 1
-        if counts[key]:
+        if is_node and (reaches is None or key in reaches):
             return
-        if is_node:
-            heapq.heappush(ready, (-target.sequence, target))
-            return
-        del buffers[key]
+        if progress.counts is not None:
+            progress.counts[key] -= 1
+            if not progress.counts[key]:
+                if is_node:  # where the walk starts, and nothing else leads
+                    heapq.heappush(ready, (-target.sequence, target))
+                else:
+                    complete(key)
+
+    def complete(key: int) -> None:
+        """All gradients of a leaf have arrived."""
+        target, slots = leaves.pop(key), buffers.pop(key)
         if stop is not None and slots[0] is None:
             return
         chosen = (key, 0) in wanted
@@ -306,6 +329,8 @@ def walk(
                 give(target, slots[0])
         elif reaches is None or chosen:
             unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+            if not order and _tensor.is_torchs(target):
+                look_ahead()
             if (
                 not _tensor.is_torchs(target)
                 or slots[0] is None
@@ -352,29 +377,27 @@ def walk(
                 if grad.shape != shape or grad.dtype is not dtype:
                     grad = _fitted(grad, shape, dtype)
             key = id(target)
-            if counts[key] == 1 and key not in buffers:  # the first, and the last
-                counts[key] = 0
+            if key in buffers:
+                arrive(target, index, grad)
+            else:
                 slots = buffers[key] = [None] * len(outputs)
                 slots[index] = grad
                 heapq.heappush(ready, (-target.sequence, target))
-            else:
-                arrive(target, index, grad)
             grad = None
 
     def arrive_from_part(targets: Sequence[_tape.Edge], grads: list[torch.Tensor]) -> None:
         """The gradients of a bound part arrive at `targets`; the first one is the last of `grads`.
 
-        As `arrive`, with fewer checks where others have arrived and more will, as at the weights
-        that an unrolled loop uses in each step.
+        As `arrive`, with fewer checks where others have arrived, as at the weights that an unrolled
+        loop uses in each step.
         """
+        is_counting = progress.counts is not None
         for target, index in targets:
             key = id(target)
             slots = buffers.get(key)
-            if slots is None or index or slots[0] is None or counts[key] == 1:
+            if slots is None or index or slots[0] is None or is_counting:
                 arrive(target, index, grads.pop())
-                continue
-            counts[key] -= 1
-            if key in sums:
+            elif key in sums:
                 slots[0].add_(grads.pop())
             else:
                 slots[0] = slots[0] + grads.pop()
@@ -390,64 +413,88 @@ def walk(
         is_leaf = not isinstance(target, _tape.Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
             return None
-        return id(target) in (counts if reaches is None else reaches & counts.keys())
+        return (reaches is None or id(target) in reaches) and progress.leads_to(target)
+
+    def count(node: _tape.Node | None) -> None:
+        """From now on, with `node` the next, complete each leaf as soon as that is possible."""
+        progress.counts = counts = progress.ahead(node)
+        for key in [key for key in leaves if key not in counts]:
+            complete(key)
+
+    def run(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
+        """The step of any node."""
+        if node.segment is not None:
+            node.segment.expand(node)
+        if stop is not None and all(g is None for g in slots):
+            pass_over(node)
+            return
+        if node.tensor_hooks is not None or node.retained is not None:
+            _run_output_hooks(node, slots)
+        if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
+            if slots[0] is not None:
+                to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+            pass_over(node)
+            return
+        for i in range(len(slots)) if wanted else ():
+            if (id(node), i) in wanted:
+                found[id(node), i] = slots[i]
+                if stop is not None:
+                    slots[i] = None
+        if stop is not None and all(g is None for g in slots):
+            pass_over(node)
+            return
+        needs = None
+        if reaches is not None:
+            needs = tuple([t is not None and id(t) in reaches for t in node.targets])
+            if True not in needs:
+                return
+        results = _step(node, slots, needs, create_graph)
+        slots.clear()
+        if not retain_graph:
+            node.free()
+        results.reverse()
+        for edge in node.edges:
+            if edge is None:
+                results.pop()
+                continue
+            if hooked and (reaches is None or id(edge[0]) in reaches):
+                _refuse_swapped(node, edge[0])
+            arrive(edge[0], edge[1], results.pop())
 
     with DisableTorchFunctionSubclass(), one_walk(leads_to, create_graph):
-        _walks.known = counts, reaches
-        for (target, index), grad in zip(edges, grads, strict=True):
-            arrive(target, index, grad, is_root=True)
-        while ready:
-            node = heapq.heappop(ready)[1]
-            slots = buffers.pop(id(node))
-            if simple and len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
-                sign = node.signature
-                if binding and sign is not None and sign.parts is not False:
-                    part = bound_part(node, slots[0], progress, retain_graph)
-                    if part is not None:
-                        slots = []
-                        arrive_from_part(*part)
-                        continue
-                if node.segment is None and node.function.is_rule and node.theirs is None:
+        _walks.known = progress, reaches
+        node = None
+        try:
+            for (target, index), grad in zip(edges, grads, strict=True):
+                arrive(target, index, grad, is_root=True)
+            while ready:
+                node = heapq.heappop(ready)[1]
+                slots = buffers.pop(id(node))
+                is_plain = False
+                if len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
+                    is_plain = simple
+                    if binding and (sign := node.signature) and sign.parts is not False:
+                        part = bound_part(node, slots[0], progress, retain_graph)
+                        if part is not None:
+                            slots = []
+                            arrive_from_part(*part)
+                            continue
+                if progress.counts is None:
+                    if node.is_watched is True or node.attributes is not None:
+                        count(node)  # it runs a user's code
+                    elif progress.held > _MOST_HELD:
+                        count(node)
+                    if not order and _meets_torch(node):
+                        look_ahead()
+                is_rule = node.function.is_rule and node.theirs is None
+                if is_plain and is_rule and node.segment is None:
                     pass_on(node, slots.pop())
-                    continue
-            if node.segment is not None:
-                node.segment.expand(node)
-                counts.update(dict.fromkeys(map(id, node.before), 1))
-            if stop is not None and all(g is None for g in slots):
-                pass_over(node)
-                continue
-            if node.tensor_hooks is not None or node.retained is not None:
-                _run_output_hooks(node, slots)
-            if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
-                if slots[0] is not None:
-                    to_torch.append((tensor, slots[0]))  # its engine calls the hooks
-                pass_over(node)
-                continue
-            for i in range(len(slots)) if wanted else ():
-                if (id(node), i) in wanted:
-                    found[id(node), i] = slots[i]
-                    if stop is not None:
-                        slots[i] = None
-            if stop is not None and all(g is None for g in slots):
-                pass_over(node)
-                continue
-            needs = None
-            if reaches is not None:
-                needs = tuple([t is not None and id(t) in reaches for t in node.targets])
-                if True not in needs:
-                    continue
-            results = _step(node, slots, needs, create_graph)
-            slots = []
-            if not retain_graph:
-                node.free()
-            results.reverse()
-            for edge in node.edges:
-                if edge is None:
-                    results.pop()
-                    continue
-                if hooked and (reaches is None or id(edge[0]) in reaches):
-                    _refuse_swapped(node, edge[0])
-                arrive(edge[0], edge[1], results.pop())
+                else:
+                    run(node, slots)
+            node = None
+        finally:
+            if progress.counts is None:
+                count(node)  # after an error, too: the leaves that are complete get their gradient
         if to_torch and only is not None:
             tensors, starts = zip(*to_torch, strict=True)
             ends = [*theirs.values()]
@@ -471,6 +518,21 @@ def walk(
                 grad, held = beside.pop(id(target)), found.get((id(target), 0))
                 found[id(target), 0] = grad if held is None else add(held, grad)
     return [found.get((id(t), n)) for t, n in captured]
+
+
+# Bytes: so many of gradients may wait for the end of a walk.
+_MOST_HELD = 1 << 20
+
+
+def _meets_torch(node: _tape.Node) -> bool:
+    """Has it an input of torch's graph?"""
+    for target in node.targets:
+        if isinstance(target, _tape.Node):
+            if target.theirs is not None:
+                return True
+        elif target is not None and not isinstance(target, _tensor.Tensor):
+            return True
+    return False
 
 
 def _theirs(target: object) -> torch.Tensor | None:
@@ -1143,12 +1205,36 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     raise NotImplementedError
 
 
-class Progress(NamedTuple):
+class Progress:
     """The progress of a generic walk."""
 
-    counts: dict[int, int]  # by id, how many gradients a node or a leaf still waits for
-    arrived: dict[int, list[torch.Tensor | None]]  # by id, those that wait for more
-    ready: list[tuple[int, nnmirror.tape.Node]]  # a heap of the nodes that are ready
+    def __init__(self, edges: Sequence[_tape.Edge]) -> None:
+        self.edges = edges
+        # The nodes that a gradient has reached, a heap: the one recorded last is the first.
+        self.ready: list[tuple[float, _tape.Node]] = []
+        # By id, the gradients that have arrived at these nodes, and at leaves.
+        self.arrived: dict[int, list[torch.Tensor | None]] = {}
+        self.leaves: dict[int, torch.Tensor] = {}  # those of them that are leaves
+        # By id, how many gradients still come; None: not counted yet.
+        self.counts: dict[int, int] | None = None
+        self.held = 0  # bytes of gradients at leaves, while these are not counted
+        self.reach: set[int] | None = None  # the ids of all that it reaches, if that was asked
+
+    def ahead(self, node: _tape.Node | None = None) -> dict[int, int]:
+        """By id, how many more gradients come to each node and leaf, if `node` is the next."""
+        waiting = [(waiting, 0) for _, waiting in self.ready]
+        if node is not None:
+            waiting.append((node, 0))
+        counts = dependencies(waiting, expanding=False)[0]
+        for target, _ in waiting:
+            counts[id(target)] -= 1
+        return counts
+
+    def leads_to(self, target: _tape.Target) -> bool:
+        """Does the walk reach it?"""
+        if self.reach is None:
+            self.reach = {*dependencies(self.edges, expanding=False)[0]}
+        return id(target) in self.reach
 
 
 @upcall("nnmirror.fast.binding")

@@ -129,7 +129,7 @@ def bound_part(
     parts = sign.parts.get(key) if sign.parts else None
     if parts is None:
         sign.visits += 1
-        if sign.visits < fast.after:
+        if sign.visits < (_VISITS if fast.after > 1 else 1):
             return None
         parts = _bind_part(sign, key, node, grad, progress, is_short=False)
         if parts is None or fast.after > 1:
@@ -141,7 +141,7 @@ def bound_part(
             else:
                 ready = progress.ready
                 until = -ready[0][0] if ready else -1
-                found = part.run(node, grad, retain_graph, progress, until, ())
+                found = part.run(node, grad, retain_graph, until, ())
             if found is not None:
                 part.misses = 0
                 return found
@@ -295,6 +295,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     return sign.rebound < _MOST_BOUND and bound.misses >= patience << sign.rebound
 
 
+_VISITS = 8  # of a node, before a part is bound from it: a loop has more of them in one walk
 _PATIENCE = 16
 _MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 15  # that are kept beside the latest

@@ -57,7 +57,6 @@ _WIDE = 8
 # which for a megabyte takes as long as ten operations on it.
 _TOO_LARGE = 1 << 20
 _TAKEN = {
-    "arrived",
     "backward",
     "e",
     "g",
@@ -142,11 +141,11 @@ class BoundWalk(Bound):
 
 
 class BoundPart(Bound):
-    """A bound part of the walk from one node: `run(node, g, retain_graph, progress, floor, more)`.
+    """A bound part of the walk from one node: `run(node, g, retain_graph, floor, more)`.
 
     It consists of the nodes that the generic walk would run next and whose gradients all come from
-    within the part, or have arrived already. In the second case, as for two heads on one trunk, it
-    has several entries: `more` has the further ones, each with the gradients that have arrived.
+    within the part, or have arrived already. If some have, as for two heads on one trunk, it has
+    several entries: `more` has the further ones, each with the gradients that have arrived.
     `floor` is the sequence number of the latest other node that is waiting. Returns the targets of
     the gradients (leaves and other nodes) and the gradients, the last first; None if the graph is
     not like the one that was bound.
@@ -179,7 +178,7 @@ class BoundPart(Bound):
             return None
         taken = [heapq.heappop(ready) for _ in range(self.more)]
         more = [(entry, progress.arrived[id(entry)]) for _, entry in taken]
-        found = self.run(node, grad, retain_graph, progress, -ready[0][0] if ready else -1, more)
+        found = self.run(node, grad, retain_graph, -ready[0][0] if ready else -1, more)
         for waiting in taken:
             if found is None or trying:
                 heapq.heappush(ready, waiting)
@@ -277,7 +276,6 @@ class Writer:
         self.loop_steps = 1
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
-        self.counts: dict[int, int] = {}  # of the further nodes of a part
         if progress is None:
             self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
             self.whole.sort(key=lambda node: -node.sequence)
@@ -356,7 +354,7 @@ class Writer:
         """
         found: list[_tape.Node] = []
         steps: list[int] = []  # where the next one begins
-        counts, arrived = progress.counts, progress.arrived
+        counts, arrived = progress.ahead(root), progress.arrived
         reached: dict[int, int] = {}
         waiting = [(-root.sequence, root), *progress.ready]
         entries = {id(node) for _, node in waiting}
@@ -364,12 +362,10 @@ class Writer:
         size = 0
         while waiting:
             node = heapq.heappop(waiting)[1]
-            if node is root:
-                is_next = True
-            elif id(node) in entries:
-                is_next = len(arrived[id(node)]) == 1 and arrived[id(node)][0] is not None
-            else:
-                is_next = reached[id(node)] == counts[id(node)] and id(node) not in arrived
+            is_next = reached.get(id(node), 0) == counts[id(node)]
+            if id(node) in entries and node is not root:
+                is_next = is_next and len(arrived[id(node)]) == 1
+                is_next = is_next and arrived[id(node)][0] is not None
             if not is_next or node.is_watched is True or node.signature is None:
                 break
             if node.attributes is not None:  # a user's Function
@@ -386,7 +382,7 @@ class Writer:
                 if edge is None or not isinstance(edge[0], _tape.Node):
                     continue
                 target = edge[0]
-                if id(target) not in reached:
+                if id(target) not in reached and id(target) not in entries:
                     heapq.heappush(waiting, (-target.sequence, target))
                 reached[id(target)] = reached.get(id(target), 0) + 1
         if steps and self.length is None:
@@ -398,7 +394,6 @@ class Writer:
         self.entries = [node for node in found if id(node) in entries]
         # Several may have got the same gradient: each has a name of its own.
         self.come = [arrived[id(e)][0].detach() for e in self.entries[1:]]  # type: ignore[union-attr]
-        self.counts = {id(node): reached[id(node)] for node in found if id(node) not in entries}
         return found
 
     # -- the walk ------------------------------------------------------------------------
@@ -633,7 +628,7 @@ class Writer:
     # -- the whole -----------------------------------------------------------------------
 
     def source(self) -> str:
-        given = "progress, floor, more" if self.is_part else "give"
+        given = "floor, more" if self.is_part else "give"
         lines = [f"def backward(n0, g, retain_graph, {given}):"]
         conditions: list[str] = []
         ends: dict[int, str] = {}  # nodes beyond a part
@@ -641,14 +636,9 @@ class Writer:
             last = self.whole[-1]
             last_name = self.names[id(last)]
             earlier = "" if last.segment is None else " - 1"
-            conditions.append(f"{last_name}.sequence{earlier} < floor")
-            lines.append("counts, arrived, _ = progress")
+            # Otherwise one that waits runs before, or leads to one of these nodes.
+            conditions.append(f"{last_name}.sequence{earlier} <= floor")
             self.ask_of_entries(lines, conditions)
-            for node in self.whole:
-                if id(node) in self.counts:
-                    count = self.counts[id(node)]
-                    conditions.append(f"counts[(key := id({self.names[id(node)]}))] != {count}")
-                    conditions.append("key in arrived")
         leaves = self.fetch(lines, conditions, ends)
         free = self.fetch_saved(lines, conditions, leaves)
         lines += self.body(conditions, free, leaves)
@@ -752,6 +742,7 @@ class Writer:
                             lines.append(f"if {ends[id(target)]}.is_watched is True: return None")
                             continue
                         conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
+                        conditions.append(f"{ends[id(target)]}.theirs is not None")
                     else:
                         lines.append(f"if e[{place}] is not {ends[id(target)]}: return None")
                 elif isinstance(target, _tape.Node):
@@ -774,7 +765,10 @@ class Writer:
                     if expanding:
                         self.environment["is_unusual"] = beyond.is_unusual
                         conditions.append(f"is_unusual({name}, {to})")
-                    elif not self.is_part:
+                    elif self.is_part:
+                        self.environment["has_changed"] = beyond.has_changed
+                        conditions.append(f"has_changed({name}, {to})")
+                    else:
                         if goes_on(target):
                             raise Unbindable
                         self.environment["goes_on"] = goes_on
