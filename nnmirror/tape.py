@@ -1000,7 +1000,7 @@ def record(
         return _noted(record, function, args, inplace, asks)
     if function.exact is not None:
         function = _exact.chosen(function)
-    mode = _override.mode  # is_grad_enabled, without the call
+    mode = _override.mode if _state.own_grad_mode else None  # is_grad_enabled, without the call
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
         if len(args) > function.first_number:
             function.check_numbers(args)  # type: ignore[attr-defined]
@@ -1028,7 +1028,7 @@ def record(
                 if sign is not None and not sign.is_plain:
                     sign = sign.output(arg._output_nr)
             elif kind in _tensor.LEAVES:
-                sign = arg._signature
+                made, sign = None, arg._signature
                 if sign is None:
                     continue  # it is frozen, or gets a signature
             else:
@@ -1036,7 +1036,7 @@ def record(
             if sign is not None:  # the first one stores the calls that were made with it
                 written = sign.calls.get(function)
                 if written is not None:
-                    met = written[0](written[1], arg, args)
+                    met = written[0](written[1], arg, made, args)
                     if met is not None:
                         return met  # type: ignore[no-any-return]
                 is_signed = sign.varying.get(function) is not False
@@ -1351,7 +1351,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     _Tensor = _tensor.Tensor
     edges: list[Edge | None] = []
     key: list[object] = []  # as in `_sign`: the part after the first tracked tensor
-    first = first_arg = None
+    first = first_arg = first_made = None
     for arg in args:
         kind = type(arg)
         if kind is _Tensor:
@@ -1380,7 +1380,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
             elif sign.varying.get(function) is False:
                 return _of_its_kind(function, args)
             else:
-                first, first_arg = sign, arg
+                first, first_arg, first_made = sign, arg, node
                 if key:
                     key.append(HERE)
         elif kind_of(kind) is MIRRORED:  # a parameter
@@ -1442,14 +1442,14 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         return None
     if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
         noted = call.Noted(function, found, args, edges)
-        found.written = call.write([noted], args, edges, named_in_calls(), numbers_vary)
+        found.written = call.write([noted], args, edges, numbers_vary)
     if found.written:
         before = first.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
         kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
         written: Kept = (_one_of, kept) if len(kept) > 1 else kept[0]
-        keep_written(first, function, written if function.exact is None else (*written, True))
-        met = found.written(found, first_arg, args)
+        keep_written(first, function, (*written, function.exact is not None))
+        met = found.written(found, first_arg, first_made, args)
         if met is not None:
             return met
     return _once_more(function, args, found, edges) if found.makes_new else None
@@ -1459,11 +1459,11 @@ _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what 
 
 
 def _one_of(
-    kept: Sequence[tuple[call.Written, Signature]], first: object, args: Args
+    kept: Sequence[tuple[call.Written, Signature]], first: object, made: object, args: Args
 ) -> Made | None:
     """The call by the first of several generated functions that takes these arguments."""
     for written, found in kept:
-        met = written(found, first, args)
+        met = written(found, first, made, args)
         if met is not None:
             return met
     return None
@@ -1471,15 +1471,16 @@ def _one_of(
 
 def keep_written(first: Signature, what: object, written: Kept) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
-    `first`: (the function, the signature that it is given, ...); more for a rule that exact mode
-    replaces. For `_one_of`, in place of the signature, several such functions and signatures."""
+    `first`: (the function, the signature that it is given, whether exact mode replaces it, ...).
+    For `_one_of`, in place of the signature, several such functions and signatures."""
     if first.calls is NO_CALLS:
         first.calls = {}
     first.calls[what] = written
 
 
+@implements(call)
 def named_in_calls() -> dict[str, object]:
-    """What the source of written calls names (see fast/call.py)."""
+    """What the source of generated calls names."""
     return {
         "autocast": is_any_autocast_enabled,
         "disabled": DisableTorchFunctionSubclass,

@@ -203,6 +203,7 @@ def _met(function: Any, given: Args) -> Made | None:
     else None."""
     first = given[0]
     kind = type(first)
+    node = None
     if kind is Tensor:
         node = first._node
         if node is None:
@@ -225,9 +226,9 @@ def _met(function: Any, given: Args) -> Made | None:
     if sign is not None:
         written = sign.calls.get(function)
         if written is not None:
-            if len(written) > 2 and is_exact():  # another function then
+            if written[2] and is_exact():  # another function then
                 return None
-            return written[0](written[1], first, given)
+            return written[0](written[1], first, node, given)
         if sign.varying.get(function) is not False:
             return None
     if function.exact is not None:

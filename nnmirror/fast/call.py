@@ -9,7 +9,7 @@ The source contains nothing specific to one call: calls with the same kinds of a
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from ..tape import Edge
 
-# (the signature, or that of each call; the first argument that has one; all arguments); what
-# `record` returns, or None.
-Written: TypeAlias = Callable[[Any, object, Args], Made | None]
+# (the signature, or that of each call; the first argument that has one; the node that made it, if
+# any; all arguments); what `record` returns, or None.
+Written: TypeAlias = Callable[[Any, object, object, Args], Made | None]
 
 
 class Noted(NamedTuple):
@@ -46,15 +46,14 @@ def write(
     calls: Sequence[Noted],
     args: Args,
     edges: "Sequence[Edge | None]",
-    parts: Mapping[str, object],
     numbers_vary: bool = False,
 ) -> Written | Literal[False]:
     """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
     the calls cannot be written.
 
     That is one call with these arguments, or several, of which the last gives the result and the
-    other results are not exposed. `parts` has the names that the source uses from the tape. If
-    `numbers_vary`, any other number may be given in place of one that is not an integer.
+    other results are not exposed. If `numbers_vary`, any other number may be given in place of one
+    that is not an integer.
     """
     try:
         text = _Text(args, edges, numbers_vary)
@@ -72,7 +71,7 @@ def write(
     except Unwritable:
         return False
     text.lines.append("return out, node")
-    return text.made({**text.environment, **parts})
+    return text.made()
 
 
 class Unwritable(Exception):
@@ -156,7 +155,7 @@ class _Text:
         sign = target.signature
         conditions = []
         if is_first:
-            self.lines += [f"if {a} is not first: return None", f"{n} = {a}._node"]
+            self.lines += [f"if {a} is not first: return None", f"{n} = made"]
         else:
             conditions = [
                 f"(type({a}) is not Tensor and ({a} := standing_for({a})) is None)",
@@ -324,14 +323,15 @@ class _Text:
         if several:
             self.track_results(call, base if function.is_view else "")
             return
-        self.lines += ["out.__class__ = Tensor", "out._node = node"]
+        # One statement for all attributes takes half the time of the first assignment.
+        self.lines += ["out.__class__ = Tensor", "out.__dict__ = {'_node': node}"]
         if not function.is_view:
             return
         if base.startswith("out"):  # the result of another of the calls, which is exposed now
             if base in self.kept_by_own:
                 raise Unwritable  # it would keep itself alive
             made = base.replace("out", "node")
-            self.lines += [f"{base}.__class__ = Tensor", f"{base}._node = {made}"]
+            self.lines += [f"{base}.__class__ = Tensor", f"{base}.__dict__ = {{'_node': {made}}}"]
         elif not isinstance(self.args[int(base[1:])], Tensor):
             self.lines.append(f"out._view_of = view_of(node, out, {base}, False)")
             return
@@ -362,7 +362,7 @@ class _Text:
                 self.lines += [
                     f"result = out[{i}]",
                     "result.__class__ = Tensor",
-                    "result._node = node",
+                    "result.__dict__ = {'_node': node}",
                     *([f"result._output_nr = {i}"] if i else []),
                     *(["result._view_of = (root, result._version, 'several')"] if base else []),
                 ]
@@ -425,10 +425,10 @@ class _Text:
         self.lines.append(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
         return f"s{word}"
 
-    def made(self, environment: source.Environment) -> Written:
-        lines = ["def make(", *[f"    {name}," for name in environment], "):"]
+    def made(self) -> Written:
+        lines = ["def make(", *[f"    {name}," for name in self.environment], "):"]
         lines += [
-            "    def call(found, first, args):",
+            "    def call(found, first, made, args):",
             f"        try: {' '.join(f'{name},' for name in self.names)} = args",
             "        except ValueError: return None",
             "        if autocast() or transform() is not None: return None",
@@ -439,7 +439,7 @@ class _Text:
         else:
             lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
-        return _compiled("\n".join(lines)).function(**environment)  # type: ignore[no-any-return]
+        return _compiled("\n".join(lines)).function(**self.environment)  # type: ignore[no-any-return]
 
 
 def _versions_of(node: str, versions: Sequence[str]) -> list[str]:
@@ -479,19 +479,34 @@ def _leads_to_torch(edge: "Edge | None") -> bool:
     return edge is not None and is_torchs(edge[0])
 
 
-@functools.lru_cache(maxsize=512)
-def _compiled(text: str) -> source.Compiled:
-    environment = {
-        "is_alike": _is_alike,
-        "new_node": object.__new__,
-        "strided": torch.strided,
-        "Tensor": Tensor,
-    }
-    return source.Compiled(text, "make", "call", environment)
-
-
 def _is_alike(value: object, key: object) -> bool:
     try:
         return bool(of_value(value) == key)
     except Unsigned:
         return False
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(text: str) -> source.Compiled:
+    return source.Compiled(text, "make", "call", _named())
+
+
+@functools.cache
+def _named() -> source.Environment:
+    """What the sources name besides their own constants.
+
+    As globals, these are shared by all generated functions, which takes less memory than cells.
+    """
+    return {
+        "is_alike": _is_alike,
+        "new_node": object.__new__,
+        "strided": torch.strided,
+        "Tensor": Tensor,
+        **named_in_calls(),
+    }
+
+
+@upcall("nnmirror.tape")
+def named_in_calls() -> source.Environment:
+    """What the tape adds to these."""
+    raise NotImplementedError

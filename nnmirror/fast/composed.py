@@ -103,14 +103,15 @@ class _WithKeywords(dict[tuple[str, ...], object]):
 def met_before(what: object, given: Args) -> Made | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
-    sign, first = _first_signed(given)
+    sign, first, made = _first_signed(given)
     if sign is None or (kept := sign.calls.get(what)) is None or not tape.is_usual():
         return None
-    return kept[0](kept[1], first, given)  # type: ignore[no-any-return]
+    return kept[0](kept[1], first, made, given)  # type: ignore[no-any-return]
 
 
-def _first_signed(given: Args) -> tuple[Signature | None, object]:
-    """The first argument that requires grad, and its signature, if it has one."""
+def _first_signed(given: Args) -> tuple[Signature | None, object, object]:
+    """The first argument that requires grad: its signature, if it has one, the argument, and the
+    node that made it, if any."""
     for value in given:
         kind = type(value)
         if kind is Tensor:
@@ -120,10 +121,10 @@ def _first_signed(given: Args) -> tuple[Signature | None, object]:
             sign = node.signature
             if sign is not None and not sign.is_plain:
                 sign = sign.output(value._output_nr)
-            return sign, value
+            return sign, value, node
         if kind in LEAVES and value._requires_grad:
-            return value._signature, value
-    return None, None
+            return value._signature, value, None
+    return None, None, None
 
 
 def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool = False) -> R:
@@ -132,7 +133,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     With `all_used` only if each tensor among `given` is an operand of what it records; otherwise
     its number or its shape may be.
     """
-    sign, _ = _first_signed(given)
+    sign = _first_signed(given)[0]
     if sign is None or not tape.is_usual():
         return function()
     kept = sign.calls.get(what)
@@ -174,7 +175,7 @@ def warn(message: str, stacklevel: int) -> None:
     warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def _nothing(found: object, first: object, args: Args) -> None:
+def _nothing(found: object, first: object, made: object, args: Args) -> None:
     """In place of a generated function."""
 
 
@@ -201,6 +202,6 @@ def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call
             edges.append(edge_of(value) if is_tensor else None)
         if any(e is not None and is_torchs(e[0]) for e in edges):
             return nothing
-        written = _call.write(calls, given, edges, tape.named_in_calls())
+        written = _call.write(calls, given, edges)
     signs = tuple([c.found for c in calls])
     return (written, signs if len(signs) > 1 else signs[0]) if written else nothing

@@ -303,7 +303,7 @@ class _Text:
             "if not is_new: return finished(node, out, args)",
             "node.sequence = next(sequence)",
             "out.__class__ = Tensor",
-            "out._node = node",
+            "out.__dict__ = {'_node': node}",
         ]
         if function.is_view:
             version = "a0_view[1]"  # that of the memory, as was asked above

@@ -20,8 +20,10 @@ class Compiled:
         self.filename = f"<nnmirror {kind} {next(_source_numbers)}>"
         lines = source.splitlines(keepends=True)
         linecache.cache[self.filename] = len(source), None, lines, self.filename
-        exec(compile(source, self.filename, "exec"), environment)
-        self.function: Callable[..., Any] = environment.pop(name)  # no cycle
+        made: Environment = {}
+        exec(compile(source, self.filename, "exec"), environment, made)
+        self.function: Callable[..., Any] = made.pop(name)  # its globals do not refer to it
+        environment.update(made)
 
     def __del__(self) -> None:
         linecache.cache.pop(self.filename, None)
