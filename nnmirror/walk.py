@@ -268,7 +268,7 @@ def walk(
             {id(t) for t, _ in only} | (further | changed if theirs else set()), order
         )
     buffers, ready, leaves = progress.arrived, progress.ready, progress.leaves
-    sums: set[int] = set()  # where several gradients of bound parts have been added
+    sums: set[int] = set()  # where gradients of bound parts have been added, to a tensor of its own
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
     beside: dict[int, torch.Tensor] = {}  # gradients that end at a requested tensor
 
@@ -392,16 +392,22 @@ def walk(
         loop uses in each step.
         """
         is_counting = progress.counts is not None
+        held: list[torch.Tensor] = []
+        more: list[torch.Tensor] = []
         for target, index in targets:
             key = id(target)
             slots = buffers.get(key)
             if slots is None or index or slots[0] is None or is_counting:
                 arrive(target, index, grads.pop())
             elif key in sums:
-                slots[0].add_(grads.pop())
+                held.append(slots[0])
+                more.append(grads.pop())
             else:
                 slots[0] = slots[0] + grads.pop()
-                sums.add(key)
+                if slots[0].is_cpu:  # elsewhere, these are added in no particular order
+                    sums.add(key)
+        if held:
+            torch._foreach_add_(held, more)
 
     def pass_over(node: _tape.Node) -> None:
         """What lies behind where the walk stops is left as it is; others may lead there too."""
