@@ -795,6 +795,8 @@ class Function:
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     operands: tuple[int, ...] = ()  # where `forward` takes a number also as a tensor
+    # Computes `forward` of the first two arguments, if the others have their defaults.
+    operator: TorchFunction | None = None
     counted_too: str = ""  # of a node with this other name
     named_by_types: bool = False  # label_of only asks for the types of arguments, or of a tuple's
     # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
@@ -1498,7 +1500,8 @@ def named_in_calls() -> dict[str, object]:
 def _standing_for(value: object) -> "_tensor.Tensor | None":
     """What stands for a result of torch's own among the arguments of a call; None if nothing."""
     if type(value) is torch.Tensor and value.requires_grad and not value.is_leaf:
-        return taken_over(value)
+        with DisableTorchFunctionSubclass():
+            return taken_over(value)
     return None
 
 

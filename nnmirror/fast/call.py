@@ -89,6 +89,9 @@ class _Text:
         self.args = args
         self.environment: source.Environment = {}
         self.targets: list[str] = []
+        # What is asked first, and asks no tracked tensor anything of torch: where several functions
+        # are tried, most calls that are not for this one end here.
+        self.first_lines: list[str] = []
         self.lines: list[str] = []
         self.has_first = False
         self.given = edges
@@ -111,7 +114,9 @@ class _Text:
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             conditions = self.asked(i, arg, edge)
             if conditions:
-                self.lines.append(f"if {' or '.join(conditions)}: return None")
+                asks_torch = is_torchs(edge[0]) if edge is not None else isinstance(arg, Tensor)
+                lines = self.lines if asks_torch else self.first_lines
+                lines.append(f"if {' or '.join(conditions)}: return None")
             elif edge is None:
                 self.asked_at_length(i, arg)
             if edge is not None and is_torchs(edge[0]) and type(arg) is torch.Tensor:
@@ -155,7 +160,7 @@ class _Text:
         sign = target.signature
         conditions = []
         if is_first:
-            self.lines += [f"if {a} is not first: return None", f"{n} = made"]
+            self.first_lines += [f"if {a} is not first: return None", f"{n} = made"]
         else:
             conditions = [
                 f"(type({a}) is not Tensor and ({a} := standing_for({a})) is None)",
@@ -164,10 +169,10 @@ class _Text:
                 f"sign.serial != {self.constant('serial', i, sign.serial)}",
             ]
         if not sign.is_plain:
-            conditions += [
-                f"{a}._output_nr != {index}",
-                f"((view := {a}._view_of) is not None and view[1] != {a}._version)",
-            ]
+            conditions.append(f"{a}._output_nr != {index}")
+            self.lines.append(
+                f"if (view := {a}._view_of) is not None and view[1] != {a}._version: return None"
+            )
         return conditions
 
     def asked_of_plain(self, a: str, i: int, arg: object) -> list[str]:
@@ -207,11 +212,11 @@ class _Text:
         """The same for one that is compared item by item."""
         a, value = f"a{i}", self.constant("value", i, of_value(arg))
         if type(arg) is not tuple or {*map(type, arg)} != {int}:
-            self.lines.append(f"if not is_alike({a}, {value}): return None")
+            self.first_lines.append(f"if not is_alike({a}, {value}): return None")
             return
         given = self.constant("given", i, arg)  # sizes: a layer has the same tuple each time
         kinds = self.constant("kinds", i, (int,) * len(arg))
-        self.lines.append(
+        self.first_lines.append(
             f"if {a} is not {given} and (type({a}) is not tuple"
             f" or tuple(map(type, {a})) != {kinds} or {a} != {given}): return None"
         )
@@ -220,7 +225,7 @@ class _Text:
         """The same for arguments that are one tensor, which `word` cannot tell apart."""
         for name, arg in zip(self.names, self.args, strict=True):
             if _is_tensor(arg) and self.words[id(arg)] != name:
-                self.lines.append(f"if {name} is not {self.words[id(arg)]}: return None")
+                self.first_lines.append(f"if {name} is not {self.words[id(arg)]}: return None")
 
     def constant(self, kind: str, i: int, value: object) -> str:
         """The name of a constant of this signature."""
@@ -255,14 +260,17 @@ class _Text:
             base = self.bases.get(words[0], words[0])
         targets = self.targets if is_whole else [self.target(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
-        new = {f"compute{number}": plan.compute, f"function{number}": function}
+        compute = plan.compute
         given = [
             self.operand(word, call.args[i], call.args[0], f"c{number}_{i}")
             if i in function.operands
             else word
             for i, word in enumerate(words)
         ]
-        if isinstance(plan.compute, formula.OF_TORCH) and not function.is_view:
+        if function.operator is not None and _has_defaults(function, call.args):
+            compute, given = function.operator, given[:2]
+        new = {f"compute{number}": compute, f"function{number}": function}
+        if isinstance(compute, formula.OF_TORCH) and not function.is_view:
             given = [self.alias(word) for word in given]
         elif self.leaves:
             self.asks_tracked = True
@@ -285,9 +293,7 @@ class _Text:
             for i, place in enumerate(plan.saves)
         ]
         versions = [
-            "0"
-            if name == result and inspect.isbuiltin(plan.compute)
-            else f"{self.alias(name)}._version"
+            "0" if name == result and inspect.isbuiltin(compute) else f"{self.alias(name)}._version"
             for name in saved
         ]
         if of_more is not None:
@@ -301,12 +307,17 @@ class _Text:
             f"{node}.function = function{number}",
             f"{node}.signature = {node}.like = found{number}",
             f"{node}.targets = ({' '.join(targets)})",
-            f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
-            "try:",
-            *[f"    {line}" for line in _versions_of(node, versions)],
-            "except RuntimeError:  # one of inference mode",
-            f"    {node}.save_for_backward(*{node}._saved)",
         ]
+        if saved:
+            self.lines += [
+                f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
+                "try:",
+                *[f"    {line}" for line in _versions_of(node, versions)],
+                "except RuntimeError:  # one of inference mode",
+                f"    {node}.save_for_backward(*{node}._saved)",
+            ]
+        else:
+            self.lines.append(f"{node}._saved = {node}._versions = ()")
         if plan.is_open:
             new["given"] = plan.given
             self.lines.append(f"{node}.given = given(args)")
@@ -323,19 +334,28 @@ class _Text:
         if several:
             self.track_results(call, base if function.is_view else "")
             return
-        # One statement for all attributes takes half the time of the first assignment.
-        self.lines += ["out.__class__ = Tensor", "out.__dict__ = {'_node': node}"]
         if not function.is_view:
+            self.track("out", "node")
             return
         if base.startswith("out"):  # the result of another of the calls, which is exposed now
             if base in self.kept_by_own:
                 raise Unwritable  # it would keep itself alive
-            made = base.replace("out", "node")
-            self.lines += [f"{base}.__class__ = Tensor", f"{base}.__dict__ = {{'_node': {made}}}"]
+            self.track(base, base.replace("out", "node"))
         elif not isinstance(self.args[int(base[1:])], Tensor):
+            self.track("out", "node")
             self.lines.append(f"out._view_of = view_of(node, out, {base}, False)")
             return
-        self.lines += [line.format(base=base) for line in _VIEW_OF_OURS]
+        self.lines.append(f"view = {base}._view_of")  # the rest is as `view_from(base, out)`
+        view = (
+            f"({base}, out._version, 'plain') if view is None else (view[0], out._version, view[2])"
+        )
+        self.track("out", "node", f"'_view_of': {view}")
+
+    def track(self, out: str, node: str, *more: str) -> None:
+        """Make a result tracked. `more` has further attributes: set in one statement, they all take
+        half the time of the first assignment."""
+        attributes = ", ".join([f"'_node': {node}", *more])
+        self.lines += [f"{out}.__dict__ = {{{attributes}}}", f"{out}.__class__ = Tensor"]
 
     def name_results(self, found: Signature, saved: set[int]) -> None:
         """Name those of several results that are saved, a float one as an alias."""
@@ -357,15 +377,11 @@ class _Text:
             self.lines.append(f"root = {base} if (view := {base}._view_of) is None else view[0]")
         found = call.found
         assert found is not None
+        view = ["'_view_of': (root, result._version, 'several')"] if base else []
         for i, meta in enumerate(found.outputs):
             if meta is not None and meta[1].is_floating_point:
-                self.lines += [
-                    f"result = out[{i}]",
-                    "result.__class__ = Tensor",
-                    "result.__dict__ = {'_node': node}",
-                    *([f"result._output_nr = {i}"] if i else []),
-                    *(["result._view_of = (root, result._version, 'several')"] if base else []),
-                ]
+                self.lines.append(f"result = out[{i}]")
+                self.track("result", "node", *([f"'_output_nr': {i}"] if i else []), *view)
         self.lines.append("if type(out) is not list: out = tuple(out)")
 
     def compute(self, call: Noted, number: str) -> None:
@@ -431,6 +447,7 @@ class _Text:
             "    def call(found, first, made, args):",
             f"        try: {' '.join(f'{name},' for name in self.names)} = args",
             "        except ValueError: return None",
+            *[f"        {line}" for line in self.first_lines],
             "        if autocast() or transform() is not None: return None",
             "        if forward_mode['_current_level'] >= 0: return None",
         ]
@@ -455,13 +472,6 @@ def _versions_of(node: str, versions: Sequence[str]) -> list[str]:
 
 
 _LITERALS = (bool, int, str)
-# As `view_from(base, out)`.
-_VIEW_OF_OURS = [
-    "if (view := {base}._view_of) is None:",
-    "    out._view_of = ({base}, out._version, 'plain')",
-    "else:",
-    "    out._view_of = (view[0], out._version, view[2])",
-]
 _NUMBERS = (int, float)
 
 
@@ -473,6 +483,16 @@ def operand(value: object, like: torch.Tensor) -> object:
 
 def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
+
+
+def _has_defaults(function: "type[nnmirror.tape.Function]", args: Args) -> bool:
+    """Are all but the first two arguments those that `forward` has by default?"""
+    assert function.formulas is not None
+    defaults = function.formulas.defaults
+    return all(
+        type(arg) is type(default) and arg == default
+        for arg, default in zip(args[2:], defaults[2:], strict=False)
+    )
 
 
 def _leads_to_torch(edge: "Edge | None") -> bool:

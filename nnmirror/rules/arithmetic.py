@@ -56,6 +56,7 @@ class Add(Rule):
 
     counted = (0, 1)
     operands = (1,)
+    operator = torch.add
 
     @staticmethod
     def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
@@ -77,6 +78,7 @@ class Sub(Rule):
 
     counted = (0, 1)
     operands = (1,)
+    operator = torch.sub
 
     @staticmethod
     def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
@@ -93,6 +95,8 @@ class Sub(Rule):
 
 class Rsub(Rule):
     """z = other - x:  dx = -g"""
+
+    operator = torch.rsub
 
     @staticmethod
     def forward(input: T, other: T | Number, alpha: Number = 1) -> T:
@@ -121,6 +125,7 @@ class Mul(Rule):
 
     counted = (0, 1)
     operands = (1,)
+    operator = torch.mul
     saves_number = True  # PyTorch saves a number as a tensor, and frees it
 
     @staticmethod
@@ -143,6 +148,7 @@ class Div(Rule):
 
     counted = (0, 1)
     operands = (1,)
+    operator = torch.div
     counted_too = "DivBackward2"
     saves_number = True
 
