@@ -407,7 +407,7 @@ def walk(
                 if slots[0].is_cpu:  # elsewhere, these are added in no particular order
                     sums.add(key)
         if held:
-            torch._foreach_add_(held, more)
+            _torch.foreach_add_(held, more)
 
     def pass_over(node: _tape.Node) -> None:
         """What lies behind where the walk stops is left as it is; others may lead there too."""
