@@ -1009,17 +1009,20 @@ class Module(_RefusedByTorchModules):
 
     def _persistent_buffers(self) -> dict[str, Tensor]:
         """This module's own buffers that are part of its state."""
+        if not self._buffers:
+            return {}
         transient = self._non_persistent_buffers_set
         return {k: b for k, b in self._buffers.items() if b is not None and k not in transient}
 
     def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
-        if keep_vars or not tape.ORDINARY.issuperset(map(type, self._parameters.values())):
-            for name, value in self._parameters.items():
+        own = self._parameters
+        if keep_vars or not tape.ORDINARY.issuperset(map(type, own.values())):
+            for name, value in own.items():
                 if value is not None:
                     destination[prefix + name] = value if keep_vars else value.detach()
-        else:
+        elif own:
             with DisableTorchFunctionSubclass():
-                for name, value in self._parameters.items():
+                for name, value in own.items():
                     if value is not None:
                         destination[prefix + name] = Tensor.detach(value)
         for name, buffer in self._persistent_buffers().items():
