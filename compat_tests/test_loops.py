@@ -362,3 +362,26 @@ def test_what_is_complete_during_the_walk(nn, optim, meets):
             for p in leaves:
                 p.grad = None
     return seen
+
+
+@parity
+def test_a_step_that_uses_an_earlier_one_twice(nn, optim):
+    """Where a part of the walk ended, the same layout may come from its own last node."""
+
+    def loss_of(steps, back):
+        states = [torch.tanh(x @ p)]
+        for _ in range(steps):
+            held = states[max(0, len(states) - back)]
+            states.append(torch.tanh(torch.sigmoid(states[-1] @ p) + held))
+        return states[-1].pow(2).sum()
+
+    torch.manual_seed(0)
+    p, x = nn.Parameter(torch.randn(3, 3)), torch.randn(4, 3)
+    found = []
+    for repeat in range(20):
+        loss_of(12 + repeat % 4, 3).backward()
+    for retain in (True, False):
+        p.grad = None
+        loss_of(13, 1).backward(retain_graph=retain)
+        found.append(p.grad.clone())
+    return found

@@ -1,6 +1,9 @@
 """Long runs: memory does not grow, and is freed without the garbage collector."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import torch
@@ -115,3 +118,30 @@ def test_an_unused_graph_of_a_gradient_is_freed():
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+_ACCUMULATES = """
+import resource, torch, nnmirror
+torch.set_num_threads(1)
+layers = [nnmirror.Linear(512, 512, bias=False) for _ in range(100)]  # a megabyte each
+for layer in layers:
+    layer.weight.grad = torch.zeros(512, 512)
+held = []
+for _ in range(40):
+    h = torch.ones(2, 512)
+    for layer in layers:
+        h = torch.tanh(layer(h))
+    h.sum().backward()
+    held.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(held[-1] - held[0])
+"""
+
+
+def test_gradients_are_added_as_soon_as_they_are_complete():
+    """Even where bound parts bring them, a backward needs no second set of gradients."""
+    environment = dict(os.environ, NNMIRROR_EXACT="0")
+    run = subprocess.run(
+        [sys.executable, "-c", _ACCUMULATES], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 40

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nnmirror
 
@@ -434,3 +435,55 @@ def test_a_module_converted_between_forward_and_backward(nn, optim):
             found.append(str(error))
         net.float()
     return found
+
+
+@parity
+def test_the_order_of_hooks_of_leaves(nn, optim):
+    """The leaf whose last gradient comes first has its hook called first."""
+    torch.manual_seed(0)
+    p, seen = nn.Parameter(torch.randn(3)), []
+    leaves = [torch.randn(3, requires_grad=True) for _ in range(3)]
+    for i, leaf in enumerate(leaves):
+        leaf.register_hook(lambda g, i=i: seen.append((i, g.clone())))
+    for _ in range(6):
+        h = leaves[0] * p
+        h = leaves[1] * h * p * leaves[2]
+        (h * leaves[0] * leaves[1]).sum().backward()
+    return seen, [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("looks", ["retain_grad", "hook", "large"])
+@pytest.mark.parametrize("change", [lambda x: x.mul_(3.0), lambda x: x.detach_()])
+def test_a_changed_result_of_torchs_is_refused_after_a_hook_too(looks, change):
+    rows = 400_000 if looks == "large" else 4
+    base, p = torch.ones(rows, 1, requires_grad=True), nnmirror.Parameter(torch.ones(rows, 1))
+    for _ in range(5):
+        x = base * 2
+        y = ((x + p) * p).tanh()
+        if looks == "retain_grad":
+            y.retain_grad()
+        elif looks == "hook":
+            y.register_hook(lambda g: None)
+        change(x)
+        with pytest.raises(NotImplementedError, match="changed in place"):
+            y.sum().backward()
+        assert base.grad is None
+
+
+@parity
+def test_attributes_that_a_mode_gives_results(nn, optim):
+    class Named(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            if isinstance(out, torch.Tensor):
+                out.named = str(func)
+            return out
+
+    p, found = nn.Parameter(torch.randn(4, 3)), []
+    for _ in range(6):
+        with Named():
+            y = torch.tanh(p * 2.0)
+            z = y[1:].exp()
+        found += [getattr(t, "named", None) for t in (y, z)]
+        z.sum().backward()
+    return found, p.grad

@@ -204,6 +204,12 @@ forward_mode: dict[str, Any] = {"_current_level": -1}
 if "_current_level" in getattr(sys.modules.get("torch.autograd.forward_ad"), "__dict__", {}):
     forward_mode = vars(sys.modules["torch.autograd.forward_ad"])
 
+# Its "_is_in_torch_dispatch_mode" is True within a TorchDispatchMode, which may set attributes of
+# results. Asked faster than `len_torch_dispatch_stack`; without it, such attributes are lost.
+dispatch_mode: dict[str, Any] = {"_is_in_torch_dispatch_mode": False}
+if "_is_in_torch_dispatch_mode" in vars(torch.utils._python_dispatch):
+    dispatch_mode = vars(torch.utils._python_dispatch)
+
 
 def is_shown() -> bool:
     """Does a mode see each operation? One that only sets the device of new tensors does not

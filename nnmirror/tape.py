@@ -1486,6 +1486,7 @@ def named_in_calls() -> dict[str, object]:
     return {
         "autocast": is_any_autocast_enabled,
         "disabled": DisableTorchFunctionSubclass,
+        "dispatch_mode": _torch.dispatch_mode,
         "forward_mode": forward_mode,
         "Node": Node,
         "sequence": _sequence,

@@ -304,7 +304,9 @@ def walk(
             grad = None  # from here on, only the slot refers to it
         if is_node and (reaches is None or key in reaches):
             return
-        if progress.counts is not None:
+        if progress.counts is None:
+            progress.came.append(((target, 0),))
+        else:
             progress.counts[key] -= 1
             if not progress.counts[key]:
                 if is_node:  # where the walk starts, and nothing else leads
@@ -408,6 +410,7 @@ def walk(
                     sums.add(key)
         if held:
             _torch.foreach_add_(held, more)
+        progress.came.append(targets)
 
     def pass_over(node: _tape.Node) -> None:
         """What lies behind where the walk stops is left as it is; others may lead there too."""
@@ -424,8 +427,9 @@ def walk(
     def count(node: _tape.Node | None) -> None:
         """From now on, with `node` the next, complete each leaf as soon as that is possible."""
         progress.counts = counts = progress.ahead(node)
-        for key in [key for key in leaves if key not in counts]:
-            complete(key)
+        for key in progress.leaves_in_order():
+            if key not in counts:
+                complete(key)
 
     def run(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
         """The step of any node."""
@@ -476,6 +480,11 @@ def walk(
             while ready:
                 node = heapq.heappop(ready)[1]
                 slots = buffers.pop(id(node))
+                if progress.counts is None:
+                    if node.is_watched is True or node.attributes is not None:
+                        count(node)  # it runs a user's code
+                    elif progress.held > _MOST_HELD:
+                        count(node)
                 is_plain = False
                 if len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
                     is_plain = simple
@@ -485,13 +494,8 @@ def walk(
                             slots = []
                             arrive_from_part(*part)
                             continue
-                if progress.counts is None:
-                    if node.is_watched is True or node.attributes is not None:
-                        count(node)  # it runs a user's code
-                    elif progress.held > _MOST_HELD:
-                        count(node)
-                    if not order and _meets_torch(node):
-                        look_ahead()
+                if not order and _meets_torch(node):
+                    look_ahead()
                 is_rule = node.function.is_rule and node.theirs is None
                 if is_plain and is_rule and node.segment is None:
                     pass_on(node, slots.pop())
@@ -1221,6 +1225,9 @@ class Progress:
         # By id, the gradients that have arrived at these nodes, and at leaves.
         self.arrived: dict[int, list[torch.Tensor | None]] = {}
         self.leaves: dict[int, torch.Tensor] = {}  # those of them that are leaves
+        # While these are not counted: their gradients in order, and those of bound parts with all
+        # targets.
+        self.came: list[Sequence[_tape.Edge]] = []
         # By id, how many gradients still come; None: not counted yet.
         self.counts: dict[int, int] | None = None
         self.held = 0  # bytes of gradients at leaves, while these are not counted
@@ -1235,6 +1242,18 @@ class Progress:
         for target, _ in waiting:
             counts[id(target)] -= 1
         return counts
+
+    def leaves_in_order(self) -> list[int]:
+        """The ids of the leaves; the one that got a gradient last is the last."""
+        found: dict[int, None] = {}
+        for targets in reversed(self.came):
+            for target, _ in reversed(targets):
+                if id(target) in self.leaves:
+                    found[id(target)] = None
+            if len(found) == len(self.leaves):
+                break
+        self.came.clear()
+        return [*reversed(found)]
 
     def leads_to(self, target: _tape.Target) -> bool:
         """Does the walk reach it?"""

@@ -741,7 +741,7 @@ class Writer:
                                 raise ChangedSince
                             lines.append(f"if {ends[id(target)]}.is_watched is True: return None")
                             continue
-                        conditions.append(f"{ends[id(target)]}.sequence > {last_name}.sequence")
+                        conditions.append(f"{ends[id(target)]}.sequence >= {last_name}.sequence")
                         conditions.append(f"{ends[id(target)]}.theirs is not None")
                     else:
                         lines.append(f"if e[{place}] is not {ends[id(target)]}: return None")

@@ -450,6 +450,7 @@ class _Text:
             *[f"        {line}" for line in self.first_lines],
             "        if autocast() or transform() is not None: return None",
             "        if forward_mode['_current_level'] >= 0: return None",
+            "        if dispatch_mode['_is_in_torch_dispatch_mode']: return None",
         ]
         if self.asks_tracked:
             lines += ["        with disabled():", *[f"            {line}" for line in self.lines]]

@@ -119,6 +119,7 @@ class _Text:
             "autocast": _torch.is_any_autocast_enabled,
             "device_of": _tensor.C_device,
             "disabled": _torch.DisableTorchFunctionSubclass,
+            "dispatch_mode": _torch.dispatch_mode,
             "dtype_of": _tensor.C_dtype,
             "finished": _tape.finished,
             "forward_mode": _torch.forward_mode,
@@ -179,6 +180,7 @@ class _Text:
                 head,
                 "if autocast() or transform() is not None: return None",
                 "if forward_mode['_current_level'] >= 0: return None",
+                "if dispatch_mode['_is_in_torch_dispatch_mode']: return None",
                 "with disabled():",
                 *[f"    {line}" for line in lines],
             ]
