@@ -393,13 +393,16 @@ def walk(
         As `arrive`, with fewer checks where others have arrived, as at the weights that an unrolled
         loop uses in each step.
         """
-        is_counting = progress.counts is not None
+        if progress.counts is not None:
+            for target, index in targets:
+                arrive(target, index, grads.pop())
+            return
         held: list[torch.Tensor] = []
         more: list[torch.Tensor] = []
         for target, index in targets:
             key = id(target)
             slots = buffers.get(key)
-            if slots is None or index or slots[0] is None or is_counting:
+            if slots is None or index or slots[0] is None:
                 arrive(target, index, grads.pop())
             elif key in sums:
                 held.append(slots[0])
@@ -481,9 +484,8 @@ def walk(
                 node = heapq.heappop(ready)[1]
                 slots = buffers.pop(id(node))
                 if progress.counts is None:
-                    if node.is_watched is True or node.attributes is not None:
-                        count(node)  # it runs a user's code
-                    elif progress.held > _MOST_HELD:
+                    runs_users_code = node.is_watched is True or node.attributes is not None
+                    if runs_users_code or progress.held > _MOST_HELD:
                         count(node)
                 is_plain = False
                 if len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
