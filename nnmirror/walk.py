@@ -295,7 +295,7 @@ def walk(
             if not is_node:
                 leaves[key] = target
                 if grad is not None:
-                    progress.held += grad.numel() * grad.element_size()
+                    progress.held += grad.nbytes
             elif reaches is None or key in reaches:
                 heapq.heappush(ready, (-target.sequence, target))
         if grad is not None:
@@ -317,6 +317,12 @@ def walk(
     def complete(key: int) -> None:
         """All gradients of a leaf have arrived."""
         target, slots = leaves.pop(key), buffers.pop(key)
+        if simple and isinstance(target, _tensor.Tensor):  # the usual case, as below
+            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+            _finish_leaf(target, slots[0], unshared)
+            if hooked:
+                _run_reached_hooks(target)
+            return
         if stop is not None and slots[0] is None:
             return
         chosen = (key, 0) in wanted
@@ -330,7 +336,7 @@ def walk(
             else:
                 give(target, slots[0])
         elif reaches is None or chosen:
-            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+            unshared = sys.getrefcount(slots[0]) <= 2  # as above
             if not order and _tensor.is_torchs(target):
                 look_ahead()
             if (
