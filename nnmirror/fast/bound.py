@@ -362,12 +362,13 @@ class Writer:
         size = 0
         while waiting:
             node = heapq.heappop(waiting)[1]
-            is_next = reached.get(id(node), 0) == counts[id(node)]
-            if id(node) in entries and node is not root:
-                is_next = is_next and len(arrived[id(node)]) == 1
-                is_next = is_next and arrived[id(node)][0] is not None
-            if not is_next or node.is_watched is True or node.signature is None:
+            is_complete = reached.get(id(node), 0) == counts[id(node)]
+            if not is_complete or node.is_watched is True or node.signature is None:
                 break
+            if id(node) in entries and node is not root:
+                come = arrived[id(node)]
+                if len(come) != 1 or come[0] is None:
+                    break
             if node.attributes is not None:  # a user's Function
                 break
             if len(node.targets) > _WIDE:
