@@ -1001,10 +1001,13 @@ def ask_plainly(ask: TorchFunction, plainly: TorchFunction) -> None:
 
 ASKED: dict[object, TorchFunction] = {}
 # The most frequent queries.
-for _name in ("__len__", "detach", "dim", "item", "ndimension", "size", "tolist"):
+for _name in (
+    *("__len__", "detach", "dim", "is_contiguous", "is_floating_point", "item", "ndimension"),
+    *("numel", "size", "stride", "tolist"),
+):
     _ask: TorchFunction = getattr(torch.Tensor, _name)
     setattr(Tensor, _name, _directly(_ask, _ask))
-for _name in ("device", "dtype", "ndim", "shape"):
+for _name in ("device", "dtype", "is_cuda", "ndim", "shape"):
     setattr(Tensor, _name, _attribute(_name))
 # The same with fewer checks.
 for _name in (

@@ -7,6 +7,7 @@ the second is computed first, as in PyTorch's C++ code, because third derivative
 order.
 """
 
+import ctypes
 import inspect
 import math
 from typing import Any
@@ -437,7 +438,7 @@ class CeluInplace(Celu):
 
 def celu_as_elu(alpha: float) -> tuple[float, float, float]:
     """The parameters of `Elu` that make it this; the divisor is rounded to a float32 first."""
-    return alpha, 1, 1.0 / torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
+    return alpha, 1, 1.0 / ctypes.c_float(alpha).value
 
 
 def celu(input: T, alpha: float = 1.0, inplace: bool = False) -> T:
@@ -588,18 +589,17 @@ def _gelu(*args: Any, **kwargs: Any) -> T:
 
 
 def _gelu_slope(x: T) -> T:
-    half = number(0.5, x)
     t = x * number(math.sqrt(0.5), x)
     density = exp(t.square(), -1)  # times sqrt(2 pi)
-    below = torch.addcmul(half, t.erf_(), half, out=t)
+    below = torch.add(number(0.5, x), t.erf_(), alpha=0.5, out=t)
     return below.addcmul_(density, x, value=1 / math.sqrt(2 * math.pi))
 
 
 def _gelu_slope_tanh(x: T) -> T:
     b, c = 2 * math.sqrt(2 / math.pi), 0.044715
     square = x * x
-    twice = torch.addcmul(number(b, x), square, number(b * c, x)).mul_(x)
-    inner = torch.addcmul(number(b, x), square, number(3 * b * c, x), out=square).mul_(x)
+    twice = torch.add(number(b, x), square, alpha=b * c).mul_(x)
+    inner = torch.add(number(b, x), square, alpha=3 * b * c, out=square).mul_(x)
     s, rest = torch.sigmoid(twice), twice.neg_().sigmoid_()  # more accurate than 1 - s
     return inner.mul_(rest).mul_(s).add_(s)
 
@@ -813,9 +813,8 @@ def _hardswish_grad(g: T, x: T) -> T:
 
 
 def _hardswish_slope(x: T) -> T:
-    third = x.clamp(-3, 3).div_(3)
-    # Its integer part is 1 or -1 from 3 and -3 on, and 0 between: 1.5 becomes 1, and -0.5 0.
-    return third.sub_(third.trunc(), alpha=0.5).add_(number(0.5, x))
+    third = torch.threshold(x, -3, -1.5).div_(-3)  # -x / 3; 1/2 up to -3
+    return torch.sub(number(0.5, x), torch.threshold_(third, -1, -0.5), out=third)
 
 
 HardswishInplace = _into(Hardswish, torch._C._nn.hardswish_)

@@ -81,32 +81,27 @@ def exp(x: T, rate: float = 1) -> T:
 _MANY = 1 << 18  # elements: more are processed in pieces that stay in the cache
 
 
-def in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
-    """dx(g, x, *parameters), an elementwise function that needs several tensors of this size.
-
-    For one that needs only its result, pieces take twice as long.
-    """
-    if x.numel() < _MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
-        return dx(g, x, *parameters)
-    return _in_pieces(dx, g, x, *parameters)
-
-
-@one_call
-def _in_pieces(dx: Callable[..., T], g: T, x: T, *parameters: object) -> T:
-    result = torch.empty_like(x)
-    size = GRAIN * torch.get_num_threads()
-    pieces = [t.view(-1).split(size) for t in (g, x, result)]
-    for some, of_x, to in zip(*pieces, strict=True):
-        to.copy_(dx(some, of_x, *parameters))
-    return result
-
-
 def times_slope(g: T, slope: Callable[..., T], x: T, *parameters: object) -> T:
     """g slope(x, *parameters), for a slope that is a new tensor.
 
     float16 and bfloat16 are computed in float32, as PyTorch's kernels do.
     """
-    return laid_out_as(in_pieces(_times, g, x, slope, *parameters), g)
+    if x.numel() < _MANY or not (x.is_cpu and x.is_contiguous() and is_flat(g)):
+        return laid_out_as(_times(g, x, slope, *parameters), g)
+    return _times_in_pieces(g, x, slope, *parameters)
+
+
+@one_call
+def _times_in_pieces(g: T, x: T, slope: Callable[..., T], *parameters: object) -> T:
+    result = torch.empty_like(x)
+    size = GRAIN * torch.get_num_threads()
+    pieces = [t.view(-1).split(size) for t in (g, x, result)]
+    for some, of_x, to in zip(*pieces, strict=True):
+        if to.dtype.itemsize == 2:
+            to.copy_(_times(some, of_x, slope, *parameters))
+        else:
+            torch.mul(slope(of_x, *parameters), some, out=to)
+    return result
 
 
 def _times(g: T, x: T, slope: Callable[..., T], *parameters: object) -> T:

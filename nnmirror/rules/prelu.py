@@ -79,14 +79,15 @@ def weight_for(input: T, weight: T) -> T:
     """The weight, one for all or one per channel, with the dimensions of the input."""
     if not isinstance(input, T) or not isinstance(weight, T):
         raise unplaced(torch.prelu, (input, weight), {})
-    shape = input.shape
-    channels = shape[1] if len(shape) > 1 else 1
-    is_valid = weight.numel() == 1 or (len(shape) > 0 and weight.numel() == channels)
-    if not is_valid or weight.dim() > 1 or input.dtype is not weight.dtype:
+    shape, sizes = input.shape, weight.shape
+    dims, channels = len(shape), shape[1] if len(shape) > 1 else 1
+    number = sizes[0] if sizes else 1
+    is_valid = number == 1 or (dims > 0 and number == channels)
+    if not is_valid or len(sizes) > 1 or input.dtype is not weight.dtype:
         raise unplaced(torch.prelu, (input, weight), {})
-    if len(shape) == weight.dim():
+    if dims == len(sizes):
         return weight
-    return reshape(weight, tuple(weight.numel() if i == 1 else 1 for i in range(len(shape))))
+    return reshape(weight, (1, number, *(1,) * (dims - 2)) if dims > 1 else (1,) * dims)
 
 
 @composite(torch.prelu, T.prelu)
