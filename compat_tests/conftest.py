@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import nnmirror
+from nnmirror import _state
 
 # This many cases of a test suffice for a quick run; the others are marked `slow`.
 FEW = 6
@@ -53,6 +54,13 @@ def exact_mode(request, monkeypatch):
     nnmirror.set_exact(wanted)
     yield
     nnmirror.set_exact(False)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    """What other tests have done once, such as a hook on a leaf, must not decide how a walk runs."""
+    monkeypatch.setattr(_state, "leaf_hooks_exist", False)
+    monkeypatch.setattr(_state, "own_grad_mode", False)
 
 
 @pytest.fixture(scope="session")

@@ -487,3 +487,177 @@ def test_attributes_that_a_mode_gives_results(nn, optim):
         found += [getattr(t, "named", None) for t in (y, z)]
         z.sum().backward()
     return found, p.grad
+
+
+# What an attack or a planner does again and again: torch computes a net's input, and its engine has
+# to continue from there. By then the mirror's walk is generated code.
+REPEATS = 14
+
+
+def attacked(nn, x, delta):
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    return net, lambda: net(x + delta).square().sum()
+
+
+def clamped(nn, x, delta):
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    return net, lambda: net((x + delta).clamp(-1, 1)).square().sum() + (delta**2).sum()
+
+
+def both_used(nn, x, delta):
+    """The leaf itself, and two results of torch's, one computed from the other."""
+    net = nn.Linear(3, 3)
+
+    def loss():
+        once = delta * 2
+        twice = once.sin()
+        return (net(once) * net(twice) + net(delta) * twice).sum()
+
+    return net, loss
+
+
+def steps_of_a_plan(nn, x, delta):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def loss():
+        state = total = x[:1]
+        for i in range(len(delta)):
+            state = net(torch.cat([state, delta[i : i + 1]], 1))
+            total = total + state.square()
+        return total.sum()
+
+    return net, loss
+
+
+ATTACKS = [attacked, clamped, both_used, steps_of_a_plan]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("by", ["backward", "grad", "grad of both", "backward to inputs"])
+@pytest.mark.parametrize("attack", ATTACKS)
+@parity
+def test_an_attack_on_an_input_that_torch_computes(nn, optim, attack, by, frozen):
+    x, delta = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    net, loss = attack(nn, x, delta)
+    net.requires_grad_(not frozen)
+    weight = delta if frozen else next(net.parameters())
+    seen = []
+    for _ in range(REPEATS):
+        if by == "backward":
+            loss().backward()
+            seen += [p.grad.clone() for p in net.parameters() if not frozen]
+            net.zero_grad()
+        elif by == "backward to inputs":
+            loss().backward(inputs=[delta])
+        else:
+            *more, delta.grad = torch.autograd.grad(
+                loss(), [delta] if by == "grad" else [weight, delta]
+            )
+            seen += more
+        seen.append(delta.grad)
+        with torch.no_grad():
+            delta += 0.1 * delta.grad.sign()
+        delta.grad = None
+    return seen
+
+
+@parity
+def test_the_same_losses_from_inputs_of_other_origins(nn, optim):
+    """A leaf, a result, a result of the requested result, one that has nothing to do with it."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    x, y = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    seen = []
+    for i in range(5 * REPEATS):
+        kind = i // REPEATS
+        first = x * 2
+        second = [y, y * 3, first * 3, first.detach().requires_grad_(), first][kind]
+        loss = net(first).sum() + net(second).sum()
+        for end in (first, x):
+            for create_graph in (False, True):
+                (g,) = torch.autograd.grad(loss, end, retain_graph=True, create_graph=create_graph)
+                seen.append(g.detach())
+        loss.backward()
+        seen += [x.grad.clone(), *[p.grad.clone() for p in net.parameters()]]
+        x.grad = y.grad = None
+        net.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("by", ["backward", "two losses", "grad"])
+def test_a_result_changed_between_two_operations_is_refused_later_too(by):
+    """Each of the operations leads to another version; neither saves it."""
+    first, second = (nnmirror.nn.Parameter(torch.randn(3)) for _ in range(2))
+    for i in range(2 * REPEATS):
+        y = torch.randn(3, requires_grad=True)
+        h = y * 2
+        a = h + first
+        if i >= REPEATS:
+            h.mul_(3)
+        b = h + second
+        loss = (a * b).sum()
+        if by == "two losses":
+            loss = loss + (a + b).sum()
+        if i < REPEATS:
+            torch.autograd.grad(loss, y) if by == "grad" else loss.backward()
+            continue
+        with pytest.raises(NotImplementedError, match="changed in place"):
+            torch.autograd.grad(loss, y) if by == "grad" else loss.backward()
+
+
+@parity
+def test_hooks_in_torchs_graph_run_once_in_each_backward(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    x, delta = torch.randn(5, 3), torch.randn(5, 3, requires_grad=True)
+    calls = []
+    delta.register_hook(lambda g: calls.append("leaf"))
+    delta.register_post_accumulate_grad_hook(lambda leaf: calls.append("accumulated"))
+    for i in range(2 * REPEATS):
+        h = x + delta
+        h.register_hook(lambda g: calls.append("result"))
+        if i >= REPEATS:
+            h.retain_grad()
+        loss = net(h * 2).sum() if i % 2 else net(h).sum()
+        loss.backward() if i % 4 < 2 else torch.autograd.grad(loss, delta)
+        calls.append(None if h.grad is None else h.grad.clone())
+        calls.append("step")
+    return [c for c in calls if isinstance(c, torch.Tensor)], [c for c in calls if type(c) is str]
+
+
+@parity
+def test_torchs_graph_is_freed_or_kept_as_asked(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    delta = torch.randn(5, 3, requires_grad=True)
+    seen = []
+    for by in ("backward", "grad") * REPEATS:
+        h = delta.exp()
+        if by == "grad":
+            loss = net(h).sum()
+            first = torch.autograd.grad(loss, delta, retain_graph=True)
+            seen += [*first, *torch.autograd.grad(loss, delta)]
+        else:
+            net(h).sum().backward()
+            seen.append(delta.grad.clone())
+            delta.grad = None
+        before = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        again = net(h).sum()
+        with pytest.raises(RuntimeError, match="a second time"):
+            again.backward() if by == "backward" else torch.autograd.grad(again, delta)
+        net.zero_grad()
+        seen += before
+    return seen
+
+
+@parity
+def test_attacks_in_several_threads(nn, optim):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    x = torch.randn(5, 3)
+
+    def attack(seed):
+        delta = torch.full_like(x, seed / 10, requires_grad=True)
+        for _ in range(REPEATS):
+            (g,) = torch.autograd.grad(net(x + delta).square().sum(), delta)
+            delta = (delta - 0.1 * g).detach().requires_grad_()
+        return delta
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(attack, range(8)))

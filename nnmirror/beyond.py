@@ -259,15 +259,39 @@ def behind(tensors: Iterable[T]) -> tuple[list[T], set[object]]:
     return list(leaves.values()), nodes
 
 
+def goes_on(tensor: T) -> bool:
+    """Does torch's engine do more with the gradient of its own tensor than store it?"""
+    return bool(not tensor.is_leaf or tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def theirs(target: object) -> T | None:
+    """The torch tensor that an edge refers to, or that its node stands for."""
+    if isinstance(target, _tape.Node):
+        return None if target.theirs is None else target.theirs()
+    return target if _tensor.is_torchs(target) else None  # type: ignore[return-value]
+
+
+def passing(targets: Sequence[T], ends: Sequence[_tape.Edge]) -> tuple[bool, ...]:
+    """For each of torch's `targets`: does torch's graph pass its gradient on to one of `ends`?"""
+    found = [end for target, _ in ends if (end := theirs(target)) is not None]
+    return tuple([bool(found) and t.grad_fn is not None and leads_to(t, found) for t in targets])
+
+
 def leads_to(tensor: T, ends: Sequence[T]) -> bool:
     """Does torch's graph of `tensor`, a result, reach one of `ends`?"""
-    leaves, nodes = behind([tensor])
-    within = {id(leaf) for leaf in leaves}
-    return any(
-        id(end) in within or (end is not tensor and end.grad_fn in nodes)
-        for end in ends
-        if end.grad_fn is not None or id(end) in within
-    )
+    leaves = {id(end) for end in ends}
+    made_by = {end.grad_fn for end in ends if end is not tensor and end.grad_fn is not None}
+    seen: set[object] = set()
+    stack: list[Any] = [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node in made_by or id(getattr(node, "variable", None)) in leaves:
+            return True
+        seen.add(node)
+        stack += [n for n, _ in node.next_functions]
+    return False
 
 
 def go_back(

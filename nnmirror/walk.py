@@ -204,8 +204,8 @@ def walk(
     Gradients that arrive at leaves are added to their `.grad`. With `only`, nothing is accumulated,
     and the gradients that arrive at those edges are returned; with `into`, the leaves among them
     accumulate instead; with `give`, that is called with each such leaf and its gradient when it
-    arrives, and None is returned for it. With `stop`, they are returned and not passed on, while
-    the other leaves accumulate.
+    arrives, None is returned for it, and what torch's engine would pass on is given, too. With
+    `stop`, they are returned and not passed on, while the other leaves accumulate.
 
     The order is PyTorch's: of the nodes whose gradients are complete, the one recorded last runs
     first, and gradients are summed in the order in which they arrive. So sums of three or more
@@ -260,9 +260,9 @@ def walk(
     # gradient of one that is requested twice must not be added twice.
     theirs: dict[tuple[int, int], torch.Tensor] = {}
     if only is not None:
-        theirs = {(id(t), n): end for t, n in only if (end := _theirs(t)) is not None}
+        theirs = theirs_among(only)
         if theirs:
-            further = _leading_on(edges, order, [*theirs.values()])
+            further = _leading_on(edges, order, only)
         # For a tensor that was changed, this is unknown.
         reaches = _way_to(
             {id(t) for t, _ in only} | (further | changed if theirs else set()), order
@@ -513,14 +513,11 @@ def walk(
         finally:
             if progress.counts is None:
                 count(node)  # after an error, too: the leaves that are complete get their gradient
-        if to_torch and only is not None:
-            tensors, starts = zip(*to_torch, strict=True)
-            ends = [*theirs.values()]
-            more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
-            for key, one in zip(theirs, more, strict=True):
-                if one is not None:
-                    held = found.get(key)
-                    found[key] = one if held is None else add(held, one)
+        if to_torch and give is not None:
+            for tensor, grad in to_torch:
+                give(tensor, grad)
+        elif to_torch and only is not None:
+            through_torch(found, to_torch, theirs, retain_graph, create_graph)
         elif to_torch and create_graph:
             tensors, starts = zip(*to_torch, strict=True)
             ends = beyond.behind(tensors)[0]
@@ -553,11 +550,27 @@ def _meets_torch(node: _tape.Node) -> bool:
     return False
 
 
-def _theirs(target: object) -> torch.Tensor | None:
-    """The torch tensor that an edge refers to, or that its node stands for."""
-    if isinstance(target, _tape.Node):
-        return None if target.theirs is None else target.theirs()
-    return target if _tensor.is_torchs(target) else None
+def theirs_among(ends: Sequence[_tape.Edge]) -> dict[tuple[int, int], torch.Tensor]:
+    """Torch's tensors among `ends`, by the slot of their gradient."""
+    return {(id(t), n): end for t, n in ends if (end := beyond.theirs(t)) is not None}
+
+
+def through_torch(
+    found: dict[tuple[int, int], torch.Tensor | None],
+    to_torch: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    theirs: Mapping[tuple[int, int], torch.Tensor],
+    retain_graph: bool,
+    create_graph: bool = False,
+) -> None:
+    """Pass the gradients `to_torch` on through torch's graph, and add what arrives at `theirs`."""
+    add = _add_recorded if create_graph else operator.add
+    tensors, starts = zip(*to_torch, strict=True)
+    ends = [*theirs.values()]
+    more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
+    for key, one in zip(theirs, more, strict=True):
+        if one is not None:
+            held = found.get(key)
+            found[key] = one if held is None else add(held, one)
 
 
 _sequence_of = operator.attrgetter("sequence")
@@ -601,17 +614,16 @@ def _step(
 
 
 def _leading_on(
-    edges: Sequence[_tape.Edge], order: Sequence[_tape.Node], ends: Sequence[torch.Tensor]
+    edges: Sequence[_tape.Edge], order: Sequence[_tape.Node], ends: Sequence[_tape.Edge]
 ) -> set[int]:
     """The ids of torch's tensors on the way, from which torch's graph reaches one of `ends`."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    for target, index in (*edges, *(e for n in order for e in n.edges if e is not None)):
-        if _tensor.is_torchs(target) and index != _tape.NO_FURTHER and id(target) not in seen:
-            seen.add(id(target))
-            if target.grad_fn is not None and beyond.leads_to(target, ends):
-                found.add(id(target))
-    return found
+    seen = {
+        id(target): target
+        for target, index in (*edges, *(e for n in order for e in n.edges if e is not None))
+        if _tensor.is_torchs(target) and index != _tape.NO_FURTHER
+    }
+    passing = beyond.passing([*seen.values()], ends)
+    return {key for key, passes in zip(seen, passing, strict=True) if passes}
 
 
 def _refuse_swapped(node: _tape.Node, target: object) -> None:
@@ -848,15 +860,10 @@ def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
     It does for a torch tensor with a graph or a hook; and for a leaf that may get more gradients
     through such a graph, as torch sums all of them before adding to `.grad`.
     """
-    return bool(
-        not target.is_leaf
-        or target._backward_hooks
-        or target._post_accumulate_grad_hooks
-        or any(
-            e is not None and _tensor.is_torchs(e[0]) and not e[0].is_leaf
-            for node in order
-            for e in node.edges
-        )
+    return beyond.goes_on(target) or any(
+        e is not None and _tensor.is_torchs(e[0]) and not e[0].is_leaf
+        for node in order
+        for e in node.edges
     )
 
 
@@ -1296,7 +1303,7 @@ def walk_to_ends(
     grads: Sequence[torch.Tensor],
     only: Sequence[_tape.Edge],
     retain_graph: bool,
-    generic: Callable[[], list[torch.Tensor | None]],
+    generic: Callable[..., list[torch.Tensor | None]],
 ) -> list[torch.Tensor | None] | None:
     """The gradients for `only` by a bound walk; None if the generic one has to run."""
     raise NotImplementedError

@@ -13,14 +13,14 @@ from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
-from .. import _torch, fast
+from .. import _torch, beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
 from ..exact import mode as exact
-from ..walk import accumulate, accumulating, add_to_grad, unrecorded, walk
+from ..walk import Progress, accumulate, accumulating, add_to_grad, one_walk, unrecorded, walk
 from . import bound as _bound
 from .shorter import Unbindable
 from .signature import Signature, Unsigned, of_tensor
@@ -49,7 +49,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
                     found = tried.run(node, tried.start, retain_graph, accumulate)
                 if found is not None:
                     tried.uses += 1
-                    hand_over(found)
+                    hand_over(tried, node, found, retain_graph)
                     return True
             if sign.bound is False:
                 return False
@@ -106,8 +106,20 @@ def _is_trusted(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> b
         return is_right(bound, node, partial(_distrust, node, sign))
 
 
-def hand_over(found: Sequence[_bound.Found]) -> None:
-    """Add what a bound walk has found to the `.grad` of each leaf."""
+def hand_over(
+    bound: _bound.BoundWalk, node: _tape.Node, found: Sequence[_bound.Found], retain_graph: bool
+) -> None:
+    """Add what the bound walk from `node` has found to the `.grad` of each leaf.
+
+    If torch's own graph lies behind one of its tensors, its engine continues from all of these.
+    """
+    theirs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if bound.meets_torch:
+        theirs = [(leaf, grad) for leaf, grad, _ in found if _tensor.is_torchs(leaf)]
+        if any(beyond.goes_on(tensor) for tensor, _ in theirs):
+            found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
+        else:
+            theirs = []
     with accumulating:
         for leaf, grad, own in found:
             if own is True and leaf._gradient is None:
@@ -116,6 +128,9 @@ def hand_over(found: Sequence[_bound.Found]) -> None:
                 leaf._gradient = grad.detach()  # with memory that nothing else refers to
             else:
                 add_to_grad(leaf, grad, bool(own))
+    if theirs:
+        with one_walk(Progress([(node, 0)]).leads_to):
+            beyond.accumulate(theirs, retain_graph)
 
 
 @implements(_walk)
@@ -329,7 +344,7 @@ def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], N
     # need twice the memory of a step.
     others = walk([(node, 0)], [torch.ones_like(bound.start)], True, only=leaves, give=compare)
     for (leaf, _), other in zip(leaves, others, strict=True):
-        if id(leaf) in held:  # one of torch's tensors, which its engine reaches
+        if id(leaf) in held:  # none has come
             compare(leaf, other)
     bound.trusted = all(alike)
     if not bound.trusted:

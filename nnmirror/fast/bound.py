@@ -18,7 +18,7 @@ not, it returns None, and the generic walk runs.
 import heapq
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -62,12 +62,13 @@ _TAKEN = {
     "g",
     "give",
     "give_back",
-    "goes_on",
+    "has_changed",
     "is_unusual",
     "memory",
     "more",
     "of",
     "passed",
+    "passing",
     "slots",
     "retain_graph",
     "SEEN",
@@ -138,6 +139,7 @@ class BoundWalk(Bound):
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
         self.uses = 0
         self.is_ours = False  # it runs no user code
+        self.meets_torch = False  # some of the leaves are torch's own tensors
 
 
 class BoundPart(Bound):
@@ -228,6 +230,7 @@ def bind(root: _tape.Node, grad: torch.Tensor) -> BoundWalk | None:
         writer.go_back(grad)
         made = BoundWalk(writer.source(), writer.environment, root, grad)
         made.is_ours = not any(not node.function.is_rule for node in writer.whole)
+        made.meets_torch = any(_tensor.is_torchs(leaf) for leaf, _ in writer.arrivals.values())
         writer.put_off()
         return made
     except Unbindable:
@@ -266,6 +269,8 @@ class Writer:
     """
 
     takes_taps = False  # see tapped.py
+    # Of a node and torch's tensor that it leads to: when the walk cannot be used.
+    declines: TorchFunction = staticmethod(beyond.has_changed)
     length: int | None = None  # of the part, in nodes, if that is given
 
     def __init__(
@@ -289,6 +294,8 @@ class Writer:
                 raise ChangedSince
             if node.attributes is not None:
                 raise Unbindable  # the backward of a user's Function may return None
+            if not self.is_part and node.indices and _tape.NO_FURTHER in node.indices:
+                raise Unbindable
         self.begin()
         if len(self.order) > _MOST_NODES:
             raise Unbindable
@@ -448,11 +455,12 @@ class Writer:
                     self.leave(target, index, result)
                 else:
                     assert isinstance(target, torch.Tensor)
-                    held = self.arrivals.get(id(target))
+                    held = self.arrivals.pop(id(target), None)  # in the order of the last ones
                     total = self.added(held and held[1], result)
                     self.arrivals[id(target)] = target, total
                     waiting[id(target)] -= 1
-                    if not waiting[id(target)] and size_of(total) >= LARGE:
+                    is_ours = not _tensor.is_torchs(target)
+                    if is_ours and not waiting[id(target)] and size_of(total) >= LARGE:
                         self.given.add(id(target))
                         self.lines.append(_Give(target, total))
             if sum(size_of(t) for t in node._saved or () if t is not None) >= LARGE:
@@ -757,23 +765,17 @@ class Writer:
                         self.ask_for_its_own(target, lines)
                 elif not isinstance(target, _tensor.Tensor):
                     if id(target) in leaves:
-                        lines.append(f"if e[{place}] is not {leaves[id(target)]}: return None")
-                        continue
-                    theirs = [to for to in leaves.values() if to.startswith("v")]
-                    to = leaves[id(target)] = f"v{len(leaves)}"
-                    lines.append(f"{to} = e[{place}]")
-                    conditions += [f"{to} is {other}" for other in theirs]
-                    if expanding:
-                        self.environment["is_unusual"] = beyond.is_unusual
-                        conditions.append(f"is_unusual({name}, {to})")
-                    elif self.is_part:
-                        self.environment["has_changed"] = beyond.has_changed
-                        conditions.append(f"has_changed({name}, {to})")
+                        to = leaves[id(target)]
+                        lines.append(f"if e[{place}] is not {to}: return None")
                     else:
-                        if goes_on(target):
-                            raise Unbindable
-                        self.environment["goes_on"] = goes_on
-                        conditions.append(f"goes_on({to})")
+                        theirs = [to for to in leaves.values() if to.startswith("v")]
+                        to = leaves[id(target)] = f"v{len(leaves)}"
+                        lines.append(f"{to} = e[{place}]")
+                        conditions += [f"{to} is {other}" for other in theirs]
+                        if not self.is_part:
+                            conditions.append(f"not {to}.requires_grad")
+                    self.environment[self.declines.__name__] = self.declines
+                    conditions.append(f"{self.declines.__name__}({name}, {to})")
                 elif id(target) not in leaves:
                     if target._signature is None:
                         raise ChangedSince
@@ -796,6 +798,16 @@ class Writer:
                 f"if (of := {self.names[id(node)]}.signature) is None or of.own_serial !="
                 f" {sign.own_serial}: return None"
             )
+
+    def ask_what_passes(
+        self, leaves: dict[int, str], passing: Container[int], conditions: list[str]
+    ) -> None:
+        """Write the check of which of torch's tensors are computed from one of the `ends`."""
+        theirs = {key: to for key, to in leaves.items() if to.startswith("v")}
+        if theirs:
+            flags = tuple([key in passing for key in theirs])
+            self.environment["passing"] = beyond.passing
+            conditions.append(f"passing(({', '.join(theirs.values())},), ends) != {flags}")
 
     def ask_of_entries(self, lines: list[str], conditions: list[str]) -> None:
         """Write how the further entries of a part are found, and their checks."""
@@ -1019,17 +1031,6 @@ def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
     for key in found:  # the list grows during the loop
         found += [other for other in beside[key] if other not in found]
     return len(set(found)) == len(nodes)
-
-
-def goes_on(leaf: torch.Tensor) -> bool:
-    """Does torch's engine do more with the gradient of its own tensor than store it?"""
-    return bool(
-        not leaf.is_leaf
-        or leaf._backward_hooks
-        or leaf._post_accumulate_grad_hooks
-        or not leaf.requires_grad
-        or beyond.was_result(leaf)
-    )
 
 
 class _Memory:

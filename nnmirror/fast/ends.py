@@ -1,14 +1,16 @@
 """Bound walks to given ends: `nnmirror.grad` without `create_graph`, as straight-line Python.
 
 Only the nodes on the way to the ends run, and each computes only the gradients that lead there: not
-those of the weights, if an input's gradient is asked for.
+those of the weights, if an input's gradient is asked for. Where torch's own graph passes a gradient
+on to an end, its engine continues from there.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 
-from .. import _torch, fast
+from .. import _torch, beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -22,8 +24,8 @@ T = torch.Tensor
 
 
 class WalkToEnds(ToEnds):
-    """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`; None if the graph is a
-    different one."""
+    """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`, and those of torch's tensors
+    from which torch's engine continues; None if the graph is a different one."""
 
     def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge], grad: T) -> None:
         writer = _Writer(root, ends)
@@ -41,11 +43,11 @@ def walk_to_ends(
     grads: Sequence[T],
     only: Sequence[_tape.Edge],
     retain_graph: bool,
-    generic: Callable[[], list[T | None]],
+    generic: Callable[..., list[T | None]],
 ) -> list[T | None] | None:
     """The gradients for `only` by a bound walk; None if the generic one has to run.
 
-    `generic()` runs that, and keeps the graph.
+    `generic(give=...)` runs that (see `walk`), and keeps the graph.
     """
     if len(edges) != 1 or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
@@ -63,30 +65,52 @@ def walk_to_ends(
     if not found.trusted:
         if node.sequence == found.first and fast.after > 1:
             return None  # on the numbers that it was recorded with, a comparison proves less
-        results = found.run(node, grad, True, only)
-        if results is not None:
+        run = found.run(node, grad, True, only)
+        if run is not None:
+            given: dict[tuple[int, int], T | None] = {}
             with quietly():
-                expected = generic()
-            found.trusted = all(map(same_bits, results, expected))
+                more = generic(give=lambda leaf, g: given.setdefault((id(leaf), 0), g))
+            expected = _by_slot(only, more) | {k: g for k, g in given.items() if g is not None}
+            results = _by_slot(only, *run)
+            found.trusted = results.keys() == expected.keys() and all(
+                same_bits(result, expected[slot]) for slot, result in results.items()
+            )
             if not found.trusted:
                 sign.to_ends[key] = False
                 if fast.after == 1:
                     raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
                 return None
-    results = found.run(node, grad, retain_graph, only) if found.trusted else None
-    if results is None:
+    run = found.run(node, grad, retain_graph, only) if found.trusted else None
+    if run is None:
         has_missed(sign.to_ends, key, sign, found)
         return None
     found.misses = 0
-    return results  # type: ignore[no-any-return]
+    grads_of_ends, to_torch = run
+    if to_torch:
+        arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
+        with _walk.one_walk(_walk.Progress(edges).leads_to):
+            theirs = _walk.theirs_among(only)
+            _walk.through_torch(arrived, to_torch, theirs, retain_graph)
+        return [arrived.get((id(target), index)) for target, index in only]
+    return grads_of_ends  # type: ignore[no-any-return]
 
 
-def _is_torchs(target: object) -> bool:
+def _by_slot(
+    ends: Sequence[_tape.Edge], grads: Sequence[T | None], to_torch: Sequence[tuple[T, T]] = ()
+) -> dict[tuple[int, int], T]:
+    """The gradients that arrive, by their slots."""
+    found = {(id(t), n): g for (t, n), g in zip(ends, grads, strict=True) if g is not None}
+    return found | {(id(tensor), 0): g for tensor, g in to_torch}
+
+
+def _is_torchs(target: object) -> TypeGuard[T]:
     return isinstance(target, T) and _tensor.is_torchs(target)
 
 
 class _Writer(_bound.Writer):
     """Writes the source of the walk from `root` to the `ends`."""
+
+    declines = staticmethod(beyond.is_unusual)
 
     def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
         self.ends = ends
@@ -98,6 +122,13 @@ class _Writer(_bound.Writer):
         self.found_at: dict[tuple[int, int], T] = {}
 
     def chosen(self, nodes: list[_tape.Node]) -> list[_tape.Node]:
+        targets: dict[int, T] = {id(t): t for node in nodes for t in node.targets if _is_torchs(t)}
+        passing = beyond.passing([*targets.values()], self.ends)
+        # Torch's tensors from which its engine continues.
+        self.passed = {
+            id(t): t for t, passes in zip(targets.values(), passing, strict=True) if passes
+        }
+        self.reaches |= self.passed.keys()
         self.runs: set[int] = set()  # an end itself need not
         for node in reversed(nodes):
             if any(id(target) in self.reaches for target in node.targets):
@@ -112,7 +143,8 @@ class _Writer(_bound.Writer):
         self.follows_all = (
             sign is None
             or sign.is_deep
-            or any(node.theirs is not None or any(map(_is_torchs, node.targets)) for node in nodes)
+            or bool(targets)
+            or any(node.theirs is not None for node in nodes)
         )
         return [node for node in nodes if self.follows_all or self.is_run(node)]
 
@@ -180,20 +212,33 @@ class _Writer(_bound.Writer):
         return asked
 
     def source(self) -> str:
-        for target, index in self.ends:
-            if (id(target), index) not in self.found_at:
-                raise Unbindable
-        self.results = [(t, i, self.found_at[id(t), i]) for t, i in self.ends]
+        # Where torch's engine continues, it also tells what has arrived.
+        own = [(t, i) for t, i in self.ends if id(t) not in self.passed]
+        own = [slot for slot in own if not self.is_behind_torch(*slot)]
+        slots: list[_tape.Edge] = [*own, *[(tensor, 0) for tensor in self.passed.values()]]
+        if any((id(target), index) not in self.found_at for target, index in slots):
+            raise Unbindable
+        self.results = [(t, i, self.found_at[id(t), i]) for t, i in slots]
         lines = ["def backward(n0, g, retain_graph, ends):"]
         conditions: list[str] = []
-        beyond: dict[int, str] = {}
-        leaves = self.fetch(lines, conditions, beyond)
+        outside: dict[int, str] = {}
+        leaves = self.fetch(lines, conditions, outside)
+        self.ask_what_passes(leaves, self.passed, conditions)
         free = self.fetch_saved(lines, conditions, leaves)
         lines.append(f"{''.join([f'(end{i}, index{i}), ' for i in range(len(self.ends))])}= ends")
-        places = {**self.names, **leaves, **beyond}
+        places = {**self.names, **leaves, **outside}
         for i, (target, index) in enumerate(self.ends):
-            conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
-        found = [self.known[id(grad)] for _, _, grad in self.results]
+            if id(target) in places:
+                conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
+            else:  # it is behind torch's graph
+                conditions += [f"end{i} is {to}" for to in leaves.values() if to.startswith("v")]
         lines += self.body(conditions, free, leaves)
-        lines.append(f"return [{', '.join(found)}]")
+        words = {(id(t), i): self.known[id(grad)] for t, i, grad in self.results}
+        found = [words[id(t), i] if (t, i) in own else "None" for t, i in self.ends]
+        passed = [f"({leaves[key]}, {words[key, 0]})," for key in self.passed]
+        lines.append(f"return [{', '.join(found)}], ({' '.join(passed)})")
         return "\n    ".join(lines) + "\n"
+
+    def is_behind_torch(self, end: _tape.Target, index: int) -> bool:
+        """Does only torch's graph lead to it?"""
+        return bool(self.passed) and (id(end), index) not in self.found_at and _is_torchs(end)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .. import _torch, fast
+from .. import _torch, beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -93,6 +93,8 @@ class _Writer(_bound.Writer):
 
     As in a bound walk; m0, m1 ... are the nodes that it makes.
     """
+
+    declines = staticmethod(beyond.is_unusual)
 
     def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
         _walk.dependencies([(root, 0)], as_seen=True)
@@ -202,6 +204,7 @@ class _Writer(_bound.Writer):
         lines = ["def backward(n0, g, ends):"]
         conditions: list[str] = []
         leaves = self.fetch(lines, conditions, {}, expanding=True)
+        self.ask_what_passes(leaves, (), conditions)
         self.fetch_saved(lines, conditions, leaves)
         lines.append(f"{''.join([f'(end{i}, index{i}), ' for i in range(len(self.ends))])}= ends")
         places = {**self.names, **leaves}

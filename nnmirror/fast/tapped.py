@@ -93,16 +93,23 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     if torch.is_anomaly_enabled() or _torch.is_shown():
         return False
     with DisableTorchFunctionSubclass():
-        found = _run(node, sign, retain_graph)
-        if found is None:
+        bound = _bound_for(node, sign)
+        if bound is None:
+            return False
+        found = bound.run(node, bound.start, retain_graph, _told)
+        if found is None:  # with other taps, perhaps: these may come again
+            sign.tap_walks += 1
+            if sign.tap_walks >= fast.after:
+                sign.tapped, sign.tap_walks = None, 0
             return False
         for leaf, grad, _ in found:
             _tell(leaf, grad)
-        hand_over(found)
+        hand_over(bound, node, found, retain_graph)
     return True
 
 
-def _run(node: _tape.Node, sign: Signature, retain_graph: bool) -> Sequence[_bound.Found] | None:
+def _bound_for(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
+    """The bound walk from a loss, compared with the generic one; None if there is none yet."""
     bound = sign.tapped
     if not isinstance(bound, _bound.BoundWalk):
         sign.tap_walks += 1
@@ -121,16 +128,12 @@ def _run(node: _tape.Node, sign: Signature, retain_graph: bool) -> Sequence[_bou
             if not is_right(bound, node, partial(setattr, sign, "tapped", _state.taps)):
                 return None
 
-    def give(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
-        _tell(leaf, grad)
-        accumulate(leaf, grad, own)
+    return bound
 
-    found = bound.run(node, bound.start, retain_graph, give)
-    if found is None:  # with other taps, perhaps: these may come again
-        sign.tap_walks += 1
-        if sign.tap_walks >= fast.after:
-            sign.tapped, sign.tap_walks = None, 0
-    return found
+
+def _told(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
+    _tell(leaf, grad)
+    accumulate(leaf, grad, own)
 
 
 def _tell(leaf: torch.Tensor, grad: torch.Tensor) -> None:
