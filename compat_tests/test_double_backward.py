@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror.tape import Node, tensors_in
+from nnmirror.node import Node
+from nnmirror.tape import tensors_in
 
 from .parity import bound_at_once, parity, same_bits
 from .test_every_op import OPS, at_most, mapped, refused, with_leaves

@@ -274,7 +274,7 @@ def test_a_number_that_is_a_tensor_without_a_gradient(nn, optim):
 @parity
 def test_minus_zero_as_a_number_changes_no_other_zero(nn, optim):
     # Numbers are kept as tensors, and -0.0 equals 0.0: it must not become the zero of other calls.
-    nnmirror.tape.constant.cache_clear()
+    nnmirror.constants.constant.cache_clear()
     x = nn.Parameter(torch.linspace(-1, 1, 6))
     nn.functional.threshold(x, -0.0, 1.0).sum().backward()
     said = [x * 1 > -0.0 for _ in range(4)]

@@ -137,7 +137,7 @@ def graph_of(name):
                 node.outputs,
                 [names(n) for n, _ in node.next_functions],
             )
-            if isinstance(node, nnmirror.tape.Node)
+            if isinstance(node, nnmirror.node.Node)
             else repr(type(node))
         )
 

@@ -17,9 +17,9 @@ Pages to begin with:
 - `nnmirror.testing`: checks for layers, losses and Functions of your own.
 - `nnmirror.bridge`: scripts, models and libraries of PyTorch.
 - `nnmirror.optim`, `nnmirror.parallel`: optimisers; training in several processes.
-- `nnmirror.tape`, `nnmirror.walk`: what a call records, and the backward over these records;
-  `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the transforms of
-  `torch.func`.
+- `nnmirror.node`, `nnmirror.tape`, `nnmirror.walk`: a recorded call, how it is recorded, and the
+  backward over these; `nnmirror.double_backward`: gradients of gradients; `nnmirror.func`: the
+  transforms of `torch.func`.
 - `nnmirror.fast`: generated code for graphs that repeat.
 
 .. include:: mirrored.md
@@ -36,6 +36,7 @@ if getattr(sys, "argv", [])[:1] == ["-m"]:  # while Python looks for the module 
     answer_at_once()  # before torch is imported, which takes seconds
 
 from . import adopt as _adopt  # noqa: F401  a library's module becomes mirrored where it is assigned
+from . import custom_function as _custom_function  # noqa: F401  calls of a user's Function
 from . import func, functional, init, modules, optim, parallel, parameter, utils
 from ._missing import missing
 from .bridge import from_torch, to_torch
@@ -47,14 +48,14 @@ from .fast import ends as _ends  # noqa: F401  those to given ends
 from .fast import recorder as _recorder  # noqa: F401  calls of varying shape are recorded
 from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
 from .fast import tapped as _tapped  # noqa: F401  and those of a graph that is watched
+from .function import Function
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from .gradients import backward, grad
 from .modules import *  # noqa: F403  all modules, as in torch.nn
 from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 from .plain import plain, set_trace
 from .stepping import steps
-from .tape import Function
 from .tensor import Tensor
-from .walk import backward, grad
 from .watch import watch
 
 __all__ = [

@@ -13,8 +13,8 @@ They are read and set as `_state.name`. State that is kept elsewhere:
   and notebook.py.
 - Filled when the package is imported, and not changed afterwards: RULES in tensor.py, NAMED in
   rules/registry.py, the exact forms (exact/attach.py), `_homes` in _upcalls.py.
-- Caches, which may be emptied at any time: of numbers as tensors (tape.py), of facts about a class
-  or an operation (`functools.cache`, of a bounded size or by a bounded key), of rules' plans
+- Caches, which may be emptied at any time: of numbers as tensors (constants.py), of facts about a
+  class or an operation (`functools.cache`, of a bounded size or by a bounded key), of rules' plans
   (formula.py) and recorders (fast/recorder.py). Signatures, and the walks bound to them, are stored
   with the leaves that they start from.
 """
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import nnmirror._types
-    import nnmirror.tape
+    import nnmirror.function
+    import nnmirror.node
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -42,8 +43,8 @@ exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
 
 # A call: function, arguments, result, node.
 Noted: TypeAlias = (
-    "tuple[type[nnmirror.tape.Function] | None, nnmirror._types.Args, object,"
-    " nnmirror.tape.Node | None]"
+    "tuple[type[nnmirror.function.Function] | None, nnmirror._types.Args, object,"
+    " nnmirror.node.Node | None]"
 )
 
 

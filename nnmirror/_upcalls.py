@@ -2,15 +2,15 @@
 
 Modules import only modules below them:
 
-    grad_mode, exact.mode, fast.signature < tensor < formula < fast.call < tape
-    < views, overrides, double_backward < fast.composed, fast.recorder, beyond < walk < fast.bound
-    < fast.binding < fast.tapped, fast.replay, fast.ends, rules < functional, func < modules
-    < optim, parallel, utils, bridge < adopt
+    grad_mode, exact.mode, fast.signature < tensor < formula, constants, node < function < fast.call
+    < tape < custom_function, views, overrides, double_backward < fast.composed, fast.recorder,
+    beyond < accumulate < walk < gradients, fast.bound < fast.binding < fast.tapped, fast.replay,
+    fast.ends, rules < functional, func < modules < optim, parallel, utils, bridge < adopt
 
-A lower module sometimes has to call a higher one: `Tensor.backward` is the walk's. It then declares
+A lower module sometimes has to call a higher one: `Tensor.backward` runs a walk. It then declares
 the function, under `upcall`, which names the module that has it:
 
-    @upcall("nnmirror.walk")
+    @upcall("nnmirror.gradients")
     def backward(...) -> None:
         raise NotImplementedError
 

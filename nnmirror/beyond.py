@@ -14,17 +14,20 @@ import torch
 
 from . import tape as _tape
 from . import tensor as _tensor
+from ._state import sequence as _sequence
 from ._torch import engine
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .fast.signature import Unsigned, of_tensor
 from .formula import Plan
+from .function import Function
+from .node import NO_FURTHER, Edge, Node
 
 T = torch.Tensor
 
 
 @upcall("nnmirror.rules.shape")
-def joined(dim: int, tensors: Sequence[T]) -> _tape.Node:
+def joined(dim: int, tensors: Sequence[T]) -> Node:
     """The node of torch.cat, recorded."""
     raise NotImplementedError
 
@@ -76,7 +79,7 @@ def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
     found = _results[key] = _Result(
         weakref.ref(tensor, lambda ref: _results.pop(key, None)),
         _number_of(tensor),
-        next(_tape._sequence),
+        next(_sequence),
         over,
     )
     return found
@@ -107,7 +110,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     return made  # type: ignore[no-any-return]
 
 
-def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
+def _cat_of(dim: int, leaves: Sequence[T]) -> Node:
     """The node of torch.cat, recorded; copied from an earlier one if there is one."""
     try:
         key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
@@ -117,7 +120,7 @@ def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
     if known is not None:
         again = known.copied()
         again.edges = None, *[(leaf, 0) if leaf.requires_grad else None for leaf in leaves]
-        again.sequence = next(_tape._sequence)
+        again.sequence = next(_sequence)
         return again
     node = joined(dim, leaves)
     if node.signature is not None and not node._saved:
@@ -128,12 +131,12 @@ def _cat_of(dim: int, leaves: Sequence[T]) -> _tape.Node:
     return node
 
 
-_cats: dict[tuple[object, ...], _tape.Node] = {}  # without edges, by the layouts
+_cats: dict[tuple[object, ...], Node] = {}  # without edges, by the layouts
 _MOST_CATS = 64
 
 
 @implements(_tape)
-def edge_to(tensor: T) -> _tape.Edge:
+def edge_to(tensor: T) -> Edge:
     """The edge for the gradient of a result of torch's own."""
     known = _known(tensor)
     if known is None or known.made_by != _number_of(tensor):
@@ -141,7 +144,7 @@ def edge_to(tensor: T) -> _tape.Edge:
     return (tensor, 0) if known.over is None else (known.over._node, 0)  # type: ignore[return-value]
 
 
-def catch_up(node: _tape.Node, tensor: T) -> bool:
+def catch_up(node: Node, tensor: T) -> bool:
     """Account for changes of torch's `tensor` since `node`, which has an edge to it, was recorded.
 
     PyTorch saves the tensor itself, so if its data was replaced, what is saved here gets the new
@@ -161,7 +164,7 @@ def catch_up(node: _tape.Node, tensor: T) -> bool:
     return has_changed(node, tensor)
 
 
-def followed(plan: Plan | None, edges: Sequence[_tape.Edge | None], tensor: T) -> list[int]:
+def followed(plan: Plan | None, edges: Sequence[Edge | None], tensor: T) -> list[int]:
     """Which saved aliases of torch's `tensor` in a node have its present data."""
     if plan is None or tensor.layout is not torch.strided:
         return []
@@ -174,7 +177,7 @@ def followed(plan: Plan | None, edges: Sequence[_tape.Edge | None], tensor: T) -
     ]
 
 
-def has_changed(node: _tape.Node, tensor: T) -> bool:
+def has_changed(node: Node, tensor: T) -> bool:
     """Was torch's `tensor` the result of another node of torch when `node` was recorded?"""
     known = _known(tensor)
     return known is not None and (
@@ -187,7 +190,7 @@ def was_result(tensor: T) -> bool:
     return _known(tensor) is not None
 
 
-def is_unusual(node: _tape.Node, tensor: T) -> bool:
+def is_unusual(node: Node, tensor: T) -> bool:
     """Does torch's `tensor`, to which `node` has an edge, need its gradient for more than
     `.grad`?"""
     return is_hooked(tensor) or has_changed(node, tensor)
@@ -266,12 +269,12 @@ def goes_on(tensor: T) -> bool:
 
 def theirs(target: object) -> T | None:
     """The torch tensor that an edge refers to, or that its node stands for."""
-    if isinstance(target, _tape.Node):
+    if isinstance(target, Node):
         return None if target.theirs is None else target.theirs()
     return target if _tensor.is_torchs(target) else None  # type: ignore[return-value]
 
 
-def passing(targets: Sequence[T], ends: Sequence[_tape.Edge]) -> tuple[bool, ...]:
+def passing(targets: Sequence[T], ends: Sequence[Edge]) -> tuple[bool, ...]:
     """For each of torch's `targets`: does torch's graph pass its gradient on to one of `ends`?"""
     found = [end for target, _ in ends if (end := theirs(target)) is not None]
     return tuple([bool(found) and t.grad_fn is not None and leads_to(t, found) for t in targets])
@@ -326,7 +329,7 @@ def go_back(
     edges = list(node.edges)  # type: ignore[union-attr]
     for i, end in enumerate(ends, start=1 + len(grads)):
         if not end.is_leaf:
-            edges[i] = end, _tape.NO_FURTHER
+            edges[i] = end, NO_FURTHER
     node.edges = edges  # type: ignore[union-attr]
     return results  # type: ignore[no-any-return]
 
@@ -373,7 +376,7 @@ class _Piece(NamedTuple):
     ends: tuple[T, ...]
 
 
-class TorchGraph(_tape.Function):
+class TorchGraph(Function):
     """Z = J^T G, J the Jacobian of what torch's own autograd recorded
 
     Its gradients are those of the operations of torch's engine.  Saved: the graph of these.

@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from . import tape
+from .function import Function
 from .rules import Rule
 
 _BREAK = re.compile(r"\n\s*|\s{3,}")
@@ -17,7 +17,7 @@ _GRADIENT = re.compile(r"\bd\w+ = ")
 _SENTENCE = re.compile(r"\.\s")
 
 
-def gradients(function: type[tape.Function]) -> str:
+def gradients(function: type[Function]) -> str:
     """Those of a Function or of its base class; else the first line of its docstring."""
     classes = list(_classes(function))
     for cls in classes:
@@ -27,7 +27,7 @@ def gradients(function: type[tape.Function]) -> str:
     return next((c.__doc__.strip().split("\n")[0] for c in classes if c.__doc__), function.__name__)
 
 
-def value(function: type[tape.Function]) -> str:
+def value(function: type[Function]) -> str:
     """What it computes: "y = tanh(x)"; "" if the docstring does not say."""
     return next((found for cls in _classes(function) if (found := _halves(cls.__doc__)[0])), "")
 
@@ -37,9 +37,9 @@ def gradients_in(doc: str | None) -> str:
     return _halves(doc)[1]
 
 
-def _classes(function: type[tape.Function]) -> Iterator[type]:
+def _classes(function: type[Function]) -> Iterator[type]:
     for cls in function.__mro__:
-        if cls in (Rule, tape.Function):
+        if cls in (Rule, Function):
             return
         yield cls
 

@@ -24,13 +24,15 @@ from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements
 from .formula import Plan
+from .function import Function
+from .node import Edge, Node
 
 T = torch.Tensor
 
 
 @implements(_tape)
 def run_recorded(
-    node: _tape.Node, grads: Sequence[T | None], needs: tuple[bool, ...]
+    node: Node, grads: Sequence[T | None], needs: tuple[bool, ...]
 ) -> Sequence[T | None]:
     """The gradients of a node's arguments that are needed, recorded.
 
@@ -63,7 +65,7 @@ def run_recorded(
     return recorded
 
 
-def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[T | None]) -> None:
+def _refuse_lost(node: Node, grads: Sequence[T | None], results: Sequence[T | None]) -> None:
     """Raise if a gradient carries no history although it depends linearly on tensors that do."""
     if not any(g is not None and g.requires_grad for g in grads):
         return
@@ -72,7 +74,7 @@ def _refuse_lost(node: _tape.Node, grads: Sequence[T | None], results: Sequence[
             raise _no_second(node.function)
 
 
-def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
+def _plain_form(function: type[Function]) -> type[Function] | None:
     """The rule of which `function` is the exact form: the same gradients, in operations that have
     rules."""
     base = function.__mro__[1]
@@ -80,7 +82,7 @@ def _plain_form(function: type[_tape.Function]) -> type[_tape.Function] | None:
     return base if is_form else None
 
 
-def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Plan:
+def _plan_of(node: Node, rule: type[Function]) -> Plan:
     """The plan of a node, for the gradients of another rule with the same forward."""
     plan, formulas = node.plan, rule.formulas
     if plan is None or formulas is None:
@@ -92,7 +94,7 @@ def _plan_of(node: _tape.Node, rule: type[_tape.Function]) -> Plan:
 
 
 @implements(_tape)
-def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
+def needing(node: Node, needs: tuple[bool, ...]) -> Node:
     """The node as its backward sees it if only some of the gradients are needed."""
     if needs == node.needs_input_grad or node.attributes is not None:
         return node  # a user's Function sees all that require grad, as in PyTorch
@@ -101,7 +103,7 @@ def needing(node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
     return asked
 
 
-def _restored(node: _tape.Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
+def _restored(node: Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
     """The saved tensors, connected to their origins; and their versions when saved."""
     saved, versions = list(node._saved or ()), list(node._versions)
     if node.attributes is not None:
@@ -136,7 +138,7 @@ def _restored(node: _tape.Node) -> tuple[Sequence[T | None], Sequence[int | None
     return saved, versions
 
 
-def _of_user(node: _tape.Node, tensor: T | None) -> T | None:
+def _of_user(node: Node, tensor: T | None) -> T | None:
     """What a user's Function saved, with its history."""
     if not isinstance(tensor, T):
         return tensor
@@ -148,25 +150,25 @@ def _of_user(node: _tape.Node, tensor: T | None) -> T | None:
     return led_to(tensor, (tensor, 0))
 
 
-def led_to(tensor: T, edge: _tape.Edge | None) -> T:
+def led_to(tensor: T, edge: Edge | None) -> T:
     """`tensor` as a tracked one, whose gradient goes to `edge`."""
     if edge is None or not tensor.is_floating_point():
         return tensor if type(tensor) is T and not tensor.requires_grad else tensor.detach()
     target, index = edge
-    if not isinstance(target, _tape.Node):
+    if not isinstance(target, Node):
         own = isinstance(target, _tensor.Tensor)
         if own and (target is tensor or vars(target).get("_plain") is tensor):
             return target
     alias: Any = tensor.detach()
     alias.__class__ = _tensor.Tensor
-    if isinstance(target, _tape.Node):
+    if isinstance(target, Node):
         alias._node, alias._output_nr = target, index
     else:
         alias._stands_for, alias._requires_grad = target, True
     return alias  # type: ignore[no-any-return]
 
 
-def _derived(node: _tape.Node, name: str, saved: Sequence[object]) -> T:
+def _derived(node: Node, name: str, saved: Sequence[object]) -> T:
     """A value that the forward derived from the arguments, computed again from them."""
     function, plan = node.function, node.plan
     again = getattr(function, f"{name}_again", None)
@@ -181,7 +183,7 @@ def _derived(node: _tape.Node, name: str, saved: Sequence[object]) -> T:
         return again(*[known[n] for n in names])  # type: ignore[no-any-return]
 
 
-def _no_second(function: type[_tape.Function]) -> NotImplementedError:
+def _no_second(function: type[Function]) -> NotImplementedError:
     return NotImplementedError(
         f"nnmirror: a gradient of the gradient of {function.__name__} is not mirrored, and"
         " create_graph=True asks for it. Compute this loss with nnmirror.to_torch(model): it has"

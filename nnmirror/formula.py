@@ -67,17 +67,18 @@ from ._types import Args, TorchFunction
 from .fast.signature import Unsigned, of_tensor, of_value
 
 if TYPE_CHECKING:
-    import nnmirror.tape
+    import nnmirror.node
 
     from .fast.source import Environment
-    from .tape import Function, Node
+    from .function import Function
+    from .node import Node
 
 T = torch.Tensor
 # Returns one gradient, or one for each argument.
 Gradient: TypeAlias = Callable[..., T | None]
 Gradients: TypeAlias = Callable[..., Sequence[T | None]]
 # Returns the gradients of all arguments; the second argument is `g` or `gs`.
-Back: TypeAlias = Callable[["nnmirror.tape.Node", Any], tuple[T | None, ...]]
+Back: TypeAlias = Callable[["nnmirror.node.Node", Any], tuple[T | None, ...]]
 
 RESULT = -1  # the place of a result; ~n for the n-th of several
 ONLY_RESULT = (RESULT,)

@@ -30,9 +30,10 @@ import torch
 from . import _torch, tape, tensor
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass, TreeSpec, tree_flatten, tree_unflatten
-from .grad_mode import is_grad_enabled
+from .grad_mode import is_grad_enabled, users_code
+from .gradients import grad as _grad
+from .node import Node
 from .rules.shape import view_as
-from .walk import grad as _grad
 
 if TYPE_CHECKING:
     from .modules.container import ModuleList
@@ -89,7 +90,7 @@ class _Inside:
         if not isinstance(value, T):
             raise ValueError(f"Thing passed to transform API must be Tensor, got {type(value)}")
         if value.requires_grad and self.records:
-            with tape.users_code(True):
+            with users_code(True):
                 return view_as(value, value)
         with DisableTorchFunctionSubclass():
             alias: Any = value.detach()
@@ -110,7 +111,7 @@ class _Inside:
             if id(target) in seen:
                 continue
             seen.add(id(target))
-            if isinstance(target, tape.Node):
+            if isinstance(target, Node):
                 stack += [edge[0] for edge in target.edges if edge is not None]
                 continue
             # A tensor of an enclosing transform counts as outside.
@@ -190,7 +191,7 @@ def _grad_and_value(
 ) -> tuple[Any, Any]:
     inside = _Inside()
     args, inputs, spec = _taken_in(inside, args, argnums)
-    with tape.users_code(True):
+    with users_code(True):
         output, aux = inside.call(func, args, kwargs, has_aux, "grad_and_value(f)(*args)")
         if not isinstance(output, T):
             raise RuntimeError(
@@ -286,7 +287,7 @@ def _vjp(
     name = "vjp(f, *primals)"
     inside = _Inside()
     args, inputs, spec = _taken_in(inside, primals, argnums)
-    with tape.users_code(True):
+    with users_code(True):
         outputs, aux = inside.call(func, args, {}, has_aux, name)
     flat, out_spec = tree_flatten(outputs)
     _only_tensors(flat, name)
@@ -384,7 +385,7 @@ def jvp(
             )
     inside = _Inside()
     args, inputs, _ = _taken_in(inside, primals, None)
-    with tape.users_code(True):
+    with users_code(True):
         outputs, aux = inside.call(func, args, {}, has_aux, name)
         flat, spec = tree_flatten(outputs)
         _only_tensors(flat, name)
@@ -568,7 +569,7 @@ def _mapped(items: Sequence[object]) -> Iterator[None]:
 
 
 def _unbound(value: T, dim: int) -> Sequence[T]:
-    with tape.users_code(is_grad_enabled()):
+    with users_code(is_grad_enabled()):
         if value.requires_grad and is_grad_enabled():
             value = view_as(value, value)  # tensors that torch tracks are recorded here
         return value.unbind(dim)

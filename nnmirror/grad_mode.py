@@ -11,8 +11,12 @@ from typing import TypeVar
 
 import torch
 
-from . import _state
-from ._torch import DecoratorContextManager, NoParamDecoratorContextManager
+from . import _state, _torch
+from ._torch import (
+    DecoratorContextManager,
+    EnableTorchFunction,
+    NoParamDecoratorContextManager,
+)
 from ._types import TorchFunction
 
 F = TypeVar("F", bound=TorchFunction)
@@ -92,3 +96,28 @@ class set_grad_enabled(DecoratorContextManager):
         _override.mode = before
         copy._before = before
         return copy
+
+
+class users_code:
+    """Runs user code inside a walk or a forward: dispatch of tracked tensors is on again, and grad
+    mode is off, or on in a recorded walk.
+
+    It is torch's grad mode that is off, so that the code may turn it on with `torch.enable_grad()`.
+    """
+
+    __slots__ = ("asking", "mode", "own_mode", "torchs_mode")
+
+    def __init__(self, mode: bool = False) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        self.asking = EnableTorchFunction()
+        self.asking.__enter__()
+        self.torchs_mode, self.own_mode = torch.is_grad_enabled(), _override.mode
+        _torch.set_grad_enabled(self.mode)
+        _override.mode = None
+
+    def __exit__(self, *exc: object) -> None:
+        _override.mode = self.own_mode
+        _torch.set_grad_enabled(self.torchs_mode)
+        self.asking.__exit__(*exc)

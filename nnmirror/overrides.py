@@ -26,8 +26,10 @@ from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._types import TorchFunction
 from ._upcalls import implements
+from .function import Function
 from .grad_mode import is_grad_enabled
-from .tape import ORDINARY, SUBCLASS, TORCH, Function, Node, kind_of, record, tensors_in
+from .node import Node
+from .tape import ORDINARY, SUBCLASS, TORCH, kind_of, record, tensors_in
 from .tensor import RULES, Tensor
 
 C = TypeVar("C", bound=TorchFunction)

@@ -27,8 +27,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ._missing import StandIns
 from ._types import TorchFunction
 from .adopt import become_mirrored, kept
+from .function import Function
 from .optim import Optimizer
-from .tape import Function
 
 ADVICE = (
     "What to do: build it from mirrored modules and tensor operations; write it as a"

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from . import _state, _torch, beyond, documented
-from . import tape as _tape
 from . import tensor as _tensor
 from . import walk as _walk
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements
+from .gradients import _roots, make_grads
+from .node import NO_FURTHER, Edge, Node
 from .parameter import Parameter
+from .tensor import bare
 
 if TYPE_CHECKING:
     from .explaining.explanation import Place
@@ -32,7 +34,7 @@ _recorded_at, _target = attrgetter("sequence"), itemgetter(0)
 # A step of a `node`: the `gradients` of its results, and `results`, those of its inputs.
 Taking = SimpleNamespace
 _HOOKS = {"_leaf_hooks", "_post_accumulate_hooks", "_accumulate_hooks", "_reached_hooks"}
-_OURS = {_tape.Node, _tensor.Tensor, Parameter}
+_OURS = {Node, _tensor.Tensor, Parameter}
 
 
 def steps(
@@ -55,8 +57,8 @@ def steps(
     RuntimeError, as PyTorch's, if `tensor` does not require grad, if it is not a scalar and
     `gradient` is not given, or if its graph was freed.
     """
-    grads = _walk.make_grads([tensor], [gradient])
-    walk = Walk(_walk._roots([tensor]), retain_graph)
+    grads = make_grads([tensor], [gradient])
+    walk = Walk(_roots([tensor]), retain_graph)
     walk.is_prompt = True
     return _steps(walk, grads, modules, sys._getframe(1))
 
@@ -104,8 +106,8 @@ def _started(tensors: Sequence[T], gradients: Sequence[T | None], retain_graph: 
         walk = Walk([(node, 0)], retain_graph)
         walk.waiting[node] = [torch.ones_like(tensors[0])]
         return walk
-    grads = _walk.make_grads(tensors, gradients)
-    walk = Walk(_walk._roots(tensors), retain_graph)
+    grads = make_grads(tensors, gradients)
+    walk = Walk(_roots(tensors), retain_graph)
     walk.start(grads)
     return walk
 
@@ -121,17 +123,17 @@ _Outer: TypeAlias = tuple[
 class Walk:
     """A walk from `edges`. Within it as a context manager, it is the current walk for hooks."""
 
-    waiting: dict[_tape.Node, list[T | None]]  # the nodes to run, and their gradients so far
+    waiting: dict[Node, list[T | None]]  # the nodes to run, and their gradients so far
     leaves: "dict[int, _Leaf]"  # the leaves that may get more
     is_prompt: bool  # whether it accumulates each leaf as soon as it is complete, or at the end
     counts: dict[int, int] | None = None  # how many gradients each gets, if known
-    order: Sequence[_tape.Node] = ()
+    order: Sequence[Node] = ()
     to_torch: list[tuple[T, T]]  # the gradients with which torch's engine continues
     changed: set[int]  # by id, torch's tensors that have changed
     callbacks: list[Callable[[], None]]
     outer: "list[_Outer]"
 
-    def __init__(self, edges: Sequence[_tape.Edge], retain_graph: bool) -> None:
+    def __init__(self, edges: Sequence[Edge], retain_graph: bool) -> None:
         self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, False
         self.waiting, self.leaves, self.to_torch, self.changed = {}, {}, [], set()
         self.callbacks, self.outer, self.number = [], [], next(_walk._walk_numbers)
@@ -162,7 +164,7 @@ class Walk:
             for callback in self.callbacks:  # they may queue more
                 callback()
 
-    def asked(self, node: _tape.Node, slots: list[T | None]) -> list[T | None]:
+    def asked(self, node: Node, slots: list[T | None]) -> list[T | None]:
         """The gradients from a node that calls user code, or that has missing or torch's own
         parts."""
         for target, _ in filter(None, node.edges):
@@ -203,10 +205,10 @@ class Walk:
         if self.is_prompt:
             self.finish()
 
-    def bring(self, edge: _tape.Edge, grad: T | None) -> None:
+    def bring(self, edge: Edge, grad: T | None) -> None:
         """Add one gradient, or None, at the target of `edge`."""
         target, index = edge
-        if isinstance(target, _tape.Node):
+        if isinstance(target, Node):
             if target not in self.waiting:
                 if target.segment is not None:
                     target.segment.expand(target)
@@ -214,7 +216,7 @@ class Walk:
             slots = self.waiting[target]
         elif grad is not None and id(target) in self.changed:
             raise NotImplementedError(beyond.CHANGED)
-        elif index != _tape.NO_FURTHER:
+        elif index != NO_FURTHER:
             # The leaf that was complete last is the last.
             leaf = self.leaves[id(target)] = self.leaves.pop(id(target), _Leaf(target))
             leaf.came += 1
@@ -312,7 +314,7 @@ class Step:
     @property
     def node(self) -> str:
         """The operation, as PyTorch names it: "TanhBackward0"."""
-        return _tape.bare(self._taking.node.name())
+        return bare(self._taking.node.name())
 
     @property
     def module(self) -> str:

@@ -44,8 +44,9 @@ from .fast.signature import Layout, Made, Signature
 from .grad_mode import _override, in_inference_mode
 
 if TYPE_CHECKING:
-    from . import tape as _tape
     from . import views as _views
+    from .function import Function
+    from .node import Edge, Node
 
 R = TypeVar("R")
 S = TypeVar("S", bound=torch.Tensor)
@@ -387,7 +388,7 @@ def check_numbers(func: TorchFunction, args: Args, kwargs: Kwargs) -> None:
 class Recorded:
     """Most of RULES: records a call of `function`."""
 
-    function: "type[_tape.Function]"
+    function: "type[Function]"
     most: int  # the number of positional arguments
     behind: dict[tuple[int | str, ...], list[tuple[str, object]]]  # see rules/registry.py
 
@@ -400,24 +401,24 @@ class Recorded:
 
 
 @upcall("nnmirror.tape")
-def record(function: type, args: Args) -> "tuple[Any, _tape.Node | None]":
+def record(function: type, args: Args) -> "tuple[Any, Node | None]":
     """Run the forward of `function`; its output, and the node."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.tape")
-def edge_of(tensor: torch.Tensor) -> "_tape.Edge":
+def edge_of(tensor: torch.Tensor) -> "Edge":
     """The edge of `tensor`."""
     raise NotImplementedError
 
 
-@upcall("nnmirror.tape")
+@upcall("nnmirror.constants")
 def bound(value: R, like: torch.Tensor) -> R | torch.Tensor:
     """`value` for a comparison with `like`: a number perhaps as a tensor, which is faster."""
     raise NotImplementedError
 
 
-@upcall("nnmirror.walk")
+@upcall("nnmirror.gradients")
 def backward(
     tensors: torch.Tensor,
     grad_tensors: torch.Tensor | None,
@@ -486,7 +487,7 @@ def move(tensor: "Tensor", value: torch.Tensor) -> None:
 class Tensor(torch.Tensor):
     """A tensor that carries a gradient: what a mirrored module or operation returns."""
 
-    _node: "_tape.Node | None" = None  # the recorded call that made it
+    _node: "Node | None" = None  # the recorded call that made it
     _output_nr: int = 0  # its index among that call's outputs
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # the value of `grad`
@@ -571,7 +572,7 @@ class Tensor(torch.Tensor):
         return self._node is None
 
     @property
-    def grad_fn(self) -> "_tape.Node | None":  # type: ignore[override]
+    def grad_fn(self) -> "Node | None":  # type: ignore[override]
         """The recorded call that made it; None for a leaf."""
         if self._view_of is not None:
             with DisableTorchFunctionSubclass():

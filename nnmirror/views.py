@@ -29,7 +29,9 @@ from ._types import IndexLike
 from ._upcalls import implements, upcall
 from .fast.signature import Alike
 from .formula import RESULT
+from .function import Function
 from .grad_mode import in_inference_mode
+from .node import FREED, Edge, Node, short_name
 from .tensor import CHANGED_LEAF, C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
@@ -53,7 +55,7 @@ class Change(NamedTuple):
 
 
 @implements(_tape)
-def view_of(node: "_tape.Node", out: torch.Tensor, base: object, several: bool) -> ViewOf | None:
+def view_of(node: "Node", out: torch.Tensor, base: object, several: bool) -> ViewOf | None:
     """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
     kind = "several" if several else "plain"
     if not node.function.is_rule:
@@ -89,7 +91,7 @@ def change_of(tensor: torch.Tensor) -> Change:
         base, version, kind = tensor._view_of
         if kind == "foreign":
             node = _tape.edge_of(tensor)[0]
-            edge = node.edges[0] if isinstance(node, _tape.Node) else None
+            edge = node.edges[0] if isinstance(node, Node) else None
             leaf = None if edge is None else edge[0]
             if not isinstance(leaf, torch.Tensor) or not leaf.is_leaf:
                 raise RuntimeError(_FOREIGN)
@@ -193,7 +195,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
 
 
 @implements(_tape)
-def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
+def rebase(node: "Node", view: "_tensor.Tensor", base: Any) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
     edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
@@ -206,21 +208,21 @@ def rebase(node: "_tape.Node", view: "_tensor.Tensor", base: Any) -> None:
 
 
 def rebase_on(
-    node: "_tape.Node",
+    node: "Node",
     view: "_tensor.Tensor",
     base: "_tensor.Tensor",
-    edge: "_tape.Edge | None",
+    edge: "Edge | None",
     places: Sequence[int],
     needs: tuple[bool, ...],
     saves_result: bool,
 ) -> None:
     """The same, where `edge` leads to the base as it was, and `node` has these places and needs."""
     shape = C_shape(base)
-    copy: Any = _new(_tape.Node)
+    copy: Any = _new(Node)
     copy.function, copy.signature, copy.like = CopySlices, None, None
     copy._places, copy._needs_input_grad = places, needs
     # Those of the node before, if they fit: nodes have them in common.
-    outputs = () if edge is None or not isinstance(edge[0], _tape.Node) else edge[0].outputs
+    outputs = () if edge is None or not isinstance(edge[0], Node) else edge[0].outputs
     if len(outputs) == 1 and outputs[0][0] == shape and outputs[0][1] is C_dtype(base):
         copy._outputs = outputs
     else:
@@ -263,7 +265,7 @@ def _cut_out(view: "_tensor.Tensor", base: torch.Tensor, number: int | None = No
     """Make `view` a part of `base` in its present state."""
     # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
-    node = _new(_tape.Node)
+    node = _new(Node)
     node.function, node.signature, node.like = AsStrided, None, None
     node._places, node._needs_input_grad = _ONE, _NEEDS_NONE if edge is None else _NEEDS_FIRST
     node.edges = edge, None, None, None
@@ -279,7 +281,7 @@ _ONE = (0,)
 _NEEDS_FIRST, _NEEDS_NONE = (True, False, False, False), (False,) * 4
 
 
-class CopySlices(_tape.Function):
+class CopySlices(Function):
     """An in-place operation on a view, seen from the base."""
 
     is_rule = True
@@ -287,7 +289,7 @@ class CopySlices(_tape.Function):
     @staticmethod
     def backward(ctx: Any, g: T) -> tuple[T | None, ...]:
         if ctx._saved is None:
-            raise RuntimeError(_tape._FREED)
+            raise RuntimeError(FREED)
         strides, size, stride, offset, assigned_at = ctx._given
         whole = _laid_out(g, strides)
         if assigned_at is not None:
@@ -313,7 +315,7 @@ class CopySlices(_tape.Function):
         return "torch::autograd::CopySlices"
 
 
-def _with_assignment(node: "_tape.Node") -> None:
+def _with_assignment(node: "Node") -> None:
     """Show the assignment at the end of `x[index] += v` as a node of its own, as in PyTorch."""
     *part_of, index = node.given
     if index is None:
@@ -322,7 +324,7 @@ def _with_assignment(node: "_tape.Node") -> None:
     change.given = *part_of, None
     strides, size, stride, offset = part_of
     shape, dtype, device = node.outputs[0]
-    view: Any = _tape.Node(AsStrided)
+    view: Any = Node(AsStrided)
     view._places, view._needs_input_grad = _ONE, _NEEDS_FIRST
     view.edges = (change, 0), None, None, None
     view.given = shape, strides, 0, size, stride, offset
@@ -343,12 +345,12 @@ _JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one c
 
 
 @upcall("nnmirror.walk")
-def put_in_front(node: "_tape.Node", target: object) -> None:
+def put_in_front(node: "Node", target: object) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed."""
     raise NotImplementedError
 
 
-class SetItem(_tape.Function):
+class SetItem(Function):
     """x[index] = v, with integers and slices:  dx = g, zero in the part x[index],  dv = g there
 
     Records the assignment of a tensor to a part of x as one node.
@@ -357,9 +359,9 @@ class SetItem(_tape.Function):
     is_rule = True
 
     @staticmethod
-    def backward(ctx: _tape.Node, g: T) -> tuple[T | None, ...]:
+    def backward(ctx: Node, g: T) -> tuple[T | None, ...]:
         if ctx._saved is None:
-            raise RuntimeError(_tape._FREED)
+            raise RuntimeError(FREED)
         index, fills, strides = ctx._given
         whole = _copy_of(g) if strides is None else _laid_out(g, strides)
         part = whole[index]
@@ -419,7 +421,7 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
         outputs = (meta,)
     shape, dtype, _ = meta
     dims = len(shape) - 1 if type(index) is int else _dims_left(index, len(shape))
-    edge: _tape.Edge | None = None
+    edge: Edge | None = None
     fills = is_number = False
     with DisableTorchFunctionSubclass():
         if dims < 0 or C_dtype(x) is not dtype or C_shape(x) != shape:
@@ -455,7 +457,7 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
         except (IndexError, TypeError, ValueError, RuntimeError):
             return False
         strides = None if x.is_contiguous() else x.stride()
-    node: Any = _new(_tape.Node)
+    node: Any = _new(Node)
     node.function, node.signature = SetItem, None
     node._saved = node._versions = _NOTHING
     node._given = index, fills, strides
@@ -491,9 +493,7 @@ def _becomes_tracked(x: torch.Tensor, value: object) -> bool:
     )
 
 
-def _ends_change(
-    x: "_tensor.Tensor", made_by: "_tape.Node", index: IndexLike, value: object
-) -> bool:
+def _ends_change(x: "_tensor.Tensor", made_by: "Node", index: IndexLike, value: object) -> bool:
     """Is it the end of `x[index] += v`, which assigns the part that was changed just now?
 
     Then x has these values already, and only the assignment is recorded (see `_with_assignment`).
@@ -501,7 +501,7 @@ def _ends_change(
     if type(value) is not _tensor.Tensor or value._view_of is None:
         return False
     base, version, _ = value._view_of
-    if base is not x or type(version) is not tuple or not isinstance(made_by, _tape.Node):
+    if base is not x or type(version) is not tuple or not isinstance(made_by, Node):
         return False
     if made_by.is_watched or not made_by.sequence + 1 == version[1] == next(_sequence) - 1:
         return False
@@ -546,7 +546,7 @@ _NEEDS_X, _NEEDS_VALUE, _NEEDS_BOTH = (True, False), (False, True), (True, True)
 _NOTHING = (None,)  # saved, so that it can be freed
 
 
-class AsStrided(_tape.Function):
+class AsStrided(Function):
     """z = the elements of x's memory at offset + strides . i:  dx = zeros, g added there
 
     If several elements of z share a place in memory, their gradients are added.
@@ -557,7 +557,7 @@ class AsStrided(_tape.Function):
 
     @staticmethod
     def forward(
-        ctx: _tape.Node,
+        ctx: Node,
         input: T,
         size: Sequence[int],
         stride: Sequence[int],
@@ -569,7 +569,7 @@ class AsStrided(_tape.Function):
 
     @staticmethod
     def note(
-        ctx: _tape.Node,
+        ctx: Node,
         base: T,
         size: Sequence[int],
         stride: Sequence[int],
@@ -583,7 +583,7 @@ class AsStrided(_tape.Function):
         ctx.given = C_shape(base), C_stride(base), C_offset(base), size, stride, offset
 
     @staticmethod
-    def backward(ctx: _tape.Node, g: T) -> tuple[T | None, ...]:
+    def backward(ctx: Node, g: T) -> tuple[T | None, ...]:
         shape, strides, base_offset, size, stride, offset = ctx.given
         if 0 in shape or 0 in size:
             return torch.zeros(shape, dtype=g.dtype, device=g.device), None, None, None
@@ -684,7 +684,7 @@ def _forbidden(view: torch.Tensor, kind: str, who: str) -> str:
         how = f"A view was created in{mode} and {who} modified inplace{now}."
     else:
         how = (
-            f"Output {node and view._output_nr} of {_tape._short(node.name())} is a view and {who}"  # type: ignore[attr-defined]
+            f"Output {node and view._output_nr} of {short_name(node.name())} is a view and {who}"  # type: ignore[attr-defined]
             " modified inplace."
         )
     return how + _REASONS[kind]

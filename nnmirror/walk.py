@@ -1,4 +1,4 @@
-"""The backward over the tape (the walk), and its entry points: `backward` and `grad`."""
+"""The backward over the tape: the walk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ import operator
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Protocol,
-    SupportsIndex,
-    TypeAlias,
-    TypeGuard,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 
@@ -33,32 +23,17 @@ from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._types import Hook
 from ._upcalls import implements, upcall
-from .double_backward import led_to
-from .grad_mode import _override
-from .tensor import C_dtype, C_grad, C_shape
+from .accumulate import accumulate
+from .grad_mode import _override, users_code
+from .node import NO_FURTHER, AccumulateGrad, Edge, Node, Target
+from .tensor import C_dtype, C_shape, bare
 
 if TYPE_CHECKING:
     from .fast.bound import Left
 
 _R = TypeVar("_R")
-
-_NOT_OURS = object()
 # Does a walk reach this node or leaf?
-LeadsTo: TypeAlias = Callable[[_tape.Target], bool | None]
-
-
-def grad_of(leaf: torch.Tensor) -> torch.Tensor | None:
-    """Its gradient, without the public property."""
-    grad = getattr(leaf, "_gradient", _NOT_OURS)
-    return C_grad.__get__(leaf) if grad is _NOT_OURS else grad  # type: ignore[return-value]
-
-
-def put_grad(leaf: torch.Tensor, grad: torch.Tensor | None) -> None:
-    """Set this gradient, which is known to fit."""
-    if isinstance(leaf, _tensor.Tensor):
-        leaf._gradient = grad
-    else:
-        C_grad.__set__(leaf, grad)
+LeadsTo: TypeAlias = Callable[[Target], bool | None]
 
 
 class _Walks(threading.local):
@@ -113,9 +88,9 @@ class _TorchInAWalk:
         return getattr(self._real, name)
 
 
-def _will_execute(node: _tape.Node | _tape.AccumulateGrad) -> bool:
+def _will_execute(node: Node | AccumulateGrad) -> bool:
     """As `torch._C._will_engine_execute_node`."""
-    target = node.variable if isinstance(node, _tape.AccumulateGrad) else node
+    target = node.variable if isinstance(node, AccumulateGrad) else node
     found = False if _walks.leads_to is None else _walks.leads_to(target)
     if found is None:
         raise RuntimeError(
@@ -150,7 +125,7 @@ def in_this_walk(hook: types.FunctionType) -> Callable[[torch.Tensor], object]:
 
 
 @implements(_views)
-def put_in_front(node: _tape.Node, target: object) -> None:
+def put_in_front(node: Node, target: object) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
     `target`.
 
@@ -189,11 +164,11 @@ def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
 
 @unrecorded
 def walk(
-    edges: Sequence[_tape.Edge],
+    edges: Sequence[Edge],
     grads: Sequence[torch.Tensor],
     retain_graph: bool = False,
-    only: Sequence[_tape.Edge] | None = None,
-    stop: Sequence[_tape.Edge] | None = None,
+    only: Sequence[Edge] | None = None,
+    stop: Sequence[Edge] | None = None,
     into: bool = False,
     create_graph: bool = False,
     replaying: bool = False,
@@ -238,7 +213,7 @@ def walk(
     add = _add_recorded if create_graph else operator.add
     hooked = _state.leaf_hooks_exist
     progress = Progress(edges)
-    order: list[_tape.Node] = []
+    order: list[Node] = []
     changed: set[int] = set()
 
     def look_ahead() -> dict[int, int]:
@@ -281,12 +256,12 @@ def walk(
         key = id(target)
         if reaches is not None and key not in reaches and not is_root:
             return
-        if index == _tape.NO_FURTHER:
+        if index == NO_FURTHER:
             if (key, 0) in wanted and grad is not None:
                 held = beside.get(key)
                 beside[key] = grad if held is None else add(held, grad)
             return
-        is_node = isinstance(target, _tape.Node)
+        is_node = isinstance(target, Node)
         if changed and key in changed and grad is not None:
             raise NotImplementedError(beyond.CHANGED)
         slots = buffers.get(key)
@@ -351,7 +326,7 @@ def walk(
         else:
             _run_tensor_hooks(_leaf_hooks(target), slots[0])
 
-    def pass_on(node: _tape.Node, grad: torch.Tensor | None) -> None:
+    def pass_on(node: Node, grad: torch.Tensor | None) -> None:
         """The step of a rule's node with one gradient, without special cases.
 
         Nothing here refers to a gradient when it arrives at a leaf, which may then keep it.
@@ -372,7 +347,7 @@ def walk(
             index = 0 if indices is None else indices[place]
             if hooked:
                 _refuse_swapped(node, target)
-            if not isinstance(target, _tape.Node):
+            if not isinstance(target, Node):
                 if left[-1] is not None:
                     left[-1] = _fitted(left[-1], C_shape(target), C_dtype(target))
                 arrive(target, index, left.pop())
@@ -393,7 +368,7 @@ def walk(
                 heapq.heappush(ready, (-target.sequence, target))
             grad = None
 
-    def arrive_from_part(targets: Sequence[_tape.Edge], grads: list[torch.Tensor]) -> None:
+    def arrive_from_part(targets: Sequence[Edge], grads: list[torch.Tensor]) -> None:
         """The gradients of a bound part arrive at `targets`; the first one is the last of `grads`.
 
         As `arrive`, with fewer checks where others have arrived, as at the weights that an unrolled
@@ -421,26 +396,26 @@ def walk(
             _torch.foreach_add_(held, more)
         progress.came.append(targets)
 
-    def pass_over(node: _tape.Node) -> None:
+    def pass_over(node: Node) -> None:
         """What lies behind where the walk stops is left as it is; others may lead there too."""
         for edge in node.edges:
             if edge is not None:
                 arrive(edge[0], edge[1], None)
 
-    def leads_to(target: _tape.Target) -> bool | None:
-        is_leaf = not isinstance(target, _tape.Node)
+    def leads_to(target: Target) -> bool | None:
+        is_leaf = not isinstance(target, Node)
         if is_leaf and only is not None and not into and (id(target), 0) in wanted:
             return None
         return (reaches is None or id(target) in reaches) and progress.leads_to(target)
 
-    def count(node: _tape.Node | None) -> None:
+    def count(node: Node | None) -> None:
         """From now on, with `node` the next, complete each leaf as soon as that is possible."""
         progress.counts = counts = progress.ahead(node)
         for key in progress.leaves_in_order():
             if key not in counts:
                 complete(key)
 
-    def run(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
+    def run(node: Node, slots: list[torch.Tensor | None]) -> None:
         """The step of any node."""
         if node.segment is not None:
             node.segment.expand(node)
@@ -539,10 +514,10 @@ def walk(
 _MOST_HELD = 1 << 20
 
 
-def _meets_torch(node: _tape.Node) -> bool:
+def _meets_torch(node: Node) -> bool:
     """Has it an input of torch's graph?"""
     for target in node.targets:
-        if isinstance(target, _tape.Node):
+        if isinstance(target, Node):
             if target.theirs is not None:
                 return True
         elif target is not None and not isinstance(target, _tensor.Tensor):
@@ -550,7 +525,7 @@ def _meets_torch(node: _tape.Node) -> bool:
     return False
 
 
-def theirs_among(ends: Sequence[_tape.Edge]) -> dict[tuple[int, int], torch.Tensor]:
+def theirs_among(ends: Sequence[Edge]) -> dict[tuple[int, int], torch.Tensor]:
     """Torch's tensors among `ends`, by the slot of their gradient."""
     return {(id(t), n): end for t, n in ends if (end := beyond.theirs(t)) is not None}
 
@@ -576,7 +551,7 @@ def through_torch(
 _sequence_of = operator.attrgetter("sequence")
 
 
-def _way_to(ends: set[int], order: Sequence[_tape.Node]) -> set[int]:
+def _way_to(ends: set[int], order: Sequence[Node]) -> set[int]:
     """The ids of `ends`, and of the nodes on the way to them."""
     reaches = set(ends)
     for node in sorted(order, key=_sequence_of):
@@ -586,7 +561,7 @@ def _way_to(ends: set[int], order: Sequence[_tape.Node]) -> set[int]:
 
 
 def _step(
-    node: _tape.Node,
+    node: Node,
     slots: list[torch.Tensor | None],
     needs: tuple[bool, ...] | None,
     create_graph: bool,
@@ -613,20 +588,18 @@ def _step(
     return results
 
 
-def _leading_on(
-    edges: Sequence[_tape.Edge], order: Sequence[_tape.Node], ends: Sequence[_tape.Edge]
-) -> set[int]:
+def _leading_on(edges: Sequence[Edge], order: Sequence[Node], ends: Sequence[Edge]) -> set[int]:
     """The ids of torch's tensors on the way, from which torch's graph reaches one of `ends`."""
     seen = {
         id(target): target
         for target, index in (*edges, *(e for n in order for e in n.edges if e is not None))
-        if _tensor.is_torchs(target) and index != _tape.NO_FURTHER
+        if _tensor.is_torchs(target) and index != NO_FURTHER
     }
     passing = beyond.passing([*seen.values()], ends)
     return {key for key, passes in zip(seen, passing, strict=True) if passes}
 
 
-def _refuse_swapped(node: _tape.Node, target: object) -> None:
+def _refuse_swapped(node: Node, target: object) -> None:
     """Raise if `target` is a leaf that was swapped with another tensor since `node` was
     recorded."""
     swapped = target._swapped if isinstance(target, _tensor.Tensor) else None
@@ -644,18 +617,18 @@ _POISONED = (
 )
 
 
-def _refuse_nan(node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
+def _refuse_nan(node: Node, results: Sequence[torch.Tensor | None]) -> None:
     """The check of `torch.autograd.detect_anomaly`."""
     for place, index in enumerate(node.inputs):
         grad = results[index]
         if grad is not None and grad.isnan().any():
-            name = _tape.bare(node.name())
+            name = bare(node.name())
             raise RuntimeError(f"Function '{name}' returned nan values in its {place}th output.")
 
 
 def dependencies(
-    edges: Iterable[_tape.Edge], expanding: bool = True, as_seen: bool = False
-) -> tuple[dict[int, int], list[_tape.Node], set[int]]:
+    edges: Iterable[Edge], expanding: bool = True, as_seen: bool = False
+) -> tuple[dict[int, int], list[Node], set[int]]:
     """How many gradients each target will get, the nodes that will run, and the ids of torch's
     tensors that have changed since a node was recorded.
 
@@ -664,9 +637,9 @@ def dependencies(
     """
     changed: set[int] = set()
     counts: dict[int, int] = {}
-    order: list[_tape.Node] = []
+    order: list[Node] = []
     for target, _ in edges:
-        if id(target) not in counts and isinstance(target, _tape.Node):
+        if id(target) not in counts and isinstance(target, Node):
             order.append(target)
         counts[id(target)] = counts.get(id(target), 0) + 1
     for node in order:  # the list grows during the loop
@@ -676,11 +649,11 @@ def dependencies(
             node.segment.expand(node)
         indices = node.indices
         for place, to in enumerate(node.targets):
-            if to is None or (indices is not None and indices[place] == _tape.NO_FURTHER):
+            if to is None or (indices is not None and indices[place] == NO_FURTHER):
                 continue
             key = id(to)
             known = counts.get(key)
-            if isinstance(to, _tape.Node):
+            if isinstance(to, Node):
                 if known is None:
                     order.append(to)
             elif not isinstance(to, _tensor.Tensor) and beyond.catch_up(node, to):
@@ -689,9 +662,7 @@ def dependencies(
     return counts, order, changed
 
 
-def validated(
-    node: _tape.Node, results: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
+def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.
 
     So a rule for a broadcasting operation returns a gradient with the broadcast shape, and the sum
@@ -707,7 +678,7 @@ def validated(
             continue
         index = 0 if indices is None else indices[i]
         if trusted:  # one of the package's own: it only broadcasts and promotes
-            if isinstance(target, _tape.Node):
+            if isinstance(target, Node):
                 shape, dtype, _ = target.outputs[index]
             else:
                 shape, dtype = C_shape(target), C_dtype(target)
@@ -722,7 +693,7 @@ def validated(
             )
         shape, dtype, device = (
             target.outputs[index]
-            if isinstance(target, _tape.Node)
+            if isinstance(target, Node)
             else (target.shape, target.dtype, target.device)
         )
         if grad.shape != shape:
@@ -778,83 +749,7 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
     return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
 
 
-# Walks of two threads may reach the same leaf at the same time; each reads its .grad and then adds
-# to it.
-accumulating = threading.RLock()
-
-
-def accumulate(
-    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool | str, create_graph: bool = False
-) -> None:
-    """Add `grad` to `leaf.grad`, like PyTorch's AccumulateGrad.
-
-    The first gradient itself becomes `.grad` if nothing else refers to it (`may_keep`) and it has
-    the leaf's layout; otherwise it is copied. Later ones are added in place.
-    """
-    with accumulating:
-        add_to_grad(leaf, grad, may_keep, create_graph)
-
-
-def add_to_grad(
-    leaf: torch.Tensor, grad: torch.Tensor, may_keep: bool | str, create_graph: bool = False
-) -> None:
-    held = grad_of(leaf)
-    if create_graph:
-        with EnableTorchFunction():
-            put_grad(leaf, _laid_out_as(leaf, grad) if held is None else held + grad)
-        return
-    if not isinstance(leaf, _tensor.Tensor) and beyond.may_have_accumulator(leaf):
-        beyond.accumulate([(leaf, grad)], retain_graph=False)
-        return
-    if held is None:
-        if (  # the usual case; the code below would do the same
-            may_keep
-            and type(grad) is torch.Tensor
-            and (shape := grad.shape) == C_shape(leaf)
-            and 0 not in shape  # contiguous for any strides
-            and leaf.is_contiguous()
-            and grad.is_contiguous()
-            and not grad._is_view()
-        ):
-            put_grad(leaf, grad)
-            return
-    else:
-        if held.layout is not torch.strided and grad.layout is torch.strided:
-            put_grad(leaf, grad + held)
-        else:
-            held.add_(grad)
-        return
-    if leaf.is_contiguous() and leaf.numel():
-        fits = grad.is_contiguous()
-    else:
-        fits = grad.stride() == leaf.stride()
-    if not (may_keep and fits and grad.shape == leaf.shape):
-        grad = _laid_out_as(leaf, grad)
-    elif grad._is_view():  # a copy, as there may be other references
-        grad = grad.clone()
-    if type(grad) is not torch.Tensor:
-        grad = grad.detach()
-    put_grad(leaf, grad)
-
-
-def _laid_out_as(leaf: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """A copy of `grad` in the layout of the leaf."""
-    layout = torch.preserve_format if is_dense(leaf) else torch.contiguous_format
-    return torch.empty_like(leaf.detach(), memory_format=layout).copy_(grad)
-
-
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Non-overlapping and dense, so that the strides describe its layout completely."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _is_for_torch(target: torch.Tensor, order: Sequence[_tape.Node]) -> bool:
+def _is_for_torch(target: torch.Tensor, order: Sequence[Node]) -> bool:
     """Does torch's engine continue from here?
 
     It does for a torch tensor with a graph or a hook; and for a leaf that may get more gradients
@@ -884,7 +779,7 @@ def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) 
     if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
         returned = None
         for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with _tape.users_code(_walks.creates_graph):
+            with users_code(_walks.creates_graph):
                 result = hook(leaf)
             if result is not None:
                 returned = _replacement(hook, leaf, result)
@@ -892,9 +787,6 @@ def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) 
             raise RuntimeError("Tensor post accumulate grad hooks should return None.")
     if after:
         _run_posthooks(after, (), [], (grad,))
-
-
-# -- hooks -------------------------------------------------------------------------------
 
 
 def _run_reached_hooks(leaf: torch.Tensor) -> None:
@@ -912,7 +804,7 @@ def _run_tensor_hooks(
 ) -> torch.Tensor | None:
     """Call each hook with the gradient, None as by PyTorch; what it returns replaces it."""
     for hook in tuple(hooks.values()) if hooks else ():
-        with _tape.users_code(_walks.creates_graph):
+        with users_code(_walks.creates_graph):
             result = hook(grad)
         if result is not None:
             grad = _replacement(hook, grad, result)
@@ -954,7 +846,7 @@ def _replacements(
     return tuple(_replacement(hook, g, r) for g, r in zip(grads, result, strict=True))
 
 
-def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> None:
+def _run_output_hooks(node: Node, slots: list[torch.Tensor | None]) -> None:
     for index, grad in enumerate(slots):
         if node.tensor_hooks is not None:
             grad = slots[index] = _run_tensor_hooks(node.tensor_hooks.get(index), grad)
@@ -969,7 +861,7 @@ def _run_output_hooks(node: _tape.Node, slots: list[torch.Tensor | None]) -> Non
 def _run_prehooks(
     hooks: Mapping[int, Hook], slots: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    with _tape.users_code(_walks.creates_graph):
+    with users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
             result = hook(tuple(slots))
             if result is not None:
@@ -983,7 +875,7 @@ def _run_posthooks(
     results: list[torch.Tensor | None],
     slots: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    with _tape.users_code(_walks.creates_graph):
+    with users_code(_walks.creates_graph):
         for hook in tuple(hooks.values()):
             grads = tuple(results[i] for i in places)
             result = hook(grads, tuple(slots))
@@ -994,261 +886,31 @@ def _run_posthooks(
     return results
 
 
-# -- Tensor.backward and grad ----------------------------------------------------------
-
-
-def make_grads(
-    outputs: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor | None],
-    create_graph: bool = False,
-) -> list[torch.Tensor]:
-    """The initial gradients: those given, checked, or 1 for each scalar output."""
-    for given in grads:
-        if given is not None and not isinstance(given, torch.Tensor):
-            raise TypeError(
-                f"gradients can be either Tensors or None, but got {type(given).__name__}"
-            )
-    if len(grads) != len(outputs):
-        raise RuntimeError(f"got {len(outputs)} tensors and {len(grads)} gradients")
-    started = []
-    with DisableTorchFunctionSubclass():
-        for i, (out, grad) in enumerate(zip(outputs, grads, strict=True)):
-            if grad is None and not out.requires_grad:
-                raise RuntimeError(_NO_GRAD_FN.format(i))
-            started.append(start_grad(_tape.meta_of(out), grad, i, create_graph))
-    return started
-
-
-def start_grad(
-    meta: tuple[torch.Size, torch.dtype, torch.device],
-    grad: Any,  # a tensor or None; of `Module.backward` what the user gives
-    index: int,
-    create_graph: bool = False,
-) -> torch.Tensor:
-    """The initial gradient for an output of this shape, dtype and device."""
-    shape, dtype, device = meta
-    if grad is None:
-        if shape.numel() != 1:
-            raise RuntimeError("grad can be implicitly created only for scalar outputs")
-        if not dtype.is_floating_point:
-            raise RuntimeError(
-                f"grad can be implicitly created only for real scalar outputs but got {dtype}"
-            )
-        return torch.ones(shape, dtype=dtype, device=device)
-    if grad.shape != shape:
-        raise RuntimeError(
-            f"Mismatch in shape: grad_output[{index}] has a shape of {grad.shape} and"
-            f" output[{index}] has a shape of {shape}."
-        )
-    if grad.is_complex() and not dtype.is_complex:
-        raise RuntimeError(
-            "For complex Tensors, both grad_output and output are required to have the same dtype."
-            f" Mismatch in dtype: grad_output[{index}] has a dtype of {grad.dtype} and"
-            f" output[{index}] has a dtype of {dtype}."
-        )
-    if grad.device != device:
-        raise RuntimeError(
-            f"invalid gradient at index {index} - expected device {device} but got {grad.device}"
-        )
-    grad = grad.detach() if not create_graph else _tracked(grad)
-    return grad if grad.dtype is dtype else grad.to(dtype)
-
-
-def _tracked(grad: torch.Tensor) -> torch.Tensor:
-    """An initial gradient, which may have a history itself."""
-    if isinstance(grad, _tensor.Tensor) or not grad.requires_grad:
-        return grad
-    return led_to(grad, _tape.edge_of(grad))
-
-
-def _roots(outputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
-    for i, out in enumerate(outputs):
-        if not out.requires_grad:
-            raise RuntimeError(_NO_GRAD_FN.format(i))
-    return [_tape.edge_of(out) for out in outputs]
-
-
-_NO_GRAD_FN = "element {} of tensors does not require grad and does not have a grad_fn"
-
-
-@implements(_tensor)
-def backward(
-    tensors: torch.Tensor | Sequence[torch.Tensor],
-    grad_tensors: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    grad_variables: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    inputs: torch.Tensor | Sequence[torch.Tensor] | dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Add the gradients of `tensors` to the leaves' `.grad`, as `torch.autograd.backward`.
-
-    One backward from all of them: dx = sum_i g_i dy_i/dx, with g_i from `grad_tensors` (None means
-    1, if y_i is a single number). With `inputs`, only these get a gradient. With `create_graph` the
-    backward is recorded itself: each `.grad` has a `grad_fn`, and can be differentiated, to any
-    order (see `double_backward`). RuntimeError if a tensor does not require grad.
-    `torch.autograd.backward` calls this if it is given a tensor that the mirror tracks; tensors of
-    torch's own graph may be given with those.
-    """
-    if grad_variables is not None:
-        warnings.warn(
-            "`grad_variables` is deprecated. Use `grad_tensors` instead.",
-            FutureWarning,
-            stacklevel=2,
-        )
-        if grad_tensors is not None:
-            raise RuntimeError(
-                "`grad_tensors` and `grad_variables` (deprecated) arguments both passed to"
-                " `backward()`. Please only use `grad_tensors`."
-            )
-        grad_tensors = grad_variables
-    outputs = _as_many(tensors)
-    grads = (None,) * len(outputs) if grad_tensors is None else _as_many(grad_tensors)
-    if inputs is not None:
-        inputs = _inputs_of(inputs, "backward")
-        if not all(t.requires_grad for t in inputs):
-            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-    if retain_graph is None:
-        retain_graph = create_graph
-    if create_graph:
-        _warn_of_cycle()
-    elif inputs is None and grad_tensors is None and len(outputs) == 1:
-        retain = retain_graph is not None and _flag(retain_graph)
-        if fast.enabled and not _here.is_plain:
-            if _state.taps and walk_tapped(outputs[0], retain):
-                return
-            if walk_bound(outputs[0], retain):
-                return
-    if _here.is_plain and inputs is None and not create_graph:
-        _tensor.backward_plainly(outputs, grads, _flag(retain_graph))
-        return
-    started = make_grads(outputs, grads, create_graph)
-    roots = _roots(outputs)
-    if inputs is None:
-        walk(roots, started, _flag(retain_graph), create_graph=create_graph)
-        return
-    for tensor in inputs:
-        tensor.retain_grad()
-    edges = _input_edges(inputs)
-    found = walk(
-        roots, started, _flag(retain_graph), only=edges, into=True, create_graph=create_graph
-    )
-    with DisableTorchFunctionSubclass():
-        for tensor, grad in zip(inputs, found, strict=True):
-            if grad is not None and not isinstance(tensor, _tensor.Tensor):
-                accumulate(tensor, grad, False, create_graph)
-
-
-def _warn_of_cycle() -> None:
-    """PyTorch's warning, once."""
-    if not _state.warned_of_cycle or torch.is_warn_always_enabled():
-        _state.warned_of_cycle = True
-        warnings.warn(
-            "Using backward() with create_graph=True will create a reference cycle between the"
-            " parameter and its gradient which can cause a memory leak. We recommend using"
-            " autograd.grad when creating the graph to avoid this. If you have to use this"
-            " function, make sure to reset the .grad fields of your parameters to None after use"
-            " to break the cycle and avoid the leak.",
-            stacklevel=4,
-        )
-
-
-def _as_many(value: Any) -> tuple[Any, ...]:
-    if type(value) is _tensor.Tensor or isinstance(value, torch.Tensor):
-        return (value,)
-    if _is_gradient_edge(value):
-        return (_at(value),)
-    return tuple(_at(v) if _is_gradient_edge(v) else v for v in value)
-
-
-class _GradientEdge(Protocol):
-    """torch.autograd.graph.GradientEdge, which is not imported."""
-
-    @property
-    def node(self) -> object: ...
-    @property
-    def output_nr(self) -> int: ...
-
-
-def _is_gradient_edge(value: object) -> TypeGuard[_GradientEdge]:
-    kind = type(value)  # recognized by name, as torch.autograd is not imported
-    return (kind.__module__, kind.__name__) == ("torch.autograd.graph", "GradientEdge")
-
-
-def _at(edge: _GradientEdge) -> torch.Tensor:
-    """A tensor for `edge`: the leaf, or one without values that has the node."""
-    node = edge.node
-    if isinstance(node, _tape.AccumulateGrad):
-        return node.variable
-    if not isinstance(node, _tape.Node):
-        raise NotImplementedError(
-            "nnmirror: a GradientEdge of torch's own graph, beside what the mirror tracks, is not"
-            " mirrored; give the tensor in place of its edge"
-        )
-    shape, dtype, device = node.outputs[edge.output_nr]
-    with DisableTorchFunctionSubclass():
-        made: Any = torch.empty((), dtype=dtype, device=device).expand(shape)
-    made.__class__ = _tensor.Tensor
-    made._node, made._output_nr = node, edge.output_nr
-    made.retain_grad = _nothing  # if backward was given the edge
-    return made  # type: ignore[no-any-return]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _inputs_of(inputs: object, caller: str) -> tuple[torch.Tensor, ...]:
-    """The requested tensors: one, several, or the values of a dict."""
-    if type(inputs) is dict:
-        inputs = tuple(inputs.values())
-    elif isinstance(inputs, Mapping):
-        raise TypeError(
-            f"`inputs` argument to `{caller}()` must be a dict, not {type(inputs).__name__}."
-            " Other Mapping types are not supported."
-        )
-    found = _as_many(inputs)
-    if not found:
-        raise RuntimeError(f"`inputs` argument to `{caller}()` cannot be empty.")
-    return found
-
-
 @upcall("nnmirror.fast.tapped")
-def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
-    """Run the backward from a loss by a bound walk with taps; False if there is none."""
-    raise NotImplementedError
-
-
-@upcall("nnmirror.fast.tapped")
-def untap(nodes: Iterable[_tape.Node]) -> None:
+def untap(nodes: Iterable[Node]) -> None:
     """Replace the taps on `nodes` by hooks."""
-    raise NotImplementedError
-
-
-@upcall("nnmirror.fast.binding")
-def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
-    """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     raise NotImplementedError
 
 
 class Progress:
     """The progress of a generic walk."""
 
-    def __init__(self, edges: Sequence[_tape.Edge]) -> None:
+    def __init__(self, edges: Sequence[Edge]) -> None:
         self.edges = edges
         # The nodes that a gradient has reached, a heap: the one recorded last is the first.
-        self.ready: list[tuple[float, _tape.Node]] = []
+        self.ready: list[tuple[float, Node]] = []
         # By id, the gradients that have arrived at these nodes, and at leaves.
         self.arrived: dict[int, list[torch.Tensor | None]] = {}
         self.leaves: dict[int, torch.Tensor] = {}  # those of them that are leaves
         # While these are not counted: their gradients in order, and those of bound parts with all
         # targets.
-        self.came: list[Sequence[_tape.Edge]] = []
+        self.came: list[Sequence[Edge]] = []
         # By id, how many gradients still come; None: not counted yet.
         self.counts: dict[int, int] | None = None
         self.held = 0  # bytes of gradients at leaves, while these are not counted
         self.reach: set[int] | None = None  # the ids of all that it reaches, if that was asked
 
-    def ahead(self, node: _tape.Node | None = None) -> dict[int, int]:
+    def ahead(self, node: Node | None = None) -> dict[int, int]:
         """By id, how many more gradients come to each node and leaf, if `node` is the next."""
         waiting = [(waiting, 0) for _, waiting in self.ready]
         if node is not None:
@@ -1270,7 +932,7 @@ class Progress:
         self.came.clear()
         return [*reversed(found)]
 
-    def leads_to(self, target: _tape.Target) -> bool:
+    def leads_to(self, target: Target) -> bool:
         """Does the walk reach it?"""
         if self.reach is None:
             self.reach = {*dependencies(self.edges, expanding=False)[0]}
@@ -1279,7 +941,7 @@ class Progress:
 
 @upcall("nnmirror.fast.binding")
 def bound_part(
-    node: _tape.Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
+    node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
 ) -> Left | None:
     """The bound part of the walk from `node`; None if there is none."""
     raise NotImplementedError
@@ -1287,9 +949,9 @@ def bound_part(
 
 @upcall("nnmirror.fast.replay")
 def replayed(
-    edges: Sequence[_tape.Edge],
+    edges: Sequence[Edge],
     grads: Sequence[torch.Tensor],
-    only: Sequence[_tape.Edge],
+    only: Sequence[Edge],
     retain_graph: bool,
     generic: Callable[[], list[torch.Tensor | None]],
 ) -> list[torch.Tensor | None] | None:
@@ -1299,201 +961,11 @@ def replayed(
 
 @upcall("nnmirror.fast.ends")
 def walk_to_ends(
-    edges: Sequence[_tape.Edge],
+    edges: Sequence[Edge],
     grads: Sequence[torch.Tensor],
-    only: Sequence[_tape.Edge],
+    only: Sequence[Edge],
     retain_graph: bool,
     generic: Callable[..., list[torch.Tensor | None]],
 ) -> list[torch.Tensor | None] | None:
     """The gradients for `only` by a bound walk; None if the generic one has to run."""
     raise NotImplementedError
-
-
-def _flag(value: SupportsIndex | None) -> bool:
-    """retain_graph as PyTorch's engine converts it: an unsigned byte."""
-    number = 0 if value is None else operator.index(value)
-    if not 0 <= number < 256:
-        bound = "less than minimum" if number < 0 else "greater than maximum"
-        raise OverflowError(f"unsigned byte integer is {bound}")
-    return bool(number)
-
-
-def between(
-    starts: Sequence[tuple[_tape.Edge, torch.Tensor | None]], ends: Sequence[_tape.Edge]
-) -> list[torch.Tensor | None]:
-    """Run the backward from `starts`, edges with their gradients, up to `ends`.
-
-    It accumulates into the leaves in between, and returns the gradients for `ends`.
-    """
-    if not starts:
-        raise RuntimeError(_NO_GRAD_FN.format(0))
-    grads = []
-    with DisableTorchFunctionSubclass():
-        for i, ((target, index), grad) in enumerate(starts):
-            if isinstance(target, _tape.Node):
-                meta = target.outputs[index]
-            else:
-                meta = _tape.meta_of(target)
-            grads.append(start_grad(meta, grad, i))
-    return walk([edge for edge, _ in starts], grads, stop=ends)
-
-
-def _input_edges(inputs: Sequence[torch.Tensor]) -> list[_tape.Edge]:
-    edges = []
-    for tensor in inputs:
-        if not tensor.requires_grad:
-            raise RuntimeError("One of the differentiated Tensors does not require grad")
-        edges.append(_tape.edge_of(tensor))
-    return edges
-
-
-@overload
-def grad(
-    outputs: torch.Tensor | Sequence[torch.Tensor],
-    inputs: torch.Tensor | Sequence[torch.Tensor],
-    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    only_inputs: bool = True,
-    allow_unused: bool | None = None,
-    is_grads_batched: bool = False,
-    materialize_grads: bool = False,
-) -> tuple[torch.Tensor, ...]: ...
-
-
-@overload
-def grad(
-    outputs: torch.Tensor | Sequence[torch.Tensor],
-    inputs: dict[str, torch.Tensor],
-    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    only_inputs: bool = True,
-    allow_unused: bool | None = None,
-    is_grads_batched: bool = False,
-    materialize_grads: bool = False,
-) -> dict[str, torch.Tensor]: ...
-
-
-def grad(
-    outputs: torch.Tensor | Sequence[torch.Tensor],
-    inputs: torch.Tensor | Sequence[torch.Tensor] | dict[str, torch.Tensor],
-    grad_outputs: torch.Tensor | Sequence[torch.Tensor | None] | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    only_inputs: bool = True,
-    allow_unused: bool | None = None,
-    is_grads_batched: bool = False,
-    materialize_grads: bool = False,
-) -> Any:
-    """The gradients of `outputs` for `inputs`, as `torch.autograd.grad`: nothing accumulates.
-
-    A tuple, or a dict where `inputs` is one. With `create_graph` they can be differentiated, to any
-    order, with respect to the saved tensors and `grad_outputs`. NotImplementedError if a rule on
-    the way has no second derivative. With `is_grads_batched` the first dimension of each of
-    `grad_outputs` is a batch, and the backward is run for each item.
-    """
-    if retain_graph is None:
-        retain_graph = create_graph
-    if not only_inputs:
-        warnings.warn(
-            "only_inputs argument is deprecated and is ignored now (defaults to True). To"
-            " accumulate gradient for other parts of the graph, please use"
-            " torch.autograd.backward.",
-            FutureWarning,
-            stacklevel=2,
-        )
-    if materialize_grads and allow_unused is False:
-        raise ValueError(
-            "Expected allow_unused to be True or not passed when materialize_grads=True, but"
-            " got: allow_unused=False."
-        )
-    outs, ins = _as_many(outputs), _inputs_of(inputs, "grad")
-    starts = (None,) * len(outs) if grad_outputs is None else _as_many(grad_outputs)
-    vmapped = any(isinstance(g, torch.Tensor) and _is_vmapped(g) for g in starts)
-
-    def one(given: Sequence[torch.Tensor | None], retain: bool) -> Sequence[torch.Tensor | None]:
-        started = make_grads(outs, given, create_graph)
-        results = walk(
-            _roots(outs), started, retain, only=_input_edges(ins), create_graph=create_graph
-        )
-        for i, found in enumerate(() if allow_unused or materialize_grads else results):
-            if found is None:
-                raise RuntimeError(
-                    f"The differentiated Tensor at index {i} appears to not have been used in the"
-                    " graph. Set allow_unused=True if this is the desired behavior."
-                )
-        return results
-
-    if is_grads_batched:
-        for i, (out, given) in enumerate(zip(outs, starts, strict=False)):
-            if isinstance(given, torch.Tensor) and given.shape[1:] != out.shape:
-                # The shape of grad_output lacks two dimensions in PyTorch's message too.
-                raise RuntimeError(_BATCHED.format(i, given.shape[2:], i, out.shape))
-        results = _one_by_one(one, starts, bool(retain_graph))
-    elif vmapped:
-        results = _under_vmap(one, starts, bool(retain_graph))
-    else:
-        results = one(starts, bool(retain_graph))
-    if materialize_grads:
-        results = [
-            _zeros_for(t, create_graph) if g is None else g
-            for g, t in zip(results, ins, strict=True)
-        ]
-    if type(inputs) is dict:
-        return dict(zip(inputs, results, strict=True))
-    return tuple(results)
-
-
-def _zeros_for(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    """The gradient of an unused input; a leaf, if the others can be differentiated."""
-    with DisableTorchFunctionSubclass():
-        made: Any = torch.zeros_like(tensor.detach())
-    if requires_grad:
-        made.__class__ = _tensor.Tensor
-        made._requires_grad = True
-    return made  # type: ignore[no-any-return]
-
-
-_BATCHED = (
-    "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch"
-    " dimension. The sizes of the remaining dimensions are expected to match the shape of"
-    " corresponding output, but a mismatch was detected: grad_output[{}] has a shape of {} and"
-    " output[{}] has a shape of {}. If you only want some tensors in `grad_output` to be considered"
-    " batched, consider using vmap."
-)
-_Grads: TypeAlias = Sequence[torch.Tensor | None]
-_One: TypeAlias = Callable[[_Grads, bool], _Grads]
-_is_vmapped = _torch.is_legacy_batchedtensor
-
-
-def _one_by_one(one: _One, batches: _Grads, retain_graph: bool) -> _Grads:
-    """The gradients for each item of a batch of initial gradients, stacked."""
-    sizes = {len(g) for g in batches if g is not None}
-    if len(sizes) != 1:
-        raise ValueError(
-            "vmap: Expected all tensors to have the same size in the mapped dimension, got sizes"
-            f" {[len(g) for g in batches if g is not None]} for the mapped dimension"
-        )
-    (size,) = sizes
-    rows = [
-        one([None if g is None else g[i] for g in batches], retain_graph or i < size - 1)
-        for i in range(size)
-    ]
-    return [None if of[0] is None else torch.stack(of) for of in zip(*rows, strict=True)]
-
-
-def _under_vmap(one: _One, starts: _Grads, retain_graph: bool) -> _Grads:
-    """The same if the batch is hidden by the vmap of `torch.autograd.gradcheck`."""
-    level = _torch.vmapmode_increment_nesting() - 1
-    _torch.vmapmode_decrement_nesting()
-    if level != 1:
-        raise NotImplementedError("nnmirror: a gradient inside of nested vmaps is not mirrored")
-    size = next(len(_unwrapped(g, 1)) for g in starts if g is not None and _is_vmapped(g))
-    batches = [None if g is None else _unwrapped(g, size) for g in starts]
-    results = _one_by_one(one, batches, retain_graph)
-    return [None if g is None else _torch.add_batch_dim(g, 0, 1) for g in results]
-
-
-def _unwrapped(grad: torch.Tensor, size: int) -> torch.Tensor:
-    return _torch.remove_batch_dim(grad, 1, size, 0)

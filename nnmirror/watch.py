@@ -36,11 +36,13 @@ from ._torch import (
 from ._types import StrPath
 from .documented import gradients, gradients_in
 from .fast import tapped
+from .function import Function
 from .grad_mode import is_grad_enabled
 from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Call, Each, Gradient, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
+from .node import TAPPED, Edge, Node
 from .rules.activation import LeakyRelu, Relu
 from .tensor import C_dtype, C_shape
 
@@ -174,12 +176,12 @@ class Watch:
         self._handles: list[RemovableHandle] = []  # of the hooks on modules
         # Of the hooks on tensors, each with a weak reference to its tensor.
         self._on_tensors: list[
-            tuple[RemovableHandle, weakref.ref[torch.Tensor] | weakref.ref[tape.Node]]
+            tuple[RemovableHandle, weakref.ref[torch.Tensor] | weakref.ref[Node]]
         ] = []
         self._on_params: dict[int, tuple[RemovableHandle, weakref.ref[torch.Tensor]]] = {}
         self._taps: list[_Tap] = []  # of the open step
         self._params: dict[int, weakref.ref[torch.Tensor]] = {}  # by id
-        self._formulas: dict[type[tape.Function], str] = {}
+        self._formulas: dict[type[Function], str] = {}
         self._start()
 
     def _start(self) -> None:
@@ -298,7 +300,7 @@ class Watch:
         inputs = _tensors_in(args[0] if len(args) == 1 and not kwargs else (args, kwargs))
         shapes = tuple([tuple(C_shape(t)) for t in inputs])
         driven = module.__dict__.get("_call")
-        if not isinstance(driven, tape.Node):
+        if not isinstance(driven, Node):
             driven = way_back(driven)
         records = []
         for i, out in enumerate(outputs):
@@ -316,7 +318,7 @@ class Watch:
                 _norm(out),
             )
             self._follow(record, out, node, made, params)
-            if made is not None and isinstance(made, tape.Node):
+            if made is not None and isinstance(made, Node):
                 self._shown.latest = max(self._shown.latest, made.sequence)
             records.append(record)
         opened += records
@@ -348,7 +350,7 @@ class Watch:
         self,
         record: Record,
         out: torch.Tensor,
-        node: tape.Node | None,
+        node: Node | None,
         made: object,
         params: list[tuple[str, int]],
     ) -> "Sequence[_Handle]":
@@ -365,7 +367,7 @@ class Watch:
         passes = node is not None and made is node and len(node.inputs) == 1
         if _takes_taps(made):
             tap = _Tap(self, record, params, passes, made)
-            made.taps, made.is_watched = (*made.taps, tap), tape.TAPPED
+            made.taps, made.is_watched = (*made.taps, tap), TAPPED
             self._taps.append(tap)
             return [tap]
         self._hook_parameters(params)
@@ -375,7 +377,7 @@ class Watch:
         self._on_tensors += [(handle, weakref.ref(out)) for handle in handles]
         return handles
 
-    def _hook(self, tap: "_Tap", node: tape.Node) -> list[RemovableHandle]:
+    def _hook(self, tap: "_Tap", node: Node) -> list[RemovableHandle]:
         """Put hooks on `node` in place of a tap, before the other hooks."""
         self._hook_parameters(tap.params)
         if node.tensor_hooks is None:
@@ -413,7 +415,7 @@ class Watch:
             with DisableTorchFunction():
                 self._note_operation(out, node)
 
-    def _note_operation(self, out: torch.Tensor, node: tape.Node) -> None:
+    def _note_operation(self, out: torch.Tensor, node: Node) -> None:
         name, module = self._shown.inside[-1]
         opened = self._opened()
         operation = _name_of(node)
@@ -492,13 +494,13 @@ class Watch:
         inputs: list[torch.Tensor],
         out: torch.Tensor,
         made: object,
-    ) -> tuple[tape.Node | None, str]:
+    ) -> tuple[Node | None, str]:
         """The recorded call behind a module's output, and its formula."""
         node = _node_of(driven)
         if node is not None:
             return node, self._documented(node.function)
         whole = gradients_in(type(module).__doc__) if isinstance(module, Layer) else ""
-        if not isinstance(made, tape.Node) or any(t is out for t in inputs):
+        if not isinstance(made, Node) or any(t is out for t in inputs):
             return None, whole  # nothing recorded: the layer's docstring may say it
         node = made
         own = {id(p) for p in module._parameters.values()}
@@ -510,7 +512,7 @@ class Watch:
         # For a layer with several calls, its docstring may have the formula of the whole.
         return node, whole or f"last of several: {formula}"
 
-    def _documented(self, function: type[tape.Function]) -> str:
+    def _documented(self, function: type[Function]) -> str:
         found = self._formulas.get(function)
         if found is None:
             found = self._formulas[function] = gradients(function)
@@ -612,7 +614,7 @@ class _Tap:
         record: Record,
         params: list[tuple[str, int]],
         passes: bool,
-        node: tape.Node,
+        node: Node,
     ) -> None:
         self.watch, self.record, self.params, self.passes = watch, record, params, passes
         self.node = weakref.ref(node)
@@ -625,7 +627,7 @@ class _Tap:
         if self.passes:
             self.watch._passed_back(self.record, (grad,))
 
-    def hook(self, node: tape.Node) -> None:
+    def hook(self, node: Node) -> None:
         if self.watch._on:
             self.handles = self.watch._hook(self, node)
 
@@ -635,7 +637,7 @@ class _Tap:
         node = self.node()
         if node is not None and node.taps:
             node.taps = tuple([tap for tap in node.taps if tap is not self])
-            if not node.taps and node.is_watched is tape.TAPPED:
+            if not node.taps and node.is_watched is TAPPED:
                 node.is_watched = False
 
 
@@ -696,7 +698,7 @@ class _ByHand:
     def __init__(
         self,
         watch: Watch,
-        call: tape.Node | Call,
+        call: Node | Call,
         records: list[Record],
         params: list[tuple[str, int]],
     ) -> None:
@@ -731,10 +733,10 @@ def _innermost(call: object) -> object:
     return call
 
 
-def _node_of(call: object) -> tape.Node | None:
+def _node_of(call: object) -> Node | None:
     """The node of the one recorded call that a layer is; None for other modules."""
     call = _innermost(call)
-    if isinstance(call, tape.Node):
+    if isinstance(call, Node):
         return call
     if isinstance(call, NodeCall):
         return call.node
@@ -759,16 +761,16 @@ def _made(out: torch.Tensor) -> object:
         return out._node
     with DisableTorchFunctionSubclass():
         target = tape.edge_of(out)[0]
-    if not isinstance(target, tape.Node):
+    if not isinstance(target, Node):
         return None
     return target if target.segment is None else target.as_seen()
 
 
-def _takes_taps(node: object) -> TypeGuard[tape.Node]:
+def _takes_taps(node: object) -> TypeGuard[Node]:
     """Whether a walk through it can be bound."""
     return (
-        isinstance(node, tape.Node)
-        and (node.is_watched is False or node.is_watched is tape.TAPPED)
+        isinstance(node, Node)
+        and (node.is_watched is False or node.is_watched is TAPPED)
         and node.signature is not None
         and node.function.is_rule
         and node.theirs is None
@@ -818,17 +820,17 @@ _RECORDED = re.compile(r"Backward\d*$")
 _INSIDE_A_NAME = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-def _name_of(node: tape.Node) -> str:
+def _name_of(node: Node) -> str:
     """What was called: `leaky_relu` of LeakyReluBackward0, the class of a user's Function."""
     if not node.function.is_rule:
         return node.function.__name__
     return _INSIDE_A_NAME.sub("_", _RECORDED.sub("", tensor.bare(node.name()))).lower()
 
 
-def _shape_at(edge: tape.Edge) -> tuple[int, ...]:
+def _shape_at(edge: Edge) -> tuple[int, ...]:
     """Of the tensor that an edge leads to."""
     target, index = edge
-    return tuple(target.outputs[index][0] if isinstance(target, tape.Node) else target.shape)
+    return tuple(target.outputs[index][0] if isinstance(target, Node) else target.shape)
 
 
 def _plain(value: object) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from ..tape import Function
+from ..function import Function
 
 F = TypeVar("F", bound=type[Function])
 

@@ -11,7 +11,7 @@ from .. import _state
 from .._torch import NoParamDecoratorContextManager
 
 if TYPE_CHECKING:
-    from ..tape import Function
+    from ..function import Function
 
 
 class _Override(threading.local):

@@ -22,7 +22,10 @@ from .._types import Args, Kwargs, TorchFunction
 from ..fast import bound, source
 from ..fast.binding import same_bits
 from ..fast.shorter import WORDS, Called, without_unneeded
+from ..gradients import make_grads
 from ..modules.module import Module
+from ..node import NO_FURTHER, Edge, Node
+from ..tensor import bare
 from ..watch import Watch
 from .explanation import Explanation, Input, Leaf, Operation, Result
 from .naming import Names, argument_name, escaped, place_of, quoted, variables_of
@@ -36,7 +39,7 @@ def explained(
     tensor: T, modules: Sequence[Module], gradient: T | None, frame: FrameType | None
 ) -> Explanation:
     """The explanation of the graph behind `tensor`; `frame` is the caller's."""
-    (grad,) = _walk.make_grads([tensor], [gradient])
+    (grad,) = make_grads([tensor], [gradient])
     state = torch.get_rng_state()
     try:
         return _explained(tensor, grad, modules, variables_of(frame))
@@ -65,7 +68,7 @@ class _Notes(bound.Notes):
             self.calls.append((func, args, {}, args[0]))
             return func(*args)
         out = super().__torch_function__(func, types, args, kwargs)
-        if func is torch.mul:  # whose numbers are tensors from the third time on, as in tape.number
+        if func is torch.mul:  # whose numbers are tensors from the third time on, as in number
             self.calls[-1] = func, tuple(map(_as_number, args)), kwargs or {}, out
         return out
 
@@ -86,7 +89,7 @@ class Writer(bound.Writer):
 
     def __init__(
         self,
-        root: _tape.Edge,
+        root: Edge,
         tensor: T,
         modules: Sequence[Module],
         variables: Mapping[str, object],
@@ -106,7 +109,7 @@ class Writer(bound.Writer):
         self.reader = Names(self.order, self.layers, modules, variables)
         self.expected: dict[int, int] = {}  # how many gradients each place gets
         for target, output in [root, *(e for n in self.order for e in n.edges if e is not None)]:
-            if output != _tape.NO_FURTHER:
+            if output != NO_FURTHER:
                 key = self.place(target, output)
                 self.expected[key] = self.expected.get(key, 0) + 1
         self.came: dict[int, int] = {}  # and how many have arrived
@@ -122,19 +125,19 @@ class Writer(bound.Writer):
         self.copies: dict[Hashable, T] = {}  # by the memory of the tensors
         self.found_results: dict[tuple[int, int], T] = {}  # by the operation and the output
         for target, _ in [root, *(e for n in self.order for e in n.edges if e is not None)]:
-            if not isinstance(target, _tape.Node):
+            if not isinstance(target, Node):
                 name = self.reader.of_leaf(target)
                 self.ends[name] = target
                 self.at.setdefault(_memory(target), self.reader.identifiers[name])
 
     def place(self, target: object, output: int) -> int:
         """The key of the place that a gradient goes to: a result, or a leaf."""
-        if not isinstance(target, _tape.Node):
+        if not isinstance(target, Node):
             return -id(target)
         return self.index[id(target)] * 4096 + output
 
-    def name_at(self, target: _tape.Node | T, output: int) -> str:
-        if not isinstance(target, _tape.Node):
+    def name_at(self, target: Node | T, output: int) -> str:
+        if not isinstance(target, Node):
             return self.reader.identifiers[self.reader.of_leaf(target)]
         return self.reader.labels[id(self.order[self.index[id(target)]])][output]
 
@@ -179,7 +182,7 @@ class Writer(bound.Writer):
         self.label = self.reader.labels[id(node)][0]
         self.write_step(notes, step.results, self.kept(node))
         for edge, result in zip(node.edges, step.results, strict=True):
-            if edge is None or result is None or edge[1] == _tape.NO_FURTHER:
+            if edge is None or result is None or edge[1] == NO_FURTHER:
                 continue
             key, name = self.place(*edge), "d_" + self.name_at(*edge)
             count = self.came[key] = self.came.get(key, 0) + 1
@@ -222,19 +225,19 @@ class Writer(bound.Writer):
 
     # -- words ---------------------------------------------------------------------------
 
-    def kept(self, node: _tape.Node) -> dict[int, str]:
+    def kept(self, node: Node) -> dict[int, str]:
         mine: dict[int, str] = {}
         for name, tensor, given in self.saved(node):
             mine[id(tensor)] = self.value(tensor, f"{self.label}_{name}", given)
         return mine
 
-    def saved(self, node: _tape.Node) -> list[tuple[str, T, str]]:
+    def saved(self, node: Node) -> list[tuple[str, T, str]]:
         """The saved tensors of a node: the name of each in the rule, and the name of its value, if
         it has one."""
         found: list[tuple[str, T, str]] = []
         plan = node.plan
         for i, tensor in enumerate(node._saved or ()):
-            if isinstance(tensor, _tape.Node):  # of an in-place change
+            if isinstance(tensor, Node):  # of an in-place change
                 found += self.saved(tensor)
             if not isinstance(tensor, T):
                 continue
@@ -246,7 +249,7 @@ class Writer(bound.Writer):
             elif place is not None and place >= 0:
                 edge = node.edges[place] if place < len(node.edges) else None
                 if edge is not None and (
-                    not isinstance(edge[0], _tape.Node) or id(edge[0]) in self.index
+                    not isinstance(edge[0], Node) or id(edge[0]) in self.index
                 ):
                     given = self.name_at(*edge)
             found.append((name, tensor, given))
@@ -292,7 +295,7 @@ class Writer(bound.Writer):
             self.numbers[literal] = self.reader.unique(stem)
         return self.numbers[literal]
 
-    def open(self, node: _tape.Node, index: int) -> object:
+    def open(self, node: Node, index: int) -> object:
         return node.given[index]
 
     def constant(self, value: object) -> str:
@@ -410,7 +413,7 @@ class Writer(bound.Writer):
         node = step.node
         module, kind = self.reader.module_of(node)
         where = f"{module} ({kind}): " if module else f"{kind}.forward: " if kind else ""
-        lines = [f"# {escaped(where + _tape.bare(node.name()))}"]
+        lines = [f"# {escaped(where + bare(node.name()))}"]
         place = place_of(node)
         if place is not None:
             lines.append(f"# {escaped(str(place))}" + (f"  {place.text}" if place.text else ""))
@@ -475,7 +478,7 @@ class Writer(bound.Writer):
         )
         return Operation(
             index=i,
-            node=_tape.bare(node.name()),
+            node=bare(node.name()),
             module=module,
             module_class=kind,
             computes=documented.value(node.function),
@@ -512,7 +515,7 @@ class Writer(bound.Writer):
                 if value is not None:
                     self.found_results[self.index[id(node)], k] = self.copy(value)
 
-    def again(self, node: _tape.Node) -> Sequence[T] | None:
+    def again(self, node: Node) -> Sequence[T] | None:
         """The results of a rule, computed from its arguments; None if these are not all known."""
         rule, formulas, plan = node.function, node.function.formulas, node.plan
         if formulas is None or plan is None or rule.is_inplace or rule.drawn or formulas.rest:
@@ -524,7 +527,7 @@ class Writer(bound.Writer):
             name = argument_name(node, place)
             if edge is None or name in known:
                 continue
-            if not isinstance(edge[0], _tape.Node):
+            if not isinstance(edge[0], Node):
                 known[name] = edge[0].detach()
             elif (at := (self.index[id(edge[0])], edge[1])) in self.found_results:
                 known[name] = self.found_results[at]
@@ -562,7 +565,7 @@ class Writer(bound.Writer):
             meta = None if value is None else (value.shape, value.dtype)
             if edge is not None:
                 target, output = edge
-                if isinstance(target, _tape.Node):
+                if isinstance(target, Node):
                     operation = self.index[id(target)]
                     meta = target.outputs[output][:2]
                     value = self.found_results.get((operation, output), value)
@@ -588,24 +591,24 @@ class _Step:
     """One step of the backward: the gradients it got, those it gave, and its lines of source."""
 
     def __init__(
-        self, node: _tape.Node, slots: list[T | None], results: list[T | None], before: int
+        self, node: Node, slots: list[T | None], results: list[T | None], before: int
     ) -> None:
         self.node, self.slots, self.results = node, slots, results
         self.before = self.after = before
         self.reads_data = False
 
 
-def _refuse_hooks(node: _tape.Node) -> None:
+def _refuse_hooks(node: Node) -> None:
     """Raise for a hook that may change a gradient: it cannot be written into the function."""
     hooks = [*(node.prehooks or {}).values(), *(node.posthooks or {}).values()]
     for of_output in (node.tensor_hooks or {}).values():
         hooks += of_output.values()
-    where = [f"{_tape.bare(node.name())}"] * len(hooks)
+    where = [f"{bare(node.name())}"] * len(hooks)
     if node.theirs is not None and beyond.is_hooked(node.theirs()):
         hooks.append(None)
         where.append("a tensor of torch's")
     for edge in node.edges:
-        leaf = None if edge is None or isinstance(edge[0], _tape.Node) else edge[0]
+        leaf = None if edge is None or isinstance(edge[0], Node) else edge[0]
         if leaf is None:
             continue
         its = [*(getattr(leaf, "_leaf_hooks", None) or {}).values()]

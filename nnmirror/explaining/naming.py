@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 
-from .. import tape as _tape
 from .. import tensor as _tensor
+from ..function import Function
 from ..modules.explicit import Each, NodeCall, Traced
 from ..modules.module import Module
 from ..modules.segment import PartCall, nodes
+from ..node import Node
 from ..origin import Origin
+from ..tensor import bare
 from .explanation import Place
 
 _TEMPORARY = re.compile(r"t\d+")
@@ -62,8 +64,8 @@ class Names:
 
     def __init__(
         self,
-        order: Sequence[_tape.Node],
-        layers: Mapping[int, Sequence[_tape.Node]],
+        order: Sequence[Node],
+        layers: Mapping[int, Sequence[Node]],
         modules: Sequence[Module],
         variables: Mapping[str, object],
     ) -> None:
@@ -115,7 +117,7 @@ class Names:
             id(e[0])
             for node in self.order
             for e in node.edges
-            if e is not None and not isinstance(e[0], _tape.Node)
+            if e is not None and not isinstance(e[0], Node)
         }
         alive = [
             m for m in gc.get_objects() if issubclass(type(m), Module) and hasattr(m, "_modules")
@@ -193,7 +195,7 @@ class Names:
         waiting = [e[0] for e in starts if e is not None]
         while waiting:
             node = waiting.pop()
-            if not isinstance(node, _tape.Node) or id(node) in found or id(node) in stop:
+            if not isinstance(node, Node) or id(node) in found or id(node) in stop:
                 continue
             if node.sequence < call.began:
                 continue  # recorded before, for an argument that is not among the starts
@@ -204,7 +206,7 @@ class Names:
             waiting += [e[0] for e in node.edges if e is not None]
         return found
 
-    def module_of(self, node: _tape.Node) -> tuple[str, str]:
+    def module_of(self, node: Node) -> tuple[str, str]:
         """The name of the module that recorded `node`, and its class."""
         return self.of_nodes.get(id(node), ("", ""))
 
@@ -221,14 +223,14 @@ class Names:
 
     def _labels(self) -> dict[int, list[str]]:
         """The names of the results of each node."""
-        kinds: dict[tuple[str, str], set[type[_tape.Function]]] = {}
+        kinds: dict[tuple[str, str], set[type[Function]]] = {}
         for node in self.order:
             kinds.setdefault(self.module_of(node), set()).add(node.function)
         stands_for = {id(inner[-1]): key for key, inner in self.layers.items()}
         made: dict[int, list[str]] = {}
         for node in reversed(self.order):
             module = self.module_of(node)
-            stem = re.sub(r"(Backward\d*)?$", "", _tape.bare(node.name())).lower()
+            stem = re.sub(r"(Backward\d*)?$", "", bare(node.name())).lower()
             stem = identifier(stem) if stem.isidentifier() else "operation"
             if module[0]:
                 name = identifier(*module)
@@ -256,7 +258,7 @@ class Names:
         return name
 
 
-def origin_of(node: _tape.Node) -> Origin | None:
+def origin_of(node: Node) -> Origin | None:
     """Where the call of `node` was made, if that is known for certain."""
     own: Origin | None = vars(node).get("origin")
     if own is None and node.signature is not None:
@@ -280,7 +282,7 @@ def variables_of(frame: FrameType | None) -> dict[str, object]:
     return found
 
 
-def place_of(node: _tape.Node) -> Place | None:
+def place_of(node: Node) -> Place | None:
     """Where the call of `node` was made, if that is known for certain."""
     origin = origin_of(node)
     line = None if origin is None else origin.line
@@ -290,7 +292,7 @@ def place_of(node: _tape.Node) -> Place | None:
     return Place(filename, line, linecache.getline(filename, line).strip(), origin.code.co_qualname)
 
 
-def argument_name(node: _tape.Node, place: int) -> str:
+def argument_name(node: Node, place: int) -> str:
     """The name of an argument in the rule."""
     formulas = node.function.formulas
     if formulas is None:
@@ -299,14 +301,14 @@ def argument_name(node: _tape.Node, place: int) -> str:
     return formulas.names[place] if place < count else f"{formulas.rest}_{place - count}"
 
 
-def _of_one_call(last: _tape.Node) -> set[int]:
+def _of_one_call(last: Node) -> set[int]:
     """The nodes that a layer recorded in the call that ended with `last`."""
     found, waiting = {id(last)}, [last]
     began = getattr(last, "began", None)
     while waiting and began is not None:
         for target, _ in filter(None, waiting.pop().edges):
             is_new = id(target) not in found
-            if isinstance(target, _tape.Node) and is_new and target.sequence > began:
+            if isinstance(target, Node) and is_new and target.sequence > began:
                 found.add(id(target))
                 waiting.append(target)
     return found
@@ -315,19 +317,17 @@ def _of_one_call(last: _tape.Node) -> set[int]:
 def _call_of(module: Module) -> object:
     """What a module keeps from its latest call."""
     call: Any = module.__dict__.get("_call")
-    while not isinstance(call, _tape.Node) and hasattr(call, "call"):
+    while not isinstance(call, Node) and hasattr(call, "call"):
         call = call.call  # of a layer given a tuple; of one that is watched
     return call
 
 
-def _nodes_of(
-    call: object, layers: Mapping[int, Sequence[_tape.Node]] | None = None
-) -> Iterator[_tape.Node]:
+def _nodes_of(call: object, layers: Mapping[int, Sequence[Node]] | None = None) -> Iterator[Node]:
     """The nodes that the latest call of a module made, as far as it is known to have made them.
 
     Without `layers`, all nodes that are related to it.
     """
-    if isinstance(call, _tape.Node):
+    if isinstance(call, Node):
         yield call
     elif isinstance(call, NodeCall):
         yield call.node
@@ -336,7 +336,7 @@ def _nodes_of(
             yield from _nodes_of(one, layers)
     elif isinstance(call, Traced) and layers is None:
         targets = (e[0] for e in map(call._edge, call.starts) if e is not None)
-        yield from (target for target in targets if isinstance(target, _tape.Node))
+        yield from (target for target in targets if isinstance(target, Node))
     elif isinstance(call, PartCall) and (whole := call.last[0]) is not None:
         if whole.segment is None:
             yield nodes(whole)[call.place]

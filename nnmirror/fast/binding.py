@@ -14,19 +14,22 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 
 from .. import _torch, beyond, fast
-from .. import tape as _tape
+from .. import gradients as _gradients
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
+from ..accumulate import accumulate, accumulating, add_to_grad
+from ..constants import constant
 from ..exact import mode as exact
-from ..walk import Progress, accumulate, accumulating, add_to_grad, one_walk, unrecorded, walk
+from ..node import Edge, Node, Target
+from ..walk import Progress, one_walk, unrecorded, walk
 from . import bound as _bound
 from .shorter import Unbindable
 from .signature import Signature, Unsigned, of_tensor
 
 
-@implements(_walk)
+@implements(_gradients)
 @unrecorded
 def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
@@ -59,7 +62,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     return False
 
 
-def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
+def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
     sign.walks += 1
     if sign.walks < fast.after:
@@ -75,7 +78,7 @@ def _first_bound(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
     return bound if bound and fast.after == 1 else None
 
 
-def _bind_another(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> None:
+def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
     """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk;
     soon while few are kept, as short loops have one for each length."""
     has_room = bound.trusted and len(bound.others) < _MOST_OTHERS
@@ -101,13 +104,13 @@ def _bind_another(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) ->
         sign.bound = another
 
 
-def _is_trusted(bound: _bound.BoundWalk, node: _tape.Node, sign: Signature) -> bool:
+def _is_trusted(bound: _bound.BoundWalk, node: Node, sign: Signature) -> bool:
     with quietly():  # the generic walk that follows warns
         return is_right(bound, node, partial(_distrust, node, sign))
 
 
 def hand_over(
-    bound: _bound.BoundWalk, node: _tape.Node, found: Sequence[_bound.Found], retain_graph: bool
+    bound: _bound.BoundWalk, node: Node, found: Sequence[_bound.Found], retain_graph: bool
 ) -> None:
     """Add what the bound walk from `node` has found to the `.grad` of each leaf.
 
@@ -135,7 +138,7 @@ def hand_over(
 
 @implements(_walk)
 def bound_part(
-    node: _tape.Node, grad: torch.Tensor, progress: _walk.Progress, retain_graph: bool
+    node: Node, grad: torch.Tensor, progress: _walk.Progress, retain_graph: bool
 ) -> _bound.Left | None:
     """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
@@ -179,7 +182,7 @@ def bound_part(
 def _bind_part(
     sign: Signature,
     key: tuple[int, ...],
-    node: _tape.Node,
+    node: Node,
     grad: torch.Tensor,
     progress: _walk.Progress,
     is_short: bool,
@@ -208,7 +211,7 @@ def _bind_part(
 def _is_right_part(
     part: _bound.BoundPart,
     sign: Signature,
-    node: _tape.Node,
+    node: Node,
     grad: torch.Tensor,
     progress: _walk.Progress,
 ) -> bool:
@@ -251,7 +254,7 @@ W = TypeVar("W", bound=ToEnds)
 Walks: TypeAlias = dict[object, W | int]
 
 
-def key_of(grad: torch.Tensor, ends: Sequence[_tape.Edge]) -> object:
+def key_of(grad: torch.Tensor, ends: Sequence[Edge]) -> object:
     """What distinguishes walks from one signature; None if there is no such key."""
     try:
         return of_tensor(grad), exact.is_exact(), *[_kind_of(target) for target, _ in ends]
@@ -259,8 +262,8 @@ def key_of(grad: torch.Tensor, ends: Sequence[_tape.Edge]) -> object:
         return None
 
 
-def _kind_of(target: _tape.Target) -> object:
-    if isinstance(target, _tape.Node):
+def _kind_of(target: Target) -> object:
+    if isinstance(target, Node):
         return None if target.signature is None else target.signature.own_serial
     if isinstance(target, _tensor.Tensor):
         return None if target._signature is None else target._signature.serial
@@ -317,13 +320,13 @@ _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
 
 
-def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], None]) -> bool:
+def is_right(bound: _bound.BoundWalk, node: Node, distrust: Callable[[], None]) -> bool:
     """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
     it is never used."""
     if node.sequence == bound.first and fast.after > 1:
         return False  # on the numbers that it was recorded with, a comparison proves less
     held: dict[int, torch.Tensor] = {}
-    leaves: list[_tape.Edge] = []
+    leaves: list[Edge] = []
 
     def keep(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
         held[id(leaf)] = grad
@@ -354,7 +357,7 @@ def is_right(bound: _bound.BoundWalk, node: _tape.Node, distrust: Callable[[], N
     return bound.trusted
 
 
-def _distrust(node: _tape.Node, sign: Signature) -> None:
+def _distrust(node: Node, sign: Signature) -> None:
     """Bind neither the walk from `node` nor parts of it."""
     sign.bound = False
     for other in _walk.dependencies([(node, 0)], expanding=False)[1]:
@@ -362,13 +365,13 @@ def _distrust(node: _tape.Node, sign: Signature) -> None:
             other.signature.parts = False
 
 
-def _bind(node: _tape.Node) -> _bound.BoundWalk | Literal[False] | None:
+def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
     """The bound walk from a loss; False if it cannot be bound, None if it cannot be now."""
     shape, dtype, device = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return False
     try:
-        return _bound.bind(node, _tape.constant(1.0, dtype, device)) or False
+        return _bound.bind(node, constant(1.0, dtype, device)) or False
     except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
 

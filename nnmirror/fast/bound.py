@@ -29,7 +29,10 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._types import Args, Kwargs, TorchFunction
+from ..node import NO_FURTHER, SEEN, TAPPED, Edge, Node, Target
+from ..tensor import bare
 from . import source
+from .memory import Memory, is_alike, twin
 from .shorter import (
     LARGE,
     WORDS,
@@ -103,7 +106,7 @@ _LITERALS = (bool, int, float, str, type(None))
 # a tensor; one of the mirror's where the last is `True`.
 Found: TypeAlias = tuple[Any, torch.Tensor, bool | str]
 # Where the gradients go that leave a bound part, and these, the last first.
-Left: TypeAlias = tuple[Sequence[_tape.Edge], list[torch.Tensor]]
+Left: TypeAlias = tuple[Sequence[Edge], list[torch.Tensor]]
 Slots: TypeAlias = list[torch.Tensor | None]
 
 
@@ -114,7 +117,7 @@ class ChangedSince(Exception):
 class Bound:
     """A bound walk, or a part of one."""
 
-    def __init__(self, text: str, environment: source.Environment, root: _tape.Node) -> None:
+    def __init__(self, text: str, environment: source.Environment, root: Node) -> None:
         self.trusted = False  # it was compared with the generic walk
         self.misses = 0  # how often it did not fit
         self.first = root.sequence  # of the graph that it was recorded from
@@ -132,7 +135,7 @@ class BoundWalk(Bound):
     """
 
     def __init__(
-        self, text: str, environment: source.Environment, root: _tape.Node, start: torch.Tensor
+        self, text: str, environment: source.Environment, root: Node, start: torch.Tensor
     ) -> None:
         super().__init__(text, environment, root)
         self.start = start  # the gradient that it starts with
@@ -157,7 +160,7 @@ class BoundPart(Bound):
         self,
         text: str,
         environment: source.Environment,
-        root: _tape.Node,
+        root: Node,
         writer: "Writer",
     ) -> None:
         super().__init__(text, environment, root)
@@ -167,7 +170,7 @@ class BoundPart(Bound):
 
     def walk(
         self,
-        node: _tape.Node,
+        node: Node,
         grad: torch.Tensor,
         retain_graph: bool,
         progress: _walk.Progress,
@@ -190,7 +193,7 @@ class BoundPart(Bound):
 
 
 def bind_part(
-    root: _tape.Node, grad: torch.Tensor, progress: _walk.Progress, is_short: bool
+    root: Node, grad: torch.Tensor, progress: _walk.Progress, is_short: bool
 ) -> BoundPart | None:
     """The bound part from `root`; None if it cannot be bound.
 
@@ -211,7 +214,7 @@ def bind_part(
 
 def by_steps(
     part: BoundPart,
-    root: _tape.Node,
+    root: Node,
     grad: torch.Tensor,
     progress: _walk.Progress,
     give: "_Receiver",
@@ -220,7 +223,7 @@ def by_steps(
     _Steps(root, progress, part.length, give).go_back(grad)
 
 
-def bind(root: _tape.Node, grad: torch.Tensor) -> BoundWalk | None:
+def bind(root: Node, grad: torch.Tensor) -> BoundWalk | None:
     """The bound walk from `root` with the gradient `grad`; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
@@ -274,7 +277,7 @@ class Writer:
     length: int | None = None  # of the part, in nodes, if that is given
 
     def __init__(
-        self, root: _tape.Node, progress: _walk.Progress | None = None, is_short: bool = False
+        self, root: Node, progress: _walk.Progress | None = None, is_short: bool = False
     ) -> None:
         self.is_part, self.is_short = progress is not None, is_short
         self.start_varies = self.is_part  # the gradient that it starts with
@@ -294,21 +297,21 @@ class Writer:
                 raise ChangedSince
             if node.attributes is not None:
                 raise Unbindable  # the backward of a user's Function may return None
-            if not self.is_part and node.indices and _tape.NO_FURTHER in node.indices:
+            if not self.is_part and node.indices and NO_FURTHER in node.indices:
                 raise Unbindable
         self.begin()
         if len(self.order) > _MOST_NODES:
             raise Unbindable
 
-    def chosen(self, nodes: list[_tape.Node]) -> list[_tape.Node]:
+    def chosen(self, nodes: list[Node]) -> list[Node]:
         """Which of them run."""
         return nodes
 
-    def follows(self, target: _tape.Target) -> bool:
+    def follows(self, target: Target) -> bool:
         """Is this gradient of a node computed, if it needs one?"""
         return True
 
-    def is_run(self, node: _tape.Node) -> bool:
+    def is_run(self, node: Node) -> bool:
         """Is its step run?"""
         return True
 
@@ -317,9 +320,9 @@ class Writer:
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
         self.named: set[int] = set()  # the layers of segments
         # The node of a segment is replaced by those of its layers.
-        self.layers: dict[int, list[_tape.Node]] = {}
+        self.layers: dict[int, list[Node]] = {}
         self.saved_as: dict[int, str] = {}  # where the source finds the saved tensors of a node
-        self.order: list[_tape.Node] = []
+        self.order: list[Node] = []
         for node in self.whole:
             saved = f"s{self.names[id(node)][1:]}"
             if node.segment is None:
@@ -343,7 +346,7 @@ class Writer:
         self.given: set[int] = set()  # leaves whose gradient is passed on before the end
         self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
-        self.results: list[tuple[_tape.Target, int, torch.Tensor]] = []
+        self.results: list[tuple[Target, int, torch.Tensor]] = []
         # A large result is computed into the memory of the first argument, by this method.
         self.changing: dict[str, TorchFunction | None] = {}
         self.twice: list[str] = []  # conditions: one node has the same tensor in two places
@@ -352,14 +355,14 @@ class Writer:
         self.temporaries = itertools.count()
         self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
 
-    def part(self, root: _tape.Node, progress: _walk.Progress) -> list[_tape.Node]:
+    def part(self, root: Node, progress: _walk.Progress) -> list[Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
         As far as their gradients come from one another or have arrived; with waiting nodes among
         them, as far as all are connected. In a loop, as many whole steps as fit; if it is to be
         short, one.
         """
-        found: list[_tape.Node] = []
+        found: list[Node] = []
         steps: list[int] = []  # where the next one begins
         counts, arrived = progress.ahead(root), progress.arrived
         reached: dict[int, int] = {}
@@ -387,7 +390,7 @@ class Writer:
                 break
             found.append(node)
             for edge in node.edges:
-                if edge is None or not isinstance(edge[0], _tape.Node):
+                if edge is None or not isinstance(edge[0], Node):
                     continue
                 target = edge[0]
                 if id(target) not in reached and id(target) not in entries:
@@ -418,14 +421,14 @@ class Writer:
         waiting: dict[int, int] = {}
         for node in self.order:
             for edge in node.edges:
-                if edge is not None and not isinstance(edge[0], _tape.Node):
+                if edge is not None and not isinstance(edge[0], Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
         results: Slots | None
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None or all(g is None for g in given):
                 raise Unbindable  # part of the graph gets no gradient
-            self.lines.append(f"# {_tape.bare(node.name())}")
+            self.lines.append(f"# {bare(node.name())}")
             self.reached(node, given)
             rule = node.function
             try:
@@ -446,7 +449,7 @@ class Writer:
                     raise Unbindable
                 target, index = edge
                 is_inside = id(target) in self.names or id(target) in self.named
-                if is_inside and isinstance(target, _tape.Node):
+                if is_inside and isinstance(target, Node):
                     if id(target) in self.layers:
                         target = self.layers[id(target)][-1]
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
@@ -473,17 +476,17 @@ class Writer:
                     self.lines.append(f"if not retain_graph: {saved} = None")
             given = results = result = None  # not kept while the next node runs
 
-    def reached(self, node: _tape.Node, given: Sequence[torch.Tensor | None]) -> None:
+    def reached(self, node: Node, given: Sequence[torch.Tensor | None]) -> None:
         """Called when the gradients of the results of `node` are complete."""
 
-    def left(self, node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
+    def left(self, node: Node, results: Sequence[torch.Tensor | None]) -> None:
         """Called with the gradients that it gives its inputs."""
 
-    def leave(self, target: _tape.Target, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: Target, index: int, grad: torch.Tensor) -> None:
         """Called with a gradient that leaves a part."""
         self.results.append((target, index, grad))
 
-    def inline(self, node: _tape.Node, slots: Slots) -> Slots:
+    def inline(self, node: Node, slots: Slots) -> Slots:
         """Run the step of `node`, and write its torch calls."""
         mine = self.kept(node)
         given = node.given
@@ -522,7 +525,7 @@ class Writer:
                 self.known[id(result)] = self.word(result, mine)
                 self.alive.append(result)
 
-    def kept(self, node: _tape.Node) -> dict[int, str]:
+    def kept(self, node: Node) -> dict[int, str]:
         """Where the source finds the saved tensors of `node`, by their ids."""
         mine: dict[int, str] = {}
         for i, tensor in enumerate(node._saved or ()):
@@ -533,7 +536,7 @@ class Writer:
                 self.found(value, f"{self.names[id(node)]}.{attribute}", mine)
         return mine
 
-    def open(self, node: _tape.Node, index: int) -> object:
+    def open(self, node: Node, index: int) -> object:
         """An argument that a node keeps; a number becomes one that may differ."""
         value = node.given[index]
         if type(value) is not float:
@@ -554,7 +557,7 @@ class Writer:
             at = memory_of(tensor), tensor.storage_offset(), of_tensor(tensor)
             self.same[place] = self.first_place.setdefault(at, place)
 
-    def step(self, node: _tape.Node, slots: Slots) -> Slots:
+    def step(self, node: Node, slots: Slots) -> Slots:
         """Run the step of `node`, and write it as one call."""
         if id(node) not in self.names:
             raise Unbindable  # a layer of a segment has no node of its own
@@ -723,10 +726,10 @@ class Writer:
                 looked_at = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
             if node.taps:
-                self.environment["TAPPED"] = _tape.TAPPED
+                self.environment["TAPPED"] = TAPPED
                 lines.append(f"if {name}.is_watched is not TAPPED: return None")
             elif node.is_watched:  # otherwise it has another signature
-                self.environment["SEEN"] = _tape.SEEN
+                self.environment["SEEN"] = SEEN
                 if expanding:
                     lines.append(f"if {name}.is_watched is False: {name}.as_seen()")
                 lines.append(f"if {name}.is_watched is not SEEN: return None")
@@ -741,7 +744,7 @@ class Writer:
             for place, target in enumerate(node.targets):
                 if target is None or not self.follows(target):
                     continue
-                if isinstance(target, _tape.Node) and id(target) not in self.names:
+                if isinstance(target, Node) and id(target) not in self.names:
                     if id(target) not in ends:
                         ends[id(target)] = f"x{len(ends)}"
                         lines.append(f"{ends[id(target)]} = e[{place}]")
@@ -754,7 +757,7 @@ class Writer:
                         conditions.append(f"{ends[id(target)]}.theirs is not None")
                     else:
                         lines.append(f"if e[{place}] is not {ends[id(target)]}: return None")
-                elif isinstance(target, _tape.Node):
+                elif isinstance(target, Node):
                     follows = follows or target is self.whole[i + 1]
                     to = self.names[id(target)]
                     if id(target) in fetched:
@@ -790,7 +793,7 @@ class Writer:
                 conditions.append(f"{name}.sequence <= {before}.sequence")
         return leaves
 
-    def ask_for_its_own(self, node: _tape.Node, lines: list[str]) -> None:
+    def ask_for_its_own(self, node: Node, lines: list[str]) -> None:
         """Write the check of a node deep in a loop: the nodes before it do not know of it."""
         sign = node.signature
         if sign is not None and sign.is_by_layout:
@@ -884,13 +887,13 @@ class Writer:
         calls, guards = without_repeated(calls, self.same, taken, needed)
         return shorter(calls, fixed, taken, needed, self.environment), guards
 
-    def said(self, call: "Called", memory: "_Memory | None") -> str:
+    def said(self, call: "Called", memory: Memory | None) -> str:
         """The source of a call."""
         name, func, words = call.name, call.func, call.words
         if func is None:
             return f"{name} = {words[0]}"
         if func.__name__ in _ALIKE:
-            func = _twin(func) or func
+            func = twin(func) or func
         if (changing := self.changing.get(name)) is not None:
             func = changing
         elif memory is not None and name in memory.in_place:
@@ -900,18 +903,18 @@ class Writer:
             elif func is torch.Tensor.copy_:
                 words, name = [name, words[0]], ""
         elif memory is not None and name in memory.writers:
-            func, words, name = _twin(func) or func, [*words, f"out={name}"], ""
+            func, words, name = twin(func) or func, [*words, f"out={name}"], ""
         text = f"{self.function(func)}({', '.join(words)})"
         return f"{name} = {text}" if name else text
 
-    def memory(self) -> "_Memory | None":
+    def memory(self) -> Memory | None:
         """Memory that is kept for the tensors that nothing else refers to."""
         taken = self.taken()
         sharing: dict[int, set[int]] = {}  # the tensors in each memory
         for line in self.lines:
             for out in _tape.tensors_in(line.out) if isinstance(line, Called) else ():
                 sharing.setdefault(memory_of(out), set()).add(id(out))
-        memory = _Memory()
+        memory = Memory()
         last: dict[str, int] = {}  # the last use of each name
         until: dict[int, int] = {}  # and thereby of each memory
         holds = {
@@ -940,7 +943,7 @@ class Writer:
             if isinstance(first, torch.Tensor):  # otherwise a view of it is used later
                 is_last = len(sharing.get(memory_of(first), ())) == 1
             if size_of(out) >= _TOO_LARGE:
-                if is_last and _is_alike(first, out) and memory_of(first) not in taken:
+                if is_last and is_alike(first, out) and memory_of(first) not in taken:
                     self.changing[line.name] = getattr(torch.Tensor, f"{line.func.__name__}_", None)
             elif memory_of(out) not in taken:
                 memory.add(line, is_last, i, until.get(memory_of(out), i))
@@ -949,7 +952,7 @@ class Writer:
         self.environment["take"], self.environment["spare"] = memory.take, memory.keep
         return memory
 
-    def dropped(self, lines: list[str], memory: "_Memory | None") -> list[str]:
+    def dropped(self, lines: list[str], memory: Memory | None) -> list[str]:
         """`lines`, with large tensors freed after their last use."""
         kept = set() if memory is None else {*memory.names}
         large = {
@@ -994,23 +997,21 @@ class Writer:
         return repr("whole view" if is_whole else "view")
 
 
-_Receiver = Callable[[_tape.Target, int, torch.Tensor], None]  # of a gradient, and where it goes
+_Receiver = Callable[[Target, int, torch.Tensor], None]  # of a gradient, and where it goes
 
 
 class _Steps(Writer):
     """Walks a part as a writer does, but writes nothing and keeps no gradient."""
 
-    def __init__(
-        self, root: _tape.Node, progress: _walk.Progress, length: int, give: _Receiver
-    ) -> None:
+    def __init__(self, root: Node, progress: _walk.Progress, length: int, give: _Receiver) -> None:
         self.length = length
         super().__init__(root, progress)
         self.give = give
 
-    def leave(self, target: _tape.Target, index: int, grad: torch.Tensor) -> None:
+    def leave(self, target: Target, index: int, grad: torch.Tensor) -> None:
         self.give(target, index, grad)
 
-    def inline(self, node: _tape.Node, slots: Slots) -> Slots:
+    def inline(self, node: Node, slots: Slots) -> Slots:
         return _walk.validated(node, node.run(slots))
 
     step = inline
@@ -1019,7 +1020,7 @@ class _Steps(Writer):
         return grad if held is None else held + grad
 
 
-def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
+def _hangs_together(nodes: Sequence[Node]) -> bool:
     """Are they all connected by edges?"""
     beside: dict[int, list[int]] = {id(node): [] for node in nodes}
     for node in nodes:
@@ -1033,194 +1034,6 @@ def _hangs_together(nodes: Sequence[_tape.Node]) -> bool:
     return len(set(found)) == len(nodes)
 
 
-class _Memory:
-    """The buffers of a bound walk; a second set is made only if it runs in several threads at the
-    same time.
-
-    `take` returns the tensors for `names`, in order. Views of them are made once.
-    """
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.views: set[str] = set()  # views made with the memory, which need not be computed
-        self.writers: set[str] = set()  # computed into `out=`
-        # Computed into the memory of the first argument, by this method.
-        self.in_place: dict[str, TorchFunction] = {}
-        self.makers: list[Callable[[list[torch.Tensor]], torch.Tensor]] = []
-        self.places: dict[int, int] = {}  # of the tensors that were recorded
-        self.shared: dict[int, int] = {}  # for each place: the first one with the same memory
-        self.kinds: dict[int, object] = {}  # of memory of its own: what it may be used for
-        self.sizes: dict[int, int] = {}  # and its bytes
-        self.until: dict[int, int] = {}  # the last call that reads it
-        self.spare: list[list[torch.Tensor]] = []
-        # The first buffers are allocated among the results that the walk is compared with. After
-        # the next walk they are replaced by new ones, which then lie above the activations and the
-        # gradients: the C library returns only memory above all that is in use to the system, and
-        # a net whose activations or gradients are returned after each step has up to a thousand
-        # page faults in the next.
-        self.uses = 0
-
-    def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
-        """Put the result of `call` into this memory, if possible.
-
-        If its first argument is used there for the last time, and nothing shares its memory, the
-        result may take that memory. Otherwise it takes, if possible, memory that was last read
-        shortly before this call, the `now`-th, as that is still in the cache.
-        """
-        out = call.out
-        changing = getattr(torch.Tensor, f"{call.func.__name__}_", None)
-        is_view = any(
-            isinstance(a, torch.Tensor) and memory_of(a) == memory_of(out) for a in call.args
-        )
-        writer = None if is_view else _writer(call)
-        if writer is None and is_last and changing is not None and not is_view:
-            first = call.args[0]
-            place = self.places.get(id(first))
-            if place is not None and _is_alike(first, out):
-                self.in_place[call.name] = changing
-                self.places[id(out)] = place
-                at = self.shared[place]
-                self.until[at] = max(self.until[at], until)
-            return
-        if is_view:
-            places = self.places
-            parts = [places.get(id(a)) for a in call.args if isinstance(a, torch.Tensor)]
-            if None in parts or call.kwargs:
-                return
-            given = [(a, places.get(id(a))) for a in call.args]
-            func = call.func
-
-            def view(made: list[torch.Tensor]) -> torch.Tensor:
-                return func(*[a if at is None else made[at] for a, at in given])  # type: ignore[no-any-return]
-
-            # The recorded tensors are released; their places stay.
-            given = [(None if isinstance(a, torch.Tensor) else a, at) for a, at in given]
-            self.views.add(call.name)
-            self.makers.append(view)
-        else:
-            name = getattr(call.func, "__name__", "")
-            if name in _EMPTY and out.is_contiguous():
-                self.views.add(call.name)  # nothing to compute
-            elif name in _ZEROS and out.is_contiguous():
-                self.in_place[call.name] = torch.Tensor.zero_
-            elif name in _COPIES and out.is_contiguous():
-                self.in_place[call.name] = torch.Tensor.copy_
-            elif writer is None:
-                return
-            else:
-                self.writers.add(call.name)
-            free = self.reused(out, now)
-            place = self.own(out) if free is None else free
-            self.until.pop(place, None)  # the latest is the last
-            self.until[place] = until
-            self.shared[len(self.names)] = place
-        self.places[id(out)] = len(self.names)
-        self.names.append(call.name)
-
-    def reused(self, out: torch.Tensor, now: int) -> int | None:
-        """The place of memory that is free at the `now`-th call, and now `out`'s too; None if there
-        is none.
-
-        Small tensors share it with those of the same layout, large ones with all, so that little is
-        kept.
-        """
-        size, shape, dtype = size_of(out), out.shape, out.dtype
-        free = [at for at, end in self.until.items() if end < now and self.kinds[at] == _kind(out)]
-        if not free:
-            return None
-        if size < LARGE:
-            at = free[-1]
-            self.makers.append(lambda made: made[at])
-        else:
-            at = ([at for at in free if self.sizes[at] >= size] or free)[-1]
-            self.sizes[at] = max(self.sizes[at], size)
-            self.makers.append(lambda made: _shaped(made[at].untyped_storage(), shape, dtype))
-        return at
-
-    def own(self, out: torch.Tensor) -> int:
-        """The place of new memory for `out`."""
-        at, shape, dtype, device = len(self.names), out.shape, out.dtype, out.device
-        self.kinds[at], self.sizes[at] = _kind(out), size_of(out)
-        if size_of(out) < LARGE:
-            self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
-            return at
-
-        def make(made: list[torch.Tensor]) -> torch.Tensor:
-            memory = torch.empty(self.sizes[at], dtype=torch.uint8, device=device)
-            return _shaped(memory.untyped_storage(), shape, dtype)
-
-        self.makers.append(make)
-        return at
-
-    def take(self) -> list[torch.Tensor]:
-        try:
-            return self.spare.pop()
-        except IndexError:
-            return self.new()
-
-    def keep(self, made: list[torch.Tensor]) -> None:
-        """For the next walk."""
-        self.uses += 1
-        self.spare.append(self.new() if self.uses == 2 else made)
-
-    def new(self) -> list[torch.Tensor]:
-        made: list[torch.Tensor] = []
-        with torch.inference_mode(False):
-            for make in self.makers:
-                made.append(make(made))
-        return made
-
-
-def _kind(out: torch.Tensor) -> object:
-    """Tensors of the same kind can have the same memory one after another."""
-    if size_of(out) >= LARGE:
-        return out.device
-    return out.shape, out.dtype, out.device
-
-
-def _shaped(
-    storage: torch.UntypedStorage, shape: Sequence[int], dtype: torch.dtype
-) -> torch.Tensor:
-    """A tensor in existing memory."""
-    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
-
-
-def _is_alike(first: object, out: torch.Tensor) -> bool:
-    """Can `out` be computed into the memory of `first`?"""
-    return (
-        isinstance(first, torch.Tensor)
-        and first.shape == out.shape
-        and first.dtype is out.dtype
-        and first.is_contiguous()
-        and out.is_contiguous()
-    )
-
-
-_EMPTY = {"empty", "empty_like", "new_empty"}
-_ZEROS = {"zeros", "zeros_like", "new_zeros"}
-_COPIES = {"clone", "contiguous"}
-
-
-def _writer(call: Called) -> TorchFunction | None:
-    """The function that computes the call with `out=`; None if there is none."""
-    name = getattr(call.func, "__name__", "")
-    writer = getattr(torch, name, None)
-    out = call.out
-    if writer is None or writer not in (call.func, _twin(call.func)) or not out.is_contiguous():
-        return None
-    try:
-        made = writer(*call.args, **call.kwargs, out=torch.empty_like(out))
-    except (TypeError, RuntimeError):
-        return None
-    return writer if made.shape == out.shape and made.dtype is out.dtype else None
-
-
-def _twin(func: TorchFunction) -> TorchFunction | None:
-    """The function of the same name as a method of Tensor."""
-    name = getattr(func, "__name__", "")
-    return getattr(torch, name, None) if getattr(torch.Tensor, name, None) is func else None
-
-
 class _Give(NamedTuple):
     """In place of a line: pass a leaf its gradient."""
 
@@ -1231,6 +1044,6 @@ class _Give(NamedTuple):
 Line: TypeAlias = str | Called | _Give  # of the source
 
 
-def step(node: _tape.Node, slots: Slots) -> Slots:
+def step(node: Node, slots: Slots) -> Slots:
     """The generic step of a node inside a bound walk."""
     return _walk.validated(node, node.run(slots))

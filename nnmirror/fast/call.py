@@ -17,14 +17,16 @@ import torch
 from .. import formula
 from .._types import Args
 from .._upcalls import upcall
+from ..constants import operand
 from ..tensor import Tensor, is_torchs
 from . import source
 from .signature import Made, Signature, Unsigned, of_tensor, of_value
 
 if TYPE_CHECKING:
-    import nnmirror.tape
+    import nnmirror.function
+    import nnmirror.node
 
-    from ..tape import Edge
+    from ..node import Edge
 
 # (the signature, or that of each call; the first argument that has one; the node that made it, if
 # any; all arguments); what `record` returns, or None.
@@ -34,12 +36,12 @@ Written: TypeAlias = Callable[[Any, object, object, Args], Made | None]
 class Noted(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
-    function: "type[nnmirror.tape.Function]"
+    function: "type[nnmirror.function.Function]"
     found: Signature | None
     args: Args
-    edges: Sequence["nnmirror.tape.Edge | None"]
+    edges: Sequence["nnmirror.node.Edge | None"]
     out: object = None
-    node: "nnmirror.tape.Node | None" = None
+    node: "nnmirror.node.Node | None" = None
 
 
 def write(
@@ -476,17 +478,11 @@ _LITERALS = (bool, int, str)
 _NUMBERS = (int, float)
 
 
-@upcall("nnmirror.tape")
-def operand(value: object, like: torch.Tensor) -> object:
-    """A number as an operand for `like`: as a tensor, if that gives the same bits."""
-    raise NotImplementedError
-
-
 def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
-def _has_defaults(function: "type[nnmirror.tape.Function]", args: Args) -> bool:
+def _has_defaults(function: "type[nnmirror.function.Function]", args: Args) -> bool:
     """Are all but the first two arguments those that `forward` has by default?"""
     assert function.formulas is not None
     defaults = function.formulas.defaults

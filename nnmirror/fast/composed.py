@@ -19,6 +19,7 @@ from .. import _state, fast, tape
 from .._state import here
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Args, TorchFunction
+from ..node import Edge
 from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
@@ -195,7 +196,7 @@ def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call
         if sign is not None and node.label != sign.label:  # set after the call was recorded
             return nothing
         calls.append(_call.Noted(function, sign, args, node.edges, result, node))
-    edges: list[tape.Edge | None] = []
+    edges: list[Edge | None] = []
     with DisableTorchFunctionSubclass():
         for value in given:
             is_tensor = isinstance(value, torch.Tensor) and value.requires_grad

@@ -15,6 +15,8 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._upcalls import implements
+from ..node import Edge, Node, Target
+from ..tensor import bare
 from . import bound as _bound
 from . import source
 from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
@@ -27,7 +29,7 @@ class WalkToEnds(ToEnds):
     """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`, and those of torch's tensors
     from which torch's engine continues; None if the graph is a different one."""
 
-    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge], grad: T) -> None:
+    def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
         writer = _Writer(root, ends)
         writer.go_back(grad)
         self.source = writer.source()
@@ -39,9 +41,9 @@ class WalkToEnds(ToEnds):
 
 @implements(_walk)
 def walk_to_ends(
-    edges: Sequence[_tape.Edge],
+    edges: Sequence[Edge],
     grads: Sequence[T],
-    only: Sequence[_tape.Edge],
+    only: Sequence[Edge],
     retain_graph: bool,
     generic: Callable[..., list[T | None]],
 ) -> list[T | None] | None:
@@ -52,7 +54,7 @@ def walk_to_ends(
     if len(edges) != 1 or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
     (node, _), grad = edges[0], grads[0]
-    if not isinstance(node, _tape.Node) or len(node.outputs) != 1 or type(grad) is not T:
+    if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:
         return None
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
@@ -96,7 +98,7 @@ def walk_to_ends(
 
 
 def _by_slot(
-    ends: Sequence[_tape.Edge], grads: Sequence[T | None], to_torch: Sequence[tuple[T, T]] = ()
+    ends: Sequence[Edge], grads: Sequence[T | None], to_torch: Sequence[tuple[T, T]] = ()
 ) -> dict[tuple[int, int], T]:
     """The gradients that arrive, by their slots."""
     found = {(id(t), n): g for (t, n), g in zip(ends, grads, strict=True) if g is not None}
@@ -112,7 +114,7 @@ class _Writer(_bound.Writer):
 
     declines = staticmethod(beyond.is_unusual)
 
-    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
+    def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         self.ends = ends
         # The ids of the ends, of the nodes on the way to them, and of their layers.
         self.reaches = {id(target) for target, _ in ends}
@@ -121,7 +123,7 @@ class _Writer(_bound.Writer):
         self.inside = {id(node) for node in self.order}
         self.found_at: dict[tuple[int, int], T] = {}
 
-    def chosen(self, nodes: list[_tape.Node]) -> list[_tape.Node]:
+    def chosen(self, nodes: list[Node]) -> list[Node]:
         targets: dict[int, T] = {id(t): t for node in nodes for t in node.targets if _is_torchs(t)}
         passing = beyond.passing([*targets.values()], self.ends)
         # Torch's tensors from which its engine continues.
@@ -148,10 +150,10 @@ class _Writer(_bound.Writer):
         )
         return [node for node in nodes if self.follows_all or self.is_run(node)]
 
-    def follows(self, target: _tape.Target) -> bool:
+    def follows(self, target: Target) -> bool:
         return self.follows_all or id(target) in self.reaches
 
-    def is_run(self, node: _tape.Node) -> bool:
+    def is_run(self, node: Node) -> bool:
         return id(node) in self.runs
 
     def go_back(self, grad: T) -> None:
@@ -180,7 +182,7 @@ class _Writer(_bound.Writer):
             rule = node.function
             if not rule.is_rule or rule.reads_data or None in given:
                 raise Unbindable
-            self.lines.append(f"# {_tape.bare(node.name())}")
+            self.lines.append(f"# {bare(node.name())}")
             results = self.inline(self.needing(node, needs), given)
             for edge, result in zip(node.edges, results, strict=True):
                 if edge is None or id(edge[0]) not in self.reaches:
@@ -196,12 +198,12 @@ class _Writer(_bound.Writer):
                     known = self.found_at.get((id(target), index))
                     self.found_at[id(target), index] = self.added(known, result)
 
-    def last_layer(self, target: _tape.Target) -> _tape.Target:
+    def last_layer(self, target: Target) -> Target:
         """The layer that gets the gradient of a segment."""
         layers = self.layers.get(id(target))
         return target if layers is None else layers[-1]
 
-    def needing(self, node: _tape.Node, needs: tuple[bool, ...]) -> _tape.Node:
+    def needing(self, node: Node, needs: tuple[bool, ...]) -> Node:
         """The node of a step that computes these gradients only."""
         asked = _tape.needing(node, needs)
         if asked is not node:
@@ -215,7 +217,7 @@ class _Writer(_bound.Writer):
         # Where torch's engine continues, it also tells what has arrived.
         own = [(t, i) for t, i in self.ends if id(t) not in self.passed]
         own = [slot for slot in own if not self.is_behind_torch(*slot)]
-        slots: list[_tape.Edge] = [*own, *[(tensor, 0) for tensor in self.passed.values()]]
+        slots: list[Edge] = [*own, *[(tensor, 0) for tensor in self.passed.values()]]
         if any((id(target), index) not in self.found_at for target, index in slots):
             raise Unbindable
         self.results = [(t, i, self.found_at[id(t), i]) for t, i in slots]
@@ -239,6 +241,6 @@ class _Writer(_bound.Writer):
         lines.append(f"return [{', '.join(found)}], ({' '.join(passed)})")
         return "\n    ".join(lines) + "\n"
 
-    def is_behind_torch(self, end: _tape.Target, index: int) -> bool:
+    def is_behind_torch(self, end: Target, index: int) -> bool:
         """Does only torch's graph lead to it?"""
         return bool(self.passed) and (id(end), index) not in self.found_at and _is_torchs(end)

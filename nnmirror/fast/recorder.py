@@ -17,8 +17,11 @@ from .. import _torch, formula
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import views as _views
+from .._state import sequence as _sequence
 from .._types import Args
 from .._upcalls import implements
+from ..function import Function
+from ..node import Node
 from . import source
 from .signature import MOST_ARGUMENTS, Alike, Made
 
@@ -32,7 +35,7 @@ _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types
 
 @implements(_tape)
 def learn(
-    function: type[_tape.Function],
+    function: type[Function],
     args: Args,
     needs: tuple[bool, ...],
     in_place: bool = False,
@@ -102,7 +105,7 @@ class _Text:
 
     def __init__(
         self,
-        function: type[_tape.Function],
+        function: type[Function],
         args: Args,
         needs: tuple[bool, ...],
         other: Recorder,
@@ -114,7 +117,7 @@ class _Text:
         self.has_one_label = function.named_by_types and tuple not in map(type, args)
         self.on = "return other(args, change)" if in_place else "return other(args)"
         self.environment: source.Environment = {
-            "Node": _tape.Node,
+            "Node": Node,
             "Tensor": _tensor.Tensor,
             "autocast": _torch.is_any_autocast_enabled,
             "device_of": _tensor.C_device,
@@ -133,7 +136,7 @@ class _Text:
             "rebase_on": _views.rebase_on,
             "renew": _views.renew,
             "rule": function,
-            "sequence": _tape._sequence,
+            "sequence": _sequence,
             "shape_of": _tensor.C_shape,
             "transform": _tape.in_transform,
         }

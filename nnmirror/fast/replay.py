@@ -17,8 +17,11 @@ from .. import _torch, beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
+from .._state import sequence as _sequence
 from .._torch import EnableTorchFunction
 from .._upcalls import implements
+from ..node import Edge, Node
+from ..tensor import bare
 from . import bound as _bound
 from . import source
 from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
@@ -32,7 +35,7 @@ class Replay(ToEnds):
     """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
     one."""
 
-    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge], grad: T) -> None:
+    def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
         with _walk.one_walk(lambda target: False, create_graph=True):
             writer = _Writer(root, ends)
             writer.go_back(grad)
@@ -46,9 +49,9 @@ class Replay(ToEnds):
 
 @implements(_walk)
 def replayed(
-    edges: Sequence[_tape.Edge],
+    edges: Sequence[Edge],
     grads: Sequence[T],
-    only: Sequence[_tape.Edge],
+    only: Sequence[Edge],
     retain_graph: bool,
     generic: Callable[[], list[T | None]],
 ) -> list[T | None] | None:
@@ -59,7 +62,7 @@ def replayed(
     if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
         return None
     (node, _), grad = edges[0], grads[0]
-    if not isinstance(node, _tape.Node) or len(node.outputs) != 1 or type(grad) is not T:
+    if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:
         return None
     if node.segment is not None:
         node.segment.expand(node)
@@ -96,11 +99,11 @@ class _Writer(_bound.Writer):
 
     declines = staticmethod(beyond.is_unusual)
 
-    def __init__(self, root: _tape.Node, ends: Sequence[_tape.Edge]) -> None:
+    def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         _walk.dependencies([(root, 0)], as_seen=True)
         super().__init__(root)
         self.root, self.ends = root, ends
-        self.first = next(_tape._sequence)
+        self.first = next(_sequence)
         self.reaches = {id(target) for target, _ in ends}
         for node in reversed(self.order):
             if any(e is not None and id(e[0]) in self.reaches for e in node.edges):
@@ -132,19 +135,17 @@ class _Writer(_bound.Writer):
                 if edge is None or result is None or id(edge[0]) not in self.reaches:
                     continue
                 target, index = edge
-                if id(target) in self.names and isinstance(target, _tape.Node):
+                if id(target) in self.names and isinstance(target, Node):
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
                     to[index] = self.sum(to[index], result)
                 else:
                     held = self.found_at.get((id(target), 0))
                     self.found_at[id(target), 0] = self.sum(held, result)
 
-    def recorded(
-        self, node: _tape.Node, given: _bound.Slots, needs: tuple[bool, ...]
-    ) -> _bound.Slots:
+    def recorded(self, node: Node, given: _bound.Slots, needs: tuple[bool, ...]) -> _bound.Slots:
         """Run the step of `node`, and write its calls."""
         mine: dict[int, str] = {}
-        self.lines.append(f"# {_tape.bare(node.name())}")
+        self.lines.append(f"# {bare(node.name())}")
         for i, tensor in enumerate(node._saved or ()):
             if isinstance(tensor, T):
                 self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
@@ -214,11 +215,11 @@ class _Writer(_bound.Writer):
             conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
         results = [self.found_at[id(target), index] for target, index in self.ends]
         made = self.new_nodes(results)
-        outputs: dict[int, _tape.Node] = {}
+        outputs: dict[int, Node] = {}
         for node in made:
             places[id(node)] = f"m{len(outputs)}"
             outputs[id(node)] = node
-        by_word: dict[str, list[_tape.Node]] = {}
+        by_word: dict[str, list[Node]] = {}
         results_of = {
             id(t._node): t
             for t in self.alive
@@ -240,9 +241,9 @@ class _Writer(_bound.Writer):
         lines.append("): return None")
         self.environment |= {
             "new": object.__new__,
-            "Node": _tape.Node,
+            "Node": Node,
             "Tensor": _tensor.Tensor,
-            "sequence": _tape._sequence,
+            "sequence": _sequence,
         }
         for line in self.lines:
             if isinstance(line, str):
@@ -279,9 +280,9 @@ class _Writer(_bound.Writer):
             f"r{i}._view_of = view_of({places[id(result._node)]}, r{i}, {word}, False)",
         ]
 
-    def new_nodes(self, results: Sequence[T]) -> list[_tape.Node]:
+    def new_nodes(self, results: Sequence[T]) -> list[Node]:
         """The nodes that the walk recorded, in order."""
-        made: dict[int, _tape.Node] = {}
+        made: dict[int, Node] = {}
         stack = [r._node for r in results if isinstance(r, _tensor.Tensor)]
         while stack:
             node = stack.pop()
@@ -292,11 +293,11 @@ class _Writer(_bound.Writer):
             if node.is_watched or node.attributes is not None or node.signature.plan is None:
                 raise Unbindable
             made[id(node)] = node
-            stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], _tape.Node)]
+            stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], Node)]
         return sorted(made.values(), key=lambda node: node.sequence)
 
     def creation(
-        self, node: _tape.Node, places: dict[int, str], results_of: dict[int, _tensor.Tensor]
+        self, node: Node, places: dict[int, str], results_of: dict[int, _tensor.Tensor]
     ) -> list[str]:
         """The source that makes a node."""
         name = places[id(node)]
@@ -322,7 +323,7 @@ class _Writer(_bound.Writer):
         is_new = self.fresh.get(word, 0) not in self.changed | {0}
         return "0" if is_new else f"{word}._version"
 
-    def saved_word(self, node: _tape.Node, i: int, results_of: dict[int, _tensor.Tensor]) -> str:
+    def saved_word(self, node: Node, i: int, results_of: dict[int, _tensor.Tensor]) -> str:
         """Where the saved tensors of a new node are found."""
         tensor = (node._saved or ())[i]
         if tensor is None:
@@ -339,7 +340,7 @@ class _Writer(_bound.Writer):
 
     def seen(
         self,
-        made: Sequence[_tape.Node],
+        made: Sequence[Node],
         results: Sequence[T],
         results_of: dict[int, _tensor.Tensor],
     ) -> set[str]:
@@ -393,7 +394,7 @@ def _same_graph(expected: T, actual: T) -> bool:
                 return False
             continue
         seen[id(a)] = b
-        if not isinstance(a, _tape.Node) or not isinstance(b, _tape.Node):
+        if not isinstance(a, Node) or not isinstance(b, Node):
             return False
         if a.function is not b.function or a.signature is not b.signature:
             return False

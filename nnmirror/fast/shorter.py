@@ -12,6 +12,7 @@ import torch
 
 from .. import tape as _tape
 from .._types import Args, Kwargs, TorchFunction
+from ..constants import constant
 from .source import Environment
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _with_tensor(
         value = float(value)
     if type(value) is not float or (value == 0 and str(value) != "0.0" and not is_comparison):
         return call
-    number = _tape.constant(value, like.dtype, like.device)
+    number = constant(value, like.dtype, like.device)
     args, words = [*call.args], [*call.words]
     args[place], words[place] = number, word(number)
     return call._replace(args=tuple(args), words=words)

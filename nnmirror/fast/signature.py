@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 if TYPE_CHECKING:
-    import nnmirror.tape
+    import nnmirror.node
 
     from ..formula import Plan
     from ..origin import Origin
@@ -46,7 +46,7 @@ MOST_ARGUMENTS = 32
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 # A recorded call: the result, and the node.
-Made: TypeAlias = tuple[Any, "nnmirror.tape.Node"]
+Made: TypeAlias = tuple[Any, "nnmirror.node.Node"]
 
 # A generated function, the signature or signatures that it is given, and more (see `keep_written`
 # in tape.py).

@@ -15,12 +15,15 @@ from typing import Protocol
 import torch
 
 from .. import _state, _torch, fast
-from .. import tape as _tape
+from .. import gradients as _gradients
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from ..walk import accumulate, unrecorded
+from ..accumulate import accumulate
+from ..constants import constant
+from ..node import Node
+from ..walk import unrecorded
 from . import bound as _bound
 from .binding import hand_over, is_right, quietly
 from .signature import Signature
@@ -35,7 +38,7 @@ class Tap(Protocol):
     def passed(self, grad: torch.Tensor) -> None:
         """Called with the gradient of the input, if there is only one."""
 
-    def hook(self, node: _tape.Node) -> None:
+    def hook(self, node: Node) -> None:
         """Replace the tap by hooks that do the same, before the other hooks of `node`."""
 
 
@@ -67,22 +70,22 @@ class Writer(_bound.Writer):
 
     takes_taps = True
 
-    def reached(self, node: _tape.Node, given: Sequence[torch.Tensor | None]) -> None:
+    def reached(self, node: Node, given: Sequence[torch.Tensor | None]) -> None:
         if node.taps:
             self.tell(arrived, node, given[0])
 
-    def left(self, node: _tape.Node, results: Sequence[torch.Tensor | None]) -> None:
+    def left(self, node: Node, results: Sequence[torch.Tensor | None]) -> None:
         if node.taps and len(node.inputs) == 1 and results[node.inputs[0]] is not None:
             self.tell(passed, node, results[node.inputs[0]])
 
-    def tell(self, what: Callable[..., None], node: _tape.Node, grad: torch.Tensor | None) -> None:
+    def tell(self, what: Callable[..., None], node: Node, grad: torch.Tensor | None) -> None:
         self.environment[what.__name__] = what
         name = self.known[id(grad)]
         self.used.add(name.partition("[")[0])
         self.lines.append(f"{what.__name__}({self.names[id(node)]}.taps, {name})")
 
 
-@implements(_walk)
+@implements(_gradients)
 @unrecorded
 def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
@@ -108,7 +111,7 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     return True
 
 
-def _bound_for(node: _tape.Node, sign: Signature) -> _bound.BoundWalk | None:
+def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The bound walk from a loss, compared with the generic one; None if there is none yet."""
     bound = sign.tapped
     if not isinstance(bound, _bound.BoundWalk):
@@ -141,7 +144,7 @@ def _tell(leaf: torch.Tensor, grad: torch.Tensor) -> None:
         listen(leaf, grad)
 
 
-def _bind(node: _tape.Node) -> _bound.BoundWalk | None:
+def _bind(node: Node) -> _bound.BoundWalk | None:
     shape, dtype, device = node.outputs[0]
     if len(shape) or not dtype.is_floating_point:
         return None
@@ -149,7 +152,7 @@ def _bind(node: _tape.Node) -> _bound.BoundWalk | None:
         writer = Writer(node)
         if not any(n.taps for n in writer.whole):
             return None
-        start = _tape.constant(1.0, dtype, device)
+        start = constant(1.0, dtype, device)
         writer.go_back(start)
         return _bound.BoundWalk(writer.source(), writer.environment, node, start)
     except _bound.Unbindable:
@@ -166,7 +169,7 @@ def _only_trying() -> Iterator[None]:
 
 
 @implements(_walk)
-def untap(nodes: Iterable[_tape.Node]) -> None:
+def untap(nodes: Iterable[Node]) -> None:
     """Replace the taps on `nodes` by hooks."""
     if _trying.is_on:
         return

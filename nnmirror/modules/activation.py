@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
+from ..function import Function
 from ..init import constant_
 from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter
@@ -14,7 +15,6 @@ from ..rules import activation as rules
 from ..rules import elementwise
 from ..rules import softmax as softmax_rules
 from ..rules.prelu import PreluKernel, weight_for
-from ..tape import Function
 from .layer import Layer
 from .module import keeps_call, records_once
 

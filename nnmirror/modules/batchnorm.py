@@ -8,10 +8,10 @@ from torch import Tensor
 from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
+from ..function import Function
 from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter, UninitializedBuffer, UninitializedParameter
 from ..rules.batchnorm import NativeBatchNorm
-from ..tape import Function
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import StateDict, keeps_call

@@ -11,11 +11,11 @@ from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from ..function import Function
 from ..grad_mode import no_grad
 from ..overrides import is_subclass
 from ..parameter import Parameter, UninitializedParameter
 from ..rules.convolution import Convolution
-from ..tape import Function
 from .layer import Layer
 from .lazy import LazyModuleMixin
 from .module import records_once

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional as F
+from ..function import Function
 from ..overrides import is_subclass
 from ..rules import dropout as rules
-from ..tape import Function
 from .layer import Layer
 from .linear import passed_on
 from .module import keeps_call, records_once

@@ -16,9 +16,12 @@ from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
 from ..exact.mode import chosen
 from ..fast.signature import of_tensor
+from ..function import Function
 from ..grad_mode import is_grad_enabled
+from ..gradients import between, start_grad
+from ..node import FREED, Edge, Node
 from ..parameter import Parameter
-from ..tensor import Tensor
+from ..tensor import Tensor, no_complex
 
 # Of a module's output or input: a tensor, a tuple for a tuple, or None.
 Gradient: TypeAlias = "torch.Tensor | tuple[Gradient, ...] | None"
@@ -30,16 +33,16 @@ _Held: TypeAlias = tuple[Any, int]
 class NodeCall:
     """The call of one layer: its node, whether or not anything required grad."""
 
-    def __init__(self, node: tape.Node) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
 
     def __call__(self, gradient: Gradient = None) -> Gradient:
         node = self.node
         if node._saved is None:
-            raise RuntimeError(tape._FREED)
+            raise RuntimeError(FREED)
         place = node.function.input_place
         with DisableTorchFunctionSubclass():
-            started = walk.start_grad(node.outputs[0], gradient, 0)
+            started = start_grad(node.outputs[0], gradient, 0)
             needs = node.needs_input_grad
             node.needs_input_grad = (*needs[:place], True, *needs[place + 1 :])
             try:
@@ -65,9 +68,7 @@ class Untracked:
     For a rule whose node saves nothing but arguments and the result (see `Function.can_wait`).
     """
 
-    def __init__(
-        self, function: type[tape.Function], args: tuple[object, ...], out: object
-    ) -> None:
+    def __init__(self, function: type[Function], args: tuple[object, ...], out: object) -> None:
         needed = function.formulas.by_hand  # type: ignore[union-attr]
         values: list[Any] = [*args, out if needed[-1] else None]
         with DisableTorchFunctionSubclass():
@@ -86,15 +87,15 @@ class Untracked:
                 self.versions = [v._version if isinstance(v, torch.Tensor) else 0 for v in values]
             except RuntimeError:  # one of inference mode
                 self.versions = []
-        self.node: tape.Node | None = None
+        self.node: Node | None = None
 
-    def _made(self) -> tape.Node:
+    def _made(self) -> Node:
         if not self.versions:
-            raise RuntimeError(tape._FREED)
+            raise RuntimeError(FREED)
         *args, out = [v.made() if type(v) is _Layout else v for v in self.values]
         if any(isinstance(a, torch.Tensor) and a.is_complex() for a in args):
-            raise tape.no_complex(self.function.__name__)
-        node = tape.Node(self.function)
+            raise no_complex(self.function.__name__)
+        node = Node(self.function)
         node.places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
         node.edges = (None,) * len(args)
         node.needs_input_grad = (False,) * len(args)
@@ -124,9 +125,7 @@ class Untracked:
         return NodeCall(self.node)(gradient)
 
 
-def untracked(
-    function: type[tape.Function], args: tuple[object, ...], out: object
-) -> Untracked | None:
+def untracked(function: type[Function], args: tuple[object, ...], out: object) -> Untracked | None:
     """The call of a layer that got no node from `record`; None if grad mode is off, and inside a
     transform."""
     if not is_grad_enabled() or tape.is_seen_through():
@@ -144,9 +143,9 @@ class _Layout(NamedTuple):
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
-def way_back(call: tape.Node | Call | None) -> Call | None:
+def way_back(call: Node | Call | None) -> Call | None:
     """The `Call` that a forward stored in its module; a layer stores only its node."""
-    return NodeCall(call) if isinstance(call, tape.Node) else call
+    return NodeCall(call) if isinstance(call, Node) else call
 
 
 class OfComplex:
@@ -156,7 +155,7 @@ class OfComplex:
         self.name = name
 
     def __call__(self, gradient: Gradient = None) -> Gradient:
-        raise tape.no_complex(self.name)
+        raise no_complex(self.name)
 
 
 class Each:
@@ -224,7 +223,7 @@ class Traced:
             self.ends = [self._held(x) for x in inputs]
 
     @classmethod
-    def between(cls, start: tape.Node, end: tape.Edge, began: int) -> "Traced":
+    def between(cls, start: Node, end: Edge, began: int) -> "Traced":
         """The same for a module with one output, that of the node `start`, and one input, whose
         gradient goes to `end`."""
         made = cls.__new__(cls)
@@ -244,7 +243,7 @@ class Traced:
         target, index = tape.edge_of(value)
         return (weakref.ref(target) if self.weakly else target), index
 
-    def _edge(self, held: _Held | None) -> tape.Edge | None:
+    def _edge(self, held: _Held | None) -> Edge | None:
         if held is None:
             return None
         target = held[0]() if self.weakly else held[0]
@@ -260,7 +259,7 @@ class Traced:
         starts = [(self._edge(held), g) for held, g in zip(self.starts, gradients, strict=True)]
         ends = [self._edge(held) for held in self.ends]
         found = iter(
-            walk.between(
+            between(
                 [(edge, g) for edge, g in starts if edge is not None],
                 [edge for edge in ends if edge is not None],
             )

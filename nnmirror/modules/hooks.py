@@ -16,8 +16,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from .._versions import SINCE_2_14
+from ..function import Function
 from ..grad_mode import is_grad_enabled
-from ..tape import Function, Node, record
+from ..node import Node
+from ..tape import record
 from .explicit import Traced
 
 if TYPE_CHECKING:

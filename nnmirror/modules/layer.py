@@ -9,10 +9,11 @@ from .. import _state
 from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
+from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
-from ..tape import Function, is_seen_through, record
+from ..tape import is_seen_through, record
 from ..tensor import Tensor
 from .explicit import Each, OfComplex, Stacked, Traced, untracked, way_back
 from .module import Module

@@ -37,6 +37,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import upcall
 from ..grad_mode import no_grad
+from ..node import Node
 from ..parameter import Buffer, Parameter, is_lazy
 from ..tensor import C_shape
 from ..walk import unrecorded
@@ -294,7 +295,7 @@ class Module(_RefusedByTorchModules):
     _version: int = 1
     call_super_init: bool = False
     # The last call, which `backward` differentiates: set by each forward, not part of the state.
-    _call: tape.Node | Call | None = None
+    _call: Node | Call | None = None
     _torchdynamo_orig_callable = _Untraceable()
     _torchdynamo_wrapper_id = _torchdynamo_orig_callable
 

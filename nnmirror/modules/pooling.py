@@ -6,9 +6,9 @@ from torch import Tensor
 
 from .. import functional as F
 from .._types import TorchFunction
+from ..function import Function
 from ..overrides import is_subclass
 from ..rules import pooling as rules
-from ..tape import Function
 from .layer import Layer
 from .module import keeps_call, records_once
 from .utils import (

@@ -18,22 +18,25 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import _torch, fast, formula, tape
+from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.signature import Signature, of_tensor
+from ..function import Function
 from ..grad_mode import is_grad_enabled
-from ..tensor import Tensor
+from ..node import Edge, Node
+from ..tensor import Tensor, bare
 from ..walk import put_in_front
 from .explicit import Chain, Gradient, NodeCall
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
 
 # The target of a gradient, None for no gradient, or ... for the layer before.
-_Edge: TypeAlias = tape.Edge | EllipsisType | None
+_Edge: TypeAlias = Edge | EllipsisType | None
 # What a layer records: the function and its arguments.
-_Recorded: TypeAlias = tuple[type[tape.Function], tuple[object, ...]]
+_Recorded: TypeAlias = tuple[type[Function], tuple[object, ...]]
 # An input of one layout, or the signature of the call that made it.
 _Key: TypeAlias = tuple[object, ...]
 
@@ -46,7 +49,7 @@ class Unwritable(Exception):
     """The layers' calls cannot be written as one function."""
 
 
-class Segment(tape.Function):
+class Segment(Function):
     """Stands for the calls of several layers until their own nodes are needed."""
 
     is_rule = True
@@ -55,9 +58,9 @@ class Segment(tape.Function):
 class Inner:
     """What the node of one layer of a segment consists of."""
 
-    def __init__(self, node: tape.Node, params: set[int]) -> None:
+    def __init__(self, node: Node, params: set[int]) -> None:
         plan = node.plan
-        if not isinstance(node, tape.Node) or plan is None or node.dirty or len(node.outputs) != 1:
+        if not isinstance(node, Node) or plan is None or node.dirty or len(node.outputs) != 1:
             raise Unwritable
         self.function, self.label, self.signature = node.function, node.label, node.signature
         self.plan, self.given = plan.fixed(node.given, node.label), node.given
@@ -72,9 +75,9 @@ class Inner:
 
     def into(
         self,
-        node: tape.Node,
+        node: Node,
         sequence: float,
-        before: tape.Edge | None,
+        before: Edge | None,
         saved: Sequence[torch.Tensor | None] | None,
         versions: Sequence[int],
     ) -> None:
@@ -112,7 +115,7 @@ class Form:
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
-    def nodes(self, node: tape.Node, last: tape.Node | None = None) -> list[tape.Node]:
+    def nodes(self, node: Node, last: Node | None = None) -> list[Node]:
         """The layers' own nodes, from the tensors saved with `node`; `last` becomes the last
         one."""
         every = node._saved
@@ -120,7 +123,7 @@ class Form:
         target = next(of_input, None)
         before = None if target is None else (target, 0)
         sequence, count = node.sequence, len(self.inner)
-        made: list[tape.Node] = []
+        made: list[Node] = []
         for k, layer in enumerate(self.inner):
             saved: Any = None if every is None else every[k]
             versions = [0 if t is None else t._version for t in saved or ()]
@@ -129,13 +132,13 @@ class Form:
                     if of == k:
                         versions[i] = version
             at = sequence - (count - 1 - k) / count
-            new = last if k == count - 1 and last is not None else tape.Node(layer.function)
+            new = last if k == count - 1 and last is not None else Node(layer.function)
             layer.into(new, at, before, saved, versions)
             made.append(new)
             before = new, 0
         return made
 
-    def expand(self, node: tape.Node) -> None:
+    def expand(self, node: Node) -> None:
         """Turn the node of a segment into that of its last layer, with edges to the others."""
         node.segment = node.signature = None
         node.before = self.nodes(node, node)[:-1]
@@ -143,7 +146,7 @@ class Form:
             put_in_front(made, made)
 
 
-def nodes(node: tape.Node) -> list[tape.Node]:
+def nodes(node: Node) -> list[Node]:
     """The layers' own nodes, in the order of the layers."""
     if node.segment is not None:
         node.segment.expand(node)
@@ -156,7 +159,7 @@ class Run:
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
         # The node of the latest call, for `Module.backward` of a layer.
-        self.last: list[tape.Node | None] = [None]
+        self.last: list[Node | None] = [None]
         self.one_by_one = NOT_RECORDED  # instead, if they were called one by one
         self.calls = [PartCall(self.last, i) for i in range(len(layers))]
         self.kept: dict[_Key, list[Written]] = {}
@@ -178,7 +181,7 @@ class Run:
                 or x.layout is not torch.strided
             ):
                 return NotImplemented
-            edge: tape.Edge | None = None
+            edge: Edge | None = None
             plain, over = x, None
             if not is_grad_enabled():
                 if x.requires_grad and torch.is_grad_enabled():
@@ -199,7 +202,7 @@ class Run:
                 if x.requires_grad:  # for torch
                     key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
             for written in self.kept.get(key, ()):
-                made = _new_node(tape.Node)
+                made = _new_node(Node)
                 try:
                     out = written.function(plain, made)
                 except RuntimeError:  # inference mode: the layers raise
@@ -214,7 +217,7 @@ class Run:
                 made.targets = form.targets
                 if edge is not None:
                     made.targets = tuple([edge[0] if t is ... else t for t in form.targets])
-                made.sequence = next(tape._sequence)
+                made.sequence = next(_sequence)
                 self.last[0] = made
                 out.__class__ = Tensor
                 out._node = made
@@ -270,7 +273,7 @@ class Run:
             calls: list[_Recorded] = []
 
             def run(
-                function: type[tape.Function],
+                function: type[Function],
                 *args: object,
                 layer: Layer = layer,
                 calls: list[_Recorded] = calls,
@@ -336,7 +339,7 @@ class Written:
         versions: list[str] = []
         for k, (call, made) in enumerate(zip(calls, inner, strict=True)):
             plan, last = made.plan, k == len(calls) - 1
-            text.lines.append(f"# {tape.bare(made.label or made.function.node_name())}")
+            text.lines.append(f"# {bare(made.label or made.function.node_name())}")
             before: list[str] = []  # saved before the call, ...
             after: list[str] = []  # ... and after it
             for i, place in enumerate(plan.saves):
@@ -410,10 +413,10 @@ class Call:
             raise Unwritable  # one of any number of tensors
         self.params = dict(layer._parameters)
 
-    def node(self) -> tape.Node:
+    def node(self) -> Node:
         """The node that the call recorded."""
         node = self.layer._call
-        if not isinstance(node, tape.Node) or getattr(self.out, "_node", None) is not node:
+        if not isinstance(node, Node) or getattr(self.out, "_node", None) is not node:
             raise Unwritable
         return node  # type: ignore[return-value]
 
@@ -525,7 +528,7 @@ class _Text:
 class PartCall:
     """The call of one layer of a run, in case its `Module.backward` is used."""
 
-    def __init__(self, last: list[tape.Node | None], place: int) -> None:
+    def __init__(self, last: list[Node | None], place: int) -> None:
         self.last, self.place = last, place
 
     def __call__(self, gradient: Gradient = None) -> Gradient:
@@ -540,7 +543,7 @@ NOT_RECORDED = Chain([None])
 class WholeCall:
     """The call of a run."""
 
-    def __init__(self, node: tape.Node) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
 
     def __call__(self, gradient: Gradient = None) -> Gradient:

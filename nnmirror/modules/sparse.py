@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import init
+from ..function import Function
 from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.embedding import Embedding as EmbeddingRule
-from ..tape import Function
 from .layer import Layer
 from .module import keeps_call
 

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .. import _torch, tape
+from .. import _torch, constants
 from .._state import here as _here
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
@@ -369,7 +369,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 def operand(number: float | Tensor, like: Tensor) -> float | Tensor:
     """On the CPU as a tensor without dimensions: torch computes the same with it, and faster."""
-    return tape.operand(number, like) if like.is_cpu else number
+    return constants.operand(number, like) if like.is_cpu else number
 
 
 def sqrt_plus(x: Tensor, eps: float, recorded: bool) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from .._types import Args, Kwargs
+from ..accumulate import grad_of
 from ..modules.hooks import add
 from ..modules.module import clear_grad
 from ..parameter import Parameter
-from ..walk import grad_of
 
 __all__ = ["Optimizer", "ParamsT"]
 

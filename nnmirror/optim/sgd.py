@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
+from ..grad_mode import users_code
 from ..parameter import Parameter
-from ..tape import users_code
 from ..twins import warn_if_elsewhere
 from .flat import FLOATS, SMALL, operand, storages
 from .optimizer import Optimizer, Options, ParamsT, StateDict, evaluate, with_grads

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..tape import users_code
+from ..grad_mode import users_code
 from ..twins import warn_if_elsewhere
 from ..walk import unrecorded
 from .flat import (

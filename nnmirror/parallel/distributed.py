@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from .. import _torch, tape, walk
 from .._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
+from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..modules.module import Module
+from ..node import Node
 from .reducer import Reducer
 
 _MIB = 1024 * 1024
@@ -327,16 +329,16 @@ class DistributedDataParallel(Module):
         )
 
 
-class _DDPSink(tape.Function):
+class _DDPSink(Function):
     """The identity, with copies; outputs that the loss does not use pass None on."""
 
     @staticmethod
-    def forward(ctx: tape.Node, *inputs: object) -> tuple[object, ...]:
+    def forward(ctx: Node, *inputs: object) -> tuple[object, ...]:
         ctx.set_materialize_grads(False)
         return tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in inputs)
 
     @staticmethod
-    def backward(ctx: tape.Node, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Node, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         return grads
 
 

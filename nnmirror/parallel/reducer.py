@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from .. import _state, _torch, tape, walk
 from .._torch import DisableTorchFunctionSubclass
+from ..accumulate import accumulate, is_dense, put_grad
 from ..tensor import Tensor
 
 
@@ -39,7 +40,7 @@ class Bucket:
         start = 0
         for param in (params[i] for i in indices):
             part = self.flat[start : start + param.numel()]
-            dense = walk.is_dense(param)
+            dense = is_dense(param)
             view = part.as_strided(param.shape, param.stride()) if dense else part.view(param.shape)
             self.views.append(view)
             start += param.numel()
@@ -266,7 +267,7 @@ class Reducer:
             elif not _same_memory(grad, view):
                 raise RuntimeError(_NOT_A_VIEW)
         elif grad is None:
-            walk.accumulate(self.params[index], view, may_keep=False)
+            accumulate(self.params[index], view, may_keep=False)
         else:
             grad.copy_(view)
 
@@ -278,7 +279,7 @@ class Reducer:
 
     def _set_grad(self, index: int, grad: torch.Tensor) -> None:
         with DisableTorchFunctionSubclass():
-            walk.put_grad(self.params[index], grad)
+            put_grad(self.params[index], grad)
 
     def _unfinished_message(self) -> str:
         left = [i for i in range(len(self.params)) if i not in self.ready]

@@ -16,8 +16,9 @@ import torch
 
 from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
+from ..constants import constant
 from ..overrides import overridable
-from ..tape import constant, record
+from ..tape import record
 from .arithmetic import Div, Sub, zero
 from .elementwise import Abs, Sigmoid, sigmoid_grad
 from .gradient import gradient

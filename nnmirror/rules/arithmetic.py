@@ -9,7 +9,8 @@ import torch
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
-from ..tape import OTHER, constant, kind_of, number, record
+from ..constants import constant, number
+from ..tape import OTHER, kind_of, record
 from .registry import (
     Gradients,
     Needs,

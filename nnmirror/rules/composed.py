@@ -14,7 +14,8 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..tape import Function, record
+from ..function import Function
+from ..tape import record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
 from .elementwise import Exp, Log, Rsqrt, Where, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum

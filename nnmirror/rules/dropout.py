@@ -16,7 +16,8 @@ import torch
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..tape import number, record
+from ..constants import number
+from ..tape import record
 from .arithmetic import Mul
 from .registry import Rule, check_numbers, composite, unplaced
 

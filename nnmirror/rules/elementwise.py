@@ -11,7 +11,8 @@ from .. import _torch
 from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
-from ..tape import constant, record
+from ..constants import constant
+from ..tape import record
 from .arithmetic import shared, zero
 from .gradient import gradient
 from .kernel import laid_out_as, on_scalar_path

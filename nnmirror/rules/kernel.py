@@ -17,8 +17,8 @@ import torch
 from torch.overrides import handle_torch_function
 
 from .. import _torch
-from ..tape import constant
-from ..walk import is_dense
+from ..accumulate import is_dense
+from ..constants import constant
 
 T = torch.Tensor
 

@@ -9,8 +9,9 @@ from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
 from ..fast.signature import Alike
 from ..formula import Plan
+from ..node import SEEN, Node
 from ..parameter import Parameter
-from ..tape import SEEN, Node, record, sign_call, signature_at
+from ..tape import record, sign_call, signature_at
 from ..tensor import C_dim
 from ..walk import put_in_front
 from .arithmetic import Add

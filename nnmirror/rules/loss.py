@@ -13,12 +13,8 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
-from ..tape import (
-    constant,
-    is_left_to_torch,
-    is_seen_through,
-    record,
-)
+from ..constants import constant
+from ..tape import is_left_to_torch, is_seen_through, record
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul, Sub
 from .elementwise import Abs

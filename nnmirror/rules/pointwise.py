@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..tape import constant
+from ..constants import constant
 from .kernel import GRAIN, SOME, by_sign, integers, is_flat, laid_out_as, one_call
 
 T = torch.Tensor

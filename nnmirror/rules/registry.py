@@ -25,10 +25,11 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import implements
 from ..fast.composed import remembered
+from ..function import Function
 from ..grad_mode import is_grad_enabled
+from ..gradients import backward, grad
 from ..tape import (
     OTHER,
-    Function,
     is_left_to_torch,
     is_plain_update,
     kind_of,
@@ -37,7 +38,6 @@ from ..tape import (
     record,
     tensors_in,
 )
-from ..walk import backward, grad
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=TorchFunction)

@@ -19,7 +19,8 @@ from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
-from ..tape import Node, record
+from ..node import Node
+from ..tape import record
 from ..tensor import C_shape, reshaping
 from ..views import AsStrided
 from .gradient import applied

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
+from ..accumulate import grad_of
 from ..grad_mode import no_grad
 from ..optim.stepwise import foreach_devices
-from ..walk import grad_of
 
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
 _P = ParamSpec("_P")
