@@ -4,8 +4,10 @@ Physics-informed nets join their coordinates in this way and differentiate by ea
 that part PyTorch's engine computes the gradients, of any order.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,8 +96,28 @@ def inputs_of_backward(nn, dtype):
     return [x.grad, b.grad, *(p.grad for p in net.parameters())]
 
 
+def slopes_of_results(nn, dtype):
+    """Second derivatives for results of torch's: one joined, one computed from another."""
+    net, found = net_of(nn, dtype), []
+    for front in (lambda a: torch.cat([a], 1), lambda a: a * 2):
+        a = torch.rand(5, 2, dtype=dtype, requires_grad=True)
+        y = front(a)
+        z = y.sin()
+        for u in (net(z), net(y) * net(z), net(y) + net(z)):
+            for end in (a, y, z):
+                (slope,) = grad(u, end)
+                penalty = (slope**2).sum()
+                found += torch.autograd.grad(
+                    penalty, [a, y, *net.parameters()], retain_graph=True, allow_unused=True
+                )
+            penalty.backward(inputs=[a, y], retain_graph=True)
+            found += [a.grad.clone(), y.grad.clone()]
+    return found
+
+
 PROGRAMS = [
     joined,
+    slopes_of_results,
     columns_of_a_leaf,
     learned_features,
     encoder_of_torchs,
@@ -661,3 +683,67 @@ def test_attacks_in_several_threads(nn, optim):
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(attack, range(8)))
+
+
+@parity
+def test_an_operation_on_several_tensors_of_torchs(nn, optim):
+    """A leaf, and one that torch.cat joined, beside a parameter; a number of NumPy's."""
+    weight = nn.Parameter(torch.randn(3, 4))
+    a, b = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    seen = []
+    for _ in range(REPEATS):
+        joined = torch.cat([b], 1)
+        loss = torch.addcmul(weight, a, joined).square().sum()
+        loss = loss + torch.where(weight > 0, joined, a).sum()
+        loss = loss + torch.lerp(a, weight, np.float64(0.25)).sum()
+        loss.backward()
+        seen += [weight.grad.clone(), a.grad.clone(), b.grad.clone()]
+    return seen
+
+
+@parity
+def test_a_leaf_beside_its_results_with_a_gradient_already(nn, optim):
+    """What arrives from both sides is summed before it is added to `.grad`."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    leaf = torch.randn(3, 4, requires_grad=True)
+    seen = []
+    for i in range(REPEATS):
+        loss = net(leaf).square().mean() + net(leaf * 2).square().mean()
+        leaf.requires_grad_(i not in (6, 7, 12))
+        loss.backward()
+        leaf.requires_grad_(True)
+        seen.append(leaf.grad.clone())
+    return seen
+
+
+@parity
+def test_backward_to_a_result_of_torchs(nn, optim):
+    net = nn.Linear(4, 4)
+    x = torch.randn(3, 4, requires_grad=True)
+    seen = []
+    for i in range(REPEATS):
+        y = torch.cat([x, x], 0) if i % 2 else x.sin()
+        if i > 5:
+            y.retain_grad()
+        for _ in range(2):
+            net(y).square().mean().backward(inputs=[y], retain_graph=True)
+            seen.append(y.grad.clone())
+    return seen, x.grad
+
+
+@parity
+def test_an_encoder_of_torchs_before_a_net_that_is_watched(nn, optim):
+    encoder, net = torch.nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    seen = []
+
+    def see(grad):
+        seen.append(grad.clone())
+
+    with contextlib.nullcontext() if nn is torch.nn else nnmirror.watch(net):
+        for i in range(REPEATS):
+            hidden = encoder(torch.randn(3, 4))
+            if i > 8:
+                hidden.register_hook(see)
+            net(hidden).square().mean().backward()
+            seen += [p.grad.clone() for p in [*encoder.parameters(), *net.parameters()]]
+    return seen

@@ -1,5 +1,6 @@
 """The `.grad` of a leaf, and what a backward adds to it."""
 
+import contextlib
 import threading
 
 import torch
@@ -83,6 +84,12 @@ def add_to_grad(
     if type(grad) is not torch.Tensor:
         grad = grad.detach()
     put_grad(leaf, grad)
+
+
+def retained(held: torch.Tensor | None, grad: torch.Tensor, create_graph: bool) -> torch.Tensor:
+    """The `.grad` of a result that retains its gradient, which was `held`."""
+    with EnableTorchFunction() if create_graph else contextlib.nullcontext():
+        return grad.clone() if held is None else held + grad
 
 
 def _laid_out_as(leaf: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:

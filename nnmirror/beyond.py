@@ -267,6 +267,15 @@ def goes_on(tensor: T) -> bool:
     return bool(not tensor.is_leaf or tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
+def meet_results(nodes: Iterable[Node]) -> bool:
+    """Does one of them lead to a tensor that torch's own graph has computed?"""
+    return any(
+        _tensor.is_torchs(target) and not target.is_leaf  # type: ignore[union-attr]
+        for node in nodes
+        for target in node.targets
+    )
+
+
 def theirs(target: object) -> T | None:
     """The torch tensor that an edge refers to, or that its node stands for."""
     if isinstance(target, Node):
@@ -334,6 +343,23 @@ def go_back(
     return results  # type: ignore[no-any-return]
 
 
+def ask_for(tensors: Sequence[T], nodes: Sequence[Node]) -> None:
+    """Have each call of `TorchGraph` among `nodes` also give the gradients of those of torch's
+    `tensors` that are within its piece of torch's graph."""
+    results = [t for t in tensors if not t.is_leaf]
+    for node in nodes if results else ():
+        if node.function is not TorchGraph:
+            continue
+        ctx: Any = node
+        within = behind(ctx.of.tensors)[1]
+        more = [t for t in results if t.grad_fn in within]
+        more = [t for t in more if not any(t is end for end in ctx.of.ends)]
+        if more:
+            ctx.of = ctx.of._replace(ends=(*ctx.of.ends, *more))
+            node.needs_input_grad += (True,) * len(more)
+            node.edges = [*node.edges, *[(tensor, NO_FURTHER) for tensor in more]]
+
+
 def _gradients(
     tensors: Sequence[T],
     grads: Sequence[T],
@@ -355,10 +381,12 @@ def _gradients(
 
 def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
     """Continue the backward from torch's tensors, and add to the `.grad` of the leaves."""
-    tensors, grads = zip(*arrived, strict=True)
-    engine.run_backward(
-        tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
-    )
+    arrived = [(tensor, grad) for tensor, grad in arrived if tensor.requires_grad]
+    if arrived:  # otherwise all are leaves that were frozen in the meantime
+        tensors, grads = zip(*arrived, strict=True)
+        engine.run_backward(
+            tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 _HOOKED = (

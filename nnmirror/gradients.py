@@ -12,7 +12,7 @@ from . import tensor as _tensor
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
-from .accumulate import accumulate
+from .accumulate import accumulate, grad_of, put_grad, retained
 from .double_backward import led_to
 from .node import AccumulateGrad, Edge, Node
 from .tape import edge_of, meta_of
@@ -150,14 +150,23 @@ def backward(
         return
     for tensor in inputs:
         tensor.retain_grad()
+    theirs = [tensor for tensor in inputs if not isinstance(tensor, _tensor.Tensor)]
+    before = [grad_of(tensor) for tensor in theirs]
     edges = _input_edges(inputs)
     found = walk(
         roots, started, _flag(retain_graph), only=edges, into=True, create_graph=create_graph
     )
     with DisableTorchFunctionSubclass():
+        for tensor, held in zip(theirs, before, strict=True):
+            if not tensor.is_leaf:
+                put_grad(tensor, held)  # torch's engine may have added to it, too
         for tensor, grad in zip(inputs, found, strict=True):
-            if grad is not None and not isinstance(tensor, _tensor.Tensor):
+            if grad is None or isinstance(tensor, _tensor.Tensor):
+                continue
+            if tensor.is_leaf:
                 accumulate(tensor, grad, False, create_graph)
+            else:
+                put_grad(tensor, retained(grad_of(tensor), grad, create_graph))
 
 
 def _warn_of_cycle() -> None:

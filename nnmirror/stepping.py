@@ -247,8 +247,10 @@ class Walk:
             for leaf in complete:
                 tensor, (grad,) = leaf.tensor, leaf.slots
                 del self.leaves[id(tensor)]
-                is_torchs = _tensor.is_torchs(tensor)
-                if not is_torchs or grad is None or not _walk._is_for_torch(tensor, self.order):
+                goes_on = _tensor.is_torchs(tensor) and (
+                    beyond.goes_on(tensor) or beyond.meet_results(self.order)
+                )
+                if grad is None or not goes_on:
                     _walk._finish_leaf(tensor, grad, False)
                 else:
                     self.to_torch.append((tensor, grad))

@@ -299,7 +299,8 @@ def _record(
     signed = not changes_input or (change is not None and change.base is None and not change.views)
     if inplace is not None:
         key.append(IN_PLACE)
-    for i, arg in enumerate(args):
+    given = args  # with torch's tensors themselves
+    for i, arg in enumerate(given):
         edge: Edge | None = None
         theirs = False  # tracked by torch, whose engine continues there
         kind = kind_of(type(arg))
@@ -347,7 +348,7 @@ def _record(
             if arg.requires_grad:
                 over = None if arg.is_leaf else taken_over(arg, not changes_input)
                 if over is not None:
-                    return record(function, (*args[:i], over, *args[i + 1 :]), None, asks)
+                    return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
                 edge = (arg, 0)
                 tracked = theirs = True
                 # The tape computes on a detached alias: no torch graph is built.
@@ -357,7 +358,7 @@ def _record(
         elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
             # Torch takes it as a Python number. A rule would compute in its precision.
             number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
-            return record(function, (*args[:i], number, *args[i + 1 :]), inplace, asks)
+            return record(function, (*given[:i], number, *given[i + 1 :]), inplace, asks)
         if signed and (edge is None or theirs):
             try:
                 if theirs:
@@ -491,7 +492,8 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     edges: list[Edge | None] = []
     key: list[object] = []  # as in `give_signature`: the part after the first tracked tensor
     first = first_arg = first_made = None
-    for arg in args:
+    given = args  # with torch's tensors themselves
+    for arg in given:
         kind = type(arg)
         if kind is _Tensor:
             node = arg._node
@@ -546,7 +548,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 i = len(edges)
                 over = None if arg.is_leaf else taken_over(arg)
                 if over is not None:
-                    return record(function, (*args[:i], over, *args[i + 1 :]))
+                    return record(function, (*given[:i], over, *given[i + 1 :]))
                 edges.append((arg, 0))
                 key.append(THEIRS)
                 args = (*args[:i], arg.detach(), *args[i + 1 :])

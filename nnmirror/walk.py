@@ -23,7 +23,7 @@ from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._types import Hook
 from ._upcalls import implements, upcall
-from .accumulate import accumulate
+from .accumulate import accumulate, retained
 from .grad_mode import _override, users_code
 from .node import NO_FURTHER, AccumulateGrad, Edge, Node, Target
 from .tensor import C_dtype, C_shape, bare
@@ -215,12 +215,16 @@ def walk(
     progress = Progress(edges)
     order: list[Node] = []
     changed: set[int] = set()
+    meets_results = False  # of torch's own graph
 
     def look_ahead() -> dict[int, int]:
         """Look at the graph before anything is computed."""
+        nonlocal meets_results
         counts, found, since = dependencies(edges, not binding, as_seen=create_graph)
         order.extend(found)
         changed.update(since)
+        # Before the nodes of several layers are replaced by one for each.
+        meets_results = beyond.meet_results(found)
         return counts
 
     if not binding or hooked or _state.taps:
@@ -236,16 +240,19 @@ def walk(
     theirs: dict[tuple[int, int], torch.Tensor] = {}
     if only is not None:
         theirs = theirs_among(only)
+        ways = {id(t) for t, _ in only}
         if theirs:
+            beyond.ask_for([*theirs.values()], order)
             further = _leading_on(edges, order, only)
-        # For a tensor that was changed, this is unknown.
-        reaches = _way_to(
-            {id(t) for t, _ in only} | (further | changed if theirs else set()), order
-        )
+            # For a tensor that was changed, it is unknown.
+            ways |= further | changed | {id(t) for t in theirs.values()}
+        reaches = _way_to(ways, order)
+    slots_of = {id(tensor): slot for slot, tensor in theirs.items()}
     buffers, ready, leaves = progress.arrived, progress.ready, progress.leaves
     sums: set[int] = set()  # where gradients of bound parts have been added, to a tensor of its own
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
-    beside: dict[int, torch.Tensor] = {}  # gradients that end at a requested tensor
+    # Gradients that end at a requested tensor, by its slot.
+    beside: dict[tuple[int, int], torch.Tensor] = {}
 
     def arrive(target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False) -> None:
         """One gradient (or None) arrives at `target`, a node or a leaf.
@@ -257,9 +264,10 @@ def walk(
         if reaches is not None and key not in reaches and not is_root:
             return
         if index == NO_FURTHER:
-            if (key, 0) in wanted and grad is not None:
-                held = beside.get(key)
-                beside[key] = grad if held is None else add(held, grad)
+            slot = slots_of.get(key)
+            if slot is not None and grad is not None:
+                held = beside.get(slot)
+                beside[slot] = grad if held is None else add(held, grad)
             return
         is_node = isinstance(target, Node)
         if changed and key in changed and grad is not None:
@@ -314,10 +322,12 @@ def walk(
             unshared = sys.getrefcount(slots[0]) <= 2  # as above
             if not order and _tensor.is_torchs(target):
                 look_ahead()
+            # Torch's engine continues from a tensor with a graph or a hook; and from a leaf that
+            # may get more through such a graph, as torch sums all of them before adding to `.grad`.
             if (
                 not _tensor.is_torchs(target)
                 or slots[0] is None
-                or not _is_for_torch(target, order)
+                or not (meets_results or beyond.goes_on(target))
             ):
                 _finish_leaf(target, slots[0], unshared)
             else:
@@ -503,10 +513,9 @@ def walk(
         elif to_torch:
             # All in one run of torch's engine, so that it sums in its own order.
             beyond.accumulate(to_torch, retain_graph)
-        for target, index in captured:
-            if id(target) in beside and index == 0:
-                grad, held = beside.pop(id(target)), found.get((id(target), 0))
-                found[id(target), 0] = grad if held is None else add(held, grad)
+        for slot, grad in beside.items():
+            held = found.get(slot)
+            found[slot] = grad if held is None else add(held, grad)
     return [found.get((id(t), n)) for t, n in captured]
 
 
@@ -749,19 +758,6 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
     return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
 
 
-def _is_for_torch(target: torch.Tensor, order: Sequence[Node]) -> bool:
-    """Does torch's engine continue from here?
-
-    It does for a torch tensor with a graph or a hook; and for a leaf that may get more gradients
-    through such a graph, as torch sums all of them before adding to `.grad`.
-    """
-    return beyond.goes_on(target) or any(
-        e is not None and _tensor.is_torchs(e[0]) and not e[0].is_leaf
-        for node in order
-        for e in node.edges
-    )
-
-
 def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) -> None:
     """Add the gradient of a leaf to its `.grad`; its hooks are called even without one."""
     hooks = _leaf_hooks(leaf)
@@ -853,9 +849,7 @@ def _run_output_hooks(node: Node, slots: list[torch.Tensor | None]) -> None:
         if grad is not None and node.retained is not None and index in node.retained:
             tensor = node.retained[index]()
             if tensor is not None:
-                held = tensor._gradient
-                with EnableTorchFunction() if _walks.creates_graph else contextlib.nullcontext():
-                    tensor._gradient = grad.clone() if held is None else held + grad
+                tensor._gradient = retained(tensor._gradient, grad, _walks.creates_graph)
 
 
 def _run_prehooks(

@@ -134,15 +134,15 @@ class BoundWalk(Bound):
     instead passed to `give(leaf, gradient, ...)` as soon as they are computed.
     """
 
-    def __init__(
-        self, text: str, environment: source.Environment, root: Node, start: torch.Tensor
-    ) -> None:
-        super().__init__(text, environment, root)
+    def __init__(self, writer: "Writer", root: Node, start: torch.Tensor) -> None:
+        super().__init__(writer.source(), writer.environment, root)
         self.start = start  # the gradient that it starts with
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
         self.uses = 0
-        self.is_ours = False  # it runs no user code
-        self.meets_torch = False  # some of the leaves are torch's own tensors
+        # It runs no user code.
+        self.is_ours = all(node.function.is_rule for node in writer.whole)
+        # Some of the leaves are torch's own tensors.
+        self.meets_torch = any(_tensor.is_torchs(leaf) for leaf, _ in writer.arrivals.values())
 
 
 class BoundPart(Bound):
@@ -156,14 +156,8 @@ class BoundPart(Bound):
     not like the one that was bound.
     """
 
-    def __init__(
-        self,
-        text: str,
-        environment: source.Environment,
-        root: Node,
-        writer: "Writer",
-    ) -> None:
-        super().__init__(text, environment, root)
+    def __init__(self, writer: "Writer", root: Node) -> None:
+        super().__init__(writer.source(), writer.environment, root)
         self.more = len(writer.entries) - 1
         self.length = len(writer.whole)  # in nodes
         self.loop_steps = writer.loop_steps
@@ -205,7 +199,7 @@ def bind_part(
         if len(writer.order) < _FEWEST:
             return None
         writer.go_back(grad)
-        part = BoundPart(writer.source(), writer.environment, root, writer)
+        part = BoundPart(writer, root)
         writer.put_off()
         return part
     except Unbindable:
@@ -231,9 +225,7 @@ def bind(root: Node, grad: torch.Tensor) -> BoundWalk | None:
     try:
         writer = Writer(root)
         writer.go_back(grad)
-        made = BoundWalk(writer.source(), writer.environment, root, grad)
-        made.is_ours = not any(not node.function.is_rule for node in writer.whole)
-        made.meets_torch = any(_tensor.is_torchs(leaf) for leaf, _ in writer.arrivals.values())
+        made = BoundWalk(writer, root, grad)
         writer.put_off()
         return made
     except Unbindable:

@@ -154,7 +154,7 @@ def _bind(node: Node) -> _bound.BoundWalk | None:
             return None
         start = constant(1.0, dtype, device)
         writer.go_back(start)
-        return _bound.BoundWalk(writer.source(), writer.environment, node, start)
+        return _bound.BoundWalk(writer, node, start)
     except _bound.Unbindable:
         return None
 
