@@ -215,9 +215,8 @@ class _Writer(_bound.Writer):
 
     def source(self) -> str:
         # Where torch's engine continues, it also tells what has arrived.
-        own = [(t, i) for t, i in self.ends if id(t) not in self.passed]
-        own = [slot for slot in own if not self.is_behind_torch(*slot)]
-        slots: list[Edge] = [*own, *[(tensor, 0) for tensor in self.passed.values()]]
+        slots: list[Edge] = [edge for edge in self.ends if not self.is_left_to_torch(*edge)]
+        slots += [(tensor, 0) for tensor in self.passed.values()]
         if any((id(target), index) not in self.found_at for target, index in slots):
             raise Unbindable
         self.results = [(t, i, self.found_at[id(t), i]) for t, i in slots]
@@ -236,11 +235,14 @@ class _Writer(_bound.Writer):
                 conditions += [f"end{i} is {to}" for to in leaves.values() if to.startswith("v")]
         lines += self.body(conditions, free, leaves)
         words = {(id(t), i): self.known[id(grad)] for t, i, grad in self.results}
-        found = [words[id(t), i] if (t, i) in own else "None" for t, i in self.ends]
+        found = ["None" if self.is_left_to_torch(t, i) else words[id(t), i] for t, i in self.ends]
         passed = [f"({leaves[key]}, {words[key, 0]})," for key in self.passed]
         lines.append(f"return [{', '.join(found)}], ({' '.join(passed)})")
         return "\n    ".join(lines) + "\n"
 
-    def is_behind_torch(self, end: Target, index: int) -> bool:
-        """Does only torch's graph lead to it?"""
+    def is_left_to_torch(self, end: Target, index: int) -> bool:
+        """Does torch's engine give the gradient of this end? It does if it continues from there, or
+        if only torch's graph leads there."""
+        if id(end) in self.passed:
+            return True
         return bool(self.passed) and (id(end), index) not in self.found_at and _is_torchs(end)
