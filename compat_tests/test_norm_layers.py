@@ -975,6 +975,15 @@ def test_group_norm_of_other_kinds(nn, optim):
     return results, driven(layer, x)[2:], layer.eval()(x)
 
 
+@parity
+@off_by(GROUP_UNITS)
+def test_group_norm_with_weights_that_are_columns(nn, optim):
+    x, table = torch.randn(3, 4, 5, requires_grad=True), nn.Parameter(torch.randn(4, 2))
+    y = torch.nn.functional.group_norm(x, 2, table[:, 0], table[:, 1])
+    y.square().sum().backward()
+    return y, x.grad, table.grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [4, 10, 24, 44])
 @pytest.mark.usefixtures("one_thread")

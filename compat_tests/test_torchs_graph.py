@@ -725,10 +725,55 @@ def test_backward_to_a_result_of_torchs(nn, optim):
         y = torch.cat([x, x], 0) if i % 2 else x.sin()
         if i > 5:
             y.retain_grad()
-        for _ in range(2):
-            net(y).square().mean().backward(inputs=[y], retain_graph=True)
-            seen.append(y.grad.clone())
-    return seen, x.grad
+        if i > 8:
+            y.register_hook(lambda g: g * 2)
+        loss = net(y).square().mean() + net(y * 1.5).square().mean()
+        for inputs in ([y], [y, x], [x, y, y, x]):
+            loss.backward(inputs=inputs, retain_graph=True)
+            seen += [y.grad.clone(), None if x.grad is None else x.grad.clone()]
+    return seen
+
+
+@parity
+def test_what_happens_at_a_leaf_in_a_recorded_backward(nn, optim):
+    """A hook after accumulation; a leaf that is frozen after the forward."""
+    net = nn.Linear(4, 4)
+    a, b = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    calls = []
+    a.register_post_accumulate_grad_hook(lambda leaf: calls.append(leaf.grad.detach().clone()))
+    for freezes in (False, True):
+        loss = (net(a) * net(a * 2) * net(b)).sum()
+        b.requires_grad_(not freezes)
+        loss.backward(create_graph=True)
+        calls += [a.grad.detach().clone(), b.grad.detach().clone()]
+    return calls
+
+
+def test_gradients_of_gradients_that_torch_computed_are_right_or_refused():
+    net = net_of(nnmirror, torch.float64)
+    a = torch.rand(5, 2, dtype=torch.float64, requires_grad=True)
+    y = a.sin()
+    both = torch.autograd.grad(net(y.cos()).sum(), [y, a], create_graph=True)
+    with pytest.raises(NotImplementedError, match="ask for the gradients one by one"):
+        torch.autograd.grad(both[1].pow(2).sum() + both[0].sum(), [both[0]])
+    y.register_hook(lambda g: g.clamp(-0.3, 0.3))
+    (slope,) = torch.autograd.grad(net(y.cos()).sum(), [y], create_graph=True)
+    with pytest.raises(NotImplementedError, match="that has a hook"):
+        slope.pow(2).sum().backward()
+
+
+@parity
+def test_an_operation_on_a_parameter_a_tensor_of_torchs_and_a_changed_result(nn, optim):
+    """Calls on a result that was changed through a view are recorded by the kinds of arguments."""
+    first, second = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3, 3))
+    seen = []
+    for i in range(REPEATS):
+        changed = second * 1.0
+        changed[0] = changed[0] * 2
+        y = torch.randn(3, 3, requires_grad=i > 3)
+        torch.addmm(torch.tanh(first), y, changed).square().sum().backward()
+        seen += [first.grad.clone(), second.grad.clone(), y.grad]
+    return seen
 
 
 @parity

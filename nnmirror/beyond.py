@@ -326,6 +326,10 @@ def go_back(
             found = go_back(tensors, grads, asked, retain_graph, create_graph, stands_for)
         left = iter(found)
         return [next(left) if x.requires_grad else None for x in inputs]
+    going = [(t, g) for t, g in zip(tensors, grads, strict=True) if t.requires_grad]
+    if not going:
+        return [None] * len(inputs)
+    tensors, grads = zip(*going, strict=True)
     if not create_graph:
         return _gradients(tensors, grads, inputs, retain_graph)
     stands_for = stands_for or {}
@@ -343,9 +347,18 @@ def go_back(
     return results  # type: ignore[no-any-return]
 
 
-def ask_for(tensors: Sequence[T], nodes: Sequence[Node]) -> None:
+def ask_for(ends: Sequence[Edge], tensors: Sequence[T], nodes: Sequence[Node]) -> None:
     """Have each call of `TorchGraph` among `nodes` also give the gradients of those of torch's
-    `tensors` that are within its piece of torch's graph."""
+    `tensors` that are within its piece of torch's graph.
+
+    NotImplementedError if one of its results is among the `ends`, and another follows from it.
+    """
+    for target, _ in ends:
+        if isinstance(target, Node) and target.function is TorchGraph:
+            of: Any = target
+            inputs = of.of.inputs
+            if any(x.grad_fn and leads_to(x, inputs) for x in inputs):
+                raise NotImplementedError(_SIDE_BY_SIDE)
     results = [t for t in tensors if not t.is_leaf]
     for node in nodes if results else ():
         if node.function is not TorchGraph:
@@ -390,9 +403,13 @@ def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
 
 
 _HOOKED = (
-    "nnmirror: a gradient of a gradient that torch computed is not mirrored for a leaf of torch's"
-    " own that has a hook; remove the hook, or register it on the leaf times one, `x * 1`, and"
+    "nnmirror: a gradient of a gradient that torch computed is not mirrored for a tensor of torch's"
+    " own that has a hook; remove the hook, or register it on the tensor times one, `x * 1`, and"
     " compute with that"
+)
+_SIDE_BY_SIDE = (
+    "nnmirror: the gradient of a gradient that torch computed together with others, one of which"
+    " follows from it within torch's graph, is not mirrored; ask for the gradients one by one"
 )
 
 
@@ -429,24 +446,27 @@ class TorchGraph(Function):
             for z, h in zip(ctx.made, grads, strict=True)
             if z is not None and h is not None and z.requires_grad
         ]
-        inputs = (*given, *of.ends)
-        if not pairs:
+        inputs, needs = (*given, *of.ends), ctx.needs_input_grad[1:]
+        if not pairs or True not in needs:
             return (None,) * (1 + len(inputs))
         stands_for = {
             id(t): led_to(t.detach(), edge)
             for t, edge in zip(inputs, ctx.edges[1:], strict=True)
             if edge is not None and edge[0] is not t
         }
-        found = go_back(
-            [z for z, _ in pairs],
-            [h for _, h in pairs],
-            inputs,
-            True,
-            ctx.creates_graph,
-            stands_for,
+        left = iter(
+            go_back(
+                [z for z, _ in pairs],
+                [h for _, h in pairs],
+                [t for t, is_needed in zip(inputs, needs, strict=True) if is_needed],
+                True,
+                ctx.creates_graph,
+                stands_for,
+            )
         )
+        found = [next(left) if is_needed else None for is_needed in needs]
         for end, grad in zip(of.ends, found[len(given) :], strict=True):
-            if grad is not None and end.is_leaf and end._backward_hooks:
+            if grad is not None and end._backward_hooks:
                 # Its hooks have run for this part of the gradient; they must not run again for the
                 # whole.
                 raise NotImplementedError(_HOOKED)

@@ -150,23 +150,22 @@ def backward(
         return
     for tensor in inputs:
         tensor.retain_grad()
-    theirs = [tensor for tensor in inputs if not isinstance(tensor, _tensor.Tensor)]
-    before = [grad_of(tensor) for tensor in theirs]
+    theirs = {id(t): t for t in inputs if not isinstance(t, _tensor.Tensor)}
+    before = {key: grad_of(tensor) for key, tensor in theirs.items()}
     edges = _input_edges(inputs)
     found = walk(
         roots, started, _flag(retain_graph), only=edges, into=True, create_graph=create_graph
     )
+    arrived = {id(tensor): grad for tensor, grad in zip(inputs, found, strict=True)}
     with DisableTorchFunctionSubclass():
-        for tensor, held in zip(theirs, before, strict=True):
-            if not tensor.is_leaf:
-                put_grad(tensor, held)  # torch's engine may have added to it, too
-        for tensor, grad in zip(inputs, found, strict=True):
-            if grad is None or isinstance(tensor, _tensor.Tensor):
+        for key, tensor in theirs.items():
+            grad = arrived[key]
+            if grad is None:
                 continue
             if tensor.is_leaf:
                 accumulate(tensor, grad, False, create_graph)
-            else:
-                put_grad(tensor, retained(grad_of(tensor), grad, create_graph))
+            elif create_graph:  # torch's engine has added one that is not recorded
+                put_grad(tensor, retained(before[key], grad, create_graph))
 
 
 def _warn_of_cycle() -> None:

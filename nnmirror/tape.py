@@ -506,7 +506,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 continue
             sign = node.signature
             if sign is None:
-                return _of_its_kind(function, args)
+                return _of_its_kind(function, given)
             index = 0
             if not sign.is_plain:
                 view = arg._view_of
@@ -519,7 +519,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
             if first is not None:
                 key.append(sign.serial)
             elif sign.varying.get(function) is False:
-                return _of_its_kind(function, args)
+                return _of_its_kind(function, given)
             else:
                 first, first_arg, first_made = sign, arg, node
                 if key:
@@ -531,7 +531,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 if first is not None:
                     key.append(sign.serial)
                 elif sign.varying.get(function) is False:
-                    return _of_its_kind(function, args)
+                    return _of_its_kind(function, given)
                 else:
                     first, first_arg = sign, arg
                     if key:

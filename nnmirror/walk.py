@@ -241,8 +241,8 @@ def walk(
     if only is not None:
         theirs = theirs_among(only)
         ways = {id(t) for t, _ in only}
+        beyond.ask_for(only, [*theirs.values()], order)
         if theirs:
-            beyond.ask_for([*theirs.values()], order)
             further = _leading_on(edges, order, only)
             # For a tensor that was changed, it is unknown.
             ways |= further | changed | {id(t) for t in theirs.values()}
@@ -510,6 +510,9 @@ def walk(
             for leaf, one in zip(ends, more, strict=True):
                 if one is not None:
                     accumulate(leaf, one, False, create_graph)
+                    for hook in tuple((leaf._post_accumulate_grad_hooks or {}).values()):
+                        with users_code(create_graph):
+                            hook(leaf)
         elif to_torch:
             # All in one run of torch's engine, so that it sums in its own order.
             beyond.accumulate(to_torch, retain_graph)

@@ -153,4 +153,6 @@ def group_norm(
 ) -> T:
     if isinstance(input, T):
         input = contiguous(input, memory_format(input))
+    # The kernel reads these without their strides.
+    weight, bias = (contiguous(t) if isinstance(t, T) else t for t in (weight, bias))
     return record(NativeGroupNorm, (input, num_groups, weight, bias, eps))[0]
