@@ -91,6 +91,45 @@ def test_a_frozen_layer_by_hand_uses_what_its_forward_was_given():
         linear.backward(g)
 
 
+@pytest.mark.parametrize("between", ["ReLU", "Tanh", "LeakyReLU", "SiLU", "Dropout", "LayerNorm"])
+def test_a_frozen_sequential_by_hand_again_and_again(between):
+    """After a few calls it runs as one function; each layer can still be asked."""
+    args = {"Dropout": (0.5,), "LayerNorm": (5,)}.get(between, ())
+    made = []
+    for library in (torch.nn, nn):
+        torch.manual_seed(0)
+        layers = library.Linear(3, 5), getattr(library, between)(*args), library.Linear(5, 2)
+        made.append(library.Sequential(*layers).requires_grad_(False))
+    theirs, mine = made
+    for i in range(12):
+        x, g = torch.randn(4, 3), torch.randn(4, 2)
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(i)
+        expected = theirs(leaf)
+        torch.manual_seed(i)
+        y = mine(x)
+        assert torch.equal(y, expected)
+        assert not y.requires_grad
+        expected.backward(g)
+        if i % 3 == 0:
+            same(leaf.grad, mine.backward(g), between)
+        elif i % 3 == 1:
+            for layer in reversed(mine):
+                g = layer.backward(g)
+            same(leaf.grad, g, between)
+        else:
+            mine[2].weight.mul_(2)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                mine.backward(g)
+            theirs[2].weight.copy_(mine[2].weight)
+        if i == 8:  # the weights as they were count
+            torch.manual_seed(i)
+            mine(x)
+            mine[0].weight.data = torch.zeros(5, 3)
+            same(leaf.grad * 2, mine.backward(g), between)
+            theirs[0].weight.zero_()
+
+
 @pytest.mark.parametrize("name", ["Linear", "ReLU", "Sigmoid", "Softmax"])
 def test_a_frozen_layer_keeps_no_more_than_its_backward_needs(name):
     args = {"Linear": (3, 3), "Softmax": (1,)}.get(name, ())

@@ -89,7 +89,8 @@ class Untracked:
                 self.versions = []
         self.node: Node | None = None
 
-    def _made(self) -> Node:
+    def made(self) -> Node:
+        """The node that `record` would have made."""
         if not self.versions:
             raise RuntimeError(FREED)
         *args, out = [v.made() if type(v) is _Layout else v for v in self.values]
@@ -120,7 +121,7 @@ class Untracked:
     def __call__(self, gradient: Gradient = None) -> Gradient:
         with DisableTorchFunctionSubclass():
             if self.node is None:
-                self.node = self._made()
+                self.node = self.made()
                 self.values = []
         return NodeCall(self.node)(gradient)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _state, init
+from .._torch import is_any_autocast_enabled
 from ..grad_mode import is_only_computed
 from ..parameter import Parameter, UninitializedParameter
 from ..rules import linear as rules
@@ -86,14 +87,25 @@ class Linear(Layer):
             # Not `_run`, which does the same, but for a tuple or where a Sequential notes its
             # layers' calls.
             if type(input) is not tuple and "_run" not in layer:
-                if (
-                    type(input) is torch.Tensor
-                    and type(weight) is type(bias) is Parameter
-                    and is_only_computed()
-                ):
-                    layer["_call"] = None
-                    return _infer(bias, input, weight)  # as in `record`, with fewer checks
                 args = bias, input, weight
+                if type(input) is torch.Tensor and type(weight) is type(bias) is Parameter:
+                    # As in `record`, with fewer checks.
+                    if is_only_computed():
+                        layer["_call"] = None
+                        return _infer(bias, input, weight)
+                    if not (
+                        weight._requires_grad
+                        or bias._requires_grad
+                        or input.requires_grad
+                        or weight._node
+                        or bias._node
+                        or _state.plain
+                        or _state.taps
+                        or is_any_autocast_enabled()
+                    ):
+                        out = _infer(bias, input, weight)
+                        layer["_call"] = untracked(rules.Linear, args, out)
+                        return out
                 out, node = record(rules.Linear, args, for_layer=bool(_state.taps))
                 if node is None:
                     layer["_call"] = untracked(rules.Linear, args, out)

@@ -29,7 +29,7 @@ from ..grad_mode import is_grad_enabled
 from ..node import Edge, Node
 from ..tensor import Tensor, bare
 from ..walk import put_in_front
-from .explicit import Chain, Gradient, NodeCall
+from .explicit import Chain, Gradient, NodeCall, Untracked
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS
 
@@ -99,6 +99,11 @@ class Form:
 
     def __init__(self, inner: list[Inner], visible: list[tuple[int, int]]) -> None:
         self.inner = inner
+        # If the layers are frozen, and so is what comes before, the node is only for
+        # `Module.backward`.
+        self.is_tracked = any(True in made.needs for made in inner)
+        if self.is_tracked and not all(True in made.needs for made in inner):
+            raise Unwritable
         # Which of the saved tensors a user can change: (layer, place).
         self.visible = visible
         # Where its gradients go, in the order of the walk: ... for that of the input.
@@ -219,8 +224,9 @@ class Run:
                     made.targets = tuple([edge[0] if t is ... else t for t in form.targets])
                 made.sequence = next(_sequence)
                 self.last[0] = made
-                out.__class__ = Tensor
-                out._node = made
+                if form.is_tracked:
+                    out.__class__ = Tensor
+                    out._node = made
                 return out
             return self._meet(key, x)
 
@@ -414,8 +420,10 @@ class Call:
         self.params = dict(layer._parameters)
 
     def node(self) -> Node:
-        """The node that the call recorded."""
+        """The node that the call recorded, or would have recorded if anything required grad."""
         node = self.layer._call
+        if isinstance(node, Untracked) and type(self.out) is torch.Tensor:
+            return node.made()
         if not isinstance(node, Node) or getattr(self.out, "_node", None) is not node:
             raise Unwritable
         return node  # type: ignore[return-value]
@@ -478,7 +486,7 @@ class _Text:
                 self.environment["layout_of"] = of_tensor
                 layout = self.constant(of_tensor(param), "layout")
                 self.guards.append(
-                    f"{name}._requires_grad or {name}._node or layout_of({name}) != {layout}"
+                    f"{name}._requires_grad or {name}._node or layout_of({name}._plain) != {layout}"
                 )
         return name
 
