@@ -858,7 +858,9 @@ def give_signature(
         layout = None
         if is_plain and isinstance(out, torch.Tensor) and out.layout is torch.strided:
             layout = of_tensor(out)
-        sign = first.made(node.function, [s for s in inputs if s is not None], layout)
+        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
+        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
+        sign = first.made(node.function, [s for s in inputs if s is not None], frozen, layout)
         sign.places, sign.needs = tuple(node.places), node.needs_input_grad
         sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
         sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new

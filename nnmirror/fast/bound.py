@@ -47,7 +47,6 @@ from .shorter import (
 )
 from .signature import of_tensor
 
-_MOST_NODES = 128  # at most, of a walk that is bound
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
 # some for each group of each image.
 _MOST_CALLS = 8000
@@ -267,6 +266,7 @@ class Writer:
     # Of a node and torch's tensor that it leads to: when the walk cannot be used.
     declines: TorchFunction = staticmethod(beyond.has_changed)
     length: int | None = None  # of the part, in nodes, if that is given
+    most_nodes = 128  # longer walks are bound in parts
 
     def __init__(
         self, root: Node, progress: _walk.Progress | None = None, is_short: bool = False
@@ -292,7 +292,7 @@ class Writer:
             if not self.is_part and node.indices and NO_FURTHER in node.indices:
                 raise Unbindable
         self.begin()
-        if len(self.order) > _MOST_NODES:
+        if len(self.order) > self.most_nodes:
             raise Unbindable
 
     def chosen(self, nodes: list[Node]) -> list[Node]:

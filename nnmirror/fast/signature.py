@@ -201,12 +201,17 @@ class Signature(Alike):
             shared.calls.clear()
 
     def made(
-        self, function: object, inputs: "Sequence[Signature]", layout: Layout | None
+        self,
+        function: object,
+        inputs: "Sequence[Signature]",
+        frozen: tuple[object, ...],
+        layout: Layout | None,
     ) -> "Signature":
         """A new signature for a call on tensors with the signatures `inputs`, the first of them
-        this one, that has one result, no view, with this layout; None for any other result."""
+        this one, and on these `frozen` weights, that has one result, no view, with this layout;
+        None for any other result."""
         depth = 1 + max([given.depth for given in inputs], default=self.depth)
-        repeats = _repeats_of(function, inputs)
+        repeats = _repeats_of(function, inputs, frozen)
         is_deep = (
             any([given.is_deep for given in inputs])
             or depth > _CALLS
@@ -258,16 +263,18 @@ class Signature(Alike):
         self.next[key] = made
 
 
-def _repeats_of(function: object, inputs: Sequence[Signature]) -> dict[object, int]:
+def _repeats_of(
+    function: object, inputs: Sequence[Signature], frozen: tuple[object, ...]
+) -> dict[object, int]:
     """How often each call came on one path, at most, with that of `function` on `inputs`.
 
     A call is known by its function and its other inputs than the one on the path: the weights of a
-    recurrence, the term that is added to a loss. One without others is not counted, as the layers
-    of a net have the same activation without being a loop.
+    recurrence, frozen or not, the term that is added to a loss. One without others is not counted,
+    as the layers of a net have the same activation without being a loop.
     """
     paths: dict[int, dict[object, int]] = {}
     for given in inputs:
-        others = tuple([other.serial for other in inputs if other is not given])
+        others = *[other.serial for other in inputs if other is not given], *frozen
         if not given.depth:
             continue
         if not others:

@@ -41,7 +41,7 @@ _Recorded: TypeAlias = tuple[type[Function], tuple[object, ...]]
 _Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
-_MOST = 8  # at most, layouts of the input for which a run has segments
+_MOST = 32  # at most, layouts of the input for which a run has segments
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
@@ -264,7 +264,8 @@ class Run:
         except Unwritable:
             return out
         if len(self.kept) >= _MOST:
-            self.kept.clear()
+            oldest = [*self.kept][0]  # noqa: RUF015  another thread may change it meanwhile
+            self.kept.pop(oldest, None)
         self.kept[key] = [written, *self.kept.get(key, ())][:_MOST_OF_ONE]
         self.layouts.add(layout)
         return out
@@ -423,7 +424,10 @@ class Call:
         """The node that the call recorded, or would have recorded if anything required grad."""
         node = self.layer._call
         if isinstance(node, Untracked) and type(self.out) is torch.Tensor:
-            return node.made()
+            try:
+                return node.made()
+            except RuntimeError:  # for complex numbers, or weights of inference mode
+                raise Unwritable from None
         if not isinstance(node, Node) or getattr(self.out, "_node", None) is not node:
             raise Unwritable
         return node  # type: ignore[return-value]
