@@ -130,6 +130,33 @@ def test_a_frozen_sequential_by_hand_again_and_again(between):
             theirs[0].weight.zero_()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_with_a_backward_of_its_own_in_a_sequential(frozen):
+    class Doubled(nn.Linear):
+        def backward(self, gradient=None):
+            return super().backward(gradient) * 2
+
+    model = nn.Sequential(Doubled(3, 3), nn.Tanh(), nn.Tanh()).requires_grad_(not frozen)
+    x, g = torch.randn(4, 3), torch.randn(4, 3)
+    model(x)
+    expected = model.backward(g)
+    for _ in range(8):
+        model(x)
+        same(expected, model.backward(g), "again")
+
+
+def test_a_frozen_sequential_keeps_nothing_of_an_earlier_batch():
+    model = nn.Sequential(nn.SiLU(), nn.Linear(3, 3)).requires_grad_(False)
+    small = torch.randn(1, 3)
+    for x in [small] * 6 + [torch.randn(50, 3)] * 6:
+        model(x)
+    given = weakref.ref(x)
+    del x
+    with torch.no_grad():
+        model(small)
+    assert given() is None
+
+
 @pytest.mark.parametrize("name", ["Linear", "ReLU", "Sigmoid", "Softmax"])
 def test_a_frozen_layer_keeps_no_more_than_its_backward_needs(name):
     args = {"Linear": (3, 3), "Softmax": (1,)}.get(name, ())

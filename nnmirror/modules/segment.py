@@ -175,6 +175,7 @@ class Run:
 
     def __call__(self, x: Any) -> Any:
         """The output; NotImplemented if the layers have to be called one by one."""
+        self.last[0] = None  # what an earlier call has saved is not kept until the next of its kind
         if type(x) is not torch.Tensor and type(x) is not Tensor:
             return NotImplemented
         with DisableTorchFunctionSubclass():
@@ -451,7 +452,7 @@ class _Text:
         kinds: dict[type, str] = {type(call.layer): "" for call in calls}
         for kind in kinds:
             name = kinds[kind] = self.constant(kind, kind.__name__)
-            for method in ("forward", "__call__"):
+            for method in ("forward", "backward", "__call__"):
                 now = self.constant(getattr(kind, method), f"{kind.__name__}_{method}")
                 self.guards.append(f"{name}.{method} is not {now}")
         for call in calls:
@@ -563,10 +564,12 @@ class WholeCall:
 
 
 def records_once(layer: Layer) -> bool:
-    """Does the forward of this layer consist of one recorded call?"""
-    run = type(layer)._run
-    by_run = run is Layer._run or getattr(run, "_records_once", False)
-    return by_run and getattr(type(layer).forward, "_records_once", False)
+    """Does the forward of this layer consist of one recorded call, which its backward
+    differentiates?"""
+    kind = type(layer)
+    by_run = kind._run is Layer._run or getattr(kind._run, "_records_once", False)
+    by_run = by_run and kind.backward is Layer.backward
+    return by_run and getattr(kind.forward, "_records_once", False)
 
 
 def is_part(layer: object) -> bool:
