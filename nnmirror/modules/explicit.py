@@ -71,8 +71,10 @@ class Untracked:
     def __init__(self, function: type[Function], args: tuple[object, ...], out: object) -> None:
         needed = function.formulas.by_hand  # type: ignore[union-attr]
         with DisableTorchFunctionSubclass():
-            # An alias of the result, as what is assigned to its `.data` later is not used.
-            values: list[Any] = [*args, out.detach() if needed[-1] else None]  # type: ignore[attr-defined]
+            result = out if needed[-1] else None
+            if isinstance(result, torch.Tensor):
+                result = result.detach()  # what is assigned to its `.data` later is not used
+            values: list[Any] = [*args, result]
             for i, value in enumerate(args[: len(needed) - 1]):
                 if type(value) is Parameter:  # what is assigned to `.data` later is not used
                     values[i] = value._plain
