@@ -185,11 +185,6 @@ def has_changed(node: Node, tensor: T) -> bool:
     )
 
 
-def was_result(tensor: T) -> bool:
-    """Did it come from torch's graph when the mirror was given it?"""
-    return _known(tensor) is not None
-
-
 def is_unusual(node: Node, tensor: T) -> bool:
     """Does torch's `tensor`, to which `node` has an edge, need its gradient for more than
     `.grad`?"""

@@ -294,7 +294,7 @@ class Node:
         tensor = self._saved[index]
         if tensor is not None and tensor._version != self._versions[index]:
             if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
-                edge_of(tensor)  # one of several views has its own error
+                _tensor.edge_of(tensor)  # one of several views has its own error
             made_by: Edge | None = None
             if self.plan is not None and tensor.is_floating_point():  # otherwise it is a leaf
                 place = self.plan.place_saved(index)
@@ -470,12 +470,6 @@ class Node:
 @upcall("nnmirror.function")
 def users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
     """The backward of a user's Function."""
-    raise NotImplementedError
-
-
-@upcall("nnmirror.tape")
-def edge_of(tensor: torch.Tensor) -> "Edge":
-    """The edge of `tensor`."""
     raise NotImplementedError
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from . import _state, _torch, formula
-from . import node as _node
 from . import tensor as _tensor
 from ._state import here as _here
 from ._state import sequence as _sequence
@@ -981,7 +980,6 @@ def meta_of(out: object) -> Any:
 
 
 @implements(_tensor)
-@implements(_node)
 def edge_of(tensor: torch.Tensor) -> Edge:
     if isinstance(tensor, _tensor.Tensor):
         view = tensor._view_of

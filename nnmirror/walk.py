@@ -244,7 +244,7 @@ def walk(
         beyond.ask_for(only, [*theirs.values()], order)
         if theirs:
             further = _leading_on(edges, order, only)
-            # For a tensor that was changed, it is unknown.
+            # Where torch's graph leads from a tensor that was changed is unknown.
             ways |= further | changed | {id(t) for t in theirs.values()}
         reaches = _way_to(ways, order)
     slots_of = {id(tensor): slot for slot, tensor in theirs.items()}
@@ -266,8 +266,7 @@ def walk(
         if index == NO_FURTHER:
             slot = slots_of.get(key)
             if slot is not None and grad is not None:
-                held = beside.get(slot)
-                beside[slot] = grad if held is None else add(held, grad)
+                _add_at(beside, slot, grad, add)
             return
         is_node = isinstance(target, Node)
         if changed and key in changed and grad is not None:
@@ -517,8 +516,7 @@ def walk(
             # All in one run of torch's engine, so that it sums in its own order.
             beyond.accumulate(to_torch, retain_graph)
         for slot, grad in beside.items():
-            held = found.get(slot)
-            found[slot] = grad if held is None else add(held, grad)
+            _add_at(found, slot, grad, add)
     return [found.get((id(t), n)) for t, n in captured]
 
 
@@ -556,8 +554,18 @@ def through_torch(
     more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
     for key, one in zip(theirs, more, strict=True):
         if one is not None:
-            held = found.get(key)
-            found[key] = one if held is None else add(held, one)
+            _add_at(found, key, one, add)
+
+
+def _add_at(
+    slots: dict[tuple[int, int], Any],
+    slot: tuple[int, int],
+    grad: torch.Tensor,
+    add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """Add a gradient at this slot, or put it there if it is the first."""
+    held = slots.get(slot)
+    slots[slot] = grad if held is None else add(held, grad)
 
 
 _sequence_of = operator.attrgetter("sequence")
