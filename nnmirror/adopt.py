@@ -34,7 +34,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ._upcalls import implements
 from .bridge import AModule, Bridge, origin_of
-from .grad_mode import no_grad
+from .grad_mode import no_grad_at_all
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -155,7 +155,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
                 " gradient of that gradient (create_graph=True) would be lost. Call the module"
                 " again, and take the gradients of what it gives then"
             )
-        with torch.no_grad(), no_grad():
+        with no_grad_at_all():
             if leaf.grad is None:
                 leaf.grad = grad.clone()
             else:

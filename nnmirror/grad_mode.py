@@ -98,6 +98,21 @@ class set_grad_enabled(DecoratorContextManager):
         return copy
 
 
+class no_grad_at_all(NoParamDecoratorContextManager):
+    """As `torch.no_grad`, also if the mirror's own mode is on: what the package itself does."""
+
+    def __enter__(self) -> None:
+        self._torchs, self._own = torch.is_grad_enabled(), _override.mode
+        _torch.set_grad_enabled(False)
+        if self._own:  # otherwise it follows torch, or is off
+            _override.mode = False
+
+    def __exit__(self, *exc: object) -> None:
+        if self._own:
+            _override.mode = True
+        _torch.set_grad_enabled(self._torchs)
+
+
 class users_code:
     """Runs user code inside a walk or a forward: dispatch of tracked tensors is on again, and grad
     mode is off, or on in a recorded walk.

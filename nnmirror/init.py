@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._torch import DisableTorchFunctionSubclass
-from .grad_mode import no_grad
+from .grad_mode import no_grad_at_all
 from .rules.registry import has_gradient
 from .tensor import Tensor as Tracked
 
@@ -82,7 +82,7 @@ def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
         how = (*args[1:], *(value for name, value in kwargs.items() if name != "tensor"))
         if any(map(has_gradient, how)):
             return _with_a_gradient(function, args, kwargs)  # type: ignore[no-any-return]
-        with DisableTorchFunctionSubclass(), torch.no_grad(), no_grad():
+        with DisableTorchFunctionSubclass(), no_grad_at_all():
             return function(*args, **kwargs)
 
     return call
@@ -95,7 +95,7 @@ def _with_a_gradient(
     tensor, how = (args[0], args[1:]) if args else (kwargs.pop("tensor"), ())
     with DisableTorchFunctionSubclass():
         asked = torch.Tensor._make_subclass(Tracked, tensor.detach())
-    with torch.no_grad(), no_grad():
+    with no_grad_at_all():
         function(asked, *how, **kwargs)
     return tensor
 

@@ -478,7 +478,7 @@ AUTOCAST = (
 
 def is_usual() -> bool:
     """Is grad mode on, and exact mode and plain mode off?"""
-    mode = _override.mode
+    mode = _override.mode if _state.own_grad_mode else None
     if not (_torch_grad_mode() if mode is None else mode) or _state.plain or in_inference_mode():
         return False
     mode = _exact._override.mode  # as in `is_exact`

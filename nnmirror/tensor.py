@@ -265,7 +265,10 @@ def answer_directly(func: TorchFunction, found: TorchFunction, takes_any: bool =
         method = _composed_directly(func, found, takes_any)
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
     for name in names:
-        setattr(Tensor, name, _reflected(method, name) if name in _REFLECTED else method)
+        direct = method
+        if type(found) is Recorded and name in _OF_OPERANDS:
+            direct = _of_operands(func, found.function, name in _OF_ONE)
+        setattr(Tensor, name, _reflected(direct, name) if name in _REFLECTED else direct)
 
 
 def _reflected(of_number: TorchFunction, name: str) -> TorchFunction:
@@ -326,6 +329,38 @@ def _recorded_directly(func: TorchFunction, found: "Recorded") -> TorchFunction:
     return method
 
 
+def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) -> TorchFunction:
+    """The same for an operator, which is called with its operands only."""
+    operator: TorchFunction
+    if of_one:
+
+        def operator(self: object, /) -> Any:
+            if type(self) in UNASKED and _is_asked():
+                return (_met(function, (self,)) or record(function, (self,)))[0]
+            return func(self)
+
+    else:
+
+        def operator(self: object, other: object, /) -> Any:
+            if (
+                type(self) in UNASKED
+                and _torchs_grad_mode()  # as `_is_asked`
+                and _is_function_enabled()
+                and not _is_function_mode_enabled()
+            ):
+                try:
+                    met = _met(function, (self, other))
+                    if met is not None:
+                        return met[0]
+                    if type(other) in UNASKED:
+                        return record(function, (self, other))[0]
+                except TypeError:
+                    pass  # as in torch's error
+            return func(self, other)
+
+    return functools.wraps(func)(operator)
+
+
 def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: bool) -> TorchFunction:
     """The same for `found` that is composed of recorded operations."""
     with_keywords = getattr(found, "with_keywords", None)  # if it may have a generated function
@@ -365,6 +400,8 @@ _REFLECTED = {
     "__rsub__": "__sub__",
     "__rtruediv__": "__truediv__",
 }
+_OF_ONE = {"__neg__"}
+_OF_OPERANDS = {"__add__", "__matmul__", "__mul__", "__sub__", "__truediv__", *_OF_ONE, *_REFLECTED}
 _OPERATORS = (
     *("__add__", "__ge__", "__gt__", "__le__", "__lt__", "__matmul__", "__mul__", "__neg__"),
     *("__pow__", "__sub__", "__truediv__", "__iadd__", "__imul__", "__isub__", "__itruediv__"),
@@ -508,21 +545,22 @@ class Tensor(torch.Tensor):
     def __torch_function__(
         cls, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
-        is_on = _torchs_grad_mode()
-        if not is_on:
-            _refuse_torch_function_objects()
         found = RULES.get(func)
-        if found is None:
-            found = ASKED.get(func)
+        is_on = _torchs_grad_mode()
+        if found is None or not is_on:
+            if not is_on:
+                _refuse_torch_function_objects()
             if found is None:
-                return dispatch(func, args, kwargs or {})
+                found = ASKED.get(func)
+                if found is None:
+                    return dispatch(func, args, kwargs or {})
         try:
-            if type(found) is not Recorded:
-                return found(*args, **kwargs) if kwargs else found(*args)
-            # What it would call, and first what that would call most often.
-            given = found.placed(args, kwargs) if kwargs else args
-            met = _met(found.function, given) if is_on else None
-            return found(*given) if met is None else met[0]
+            if is_on and type(found) is Recorded:
+                # What it would call, and first what that would call most often.
+                given = found.placed(args, kwargs) if kwargs else args
+                met = _met(found.function, given)
+                return found(*given) if met is None else met[0]
+            return found(*args, **kwargs) if kwargs else found(*args)
         except TypeError:
             check_numbers(func, args, kwargs or {})  # the error names the original call
             raise

@@ -12,7 +12,7 @@ from .. import init
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..function import Function
-from ..grad_mode import no_grad
+from ..grad_mode import no_grad_at_all
 from ..overrides import is_subclass
 from ..parameter import Parameter, UninitializedParameter
 from ..rules.convolution import Convolution
@@ -151,7 +151,7 @@ class _ConvNd(Layer):
         else:  # the numbers are drawn in the order of memory
             drawn = torch.empty_like(weight.detach(), memory_format=torch.contiguous_format)
             init.kaiming_uniform_(drawn, a=math.sqrt(5))
-            with torch.no_grad(), no_grad():
+            with no_grad_at_all():
                 weight.copy_(drawn)
         if self.bias is not None:
             fan_in = init._calculate_fan_in_and_fan_out(weight)[0]

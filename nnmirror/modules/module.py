@@ -36,7 +36,7 @@ from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import upcall
-from ..grad_mode import no_grad
+from ..grad_mode import no_grad_at_all
 from ..node import Node
 from ..parameter import Buffer, Parameter, is_lazy
 from ..tensor import C_shape
@@ -709,7 +709,7 @@ class Module(_RefusedByTorchModules):
         for key, param in self._parameters.items():
             if param is None:
                 continue
-            with torch.no_grad(), no_grad():
+            with no_grad_at_all():
                 moved = fn(param)
                 grad = param.grad
                 moved_grad = None if grad is None else fn(grad)
@@ -1154,7 +1154,7 @@ class Module(_RefusedByTorchModules):
                 stacklevel=2,
             )
         try:
-            with torch.no_grad(), no_grad():
+            with no_grad_at_all():
                 if not assign:
                     param.copy_(value)
                     return

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
 from ..accumulate import grad_of
-from ..grad_mode import no_grad
+from ..grad_mode import no_grad_at_all
 from ..optim.stepwise import foreach_devices
 
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
@@ -26,7 +26,7 @@ _device, _dtype = attrgetter("device"), attrgetter("dtype")
 def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with torch.no_grad(), no_grad():
+        with no_grad_at_all():
             return function(*args, **kwargs)
 
     return call
