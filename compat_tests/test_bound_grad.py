@@ -1,7 +1,10 @@
-"""`grad` for given inputs, again and again: Langevin steps, attacks, plans by gradient.
+"""`grad` for given inputs, and `backward` with a given gradient, again and again: Langevin steps,
+attacks, plans by gradient, a critic's gradient for an actor.
 
 Each test compares PyTorch with three settings of the mirror, as in test_fast.py.
 """
+
+import weakref
 
 import pytest
 import torch
@@ -193,3 +196,96 @@ def test_through_torchs_own_graph(nn, optim):
         moved = x * 2 if i % 4 else x
         found += grad_of(nn)(energy(net, moved).sum() + moved.sum(), x)
     return found
+
+
+GRADIENTS = {
+    "a new one": lambda y, i: torch.randn(y.shape),
+    "a column, expanded": lambda y, i: torch.randn(y.shape[0], 1).expand(y.shape),
+    "transposed": lambda y, i: torch.randn(y.shape[::-1]).t(),
+    "of float64": lambda y, i: torch.randn(y.shape, dtype=torch.float64),
+    "the result itself": lambda y, i: y,
+    "with a history": lambda y, i: torch.randn(y.shape).requires_grad_() * 2,
+    "of any layout": lambda y, i: torch.randn(y.shape[::-1]).t() if i % 3 else torch.randn(y.shape),
+    "nothing": lambda y, i: torch.zeros(y.shape),
+    "not a number": lambda y, i: torch.full(y.shape, float("nan")),
+}
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@parity
+def test_backward_with_a_gradient(nn, optim, gradient):
+    """As an actor gets it from its critic."""
+    net, of_torch = net_of(nn), torch.randn(4, 3).requires_grad_()
+    optimizer, found = optim.SGD(net.parameters(), lr=0.1), []
+    for i in range(12):
+        x = of_torch if i % 2 else torch.randn(4, 3)
+        y = net.b(torch.relu(net.a(x)))
+        optimizer.zero_grad()
+        y.backward(GRADIENTS[gradient](y, i))
+        found += [p.grad for p in (net.a.weight, net.a.bias, net.b.weight, net.b.bias)]
+        optimizer.step()
+    return found, of_torch.grad, list(net.parameters())
+
+
+CHANGES_BEFORE_BACKWARD = {
+    "a hook": lambda y, h: y.register_hook(lambda g: g * 2),
+    "a hook between": lambda y, h: h.register_hook(lambda g: g * 2),
+    "retained": lambda y, h: (y.retain_grad(), h.retain_grad()),
+    "the result is changed": lambda y, h: y.mul_(2),
+    "what was saved is changed": lambda y, h: h.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_BEFORE_BACKWARD)
+@parity
+def test_changes_before_backward_with_a_gradient(nn, optim, change):
+    net, found = net_of(nn), []
+    for i in range(12):
+        h = torch.tanh(net.a(torch.randn(4, 3)))
+        y = net.b(h)
+        if i % 4 > 1:
+            CHANGES_BEFORE_BACKWARD[change](y, h)
+        y.backward(torch.full(y.shape, 1.0 + i), retain_graph=i % 3 == 0)
+        if i % 3 == 0:
+            y.backward(torch.ones(y.shape))  # once more, added to the first
+        else:
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                y.backward(torch.ones(y.shape))
+        found += [net.a.weight.grad.clone(), h.grad if h.retains_grad else None]
+    return found
+
+
+@parity
+def test_gradients_of_a_gradient_are_not_changed_by_the_next(nn, optim):
+    """A leaf may get the given gradient itself: it is copied, not shared."""
+    w, found = nn.Parameter(torch.randn(4, 6)), []
+    for _ in range(12):
+        w.grad = None
+        given = torch.randn(4, 6)
+        (w + 1).backward(given)
+        found.append(w.grad)
+        given.zero_()
+    return found
+
+
+def test_a_gradient_of_another_shape_raises_each_time(mode):
+    net = net_of(nnmirror.nn)
+    for _ in range(6):
+        y = net.b(net.a(torch.randn(4, 3)))
+        y.backward(torch.ones(4, 6), retain_graph=True)
+        for wrong in (torch.ones(6), torch.ones(4, 6, dtype=torch.complex64), "1"):
+            with pytest.raises((RuntimeError, TypeError)):
+                y.backward(wrong)
+
+
+def test_a_walk_with_a_gradient_is_bound_and_keeps_none_alive(mode):
+    net = net_of(nnmirror.nn)
+    for _ in range(6):
+        y, given = net.b(net.a(torch.randn(4, 3))), torch.randn(4, 6)
+        kept, sign = weakref.ref(given), y._node.signature
+        y.backward(given)
+        del y, given
+        assert kept() is None
+    bound = [walk for walk in (sign.from_given or {}).values() if not isinstance(walk, int)]
+    assert len(bound) == (mode != "off")
+    assert all(walk.trusted for walk in bound)

@@ -14,7 +14,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
 from .double_backward import led_to
-from .node import AccumulateGrad, Edge, Node
+from .node import AccumulateGrad, Edge, Node, Target
 from .tape import edge_of, meta_of
 from .walk import walk
 
@@ -146,7 +146,10 @@ def backward(
     started = make_grads(outputs, grads, create_graph)
     roots = _roots(outputs)
     if inputs is None:
-        walk(roots, started, _flag(retain_graph), create_graph=create_graph)
+        retain = _flag(retain_graph)
+        may_be_bound = len(roots) == 1 and not create_graph and fast.enabled and not _state.taps
+        if grads[0] is None or not may_be_bound or not walk_from(*roots[0], started[0], retain):
+            walk(roots, started, retain, create_graph=create_graph)
         return
     for tensor in inputs:
         tensor.retain_grad()
@@ -251,6 +254,13 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
 @upcall("nnmirror.fast.binding")
 def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.fast.binding")
+def walk_from(target: Target, index: int, grad: torch.Tensor, retain_graph: bool) -> bool:
+    """Run the backward from a result with the gradient `grad` by a bound walk; False if there is
+    none for this graph."""
     raise NotImplementedError
 
 

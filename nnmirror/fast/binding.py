@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -44,22 +44,67 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         if not bound:
             return False
         for tried in (bound, *bound.others):
-            if tried.trusted or _is_trusted(tried, node, sign):
-                if tried.is_ours:
-                    with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-                        found = tried.run(node, tried.start, retain_graph, accumulate)
-                else:
-                    found = tried.run(node, tried.start, retain_graph, accumulate)
-                if found is not None:
-                    tried.uses += 1
-                    hand_over(tried, node, found, retain_graph)
-                    return True
+            is_trusted = tried.trusted or _is_trusted(tried, node, sign)
+            if is_trusted and _has_run(tried, node, tried.start, retain_graph):
+                tried.uses += 1
+                return True
             if sign.bound is False:
                 return False
         if sign.is_deep:
             bound.misses += 1
             _bind_another(bound, node, sign)
     return False
+
+
+@implements(_gradients)
+@unrecorded
+def walk_from(target: Target, index: int, grad: torch.Tensor, retain_graph: bool) -> bool:
+    """Run the backward from a result with the gradient `grad` by a bound walk; False if there is
+    none for this graph."""
+    if not isinstance(target, Node) or target.theirs is not None or len(target.outputs) != 1:
+        return False
+    if type(grad) is not torch.Tensor:
+        return False
+    sign, key = target.signature, key_of(grad, ())
+    if sign is None or key is None or torch.is_anomaly_enabled() or _torch.is_shown():
+        return False
+    with DisableTorchFunctionSubclass():
+        if sign.from_given is None:
+            sign.from_given = {}
+        walks: Walks[_bound.BoundWalk] = sign.from_given
+        bound = walk_for(walks, key, sign, partial(_bound_from, target, grad))
+        if bound is None:
+            return False
+        if not bound.trusted:
+            with quietly():
+                is_trusted = is_right(bound, target, grad, partial(walks.__setitem__, key, False))
+            if not is_trusted:
+                return False
+        if _has_run(bound, target, grad, retain_graph):
+            bound.misses = 0
+            return True
+        has_missed(walks, key, sign, bound)
+    return False
+
+
+def _bound_from(node: Node, grad: torch.Tensor) -> _bound.BoundWalk:
+    made = _bound.bind(node, grad, varies=True)
+    if made is None:
+        raise Unbindable
+    return made
+
+
+def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_graph: bool) -> bool:
+    """Run it, and add what it finds to each leaf's `.grad`; False if the graph is another one."""
+    if bound.is_ours:
+        with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
+            found = bound.run(node, grad, retain_graph, accumulate)
+    else:
+        found = bound.run(node, grad, retain_graph, accumulate)
+    if found is None:
+        return False
+    hand_over(bound, node, found, retain_graph)
+    return True
 
 
 def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
@@ -106,7 +151,7 @@ def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
 
 def _is_trusted(bound: _bound.BoundWalk, node: Node, sign: Signature) -> bool:
     with quietly():  # the generic walk that follows warns
-        return is_right(bound, node, partial(_distrust, node, sign))
+        return is_right(bound, node, bound.start, partial(_distrust, node, sign))
 
 
 def hand_over(
@@ -242,13 +287,13 @@ def _is_right_part(
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
-class ToEnds:
-    """A walk to given ends, or its replay."""
+class _Fitting(Protocol):
+    """A bound walk, or a replay."""
 
-    misses = 0  # how often in turn it did not fit
+    misses: int  # how often in turn it did not fit
 
 
-W = TypeVar("W", bound=ToEnds)
+W = TypeVar("W", bound=_Fitting)
 # The walks from one signature, by `key_of`: for one that is not bound yet, how often it occurred;
 # False if it cannot be bound.
 Walks: TypeAlias = dict[object, W | int]
@@ -320,7 +365,9 @@ _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
 
 
-def is_right(bound: _bound.BoundWalk, node: Node, distrust: Callable[[], None]) -> bool:
+def is_right(
+    bound: _bound.BoundWalk, node: Node, start: torch.Tensor, distrust: Callable[[], None]
+) -> bool:
     """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
     it is never used."""
     if node.sequence == bound.first and fast.after > 1:
@@ -332,7 +379,7 @@ def is_right(bound: _bound.BoundWalk, node: Node, distrust: Callable[[], None]) 
         held[id(leaf)] = grad
         leaves.append((leaf, 0))
 
-    rest = bound.run(node, bound.start, True, keep)
+    rest = bound.run(node, start, True, keep)
     if rest is None:
         return False
     for arrival in rest:
@@ -345,7 +392,7 @@ def is_right(bound: _bound.BoundWalk, node: Node, distrust: Callable[[], None]) 
 
     # Each gradient is compared when it comes, and both are dropped: two whole sets of them would
     # need twice the memory of a step.
-    others = walk([(node, 0)], [torch.ones_like(bound.start)], True, only=leaves, give=compare)
+    others = walk([(node, 0)], [start.detach()], True, only=leaves, give=compare)
     for (leaf, _), other in zip(leaves, others, strict=True):
         if id(leaf) in held:  # none has come
             compare(leaf, other)

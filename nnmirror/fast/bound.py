@@ -126,16 +126,18 @@ class Bound:
 
 
 class BoundWalk(Bound):
-    """The bound walk from a loss: `run(node, start, retain_graph, give)`.
+    """The bound walk from a loss, or from a result with a given gradient:
+    `run(node, g, retain_graph, give)`.
 
     Returns (leaf, its gradient, whether nothing else refers to that) for each leaf in the order of
     the generic walk; None if the graph is not like the one that was bound. Large gradients are
     instead passed to `give(leaf, gradient, ...)` as soon as they are computed.
     """
 
-    def __init__(self, writer: "Writer", root: Node, start: torch.Tensor) -> None:
+    start: torch.Tensor  # the gradient that it starts with, if that is always the same
+
+    def __init__(self, writer: "Writer", root: Node) -> None:
         super().__init__(writer.source(), writer.environment, root)
-        self.start = start  # the gradient that it starts with
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
         self.uses = 0
         # It runs no user code.
@@ -216,15 +218,19 @@ def by_steps(
     _Steps(root, progress, part.length, give).go_back(grad)
 
 
-def bind(root: Node, grad: torch.Tensor) -> BoundWalk | None:
-    """The bound walk from `root` with the gradient `grad`; None if it cannot be bound.
+def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | None:
+    """The bound walk from `root` with the gradient `grad`, or, if that `varies`, with any of this
+    layout; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
     """
     try:
         writer = Writer(root)
+        writer.start_varies = varies
         writer.go_back(grad)
-        made = BoundWalk(writer, root, grad)
+        made = BoundWalk(writer, root)
+        if not varies:
+            made.start = grad
         writer.put_off()
         return made
     except Unbindable:

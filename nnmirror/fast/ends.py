@@ -19,13 +19,13 @@ from ..node import Edge, Node, Target
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
+from .binding import has_missed, key_of, quietly, same_bits, walk_for
 from .shorter import Unbindable
 
 T = torch.Tensor
 
 
-class WalkToEnds(ToEnds):
+class WalkToEnds:
     """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`, and those of torch's tensors
     from which torch's engine continues; None if the graph is a different one."""
 
@@ -36,6 +36,7 @@ class WalkToEnds(ToEnds):
         self.compiled = source.Compiled(self.source, "backward", "walk", writer.environment)
         self.run = self.compiled.function
         self.trusted = False
+        self.misses = 0  # how often in turn it did not fit
         self.first = root.sequence  # of the graph that it was recorded from
 
 

@@ -24,14 +24,14 @@ from ..node import Edge, Node
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import ToEnds, has_missed, key_of, quietly, same_bits, walk_for
+from .binding import has_missed, key_of, quietly, same_bits, walk_for
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
 _DETACH = (T.detach, torch.detach)
 
 
-class Replay(ToEnds):
+class Replay:
     """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
     one."""
 
@@ -45,6 +45,7 @@ class Replay(ToEnds):
         )
         self.run = self.compiled.function
         self.trusted = False
+        self.misses = 0  # how often in turn it did not fit
 
 
 @implements(_walk)

@@ -105,6 +105,7 @@ class Signature(Alike):
         "came_again",
         "checks_shape",
         "depth",
+        "from_given",
         "is_by_layout",
         "is_deep",
         "is_plain",
@@ -174,6 +175,8 @@ class Signature(Alike):
         self.seen = self.indices = None
         # Recorded walks from here (see replay.py), by the gradient.
         self.replays: dict[object, Any] | None = None
+        # Bound walks from here with a given gradient (see binding.py).
+        self.from_given: dict[object, Any] | None = None
         # Bound walks from here to given ends (see ends.py).
         self.to_ends: dict[object, Any] | None = None
         # The walk from here (see bound.py); False if there can be none.

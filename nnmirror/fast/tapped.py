@@ -128,7 +128,8 @@ def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
             return None
     if not bound.trusted:
         with quietly(), _only_trying():
-            if not is_right(bound, node, partial(setattr, sign, "tapped", _state.taps)):
+            distrust = partial(setattr, sign, "tapped", _state.taps)
+            if not is_right(bound, node, bound.start, distrust):
                 return None
 
     return bound
@@ -154,7 +155,9 @@ def _bind(node: Node) -> _bound.BoundWalk | None:
             return None
         start = constant(1.0, dtype, device)
         writer.go_back(start)
-        return _bound.BoundWalk(writer, node, start)
+        made = _bound.BoundWalk(writer, node)
+        made.start = start
+        return made
     except _bound.Unbindable:
         return None
 
