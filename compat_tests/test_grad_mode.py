@@ -360,3 +360,22 @@ def test_a_parameter_from_an_inference_tensor(nn, optim, way):
     if way == "Parameter":
         return nn.Parameter(weight)
     return nn.Linear(1, 1, bias=False).load_state_dict({"weight": weight}, assign=True)
+
+
+SETTERS = {
+    "_apply": lambda net, set_mode: net._apply(lambda t: (set_mode(), t)[1]),
+    "clip_grad_norm_": lambda net, set_mode: nnmirror.utils.clip_grad_norm_(
+        (p for p in net.parameters() if set_mode() or True), 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("call", SETTERS)
+@pytest.mark.parametrize("own", [None, True, False])
+def test_a_mode_set_within_a_call_ends_with_it(call, own):
+    """As torch's does: a user's function may set the mirror's own mode."""
+    net = nn.Linear(2, 2)
+    with nnmirror.set_grad_enabled(own):
+        before = nnmirror.is_grad_enabled()
+        SETTERS[call](net, lambda: nnmirror.set_grad_enabled(not before) and None)
+        assert nnmirror.is_grad_enabled() == before

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -393,3 +394,45 @@ def test_distributions(name, draw):
     assert torch.equal(expected[0], actual[0])
     for e, a in zip(expected[1], actual[1], strict=True):
         assert (e is None and a is None) or torch.equal(e, a)
+
+
+BY_NAME = {
+    "with alpha": lambda x, y: x.__add__(y, alpha=2),
+    "with a named operand": lambda x, y: x.__mul__(other=y),
+    "without an operand": lambda x, y: x.__sub__(),
+    "with two": lambda x, y: x.__truediv__(y, 2),
+    "negated with an operand": lambda x, y: x.__neg__(y),
+    "negated": lambda x, y: x.__neg__(),
+}
+
+
+@pytest.mark.parametrize("how", BY_NAME)
+@parity
+def test_an_operator_called_by_name(nn, optim, how):
+    """As a subclass does with `super().__add__(other, alpha=2)`."""
+    x, y = nn.Parameter(torch.randn(3)), torch.randn(3)
+    found = BY_NAME[how](x, y)
+    if found is NotImplemented:
+        return "NotImplemented"
+    found.sum().backward()
+    return found, x.grad
+
+
+WITH_NUMPY = {
+    "itself": lambda x: torch.from_numpy(x.numpy().copy()),
+    "an array": lambda x: torch.from_numpy(np.asarray(x)),
+    "array / x": lambda x: np.ones(3, np.float32) / x,
+    "array + x": lambda x: np.ones(3, np.float32) + x,
+    "x - array": lambda x: x - np.ones(3, np.float32),
+    "np.add": lambda x: np.add(x, torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("how", WITH_NUMPY)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.filterwarnings("ignore:__array_wrap__")
+@parity
+def test_numpy_with_what_requires_grad(nn, optim, how, mode):
+    """PyTorch refuses it only in grad mode."""
+    with mode():
+        return WITH_NUMPY[how](nn.Parameter(torch.rand(3) + 1))

@@ -236,3 +236,29 @@ def test_saved_and_loaded(nn, optim, cls):
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     return type(loaded) is cls, loaded.as_subclass(torch.Tensor)
+
+
+class Foreign:
+    """No tensor, but it answers torch's functions itself."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return func.__name__.strip("_")
+
+
+BESIDE = {
+    "at the left": lambda x, other: other + x,
+    "at the right": lambda x, other: x * other,
+    "subtracted from": lambda x, other: other - x,
+    "divided": lambda x, other: other / x,
+    "multiplied as a matrix": lambda x, other: other @ x,
+    "a power": lambda x, other: other**x,
+    "by name": lambda x, other: torch.add(x, other),
+}
+
+
+@pytest.mark.parametrize("how", BESIDE)
+@parity
+def test_what_answers_itself_beside_a_tracked_tensor(nn, optim, how):
+    x = nn.Parameter(torch.randn(3, 3))
+    return BESIDE[how](x, Foreign()), BESIDE[how](x * 1, Foreign())

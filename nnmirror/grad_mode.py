@@ -108,8 +108,8 @@ class no_grad_at_all(NoParamDecoratorContextManager):
             _override.mode = False
 
     def __exit__(self, *exc: object) -> None:
-        if self._own:
-            _override.mode = True
+        if _state.own_grad_mode:  # what runs within may set it
+            _override.mode = self._own
         _torch.set_grad_enabled(self._torchs)
 
 

@@ -17,7 +17,7 @@ import os
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from types import FunctionType, GetSetDescriptorType
 from typing import (
@@ -41,7 +41,7 @@ from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
 from .fast.signature import Layout, Made, Signature
-from .grad_mode import _override, in_inference_mode
+from .grad_mode import _override, in_inference_mode, is_grad_enabled
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -330,18 +330,22 @@ def _recorded_directly(func: TorchFunction, found: "Recorded") -> TorchFunction:
 
 
 def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) -> TorchFunction:
-    """The same for an operator, which is called with its operands only."""
+    """The same for an operator, which is usually called with its operands only."""
     operator: TorchFunction
     if of_one:
 
-        def operator(self: object, /) -> Any:
-            if type(self) in UNASKED and _is_asked():
+        def operator(self: object, *more: object, **named: object) -> Any:
+            if type(self) in UNASKED and _is_asked() and not (more or named):
                 return (_met(function, (self,)) or record(function, (self,)))[0]
-            return func(self)
+            return func(self, *more, **named)
 
     else:
 
-        def operator(self: object, other: object, /) -> Any:
+        def operator(
+            self: object, other: object = _NOT_GIVEN, *more: object, **named: object
+        ) -> Any:
+            if more or named or other is _NOT_GIVEN:  # called by name
+                return func(self, *(() if other is _NOT_GIVEN else (other,)), *more, **named)
             if (
                 type(self) in UNASKED
                 and _torchs_grad_mode()  # as `_is_asked`
@@ -359,6 +363,9 @@ def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) 
             return func(self, other)
 
     return functools.wraps(func)(operator)
+
+
+_NOT_GIVEN = object()
 
 
 def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: bool) -> TorchFunction:
@@ -543,7 +550,11 @@ class Tensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
+        cls,
+        func: TorchFunction,
+        types: Iterable[type],
+        args: Args = (),
+        kwargs: Kwargs | None = None,
     ) -> Any:
         found = RULES.get(func)
         is_on = _torchs_grad_mode()
@@ -562,6 +573,8 @@ class Tensor(torch.Tensor):
                 return found(*given) if met is None else met[0]
             return found(*args, **kwargs) if kwargs else found(*args)
         except TypeError:
+            if not all(issubclass(kind, torch.Tensor) for kind in types):
+                return NotImplemented  # the function is for that of another class
             check_numbers(func, args, kwargs or {})  # the error names the original call
             raise
 
@@ -854,8 +867,10 @@ class Tensor(torch.Tensor):
     # -- leaving the tape ------------------------------------------------------------------
 
     def numpy(self, *, force: bool = False) -> Any:
-        """A NumPy array on the same memory. RuntimeError if it requires grad, unless `force`."""
-        if self.requires_grad and not force and self.is_cpu:  # elsewhere PyTorch's TypeError
+        """A NumPy array on the same memory. RuntimeError if it requires grad and grad mode is on,
+        unless `force`."""
+        needs_detach = self.requires_grad and not force and is_grad_enabled()
+        if needs_detach and self.is_cpu:  # elsewhere PyTorch's TypeError
             raise RuntimeError(
                 "Can't call numpy() on Tensor that requires grad."
                 " Use tensor.detach().numpy() instead."

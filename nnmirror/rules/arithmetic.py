@@ -4,6 +4,8 @@
 gradient back to the operand's shape, so no rule here needs to.
 """
 
+import numbers
+
 import torch
 
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
@@ -192,6 +194,8 @@ class Reciprocal(Rule):
 @composite(T.__rdiv__, T.__rtruediv__, directly=True)
 def rdiv(input: T, other: T | Number) -> T:
     """other / x, which PyTorch computes as (1 / x) * other"""
+    if not isinstance(other, T | numbers.Number) and not hasattr(other, "__torch_function__"):
+        return record(Reciprocal, (input,))[0] * other  # as its class defines
     return record(Mul, (record(Reciprocal, (input,))[0], other))[0]
 
 
