@@ -61,6 +61,7 @@ def as_in_a_new_process(monkeypatch):
     """What other tests have done once, such as a hook on a leaf, must not decide how a walk runs."""
     monkeypatch.setattr(_state, "leaf_hooks_exist", False)
     monkeypatch.setattr(_state, "own_grad_mode", False)
+    monkeypatch.setattr(_state, "own_exact_mode", False)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,8 @@ own_grad_mode = False
 taps = 0
 # Exact mode, where no `with exact()` says otherwise (see exact/mode.py).
 exact_mode = os.environ.get("NNMIRROR_EXACT", "") not in ("", "0")
+# Has any thread ever been within `exact()`?
+own_exact_mode = False
 
 
 # A call: function, arguments, result, node.

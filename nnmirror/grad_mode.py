@@ -40,7 +40,9 @@ def is_grad_enabled() -> bool:
 
 def is_only_computed() -> bool:
     """Is grad mode off, for torch and the mirror, and plain mode too?"""
-    return not (_torchs_mode() or _state.plain) and _override.mode is None
+    if _torchs_mode() or _state.plain:
+        return False
+    return not _state.own_grad_mode or _override.mode is None
 
 
 _torchs_mode = torch.is_grad_enabled

@@ -481,7 +481,7 @@ def is_usual() -> bool:
     mode = _override.mode if _state.own_grad_mode else None
     if not (_torch_grad_mode() if mode is None else mode) or _state.plain or in_inference_mode():
         return False
-    mode = _exact._override.mode  # as in `is_exact`
+    mode = _exact._override.mode if _state.own_exact_mode else None  # as in `is_exact`
     return not (_state.exact_mode if mode is None else mode)
 
 

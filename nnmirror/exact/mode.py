@@ -23,7 +23,7 @@ _override = _Override()
 
 def is_exact() -> bool:
     """True if exact mode is on in this thread."""
-    mode = _override.mode
+    mode = _override.mode if _state.own_exact_mode else None
     return _state.exact_mode if mode is None else mode
 
 
@@ -44,6 +44,7 @@ class exact(NoParamDecoratorContextManager):
 
     def __enter__(self) -> None:
         self._before = _override.mode
+        _state.own_exact_mode = True
         _override.mode = True
 
     def __exit__(self, *exc: object) -> None:
