@@ -289,3 +289,26 @@ def test_a_walk_with_a_gradient_is_bound_and_keeps_none_alive(mode):
     bound = [walk for walk in (sign.from_given or {}).values() if not isinstance(walk, int)]
     assert len(bound) == (mode != "off")
     assert all(walk.trusted for walk in bound)
+
+
+@pytest.mark.parametrize("from_loss", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+@parity
+def test_a_hook_on_what_accumulates(nn, optim, from_loss, before):
+    """On a weight's AccumulateGrad, as data parallelism does; for three steps, then removed."""
+    net, log, found = net_of(nn), [], []
+    for i in range(16):
+        if i % 8 == 5:
+            weight = net.a.weight
+            adding = weight.expand_as(weight).grad_fn.next_functions[0][0]
+            register = adding.register_prehook if before else adding.register_hook
+            handle = register(lambda *grads: log.append(len(found)))
+        y = net.b(torch.relu(net.a(torch.randn(4, 3))))
+        if from_loss:
+            y.sum().backward()
+        else:
+            y.backward(torch.ones(4, 6))
+        found.append(net.a.weight.grad.clone())
+        if i % 8 == 7:
+            handle.remove()
+    return found, log

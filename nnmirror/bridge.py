@@ -301,7 +301,8 @@ def _made_again(cls: type) -> object:
 
 def _hooks_on(param: torch.Tensor) -> bool:
     if isinstance(param, Parameter):
-        return bool(param._leaf_hooks or param._post_accumulate_hooks)
+        of_its_node = any(param._accumulate_hooks or ())
+        return of_its_node or bool(param._leaf_hooks or param._post_accumulate_hooks)
     hooks = (param._backward_hooks or {}), (param._post_accumulate_grad_hooks or {})
     return not all(twins.is_sharing(hook) for held in hooks for hook in held.values())
 

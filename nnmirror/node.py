@@ -550,6 +550,7 @@ class AccumulateGrad:
                 " use the tensor's register_hook or register_post_accumulate_grad_hook"
             )
         _state.leaf_hooks_exist = True
+        leaf._signature = None  # the generic walk runs them
         if leaf._accumulate_hooks is None:
             leaf._accumulate_hooks = OrderedDict(), OrderedDict()
         return leaf._accumulate_hooks

@@ -807,6 +807,8 @@ def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
     inference mode, which may not be saved."""
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
         return None
+    if any(leaf._accumulate_hooks or ()):
+        return None
     if leaf.is_inference():
         return None
     try:
