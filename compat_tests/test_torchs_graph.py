@@ -792,3 +792,49 @@ def test_an_encoder_of_torchs_before_a_net_that_is_watched(nn, optim):
             net(hidden).square().mean().backward()
             seen += [p.grad.clone() for p in [*encoder.parameters(), *net.parameters()]]
     return seen
+
+
+BESIDE_WHAT_NEEDS_NO_GRADIENT = {
+    "a column": lambda x, t: torch.cat([x, t], 1),
+    "in front": lambda x, t: torch.cat([t, x], -1),
+    "rows": lambda x, t: torch.cat([x, torch.ones(2, 2)]),
+    "nothing": lambda x, t: torch.cat([x, torch.ones(4, 0)], 1),
+    "of a lower precision": lambda x, t: torch.cat([x, t.half()], 1),
+    "two": lambda x, t: torch.cat([t, x, t], 1),
+    "two leaves": lambda x, t: torch.cat([x, t, x], 1),
+    "a leaf that nobody asks for": lambda x, t: torch.cat([x, t.clone().requires_grad_()], 1),
+}
+
+
+@pytest.mark.parametrize("how", BESIDE_WHAT_NEEDS_NO_GRADIENT)
+@pytest.mark.parametrize("create_graph", [False, True])
+@parity
+def test_a_leaf_joined_with_what_needs_no_gradient(nn, optim, how, create_graph):
+    """As the state and the time of a flow, or the points and the parameters of an equation."""
+    x, t = torch.randn(4, 2), torch.rand(4, 1)
+    joined = BESIDE_WHAT_NEEDS_NO_GRADIENT[how]
+    net = nn.Sequential(nn.Linear(joined(x, t).shape[1], 5), nn.Tanh(), nn.Linear(5, 1))
+    found = []
+    for _ in range(REPEATS):
+        x = x.detach().requires_grad_()
+        u = net(joined(x, t))
+        (g,) = torch.autograd.grad(u.sum(), x, create_graph=create_graph)
+        (
+            g.square().mean() + u.square().mean() if create_graph else net(joined(x, t)).sum()
+        ).backward()
+        found += [g, x.grad, *(p.grad.clone() for p in net.parameters())]
+        x = x - 0.1 * g
+    return found
+
+
+@parity
+def test_a_joined_leaf_that_gets_data_of_another_shape(nn, optim):
+    """PyTorch's gradient has the shape from before, which is an error; never another number."""
+    net, x = nn.Linear(3, 2), torch.randn(4, 2, requires_grad=True)
+    joined = torch.cat([x, torch.ones(4, 1)], 1)
+    x.data = torch.randn(4, 1)
+    try:
+        net(joined).sum().backward()
+    except RuntimeError:
+        return "refused"
+    return x.grad

@@ -89,19 +89,29 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     made_by: Any = tensor.grad_fn
     if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
         return None
-    leaves: list[Any] = [getattr(node, "variable", None) for node, _ in made_by.next_functions]
-    if not all(
-        leaf is not None and leaf.dtype is tensor.dtype and not isinstance(leaf, _tensor.Tensor)
-        for leaf in leaves
-    ):
-        return None
+    nodes = [node for node, _ in made_by.next_functions]
+    parts: list[Any] = [getattr(node, "variable", None) for node in nodes]
+    for node, leaf in zip(nodes, parts, strict=True):
+        if node is None:  # torch does not keep what needs no gradient
+            continue
+        if leaf is None or leaf.dtype is not tensor.dtype or isinstance(leaf, _tensor.Tensor):
+            return None
+        if tuple(node._input_metadata[0].shape) != leaf.shape:  # the leaf has changed since
+            return None
     dim = made_by._saved_dim
     dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without the sign
+    unknown = [i for i, part in enumerate(parts) if part is None]
     try:
-        node = _cat_of(dim, leaves)
+        if len(unknown) == 1:
+            shape = [*tensor.shape]
+            shape[dim] -= sum(leaf.shape[dim] for leaf in parts if leaf is not None)
+            parts[unknown[0]] = tensor.detach().new_empty(()).expand(shape)
+        elif unknown:
+            return None
+        node = _cat_of(dim, parts)
     except (IndexError, RuntimeError):
         return None
-    if node.outputs[0][0] != tensor.shape:  # a leaf has changed since
+    if node.outputs[0][0] != tensor.shape:
         return None
     made: Any = tensor.detach()
     made.__class__ = _tensor.Tensor
