@@ -10,6 +10,7 @@ import gc
 import itertools
 import linecache
 import operator
+import random
 import threading
 import warnings
 import weakref
@@ -1528,3 +1529,67 @@ def test_repeated_calls_of_a_composition(nn, optim, name):
         (z * z).sum().backward()
         found += [z.detach(), layer.weight.grad.clone()]
     return found
+
+
+SPARSE = {
+    "coo": lambda a: a.to_sparse(),
+    "csr": lambda a: a.to_sparse_csr(),
+    "csc": lambda a: a.to_sparse_csc(),
+}
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.filterwarnings("ignore:Sparse")
+@parity
+def test_a_sparse_adjacency(nn, optim, layout):
+    """A graph convolution. The adjacency differs from step to step, as between batches."""
+    net, found = nn.Linear(3, 4), []
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    for i in range(8):
+        adjacency = SPARSE[layout](((torch.arange(25) * (i % 3 + 1)) % 4 == 0).float().view(5, 5))
+        loss = (adjacency @ net(torch.ones(5, 3) * i)).square().mean()
+        loss = loss + torch.mm(adjacency, net.weight.new_ones(5, 4) * net.bias).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found += [loss.detach(), net.weight.grad]
+    return found, list(net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_walk_with_a_sparse_adjacency_is_bound(mode):
+    net, adjacency = nnmirror.Linear(3, 4), torch.eye(5).to_sparse()
+    for _ in range(6):
+        loss = (adjacency @ net(torch.ones(5, 3))).square().mean()
+        loss.backward()
+    bound = loss.grad_fn.signature.bound
+    assert (bound is not None and bound.trusted) == (mode != "off")
+
+
+def test_a_warning_comes_as_often_as_pytorchs(mode):
+    """Once for each place, in a loop too."""
+    counts = []
+    for nn in (torch.nn, nnmirror):
+        net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        net[0].register_full_backward_hook(lambda *given: None)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("default")
+            for _ in range(40):
+                net(torch.randn(2, 3)).square().mean().backward()
+        counts.append(len(given))
+    assert counts == [1, 1]
+
+
+def test_graphs_that_hardly_come_again_are_left_to_the_generic_walk(mode):
+    """As where each expert gets the rows that a router chose: to bind each one costs more."""
+    if mode == "bound at once":
+        pytest.skip("every walk is bound then")
+    experts = [nnmirror.Linear(2, 2) for _ in range(3)]
+    before, numbers = set(bound_walks()), random.Random(0)
+    made = []
+    for _ in range(1200):
+        rows = [numbers.randint(1, 8) for _ in experts]
+        loss = sum(e(torch.ones(n, 2)).square().sum() for e, n in zip(experts, rows, strict=True))
+        loss.backward()
+        made.append(len([name for name in bound_walks() if name not in before]))
+    assert made[-1] - made[600] <= made[600] / 2  # of 512 different graphs

@@ -75,15 +75,16 @@ def walk_from(target: Target, index: int, grad: torch.Tensor, retain_graph: bool
         bound = walk_for(walks, key, sign, partial(_bound_from, target, grad))
         if bound is None:
             return False
-        if not bound.trusted:
+        is_trusted = bound.trusted
+        if not is_trusted:
             with quietly():
-                is_trusted = is_right(bound, target, grad, partial(walks.__setitem__, key, False))
-            if not is_trusted:
-                return False
-        if _has_run(bound, target, grad, retain_graph):
+                distrust = partial(walks.__setitem__, key, False)
+                is_trusted = is_right(bound, target, grad, distrust)
+        if is_trusted and _has_run(bound, target, grad, retain_graph):
             bound.misses = 0
             return True
-        has_missed(walks, key, sign, bound)
+        if is_trusted:
+            has_missed(walks, key, sign, bound)
     return False
 
 
@@ -110,17 +111,42 @@ def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_gra
 def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
     sign.walks += 1
-    if sign.walks < fast.after:
+    if not _is_due(sign, sign.walks):
         return None
     with quietly():
         bound = _bind(node)
-    if bound is False and sign.is_deep and sign.rebound < _MOST_BOUND:
-        # Perhaps another graph with the same last call can be bound.
-        sign.walks = -_PATIENCE << sign.rebound
-        sign.rebound += 1
+    # Perhaps another graph with the same last call can be bound, or this one later.
+    if bound is None or (bound is False and sign.is_deep and sign.rebound < _MOST_BOUND):
+        sign.walks = _waiting(sign)
         return None
     sign.bound = bound
+    _note_bound(sign)
     return bound if bound and fast.after == 1 else None
+
+
+def _is_due(sign: Signature, times: int) -> bool:
+    """Has a walk from `sign` occurred so often that it is bound?
+
+    To bind it takes as long as some ten walks. Where shapes depend on the data, so that hundreds of
+    different graphs start from one leaf, most of them are too rare to gain by it.
+    """
+    if times < fast.after or fast.after == 1:
+        return times >= fast.after
+    leaf = sign.leaf()
+    return leaf is None or leaf.walks_bound < _MANY or times >= _OFTEN
+
+
+def _note_bound(sign: Signature) -> None:
+    leaf = sign.leaf()
+    if leaf is not None:
+        leaf.walks_bound += 1
+
+
+def _waiting(sign: Signature) -> int:
+    """From where to count until binding is tried again: each time from twice as far."""
+    waits = -_PATIENCE << sign.rebound
+    sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
+    return waits
 
 
 def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
@@ -237,7 +263,7 @@ def _bind_part(
         with quietly():
             part = _bound.bind_part(node, grad, progress, is_short)
     except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
-        sign.visits = 0
+        sign.visits = _waiting(sign)
         return None
     if part is None:
         if not is_short:
@@ -325,21 +351,21 @@ def walk_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], 
     if key not in walks and len(walks) >= _MOST_TO_ENDS:
         walks.pop(next(iter(walks)), None)
     walks[key] = found + 1
-    if found + 1 < fast.after:
+    if not _is_due(sign, found + 1):
         return None
     try:
         with quietly():
             written = write()
-    except _bound.ChangedSince:  # try again when it has occurred as often once more
-        walks[key] = 0
+    except _bound.ChangedSince:
+        walks[key] = _waiting(sign)
         return None
     except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
-        walks[key] = False
-        if sign.is_deep and sign.rebound < _MOST_BOUND:  # perhaps another such graph can be
-            walks[key] = -_PATIENCE << sign.rebound
-            sign.rebound += 1
+        is_hopeless = not sign.is_deep or sign.rebound == _MOST_BOUND
+        # Otherwise perhaps another such graph can be.
+        walks[key] = False if is_hopeless else _waiting(sign)
         return None
     walks[key] = written
+    _note_bound(sign)
     return written if fast.after == 1 else None
 
 
@@ -360,6 +386,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
 
 _VISITS = 8  # of a node, before a part is bound from it: a loop has more of them in one walk
 _PATIENCE = 16
+_MANY, _OFTEN = 32, 12  # after so many walks from one leaf, one is bound when it has come so often
 _MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
@@ -425,10 +452,19 @@ def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without warnings, as the same is computed again afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Without warnings, as the same is computed again afterwards.
+
+    Unlike `warnings.catch_warnings`, this does not forget which warnings have been given.
+    """
+    filters: list[object] = warnings.filters  # type: ignore[assignment]
+    filters.insert(0, _IGNORE)
+    try:
         yield
+    finally:
+        filters.remove(_IGNORE)
+
+
+_IGNORE = ("ignore", None, Warning, None, 0)
 
 
 def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:

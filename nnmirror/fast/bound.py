@@ -313,6 +313,12 @@ class Writer:
         """Is its step run?"""
         return True
 
+    def is_straight(self, node: Node) -> bool:
+        """Does its step consist of the same calls each time, on tensors that have a memory?"""
+        if not node.function.is_rule or node.function.reads_data:
+            return False
+        return all(t is None or t.layout is torch.strided for t in node._saved or ())
+
     def begin(self) -> None:
         """Name the nodes of `whole`."""
         self.names = {id(node): f"n{i}" for i, node in enumerate(self.whole)}
@@ -428,9 +434,8 @@ class Writer:
                 raise Unbindable  # part of the graph gets no gradient
             self.lines.append(f"# {bare(node.name())}")
             self.reached(node, given)
-            rule = node.function
             try:
-                if not rule.is_rule or rule.reads_data:
+                if not self.is_straight(node):
                     raise Unbindable
                 results = self.inline(node, given)
             except Unbindable:

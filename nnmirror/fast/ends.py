@@ -181,8 +181,7 @@ class _Writer(_bound.Writer):
             needs = tuple([id(target) in self.reaches for target in node.targets])
             if True not in needs:
                 continue
-            rule = node.function
-            if not rule.is_rule or rule.reads_data or None in given:
+            if not self.is_straight(node) or None in given:
                 raise Unbindable
             self.lines.append(f"# {bare(node.name())}")
             results = self.inline(self.needing(node, needs), given)

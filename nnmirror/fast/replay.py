@@ -129,7 +129,7 @@ class _Writer(_bound.Writer):
             needs = tuple([e is not None and id(e[0]) in self.reaches for e in node.edges])
             if True not in needs:
                 continue
-            if not node.function.is_rule or node.function.reads_data or None in given:
+            if not self.is_straight(node) or None in given:
                 raise Unbindable
             results = self.recorded(node, given, needs)
             for edge, result in zip(node.edges, results, strict=True):

@@ -53,7 +53,11 @@ def size_of(tensor: torch.Tensor) -> int:
 
 def memory_of(tensor: object) -> int:
     """A key for the memory of a tensor; 0 for other values."""
-    return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else 0
+    if not isinstance(tensor, torch.Tensor):
+        return 0
+    if tensor.layout is not torch.strided:
+        return -id(tensor)  # it has several
+    return tensor.untyped_storage()._cdata
 
 
 def shorter(

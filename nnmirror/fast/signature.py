@@ -127,6 +127,7 @@ class Signature(Alike):
         "varying",
         "visits",
         "walks",
+        "walks_bound",
         "written",
     )
 
@@ -166,6 +167,7 @@ class Signature(Alike):
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
         self.walks = 0  # how many walks began here
+        self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
         # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
         self.tap_walks = 0
         self.tapped: BoundWalk | int | None = None

@@ -19,7 +19,7 @@ T = torch.Tensor
 def column_major(x: T) -> bool:
     """Is the matrix x column-major? Its gradient is then computed column-major too, as in
     PyTorch."""
-    return x.stride() == (1, x.shape[0])
+    return x.layout is torch.strided and x.stride() == (1, x.shape[0])
 
 
 def from_left(g: T, b: T, by_columns: bool) -> T:
