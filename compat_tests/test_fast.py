@@ -1543,12 +1543,14 @@ SPARSE = {
 @parity
 def test_a_sparse_adjacency(nn, optim, layout):
     """A graph convolution. The adjacency differs from step to step, as between batches."""
-    net, found = nn.Linear(3, 4), []
-    optimizer = optim.SGD(net.parameters(), lr=0.1)
-    for i in range(8):
-        adjacency = SPARSE[layout](((torch.arange(25) * (i % 3 + 1)) % 4 == 0).float().view(5, 5))
-        loss = (adjacency @ net(torch.ones(5, 3) * i)).square().mean()
-        loss = loss + torch.mm(adjacency, net.weight.new_ones(5, 4) * net.bias).sum()
+    net, found = nn.Linear(3, 8), []
+    optimizer = optim.SGD(net.parameters(), lr=0.01)
+    for _ in range(8):
+        dense = torch.rand(40, 40)
+        adjacency, x = SPARSE[layout](dense * (dense > 0.7)), torch.randn(40, 3)
+        loss = (adjacency @ net(x)).square().mean()
+        loss = loss + (net(x).t() @ adjacency).square().mean()
+        loss = loss + torch.addmm(net.bias, adjacency, net(x).t().contiguous().t()).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -1593,3 +1595,24 @@ def test_graphs_that_hardly_come_again_are_left_to_the_generic_walk(mode):
         loss.backward()
         made.append(len([name for name in bound_walks() if name not in before]))
     assert made[-1] - made[600] <= made[600] / 2  # of 512 different graphs
+
+
+def test_other_threads_may_change_the_warnings(mode):
+    """A walk is bound without warnings, which another thread may reset meanwhile."""
+    done = threading.Event()
+
+    def reset():
+        while not done.is_set():
+            warnings.resetwarnings()
+
+    with warnings.catch_warnings():
+        thread = threading.Thread(target=reset)
+        thread.start()
+        try:
+            for i in range(40):
+                net = nnmirror.Linear(3, i + 1)
+                for _ in range(4):
+                    net(torch.ones(2, 3)).square().mean().backward()
+        finally:
+            done.set()
+            thread.join()

@@ -838,3 +838,54 @@ def test_a_joined_leaf_that_gets_data_of_another_shape(nn, optim):
     except RuntimeError:
         return "refused"
     return x.grad
+
+
+class Doubled(torch.autograd.Function):
+    """It keeps its input under the name that torch's AccumulateGrad has for a leaf."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.variable = x
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+@parity
+def test_a_function_of_torchs_in_front(nn, optim):
+    net, x = nn.Linear(3, 2), torch.randn(4, 2, requires_grad=True)
+    for _ in range(REPEATS):
+        joined = torch.cat([Doubled.apply(x), torch.ones(4, 1)], 1)
+        net(joined).square().sum().backward()
+    return x.grad, net.weight.grad
+
+
+@pytest.mark.parametrize("between", [True, False])
+@parity
+def test_a_joined_leaf_that_is_frozen(nn, optim, between):
+    """Between the join and the net, or after the net."""
+    net, found = nn.Linear(3, 2), []
+    for _ in range(REPEATS):
+        x = torch.randn(4, 2, requires_grad=True)
+        joined = torch.cat([x, torch.ones(4, 1)], 1)
+        if between:
+            x.requires_grad_(False)
+        loss = net(joined).square().sum()
+        x.requires_grad_(False)
+        loss.backward()
+        found += [x.grad, net.weight.grad.clone()]
+    return found
+
+
+def test_a_joined_result_that_is_detached_in_place_is_refused():
+    net, x = nnmirror.Linear(3, 2), torch.randn(4, 2, requires_grad=True)
+    for i in range(REPEATS):
+        joined = torch.cat([x, torch.ones(4, 1)], 1)
+        loss = net(joined).square().sum()
+        if i < REPEATS - 1:
+            loss.backward()
+    joined.detach_()
+    with pytest.raises(NotImplementedError, match="detach_"):
+        loss.backward()

@@ -94,13 +94,17 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     for node, leaf in zip(nodes, parts, strict=True):
         if node is None:  # torch does not keep what needs no gradient
             continue
-        if leaf is None or leaf.dtype is not tensor.dtype or isinstance(leaf, _tensor.Tensor):
+        if type(node).__name__ != "AccumulateGrad" or isinstance(leaf, _tensor.Tensor):
+            return None
+        if leaf is None or leaf.dtype is not tensor.dtype:
             return None
         if tuple(node._input_metadata[0].shape) != leaf.shape:  # the leaf has changed since
             return None
     dim = made_by._saved_dim
     dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without the sign
     unknown = [i for i, part in enumerate(parts) if part is None]
+    if not any(leaf.requires_grad for leaf in parts if leaf is not None):
+        return None  # they were frozen since
     try:
         if len(unknown) == 1:
             shape = [*tensor.shape]
@@ -212,7 +216,7 @@ class _Theirs:
         tensor = self.tensor()
         if tensor is None or _number_of(tensor) == self.made_by:
             return tensor
-        if is_hooked(tensor):  # did it have a hook before, or does it now?
+        if tensor.is_leaf or is_hooked(tensor):  # did it have a hook before, or does it now?
             raise NotImplementedError(CHANGED)
         return None
 
@@ -223,10 +227,10 @@ class _Theirs:
             _tensor._C_data.__set__(made, tensor.detach())
 
     def is_usual(self) -> bool:
-        """Is nothing special needed for it: no hook, no replaced data?"""
+        """Is nothing special needed for it: no hook, no replaced data, no detach_()?"""
         tensor, made = self.tensor(), self.made()
         return tensor is None or not (
-            is_hooked(tensor) or (made is not None and not tensor.is_set_to(made))
+            is_hooked(tensor) or tensor.is_leaf or (made is not None and not tensor.is_set_to(made))
         )
 
 

@@ -148,7 +148,7 @@ def backward(
     if inputs is None:
         retain = _flag(retain_graph)
         may_be_bound = len(roots) == 1 and not create_graph and fast.enabled and not _state.taps
-        if grads[0] is None or not may_be_bound or not walk_from(*roots[0], started[0], retain):
+        if grads[0] is None or not may_be_bound or not walk_from(roots[0][0], started[0], retain):
             walk(roots, started, retain, create_graph=create_graph)
         return
     for tensor in inputs:
@@ -258,7 +258,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
 
 
 @upcall("nnmirror.fast.binding")
-def walk_from(target: Target, index: int, grad: torch.Tensor, retain_graph: bool) -> bool:
+def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a result with the gradient `grad` by a bound walk; False if there is
     none for this graph."""
     raise NotImplementedError

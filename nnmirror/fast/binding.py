@@ -58,7 +58,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
 
 @implements(_gradients)
 @unrecorded
-def walk_from(target: Target, index: int, grad: torch.Tensor, retain_graph: bool) -> bool:
+def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a result with the gradient `grad` by a bound walk; False if there is
     none for this graph."""
     if not isinstance(target, Node) or target.theirs is not None or len(target.outputs) != 1:
@@ -461,7 +461,10 @@ def quietly() -> Iterator[None]:
     try:
         yield
     finally:
-        filters.remove(_IGNORE)
+        for i, one in enumerate(filters):  # other threads may have others, or have reset them
+            if one is _IGNORE:
+                del filters[i]
+                break
 
 
 _IGNORE = ("ignore", None, Warning, None, 0)

@@ -16,10 +16,11 @@ from .registry import Rule, answered, composite, inplace, plain_values, rule, un
 T = torch.Tensor
 
 
-def column_major(x: T) -> bool:
+def column_major(x: T, other: T) -> bool:
     """Is the matrix x column-major? Its gradient is then computed column-major too, as in
-    PyTorch."""
-    return x.layout is torch.strided and x.stride() == (1, x.shape[0])
+    PyTorch, unless it is multiplied with a sparse one."""
+    is_dense = x.layout is torch.strided is other.layout
+    return is_dense and x.stride() == (1, x.shape[0])
 
 
 def from_left(g: T, b: T, by_columns: bool) -> T:
@@ -42,7 +43,7 @@ class Mm(Rule):
 
     @staticmethod
     def how(input: T, mat2: T) -> tuple[bool, bool]:
-        return column_major(input), column_major(mat2)
+        return column_major(input, mat2), column_major(mat2, input)
 
     @staticmethod
     def d_input(g: T, mat2: T, how: tuple[bool, bool]) -> T:
@@ -115,7 +116,7 @@ class Addmm(Rule):
 
     @staticmethod
     def how(input: T, mat1: T, mat2: T, beta: Number = 1, alpha: Number = 1) -> tuple[bool, bool]:
-        return column_major(mat1), column_major(mat2)
+        return column_major(mat1, mat2), column_major(mat2, mat1)
 
     @staticmethod
     def d_input(g: T, beta: Number) -> T:
