@@ -90,13 +90,13 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
         return None
     nodes = [node for node, _ in made_by.next_functions]
-    parts: list[Any] = [getattr(node, "variable", None) for node in nodes]
+    parts: list[Any] = [getattr(node, "variable", None) for node in nodes]  # of AccumulateGrad
     for node, leaf in zip(nodes, parts, strict=True):
         if node is None:  # torch does not keep what needs no gradient
             continue
         if type(node).__name__ != "AccumulateGrad" or isinstance(leaf, _tensor.Tensor):
             return None
-        if leaf is None or leaf.dtype is not tensor.dtype:
+        if leaf.dtype is not tensor.dtype:
             return None
         if tuple(node._input_metadata[0].shape) != leaf.shape:  # the leaf has changed since
             return None

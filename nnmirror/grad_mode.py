@@ -34,7 +34,7 @@ in_inference_mode = torch.is_inference_mode_enabled  # nothing is recorded in in
 
 def is_grad_enabled() -> bool:
     """True if an operation of the mirror is recorded when an input requires grad."""
-    mode = _override.mode
+    mode = _override.mode if _state.own_grad_mode else None
     return (torch.is_grad_enabled() if mode is None else mode) and not in_inference_mode()
 
 

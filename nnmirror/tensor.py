@@ -344,8 +344,10 @@ def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) 
         def operator(
             self: object, other: object = _NOT_GIVEN, *more: object, **named: object
         ) -> Any:
-            if more or named or other is _NOT_GIVEN:  # called by name
-                return func(self, *(() if other is _NOT_GIVEN else (other,)), *more, **named)
+            if other is _NOT_GIVEN:  # called by name
+                return func(self, **named)
+            if more or named:
+                return func(self, other, *more, **named)
             if (
                 type(self) in UNASKED
                 and _torchs_grad_mode()  # as `_is_asked`
@@ -558,13 +560,12 @@ class Tensor(torch.Tensor):
     ) -> Any:
         found = RULES.get(func)
         is_on = _torchs_grad_mode()
-        if found is None or not is_on:
-            if not is_on:
-                _refuse_torch_function_objects()
+        if not is_on:
+            _refuse_torch_function_objects()
+        if found is None:
+            found = ASKED.get(func)
             if found is None:
-                found = ASKED.get(func)
-                if found is None:
-                    return dispatch(func, args, kwargs or {})
+                return dispatch(func, args, kwargs or {})
         try:
             if is_on and type(found) is Recorded:
                 # What it would call, and first what that would call most often.

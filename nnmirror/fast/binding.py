@@ -37,7 +37,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     sign = None if node is None else node.signature
     if node is None or sign is None or sign.bound is False:
         return False
-    if torch.is_anomaly_enabled() or _torch.is_shown():
+    if is_observed():
         return False
     with DisableTorchFunctionSubclass():
         bound = sign.bound or _first_bound(node, sign)
@@ -66,7 +66,7 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     if type(grad) is not torch.Tensor:
         return False
     sign, key = target.signature, key_of(grad, ())
-    if sign is None or key is None or torch.is_anomaly_enabled() or _torch.is_shown():
+    if sign is None or key is None or is_observed():
         return False
     with DisableTorchFunctionSubclass():
         if sign.from_given is None:
@@ -86,6 +86,11 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
         if is_trusted:
             has_missed(walks, key, sign, bound)
     return False
+
+
+def is_observed() -> bool:
+    """Has each operation to run by itself, for anomaly mode or another mode of torch's?"""
+    return torch.is_anomaly_enabled() or _torch.is_shown()
 
 
 def _bound_from(node: Node, grad: torch.Tensor) -> _bound.BoundWalk:
@@ -115,8 +120,7 @@ def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
         return None
     with quietly():
         bound = _bind(node)
-    # Perhaps another graph with the same last call can be bound, or this one later.
-    if bound is None or (bound is False and sign.is_deep and sign.rebound < _MOST_BOUND):
+    if bound is None or (bound is False and _may_bind_another(sign)):
         sign.walks = _waiting(sign)
         return None
     sign.bound = bound
@@ -140,6 +144,11 @@ def _note_bound(sign: Signature) -> None:
     leaf = sign.leaf()
     if leaf is not None:
         leaf.walks_bound += 1
+
+
+def _may_bind_another(sign: Signature) -> bool:
+    """Is it worth trying another graph with the same last call?"""
+    return sign.is_deep and sign.rebound < _MOST_BOUND
 
 
 def _waiting(sign: Signature) -> int:
@@ -360,9 +369,7 @@ def walk_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], 
         walks[key] = _waiting(sign)
         return None
     except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
-        is_hopeless = not sign.is_deep or sign.rebound == _MOST_BOUND
-        # Otherwise perhaps another such graph can be.
-        walks[key] = False if is_hopeless else _waiting(sign)
+        walks[key] = _waiting(sign) if _may_bind_another(sign) else False
         return None
     walks[key] = written
     _note_bound(sign)
@@ -372,7 +379,7 @@ def walk_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], 
 def has_missed(walks: Walks[W], key: object, sign: Signature, walk: W) -> None:
     """`walk` did not fit: if that goes on, another is bound for graphs with the same last call."""
     walk.misses += 1
-    if sign.is_deep and walk.misses >= _PATIENCE << sign.rebound and sign.rebound < _MOST_BOUND:
+    if walk.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign):
         walks[key] = 0
         sign.rebound += 1
 

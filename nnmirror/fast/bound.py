@@ -138,6 +138,8 @@ class BoundWalk(Bound):
 
     def __init__(self, writer: "Writer", root: Node) -> None:
         super().__init__(writer.source(), writer.environment, root)
+        if not writer.start_varies:
+            self.start = writer.start
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
         self.uses = 0
         # It runs no user code.
@@ -229,8 +231,6 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
         writer.start_varies = varies
         writer.go_back(grad)
         made = BoundWalk(writer, root)
-        if not varies:
-            made.start = grad
         writer.put_off()
         return made
     except Unbindable:

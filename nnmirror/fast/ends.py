@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 import torch
 
-from .. import _torch, beyond, fast
+from .. import beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -19,7 +19,7 @@ from ..node import Edge, Node, Target
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import has_missed, key_of, quietly, same_bits, walk_for
+from .binding import has_missed, is_observed, key_of, quietly, same_bits, walk_for
 from .shorter import Unbindable
 
 T = torch.Tensor
@@ -52,7 +52,7 @@ def walk_to_ends(
 
     `generic(give=...)` runs that (see `walk`), and keeps the graph.
     """
-    if len(edges) != 1 or torch.is_anomaly_enabled() or _torch.is_shown():
+    if len(edges) != 1 or is_observed():
         return None
     (node, _), grad = edges[0], grads[0]
     if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:

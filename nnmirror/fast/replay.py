@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .. import _torch, beyond, fast
+from .. import beyond, fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -24,7 +24,7 @@ from ..node import Edge, Node
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import has_missed, key_of, quietly, same_bits, walk_for
+from .binding import has_missed, is_observed, key_of, quietly, same_bits, walk_for
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
@@ -60,7 +60,7 @@ def replayed(
 
     `generic()` runs the generic walk.
     """
-    if len(edges) != 1 or not retain_graph or torch.is_anomaly_enabled() or _torch.is_shown():
+    if len(edges) != 1 or not retain_graph or is_observed():
         return None
     (node, _), grad = edges[0], grads[0]
     if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from .. import _state, _torch, fast
+from .. import _state, fast
 from .. import gradients as _gradients
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -25,7 +25,7 @@ from ..constants import constant
 from ..node import Node
 from ..walk import unrecorded
 from . import bound as _bound
-from .binding import hand_over, is_right, quietly
+from .binding import hand_over, is_observed, is_right, quietly
 from .signature import Signature
 
 
@@ -93,7 +93,7 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     sign = None if node is None else node.signature
     if node is None or sign is None or sign.tapped == _state.taps:
         return False
-    if torch.is_anomaly_enabled() or _torch.is_shown():
+    if is_observed():
         return False
     with DisableTorchFunctionSubclass():
         bound = _bound_for(node, sign)
@@ -153,11 +153,8 @@ def _bind(node: Node) -> _bound.BoundWalk | None:
         writer = Writer(node)
         if not any(n.taps for n in writer.whole):
             return None
-        start = constant(1.0, dtype, device)
-        writer.go_back(start)
-        made = _bound.BoundWalk(writer, node)
-        made.start = start
-        return made
+        writer.go_back(constant(1.0, dtype, device))
+        return _bound.BoundWalk(writer, node)
     except _bound.Unbindable:
         return None
 
