@@ -43,7 +43,8 @@ PyTorch does where it saves a view: a later assignment to their `.data` does not
 then zero.
 
 `choose(*args)`, if defined, returns the function that computes all later calls with the same
-signature (see fast/signature.py).
+signature (see fast/signature.py); `choose_for_any_size(*args)` the one for all signatures of a
+family.
 """
 
 import copy
@@ -366,6 +367,20 @@ class Formulas:
         plan = self.plan_by_kinds(args, needs)
         given = () if plan.given is None else plan.given(args)
         return plan.fixed(given, self.function.label_of(*args))
+
+    def plan_for_any_size(self, args: Args, needs: tuple[bool, ...]) -> tuple[Plan | None, bool]:
+        """The plan for calls that differ from this one by the first dimension of tensors, which
+        computes for any; and whether it is that of each, or only saves the same."""
+        plan = self.plan(args, needs)
+        if plan.copied:
+            return None, False
+        if not self.by_layout:
+            # Shapes and what `how` says of them are other ones.
+            return plan, all(re.fullmatch(r"(args|defaults)\[\d+\]", g) for g in plan.given_as)
+        plan = copy.copy(plan)
+        compute = self.function.choose_for_any_size(*args)
+        plan.compute = compute or self.compute
+        return plan, compute is not None
 
     def plan_by_kinds(self, args: Args, needs: tuple[bool, ...]) -> Plan:
         """The plan for arguments among which the same ones are tensors."""

@@ -119,6 +119,12 @@ class Function:
         return None
 
     @classmethod
+    def choose_for_any_size(cls, *args: Any) -> TorchFunction | None:
+        """The same for arguments whose first dimensions have another size; None if what their
+        gradients need depends on it."""
+        return None
+
+    @classmethod
     def label_of(cls, *args: Any) -> str:
         """The name of its node, if that depends on the arguments."""
         return ""

@@ -15,7 +15,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 
@@ -29,12 +29,17 @@ from ._upcalls import implements, upcall
 from .exact import mode as _exact
 from .fast import call
 from .fast.signature import (
+    MORE,
     MOST_ARGUMENTS,
     NO_CALLS,
+    NUMBERS,
+    SIZES,
+    Family,
     Kept,
     Made,
     Signature,
     Unsigned,
+    any_size,
     numbers_apart,
     of_tensor,
     of_value,
@@ -177,7 +182,7 @@ def record(
                     met = written[0](written[1], arg, made, args)
                     if met is not None:
                         return met  # type: ignore[no-any-return]
-                is_signed = sign.varying.get(function) is not False
+                is_signed = sign.varying.get(function) is not MORE
             else:
                 is_signed = made is None
             if not is_signed:
@@ -378,10 +383,10 @@ def _record(
         first = OF_TORCH
     if first is None:
         signed = False
-    elif function in first.varying:
-        apart = numbers_apart(key) if first.varying[function] else None
+    elif (how := first.varying.get(function)) is not None and how is not SIZES:
+        apart = numbers_apart(key) if how is NUMBERS else None
         if apart is None or not (function.formulas and function.formulas.takes_any_number):
-            signed = first.varying[function] = False
+            signed, first.varying[function] = False, MORE
         else:
             key, numbers_vary = apart, True
     if of_complex and tracked:  # after PyTorch's own error, if it has one
@@ -517,7 +522,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
             edges.append((node, index))
             if first is not None:
                 key.append(sign.serial)
-            elif sign.varying.get(function) is False:
+            elif sign.varying.get(function) is MORE:
                 return _of_its_kind(function, given)
             else:
                 first, first_arg, first_made = sign, arg, node
@@ -529,7 +534,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 edges.append((arg, 0))
                 if first is not None:
                     key.append(sign.serial)
-                elif sign.varying.get(function) is False:
+                elif sign.varying.get(function) is MORE:
                     return _of_its_kind(function, given)
                 else:
                     first, first_arg = sign, arg
@@ -571,10 +576,14 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
             return None
         first = OF_TORCH
     found = first.next.get((function, *key) if key else function)
-    numbers_vary = found is None and function in first.varying
+    numbers_vary = found is None and first.varying.get(function) is NUMBERS
     if numbers_vary:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
+    stored_with, size = first, None
+    if found is None and (of_family := _call_of_family(function, args, edges)) is not None:
+        stored_with, call_of_any, size = of_family
+        found, numbers_vary = stored_with.next.get(call_of_any), False
     if found is None:
         return None
     found.came_again = True
@@ -582,17 +591,17 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         return None
     if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
         noted = call.Noted(function, found, args, edges)
-        found.written = call.write([noted], args, edges, numbers_vary)
+        found.written = call.write([noted], args, edges, numbers_vary, size)
     if found.written:
-        before = first.calls.get(function)
+        before = stored_with.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
         kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
         written: Kept = (_one_of, kept) if len(kept) > 1 else kept[0]
-        keep_written(first, function, (*written, function.exact is not None))
+        keep_written(stored_with, function, (*written, function.exact is not None))
         met = found.written(found, first_arg, first_made, args)
         if met is not None:
             return met
-    return _once_more(function, args, found, edges) if found.makes_new else None
+    return _once_more(function, args, found, edges) if found.makes_new and size is None else None
 
 
 _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
@@ -613,7 +622,10 @@ def keep_written(first: Signature, what: object, written: Kept) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
     `first`: (the function, the signature that it is given, whether exact mode replaces it, ...).
     For `_one_of`, in place of the signature, several such functions and signatures."""
-    if first.calls is NO_CALLS:
+    family = first.of_family()
+    if family is not None and first.calls is family.calls:
+        first.calls = dict(first.calls)  # what is written for this size only
+    elif first.calls is NO_CALLS:
         first.calls = {}
     first.calls[what] = written
 
@@ -631,6 +643,8 @@ def named_in_calls() -> dict[str, object]:
         "standing_for": _standing_for,
         "taken_over": taken_over,
         "transform": in_transform,
+        "outputs_of": outputs_of,
+        "plan_of_size": plan_of_size,
         "unlike": unlike,
         "view_of": view_of,
     }
@@ -851,6 +865,10 @@ def give_signature(
 
     `key` represents all arguments except the first that has a signature, which stores it.
     """
+    if not (numbers_vary or (key and key[0] is IN_PLACE)):
+        of_family = _call_of_family(node.function, args, node.edges)
+        if of_family is not None and _give_member(node, of_family, args, out, makes_new):
+            return
     call = (node.function, *key) if key else node.function
     sign = first.next.get(call)
     if sign is None:
@@ -862,25 +880,140 @@ def give_signature(
         weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
         frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
         sign = first.made(node.function, [s for s in inputs if s is not None], frozen, layout)
-        sign.places, sign.needs = tuple(node.places), node.needs_input_grad
-        sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
-        sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
-        sign.label, sign.indices = node.label, node.indices
-        sign.origin = node.sequence, of_this_call()
+        _describe(sign, node, args, makes_new)
         if node.plan is not None:
             sign.plan = (
                 node.plan.labelled(node.label)
                 if numbers_vary
                 else node.plan.fixed(node.given, node.label)
             )
-        sign.checks_shape = node.function.reads_data or any(
-            isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
-        )
-        sign.is_plain = is_plain
         first.follow(node.function, call, sign)
     elif sign.outputs != node.outputs:
         return
     node.signature = sign
+
+
+def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
+    """Set what `sign` says of calls like that of `node`."""
+    sign.places, sign.needs = tuple(node.places), node.needs_input_grad
+    sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
+    sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
+    sign.label, sign.indices = node.label, node.indices
+    sign.origin = node.sequence, of_this_call()
+    sign.checks_shape = node.function.reads_data or any(
+        isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
+    )
+    sign.is_plain = len(node.outputs) == 1 and not node.function.is_view
+
+
+# The signature that stores a call, its key there, and the size.
+_CallOfFamily: TypeAlias = tuple[Signature, object, int]
+
+
+def _call_of_family(
+    function: type[Function], args: Args, edges: Sequence[Edge | None]
+) -> _CallOfFamily | None:
+    """The call as one of a family; None if it is none: its signature stands for one size only."""
+    formulas = function.formulas
+    if formulas is None or formulas.refuse is not None or function.is_inplace:
+        return None
+    signs = [None if edge is None else signature_at(edge) for edge in edges]
+    of_results = [sign for sign in signs if sign is not None]
+    if len(of_results) < len(edges) - [*edges].count(None) or not of_results:
+        return None
+    sizes = {sign.size for sign in of_results if sign.size is not None}
+    if len(sizes) > 1:
+        return None
+    first = of_results[0]
+    if sizes:
+        size = sizes.pop()
+    elif first.varying.get(function) is SIZES:
+        plain = [a for a, e in zip(args, edges, strict=False) if e is None]
+        size = next((a.shape[0] for a in plain if isinstance(a, torch.Tensor) and a.dim()), 0)
+    else:
+        return None
+    stored_with = first.of_family() or first
+    if size < 2 or stored_with.varying.get(function) not in (None, SIZES):
+        return None
+    key: list[object] = []
+    is_first = True
+    try:
+        for arg, sign in zip(args, signs, strict=False):
+            if sign is first and is_first:
+                is_first = False
+                if key:
+                    key.append(HERE)
+            elif sign is not None:
+                key.append(sign.serial if sign.size is None else sign.family_serial)
+            elif isinstance(arg, torch.Tensor):
+                layout = of_tensor(arg)
+                key.append(any_size(layout) if layout[0][:1] == (size,) else layout)
+            else:
+                key.append(of_value(arg))
+    except Unsigned:
+        return None
+    return stored_with, ((function, *key) if key else function), size
+
+
+def _give_member(
+    node: Node, of_family: _CallOfFamily, args: Args, out: object, makes_new: bool
+) -> bool:
+    """Give `node` the signature of its size, in a new family if necessary; is there one?"""
+    stored_with, call, size = of_family
+    function = node.function
+    family: Any = stored_with.next.get(call)
+    if family is None:
+        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
+        families = [sign.of_family() or sign for sign in inputs if sign is not None]
+        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
+        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
+        depth, repeats, is_deep = stored_with.of_next(function, families, frozen)
+        plan, has_one_plan = _formulas_of(function).plan_for_any_size(args, node.needs_input_grad)
+        if is_deep or plan is None:
+            return False
+        family = Family(stored_with.leaf, depth)
+        _describe(family, node, args, makes_new)
+        family.repeats, family.plan, family.has_one_plan = repeats, plan, has_one_plan
+        stored_with.follow(function, call, family)
+    member = family.members.get(size)
+    if member is None:
+        plan = plan_of_size(family, function, args)
+        if plan is None:
+            return False
+        member = family.new_member(size, node.outputs, plan)
+    elif member.outputs != node.outputs:
+        return True  # without one
+    node.signature = member
+    return True
+
+
+def _formulas_of(function: type[Function]) -> formula.Formulas:
+    assert function.formulas is not None
+    return function.formulas
+
+
+def plan_of_size(family: Family, function: type[Function], args: Args) -> formula.Plan | None:
+    """The plan of a call of the family; None if it saves something else than the others."""
+    if family.has_one_plan:
+        return family.plan
+    with DisableTorchFunctionSubclass():
+        plan = _formulas_of(function).plan(args, family.needs)
+    known = family.plan
+    assert known is not None
+    if (plan.saves, plan.names, plan.memory, plan.copied, plan.label) != (
+        known.saves,
+        known.names,
+        known.memory,
+        known.copied,
+        known.label,
+    ):
+        return None
+    return plan
+
+
+def outputs_of(out: object) -> tuple[Any, ...]:
+    """The `outputs` of the node of this result."""
+    return tuple([meta_of(o) for o in out]) if isinstance(out, _MANY) else (meta_of(out),)
 
 
 # The kind of an argument, by its type: isinstance is slow for tensor classes.

@@ -40,7 +40,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
-from .fast.signature import Layout, Made, Signature
+from .fast.signature import MORE, Layout, Made, Signature
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _met(function: Any, given: Args) -> Made | None:
             if written[2] and is_exact():  # another function then
                 return None
             return written[0](written[1], first, node, given)
-        if sign.varying.get(function) is not False:
+        if sign.varying.get(function) is not MORE:
             return None
     if function.exact is not None:
         return None

@@ -26,7 +26,8 @@ from ..node import Edge, Node, Target
 from ..walk import Progress, one_walk, unrecorded, walk
 from . import bound as _bound
 from .shorter import Unbindable
-from .signature import Signature, Unsigned, of_tensor
+from .signature import Family, Signature, Unsigned, of_tensor
+from .sized import OfAnySize
 
 
 @implements(_gradients)
@@ -40,6 +41,9 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     if is_observed():
         return False
     with DisableTorchFunctionSubclass():
+        family = sign.of_family()
+        if family is not None and family.sized is not False:
+            return _has_run_for_any_size(family, sign.size, node, retain_graph)
         bound = sign.bound or _first_bound(node, sign)
         if not bound:
             return False
@@ -53,6 +57,39 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         if sign.is_deep:
             bound.misses += 1
             _bind_another(bound, node, sign)
+    return False
+
+
+def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_graph: bool) -> bool:
+    """Run the walk from a loss by the one that its family has for any size; False if there is
+    none for this graph. Recorded for this size, if the family has none for it yet."""
+    assert size is not None
+    start = _start_of(node)
+    if start is None:
+        family.sized = False
+        return False
+    if family.sized is None:
+        family.sized = OfAnySize()
+    found: OfAnySize = family.sized
+    walk = found.walk_for(size)
+    if walk is not None:
+        if not walk.trusted:
+            with quietly():
+                if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
+                    walk.trusted = walk.is_right(size)
+        return walk.trusted and _has_run(walk, node, walk.start, retain_graph)
+    found.misses += 1
+    if found.misses < fast.after or found.is_complete:
+        return False
+    try:
+        with quietly():
+            if not found.record(size, node, start):
+                found.is_complete = True
+                family.sized = found if found.walks else False
+    except (_bound.ChangedSince, RuntimeError):
+        found.misses = -_PATIENCE
+    except Unbindable:
+        family.sized = False
     return False
 
 
@@ -448,13 +485,18 @@ def _distrust(node: Node, sign: Signature) -> None:
 
 def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
     """The bound walk from a loss; False if it cannot be bound, None if it cannot be now."""
-    shape, dtype, device = node.outputs[0]
-    if len(shape) or not dtype.is_floating_point:
-        return False
+    start = _start_of(node)
     try:
-        return _bound.bind(node, constant(1.0, dtype, device)) or False
+        return start is not None and (_bound.bind(node, start) or False)
     except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
+
+
+def _start_of(node: Node) -> torch.Tensor | None:
+    """The gradient that the walk from a loss starts with; None if it is no loss."""
+    shape, dtype, device = node.outputs[0]
+    is_loss = not len(shape) and dtype.is_floating_point
+    return constant(1.0, dtype, device) if is_loss else None
 
 
 @contextlib.contextmanager

@@ -136,8 +136,16 @@ class BoundWalk(Bound):
 
     start: torch.Tensor  # the gradient that it starts with, if that is always the same
 
-    def __init__(self, writer: "Writer", root: Node) -> None:
-        super().__init__(writer.source(), writer.environment, root)
+    def __init__(
+        self,
+        writer: "Writer",
+        root: Node,
+        text: str | None = None,
+        environment: source.Environment | None = None,
+    ) -> None:
+        if text is None or environment is None:
+            text, environment = writer.source(), writer.environment
+        super().__init__(text, environment, root)
         if not writer.start_varies:
             self.start = writer.start
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call

@@ -20,7 +20,7 @@ from .._upcalls import upcall
 from ..constants import operand
 from ..tensor import Tensor, is_torchs
 from . import source
-from .signature import Made, Signature, Unsigned, of_tensor, of_value
+from .signature import Family, Made, Signature, Unsigned, of_tensor, of_value
 
 if TYPE_CHECKING:
     import nnmirror.function
@@ -49,16 +49,30 @@ def write(
     args: Args,
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
+    size: int | None = None,
 ) -> Written | Literal[False]:
     """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
     the calls cannot be written.
 
     That is one call with these arguments, or several, of which the last gives the result and the
     other results are not exposed. If `numbers_vary`, any other number may be given in place of one
-    that is not an integer.
+    that is not an integer; if there is a `size`, the calls are those of families, and arguments may
+    have any size.
     """
+    text = written(calls, args, edges, numbers_vary, size)
+    return text.made() if text else False
+
+
+def written(
+    calls: Sequence[Noted],
+    args: Args,
+    edges: "Sequence[Edge | None]",
+    numbers_vary: bool = False,
+    size: int | None = None,
+) -> "Text | Literal[False]":
+    """The same as text."""
     try:
-        text = _Text(args, edges, numbers_vary)
+        text = Text(args, edges, numbers_vary, size)
     except Unsigned:
         return False
     if calls[0].args is not args:
@@ -73,21 +87,27 @@ def write(
     except Unwritable:
         return False
     text.lines.append("return out, node")
-    return text.made()
+    return text
 
 
 class Unwritable(Exception):
     """The call cannot be written."""
 
 
-class _Text:
+class Text:
     """The source of a call: a0, a1 ... are its arguments, n0, n1 ... the nodes that made them."""
 
     def __init__(
-        self, args: Args, edges: "Sequence[Edge | None]", numbers_vary: bool = False
+        self,
+        args: Args,
+        edges: "Sequence[Edge | None]",
+        numbers_vary: bool = False,
+        size: int | None = None,
     ) -> None:
         self.names = [f"a{i}" for i in range(len(args))]
-        self.numbers_vary = numbers_vary
+        self.numbers_vary, self.size = numbers_vary, size
+        # Whether the source has read it; the plain argument that it is read from, if that is one.
+        self.knows_size, self.has_size = False, -1
         self.args = args
         self.environment: source.Environment = {}
         self.targets: list[str] = []
@@ -113,6 +133,8 @@ class _Text:
         self.kept_by_own: set[str] = set()  # results that their own nodes save
         # Tensors by their names: the arguments, and the results of the calls so far.
         self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
+        if size is not None:
+            self.find_size(args, edges)
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             conditions = self.asked(i, arg, edge)
             if conditions:
@@ -168,8 +190,14 @@ class _Text:
                 f"(type({a}) is not Tensor and ({a} := standing_for({a})) is None)",
                 f"({n} := {a}._node) is None",
                 f"(sign := {n}.signature) is None",
-                f"sign.serial != {self.constant('serial', i, sign.serial)}",
             ]
+            if self.size is None or sign.size is None:
+                conditions.append(f"sign.serial != {self.constant('serial', i, sign.serial)}")
+            else:
+                serial = self.constant("serial", i, sign.family_serial)
+                of_size = "sign.size != size" if self.knows_size else "not (size := sign.size)"
+                self.knows_size = True
+                conditions += [f"sign.family_serial != {serial}", of_size]
         if not sign.is_plain:
             conditions.append(f"{a}._output_nr != {index}")
             self.lines.append(
@@ -201,14 +229,35 @@ class _Text:
     def of_layout(self, a: str, i: int, arg: torch.Tensor) -> list[str]:
         """The conditions under which a tensor has another layout."""
         shape, stride, dtype, device = of_tensor(arg)
+        of_shape = [f"{a}.shape != {self.constant('shape', i, shape)}"]
+        if self.size is not None and shape[:1] == (self.size,):
+            if i == self.has_size or not self.knows_size:
+                of_shape = [f"not {a}.dim()", f"(size := {a}.shape[0]) < 2"]
+                self.knows_size = True
+            else:
+                of_shape = []
+            of_shape.append(f"{a}.shape != (size, *{self.constant('shape', i, tuple(shape[1:]))})")
         return [
-            f"{a}.shape != {self.constant('shape', i, shape)}",
+            *of_shape,
             f"{a}.stride() != {self.constant('stride', i, stride)}",
             f"{a}.dtype is not {self.constant('dtype', i, dtype)}",
             f"not {a}.is_cpu"  # faster than making a device to compare
             if arg.is_cpu
             else f"{a}.device != {self.constant('device', i, device)}",
         ]
+
+    def find_size(self, args: Args, edges: "Sequence[Edge | None]") -> None:
+        """Choose what the size is read from: what is asked first."""
+        first = next((edge[0] for edge in edges if edge is not None), None)
+        sign = None if isinstance(first, torch.Tensor) or first is None else first.signature
+        if sign is not None and sign.size is not None:
+            self.first_lines.append("size = made.signature.size")
+            self.knows_size = True
+            return
+        for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
+            if edge is None and type(arg) is torch.Tensor and arg.shape[:1] == (self.size,):
+                self.knows_size, self.has_size = True, i
+                return
 
     def asked_at_length(self, i: int, arg: object) -> None:
         """The same for one that is compared item by item."""
@@ -262,6 +311,18 @@ class _Text:
             base = self.bases.get(words[0], words[0])
         targets = self.targets if is_whole else [self.target(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
+        sign = f"found{number}"
+        if self.size is not None:
+            sign = f"sign{number}"
+            given_args = "args" if is_whole else f"({' '.join(f'{word},' for word in words)})"
+            if not isinstance(call.found, Family):
+                raise Unwritable
+            self.lines += [
+                f"{sign} = found{number}.members.get(size)",
+                f"if {sign} is None and (plan{number} :="
+                f" plan_of_size(found{number}, function{number}, {given_args})) is None:"
+                " return None",
+            ]
         compute = plan.compute
         given = [
             self.operand(word, call.args[i], call.args[0], f"c{number}_{i}")
@@ -282,6 +343,11 @@ class _Text:
                 f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
                 for i in of_more.formulas.underived
             ]
+        if self.size is not None:
+            self.lines.append(
+                f"if {sign} is None: {sign} ="
+                f" found{number}.new_member(size, outputs_of({out}), plan{number})"
+            )
         result = out
         if several:
             self.name_results(call.found, {~place for place in plan.saves if place < 0})
@@ -307,7 +373,7 @@ class _Text:
         self.lines += [
             f"{node} = new_node(Node)",
             f"{node}.function = function{number}",
-            f"{node}.signature = {node}.like = found{number}",
+            f"{node}.signature = {node}.like = {sign}",
             f"{node}.targets = ({' '.join(targets)})",
         ]
         if saved:
@@ -324,8 +390,10 @@ class _Text:
             new["given"] = plan.given
             self.lines.append(f"{node}.given = given(args)")
         if call.found.checks_shape:
-            new["shape"] = call.found.outputs[0][0]
-            self.lines.append("if out.shape != shape: unlike(node, out)")
+            shape = f"{sign}.outputs[0][0]"
+            if self.size is None:
+                new["shape"], shape = call.found.outputs[0][0], "shape"
+            self.lines.append(f"if out.shape != {shape}: unlike(node, out)")
         self.lines.append(f"{node}.sequence = next(sequence)")
         self.environment.update(new)
         if number:

@@ -23,7 +23,7 @@ from .._upcalls import implements
 from ..function import Function
 from ..node import Node
 from . import source
-from .signature import MOST_ARGUMENTS, Alike, Made
+from .signature import MORE, MOST_ARGUMENTS, Alike, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
 # before anything is computed, if they do not fit.
@@ -348,6 +348,7 @@ class _Text:
         if type(plan) is not formula.Plan or plan.copied or plan.memory:
             return None
         lines, targets = self.asked(range(1, len(args)))
+        self.environment["MORE"] = MORE
         targets.insert(0, "a0_node")
         lines += [
             f"if {name} is a0: {self.on}"
@@ -359,7 +360,7 @@ class _Text:
             "if (view := a0._view_of) is None:",
             "    base = None",
             "    if (sign := a0_node.signature) is not None"  # then this one gets one, too
-            f" and sign.varying.get(rule) is not False: {self.on}",
+            f" and sign.varying.get(rule) is not MORE: {self.on}",
             "else:",
             "    base, version, kind = view",
             "    if type(base) is not Tensor or base._node is None or version == -1"

@@ -9,6 +9,9 @@ In a loop, such as a recurrence, the same call comes again and again. From the t
 input only the layout counts, so that the further steps have the same signatures. There, a graph
 has the same operations only if all its nodes have the same signatures, which `bound.py` checks too.
 
+Where the size of a batch varies, the signatures that differ by nothing but that size form a family
+(`Family`): a call on a member is recorded by the same generated function for all sizes.
+
 A signature holds no tensor. Each is stored with the signature of its first tracked input, up to
 that of a leaf, which is stored with the leaf: when a model is freed, so are its signatures.
 """
@@ -38,6 +41,12 @@ _MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
 _REPEATS, _CALLS = 2, 100
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
+_MOST_SIZES = 1024  # members of a family
+
+# How the calls of a function on one tensor differ each time: by numbers, which become operands; by
+# the first dimension of tensors, whose signatures then form a family; or by more, so that they get
+# no signature any more.
+NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 
 # Of a call for which a function is written. With more, as in torch.cat of a whole episode, it takes
 # as long to compile as a hundred calls, and the next episode has another length.
@@ -86,7 +95,7 @@ class _ByLayout:
     def __init__(self) -> None:
         self.serial = next(_serials)
         self.next: dict[object, Signature] = {}
-        self.varying: dict[object, bool] = {}
+        self.varying: dict[object, str] = {}
         self.calls: dict[object, Kept] = {}
 
 
@@ -105,6 +114,8 @@ class Signature(Alike):
         "came_again",
         "checks_shape",
         "depth",
+        "family",
+        "family_serial",
         "from_given",
         "is_by_layout",
         "is_deep",
@@ -121,6 +132,7 @@ class Signature(Alike):
         "replays",
         "serial",
         "siblings",
+        "size",
         "tap_walks",
         "tapped",
         "to_ends",
@@ -150,9 +162,7 @@ class Signature(Alike):
         # The signatures of calls on a tensor with this signature, by function and other arguments.
         self.next: dict[object, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
-        # Functions whose calls differ each time: by numbers, which are then left out (True), or by
-        # more, so that their calls get no signature any more (False).
-        self.varying: dict[object, bool] = {}
+        self.varying: dict[object, str] = {}  # functions whose calls differ each time: how
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[object, Kept] = NO_CALLS
@@ -187,6 +197,10 @@ class Signature(Alike):
         # Of the first such call: its sequence number and its place.
         self.origin: tuple[int, Origin] | None = None
         self.checks_shape = False  # the shape of the result depends on the data
+        # Of a member of a family: that, what stands for it in the keys of others, and the size.
+        self.family: weakref.ref[Family] | None = None
+        self.family_serial: int | None = None
+        self.size: int | None = None
 
     def output(self, index: int) -> "Signature":
         """The signature of output `index` of a call with several."""
@@ -195,9 +209,17 @@ class Signature(Alike):
         if self.siblings is None:
             self.siblings = {}
         if index not in self.siblings:
-            made = self.siblings[index] = Signature(self.leaf, self.depth)
+            made = Signature(self.leaf, self.depth)
             made.repeats, made.is_deep = self.repeats, self.is_deep
+            family = self.of_family()
+            if family is not None:
+                family.output(index).admit(made, self.size)
+            self.siblings[index] = made
         return self.siblings[index]
+
+    def of_family(self) -> "Family | None":
+        """The family that it is a member of, if any."""
+        return None if self.family is None else self.family()
 
     def __del__(self) -> None:
         # The signatures of a loop refer to each other.
@@ -215,13 +237,7 @@ class Signature(Alike):
         """A new signature for a call on tensors with the signatures `inputs`, the first of them
         this one, and on these `frozen` weights, that has one result, no view, with this layout;
         None for any other result."""
-        depth = 1 + max([given.depth for given in inputs], default=self.depth)
-        repeats = _repeats_of(function, inputs, frozen)
-        is_deep = (
-            any([given.is_deep for given in inputs])
-            or depth > _CALLS
-            or max(repeats.values(), default=0) > _REPEATS
-        )
+        depth, repeats, is_deep = self.of_next(function, inputs, frozen)
         leaf = self.leaf()
         if not is_deep or layout is None or leaf is None:
             made = Signature(self.leaf, depth)
@@ -240,24 +256,42 @@ class Signature(Alike):
         made.is_deep = True
         return made
 
+    def of_next(
+        self, function: object, inputs: "Sequence[Signature]", frozen: tuple[object, ...]
+    ) -> tuple[int, dict[object, int], bool]:
+        """Of such a call: the depth, the repeats, and whether it is deep in a loop."""
+        depth = 1 + max([given.depth for given in inputs], default=self.depth)
+        repeats = _repeats_of(function, inputs, frozen)
+        is_deep = (
+            any([given.is_deep for given in inputs])
+            or depth > _CALLS
+            or max(repeats.values(), default=0) > _REPEATS
+        )
+        return depth, repeats, is_deep
+
     def follow(self, function: object, key: object, made: "Signature") -> None:
         """Store `made` as the signature of the call `key` of `function`.
 
-        The calls of a function may differ each time. If they differ in a number, such as one that
-        follows a schedule, the number is treated as an operand (see `numbers_apart`). If they
-        differ in a slice that grows, no graph occurs twice, and its calls get no signature any
-        more. If most of them have come again, as with a varying batch size or new parameters, they
-        all have signatures, and the oldest are dropped.
+        The calls of a function may differ each time. If they differ in the size of a batch, their
+        signatures form a family. If they differ in a number, such as one that follows a schedule,
+        the number is treated as an operand (see `numbers_apart`). If they differ in a slice that
+        grows, no graph occurs twice, and its calls get no signature any more. If most of them have
+        come again, as with a few sizes or new parameters, they all have signatures, and the oldest
+        are dropped.
         """
         more = _MORE if self.is_by_layout else 1  # calls of all steps, and of all layers in them
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
         if len(of_one) >= more * _MOST_OF_ONE:
             again = sum(self.next[k].came_again for k in of_one)
-            # Numbers are judged first, as nothing is lost if they are treated as operands.
+            # Sizes and numbers are judged first, as nothing is lost if they are left out.
+            how = self.varying.get(function)
+            by_size = how is None and _differ_by_size([*of_one, key])
             by_number = type(key) is tuple and numbers_apart(key) is not None
-            most = more * _MOST_OF_SHAPES
-            if (by_number or len(of_one) >= most) and 2 * again < len(of_one):
-                self.varying[function] = function not in self.varying
+            at_once = by_size or by_number
+            many = len(of_one) >= more * _MOST_OF_SHAPES
+            is_rare = 2 * again < len(of_one)
+            if (at_once or many) and is_rare and how is not SIZES:
+                self.varying[function] = SIZES if by_size else NUMBERS if how is None else MORE
                 self.calls.pop(function, None)
                 for k in of_one:
                     del self.next[k]
@@ -266,6 +300,53 @@ class Signature(Alike):
             oldest = of_one[0] if len(of_one) > more * _MOST // 2 else next(iter(self.next))
             del self.next[oldest]
         self.next[key] = made
+
+
+class Family(Signature):
+    """The signatures of calls that differ only by the first dimension of tensors, their size.
+
+    Each member has the signature's usual meaning for its size. They have in common the generated
+    functions of the calls on them, which take any size.
+    """
+
+    __slots__ = ("has_one_plan", "members", "sized")
+
+    def __init__(self, leaf: "weakref.ref[Signature] | None" = None, depth: int = 0) -> None:
+        super().__init__(leaf, depth)
+        self.calls = {}  # its own, as members refer to it
+        self.members: dict[int, Signature] = {}
+        self.has_one_plan = False  # which does not depend on the size
+        # The walks from here for any size (see fast/sized.py); False if there can be none.
+        self.sized: Any = None
+
+    def output(self, index: int) -> "Family":
+        """The family of output `index` of a call with several."""
+        if index == 0:
+            return self
+        if self.siblings is None:
+            self.siblings = {}
+        if index not in self.siblings:
+            self.siblings[index] = Family(self.leaf, self.depth)
+        return self.siblings[index]  # type: ignore[return-value]
+
+    def admit(self, member: Signature, size: int | None) -> None:
+        """Make `member` the one of this size."""
+        member.family, member.family_serial, member.size = weakref.ref(self), self.serial, size
+        member.calls, member.varying = self.calls, self.varying
+
+    def new_member(self, size: int, outputs: Sequence[Any], plan: "Plan | None") -> Signature:
+        """The new member of this size."""
+        made = Signature(self.leaf, self.depth)
+        made.repeats, made.is_deep = self.repeats, self.is_deep
+        made.places, made.needs, made.label = self.places, self.needs, self.label
+        made.indices, made.origin, made.is_plain = self.indices, self.origin, self.is_plain
+        made.makes_new, made.makes_several = self.makes_new, self.makes_several
+        made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
+        self.admit(made, size)
+        if len(self.members) >= _MOST_SIZES:
+            self.members.pop(next(iter(self.members)), None)
+        self.members[size] = made
+        return made
 
 
 def _repeats_of(
@@ -315,6 +396,27 @@ def numbers_apart(key: Sequence[object]) -> list[object] | None:
 
 
 _NUMBER = float, "any"
+
+
+def any_size(layout: Layout) -> tuple[object, ...]:
+    """A layout without its first dimension."""
+    shape, *others = layout
+    return (SIZES, shape[1:], *others)
+
+
+def _differ_by_size(keys: Sequence[object]) -> bool:
+    """Do most of these calls of a function differ by the first dimension of tensors only?"""
+    apart = {
+        tuple([any_size(part) if _is_layout(part) and part[0] else part for part in key])
+        if type(key) is tuple
+        else key
+        for key in keys
+    }
+    return 4 * len(apart) <= len(keys)
+
+
+def _is_layout(part: object) -> bool:
+    return type(part) is tuple and type(part[0]) is torch.Size
 
 
 def of_value(value: Any) -> object:

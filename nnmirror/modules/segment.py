@@ -23,7 +23,7 @@ from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
-from ..fast.signature import Signature, of_tensor
+from ..fast.signature import Signature, any_size, of_tensor
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..node import Edge, Node
@@ -42,6 +42,7 @@ _Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
 _MOST = 32  # at most, layouts of the input for which a run has segments
+_MOST_SIZES = 16  # of the first dimension, before no more segments are written for others
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
@@ -171,6 +172,9 @@ class Run:
         self.waits: dict[_Key, int] = {}  # the number of calls until a segment is written
         self.patience: dict[_Key, int] = {}
         self.layouts: set[_Key] = set()  # of inputs for which there were segments
+        # Of inputs that carry a gradient or may get one: by their layout without its first
+        # dimension, what that was.
+        self.sizes: dict[_Key, set[int]] = {}
         self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
@@ -242,6 +246,13 @@ class Run:
     def _meet(self, key: _Key, x: torch.Tensor) -> Any:
         """There is no segment for such an input: write one, if it occurs repeatedly."""
         layout = x.shape, x.stride(), x.dtype, x.device
+        if key[0] is not None and x.dim():
+            if len(self.sizes) > _MOST:
+                self.sizes.clear()
+            sizes = self.sizes.setdefault(any_size(layout), set())
+            if len(sizes) >= _MOST_SIZES:  # generated calls take any size (see `Family`)
+                return NotImplemented
+            sizes.add(x.shape[0])
         left = self.waits.get(key)
         if left is None:
             # Before the walk is bound, as that of another graph would be bound for nothing.

@@ -78,18 +78,13 @@ class Linear(Rule):
 
     @classmethod
     def choose(cls, bias: T | None, input: T, weight: T) -> TorchFunction | None:
-        is_plain = (
-            type(weight) is Parameter
-            and type(bias) is Parameter
-            and weight._transposed is not None
-            and input.dim() > 0
-            and input.is_contiguous()
-            and bias.shape == weight.shape[:1]
-            and input.dtype is weight.dtype is bias.dtype
-        )
-        if not is_plain:
+        if not _is_usual(bias, input, weight):
             return None
         return _addmm_of(input.shape[0]) if input.dim() == 2 else _of_rows
+
+    @classmethod
+    def choose_for_any_size(cls, bias: T | None, input: T, weight: T) -> TorchFunction | None:
+        return _of_rows if input.dim() == 2 and _is_usual(bias, input, weight) else None
 
     @staticmethod
     def how(bias: T | None, input: T, weight: T) -> "_Rows":
@@ -125,13 +120,26 @@ class Linear(Rule):
         rows = how.rows(g)
         # Stored by columns if X is.
         dx = weight.t().mm(rows.t()).t() if how.by_columns else rows.mm(weight)
-        return dx if len(how.input_shape) == 2 else dx.view(how.input_shape)
+        return dx if how.input_shape is None else dx.view(how.input_shape)
 
     @staticmethod
     def d_weight(g: T, input: T, how: "_Rows") -> T:
         rows, x = how.rows(g), how.rows(input)
         # Stored as W is.
         return rows.t().mm(x) if how.weight_by_rows else x.t().mm(rows).t()
+
+
+def _is_usual(bias: T | None, input: T, weight: T) -> bool:
+    """Can the product be computed with the aliases that weight and bias have?"""
+    return (
+        type(weight) is Parameter
+        and type(bias) is Parameter
+        and weight._transposed is not None
+        and input.dim() > 0
+        and input.is_contiguous()
+        and bias.shape == weight.shape[:1]
+        and input.dtype is weight.dtype is bias.dtype
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -189,7 +197,7 @@ class _Rows(NamedTuple):
 
     label: str
     bias_shape: torch.Size | None
-    input_shape: torch.Size
+    input_shape: torch.Size | None  # unless it has two dimensions
     batched: bool  # a product for each batch item, as in torch.matmul with some strides
     by_columns: bool
     weight_by_rows: bool
@@ -214,11 +222,12 @@ class _Rows(NamedTuple):
                 batched = len(shape) > 2 and not rows_of_one_matrix(input)
         by_columns = rows.dim() == 2 and rows.stride() == (1, rows.shape[0])
         by_rows = weight.stride() == (weight.shape[1], 1)
-        return cls(label, None if bias is None else bias.shape, shape, batched, by_columns, by_rows)
+        bias_shape, viewed = None if bias is None else bias.shape, len(shape) != 2
+        return cls(label, bias_shape, shape if viewed else None, batched, by_columns, by_rows)
 
     def rows(self, x: T) -> T:
         """x, with its leading dimensions as rows."""
-        if len(self.input_shape) == 2:
+        if self.input_shape is None:
             return x
         return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
