@@ -40,9 +40,11 @@ from .fast.signature import (
     Signature,
     Unsigned,
     any_size,
+    names_size,
     numbers_apart,
     of_tensor,
     of_value,
+    of_value_for_any_size,
 )
 from .function import Function
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
@@ -582,8 +584,8 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         found = None if apart is None else first.next.get((function, *apart))
     stored_with, size = first, None
     if found is None and (of_family := _call_of_family(function, args, edges)) is not None:
-        stored_with, call_of_any, size = of_family
-        found, numbers_vary = stored_with.next.get(call_of_any), False
+        stored_with, call_of_any, size, numbers_vary = of_family
+        found = stored_with.next.get(call_of_any)
     if found is None:
         return None
     found.came_again = True
@@ -865,7 +867,7 @@ def give_signature(
 
     `key` represents all arguments except the first that has a signature, which stores it.
     """
-    if not (numbers_vary or (key and key[0] is IN_PLACE)):
+    if not (key and key[0] is IN_PLACE):
         of_family = _call_of_family(node.function, args, node.edges)
         if of_family is not None and _give_member(node, of_family, args, out, makes_new):
             return
@@ -906,8 +908,8 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.is_plain = len(node.outputs) == 1 and not node.function.is_view
 
 
-# The signature that stores a call, its key there, and the size.
-_CallOfFamily: TypeAlias = tuple[Signature, object, int]
+# The signature that stores a call, its key there, the size, and whether numbers are operands.
+_CallOfFamily: TypeAlias = tuple[Signature, object, int, bool]
 
 
 def _call_of_family(
@@ -933,7 +935,8 @@ def _call_of_family(
     else:
         return None
     stored_with = first.of_family() or first
-    if size < 2 or stored_with.varying.get(function) not in (None, SIZES):
+    how = stored_with.varying.get(function)
+    if size < 2 or how is MORE or (how is NUMBERS and not formulas.takes_any_number):
         return None
     key: list[object] = []
     is_first = True
@@ -949,17 +952,19 @@ def _call_of_family(
                 layout = of_tensor(arg)
                 key.append(any_size(layout) if layout[0][:1] == (size,) else layout)
             else:
-                key.append(of_value(arg))
+                key.append(of_value_for_any_size(arg, size))
     except Unsigned:
         return None
-    return stored_with, ((function, *key) if key else function), size
+    if how is NUMBERS and (apart := numbers_apart(key)) is not None:
+        return stored_with, (function, *apart), size, True
+    return stored_with, ((function, *key) if key else function), size, False
 
 
 def _give_member(
     node: Node, of_family: _CallOfFamily, args: Args, out: object, makes_new: bool
 ) -> bool:
     """Give `node` the signature of its size, in a new family if necessary; is there one?"""
-    stored_with, call, size = of_family
+    stored_with, call, size, numbers_vary = of_family
     function = node.function
     family: Any = stored_with.next.get(call)
     if family is None:
@@ -968,7 +973,14 @@ def _give_member(
         weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
         frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
         depth, repeats, is_deep = stored_with.of_next(function, families, frozen)
-        plan, has_one_plan = _formulas_of(function).plan_for_any_size(args, node.needs_input_grad)
+        plan: formula.Plan | None
+        if numbers_vary and node.plan is not None:
+            plan, has_one_plan = node.plan.labelled(node.label), True
+        else:
+            plan, has_one_plan = _formulas_of(function).plan_for_any_size(
+                args, node.needs_input_grad
+            )
+            has_one_plan = has_one_plan and not any([names_size(arg, size) for arg in args])
         if is_deep or plan is None:
             return False
         family = Family(stored_with.leaf, depth)

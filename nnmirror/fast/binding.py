@@ -79,13 +79,12 @@ def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_g
                     walk.trusted = walk.is_right(size)
         return walk.trusted and _has_run(walk, node, walk.start, retain_graph)
     found.misses += 1
-    if found.misses < fast.after or found.is_complete:
+    if found.misses < fast.after:
         return False
     try:
         with quietly():
             if not found.record(size, node, start):
-                found.is_complete = True
-                family.sized = found if found.walks else False
+                family.sized = False
     except (_bound.ChangedSince, RuntimeError):
         found.misses = -_PATIENCE
     except Unbindable:

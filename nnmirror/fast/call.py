@@ -20,7 +20,7 @@ from .._upcalls import upcall
 from ..constants import operand
 from ..tensor import Tensor, is_torchs
 from . import source
-from .signature import Family, Made, Signature, Unsigned, of_tensor, of_value
+from .signature import Family, Made, Signature, Unsigned, names_size, of_tensor, of_value
 
 if TYPE_CHECKING:
     import nnmirror.function
@@ -106,8 +106,9 @@ class Text:
     ) -> None:
         self.names = [f"a{i}" for i in range(len(args))]
         self.numbers_vary, self.size = numbers_vary, size
-        # Whether the source has read it; the plain argument that it is read from, if that is one.
-        self.knows_size, self.has_size = False, -1
+        # Whether the source has read it, and whether first of all; the plain argument that it is
+        # read from, if it is one.
+        self.knows_size, self.asks_size_first, self.has_size = False, False, -1
         self.args = args
         self.environment: source.Environment = {}
         self.targets: list[str] = []
@@ -221,6 +222,8 @@ class Text:
             return [f"{a} is not {arg}"]
         if kind is float and self.numbers_vary:
             return [f"type({a}) is not float"]
+        if self.size is not None and names_size(arg, self.size):
+            return self.asked_of_sizes(a, i, arg)
         if kind is str or (kind in (int, float) and arg):
             value = self.constant("value", i, arg)
             return [f"type({a}) is not {kind.__name__} or {a} != {value}"]
@@ -246,17 +249,34 @@ class Text:
             else f"{a}.device != {self.constant('device', i, device)}",
         ]
 
+    def asked_of_sizes(self, a: str, i: int, arg: Any) -> list[str]:
+        """The same for an integer that is the size, or a tuple that contains it."""
+        if not self.asks_size_first or i < self.has_size:
+            raise Unsigned
+        kind = self.constant("kind", i, type(arg))
+        if type(arg) is int:
+            return [f"type({a}) is not int or {a} != size"]
+        if type(arg) not in (tuple, torch.Size) or {*map(type, arg)} != {int}:
+            raise Unsigned
+        items = ["size" if item == self.size else repr(item) for item in arg]
+        kinds = self.constant("kinds", i, (int,) * len(arg))
+        return [
+            f"type({a}) is not {kind} or {a} != ({', '.join(items)},)"
+            f" or tuple(map(type, {a})) != {kinds}"
+        ]
+
     def find_size(self, args: Args, edges: "Sequence[Edge | None]") -> None:
         """Choose what the size is read from: what is asked first."""
         first = next((edge[0] for edge in edges if edge is not None), None)
         sign = None if isinstance(first, torch.Tensor) or first is None else first.signature
         if sign is not None and sign.size is not None:
             self.first_lines.append("size = made.signature.size")
-            self.knows_size = True
+            self.knows_size = self.asks_size_first = True
             return
         for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
             if edge is None and type(arg) is torch.Tensor and arg.shape[:1] == (self.size,):
-                self.knows_size, self.has_size = True, i
+                self.knows_size = self.asks_size_first = True
+                self.has_size = i
                 return
 
     def asked_at_length(self, i: int, arg: object) -> None:
@@ -482,6 +502,8 @@ class Text:
         """The source of an operand: a number as a tensor, if possible, which is faster."""
         if type(value) not in _NUMBERS or not _is_tensor(like) or self.numbers_vary:
             return word
+        if self.size is not None and value == self.size:
+            return word
         self.environment[name] = operand(value, like)
         return name
 
@@ -512,6 +534,9 @@ class Text:
         return f"s{word}"
 
     def made(self) -> Written:
+        return _compiled(self.source()).function(**self.environment)  # type: ignore[no-any-return]
+
+    def source(self) -> str:
         lines = ["def make(", *[f"    {name}," for name in self.environment], "):"]
         lines += [
             "    def call(found, first, made, args):",
@@ -527,7 +552,7 @@ class Text:
         else:
             lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
-        return _compiled("\n".join(lines)).function(**self.environment)  # type: ignore[no-any-return]
+        return "\n".join(lines)
 
 
 def _versions_of(node: str, versions: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
 from .signature import Made, Signature
+from .source import is_same
 
 C = TypeVar("C", bound=TorchFunction)
 R = TypeVar("R")
@@ -137,11 +138,12 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     sign = _first_signed(given)[0]
     if sign is None or not tape.is_usual():
         return function()
-    kept = sign.calls.get(what)
+    stored_with = sign.of_family() or sign
+    kept = stored_with.calls.get(what)
     if kept is None:
-        kept = _nothing, None, itertools.count(1), _MOST
-        tape.keep_written(sign, what, kept)
-    _, _, misses, left = kept
+        kept = _nothing, None, itertools.count(1), _MOST, None
+        tape.keep_written(stored_with, what, kept)
+    _, _, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
     with _noting() as noted:
@@ -150,7 +152,16 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
         operands = {id(a) for _, operands, *_ in noted for a in operands}
         if any(isinstance(a, torch.Tensor) and id(a) not in operands for a in given):
             noted.clear()
-    tape.keep_written(sign, what, (*_written(noted, given, out), itertools.count(1), left - 1))
+    text, signs = _written(noted, given, out, sign.size)
+    found: tuple[_call.Written, object] = _nothing, None
+    sample = None
+    if text:
+        # What takes any size has to be the same for two.
+        sample = sign.size, text.source(), text.environment
+        is_other = before is not None and before[0] != sample[0]
+        if sign.size is None or (is_other and is_same(before[1:], sample[1:])):
+            found = text.made(), signs
+    tape.keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
     return out
 
 
@@ -180,9 +191,12 @@ def _nothing(found: object, first: object, made: object, args: Args) -> None:
     """In place of a generated function."""
 
 
-def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call.Written, object]:
-    """A function that makes the calls that were noted, and their signatures."""
-    nothing = _nothing, None
+def _written(
+    noted: list[_state.Noted], given: Args, out: object, size: int | None
+) -> tuple[_call.Text | Literal[False], object]:
+    """A function that makes the calls that were noted, as text, and their signatures: if there is a
+    `size`, their families."""
+    nothing: tuple[Literal[False], object] = False, None
     if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:
         return nothing
     calls: list[_call.Noted] = []
@@ -195,6 +209,10 @@ def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call
             return nothing
         if sign is not None and node.label != sign.label:  # set after the call was recorded
             return nothing
+        if size is not None and sign is not None:
+            if sign.size != size:
+                return nothing
+            sign = sign.of_family()
         calls.append(_call.Noted(function, sign, args, node.edges, result, node))
     edges: list[Edge | None] = []
     with DisableTorchFunctionSubclass():
@@ -203,6 +221,6 @@ def _written(noted: list[_state.Noted], given: Args, out: object) -> tuple[_call
             edges.append(edge_of(value) if is_tensor else None)
         if any(e is not None and is_torchs(e[0]) for e in edges):
             return nothing
-        written = _call.write(calls, given, edges)
+        text = _call.written(calls, given, edges, size=size)
     signs = tuple([c.found for c in calls])
-    return (written, signs if len(signs) > 1 else signs[0]) if written else nothing
+    return text, signs if len(signs) > 1 else signs[0]

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 _serials = itertools.count()
 _MOST = 64  # at most, signatures stored with one signature
 # Of them for one function, before its calls may be treated as different each time: if they differ
-# by a number, and if they differ otherwise.
-_MOST_OF_ONE, _MOST_OF_SHAPES = 16, 32
+# by a size, by a number, and otherwise.
+_MOST_BY_SIZE, _MOST_BY_NUMBER, _MOST_OF_ONE = 8, 16, 32
 # A result is deep in a loop if on one path to it the same call came more often than this, or if
 # more calls than this lie behind it.
 _REPEATS, _CALLS = 2, 100
@@ -281,16 +281,15 @@ class Signature(Alike):
         """
         more = _MORE if self.is_by_layout else 1  # calls of all steps, and of all layers in them
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
-        if len(of_one) >= more * _MOST_OF_ONE:
+        if len(of_one) >= more * _MOST_BY_SIZE:
             again = sum(self.next[k].came_again for k in of_one)
             # Sizes and numbers are judged first, as nothing is lost if they are left out.
             how = self.varying.get(function)
             by_size = how is None and _differ_by_size([*of_one, key])
             by_number = type(key) is tuple and numbers_apart(key) is not None
-            at_once = by_size or by_number
-            many = len(of_one) >= more * _MOST_OF_SHAPES
+            most = _MOST_BY_SIZE if by_size else _MOST_BY_NUMBER if by_number else _MOST_OF_ONE
             is_rare = 2 * again < len(of_one)
-            if (at_once or many) and is_rare and how is not SIZES:
+            if len(of_one) >= more * most and is_rare and how is not SIZES:
                 self.varying[function] = SIZES if by_size else NUMBERS if how is None else MORE
                 self.calls.pop(function, None)
                 for k in of_one:
@@ -402,6 +401,24 @@ def any_size(layout: Layout) -> tuple[object, ...]:
     """A layout without its first dimension."""
     shape, *others = layout
     return (SIZES, shape[1:], *others)
+
+
+def of_value_for_any_size(value: Any, size: int) -> object:
+    """The key of an argument that is not a tensor, where an integer that is the size stands for
+    any."""
+    kind = type(value)
+    if kind is int and value == size:
+        return kind, SIZES
+    if kind in (tuple, torch.Size):
+        return kind, tuple([of_value_for_any_size(v, size) for v in value])
+    return of_value(value)
+
+
+def names_size(value: Any, size: int) -> bool:
+    """Is it the size, or a tuple that contains it?"""
+    if type(value) in (tuple, torch.Size):
+        return any([names_size(v, size) for v in value])
+    return type(value) is int and value == size
 
 
 def _differ_by_size(keys: Sequence[object]) -> bool:

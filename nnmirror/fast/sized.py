@@ -25,10 +25,12 @@ from . import bound as _bound
 from . import source
 from .memory import Memory
 from .shorter import Unbindable
+from .source import is_same
 
 _COMPARED = 2  # with the generic walk, for so many sizes
 _MOST_SAMPLES = 64  # recorded for one family
 _MOST_APART = 4  # of them, that fit none of the walks
+_MOST_REPEATED = 8  # walks for a size that was recorded, and fits none of the others
 _MOST_SIZES = 1024  # whose values are kept
 _LARGEST_DENOMINATOR = 1 << 16
 
@@ -45,13 +47,14 @@ class _Multiple(NamedTuple):
 
 
 class _Quotient(NamedTuple):
-    """`above` / (`below` times the size)."""
+    """`above` / (`below` times the size, minus `less`), as for a mean or an unbiased variance."""
 
     above: int
     below: int
+    less: int = 0
 
     def of(self, size: int) -> float:
-        return self.above / (self.below * size)
+        return self.above / (self.below * size - self.less)
 
 
 class _Constant(NamedTuple):
@@ -85,7 +88,7 @@ def _at(value: object, size: int) -> object:
 def _fitted(one: Any, size: int, other: Any, other_size: int) -> object:
     """What is `one` for `size` and `other` for `other_size`. Raises Unbindable if that is not
     known."""
-    if _is_same(one, other):
+    if is_same(one, other):
         return other
     kind = type(one)
     if kind is not type(other):
@@ -93,33 +96,34 @@ def _fitted(one: Any, size: int, other: Any, other_size: int) -> object:
     if kind is int and one % size == 0 and one * other_size == other * size:
         return _Multiple(one // size)
     if kind is float:
-        share = (Fraction(one) * size).limit_denominator(_LARGEST_DENOMINATOR)
-        quotient = _Quotient(share.numerator, share.denominator)
-        if quotient.of(size) == one and quotient.of(other_size) == other:
-            return quotient
+        for quotient in _quotients(one, size):
+            if quotient.of(size) == one and quotient.of(other_size) == other:
+                return quotient
     if kind in (torch.Size, tuple, list) and len(one) == len(other):
         items = [_fitted(a, size, b, other_size) for a, b in zip(one, other, strict=True)]
         return _Several(kind, items)
     if kind is torch.Tensor and not one.dim() and one.is_floating_point():
-        product, share = Fraction(one.item()) / size, Fraction(one.item()) * size
-        share = share.limit_denominator(_LARGEST_DENOMINATOR)
-        for number in _Multiple(int(product)), _Quotient(share.numerator, share.denominator):
-            found = _Constant(number, one)
-            if _is_same(found.of(size), one) and _is_same(found.of(other_size), other):
+        number = one.item()
+        if not math.isfinite(number):
+            raise Unbindable
+        tried: list[_Multiple | _Quotient] = [_Multiple(int(number / size))]
+        for of_size in [*tried, *_quotients(number, size)]:
+            found = _Constant(of_size, one)
+            if is_same(found.of(size), one) and is_same(found.of(other_size), other):
                 return found
     raise Unbindable
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype is other.dtype and one.device == other.device and torch.equal(one, other)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other)
+def _quotients(number: float, size: int) -> list[_Quotient]:
+    """What `number` may be for this size."""
+    if not number or not math.isfinite(number):
+        return []
+    share = (Fraction(number) * size).limit_denominator(_LARGEST_DENOMINATOR)
+    found = [_Quotient(share.numerator, share.denominator)]
+    for above in 1, 2:
+        below = round((above / number + 1) / size)
+        found += [_Quotient(above, below, 1)] if below * size > 1 else []
+    return found
 
 
 class Sample:
@@ -212,7 +216,7 @@ class SizedWalk(_bound.BoundWalk):
             return False
         known = [*self.numbers, *self.environment.values()]
         found = [*sample.numbers, *[environment[name] for name in self.environment]]
-        if not all(_is_same(_at(a, size), b) for a, b in zip(known, found, strict=True)):
+        if not all(is_same(_at(a, size), b) for a, b in zip(known, found, strict=True)):
             return False
         self.sizes.include(size)
         return True
@@ -230,17 +234,22 @@ class OfAnySize:
         self.walks: list[SizedWalk] = []
         self.apart: list[Sample] = []  # those that fit none of the walks
         self.misses = 0  # how often they had none for a size
-        self.recorded = 0
-        self.is_complete = False  # no other size is recorded
+        self.recorded = self.repeated = 0
 
     def walk_for(self, size: int) -> SizedWalk | None:
         return next((walk for walk in self.walks if walk.sizes.cover(size)), None)
 
     def record(self, size: int, node: Node, start: torch.Tensor) -> bool:
-        """Record the walk from `node`; False if no other size is worth it.
+        """Record the walk from `node`, if that may be worth it; False if there are no walks for any
+        size.
 
         Raises Unbindable if it cannot be bound, ChangedSince if it cannot be now.
         """
+        if self.recorded >= _MOST_SAMPLES:
+            return True
+        if any([sample.size == size for sample in self.apart]):  # it has to be another one
+            self.repeated += 1
+            return bool(self.walks) or self.repeated < _MOST_REPEATED
         writer = _Writer(node)
         writer.start_varies = True  # or what is computed from it has this size
         writer.go_back(start)
@@ -260,4 +269,7 @@ class OfAnySize:
                 break
             else:
                 self.apart.append(sample)
-        return len(self.apart) < _MOST_APART and self.recorded < _MOST_SAMPLES
+        if len(self.apart) < _MOST_APART:
+            return True
+        del self.apart[0]
+        return bool(self.walks)

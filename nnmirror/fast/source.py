@@ -6,6 +6,8 @@ import linecache
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
+import torch
+
 # The names in a source, and what they stand for.
 Environment: TypeAlias = dict[str, Any]
 
@@ -48,3 +50,18 @@ def name_of(function: Any, environment: Environment, taken: Collection[str] = ()
     name = next(known, f"{name}_{len(environment)}")
     environment[name] = function
     return name
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Are these two constants of a source equal?"""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype is other.dtype and one.device == other.device and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_same(one[k], other[k]) for k in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return bool(one == other)

@@ -42,7 +42,7 @@ _Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
 _MOST = 32  # at most, layouts of the input for which a run has segments
-_MOST_SIZES = 16  # of the first dimension, before no more segments are written for others
+_MOST_SIZES = 8  # of the first dimension, before no more segments are written for others
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
