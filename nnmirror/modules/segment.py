@@ -2,9 +2,11 @@
 
 A Sequential calls its layers one by one until an input of the same layout has occurred a few times.
 Then the calls that its layers record are written as a straight-line function, which computes the
-same on plain tensors and records one node. The bound walk (`bound.py`) uses that node directly. For
-the generic walk, and when a `grad_fn` is accessed, the layers' own nodes are made from the saved
-tensors: the result is the same as that of calling the layers one by one.
+same on plain tensors and records one node. Where the first dimension of the input keeps changing,
+the layers are called one by one if they record, as generated calls take any size (see
+`signature.Family`); otherwise one function takes any. The bound walk (`bound.py`) uses that node
+directly. For the generic walk, and when a `grad_fn` is accessed, the layers' own nodes are made
+from the saved tensors: the result is the same as that of calling the layers one by one.
 
 A segment only has layers whose forward is one recorded call (`records_once`). At each call the
 function checks that they have not changed: no hook, the same parameters, the same settings.
@@ -42,7 +44,8 @@ _Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
 _MOST = 32  # at most, layouts of the input for which a run has segments
-_MOST_SIZES = 8  # of the first dimension, before no more segments are written for others
+_MOST_SIZES = 8  # of the first dimension, before no more segments are written for one size
+_MOST_WAITING = 1024  # kinds of inputs whose calls are counted
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
@@ -172,9 +175,9 @@ class Run:
         self.waits: dict[_Key, int] = {}  # the number of calls until a segment is written
         self.patience: dict[_Key, int] = {}
         self.layouts: set[_Key] = set()  # of inputs for which there were segments
-        # Of inputs that carry a gradient or may get one: by their layout without its first
-        # dimension, what that was.
+        # By the layout of inputs without its first dimension: what that was.
         self.sizes: dict[_Key, set[int]] = {}
+        self.samples: dict[_Key, tuple[int, Written]] = {}  # not in use yet, with their size
         self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
@@ -211,7 +214,10 @@ class Run:
                 key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
                 if x.requires_grad:  # for torch
                     key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
-            for written in self.kept.get(key, ()):
+            kept = self.kept.get(key)
+            if kept is None and key[0] is None and x.dim():
+                kept = self.kept.get(_for_any_size(key))
+            for written in kept or ():
                 made = _new_node(Node)
                 try:
                     out = written.function(plain, made)
@@ -246,13 +252,18 @@ class Run:
     def _meet(self, key: _Key, x: torch.Tensor) -> Any:
         """There is no segment for such an input: write one, if it occurs repeatedly."""
         layout = x.shape, x.stride(), x.dtype, x.device
-        if key[0] is not None and x.dim():
+        takes_any = False
+        if len(key) == len(layout) + 1 and x.dim():  # a plain input
             if len(self.sizes) > _MOST:
                 self.sizes.clear()
-            sizes = self.sizes.setdefault(any_size(layout), set())
-            if len(sizes) >= _MOST_SIZES:  # generated calls take any size (see `Family`)
+            of_any = _for_any_size(key)
+            sizes = self.sizes.setdefault(of_any, set())
+            if len(sizes) < _MOST_SIZES:
+                sizes.add(x.shape[0])
+            elif key[0] is not None:
                 return NotImplemented
-            sizes.add(x.shape[0])
+            else:
+                key, takes_any = of_any, True
         left = self.waits.get(key)
         if left is None:
             # Before the walk is bound, as that of another graph would be bound for nothing.
@@ -261,8 +272,9 @@ class Run:
             if layout in self.layouts and self.again:
                 left, self.again = 0, self.again - 1
         if left > 0 or x.is_inference():
-            if len(self.waits) >= 4 * _MOST:
+            if len(self.waits) >= _MOST_WAITING:
                 self.waits.clear()
+                self.patience.clear()
             self.waits[key] = left - 1
             return NotImplemented
         # Wait for more calls each time that it is repeated: layers that keep changing are better
@@ -272,9 +284,19 @@ class Run:
             out, noted = self._watched(x)
         try:
             calls = [Call(*call) for call in noted]
-            written = Written(calls, self.calls, recording=key[0] is not None)
+            written = Written(calls, self.calls, key[0] is not None, takes_any)
         except Unwritable:
             return out
+        if takes_any:  # its source has to be the same for two sizes
+            size, before = self.samples.get(key, (0, written))
+            if size == x.shape[0]:
+                return out
+            if before is written or not written.is_like(before):
+                self.samples = {key: (x.shape[0], written)}
+                if before is written:
+                    self.waits[key] = 0
+                return out
+        written.compile()
         if len(self.kept) >= _MOST:
             oldest = [*self.kept][0]  # noqa: RUF015  another thread may change it meanwhile
             self.kept.pop(oldest, None)
@@ -319,7 +341,9 @@ class Written:
     changed. It holds no tensors except the parameters.
     """
 
-    def __init__(self, calls: "list[Call]", parts: "list[PartCall]", recording: bool) -> None:
+    def __init__(
+        self, calls: "list[Call]", parts: "list[PartCall]", records: bool, takes_any: bool
+    ) -> None:
         self.text = _Text(calls)
         for call in calls:
             if call.passes_on:
@@ -327,20 +351,34 @@ class Written:
         calls = [call for call in calls if not call.passes_on]
         if not calls:
             raise Unwritable
-        if not recording:
+        if not records:
             self.form: Form | None = None
-            self._infer(calls)
+            self._infer(calls, takes_any)
         else:
             params = {id(p) for call in calls for p in call.params.values() if p is not None}
             inner = [Inner(call.node(), params) for call in calls]
             self.form = Form(inner, self._record(calls, inner, parts))
+
+    def compile(self) -> "Written":
         self.compiled = self.text.compiled()
         self.function = self.compiled.function
+        return self
 
-    def _infer(self, calls: "list[Call]") -> None:
+    def is_like(self, other: "Written") -> bool:
+        """Is the source the same?"""
+        mine, others = self.text, other.text
+        names = others.environment
+        return (
+            mine.lines == others.lines
+            and mine.guards == others.guards
+            and all(source.is_same(mine.environment.get(name), names[name]) for name in names)
+        )
+
+    def _infer(self, calls: "list[Call]", takes_any: bool) -> None:
         for k, call in enumerate(calls):
             function = call.function
-            compute = function.choose(*call.args) or function.infer
+            choose = function.choose_for_any_size if takes_any else function.choose
+            compute = choose(*call.args) or function.infer
             if compute is None or (function.is_inplace and k == 0):
                 raise Unwritable
             if 0 < k < len(calls) - 1:
@@ -547,6 +585,11 @@ class _Text:
             ]
         )
         return source.Compiled(text, "forward", "segment", self.environment)
+
+
+def _for_any_size(key: _Key) -> _Key:
+    """The key of inputs that differ from one with this key by the first dimension only."""
+    return key[0], *any_size(key[1:])  # type: ignore[arg-type]
 
 
 class PartCall:
