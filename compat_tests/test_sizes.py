@@ -3,11 +3,17 @@
 As in `test_fast.py`, each program runs in three settings of the mirror.
 """
 
+import gc
+import weakref
+
 import pytest
 import torch
 
+import nnmirror
+from nnmirror import fast
+
 from .parity import parity
-from .test_fast import Wired, mode  # noqa: F401
+from .test_fast import Wired, bound_walks, mode  # noqa: F401
 
 
 def wired(nn):
@@ -179,3 +185,128 @@ def test_nets(nn, optim, make):
 @parity
 def test_losses(nn, optim, make, loss):
     return train(nn, optim, make, loss)
+
+
+def _frozen(i, net):
+    net.inp.weight.requires_grad_(i % 7 != 5)
+
+
+def _hooked(i, net):
+    if i == 30:
+        net.handle = net.inp.weight.register_hook(lambda g: g * 2)
+    if i == 40:
+        net.handle.remove()
+
+
+def _exchanged(i, net):
+    for p in net.parameters():
+        p.data = p.data * 0.99
+
+
+def _evaluated(i, net):
+    with torch.no_grad():
+        net(torch.randn(3 + i % 11, 3))
+
+
+BETWEEN = [_frozen, _hooked, _exchanged, _evaluated]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda between: between.__name__.strip("_"))
+@parity
+def test_changes_between_steps(nn, optim, between):
+    return train(nn, optim, wired, between=between)
+
+
+@parity
+def test_sizes_that_are_also_widths(nn, optim):
+    """A size may be that of a layer, of a constant or of a number by chance."""
+    torch.manual_seed(0)
+    weights, found = torch.rand(8), []
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    for n in [5, 6, 7, 9, 10, 11, 12, 13, 14, 8, 2, 3, 8, 4, 17, 8, 30, 2, 8]:
+        x = torch.randn(n, 8)
+        out = net(x) * weights + (weights[:, None] if n == 8 else 0.0)
+        loss = out.topk(2, 1).values.sum() / 8 + out.chunk(2)[0].mean() + out.sum(1)[:2].prod()
+        net.zero_grad()
+        (loss * (n / 10)).backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    return found
+
+
+@parity
+def test_two_batches_of_different_sizes(nn, optim):
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 4), []
+    for i, n in enumerate(sizes(60)):
+        one, other = net(torch.randn(n, 3)), net(torch.randn(i % 9 + 1, 3)).tanh()
+        net.zero_grad()
+        ((one[:, None] - other[None]).pow(2).sum(2).min(1).values.mean() + other.mean()).backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    return found
+
+
+@parity
+def test_several_walks_from_one_graph(nn, optim):
+    """With retained graphs, given gradients, gradients of inputs and of gradients."""
+    torch.manual_seed(0)
+    net, found = wired(nn), []
+    for n in sizes(40):
+        x = torch.randn(n, 3, requires_grad=True)
+        out = net(x)
+        loss = out.pow(2).mean()
+        net.zero_grad()
+        loss.backward(retain_graph=True)
+        (g,) = torch.autograd.grad(loss, x, retain_graph=True)
+        out.backward(torch.ones_like(out), retain_graph=True)
+        (h,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        h.pow(2).sum().backward()
+        found.append([loss.detach(), g, h.detach(), x.grad, *[p.grad for p in net.parameters()]])
+        found[-1] = [t.clone() for t in found[-1]]
+    return found
+
+
+@parity
+def test_prediction(nn, optim):
+    torch.manual_seed(0)
+    net = sequential(nn).eval()
+    with torch.no_grad():
+        return [net(torch.randn(n, 3)) for n in [*sizes(60), 0, 0, 0]]
+
+
+@parity
+def test_embedded_words(nn, optim):
+    torch.manual_seed(0)
+    words, net, found = nn.Embedding(20, 4), nn.Linear(4, 2), []
+    for n in sizes(60):
+        loss = net(words(torch.randint(20, (n, 3))).mean(1)).logsumexp(1).mean()
+        loss.backward()
+        found += [words.weight.grad.clone(), net.weight.grad.clone()]
+    return found
+
+
+def test_one_walk_is_bound_for_all(mode):  # noqa: F811
+    """Otherwise each size would be recorded: some milliseconds."""
+    torch.manual_seed(0)
+    net = wired(nnmirror)
+    before = len(bound_walks())
+    for n in range(2, 102):
+        nnmirror.functional.mse_loss(net(torch.randn(n, 3)), torch.randn(n, 2)).backward()
+    made = len(bound_walks()) - before
+    if mode == "bound when hot":
+        assert 0 < made < 12
+
+
+def test_models_are_freed_with_the_walks_for_any_size():
+    gc.collect()
+    gc.disable()
+    try:
+        net = wired(nnmirror)
+        for n in sizes(60):
+            nnmirror.functional.mse_loss(net(torch.randn(n, 3)), torch.randn(n, 2)).backward()
+        gone = weakref.ref(net.inp.weight)
+        before = len(bound_walks())
+        del net
+        assert gone() is None
+        assert len(bound_walks()) < before or not fast.enabled
+    finally:
+        gc.enable()

@@ -987,6 +987,8 @@ def _give_member(
         _describe(family, node, args, makes_new)
         family.repeats, family.plan, family.has_one_plan = repeats, plan, has_one_plan
         stored_with.follow(function, call, family)
+    if len(node.outputs) != len(family.outputs):  # pieces of a length
+        return False
     member = family.members.get(size)
     if member is None:
         plan = plan_of_size(family, function, args)

@@ -69,7 +69,7 @@ def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_g
         family.sized = False
         return False
     if family.sized is None:
-        family.sized = OfAnySize()
+        family.sized = OfAnySize(fast.after - 1)
     found: OfAnySize = family.sized
     walk = found.walk_for(size)
     if walk is not None:
@@ -78,15 +78,15 @@ def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_g
                 if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
                     walk.trusted = walk.is_right(size)
         return walk.trusted and _has_run(walk, node, walk.start, retain_graph)
-    found.misses += 1
-    if found.misses < fast.after:
+    if found.waits > 0:
+        found.waits -= 1
         return False
     try:
         with quietly():
             if not found.record(size, node, start):
                 family.sized = False
     except (_bound.ChangedSince, RuntimeError):
-        found.misses = -_PATIENCE
+        found.waits = _PATIENCE
     except Unbindable:
         family.sized = False
     return False

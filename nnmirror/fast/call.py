@@ -358,6 +358,8 @@ class Text:
         elif self.leaves:
             self.asks_tracked = True
         self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
+        if several and self.size is not None:  # pieces of a length, of which there may be more
+            self.lines.append(f"if len({out}) != {len(call.found.outputs)}: return None")
         if of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
             self.lines += [
                 f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"

@@ -28,7 +28,9 @@ from .shorter import Unbindable
 from .source import is_same
 
 _COMPARED = 2  # with the generic walk, for so many sizes
-_MOST_SAMPLES = 64  # recorded for one family
+_AT_ONCE = (
+    12  # sizes that are recorded at once; then, after ever more walks for which there is none
+)
 _MOST_APART = 4  # of them, that fit none of the walks
 _MOST_REPEATED = 8  # walks for a size that was recorded, and fits none of the others
 _MOST_SIZES = 1024  # whose values are kept
@@ -230,10 +232,10 @@ class SizedWalk(_bound.BoundWalk):
 class OfAnySize:
     """The walks from the members of one family."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: int) -> None:
         self.walks: list[SizedWalk] = []
         self.apart: list[Sample] = []  # those that fit none of the walks
-        self.misses = 0  # how often they had none for a size
+        self.waits = waits  # for how many more walks without one for their size
         self.recorded = self.repeated = 0
 
     def walk_for(self, size: int) -> SizedWalk | None:
@@ -245,8 +247,6 @@ class OfAnySize:
 
         Raises Unbindable if it cannot be bound, ChangedSince if it cannot be now.
         """
-        if self.recorded >= _MOST_SAMPLES:
-            return True
         if any([sample.size == size for sample in self.apart]):  # it has to be another one
             self.repeated += 1
             return bool(self.walks) or self.repeated < _MOST_REPEATED
@@ -256,6 +256,7 @@ class OfAnySize:
         sample = Sample(size, writer.source(), writer.environment)
         writer.put_off()
         self.recorded += 1
+        self.waits = (1 << max(self.recorded - _AT_ONCE, 0)) - 1
         if not any([walk.includes(sample) for walk in self.walks]):
             for other in self.apart:
                 if other.size == size:
