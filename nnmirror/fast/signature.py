@@ -343,7 +343,7 @@ class Family(Signature):
         made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
         self.admit(made, size)
         if len(self.members) >= _MOST_SIZES:
-            self.members.pop(next(iter(self.members)), None)
+            self.members.pop([*self.members][0], None)  # noqa: RUF015  other threads may add some
         self.members[size] = made
         return made
 

@@ -13,6 +13,7 @@ and if nothing else differs, that one is included.
 
 import math
 import re
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
@@ -28,9 +29,7 @@ from .shorter import Unbindable
 from .source import is_same
 
 _COMPARED = 2  # with the generic walk, for so many sizes
-_AT_ONCE = (
-    12  # sizes that are recorded at once; then, after ever more walks for which there is none
-)
+_AT_ONCE = 12  # sizes that are recorded at once; then after ever more walks that none is for
 _MOST_APART = 4  # of them, that fit none of the walks
 _MOST_REPEATED = 8  # walks for a size that was recorded, and fits none of the others
 _MOST_SIZES = 1024  # whose values are kept
@@ -237,6 +236,7 @@ class OfAnySize:
         self.apart: list[Sample] = []  # those that fit none of the walks
         self.waits = waits  # for how many more walks without one for their size
         self.recorded = self.repeated = 0
+        self.recording = threading.Lock()
 
     def walk_for(self, size: int) -> SizedWalk | None:
         return next((walk for walk in self.walks if walk.sizes.cover(size)), None)
@@ -247,6 +247,14 @@ class OfAnySize:
 
         Raises Unbindable if it cannot be bound, ChangedSince if it cannot be now.
         """
+        if not self.recording.acquire(blocking=False):
+            return True
+        try:
+            return self._record(size, node, start)
+        finally:
+            self.recording.release()
+
+    def _record(self, size: int, node: Node, start: torch.Tensor) -> bool:
         if any([sample.size == size for sample in self.apart]):  # it has to be another one
             self.repeated += 1
             return bool(self.walks) or self.repeated < _MOST_REPEATED
