@@ -38,6 +38,7 @@ from .fast.signature import (
     Kept,
     Made,
     Signature,
+    Sizes,
     Unsigned,
     any_size,
     names_size,
@@ -582,9 +583,10 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     if numbers_vary:
         apart = numbers_apart(key)
         found = None if apart is None else first.next.get((function, *apart))
-    stored_with, size = first, None
+    stored_with: Signature = first
+    sizes: Sizes = ()
     if found is None and (of_family := _call_of_family(function, args, edges)) is not None:
-        stored_with, call_of_any, size, numbers_vary = of_family
+        stored_with, call_of_any, sizes, numbers_vary = of_family
         found = stored_with.next.get(call_of_any)
     if found is None:
         return None
@@ -592,8 +594,8 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     if not (found.makes_new or found.makes_several):
         return None
     if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
-        noted = call.Noted(function, found, args, edges)
-        found.written = call.write([noted], args, edges, numbers_vary, size)
+        noted = call.Noted(function, found, args, edges, sizes=sizes)
+        found.written = call.write([noted], args, edges, numbers_vary, sizes)
     if found.written:
         before = stored_with.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
@@ -603,7 +605,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         met = found.written(found, first_arg, first_made, args)
         if met is not None:
             return met
-    return _once_more(function, args, found, edges) if found.makes_new and size is None else None
+    return _once_more(function, args, found, edges) if found.makes_new and not sizes else None
 
 
 _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
@@ -626,7 +628,7 @@ def keep_written(first: Signature, what: object, written: Kept) -> None:
     For `_one_of`, in place of the signature, several such functions and signatures."""
     family = first.of_family()
     if family is not None and first.calls is family.calls:
-        first.calls = dict(first.calls)  # what is written for this size only
+        first.calls = dict(first.calls)  # what is written for these sizes only
     elif first.calls is NO_CALLS:
         first.calls = {}
     first.calls[what] = written
@@ -890,6 +892,9 @@ def give_signature(
                 else node.plan.fixed(node.given, node.label)
             )
         first.follow(node.function, call, sign)
+        family = first.of_family()
+        if family is not None:
+            family.note_apart(node.function)
     elif sign.outputs != node.outputs:
         return
     node.signature = sign
@@ -908,14 +913,14 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.is_plain = len(node.outputs) == 1 and not node.function.is_view
 
 
-# The signature that stores a call, its key there, the size, and whether numbers are operands.
-_CallOfFamily: TypeAlias = tuple[Signature, object, int, bool]
+# The signature that stores a call, its key there, the sizes, and whether numbers are operands.
+_CallOfFamily: TypeAlias = tuple[Signature, object, Sizes, bool]
 
 
 def _call_of_family(
     function: type[Function], args: Args, edges: Sequence[Edge | None]
 ) -> _CallOfFamily | None:
-    """The call as one of a family; None if it is none: its signature stands for one size only."""
+    """The call as one of a family; None if it is none: its signature is for one size only."""
     formulas = function.formulas
     if formulas is None or formulas.refuse is not None or function.is_inplace:
         return None
@@ -923,48 +928,54 @@ def _call_of_family(
     of_results = [sign for sign in signs if sign is not None]
     if len(of_results) < len(edges) - [*edges].count(None) or not of_results:
         return None
-    sizes = {sign.size for sign in of_results if sign.size is not None}
-    if len(sizes) > 1:
-        return None
     first = of_results[0]
-    if sizes:
-        size = sizes.pop()
-    elif first.varying.get(function) is SIZES:
-        plain = [a for a, e in zip(args, edges, strict=False) if e is None]
-        size = next((a.shape[0] for a in plain if isinstance(a, torch.Tensor) and a.dim()), 0)
-    else:
-        return None
     stored_with = first.of_family() or first
     how = stored_with.varying.get(function)
-    if size < 2 or how is MORE or (how is NUMBERS and not formulas.takes_any_number):
+    if how is MORE or (how is NUMBERS and not formulas.takes_any_number):
+        return None
+    found = [size for sign in of_results for size in sign.sizes]
+    if how is SIZES:
+        plain = [a for a, e in zip(args, edges, strict=False) if e is None]
+        found += [a.shape[0] for a in plain if isinstance(a, torch.Tensor) and a.dim()]
+        found = [size for size in found if size > 1]
+    sizes = tuple(dict.fromkeys(found))  # each once
+    if not 0 < len(sizes) <= _MOST_SIZES:
         return None
     key: list[object] = []
     is_first = True
     try:
         for arg, sign in zip(args, signs, strict=False):
-            if sign is first and is_first:
-                is_first = False
-                if key:
-                    key.append(HERE)
-            elif sign is not None:
-                key.append(sign.serial if sign.size is None else sign.family_serial)
+            if sign is not None:
+                places = tuple([sizes.index(size) for size in sign.sizes])
+                if sign is first and is_first:
+                    is_first = False
+                    if key:
+                        key.append(HERE)
+                elif places:
+                    key.append((sign.family_serial, places))
+                else:
+                    key.append(sign.serial)
             elif isinstance(arg, torch.Tensor):
                 layout = of_tensor(arg)
-                key.append(any_size(layout) if layout[0][:1] == (size,) else layout)
+                is_one = len(layout[0]) > 0 and layout[0][0] in sizes
+                key.append((sizes.index(layout[0][0]), any_size(layout)) if is_one else layout)
             else:
-                key.append(of_value_for_any_size(arg, size))
+                key.append(of_value_for_any_size(arg, sizes))
     except Unsigned:
         return None
     if how is NUMBERS and (apart := numbers_apart(key)) is not None:
-        return stored_with, (function, *apart), size, True
-    return stored_with, ((function, *key) if key else function), size, False
+        return stored_with, (function, *apart), sizes, True
+    return stored_with, ((function, *key) if key else function), sizes, False
+
+
+_MOST_SIZES = 6  # of one member
 
 
 def _give_member(
     node: Node, of_family: _CallOfFamily, args: Args, out: object, makes_new: bool
 ) -> bool:
-    """Give `node` the signature of its size, in a new family if necessary; is there one?"""
-    stored_with, call, size, numbers_vary = of_family
+    """Give `node` the signature of its sizes, in a new family if necessary; is there one?"""
+    stored_with, call, sizes, numbers_vary = of_family
     function = node.function
     family: Any = stored_with.next.get(call)
     if family is None:
@@ -980,21 +991,20 @@ def _give_member(
             plan, has_one_plan = _formulas_of(function).plan_for_any_size(
                 args, node.needs_input_grad
             )
-            has_one_plan = has_one_plan and not any([names_size(arg, size) for arg in args])
+            has_one_plan = has_one_plan and not any([names_size(arg, sizes) for arg in args])
         if is_deep or plan is None:
             return False
         family = Family(stored_with.leaf, depth)
         _describe(family, node, args, makes_new)
         family.repeats, family.plan, family.has_one_plan = repeats, plan, has_one_plan
+        family.first_sizes = sizes
         stored_with.follow(function, call, family)
-    if len(node.outputs) != len(family.outputs):  # pieces of a length
-        return False
-    member = family.members.get(size)
+    member = family.members.get(sizes)
     if member is None:
         plan = plan_of_size(family, function, args)
-        if plan is None:
+        member = None if plan is None else family.new_member(sizes, node.outputs, plan)
+        if member is None:
             return False
-        member = family.new_member(size, node.outputs, plan)
     elif member.outputs != node.outputs:
         return True  # without one
     node.signature = member

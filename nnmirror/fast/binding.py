@@ -26,7 +26,7 @@ from ..node import Edge, Node, Target
 from ..walk import Progress, one_walk, unrecorded, walk
 from . import bound as _bound
 from .shorter import Unbindable
-from .signature import Family, Signature, Unsigned, of_tensor
+from .signature import Family, Signature, Sizes, Unsigned, of_tensor
 from .sized import OfAnySize
 
 
@@ -43,7 +43,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     with DisableTorchFunctionSubclass():
         family = sign.of_family()
         if family is not None and family.sized is not False:
-            return _has_run_for_any_size(family, sign.size, node, retain_graph)
+            return _has_run_for_any_size(family, sign.sizes, node, retain_graph)
         bound = sign.bound or _first_bound(node, sign)
         if not bound:
             return False
@@ -60,10 +60,9 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     return False
 
 
-def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_graph: bool) -> bool:
-    """Run the walk from a loss by the one that its family has for any size; False if there is
-    none for this graph. Recorded for this size, if the family has none for it yet."""
-    assert size is not None
+def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph: bool) -> bool:
+    """Run the walk from a loss by the one that its family has for any sizes; False if there
+    is none for this graph. Recorded for these sizes, if the family has none for them yet."""
     start = _start_of(node)
     if start is None:
         family.sized = False
@@ -71,19 +70,22 @@ def _has_run_for_any_size(family: Family, size: int | None, node: Node, retain_g
     if family.sized is None:
         family.sized = OfAnySize(fast.after - 1)
     found: OfAnySize = family.sized
-    walk = found.walk_for(size)
+    walk = found.walk_for(sizes)
     if walk is not None:
         if not walk.trusted:
-            with quietly():
-                if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
-                    walk.trusted = walk.is_right(size)
+            try:
+                with quietly():
+                    if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
+                        walk.trusted = walk.is_right(sizes)
+            except RuntimeError:  # as for other shapes
+                family.sized = False
         return walk.trusted and _has_run(walk, node, walk.start, retain_graph)
     if found.waits > 0:
         found.waits -= 1
         return False
     try:
         with quietly():
-            if not found.record(size, node, start):
+            if not found.record(sizes, node, start):
                 family.sized = False
     except (_bound.ChangedSince, RuntimeError):
         found.waits = _PATIENCE

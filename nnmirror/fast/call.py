@@ -20,7 +20,7 @@ from .._upcalls import upcall
 from ..constants import operand
 from ..tensor import Tensor, is_torchs
 from . import source
-from .signature import Family, Made, Signature, Unsigned, names_size, of_tensor, of_value
+from .signature import Family, Made, Signature, Sizes, Unsigned, names_size, of_tensor, of_value
 
 if TYPE_CHECKING:
     import nnmirror.function
@@ -42,6 +42,7 @@ class Noted(NamedTuple):
     edges: Sequence["nnmirror.node.Edge | None"]
     out: object = None
     node: "nnmirror.node.Node | None" = None
+    sizes: Sizes = ()  # of the member of the family `found`
 
 
 def write(
@@ -49,17 +50,17 @@ def write(
     args: Args,
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
-    size: int | None = None,
+    sizes: Sizes = (),
 ) -> Written | Literal[False]:
     """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
     the calls cannot be written.
 
     That is one call with these arguments, or several, of which the last gives the result and the
     other results are not exposed. If `numbers_vary`, any other number may be given in place of one
-    that is not an integer; if there is a `size`, the calls are those of families, and arguments may
-    have any size.
+    that is not an integer; if there are `sizes`, the calls are those of families, and arguments may
+    have any.
     """
-    text = written(calls, args, edges, numbers_vary, size)
+    text = written(calls, args, edges, numbers_vary, sizes)
     return text.made() if text else False
 
 
@@ -68,11 +69,11 @@ def written(
     args: Args,
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
-    size: int | None = None,
+    sizes: Sizes = (),
 ) -> "Text | Literal[False]":
     """The same as text."""
     try:
-        text = Text(args, edges, numbers_vary, size)
+        text = Text(args, edges, numbers_vary, sizes)
     except Unsigned:
         return False
     if calls[0].args is not args:
@@ -102,16 +103,14 @@ class Text:
         args: Args,
         edges: "Sequence[Edge | None]",
         numbers_vary: bool = False,
-        size: int | None = None,
+        sizes: Sizes = (),
     ) -> None:
         self.names = [f"a{i}" for i in range(len(args))]
-        self.numbers_vary, self.size = numbers_vary, size
-        # Whether the source has read it, and whether first of all; the plain argument that it is
-        # read from, if it is one.
-        self.knows_size, self.asks_size_first, self.has_size = False, False, -1
+        self.numbers_vary, self.sizes = numbers_vary, sizes
+        self.known: set[int] = set()  # which of the sizes, named size0, size1 ..., have been read
         self.args = args
         self.environment: source.Environment = {}
-        self.targets: list[str] = []
+        self.targets = [""] * len(args)
         # What is asked first, and asks no tracked tensor anything of torch: where several functions
         # are tried, most calls that are not for this one end here.
         self.first_lines: list[str] = []
@@ -134,13 +133,18 @@ class Text:
         self.kept_by_own: set[str] = set()  # results that their own nodes save
         # Tensors by their names: the arguments, and the results of the calls so far.
         self.words = {id(a): n for a, n in zip(args, self.names, strict=True) if _is_tensor(a)}
-        if size is not None:
-            self.find_size(args, edges)
-        for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
+        if sizes:
+            self.find_sizes(edges)
+        asks_torch = [
+            is_torchs(edge[0]) if edge is not None else isinstance(arg, Tensor)
+            for arg, edge in zip(args, edges, strict=True)
+        ]
+        # In the order in which they are asked.
+        for i in sorted(range(len(args)), key=asks_torch.__getitem__):
+            arg, edge = args[i], edges[i]
             conditions = self.asked(i, arg, edge)
             if conditions:
-                asks_torch = is_torchs(edge[0]) if edge is not None else isinstance(arg, Tensor)
-                lines = self.lines if asks_torch else self.first_lines
+                lines = self.lines if asks_torch[i] else self.first_lines
                 lines.append(f"if {' or '.join(conditions)}: return None")
             elif edge is None:
                 self.asked_at_length(i, arg)
@@ -151,11 +155,11 @@ class Text:
         """The conditions under which argument `i` does not match the signature."""
         a, n = f"a{i}", f"n{i}"
         if edge is None:
-            self.targets.append("None,")
+            self.targets[i] = "None,"
             return self.asked_of_plain(a, i, arg)
         target, index = edge
         if is_torchs(target):
-            self.targets.append(f"x{i},")
+            self.targets[i] = f"x{i},"
             if isinstance(arg, Tensor):  # an alias of a tensor of torch's
                 theirs = [
                     f"type({a}) is not Tensor",
@@ -173,7 +177,7 @@ class Text:
             return [*theirs, *self.of_layout(a, i, arg)]
         is_first, self.has_first = not self.has_first, True
         if target is arg:
-            self.targets.append(f"{a},")
+            self.targets[i] = f"{a},"
             if is_first:
                 return [f"{a} is not first"]
             return [
@@ -181,7 +185,7 @@ class Text:
                 f"(sign := {a}._signature) is None",
                 f"sign.serial != {self.constant('serial', i, arg._signature.serial)}",
             ]
-        self.targets.append(f"{n},")
+        self.targets[i] = f"{n},"
         sign = target.signature
         conditions = []
         if is_first:
@@ -192,13 +196,13 @@ class Text:
                 f"({n} := {a}._node) is None",
                 f"(sign := {n}.signature) is None",
             ]
-            if self.size is None or sign.size is None:
+            if not sign.sizes:
                 conditions.append(f"sign.serial != {self.constant('serial', i, sign.serial)}")
             else:
                 serial = self.constant("serial", i, sign.family_serial)
-                of_size = "sign.size != size" if self.knows_size else "not (size := sign.size)"
-                self.knows_size = True
-                conditions += [f"sign.family_serial != {serial}", of_size]
+                conditions.append(f"sign.family_serial != {serial}")
+                for k, size in enumerate(sign.sizes):
+                    conditions.append(self.asked_of_size(f"sign.sizes[{k}]", size))
         if not sign.is_plain:
             conditions.append(f"{a}._output_nr != {index}")
             self.lines.append(
@@ -222,8 +226,8 @@ class Text:
             return [f"{a} is not {arg}"]
         if kind is float and self.numbers_vary:
             return [f"type({a}) is not float"]
-        if self.size is not None and names_size(arg, self.size):
-            return self.asked_of_sizes(a, i, arg)
+        if names_size(arg, self.sizes):
+            return self.asked_of_numbers(a, i, arg)
         if kind is str or (kind in (int, float) and arg):
             value = self.constant("value", i, arg)
             return [f"type({a}) is not {kind.__name__} or {a} != {value}"]
@@ -233,13 +237,12 @@ class Text:
         """The conditions under which a tensor has another layout."""
         shape, stride, dtype, device = of_tensor(arg)
         of_shape = [f"{a}.shape != {self.constant('shape', i, shape)}"]
-        if self.size is not None and shape[:1] == (self.size,):
-            if i == self.has_size or not self.knows_size:
-                of_shape = [f"not {a}.dim()", f"(size := {a}.shape[0]) < 2"]
-                self.knows_size = True
-            else:
-                of_shape = []
-            of_shape.append(f"{a}.shape != (size, *{self.constant('shape', i, tuple(shape[1:]))})")
+        if shape and shape[0] in self.sizes:
+            rest = self.constant("shape", i, tuple(shape[1:]))
+            of_shape = [f"{a}.shape != ({self.size_name(shape[0])}, *{rest})"]
+            if self.sizes.index(shape[0]) not in self.known:
+                of_size = self.asked_of_size(f"{a}.shape[0]", shape[0])
+                of_shape = [f"not {a}.dim()", of_size, *of_shape]
         return [
             *of_shape,
             f"{a}.stride() != {self.constant('stride', i, stride)}",
@@ -249,35 +252,44 @@ class Text:
             else f"{a}.device != {self.constant('device', i, device)}",
         ]
 
-    def asked_of_sizes(self, a: str, i: int, arg: Any) -> list[str]:
-        """The same for an integer that is the size, or a tuple that contains it."""
-        if not self.asks_size_first or i < self.has_size:
+    def size_name(self, size: int) -> str:
+        return f"size{self.sizes.index(size)}"
+
+    def asked_of_size(self, found: str, size: int) -> str:
+        """The condition under which what is `found` is not this size. One that has not been read
+        yet differs from all others."""
+        place, known = self.sizes.index(size), sorted(self.known)
+        if place in known:
+            return f"{found} != size{place}"
+        self.known.add(place)
+        return f"(size{place} := {found}) in (0, 1, {' '.join(f'size{k},' for k in known)})"
+
+    def asked_of_numbers(self, a: str, i: int, arg: Any) -> list[str]:
+        """The same for an integer that is one of the sizes, or a tuple that contains some."""
+        items = arg if type(arg) in (tuple, torch.Size) else (arg,)
+        of_size = [item for item in items if item in self.sizes]
+        if {*map(type, items)} != {int} or not self.known.issuperset(
+            map(self.sizes.index, of_size)
+        ):
             raise Unsigned
+        words = [self.size_name(item) if item in of_size else repr(item) for item in items]
         kind = self.constant("kind", i, type(arg))
         if type(arg) is int:
-            return [f"type({a}) is not int or {a} != size"]
-        if type(arg) not in (tuple, torch.Size) or {*map(type, arg)} != {int}:
-            raise Unsigned
-        items = ["size" if item == self.size else repr(item) for item in arg]
+            return [f"type({a}) is not {kind} or {a} != {words[0]}"]
         kinds = self.constant("kinds", i, (int,) * len(arg))
         return [
-            f"type({a}) is not {kind} or {a} != ({', '.join(items)},)"
+            f"type({a}) is not {kind} or {a} != ({', '.join(words)},)"
             f" or tuple(map(type, {a})) != {kinds}"
         ]
 
-    def find_size(self, args: Args, edges: "Sequence[Edge | None]") -> None:
-        """Choose what the size is read from: what is asked first."""
-        first = next((edge[0] for edge in edges if edge is not None), None)
+    def find_sizes(self, edges: "Sequence[Edge | None]") -> None:
+        """Write where the sizes of the first tensor with a signature are read."""
+        first: Any = next((edge[0] for edge in edges if edge is not None), None)
         sign = None if isinstance(first, torch.Tensor) or first is None else first.signature
-        if sign is not None and sign.size is not None:
-            self.first_lines.append("size = made.signature.size")
-            self.knows_size = self.asks_size_first = True
-            return
-        for i, (arg, edge) in enumerate(zip(args, edges, strict=True)):
-            if edge is None and type(arg) is torch.Tensor and arg.shape[:1] == (self.size,):
-                self.knows_size = self.asks_size_first = True
-                self.has_size = i
-                return
+        if sign is not None and sign.sizes:
+            names = [self.size_name(size) for size in sign.sizes]
+            self.first_lines.append(f"{', '.join(names)}, = made.signature.sizes")
+            self.known = {self.sizes.index(size) for size in sign.sizes}
 
     def asked_at_length(self, i: int, arg: object) -> None:
         """The same for one that is compared item by item."""
@@ -332,13 +344,15 @@ class Text:
         targets = self.targets if is_whole else [self.target(e) for e in call.edges]
         out, node = f"out{number}", f"node{number}"
         sign = f"found{number}"
-        if self.size is not None:
+        of_call = ""
+        if self.sizes:
             sign = f"sign{number}"
+            of_call = f"({' '.join(f'{self.size_name(size)},' for size in call.sizes)})"
             given_args = "args" if is_whole else f"({' '.join(f'{word},' for word in words)})"
             if not isinstance(call.found, Family):
                 raise Unwritable
             self.lines += [
-                f"{sign} = found{number}.members.get(size)",
+                f"{sign} = found{number}.members.get({of_call})",
                 f"if {sign} is None and (plan{number} :="
                 f" plan_of_size(found{number}, function{number}, {given_args})) is None:"
                 " return None",
@@ -358,17 +372,18 @@ class Text:
         elif self.leaves:
             self.asks_tracked = True
         self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
-        if several and self.size is not None:  # pieces of a length, of which there may be more
+        if several and self.sizes:  # pieces of a length, of which there may be more
             self.lines.append(f"if len({out}) != {len(call.found.outputs)}: return None")
         if of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
             self.lines += [
                 f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
                 for i in of_more.formulas.underived
             ]
-        if self.size is not None:
+        if self.sizes:
             self.lines.append(
-                f"if {sign} is None: {sign} ="
-                f" found{number}.new_member(size, outputs_of({out}), plan{number})"
+                f"if {sign} is None and ({sign} :="
+                f" found{number}.new_member({of_call}, outputs_of({out}), plan{number})) is None:"
+                " return None"
             )
         result = out
         if several:
@@ -413,7 +428,7 @@ class Text:
             self.lines.append(f"{node}.given = given(args)")
         if call.found.checks_shape:
             shape = f"{sign}.outputs[0][0]"
-            if self.size is None:
+            if not self.sizes:
                 new["shape"], shape = call.found.outputs[0][0], "shape"
             self.lines.append(f"if out.shape != {shape}: unlike(node, out)")
         self.lines.append(f"{node}.sequence = next(sequence)")
@@ -504,7 +519,7 @@ class Text:
         """The source of an operand: a number as a tensor, if possible, which is faster."""
         if type(value) not in _NUMBERS or not _is_tensor(like) or self.numbers_vary:
             return word
-        if self.size is not None and value == self.size:
+        if names_size(value, self.sizes):
             return word
         self.environment[name] = operand(value, like)
         return name

@@ -23,7 +23,7 @@ from ..node import Edge
 from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
-from .signature import Made, Signature
+from .signature import Made, Signature, Sizes
 from .source import is_same
 
 C = TypeVar("C", bound=TorchFunction)
@@ -152,14 +152,14 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
         operands = {id(a) for _, operands, *_ in noted for a in operands}
         if any(isinstance(a, torch.Tensor) and id(a) not in operands for a in given):
             noted.clear()
-    text, signs = _written(noted, given, out, sign.size)
+    text, signs = _written(noted, given, out, sign.sizes)
     found: tuple[_call.Written, object] = _nothing, None
     sample = None
     if text:
-        # What takes any size has to be the same for two.
-        sample = sign.size, text.source(), text.environment
+        # What takes any sizes has to be the same for two.
+        sample = sign.sizes, text.source(), text.environment
         is_other = before is not None and before[0] != sample[0]
-        if sign.size is None or (is_other and is_same(before[1:], sample[1:])):
+        if not sign.sizes or (is_other and is_same(before[1:], sample[1:])):
             found = text.made(), signs
     tape.keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
     return out
@@ -192,10 +192,10 @@ def _nothing(found: object, first: object, made: object, args: Args) -> None:
 
 
 def _written(
-    noted: list[_state.Noted], given: Args, out: object, size: int | None
+    noted: list[_state.Noted], given: Args, out: object, sizes: Sizes
 ) -> tuple[_call.Text | Literal[False], object]:
-    """A function that makes the calls that were noted, as text, and their signatures: if there is a
-    `size`, their families."""
+    """A function that makes the calls that were noted, as text, and their signatures: if there are
+    `sizes`, their families."""
     nothing: tuple[Literal[False], object] = False, None
     if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:
         return nothing
@@ -209,11 +209,12 @@ def _written(
             return nothing
         if sign is not None and node.label != sign.label:  # set after the call was recorded
             return nothing
-        if size is not None and sign is not None:
-            if sign.size != size:
+        of_call = () if sign is None else sign.sizes
+        if sizes and sign is not None:
+            if not {*of_call} <= {*sizes}:
                 return nothing
             sign = sign.of_family()
-        calls.append(_call.Noted(function, sign, args, node.edges, result, node))
+        calls.append(_call.Noted(function, sign, args, node.edges, result, node, of_call))
     edges: list[Edge | None] = []
     with DisableTorchFunctionSubclass():
         for value in given:
@@ -221,6 +222,6 @@ def _written(
             edges.append(edge_of(value) if is_tensor else None)
         if any(e is not None and is_torchs(e[0]) for e in edges):
             return nothing
-        text = _call.written(calls, given, edges, size=size)
+        text = _call.written(calls, given, edges, sizes=sizes)
     signs = tuple([c.found for c in calls])
     return text, signs if len(signs) > 1 else signs[0]

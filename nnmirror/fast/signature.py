@@ -10,7 +10,8 @@ input only the layout counts, so that the further steps have the same signatures
 has the same operations only if all its nodes have the same signatures, which `bound.py` checks too.
 
 Where the size of a batch varies, the signatures that differ by nothing but that size form a family
-(`Family`): a call on a member is recorded by the same generated function for all sizes.
+(`Family`): a call on a member is recorded by the same generated function for all sizes. There may
+be several sizes, such as the numbers of nodes and of edges of a graph.
 
 A signature holds no tensor. Each is stored with the signature of its first tracked input, up to
 that of a leaf, which is stored with the leaf: when a model is freed, so are its signatures.
@@ -42,6 +43,7 @@ _REPEATS, _CALLS = 2, 100
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
 _MOST_SIZES = 1024  # members of a family
+_MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
 # the first dimension of tensors, whose signatures then form a family; or by more, so that they get
@@ -52,6 +54,7 @@ NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 # as long to compile as a hundred calls, and the next episode has another length.
 MOST_ARGUMENTS = 32
 
+Sizes: TypeAlias = tuple[int, ...]
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 # A recorded call: the result, and the node.
@@ -132,7 +135,7 @@ class Signature(Alike):
         "replays",
         "serial",
         "siblings",
-        "size",
+        "sizes",
         "tap_walks",
         "tapped",
         "to_ends",
@@ -197,10 +200,10 @@ class Signature(Alike):
         # Of the first such call: its sequence number and its place.
         self.origin: tuple[int, Origin] | None = None
         self.checks_shape = False  # the shape of the result depends on the data
-        # Of a member of a family: that, what stands for it in the keys of others, and the size.
+        # Of a member of a family: that, what stands for it in the keys of others, and the sizes.
         self.family: weakref.ref[Family] | None = None
         self.family_serial: int | None = None
-        self.size: int | None = None
+        self.sizes: Sizes = ()
 
     def output(self, index: int) -> "Signature":
         """The signature of output `index` of a call with several."""
@@ -213,7 +216,7 @@ class Signature(Alike):
             made.repeats, made.is_deep = self.repeats, self.is_deep
             family = self.of_family()
             if family is not None:
-                family.output(index).admit(made, self.size)
+                family.output(index).admit(made, self.sizes)
             self.siblings[index] = made
         return self.siblings[index]
 
@@ -302,20 +305,23 @@ class Signature(Alike):
 
 
 class Family(Signature):
-    """The signatures of calls that differ only by the first dimension of tensors, their size.
+    """The signatures of calls that differ only by the first dimension of tensors, their sizes.
 
-    Each member has the signature's usual meaning for its size. They have in common the generated
-    functions of the calls on them, which take any size.
+    Each member has the signature's usual meaning for its sizes, which are different numbers, none
+    less than two. They have in common the generated functions of the calls on them, which take any.
     """
 
-    __slots__ = ("has_one_plan", "members", "sized")
+    __slots__ = ("apart", "first_sizes", "has_one_plan", "members", "sized")
 
     def __init__(self, leaf: "weakref.ref[Signature] | None" = None, depth: int = 0) -> None:
         super().__init__(leaf, depth)
         self.calls = {}  # its own, as members refer to it
-        self.members: dict[int, Signature] = {}
-        self.has_one_plan = False  # which does not depend on the size
-        # The walks from here for any size (see fast/sized.py); False if there can be none.
+        self.members: dict[Sizes, Signature] = {}
+        self.first_sizes: Sizes = ()  # what `outputs` are of
+        self.has_one_plan = False  # which does not depend on the sizes
+        # For each function: how many calls on members have signatures of their own.
+        self.apart: dict[object, int] = {}
+        # The walks from here for any sizes (see fast/sized.py); False if there can be none.
         self.sized: Any = None
 
     def output(self, index: int) -> "Family":
@@ -328,24 +334,48 @@ class Family(Signature):
             self.siblings[index] = Family(self.leaf, self.depth)
         return self.siblings[index]  # type: ignore[return-value]
 
-    def admit(self, member: Signature, size: int | None) -> None:
-        """Make `member` the one of this size."""
-        member.family, member.family_serial, member.size = weakref.ref(self), self.serial, size
+    def admit(self, member: Signature, sizes: Sizes) -> None:
+        """Make `member` the one of these sizes."""
+        member.family, member.family_serial, member.sizes = weakref.ref(self), self.serial, sizes
         member.calls, member.varying = self.calls, self.varying
 
-    def new_member(self, size: int, outputs: Sequence[Any], plan: "Plan | None") -> Signature:
-        """The new member of this size."""
+    def new_member(
+        self, sizes: Sizes, outputs: Sequence[Any], plan: "Plan | None"
+    ) -> Signature | None:
+        """The new member of these sizes; None if these are no results of it: there are more pieces,
+        or the shape follows from the data."""
+        if len(outputs) != len(self.outputs):
+            return None
+        if self.checks_shape and not all(
+            map(self._has_shape_for, [sizes] * len(outputs), outputs, self.outputs)
+        ):
+            return None
         made = Signature(self.leaf, self.depth)
         made.repeats, made.is_deep = self.repeats, self.is_deep
         made.places, made.needs, made.label = self.places, self.needs, self.label
         made.indices, made.origin, made.is_plain = self.indices, self.origin, self.is_plain
         made.makes_new, made.makes_several = self.makes_new, self.makes_several
         made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
-        self.admit(made, size)
+        self.admit(made, sizes)
         if len(self.members) >= _MOST_SIZES:
             self.members.pop([*self.members][0], None)  # noqa: RUF015  other threads may add some
-        self.members[size] = made
+        self.members[sizes] = made
         return made
+
+    def _has_shape_for(self, sizes: Sizes, result: Any, first: Any) -> bool:
+        """Does each dimension of a result have the length of the first member's, or its size?"""
+        if result is None or first is None or len(result[0]) != len(first[0]):
+            return result is first
+        pairs = [*zip(self.first_sizes, sizes, strict=True)]
+        lengths = zip(first[0], result[0], strict=True)
+        return all([one == other or (one, other) in pairs for one, other in lengths])
+
+    def note_apart(self, function: object) -> None:
+        """A call on a member has a signature of its own. Where that goes on, calls of the function
+        differ by more than sizes."""
+        self.apart[function] = self.apart.get(function, 0) + 1
+        if self.apart[function] > _MOST_APART:
+            self.varying[function] = MORE
 
 
 def _repeats_of(
@@ -403,22 +433,22 @@ def any_size(layout: Layout) -> tuple[object, ...]:
     return (SIZES, shape[1:], *others)
 
 
-def of_value_for_any_size(value: Any, size: int) -> object:
-    """The key of an argument that is not a tensor, where an integer that is the size stands for
-    any."""
+def of_value_for_any_size(value: Any, sizes: Sizes) -> object:
+    """The key of an argument that is not a tensor, where an integer that is one of the `sizes`
+    stands for any."""
     kind = type(value)
-    if kind is int and value == size:
-        return kind, SIZES
+    if kind is int and value in sizes:
+        return kind, SIZES, sizes.index(value)
     if kind in (tuple, torch.Size):
-        return kind, tuple([of_value_for_any_size(v, size) for v in value])
+        return kind, tuple([of_value_for_any_size(v, sizes) for v in value])
     return of_value(value)
 
 
-def names_size(value: Any, size: int) -> bool:
-    """Is it the size, or a tuple that contains it?"""
+def names_size(value: Any, sizes: Sizes) -> bool:
+    """Is it one of the sizes, or a tuple that contains one?"""
     if type(value) in (tuple, torch.Size):
-        return any([names_size(v, size) for v in value])
-    return type(value) is int and value == size
+        return any([names_size(v, sizes) for v in value])
+    return type(value) is int and value in sizes
 
 
 def _differ_by_size(keys: Sequence[object]) -> bool:

@@ -6,15 +6,19 @@ recorded for two sizes. If each difference is a multiple of the size, or a quoti
 source gets these values from the size instead. Like each bound walk it is compared with the generic
 one before it is used, for two further sizes.
 
-A rule may choose otherwise from some size on; then the sources differ by more. So such a walk is
-used only for sizes between those that it was recorded for. For another one it is recorded again,
-and if nothing else differs, that one is included.
+A rule may choose otherwise from some size on; then the sources differ by more. And a third of the
+rows is a multiple of 1 / 3 only if it comes out even. So such a walk is used only for sizes between
+those that it was recorded for, and divisible by what all of these are. For another one it is
+recorded again, and if nothing else differs, that one is included.
+
+If there are several sizes, all this holds for each of them, and for their products.
 """
 
+import itertools
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,6 +30,7 @@ from . import bound as _bound
 from . import source
 from .memory import Memory
 from .shorter import Unbindable
+from .signature import Sizes
 from .source import is_same
 
 _COMPARED = 2  # with the generic walk, for so many sizes
@@ -39,23 +44,25 @@ _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])")
 
 
 class _Multiple(NamedTuple):
-    """`factor` times the size."""
+    """`factor` times a size."""
 
+    place: int
     factor: int
 
-    def of(self, size: int) -> int:
-        return self.factor * size
+    def of(self, sizes: Sizes) -> int:
+        return self.factor * sizes[self.place]
 
 
 class _Quotient(NamedTuple):
-    """`above` / (`below` times the size, minus `less`), as for a mean or an unbiased variance."""
+    """`above` / (`below` times a size, minus `less`), as for a mean or an unbiased variance."""
 
+    place: int
     above: int
     below: int
     less: int = 0
 
-    def of(self, size: int) -> float:
-        return self.above / (self.below * size - self.less)
+    def of(self, sizes: Sizes) -> float:
+        return self.above / (self.below * sizes[self.place] - self.less)
 
 
 class _Constant(NamedTuple):
@@ -64,74 +71,87 @@ class _Constant(NamedTuple):
     number: _Multiple | _Quotient
     like: torch.Tensor
 
-    def of(self, size: int) -> torch.Tensor:
-        return constant(float(self.number.of(size)), self.like.dtype, self.like.device)
+    def of(self, sizes: Sizes) -> torch.Tensor:
+        return constant(float(self.number.of(sizes)), self.like.dtype, self.like.device)
 
 
 class _Several(NamedTuple):
-    """A tuple or list of which some items depend on the size."""
+    """A tuple or list of which some items depend on the sizes."""
 
     kind: type
     items: list[object]
 
-    def of(self, size: int) -> Any:
-        return self.kind([_at(item, size) for item in self.items])
+    def of(self, sizes: Sizes) -> Any:
+        return self.kind([_at(item, sizes) for item in self.items])
 
 
-_OfSize: TypeAlias = _Multiple | _Quotient | _Constant | _Several
+_OfSizes: TypeAlias = _Multiple | _Quotient | _Constant | _Several
 
 
-def _at(value: object, size: int) -> object:
-    """The value for this size."""
-    return value.of(size) if isinstance(value, _OfSize) else value
+def _at(value: object, sizes: Sizes) -> object:
+    """The value for these sizes."""
+    return value.of(sizes) if isinstance(value, _OfSizes) else value
 
 
-def _fitted(one: Any, size: int, other: Any, other_size: int) -> object:
-    """What is `one` for `size` and `other` for `other_size`. Raises Unbindable if that is not
+def _with_products(sizes: Sizes) -> Sizes:
+    """The sizes, and the products of two."""
+    pairs = itertools.combinations_with_replacement(sizes, 2)
+    return *sizes, *[one * other for one, other in pairs]
+
+
+def _fitted(one: Any, sizes: Sizes, other: Any, other_sizes: Sizes) -> object:
+    """What is `one` for `sizes` and `other` for `other_sizes`. Raises Unbindable if that is not
     known."""
     if is_same(one, other):
         return other
     kind = type(one)
     if kind is not type(other):
         raise Unbindable
-    if kind is int and one % size == 0 and one * other_size == other * size:
-        return _Multiple(one // size)
-    if kind is float:
-        for quotient in _quotients(one, size):
-            if quotient.of(size) == one and quotient.of(other_size) == other:
-                return quotient
     if kind in (torch.Size, tuple, list) and len(one) == len(other):
-        items = [_fitted(a, size, b, other_size) for a, b in zip(one, other, strict=True)]
+        items = [_fitted(a, sizes, b, other_sizes) for a, b in zip(one, other, strict=True)]
         return _Several(kind, items)
+    number = one
     if kind is torch.Tensor and not one.dim() and one.is_floating_point():
         number = one.item()
-        if not math.isfinite(number):
-            raise Unbindable
-        tried: list[_Multiple | _Quotient] = [_Multiple(int(number / size))]
-        for of_size in [*tried, *_quotients(number, size)]:
-            found = _Constant(of_size, one)
-            if is_same(found.of(size), one) and is_same(found.of(other_size), other):
-                return found
-    raise Unbindable
+    found: list[_OfSizes] = [
+        _Constant(guess, one) if kind is torch.Tensor else guess
+        for place, size in enumerate(sizes)
+        for guess in _guesses(number, place, size)
+    ]
+    found = [
+        guess
+        for guess in found
+        if is_same(guess.of(sizes), one) and is_same(guess.of(other_sizes), other)
+    ]
+    if len({_place_of(guess) for guess in found}) != 1:  # it may be either
+        raise Unbindable
+    return found[0]
 
 
-def _quotients(number: float, size: int) -> list[_Quotient]:
-    """What `number` may be for this size."""
-    if not number or not math.isfinite(number):
-        return []
-    share = (Fraction(number) * size).limit_denominator(_LARGEST_DENOMINATOR)
-    found = [_Quotient(share.numerator, share.denominator)]
-    for above in 1, 2:
-        below = round((above / number + 1) / size)
-        found += [_Quotient(above, below, 1)] if below * size > 1 else []
-    return found
+def _place_of(found: _OfSizes) -> object:
+    number = found.number if isinstance(found, _Constant) else found
+    return number[0]
+
+
+def _guesses(number: object, place: int, size: int) -> Iterator[_Multiple | _Quotient]:
+    """What `number` may be."""
+    if type(number) is int or (type(number) is float and number.is_integer()):
+        if number % size == 0:
+            yield _Multiple(place, int(number) // size)
+    elif type(number) is float and math.isfinite(number):
+        share = (Fraction(number) * size).limit_denominator(_LARGEST_DENOMINATOR)
+        yield _Quotient(place, share.numerator, share.denominator)
+        for above in 1, 2:
+            below = round((above / number + 1) / size)
+            if below * size > 1:
+                yield _Quotient(place, above, below, 1)
 
 
 class Sample:
-    """A walk that was recorded for one size."""
+    """A walk that was recorded for these sizes."""
 
-    def __init__(self, size: int, text: str, environment: source.Environment) -> None:
-        self.size, self.environment = size, dict(environment)
+    def __init__(self, sizes: Sizes, text: str, environment: source.Environment) -> None:
+        self.sizes, self.environment = sizes, dict(environment)
         parts = _NUMBER.split(text)
         self.between, self.numbers = parts[::2], [*map(_read, parts[1::2])]
 
@@ -140,91 +160,101 @@ def _read(number: str) -> int | float:
     return int(number) if number.isdigit() else float(number)
 
 
-class Sizes:
-    """The values that a walk gets from its size; None for a size that it was not recorded for."""
+class Values:
+    """The values that a walk gets from its sizes; None for sizes that it was not recorded for."""
 
-    def __init__(self, values: Sequence[_OfSize], sizes: tuple[int, int]) -> None:
+    def __init__(self, values: Sequence[_OfSizes], one: Sizes, other: Sizes) -> None:
         self.values = values
-        self.known: dict[int, tuple[object, ...]] = {}
-        self.least, self.most = min(sizes), max(sizes)
-        self.step = math.gcd(*sizes) & -math.gcd(*sizes)  # the power of two that divides them
+        self.known: dict[Sizes, tuple[object, ...]] = {}
+        self.recorded = {one, other}
+        self.least = tuple(map(min, one, other))
+        self.most = tuple(map(max, one, other))
+        self.steps = tuple(map(math.gcd, one, other))
 
-    def include(self, size: int) -> None:
-        self.least, self.most = min(self.least, size), max(self.most, size)
-        self.step = math.gcd(self.step, size)
+    def include(self, sizes: Sizes) -> None:
+        self.recorded.add(sizes)
+        self.least = tuple(map(min, self.least, sizes))
+        self.most = tuple(map(max, self.most, sizes))
+        self.steps = tuple(map(math.gcd, self.steps, sizes))
 
-    def cover(self, size: int) -> bool:
-        return self.least <= size <= self.most and size % self.step == 0
+    def cover(self, sizes: Sizes) -> bool:
+        if sizes in self.known:
+            return True
+        every = zip(self.least, sizes, self.most, self.steps, strict=True)
+        return all([least <= n <= most and n % step == 0 for least, n, most, step in every])
 
-    def __call__(self, size: int) -> tuple[object, ...] | None:
-        found = self.known.get(size)
-        if found is None and self.cover(size):
+    def __call__(self, sizes: Sizes) -> tuple[object, ...] | None:
+        found = self.known.get(sizes)
+        if found is None and self.cover(sizes):
             if len(self.known) >= _MOST_SIZES:
                 self.known.clear()
-            found = self.known[size] = tuple([value.of(size) for value in self.values])
+            every = _with_products(sizes)
+            found = self.known[sizes] = tuple([value.of(every) for value in self.values])
         return found
 
 
 class _Writer(_bound.Writer):
-    """Writes the source for one size."""
+    """Writes the source for one member of a family."""
 
     def memory(self) -> Memory | None:
-        return None  # for another size it is another one
+        return None  # for another one it has other sizes
 
 
 class SizedWalk(_bound.BoundWalk):
-    """A bound walk for any size that its `sizes` cover."""
+    """A bound walk for any sizes that its `values` cover."""
 
     def __init__(self, one: Sample, other: Sample, writer: _Writer, root: Node) -> None:
         known = one.environment
         if one.between != other.between or known.keys() != other.environment.keys():
             raise Unbindable
-        self.between, sizes = one.between, (one.size, other.size)
+        self.between = one.between
+        sizes, other_sizes = _with_products(one.sizes), _with_products(other.sizes)
         self.numbers = [
-            _fitted(a, one.size, b, other.size)
+            _fitted(a, sizes, b, other_sizes)
             for a, b in zip(one.numbers, other.numbers, strict=True)
         ]
         self.environment = {
-            name: _fitted(known[name], one.size, value, other.size)
+            name: _fitted(known[name], sizes, value, other_sizes)
             for name, value in other.environment.items()
         }
         text = self.between[0]
-        values: dict[str, _OfSize] = {}
+        values: dict[str, _OfSizes] = {}
         for number, after in zip(self.numbers, self.between[1:], strict=True):
-            if isinstance(number, _OfSize):
+            if isinstance(number, _OfSizes):
                 name = f"z{len(values)}"
                 values[name] = number
                 text += name + after
             else:
                 text += repr(number) + after
-        values.update({k: v for k, v in self.environment.items() if isinstance(v, _OfSize)})
-        self.sizes = Sizes([*values.values()], sizes)
+        values.update({k: v for k, v in self.environment.items() if isinstance(v, _OfSizes)})
+        self.values = Values([*values.values()], one.sizes, other.sizes)
         head, _, rest = text.partition("\n")
-        lines = [head, "    if (sized := of_size(n0.signature.size)) is None: return None"]
+        lines = [head, "    if (z := of_sizes(n0.signature.sizes)) is None: return None"]
         if values:
-            lines.append(f"    {', '.join(values)}, = sized")
+            lines.append(f"    {', '.join(values)}, = z")
         environment = {k: v for k, v in self.environment.items() if k not in values}
         super().__init__(
-            writer, root, "\n".join([*lines, rest]), environment | {"of_size": self.sizes}
+            writer, root, "\n".join([*lines, rest]), environment | {"of_sizes": self.values}
         )
         self.start = writer.start
-        self.compared: set[int] = set()  # for these sizes with the generic walk
+        self.compared: set[Sizes] = set()  # for these with the generic walk
 
     def includes(self, sample: Sample) -> bool:
-        """Is this walk the same for the size of `sample`? Then it is used for it."""
-        size, environment = sample.size, sample.environment
+        """Is this walk the same for the sizes of `sample`? Then it is used for them."""
+        sizes, environment = _with_products(sample.sizes), sample.environment
         if sample.between != self.between or environment.keys() != self.environment.keys():
             return False
         known = [*self.numbers, *self.environment.values()]
         found = [*sample.numbers, *[environment[name] for name in self.environment]]
-        if not all(is_same(_at(a, size), b) for a, b in zip(known, found, strict=True)):
+        if not all(is_same(_at(a, sizes), b) for a, b in zip(known, found, strict=True)):
             return False
-        self.sizes.include(size)
+        self.values.include(sample.sizes)
         return True
 
-    def is_right(self, size: int) -> bool:
-        """It has had the bits of the generic walk for `size`: is that enough?"""
-        self.compared.add(size)
+    def is_right(self, sizes: Sizes) -> bool:
+        """It has had the bits of the generic walk for `sizes`: is that enough?"""
+        if sizes not in self.values.recorded:
+            self.compared.add(sizes)
         return len(self.compared) >= _COMPARED
 
 
@@ -238,36 +268,36 @@ class OfAnySize:
         self.recorded = self.repeated = 0
         self.recording = threading.Lock()
 
-    def walk_for(self, size: int) -> SizedWalk | None:
-        return next((walk for walk in self.walks if walk.sizes.cover(size)), None)
+    def walk_for(self, sizes: Sizes) -> SizedWalk | None:
+        return next((walk for walk in self.walks if walk.values.cover(sizes)), None)
 
-    def record(self, size: int, node: Node, start: torch.Tensor) -> bool:
-        """Record the walk from `node`, if that may be worth it; False if there are no walks for any
-        size.
+    def record(self, sizes: Sizes, node: Node, start: torch.Tensor) -> bool:
+        """Record the walk from `node`, if that may be worth it; False if there can be none for any
+        sizes.
 
         Raises Unbindable if it cannot be bound, ChangedSince if it cannot be now.
         """
         if not self.recording.acquire(blocking=False):
             return True
         try:
-            return self._record(size, node, start)
+            return self._record(sizes, node, start)
         finally:
             self.recording.release()
 
-    def _record(self, size: int, node: Node, start: torch.Tensor) -> bool:
-        if any([sample.size == size for sample in self.apart]):  # it has to be another one
+    def _record(self, sizes: Sizes, node: Node, start: torch.Tensor) -> bool:
+        if any([sample.sizes == sizes for sample in self.apart]):  # it has to be another one
             self.repeated += 1
             return bool(self.walks) or self.repeated < _MOST_REPEATED
         writer = _Writer(node)
         writer.start_varies = True  # or what is computed from it has this size
         writer.go_back(start)
-        sample = Sample(size, writer.source(), writer.environment)
+        sample = Sample(sizes, writer.source(), writer.environment)
         writer.put_off()
         self.recorded += 1
         self.waits = (1 << max(self.recorded - _AT_ONCE, 0)) - 1
         if not any([walk.includes(sample) for walk in self.walks]):
             for other in self.apart:
-                if other.size == size:
+                if other.sizes == sizes:
                     continue
                 try:
                     walk = SizedWalk(other, sample, writer, node)
