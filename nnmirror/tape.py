@@ -34,13 +34,15 @@ from .fast.signature import (
     NO_CALLS,
     NUMBERS,
     SIZES,
+    Behind,
     Family,
     Kept,
     Made,
     Signature,
     Sizes,
     Unsigned,
-    any_size,
+    integers_in,
+    layout_for_any_size,
     names_size,
     numbers_apart,
     of_tensor,
@@ -922,7 +924,7 @@ def _call_of_family(
 ) -> _CallOfFamily | None:
     """The call as one of a family; None if it is none: its signature is for one size only."""
     formulas = function.formulas
-    if formulas is None or formulas.refuse is not None or function.is_inplace:
+    if formulas is None or function.is_inplace:
         return None
     signs = [None if edge is None else signature_at(edge) for edge in edges]
     of_results = [sign for sign in signs if sign is not None]
@@ -935,9 +937,13 @@ def _call_of_family(
         return None
     found = [size for sign in of_results for size in sign.sizes]
     if how is SIZES:
-        plain = [a for a, e in zip(args, edges, strict=False) if e is None]
-        found += [a.shape[0] for a in plain if isinstance(a, torch.Tensor) and a.dim()]
-        found = [size for size in found if size > 1]
+        dims, numbers = stored_with.varied[function]
+        for arg, sign in zip(args, signs, strict=False):
+            if sign is None and isinstance(arg, torch.Tensor):
+                found += [n for dim, n in enumerate(arg.shape) if n > 1 and dim in dims]
+        if numbers:
+            every = enumerate(integers_in(args))
+            found += [n for place, n in every if n > 1 and place in numbers]
     sizes = tuple(dict.fromkeys(found))  # each once
     if not 0 < len(sizes) <= _MOST_SIZES:
         return None
@@ -952,17 +958,17 @@ def _call_of_family(
                     if key:
                         key.append(HERE)
                 elif places:
-                    key.append((sign.family_serial, places))
+                    key.append(Behind(sign.family_serial, places))
                 else:
                     key.append(sign.serial)
             elif isinstance(arg, torch.Tensor):
-                layout = of_tensor(arg)
-                is_one = len(layout[0]) > 0 and layout[0][0] in sizes
-                key.append((sizes.index(layout[0][0]), any_size(layout)) if is_one else layout)
+                key.append(layout_for_any_size(of_tensor(arg), sizes))
             else:
                 key.append(of_value_for_any_size(arg, sizes))
     except Unsigned:
         return None
+    if formulas.refuse is not None and any([names_size(arg, sizes) for arg in args]):
+        return None  # it may refuse another number
     if how is NUMBERS and (apart := numbers_apart(key)) is not None:
         return stored_with, (function, *apart), sizes, True
     return stored_with, ((function, *key) if key else function), sizes, False

@@ -68,7 +68,7 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
         family.sized = False
         return False
     if family.sized is None:
-        family.sized = OfAnySize(fast.after - 1)
+        family.sized = OfAnySize(_OFTEN if _has_many(family) else fast.after - 1)
     found: OfAnySize = family.sized
     walk = found.walk_for(sizes)
     if walk is not None:
@@ -85,8 +85,13 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
         return False
     try:
         with quietly():
+            known = len(found.walks)
             if not found.record(sizes, node, start):
                 family.sized = False
+        if len(found.walks) > known:
+            _note_bound(family)
+        if _has_many(family):  # as in `_is_due`
+            found.waits += 4 * found.recorded
     except (_bound.ChangedSince, RuntimeError):
         found.waits = _PATIENCE
     except Unbindable:
@@ -174,8 +179,13 @@ def _is_due(sign: Signature, times: int) -> bool:
     """
     if times < fast.after or fast.after == 1:
         return times >= fast.after
+    return times >= _OFTEN or not _has_many(sign)
+
+
+def _has_many(sign: Signature) -> bool:
+    """Were many walks bound already that began behind the same leaf?"""
     leaf = sign.leaf()
-    return leaf is None or leaf.walks_bound < _MANY or times >= _OFTEN
+    return leaf is not None and leaf.walks_bound >= _MANY and fast.after > 1
 
 
 def _note_bound(sign: Signature) -> None:
@@ -265,9 +275,12 @@ def bound_part(
     parts = sign.parts.get(key) if sign.parts else None
     if parts is None:
         sign.visits += 1
-        if sign.visits < (_VISITS if fast.after > 1 else 1):
+        if sign.visits < _VISITS and fast.after > 1:
             return None
+        if sign.sizes and sign.visits < _VISITS * _OFTEN and _has_many(sign):
+            return None  # as in `_is_due`
         parts = _bind_part(sign, key, node, grad, progress, is_short=False)
+        _note_bound(sign)
         if parts is None or fast.after > 1:
             return None
     for part in parts:

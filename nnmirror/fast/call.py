@@ -20,7 +20,17 @@ from .._upcalls import upcall
 from ..constants import operand
 from ..tensor import Tensor, is_torchs
 from . import source
-from .signature import Family, Made, Signature, Sizes, Unsigned, names_size, of_tensor, of_value
+from .signature import (
+    Family,
+    Made,
+    Signature,
+    Sizes,
+    Unsigned,
+    names_size,
+    of_tensor,
+    of_value,
+    strides_by_rows,
+)
 
 if TYPE_CHECKING:
     import nnmirror.function
@@ -196,7 +206,7 @@ class Text:
                 f"({n} := {a}._node) is None",
                 f"(sign := {n}.signature) is None",
             ]
-            if not sign.sizes:
+            if not (sign.sizes and self.sizes):
                 conditions.append(f"sign.serial != {self.constant('serial', i, sign.serial)}")
             else:
                 serial = self.constant("serial", i, sign.family_serial)
@@ -237,15 +247,24 @@ class Text:
         """The conditions under which a tensor has another layout."""
         shape, stride, dtype, device = of_tensor(arg)
         of_shape = [f"{a}.shape != {self.constant('shape', i, shape)}"]
-        if shape and shape[0] in self.sizes:
-            rest = self.constant("shape", i, tuple(shape[1:]))
-            of_shape = [f"{a}.shape != ({self.size_name(shape[0])}, *{rest})"]
-            if self.sizes.index(shape[0]) not in self.known:
-                of_size = self.asked_of_size(f"{a}.shape[0]", shape[0])
-                of_shape = [f"not {a}.dim()", of_size, *of_shape]
+        of_stride = f"{a}.stride() != {self.constant('stride', i, stride)}"
+        if names_size(shape, self.sizes):
+            words, read = [], []
+            for dim, n in enumerate(shape):
+                if n not in self.sizes:
+                    words.append(self.constant(f"dim{dim}_", i, n))
+                    continue
+                words.append(self.size_name(n))
+                if self.sizes.index(n) not in self.known:
+                    read.append(self.asked_of_size(f"{a}.shape[{dim}]", n))
+            of_shape = [f"{a}.dim() != {len(shape)}", *read] if read else []
+            of_shape.append(f"{a}.shape != ({', '.join(words)},)")
+            if stride == strides_by_rows(shape):
+                by_rows = [" * ".join(words[dim + 1 :]) or "1" for dim in range(len(shape))]
+                of_stride = f"{a}.stride() != ({', '.join(by_rows)},)"
         return [
             *of_shape,
-            f"{a}.stride() != {self.constant('stride', i, stride)}",
+            of_stride,
             f"{a}.dtype is not {self.constant('dtype', i, dtype)}",
             f"not {a}.is_cpu"  # faster than making a device to compare
             if arg.is_cpu
@@ -262,24 +281,27 @@ class Text:
         if place in known:
             return f"{found} != size{place}"
         self.known.add(place)
-        return f"(size{place} := {found}) in (0, 1, {' '.join(f'size{k},' for k in known)})"
+        is_other = f" or size{place} in ({' '.join(f'size{k},' for k in known)})" if known else ""
+        return f"(size{place} := {found}) < 2{is_other}"
 
     def asked_of_numbers(self, a: str, i: int, arg: Any) -> list[str]:
         """The same for an integer that is one of the sizes, or a tuple that contains some."""
-        items = arg if type(arg) in (tuple, torch.Size) else (arg,)
-        of_size = [item for item in items if item in self.sizes]
-        if {*map(type, items)} != {int} or not self.known.issuperset(
-            map(self.sizes.index, of_size)
-        ):
-            raise Unsigned
-        words = [self.size_name(item) if item in of_size else repr(item) for item in items]
         kind = self.constant("kind", i, type(arg))
         if type(arg) is int:
-            return [f"type({a}) is not {kind} or {a} != {words[0]}"]
+            return [f"type({a}) is not {kind}", self.asked_of_size(a, arg)]
+        if {*map(type, arg)} != {int}:
+            raise Unsigned
         kinds = self.constant("kinds", i, (int,) * len(arg))
+        read = [
+            self.asked_of_size(f"{a}[{k}]", item)
+            for k, item in enumerate(arg)
+            if item in self.sizes and self.sizes.index(item) not in self.known
+        ]
+        words = [self.size_name(item) if item in self.sizes else repr(item) for item in arg]
         return [
-            f"type({a}) is not {kind} or {a} != ({', '.join(words)},)"
-            f" or tuple(map(type, {a})) != {kinds}"
+            f"type({a}) is not {kind} or tuple(map(type, {a})) != {kinds}",
+            *read,
+            f"{a} != ({', '.join(words)},)",
         ]
 
     def find_sizes(self, edges: "Sequence[Edge | None]") -> None:

@@ -19,8 +19,8 @@ that of a leaf, which is stored with the leaf: when a model is freed, so are its
 
 import itertools
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -37,12 +37,14 @@ _MOST = 64  # at most, signatures stored with one signature
 # Of them for one function, before its calls may be treated as different each time: if they differ
 # by a size, by a number, and otherwise.
 _MOST_BY_SIZE, _MOST_BY_NUMBER, _MOST_OF_ONE = 8, 16, 32
+_MOST_AGAIN = 24  # sizes, if most of them have come again
 # A result is deep in a loop if on one path to it the same call came more often than this, or if
 # more calls than this lie behind it.
 _REPEATS, _CALLS = 2, 100
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
-_MOST_SIZES = 1024  # members of a family
+_MOST_SIZES = 1024  # members of a family; then it begins anew
+_MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
@@ -117,6 +119,7 @@ class Signature(Alike):
         "came_again",
         "checks_shape",
         "depth",
+        "dropped",
         "family",
         "family_serial",
         "from_given",
@@ -139,6 +142,7 @@ class Signature(Alike):
         "tap_walks",
         "tapped",
         "to_ends",
+        "varied",
         "varying",
         "visits",
         "walks",
@@ -166,6 +170,8 @@ class Signature(Alike):
         self.next: dict[object, Signature] = {}
         self.siblings: dict[int, Signature] | None = None  # of its further outputs
         self.varying: dict[object, str] = {}  # functions whose calls differ each time: how
+        self.dropped: dict[object, int] = {}  # how many of their calls were, as there were too many
+        self.varied: dict[object, Varied] = {}  # if by sizes: which
         # The latest calls of each function, which are tried first: a generated function (see
         # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
         self.calls: dict[object, Kept] = NO_CALLS
@@ -284,16 +290,10 @@ class Signature(Alike):
         """
         more = _MORE if self.is_by_layout else 1  # calls of all steps, and of all layers in them
         of_one = [k for k in self.next if k is function or (type(k) is tuple and k[0] is function)]
-        if len(of_one) >= more * _MOST_BY_SIZE:
-            again = sum(self.next[k].came_again for k in of_one)
-            # Sizes and numbers are judged first, as nothing is lost if they are left out.
-            how = self.varying.get(function)
-            by_size = how is None and _differ_by_size([*of_one, key])
-            by_number = type(key) is tuple and numbers_apart(key) is not None
-            most = _MOST_BY_SIZE if by_size else _MOST_BY_NUMBER if by_number else _MOST_OF_ONE
-            is_rare = 2 * again < len(of_one)
-            if len(of_one) >= more * most and is_rare and how is not SIZES:
-                self.varying[function] = SIZES if by_size else NUMBERS if how is None else MORE
+        if len(of_one) >= more * _MOST_BY_SIZE and self.varying.get(function) is not SIZES:
+            how = self._judged(function, of_one, key, more)
+            if how is not None:
+                self.varying[function] = how
                 self.calls.pop(function, None)
                 for k in of_one:
                     del self.next[k]
@@ -301,11 +301,36 @@ class Signature(Alike):
         if len(self.next) >= more * _MOST:
             oldest = of_one[0] if len(of_one) > more * _MOST // 2 else next(iter(self.next))
             del self.next[oldest]
+            self.dropped[function] = self.dropped.get(function, 0) + 1
+            if self.dropped[function] >= more * _MOST_DROPPED:
+                self.varying[function] = MORE
+                self.calls.pop(function, None)
+                return
         self.next[key] = made
+
+    def _judged(
+        self, function: object, of_one: Sequence[object], key: object, more: int
+    ) -> str | None:
+        """How these calls of one function differ, if they do each time."""
+        again = sum(self.next[k].came_again for k in of_one)
+        is_rare = 2 * again < len(of_one)
+        known = self.varying.get(function)
+        # Without the signatures of further inputs: if these differ, it is for another reason.
+        apart = {_without_signatures(k) for k in (*of_one, key) if type(k) is tuple}
+        if known is None:
+            varied = _differ_by_size(apart)
+            if any(varied) and (is_rare or len(apart) > _MOST_AGAIN or isinstance(self, Family)):
+                self.varied = {**self.varied, function: varied}
+                return SIZES
+        by_number = type(key) is tuple and numbers_apart(key) is not None
+        most = _MOST_BY_NUMBER if by_number else _MOST_OF_ONE
+        if len(apart) <= more * most or not is_rare:
+            return None
+        return NUMBERS if known is None else MORE
 
 
 class Family(Signature):
-    """The signatures of calls that differ only by the first dimension of tensors, their sizes.
+    """The signatures of calls that differ only by dimensions of tensors, their sizes.
 
     Each member has the signature's usual meaning for its sizes, which are different numbers, none
     less than two. They have in common the generated functions of the calls on them, which take any.
@@ -358,7 +383,7 @@ class Family(Signature):
         made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
         self.admit(made, sizes)
         if len(self.members) >= _MOST_SIZES:
-            self.members.pop([*self.members][0], None)  # noqa: RUF015  other threads may add some
+            self.members.clear()
         self.members[sizes] = made
         return made
 
@@ -427,10 +452,35 @@ def numbers_apart(key: Sequence[object]) -> list[object] | None:
 _NUMBER = float, "any"
 
 
-def any_size(layout: Layout) -> tuple[object, ...]:
-    """A layout without its first dimension."""
-    shape, *others = layout
-    return (SIZES, shape[1:], *others)
+class Varied(NamedTuple):
+    """The sizes by which calls differ: dimensions of tensors, and places among the integers."""
+
+    dims: frozenset[int]
+    numbers: frozenset[int]
+
+
+class Behind(NamedTuple):
+    """In a key: an input that is a member of a family, and the places of its sizes."""
+
+    family_serial: int | None
+    places: tuple[int, ...]
+
+
+def layout_for_any_size(layout: Layout, sizes: Sizes) -> object:
+    """The key of a tensor, where a dimension that is one of the `sizes` stands for any."""
+    shape, stride, dtype, device = layout
+    if not any([n in sizes for n in shape]):
+        return layout
+    dims = tuple([(SIZES, sizes.index(n)) if n in sizes else n for n in shape])
+    return dims, None if stride == strides_by_rows(shape) else stride, dtype, device
+
+
+def strides_by_rows(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor that is laid out by rows."""
+    strides = [1]
+    for n in reversed(shape[1:]):
+        strides.append(strides[-1] * n)
+    return tuple(reversed(strides[: len(shape)]))
 
 
 def of_value_for_any_size(value: Any, sizes: Sizes) -> object:
@@ -451,15 +501,68 @@ def names_size(value: Any, sizes: Sizes) -> bool:
     return type(value) is int and value in sizes
 
 
-def _differ_by_size(keys: Sequence[object]) -> bool:
-    """Do most of these calls of a function differ by the first dimension of tensors only?"""
-    apart = {
-        tuple([any_size(part) if _is_layout(part) and part[0] else part for part in key])
-        if type(key) is tuple
-        else key
-        for key in keys
-    }
-    return 4 * len(apart) <= len(keys)
+def _without_signatures(key: Sequence[object]) -> tuple[object, ...]:
+    """The key of a call without those of tensors that carry a gradient, except their number."""
+    return len(key), *[part for part in key if type(part) not in (int, Behind)]
+
+
+def _differ_by_size(keys: Collection[Sequence[object]]) -> Varied:
+    """The sizes by which most of these calls differ; none if they differ by more."""
+    kinds: dict[object, list[Sequence[object]]] = {}
+    for key in keys:
+        kind = tuple([_kind_of(part) for part in key])
+        kinds.setdefault(kind, []).append(key)
+    varied = Varied(frozenset(), frozenset())
+    sized = [alike for alike in kinds.values() if len(alike) > 1]
+    count = sum(map(len, sized))
+    if count < _MOST_BY_SIZE or 4 * len(sized) > count:
+        return varied
+    dims: set[int] = set()
+    numbers: set[int] = set()
+    for alike in sized:
+        for parts in zip(*alike, strict=True):
+            if _is_layout(parts[0]):
+                lengths = zip(*[part[0] for part in parts], strict=True)  # type: ignore[index]
+                dims.update([d for d, every in enumerate(lengths) if len({*every}) > 1])
+        every_number = zip(*[_numbers_in_key(key) for key in alike], strict=True)
+        numbers.update([place for place, every in enumerate(every_number) if len({*every}) > 1])
+    return Varied(frozenset(dims), frozenset(numbers))
+
+
+def _kind_of(part: Any) -> object:
+    """A part of a key without its sizes."""
+    if _is_layout(part):
+        shape, stride, *others = part
+        return len(shape), stride == strides_by_rows(shape) or stride, *others
+    if type(part) is tuple and part[0] is int:
+        return (int, SIZES) if part[1] > 1 else part
+    if type(part) is tuple and part[0] in (tuple, torch.Size):
+        return part[0], tuple([_kind_of(item) for item in part[1]])
+    return tuple([min(n, 2) for n in part]) if type(part) is torch.Size else part
+
+
+def _numbers_in_key(key: Sequence[Any]) -> list[int]:
+    """The integers among the arguments, in order (see `integers_in`)."""
+    found: list[int] = []
+    for part in key:
+        if type(part) is torch.Size:
+            found += part
+        elif type(part) is tuple and part[0] is int:
+            found.append(part[1])
+        elif type(part) is tuple and part[0] in (tuple, torch.Size):
+            found += _numbers_in_key(part[1])
+    return found
+
+
+def integers_in(args: Sequence[object]) -> list[int]:
+    """The integers among arguments and in tuples of them."""
+    found: list[int] = []
+    for arg in args:
+        if type(arg) is int:
+            found.append(arg)
+        elif type(arg) in (tuple, torch.Size):
+            found += integers_in(arg)  # type: ignore[arg-type]
+    return found
 
 
 def _is_layout(part: object) -> bool:

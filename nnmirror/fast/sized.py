@@ -294,7 +294,7 @@ class OfAnySize:
         sample = Sample(sizes, writer.source(), writer.environment)
         writer.put_off()
         self.recorded += 1
-        self.waits = (1 << max(self.recorded - _AT_ONCE, 0)) - 1
+        self.waits = max(self.recorded - _AT_ONCE, 0)
         if not any([walk.includes(sample) for walk in self.walks]):
             for other in self.apart:
                 if other.sizes == sizes:

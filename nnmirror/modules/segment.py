@@ -2,11 +2,11 @@
 
 A Sequential calls its layers one by one until an input of the same layout has occurred a few times.
 Then the calls that its layers record are written as a straight-line function, which computes the
-same on plain tensors and records one node. Where the first dimension of the input keeps changing,
-the layers are called one by one if they record, as generated calls take any size (see
-`signature.Family`); otherwise one function takes any. The bound walk (`bound.py`) uses that node
-directly. For the generic walk, and when a `grad_fn` is accessed, the layers' own nodes are made
-from the saved tensors: the result is the same as that of calling the layers one by one.
+same on plain tensors and records one node. Where the shape of the input keeps changing, the layers
+are called one by one if they record, as generated calls take any size (see `signature.Family`);
+otherwise one function takes any. The bound walk (`bound.py`) uses that node directly. For the
+generic walk, and when a `grad_fn` is accessed, the layers' own nodes are made from the saved
+tensors: the result is the same as that of calling the layers one by one.
 
 A segment only has layers whose forward is one recorded call (`records_once`). At each call the
 function checks that they have not changed: no hook, the same parameters, the same settings.
@@ -25,7 +25,7 @@ from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
-from ..fast.signature import Signature, any_size, of_tensor
+from ..fast.signature import Signature, of_tensor, strides_by_rows
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..node import Edge, Node
@@ -44,7 +44,7 @@ _Key: TypeAlias = tuple[object, ...]
 
 _new_node = object.__new__
 _MOST = 32  # at most, layouts of the input for which a run has segments
-_MOST_SIZES = 8  # of the first dimension, before no more segments are written for one size
+_MOST_SHAPES = 8  # of the input, before no more segments are written for one shape
 _MOST_WAITING = 1024  # kinds of inputs whose calls are counted
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
@@ -175,9 +175,9 @@ class Run:
         self.waits: dict[_Key, int] = {}  # the number of calls until a segment is written
         self.patience: dict[_Key, int] = {}
         self.layouts: set[_Key] = set()  # of inputs for which there were segments
-        # By the layout of inputs without its first dimension: what that was.
-        self.sizes: dict[_Key, set[int]] = {}
-        self.samples: dict[_Key, tuple[int, Written]] = {}  # not in use yet, with their size
+        # The shapes of inputs, by the rest of their layout.
+        self.shapes: dict[_Key, set[torch.Size]] = {}
+        self.samples: dict[_Key, tuple[torch.Size, Written]] = {}  # not in use yet
         self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
@@ -206,7 +206,7 @@ class Run:
                 x = plain = x if over is None else over
                 node = x._node
                 sign = None if node is None else node.signature
-                if node is None or sign is None or not sign.is_plain:
+                if node is None or sign is None or not sign.is_plain or sign.sizes:
                     return NotImplemented
                 edge = node, 0
                 key = sign.serial, exact.is_exact()
@@ -215,8 +215,8 @@ class Run:
                 if x.requires_grad:  # for torch
                     key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
             kept = self.kept.get(key)
-            if kept is None and key[0] is None and x.dim():
-                kept = self.kept.get(_for_any_size(key))
+            if kept is None and key[0] is None:
+                kept = self.kept.get(_for_any_shape(key))
             for written in kept or ():
                 made = _new_node(Node)
                 try:
@@ -253,13 +253,11 @@ class Run:
         """There is no segment for such an input: write one, if it occurs repeatedly."""
         layout = x.shape, x.stride(), x.dtype, x.device
         takes_any = False
-        if len(key) == len(layout) + 1 and x.dim():  # a plain input
-            if len(self.sizes) > _MOST:
-                self.sizes.clear()
-            of_any = _for_any_size(key)
-            sizes = self.sizes.setdefault(of_any, set())
-            if len(sizes) < _MOST_SIZES:
-                sizes.add(x.shape[0])
+        if len(key) == len(layout) + 1:  # a plain input
+            of_any = _for_any_shape(key)
+            shapes = self.shapes.setdefault(of_any, set())
+            if len(shapes) < _MOST_SHAPES:
+                shapes.add(x.shape)
             elif key[0] is not None:
                 return NotImplemented
             else:
@@ -287,12 +285,12 @@ class Run:
             written = Written(calls, self.calls, key[0] is not None, takes_any)
         except Unwritable:
             return out
-        if takes_any:  # its source has to be the same for two sizes
-            size, before = self.samples.get(key, (0, written))
-            if size == x.shape[0]:
+        if takes_any:  # its source has to be the same for two shapes
+            shape, before = self.samples.get(key, (None, written))
+            if shape == x.shape:
                 return out
             if before is written or not written.is_like(before):
-                self.samples = {key: (x.shape[0], written)}
+                self.samples = {key: (x.shape, written)}
                 if before is written:
                     self.waits[key] = 0
                 return out
@@ -587,9 +585,10 @@ class _Text:
         return source.Compiled(text, "forward", "segment", self.environment)
 
 
-def _for_any_size(key: _Key) -> _Key:
-    """The key of inputs that differ from one with this key by the first dimension only."""
-    return key[0], *any_size(key[1:])  # type: ignore[arg-type]
+def _for_any_shape(key: _Key) -> _Key:
+    """The key of inputs that differ from one with this key by the shape only."""
+    is_exact, shape, stride, *rest = key
+    return is_exact, len(shape), stride == strides_by_rows(shape), *rest  # type: ignore[arg-type]
 
 
 class PartCall:
