@@ -6,11 +6,11 @@
     python examples/benchmark.py --only DQN PPO           # the rows that are called so
     python examples/benchmark.py --only plain --compile   # with torch.compile beside it
 
-The rows are in nets.py, tutorials.py, updates.py and loops.py. Both libraries (contenders) run in
-turn, some steps each, many times over; a ratio is taken within each turn, and what is shown is the
-median of the ratios and their quartiles. So a machine that is slow for a while is slow for both.
-One thread, but for the group "threads". Each row is measured in a process of its own, and so is
-each peak of memory; with `--quick`, the variants of a row share a process.
+The rows are in nets.py, tutorials.py, updates.py, loops.py and sizes.py. Both libraries
+(contenders) run in turn, some steps each, many times over; a ratio is taken within each turn, and
+what is shown is the median of the ratios and their quartiles. So a machine that is slow for a while
+is slow for both. One thread, but for the group "threads". Each row is measured in a process of its
+own, and so is each peak of memory; with `--quick`, the variants of a row share a process.
 
 "Bits" says whether a few steps on both libraries gave the same bits: what the step returned, the
 weights, buffers and gradients. "exact mode": only within `nnmirror.exact()`, as by default the
@@ -43,6 +43,7 @@ from typing import Any
 import floors
 import loops  # noqa: F401  (declares its rows)
 import nets
+import sizes  # noqa: F401
 import torch
 import torch.optim
 import tutorials  # noqa: F401

@@ -7,8 +7,8 @@ data, and returns the step, to be called over and over, and what the step trains
     step()
 
 The step returns its loss (or its output), which benchmark.py compares between the libraries. The
-caller of the function seeds the random generator. Further rows are in tutorials.py, updates.py
-and loops.py.
+caller of the function seeds the random generator. Further rows are in tutorials.py, updates.py,
+loops.py and sizes.py.
 """
 
 import itertools
@@ -30,6 +30,7 @@ GROUPS = {
     "second": "Gradients of gradients, create_graph=True",
     "rl": "Reinforcement learning, on made-up transitions",
     "loops": "Unrolled loops around a net",
+    "sizes": "Batches of another size in each step",
     "activations": "One Linear and an activation, wired by hand: forward and backward",
     "norms": "One Linear and a norm, wired by hand: forward and backward",
     "conv": "Convolutions and pools, SGD",

@@ -488,7 +488,7 @@ def of_value_for_any_size(value: Any, sizes: Sizes) -> object:
     stands for any."""
     kind = type(value)
     if kind is int and value in sizes:
-        return kind, SIZES, sizes.index(value)
+        return SIZES, sizes.index(value)
     if kind in (tuple, torch.Size):
         return kind, tuple([of_value_for_any_size(v, sizes) for v in value])
     return of_value(value)
@@ -547,7 +547,7 @@ def _numbers_in_key(key: Sequence[Any]) -> list[int]:
     for part in key:
         if type(part) is torch.Size:
             found += part
-        elif type(part) is tuple and part[0] is int:
+        elif type(part) is tuple and part[0] in (int, SIZES):
             found.append(part[1])
         elif type(part) is tuple and part[0] in (tuple, torch.Size):
             found += _numbers_in_key(part[1])
