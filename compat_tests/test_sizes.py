@@ -310,3 +310,110 @@ def test_models_are_freed_with_the_walks_for_any_size():
         assert len(bound_walks()) < before or not fast.enabled
     finally:
         gc.enable()
+
+
+def _graphs(count):
+    """Numbers of nodes, edges and graphs; equal or proportional by chance."""
+    draw = torch.Generator().manual_seed(1)
+    for i in range(count):
+        n, m = torch.randint(2, 30, (2,), generator=draw).tolist()
+        yield (n, 2 * n if i < 12 else n if i % 9 == 0 else m, 3)
+
+
+@parity
+def test_graphs_of_nodes_and_edges(nn, optim):
+    torch.manual_seed(0)
+    inp, out, found = nn.Linear(3, 8), nn.Linear(8, 2), []
+    for n, m, k in _graphs(90):
+        source, target = torch.randint(n, (2, m))
+        h = nn.functional.relu(inp(torch.randn(n, 3)))
+        messages = h[source] * torch.rand(m, 1)
+        h = h + torch.zeros(n, 8).index_add(0, target, messages) / m
+        pooled = torch.zeros(k, 8).index_add(0, torch.randint(k, (n,)), h)
+        loss = nn.functional.cross_entropy(out(pooled), torch.randint(2, (k,)))
+        loss = loss + messages.pow(2).mean() + h.var()
+        inp.zero_grad(), out.zero_grad()
+        loss.backward()
+        found.append([p.grad.clone() for p in (*inp.parameters(), *out.parameters())])
+    return found
+
+
+@parity
+def test_sentences_of_several_lengths(nn, optim):
+    torch.manual_seed(0)
+    words, net, found = nn.Embedding(20, 6), nn.Linear(6, 4), []
+    for n, length, _ in _graphs(90):
+        tokens = torch.randint(20, (n, length))
+        mask = (tokens > 3).float().unsqueeze(2)
+        h = net(words(tokens)).tanh() * mask
+        mean = h.sum(1) / mask.sum(1).clamp(min=1)
+        loss = (mean @ mean.t()).logsumexp(1).mean() + h.flatten(0, 1).pow(2).mean()
+        words.zero_grad(), net.zero_grad()
+        loss.backward()
+        found.append([words.weight.grad.clone(), net.weight.grad.clone(), loss.detach()])
+    return found
+
+
+@parity
+def test_integers_that_vary(nn, optim):
+    """The k of topk, a shape that is written out, a number of steps; sometimes not two or more."""
+    torch.manual_seed(0)
+    net, scale, found = nn.Linear(3, 4), nn.Parameter(torch.zeros(1)), []
+    for n, m, _ in _graphs(90):
+        out = net(torch.randn(n, 3))
+        k = min(n, m) // 3
+        best = out.flatten().topk(max(k, 1)).values
+        spread = scale.exp().expand(n, 4)
+        loss = best.mean() + (out * spread).view(2, n * 2).sum(1).prod() + out.narrow(0, 0, k).sum()
+        net.zero_grad()
+        scale.grad = None
+        (loss + out.roll(k, 0).mul(out).mean()).backward()
+        found.append([net.weight.grad.clone(), scale.grad.clone()])
+    return found
+
+
+@parity
+def test_numbers_of_pieces(nn, optim):
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 4), []
+    for n in sizes(60):
+        pieces = [*net(torch.randn(n, 3)).split(4), *net(torch.randn(n, 3)).unbind(0)]
+        net.zero_grad()
+        torch.stack([p.pow(2).mean() for p in pieces]).prod().backward()
+        found.append(net.weight.grad.clone())
+    return found
+
+
+@parity
+def test_shapes_that_follow_from_data(nn, optim):
+    """Of as many rows for a long time, and then of others."""
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 4), []
+    for i, n in enumerate(sizes(80)):
+        rows = torch.arange(n) < (3 if i < 50 else n // 2)
+        out = net(torch.randn(n, 3))[rows]
+        net.zero_grad()
+        (out.var() + out.pow(2).mean()).backward()
+        found.append(net.weight.grad.clone())
+    return found
+
+
+@parity
+def test_parts_of_a_batch_that_come_out_even_at_first(nn, optim):
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 4), []
+    for n in [3 * n for n in sizes(40)] + sizes(40):
+        out = net(torch.randn(n, 3))[::3]
+        net.zero_grad()
+        (out.var(unbiased=False) + out.mean()).backward()
+        found.append(net.weight.grad.clone())
+    return found
+
+
+@parity
+def test_prediction_from_inputs_of_several_shapes(nn, optim):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 2)
+    net = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        return [net(torch.randn(n, 1, m, n + 3)) for n, m, _ in _graphs(40) if m > 3]
