@@ -417,3 +417,54 @@ def test_prediction_from_inputs_of_several_shapes(nn, optim):
     net = nn.Sequential(*layers).eval()
     with torch.no_grad():
         return [net(torch.randn(n, 1, m, n + 3)) for n, m, _ in _graphs(40) if m > 3]
+
+
+# Of a pair of sizes: what they were for a long time. Afterwards they are any.
+RELATIONS = {
+    "of one sum": lambda n: (n, 20 - n),
+    "of one product": lambda n: (n, 360 // n),
+    "apart by one": lambda n: (n, n + 1),
+    "in order": lambda n: (n, n + 1 + n * 7 % 5),
+    "twice": lambda n: (n, 2 * n),
+}
+
+
+def joined(nn, one, other):
+    return torch.cat([one, other]).var(unbiased=False) + torch.cat([one, other]).pow(2).mean()
+
+
+def diagonal(nn, one, other):
+    return (one @ other.t()).diagonal().mean()
+
+
+def pairs(nn, one, other):
+    return (one[:, None] - other[None]).pow(2).mean() + (one @ other.t()).sum() / len(one)
+
+
+@pytest.mark.parametrize("loss", [joined, diagonal, pairs], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("relation", RELATIONS)
+@parity
+def test_sizes_that_were_related(nn, optim, relation, loss):
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 4), []
+    some = [2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 18]
+    steps = [RELATIONS[relation](some[i * i % 11]) for i in range(60)]
+    for n, m in [*steps, (8, 8), (9, 7), (7, 9), (12, 4), (3, 16), (2, 18), (16, 2), (5, 6)]:
+        cost = loss(nn, net(torch.randn(n, 3)), net(torch.randn(m, 3)))
+        net.zero_grad()
+        cost.backward()
+        found.append([cost.detach(), net.weight.grad.clone()])
+    return found
+
+
+@parity
+def test_batches_of_odd_sizes_at_first(nn, optim):
+    """Every other row of these is half of n - 1."""
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 2), []
+    for n in [2 * n + 1 for n in sizes(50, 20)] + [8, 12, 10, 30, 9, 16]:
+        out = net(torch.randn(n, 3))
+        net.zero_grad()
+        (out[1::2].var(unbiased=False) + out.mean()).backward()
+        found.append(net.weight.grad.clone())
+    return found

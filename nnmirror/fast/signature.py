@@ -48,8 +48,8 @@ _MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
-# the dimensions of tensors, or integers like these, whose signatures then form a family; or by more,
-# so that they get no signature any more.
+# the dimensions of tensors, or integers, whose signatures then form a family; or by more, so that
+# they get no signature any more.
 NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 
 # Of a call for which a function is written. With more, as in torch.cat of a whole episode, it takes

@@ -6,12 +6,12 @@ recorded for two sizes. If each difference is a multiple of the size, or a quoti
 source gets these values from the size instead. Like each bound walk it is compared with the generic
 one before it is used, for two further sizes.
 
-A rule may choose otherwise from some size on; then the sources differ by more. And a third of the
-rows is a multiple of 1 / 3 only if it comes out even. So such a walk is used only for sizes between
-those that it was recorded for, and divisible by what all of these are. For another one it is
-recorded again, and if nothing else differs, that one is included.
-
-If there are several sizes, all this holds for each of them, and for their products.
+A value that fits at two sizes need not fit at others: a third of the rows is a multiple of 1 / 3
+only if it comes out even; the rows of two parts may be as many as 20 for a while; and a rule may
+choose otherwise from some size on. So such a walk is used only for sizes that the recorded ones
+determine (`Values.cover`): between them, in steps that they are apart, and where a polynomial of
+second degree that is the same for all of them is the same too. For others it is recorded again, and
+if nothing else differs, they are included.
 """
 
 import itertools
@@ -160,37 +160,103 @@ def _read(number: str) -> int | float:
     return int(number) if number.isdigit() else float(number)
 
 
+class _Span:
+    """What can be reached from one point in steps that are given: whole ones, or any share."""
+
+    def __init__(self, start: Sequence[int], whole: bool) -> None:
+        self.start, self.whole = start, whole
+        # By the first place where they are not zero; each step is a sum of multiples of these.
+        self.rows: dict[int, list[Fraction]] = {}
+
+    def _from_start(self, point: Sequence[int]) -> list[Fraction]:
+        return [Fraction(n - m) for n, m in zip(point, self.start, strict=True)]
+
+    def add(self, point: Sequence[int]) -> None:
+        step = self._from_start(point)
+        for place in range(len(step)):
+            if not step[place]:
+                continue
+            row = self.rows.get(place)
+            if row is None:
+                self.rows[place] = step
+                return
+            while step[place]:  # to the greatest common divisor
+                times = row[place] / step[place]
+                times = Fraction(times.__floor__()) if self.whole else times
+                rest = [r - times * s for r, s in zip(row, step, strict=True)]
+                row, step = step, rest
+            self.rows[place] = row
+
+    def reaches(self, point: Sequence[int]) -> bool:
+        step = self._from_start(point)
+        for place in range(len(step)):
+            if not step[place]:
+                continue
+            row = self.rows.get(place)
+            times = None if row is None else step[place] / row[place]
+            if row is None or times is None or (self.whole and times.denominator > 1):
+                return False
+            step = [s - times * r for s, r in zip(step, row, strict=True)]
+        return True
+
+    def is_everything(self) -> bool:
+        return len(self.rows) == len(self.start) and (
+            not self.whole or all(abs(row[place]) == 1 for place, row in self.rows.items())
+        )
+
+
 class Values:
-    """The values that a walk gets from its sizes; None for sizes that it was not recorded for."""
+    """The values that a walk gets from its sizes."""
 
     def __init__(self, values: Sequence[_OfSizes], one: Sizes, other: Sizes) -> None:
         self.values = values
         self.known: dict[Sizes, tuple[object, ...]] = {}
-        self.recorded = {one, other}
-        self.least = tuple(map(min, one, other))
-        self.most = tuple(map(max, one, other))
-        self.steps = tuple(map(math.gcd, one, other))
+        self.recorded, self.covered = {one}, {one}
+        self.least = self.most = _derived(one)
+        self.steps, self.shares = _Span(one, True), _Span(_with_products(one), False)
+        self.include(other)
 
     def include(self, sizes: Sizes) -> None:
         self.recorded.add(sizes)
-        self.least = tuple(map(min, self.least, sizes))
-        self.most = tuple(map(max, self.most, sizes))
-        self.steps = tuple(map(math.gcd, self.steps, sizes))
+        self.covered.add(sizes)
+        self.least = tuple(map(min, self.least, _derived(sizes)))
+        self.most = tuple(map(max, self.most, _derived(sizes)))
+        self.steps.add(sizes)
+        self.shares.add(_with_products(sizes))
+        self.are_all = self.steps.is_everything() and self.shares.is_everything()
 
     def cover(self, sizes: Sizes) -> bool:
-        if sizes in self.known:
+        """Do the recorded sizes determine what the walk is for these?"""
+        if sizes in self.covered:
             return True
-        every = zip(self.least, sizes, self.most, self.steps, strict=True)
-        return all([least <= n <= most and n % step == 0 for least, n, most, step in every])
+        every = zip(self.least, _derived(sizes), self.most, strict=True)
+        if not all([least <= n <= most for least, n, most in every]):
+            return False
+        is_reached = self.are_all or (
+            self.steps.reaches(sizes) and self.shares.reaches(_with_products(sizes))
+        )
+        if not is_reached:
+            return False
+        if len(self.covered) >= _MOST_SIZES:
+            self.covered.clear()
+        self.covered.add(sizes)
+        return True
 
-    def __call__(self, sizes: Sizes) -> tuple[object, ...] | None:
+    def __call__(self, sizes: Sizes) -> tuple[object, ...]:
         found = self.known.get(sizes)
-        if found is None and self.cover(sizes):
+        if found is None:
             if len(self.known) >= _MOST_SIZES:
                 self.known.clear()
             every = _with_products(sizes)
             found = self.known[sizes] = tuple([value.of(every) for value in self.values])
         return found
+
+
+def _derived(sizes: Sizes) -> Sizes:
+    """The sizes, their products, sums and differences: a rule may choose by each of them."""
+    pairs = [*itertools.combinations(sizes, 2)]
+    sums = [one + other for one, other in pairs]
+    return *_with_products(sizes), *sums, *[one - other for one, other in pairs]
 
 
 class _Writer(_bound.Writer):
@@ -201,7 +267,7 @@ class _Writer(_bound.Writer):
 
 
 class SizedWalk(_bound.BoundWalk):
-    """A bound walk for any sizes that its `values` cover."""
+    """A bound walk for the sizes that its `values` cover."""
 
     def __init__(self, one: Sample, other: Sample, writer: _Writer, root: Node) -> None:
         known = one.environment
@@ -229,9 +295,9 @@ class SizedWalk(_bound.BoundWalk):
         values.update({k: v for k, v in self.environment.items() if isinstance(v, _OfSizes)})
         self.values = Values([*values.values()], one.sizes, other.sizes)
         head, _, rest = text.partition("\n")
-        lines = [head, "    if (z := of_sizes(n0.signature.sizes)) is None: return None"]
+        lines = [head]
         if values:
-            lines.append(f"    {', '.join(values)}, = z")
+            lines.append(f"    {', '.join(values)}, = of_sizes(n0.signature.sizes)")
         environment = {k: v for k, v in self.environment.items() if k not in values}
         super().__init__(
             writer, root, "\n".join([*lines, rest]), environment | {"of_sizes": self.values}
