@@ -34,6 +34,7 @@ from .fast.signature import (
     NO_CALLS,
     NUMBERS,
     SIZES,
+    THEIRS,
     Behind,
     Family,
     Kept,
@@ -818,7 +819,6 @@ def unlike(node: Node, out: torch.Tensor) -> None:
 
 HERE = object()  # in a key, after the part before the first argument that has a signature
 OF_TORCH = Signature()  # the first part if there are only such tensors
-THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
 IN_PLACE = object()  # in a key: the first argument was changed
 
 

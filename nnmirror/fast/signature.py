@@ -56,6 +56,8 @@ NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 # as long to compile as a hundred calls, and the next episode has another length.
 MOST_ARGUMENTS = 32
 
+THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
+
 Sizes: TypeAlias = tuple[int, ...]
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
@@ -317,7 +319,7 @@ class Signature(Alike):
         known = self.varying.get(function)
         # Without the signatures of further inputs: if these differ, it is for another reason.
         apart = {_without_signatures(k) for k in (*of_one, key) if type(k) is tuple}
-        if known is None:
+        if known is None and not any([THEIRS in parts for parts in apart]):
             varied = _differ_by_size(apart)
             if any(varied) and (is_rare or len(apart) > _MOST_AGAIN or isinstance(self, Family)):
                 self.varied = {**self.varied, function: varied}
