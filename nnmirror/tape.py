@@ -598,7 +598,8 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         return None
     if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
         noted = call.Noted(function, found, args, edges, sizes=sizes)
-        found.written = call.write([noted], args, edges, numbers_vary, sizes)
+        text = call.text_of([noted], args, edges, numbers_vary, sizes)
+        found.written = False if text is None else text.made()
     if found.written:
         before = stored_with.calls.get(function)
         kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)

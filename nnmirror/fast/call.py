@@ -10,7 +10,7 @@ The source contains nothing specific to one call: calls with the same kinds of a
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -55,37 +55,25 @@ class Noted(NamedTuple):
     sizes: Sizes = ()  # of the member of the family `found`
 
 
-def write(
+def text_of(
     calls: Sequence[Noted],
     args: Args,
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
     sizes: Sizes = (),
-) -> Written | Literal[False]:
-    """The function that makes `calls` for arguments like `args`, whose edges are `edges`; False if
-    the calls cannot be written.
+) -> "Text | None":
+    """The source of a function that makes `calls` for arguments like `args`, whose edges are
+    `edges`; None if the calls cannot be written.
 
     That is one call with these arguments, or several, of which the last gives the result and the
     other results are not exposed. If `numbers_vary`, any other number may be given in place of one
     that is not an integer; if there are `sizes`, the calls are those of families, and arguments may
     have any.
     """
-    text = written(calls, args, edges, numbers_vary, sizes)
-    return text.made() if text else False
-
-
-def written(
-    calls: Sequence[Noted],
-    args: Args,
-    edges: "Sequence[Edge | None]",
-    numbers_vary: bool = False,
-    sizes: Sizes = (),
-) -> "Text | Literal[False]":
-    """The same as text."""
     try:
         text = Text(args, edges, numbers_vary, sizes)
     except Unsigned:
-        return False
+        return None
     if calls[0].args is not args:
         text.ask_which_are_one()
     if len(calls) > 1:
@@ -96,7 +84,7 @@ def written(
         for k, call in enumerate(calls):
             text.add(call, "" if k == len(calls) - 1 else str(k))
     except Unwritable:
-        return False
+        return None
     text.lines.append("return out, node")
     return text
 

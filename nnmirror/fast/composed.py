@@ -11,7 +11,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -155,7 +155,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     text, signs = _written(noted, given, out, sign.sizes)
     found: tuple[_call.Written, object] = _nothing, None
     sample = None
-    if text:
+    if text is not None:
         # What takes any sizes has to be the same for two.
         sample = sign.sizes, text.source(), text.environment
         is_other = before is not None and before[0] != sample[0]
@@ -193,10 +193,10 @@ def _nothing(found: object, first: object, made: object, args: Args) -> None:
 
 def _written(
     noted: list[_state.Noted], given: Args, out: object, sizes: Sizes
-) -> tuple[_call.Text | Literal[False], object]:
+) -> tuple[_call.Text | None, object]:
     """A function that makes the calls that were noted, as text, and their signatures: if there are
     `sizes`, their families."""
-    nothing: tuple[Literal[False], object] = False, None
+    nothing = None, None
     if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:
         return nothing
     calls: list[_call.Noted] = []
@@ -222,6 +222,6 @@ def _written(
             edges.append(edge_of(value) if is_tensor else None)
         if any(e is not None and is_torchs(e[0]) for e in edges):
             return nothing
-        text = _call.written(calls, given, edges, sizes=sizes)
+        text = _call.text_of(calls, given, edges, sizes=sizes)
     signs = tuple([c.found for c in calls])
     return text, signs if len(signs) > 1 else signs[0]

@@ -220,13 +220,18 @@ class Signature(Alike):
         if self.siblings is None:
             self.siblings = {}
         if index not in self.siblings:
-            made = Signature(self.leaf, self.depth)
-            made.repeats, made.is_deep = self.repeats, self.is_deep
-            family = self.of_family()
-            if family is not None:
-                family.output(index).admit(made, self.sizes)
-            self.siblings[index] = made
+            self.siblings[index] = self._sibling(index)
         return self.siblings[index]
+
+    def _sibling(self, index: int) -> "Signature":
+        made = Signature(self.leaf, self.depth)
+        made.repeats, made.is_deep = self.repeats, self.is_deep
+        family = self.of_family()
+        if family is not None:
+            of_output = family.output(index)
+            assert isinstance(of_output, Family)
+            of_output.admit(made, self.sizes)
+        return made
 
     def of_family(self) -> "Family | None":
         """The family that it is a member of, if any."""
@@ -351,15 +356,8 @@ class Family(Signature):
         # The walks from here for any sizes (see fast/sized.py); False if there can be none.
         self.sized: Any = None
 
-    def output(self, index: int) -> "Family":
-        """The family of output `index` of a call with several."""
-        if index == 0:
-            return self
-        if self.siblings is None:
-            self.siblings = {}
-        if index not in self.siblings:
-            self.siblings[index] = Family(self.leaf, self.depth)
-        return self.siblings[index]  # type: ignore[return-value]
+    def _sibling(self, index: int) -> "Family":
+        return Family(self.leaf, self.depth)
 
     def admit(self, member: Signature, sizes: Sizes) -> None:
         """Make `member` the one of these sizes."""

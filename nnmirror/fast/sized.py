@@ -44,13 +44,14 @@ _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])")
 
 
 class _Multiple(NamedTuple):
-    """`factor` times a size."""
+    """`factor` times a size, as an int or a float."""
 
     place: int
     factor: int
+    kind: type
 
-    def of(self, sizes: Sizes) -> int:
-        return self.factor * sizes[self.place]
+    def of(self, sizes: Sizes) -> float:
+        return self.kind(self.factor * sizes[self.place])  # type: ignore[no-any-return]
 
 
 class _Quotient(NamedTuple):
@@ -137,7 +138,7 @@ def _guesses(number: object, place: int, size: int) -> Iterator[_Multiple | _Quo
     """What `number` may be."""
     if type(number) is int or (type(number) is float and number.is_integer()):
         if number % size == 0:
-            yield _Multiple(place, int(number) // size)
+            yield _Multiple(place, int(number) // size, type(number))
     elif type(number) is float and math.isfinite(number):
         share = (Fraction(number) * size).limit_denominator(_LARGEST_DENOMINATOR)
         yield _Quotient(place, share.numerator, share.denominator)
