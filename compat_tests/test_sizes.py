@@ -468,3 +468,34 @@ def test_batches_of_odd_sizes_at_first(nn, optim):
         (out[1::2].var(unbiased=False) + out.mean()).backward()
         found.append(net.weight.grad.clone())
     return found
+
+
+@parity
+def test_numbers_of_windows(nn, optim):
+    """One window for a long time, then two: the number follows from two sizes."""
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 2), []
+    some = [2 * n for n in sizes(50, 12)]
+    steps = [(n + n * i % (n - 1 or 1), n) for i, n in enumerate(some)]
+    for n, k in [*steps, *[(2 * k + 1, k) for k in (4, 6, 8, 10, 5, 7)]]:
+        out = net(torch.randn(n, 3))
+        net.zero_grad()
+        out.unfold(0, k, k).pow(2).mean().backward()
+        found.append(net.weight.grad.clone())
+    return found
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+@parity
+def test_the_smaller_of_two_lengths(nn, optim, fewer):
+    torch.manual_seed(0)
+    net, found = nn.Linear(3, 2), []
+    for i, n in enumerate([*sizes(60, 20), 21, 13, 28, 16, 9, 30]):
+        is_fewer = fewer if i < 60 else not fewer
+        one = net(torch.randn(n, 3)).repeat(2, 1)
+        m = 2 * n + 1 + i % 9 if is_fewer else max(2 * n - 1 - i % 9, 1)
+        other = net(torch.randn(m, 3))
+        net.zero_grad()
+        ((one @ other.t()).diagonal().mean() + (one @ other.t()).diagonal(1).sum()).backward()
+        found.append(net.weight.grad.clone())
+    return found

@@ -70,7 +70,7 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
     if family.sized is None:
         family.sized = OfAnySize(_OFTEN if _has_many(family) else fast.after - 1)
     found: OfAnySize = family.sized
-    walk = found.walk_for(sizes)
+    walk = found.walk_for(sizes, node)
     if walk is not None:
         if not walk.trusted:
             try:

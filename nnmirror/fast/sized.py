@@ -10,8 +10,9 @@ A value that fits at two sizes need not fit at others: a third of the rows is a 
 only if it comes out even; the rows of two parts may be as many as 20 for a while; and a rule may
 choose otherwise from some size on. So such a walk is used only for sizes that the recorded ones
 determine (`Values.cover`): between them, in steps that they are apart, and where a polynomial of
-second degree that is the same for all of them is the same too. For others it is recorded again, and
-if nothing else differs, they are included.
+second degree that is the same for all of them is the same too; and only if each result in the graph
+has the shape that it is expected to have (`SizedWalk.has_shapes`). For others it is recorded again,
+and if nothing else differs, they are included.
 """
 
 import itertools
@@ -26,6 +27,7 @@ import torch
 
 from ..constants import constant
 from ..node import Node
+from ..walk import dependencies
 from . import bound as _bound
 from . import source
 from .memory import Memory
@@ -148,11 +150,53 @@ def _guesses(number: object, place: int, size: int) -> Iterator[_Multiple | _Quo
                 yield _Quotient(place, above, below, 1)
 
 
+def _shapes(root: Node) -> list[torch.Size]:
+    """The shapes of all results in the graph behind `root`, the last first."""
+    nodes = dependencies([(root, 0)], expanding=False)[1]
+    nodes.sort(key=lambda node: -node.sequence)
+    return [meta[0] for node in nodes for meta in node.outputs if meta is not None]
+
+
+def _lengths(sizes: Sizes) -> list[int]:
+    """The lengths that results often have; what is taken for one is checked before each use."""
+    found = [size + more for size in sizes for more in (0, 1, -1, 2, -2, 3, -3)]
+    found += [one + other for one, other in itertools.combinations(sizes, 2)]
+    for size in sizes:
+        found += [size // 2, -(-size // 2), size // 3, -(-size // 3), size // 4, -(-size // 4)]
+    return found
+
+
+class _Length(NamedTuple):
+    """A place in `_lengths`, or a multiple of a size or of a product of two."""
+
+    place: int
+    factor: int
+
+
+def _fitted_length(one: int, sizes: Sizes, other: int, other_sizes: Sizes) -> int | _Length:
+    if one == other:
+        return one
+    for place, pair in enumerate(zip(_lengths(sizes), _lengths(other_sizes), strict=True)):
+        if pair == (one, other):
+            return _Length(place, 0)
+    products = zip(_with_products(sizes), _with_products(other_sizes), strict=True)
+    for place, (size, other_size) in enumerate(products):
+        if one % size == 0 and one // size * other_size == other:
+            return _Length(place, one // size)
+    raise Unbindable
+
+
 class Sample:
     """A walk that was recorded for these sizes."""
 
-    def __init__(self, sizes: Sizes, text: str, environment: source.Environment) -> None:
-        self.sizes, self.environment = sizes, dict(environment)
+    def __init__(
+        self,
+        sizes: Sizes,
+        shapes: list[torch.Size],
+        text: str,
+        environment: source.Environment,
+    ) -> None:
+        self.sizes, self.shapes, self.environment = sizes, shapes, dict(environment)
         parts = _NUMBER.split(text)
         self.between, self.numbers = parts[::2], [*map(_read, parts[1::2])]
 
@@ -212,14 +256,13 @@ class Values:
     def __init__(self, values: Sequence[_OfSizes], one: Sizes, other: Sizes) -> None:
         self.values = values
         self.known: dict[Sizes, tuple[object, ...]] = {}
-        self.recorded, self.covered = {one}, {one}
+        self.recorded = {one}
         self.least = self.most = _derived(one)
         self.steps, self.shares = _Span(one, True), _Span(_with_products(one), False)
         self.include(other)
 
     def include(self, sizes: Sizes) -> None:
         self.recorded.add(sizes)
-        self.covered.add(sizes)
         self.least = tuple(map(min, self.least, _derived(sizes)))
         self.most = tuple(map(max, self.most, _derived(sizes)))
         self.steps.add(sizes)
@@ -228,20 +271,12 @@ class Values:
 
     def cover(self, sizes: Sizes) -> bool:
         """Do the recorded sizes determine what the walk is for these?"""
-        if sizes in self.covered:
-            return True
         every = zip(self.least, _derived(sizes), self.most, strict=True)
         if not all([least <= n <= most for least, n, most in every]):
             return False
-        is_reached = self.are_all or (
+        return self.are_all or (
             self.steps.reaches(sizes) and self.shares.reaches(_with_products(sizes))
         )
-        if not is_reached:
-            return False
-        if len(self.covered) >= _MOST_SIZES:
-            self.covered.clear()
-        self.covered.add(sizes)
-        return True
 
     def __call__(self, sizes: Sizes) -> tuple[object, ...]:
         found = self.known.get(sizes)
@@ -274,7 +309,13 @@ class SizedWalk(_bound.BoundWalk):
         known = one.environment
         if one.between != other.between or known.keys() != other.environment.keys():
             raise Unbindable
+        if [*map(len, one.shapes)] != [*map(len, other.shapes)]:
+            raise Unbindable
         self.between = one.between
+        self.shapes = [
+            [_fitted_length(a, one.sizes, b, other.sizes) for a, b in zip(shape, like, strict=True)]
+            for shape, like in zip(one.shapes, other.shapes, strict=True)
+        ]
         sizes, other_sizes = _with_products(one.sizes), _with_products(other.sizes)
         self.numbers = [
             _fitted(a, sizes, b, other_sizes)
@@ -305,6 +346,7 @@ class SizedWalk(_bound.BoundWalk):
         )
         self.start = writer.start
         self.compared: set[Sizes] = set()  # for these with the generic walk
+        self.fits = {one.sizes, other.sizes}  # what it may be used for, as far as that was asked
 
     def includes(self, sample: Sample) -> bool:
         """Is this walk the same for the sizes of `sample`? Then it is used for them."""
@@ -315,7 +357,34 @@ class SizedWalk(_bound.BoundWalk):
         found = [*sample.numbers, *[environment[name] for name in self.environment]]
         if not all(is_same(_at(a, sizes), b) for a, b in zip(known, found, strict=True)):
             return False
+        if not self.has_shapes(sample.shapes, sample.sizes):
+            return False
         self.values.include(sample.sizes)
+        self.fits.add(sample.sizes)
+        return True
+
+    def has_shapes(self, shapes: Sequence[torch.Size], sizes: Sizes) -> bool:
+        """Are these the shapes of all results, as expected for these sizes?"""
+        if [*map(len, shapes)] != [*map(len, self.shapes)]:
+            return False
+        lengths, products = _lengths(sizes), _with_products(sizes)
+        for shape, expected in zip(shapes, self.shapes, strict=True):
+            for n, of in zip(shape, expected, strict=True):
+                if type(of) is _Length:
+                    of = of.factor * products[of.place] if of.factor else lengths[of.place]
+                if n != of:
+                    return False
+        return True
+
+    def is_for(self, sizes: Sizes, root: Node) -> bool:
+        """Can it be used for the graph behind `root`, of these sizes?"""
+        if sizes in self.fits:
+            return True
+        if not self.values.cover(sizes) or not self.has_shapes(_shapes(root), sizes):
+            return False
+        if len(self.fits) >= _MOST_SIZES:
+            self.fits.clear()
+        self.fits.add(sizes)
         return True
 
     def is_right(self, sizes: Sizes) -> bool:
@@ -335,8 +404,8 @@ class OfAnySize:
         self.recorded = self.repeated = 0
         self.recording = threading.Lock()
 
-    def walk_for(self, sizes: Sizes) -> SizedWalk | None:
-        return next((walk for walk in self.walks if walk.values.cover(sizes)), None)
+    def walk_for(self, sizes: Sizes, root: Node) -> SizedWalk | None:
+        return next((walk for walk in self.walks if walk.is_for(sizes, root)), None)
 
     def record(self, sizes: Sizes, node: Node, start: torch.Tensor) -> bool:
         """Record the walk from `node`, if that may be worth it; False if there can be none for any
@@ -358,7 +427,7 @@ class OfAnySize:
         writer = _Writer(node)
         writer.start_varies = True  # or what is computed from it has this size
         writer.go_back(start)
-        sample = Sample(sizes, writer.source(), writer.environment)
+        sample = Sample(sizes, _shapes(node), writer.source(), writer.environment)
         writer.put_off()
         self.recorded += 1
         self.waits = max(self.recorded - _AT_ONCE, 0)
