@@ -4,11 +4,11 @@ They are measured after 500 steps, when the mirror has met most sizes.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from nets import Built, row
+from nets import Built, fit, row
 
 
 def warm(step: Callable[[], Any], *trained: Any) -> Built:
@@ -30,43 +30,33 @@ def by_hand(nn: Any, inputs: int, outputs: int) -> Any:
     return Net()
 
 
+def batches(target: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[tuple[Any, Any]]:
+    sizes = random.Random(0)
+    while True:
+        x = torch.randn(sizes.randint(10, 110), 8)
+        yield x, target(x[:, :4])
+
+
+def layers(nn: Any) -> Any:
+    hidden = nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()
+    return nn.Sequential(*hidden, nn.Linear(32, 4))
+
+
 @row("sizes", "8-32-32-4 by hand, 10 to 110 rows, MSELoss, Adam")
 def regression(nn: Any, optim: Any) -> Built:
-    net, criterion, sizes = by_hand(nn, 8, 4), nn.MSELoss(), random.Random(0)
-    optimizer = optim.Adam(net.parameters())
-
-    def step() -> Any:
-        x = torch.randn(sizes.randint(10, 110), 8)
-        optimizer.zero_grad()
-        loss = criterion(net(x), x[:, :4].sin())
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return warm(step, net)
+    net = by_hand(nn, 8, 4)
+    return warm(*fit(net, nn.MSELoss(), optim.Adam(net.parameters()), batches(torch.sin)))
 
 
 @row("sizes", "Sequential 8-32-32-4, 10 to 110 rows, CrossEntropyLoss, Adam")
 def classifier(nn: Any, optim: Any) -> Built:
-    layers = nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
-    net, criterion, sizes = nn.Sequential(*layers), nn.CrossEntropyLoss(), random.Random(0)
-    optimizer = optim.Adam(net.parameters())
-
-    def step() -> Any:
-        x = torch.randn(sizes.randint(10, 110), 8)
-        optimizer.zero_grad()
-        loss = criterion(net(x), x[:, :4].argmax(1))
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return warm(step, net)
+    net, data = layers(nn), batches(lambda x: x.argmax(1))
+    return warm(*fit(net, nn.CrossEntropyLoss(), optim.Adam(net.parameters()), data))
 
 
 @row("sizes", "Sequential 8-32-32-4, 1 to 100 rows, forward under no_grad")
 def prediction(nn: Any, optim: Any) -> Built:
-    layers = nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
-    net, sizes, data = nn.Sequential(*layers), random.Random(0), torch.randn(100, 8)
+    net, sizes, data = layers(nn), random.Random(0), torch.randn(100, 8)
 
     def step() -> Any:
         with torch.no_grad():

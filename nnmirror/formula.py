@@ -369,8 +369,8 @@ class Formulas:
         return plan.fixed(given, self.function.label_of(*args))
 
     def plan_for_any_size(self, args: Args, needs: tuple[bool, ...]) -> tuple[Plan | None, bool]:
-        """The plan for calls that differ from this one by the first dimension of tensors, which
-        computes for any; and whether it is that of each, or only saves the same."""
+        """The plan for calls that differ from this one by sizes (see `Family`), which computes for
+        any; and whether it is that of each, or only saves the same."""
         plan = self.plan(args, needs)
         if plan.copied:
             return None, False

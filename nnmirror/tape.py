@@ -946,7 +946,7 @@ def _call_of_family(
             every = enumerate(integers_in(args))
             found += [n for place, n in every if n > 1 and place in numbers]
     sizes = tuple(dict.fromkeys(found))  # each once
-    if not 0 < len(sizes) <= _MOST_SIZES:
+    if not 0 < len(sizes) <= _MOST_SIZES_OF_ONE:
         return None
     key: list[object] = []
     is_first = True
@@ -975,7 +975,7 @@ def _call_of_family(
     return stored_with, ((function, *key) if key else function), sizes, False
 
 
-_MOST_SIZES = 6  # of one member
+_MOST_SIZES_OF_ONE = 6  # of one member
 
 
 def _give_member(

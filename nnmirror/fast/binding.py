@@ -76,7 +76,7 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
             try:
                 with quietly():
                     if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
-                        walk.trusted = walk.is_right(sizes)
+                        walk.trusted = walk.note_right(sizes)
             except RuntimeError:  # as for other shapes
                 family.sized = False
         return walk.trusted and _has_run(walk, node, walk.start, retain_graph)

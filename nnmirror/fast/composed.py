@@ -157,9 +157,10 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     sample = None
     if text is not None:
         # What takes any sizes has to be the same for two.
-        sample = sign.sizes, text.source(), text.environment
-        is_other = before is not None and before[0] != sample[0]
-        if not sign.sizes or (is_other and is_same(before[1:], sample[1:])):
+        if sign.sizes:
+            sample = sign.sizes, text.source(), text.environment
+        is_other = before is not None and sample is not None and before[0] != sample[0]
+        if sample is None or (is_other and is_same(before[1:], sample[1:])):
             found = text.made(), signs
     tape.keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
     return out

@@ -43,7 +43,7 @@ _MOST_AGAIN = 24  # sizes, if most of them have come again
 _REPEATS, _CALLS = 2, 100
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
-_MOST_SIZES = 1024  # members of a family; then it begins anew
+_MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
@@ -382,7 +382,7 @@ class Family(Signature):
         made.makes_new, made.makes_several = self.makes_new, self.makes_several
         made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
         self.admit(made, sizes)
-        if len(self.members) >= _MOST_SIZES:
+        if len(self.members) >= _MOST_MEMBERS:
             self.members.clear()
         self.members[sizes] = made
         return made

@@ -39,7 +39,7 @@ _COMPARED = 2  # with the generic walk, for so many sizes
 _AT_ONCE = 12  # sizes that are recorded at once; then after ever more walks that none is for
 _MOST_APART = 4  # of them, that fit none of the walks
 _MOST_REPEATED = 8  # walks for a size that was recorded, and fits none of the others
-_MOST_SIZES = 1024  # whose values are kept
+_MOST_KNOWN = 1024  # whose values are kept
 _LARGEST_DENOMINATOR = 1 << 16
 
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])")
@@ -281,7 +281,7 @@ class Values:
     def __call__(self, sizes: Sizes) -> tuple[object, ...]:
         found = self.known.get(sizes)
         if found is None:
-            if len(self.known) >= _MOST_SIZES:
+            if len(self.known) >= _MOST_KNOWN:
                 self.known.clear()
             every = _with_products(sizes)
             found = self.known[sizes] = tuple([value.of(every) for value in self.values])
@@ -382,12 +382,12 @@ class SizedWalk(_bound.BoundWalk):
             return True
         if not self.values.cover(sizes) or not self.has_shapes(_shapes(root), sizes):
             return False
-        if len(self.fits) >= _MOST_SIZES:
+        if len(self.fits) >= _MOST_KNOWN:
             self.fits.clear()
         self.fits.add(sizes)
         return True
 
-    def is_right(self, sizes: Sizes) -> bool:
+    def note_right(self, sizes: Sizes) -> bool:
         """It has had the bits of the generic walk for `sizes`: is that enough?"""
         if sizes not in self.values.recorded:
             self.compared.add(sizes)

@@ -357,10 +357,9 @@ class Written:
             inner = [Inner(call.node(), params) for call in calls]
             self.form = Form(inner, self._record(calls, inner, parts))
 
-    def compile(self) -> "Written":
+    def compile(self) -> None:
         self.compiled = self.text.compiled()
         self.function = self.compiled.function
-        return self
 
     def is_like(self, other: "Written") -> bool:
         """Is the source the same?"""
