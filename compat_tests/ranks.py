@@ -6,6 +6,7 @@ longer than the scenarios, so the same processes run all of them.
 """
 
 import datetime
+import faulthandler
 import importlib
 import json
 import os
@@ -84,6 +85,7 @@ def compare(directory, rank, world, name, scenario):
 
 
 def main():
+    faulthandler.dump_traceback_later(LIMIT - 5, exit=True)  # one that hangs says where
     rank, world = int(sys.argv[1]), int(sys.argv[2])
     directory, name = sys.argv[3:5]
     module = importlib.import_module(name)

@@ -348,6 +348,7 @@ class Writer:
             self.order += reversed(layers)
         self.environment: source.Environment = {}
         self.constants: dict[int, str] = {}
+        self.serials: dict[int, str] = {}
         self.lines: list[Line] = []
         self.known: dict[int, str] = {}  # the names of the tensors that the walk has made
         self.alive: list[object] = []  # so that no id is reused
@@ -643,6 +644,13 @@ class Writer:
             self.alive.append(value)
         return name
 
+    def serial(self, serial: int) -> str:
+        """The name of a signature's serial number: without the number itself, the source is the
+        same for all models of one structure."""
+        name = self.serials.setdefault(serial, f"serial{len(self.serials)}")
+        self.environment[name] = serial
+        return name
+
     def function(self, func: TorchFunction) -> str:
         """The name of a torch function."""
         self.alive.append(func)
@@ -796,7 +804,7 @@ class Writer:
                     to = leaves[id(target)] = f"w{len(leaves)}"
                     lines.append(f"{to} = e[{place}]")
                     conditions.append(f"(of := {to}._signature) is None")
-                    conditions.append(f"of.serial != {target._signature.serial}")
+                    conditions.append(f"of.serial != {self.serial(target._signature.serial)}")
             # Gradients are summed in the order in which the calls were recorded. And what are two
             # calls with one signature here may have been a single call.
             if i + 1 < len(self.whole) and not follows:
@@ -810,7 +818,7 @@ class Writer:
         if sign is not None and sign.is_by_layout:
             lines.append(
                 f"if (of := {self.names[id(node)]}.signature) is None or of.own_serial !="
-                f" {sign.own_serial}: return None"
+                f" {self.serial(sign.own_serial)}: return None"
             )
 
     def ask_what_passes(
@@ -831,7 +839,7 @@ class Writer:
             lines += [
                 f"{name}, slots = more[{i - 1}]",
                 f"if (of := {name}.signature) is None or of.own_serial !="
-                f" {entry.signature.own_serial} or slots[0] is None: return None",
+                f" {self.serial(entry.signature.own_serial)} or slots[0] is None: return None",
                 f"g{i} = slots[0]",
             ]
             if self.come[i - 1].dim():
