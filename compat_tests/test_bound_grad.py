@@ -95,6 +95,60 @@ def test_different_ends_in_turn(nn, optim):
     return found
 
 
+def derivatives(nn, net, x, t):
+    """u_t, u_x and u_xx, as for Burgers' equation."""
+    u = net(torch.cat([x, t], 1))
+    ones = torch.ones_like(u)
+    u_t = grad_of(nn)(u, t, ones, create_graph=True)[0]
+    u_x = grad_of(nn)(u, x, ones, create_graph=True)[0]
+    return u, u_t, u_x, grad_of(nn)(u_x, x, ones, create_graph=True)[0]
+
+
+def of_two(nn):
+    return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+
+
+@parity
+def test_derivatives_for_two_inputs_of_one_shape(nn, optim):
+    """Which of them is meant differs between the calls, and in which order they come."""
+    net, found = of_two(nn), []
+    inputs = [torch.randn(5, 1).requires_grad_() for _ in range(2)]
+    for i in range(12):
+        u, u_t, u_x, u_xx = derivatives(nn, net, *(inputs if i % 3 else inputs[::-1]))
+        (u_t + u * u_x - 0.1 * u_xx).pow(2).mean().backward()
+        found.append((u_t.detach(), u_x.detach(), u_xx.detach(), net[0].weight.grad.clone()))
+        found.append([grad_of(nn)(net(torch.cat(inputs, 1)).sum(), x) for x in inputs])
+    return found
+
+
+@parity
+def test_derivatives_of_one_of_several_outputs(nn, optim):
+    """The others of `split` have no gradient, as in a Hamiltonian net."""
+    net, found = net_of(nn), []
+    for i in range(8):
+        x = torch.randn(4, 3).requires_grad_()
+        pieces = net.b(torch.tanh(net.a(x))).split(2, 1)
+        g = grad_of(nn)(pieces[i % 2].sum(), x, create_graph=True)[0]
+        (g - 1).pow(2).mean().backward()
+        found.append((g.detach(), net.a.weight.grad.clone()))
+        found.append(grad_of(nn)(net.b(net.a(x)).split(2, 1)[1].sum(), [x, net.a.weight]))
+    return found
+
+
+@parity
+def test_many_derivatives_in_one_graph(nn, optim):
+    """Longer than a walk that is bound as a whole otherwise."""
+    net = of_two(nn)
+    grad, found = grad_of(nn), []
+    for _ in range(6):
+        z = torch.randn(3, 2).requires_grad_()
+        for _ in range(14):
+            z = z + 0.1 * grad(net(z.sin()).sum(), z, create_graph=True)[0]
+        z.pow(2).mean().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    return found
+
+
 @parity
 def test_what_changes_between_two_calls(nn, optim):
     net, found = net_of(nn), []
@@ -286,9 +340,9 @@ def test_a_walk_with_a_gradient_is_bound_and_keeps_none_alive(mode):
         y.backward(given)
         del y, given
         assert kept() is None
-    bound = [walk for walk in (sign.from_given or {}).values() if not isinstance(walk, int)]
-    assert len(bound) == (mode != "off")
-    assert all(walk.trusted for walk in bound)
+    bound = [found for found in (sign.from_given or {}).values() if not isinstance(found, int)]
+    assert [len(found.walks) for found in bound] == [1] * (mode != "off")
+    assert all(found.walks[0].trusted for found in bound)
 
 
 @pytest.mark.parametrize("from_loss", [False, True])

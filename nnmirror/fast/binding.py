@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -115,19 +115,19 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
         if sign.from_given is None:
             sign.from_given = {}
         walks: Walks[_bound.BoundWalk] = sign.from_given
-        bound = walk_for(walks, key, sign, partial(_bound_from, target, grad))
-        if bound is None:
-            return False
-        is_trusted = bound.trusted
-        if not is_trusted:
-            with quietly():
-                distrust = partial(walks.__setitem__, key, False)
-                is_trusted = is_right(bound, target, grad, distrust)
-        if is_trusted and _has_run(bound, target, grad, retain_graph):
-            bound.misses = 0
-            return True
-        if is_trusted:
-            has_missed(walks, key, sign, bound)
+        write = partial(_bound_from, target, grad)
+        for bound in walks_for(walks, key, sign, write):
+            is_trusted = bound.trusted
+            if not is_trusted:
+                if target.sequence == bound.first and fast.after > 1:
+                    return False  # as in `is_right`
+                with quietly():
+                    distrust = partial(walks.__setitem__, key, False)
+                    is_trusted = is_right(bound, target, grad, distrust)
+            if is_trusted and _has_run(bound, target, grad, retain_graph):
+                bound.misses = 0
+                return True
+        have_missed(walks, key, sign, write)
     return False
 
 
@@ -380,9 +380,19 @@ class _Fitting(Protocol):
 
 
 W = TypeVar("W", bound=_Fitting)
-# The walks from one signature, by `key_of`: for one that is not bound yet, how often it occurred;
-# False if it cannot be bound.
-Walks: TypeAlias = dict[object, W | int]
+
+
+class Alike(Generic[W]):
+    """The walks from one signature with one key: to other inputs of the same layout, say."""
+
+    def __init__(self, first: W) -> None:
+        self.walks = [first]  # the latest first
+        self.misses = 0  # how often none fitted, since the latest was bound
+
+
+# The walks from one signature, by `key_of`: for those not bound yet, how often they occurred; False
+# if they cannot be bound.
+Walks: TypeAlias = dict[object, Alike[W] | int]
 
 
 def key_of(grad: torch.Tensor, ends: Sequence[Edge]) -> object:
@@ -401,38 +411,67 @@ def _kind_of(target: Target) -> object:
     return of_tensor(target)
 
 
-def walk_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> W | None:
-    """The walk for `key`, written when it has occurred a few times; None if there is none yet."""
+def walks_for(
+    walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]
+) -> Sequence[W]:
+    """The walks for `key`; the first is written when it has occurred a few times."""
     found = walks.get(key, 0)
     if found is False:
-        return None
+        return ()
     if not isinstance(found, int):
-        return found
+        return found.walks
     if key not in walks and len(walks) >= _MOST_TO_ENDS:
         walks.pop(next(iter(walks)), None)
     walks[key] = found + 1
     if not _is_due(sign, found + 1):
-        return None
+        return ()
+    written = _written(sign, write)
+    if written is None:
+        walks[key] = _waiting(sign)
+        return ()
+    if written is False:
+        walks[key] = _waiting(sign) if _may_bind_another(sign) else False
+        return ()
+    alike = walks[key] = Alike(written)
+    return alike.walks if fast.after == 1 else ()
+
+
+def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | None:
+    """A walk; False if it cannot be bound, None if it cannot be now."""
     try:
         with quietly():
             written = write()
     except _bound.ChangedSince:
-        walks[key] = _waiting(sign)
         return None
     except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
-        walks[key] = _waiting(sign) if _may_bind_another(sign) else False
-        return None
-    walks[key] = written
+        return False
     _note_bound(sign)
-    return written if fast.after == 1 else None
+    return written
 
 
-def has_missed(walks: Walks[W], key: object, sign: Signature, walk: W) -> None:
-    """`walk` did not fit: if that goes on, another is bound for graphs with the same last call."""
-    walk.misses += 1
-    if walk.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign):
-        walks[key] = 0
-        sign.rebound += 1
+def have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> None:
+    """None of the walks for `key` fitted. If that goes on, another is bound: soon while they are
+    few, as an output may be differentiated for each of several inputs in turn."""
+    alike = walks.get(key)
+    if not isinstance(alike, Alike):
+        return
+    alike.misses += 1
+    for walk in alike.walks:
+        walk.misses += 1
+    if len(alike.walks) < _MOST_ALIKE:
+        rarest = None
+        is_due = alike.misses >= fast.after
+    else:
+        rarest = max(alike.walks, key=lambda walk: walk.misses)
+        is_due = rarest.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign)
+    if not is_due:
+        return
+    written = _written(sign, write)
+    alike.misses = 0 if written else -_PATIENCE << sign.rebound
+    if rarest is not None or not written:
+        sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
+    if written:
+        alike.walks = [written, *[walk for walk in alike.walks if walk is not rarest]]
 
 
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
@@ -448,6 +487,7 @@ _MANY, _OFTEN = 32, 12  # after so many walks from one leaf, one is bound when i
 _MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
+_MOST_ALIKE = 4
 
 
 def is_right(

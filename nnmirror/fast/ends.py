@@ -5,6 +5,7 @@ those of the weights, if an input's gradient is asked for. Where torch's own gra
 on to an end, its engine continues from there.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
@@ -19,7 +20,7 @@ from ..node import Edge, Node, Target
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import has_missed, is_observed, key_of, quietly, same_bits, walk_for
+from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
 from .shorter import Unbindable
 
 T = torch.Tensor
@@ -62,40 +63,54 @@ def walk_to_ends(
         return None
     if sign.to_ends is None:
         sign.to_ends = {}
-    found = walk_for(sign.to_ends, key, sign, lambda: WalkToEnds(node, only, grad))
-    if found is None:
-        return None
-    if not found.trusted:
-        if node.sequence == found.first and fast.after > 1:
-            return None  # on the numbers that it was recorded with, a comparison proves less
-        run = found.run(node, grad, True, only)
-        if run is not None:
-            given: dict[tuple[int, int], T | None] = {}
-            with quietly():
-                more = generic(give=lambda leaf, g: given.setdefault((id(leaf), 0), g))
-            expected = _by_slot(only, more) | {k: g for k, g in given.items() if g is not None}
-            results = _by_slot(only, *run)
-            found.trusted = results.keys() == expected.keys() and all(
-                same_bits(result, expected[slot]) for slot, result in results.items()
-            )
-            if not found.trusted:
+    write = functools.partial(WalkToEnds, node, only, grad)
+    for found in walks_for(sign.to_ends, key, sign, write):
+        if not found.trusted:
+            if node.sequence == found.first and fast.after > 1:
+                return None  # on the numbers that it was recorded with, a comparison proves less
+            fits, is_right = _tried(found, node, grad, only, generic)
+            if not is_right:
                 sign.to_ends[key] = False
                 if fast.after == 1:
                     raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
                 return None
-    run = found.run(node, grad, retain_graph, only) if found.trusted else None
+            found.trusted = fits
+        run = found.run(node, grad, retain_graph, only) if found.trusted else None
+        if run is None:
+            continue
+        found.misses = 0
+        grads_of_ends, to_torch = run
+        if to_torch:
+            arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
+            with _walk.one_walk(_walk.Progress(edges).leads_to):
+                theirs = _walk.theirs_among(only)
+                _walk.through_torch(arrived, to_torch, theirs, retain_graph)
+            return [arrived.get((id(target), index)) for target, index in only]
+        return grads_of_ends  # type: ignore[no-any-return]
+    have_missed(sign.to_ends, key, sign, write)
+    return None
+
+
+def _tried(
+    walk: WalkToEnds,
+    node: Node,
+    grad: T,
+    only: Sequence[Edge],
+    generic: Callable[..., list[T | None]],
+) -> tuple[bool, bool]:
+    """Does the walk fit, and has it then the bits of the generic one?"""
+    run = walk.run(node, grad, True, only)
     if run is None:
-        has_missed(sign.to_ends, key, sign, found)
-        return None
-    found.misses = 0
-    grads_of_ends, to_torch = run
-    if to_torch:
-        arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
-        with _walk.one_walk(_walk.Progress(edges).leads_to):
-            theirs = _walk.theirs_among(only)
-            _walk.through_torch(arrived, to_torch, theirs, retain_graph)
-        return [arrived.get((id(target), index)) for target, index in only]
-    return grads_of_ends  # type: ignore[no-any-return]
+        return False, True
+    given: dict[tuple[int, int], T | None] = {}
+    with quietly():
+        more = generic(give=lambda leaf, g: given.setdefault((id(leaf), 0), g))
+    expected = _by_slot(only, more) | {k: g for k, g in given.items() if g is not None}
+    results = _by_slot(only, *run)
+    is_right = results.keys() == expected.keys() and all(
+        same_bits(result, expected[slot]) for slot, result in results.items()
+    )
+    return True, is_right
 
 
 def _by_slot(

@@ -9,6 +9,7 @@ The first replay runs beside the generic walk. It is used from then on if its gr
 same bits, and its nodes have the same functions, edges and saved tensors.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,7 +25,7 @@ from ..node import Edge, Node
 from ..tensor import bare
 from . import bound as _bound
 from . import source
-from .binding import has_missed, is_observed, key_of, quietly, same_bits, walk_for
+from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
 from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
@@ -72,24 +73,24 @@ def replayed(
         return None
     if sign.replays is None:
         sign.replays = {}
-    found = walk_for(sign.replays, key, sign, lambda: Replay(node, only, grad))
-    if found is None:
-        return None
-    results = found.run(node, grad, only)
-    if results is None:
-        has_missed(sign.replays, key, sign, found)
-        return None
-    found.misses = 0
-    if not found.trusted:
-        with quietly():
-            expected = generic()
-        found.trusted = all(map(_alike, expected, results))
+    write = functools.partial(Replay, node, only, grad)
+    for found in walks_for(sign.replays, key, sign, write):
+        results = found.run(node, grad, only)
+        if results is None:
+            continue
+        found.misses = 0
         if not found.trusted:
-            sign.replays[key] = False
-            if fast.after == 1:
-                raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
-            return expected
-    return results  # type: ignore[no-any-return]
+            with quietly():
+                expected = generic()
+            found.trusted = all(map(_alike, expected, results))
+            if not found.trusted:
+                sign.replays[key] = False
+                if fast.after == 1:
+                    raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
+                return expected
+        return results  # type: ignore[no-any-return]
+    have_missed(sign.replays, key, sign, write)
+    return None
 
 
 class _Writer(_bound.Writer):
@@ -99,6 +100,7 @@ class _Writer(_bound.Writer):
     """
 
     declines = staticmethod(beyond.is_unusual)
+    most_nodes = 512  # there are no parts of such walks
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         _walk.dependencies([(root, 0)], as_seen=True)
@@ -129,7 +131,7 @@ class _Writer(_bound.Writer):
             needs = tuple([e is not None and id(e[0]) in self.reaches for e in node.edges])
             if True not in needs:
                 continue
-            if not self.is_straight(node) or None in given:
+            if not self.is_straight(node):
                 raise Unbindable
             results = self.recorded(node, given, needs)
             for edge, result in zip(node.edges, results, strict=True):
