@@ -883,8 +883,8 @@ TAKERS = {
     "weight_norm": lambda m, x: torch.nn.utils.parametrizations.weight_norm(m[0])(x),
     "orthogonal": lambda m, x: torch.nn.utils.parametrizations.orthogonal(m[0])(x),
     "func.grad": lambda m, x: torch.func.grad(lambda x: m(x).sum())(x),
-    "jacrev": lambda m, x: torch.func.jacrev(m)(x[0]),
-    "vmap": lambda m, x: torch.vmap(m)(x),
+    "jacrev": lambda m, x: torch.func.jacrev(lambda x: m(x))(x[0]),
+    "vmap": lambda m, x: torch.vmap(lambda x: m(x))(x),
 }  # fmt: skip
 
 

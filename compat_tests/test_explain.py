@@ -473,6 +473,34 @@ def test_a_hook_that_may_change_a_gradient_is_refused_by_name():
         nnmirror.explain(net(torch.randn(4, 3)).sum())
 
 
+def test_a_step_shows_the_gradient_that_it_uses():
+    """After the hooks of its result, before and after it is taken."""
+    x, net, seen = torch.randn(4, 3), nnmirror.Linear(3, 2), {}
+    h = net(x)
+    h.register_hook(lambda g: g * 2)
+    h.grad_fn.register_prehook(lambda gs: (gs[0] + 1,))
+    for step in nnmirror.steps(h.sum()):
+        seen[step.node] = before, *_ = step.gradients
+        step.take()
+        assert step.gradients[0] is before
+    assert torch.equal(seen["AddmmBackward0"][0], torch.full((4, 2), 3.0))
+    assert torch.equal(net.bias.grad, torch.full((2,), 12.0))
+
+
+@pytest.mark.parametrize("tool", ["explain", "steps"])
+def test_what_the_tools_cannot_show_is_refused_at_once(tool):
+    call = getattr(nnmirror, tool)
+    net = nnmirror.Linear(3, 2)
+    with pytest.raises(TypeError, match="by PyTorch's autograd, not by the mirror"):
+        call(torch.nn.Linear(3, 2)(torch.ones(3)).sum())
+    with pytest.raises(TypeError, match="takes a tensor, such as a loss, not a Linear"):
+        call(net)
+    with pytest.raises(TypeError, match="a module is expected after the tensor, not a str"):
+        call(net(torch.ones(3)).sum(), "net")
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        call(torch.ones(()))
+
+
 class Wired(nnmirror.Module):
     def __init__(self):
         super().__init__()

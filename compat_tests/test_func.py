@@ -460,20 +460,75 @@ def test_what_is_not_mirrored_names_an_alternative():
     assert not hasattr(nnmirror.func, "functionalize")
 
 
-TRANSFORMS = {
-    "grad": lambda f, m: f.grad(lambda x: m(x).sum())(X),
-    "vjp": lambda f, m: f.vjp(m, X)[1](Y),
-    "jacrev": lambda f, m: f.jacrev(m)(X),
-    "vmap": lambda f, m: f.vmap(m)(X),
-    "grad of parameters": lambda f, m: f.grad(lambda p: f.functional_call(m, p, (X,)).sum())(
-        dict(m.named_parameters())
+def total(model):
+    return lambda params, x: torch.func.functional_call(model, params, (x,)).square().sum()
+
+
+SEEN = {
+    "grad": lambda f, m, x: f.grad(lambda h: (h**4).sum())(m(x)),
+    "grad_and_value": lambda f, m, x: f.grad_and_value(lambda h: (h**4).sum())(m(x))[1],
+    "grad of parameters": lambda f, m, x: f.grad(total(m))(dict(m.named_parameters()), x),
+    "per-sample gradients": lambda f, m, x: f.vmap(f.grad(total(m)), in_dims=(None, 0))(
+        dict(m.named_parameters()), x[:, None]
     ),
+    "jacrev": lambda f, m, x: f.jacrev(m)(x),
+    "jacobian of a method": lambda f, m, x: f.jacrev(m.forward)(x),
+    "jacobian for each sample": lambda f, m, x: f.vmap(f.jacrev(m))(x),
+    "jacfwd": lambda f, m, x: f.jacfwd(m, argnums=(0,))(x),
+    "hessian": lambda f, m, x: f.hessian(lambda p: (m(x) * p).sum() ** 2)(m(x)[:1]),
+    "vjp": lambda f, m, x: f.vjp(m, x)[1](Y),
+    "vjp with aux": lambda f, m, x: f.vjp(lambda h: (h**2, h), m(x), has_aux=True)[2],
+    "jvp": lambda f, m, x: f.jvp(m, (x,), (torch.ones_like(x),)),
+    "torch.vmap": lambda f, m, x: torch.vmap(m)(x),
+    "vmap of an inner grad": lambda f, m, x: f.vmap(lambda h: f.grad(torch.sum)(h**2))(m(x)),
 }
 
 
-@pytest.mark.parametrize("case", TRANSFORMS)
+@pytest.mark.parametrize("case", SEEN)
+@near(4)
+def test_transforms_of_torch_see_what_is_passed_to_them(nn, optim, case):
+    """`from torch.func import grad` need not change with the import of nn."""
+    model = net(nn)
+    found = torch.utils._pytree.tree_leaves(SEEN[case](torch.func, model, X))
+    squared(found).backward()
+    return [t.detach() for t in found], [t.requires_grad for t in found], gradients(model)
+
+
+@parity
+def test_transforms_of_torch_without_gradients(nn, optim):
+    """They are PyTorch's own then, on the whole batch at once."""
+    model, calls = net(nn), []
+    model.register_forward_hook(lambda *args: calls.append(1))
+    with torch.no_grad():
+        found, calls_of_vmap = torch.vmap(model)(X), len(calls)
+        jacobians = torch.func.vmap(torch.func.jacrev(model))(X)
+    model.requires_grad_(False)
+    return found, jacobians, torch.func.jacrev(model)(X), calls_of_vmap
+
+
+HIDDEN = {
+    "grad": lambda f, m: f.grad(lambda x: m(x).sum())(X),
+    "vjp": lambda f, m: f.vjp(lambda x: m(x), X)[1](Y),
+    "jacrev": lambda f, m: f.jacrev(lambda x: m(x))(X),
+    "vmap": lambda f, m: f.vmap(lambda x: m(x))(X),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
 def test_transforms_of_torch_are_refused_and_name_the_mirrors(case):
+    """Of a function that refers to the model, which they cannot see."""
     model = net(nnmirror)
     with pytest.raises(NotImplementedError, match=r"same name from nnmirror\.func"):
-        TRANSFORMS[case](torch.func, model)
-    TRANSFORMS[case](nnmirror.func, model)
+        HIDDEN[case](torch.func, model)
+    HIDDEN[case](nnmirror.func, model)
+
+
+def test_linearize_is_refused():
+    model = net(nnmirror)
+    for call in (
+        lambda: torch.func.linearize(model, X),
+        lambda: torch.func.linearize(sum, model(X)),
+    ):
+        with pytest.raises(NotImplementedError, match="linearize has no backward rule"):
+            call()
+    assert torch.func.linearize(torch.sin, X)[1](X).shape == X.shape

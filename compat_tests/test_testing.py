@@ -295,7 +295,14 @@ def test_parity_of_the_state():
 def test_parity_of_errors_and_warnings():
     given = torch.randn(4, 3, requires_grad=True)
     ours, theirs = (library.MSELoss(reduction="all") for library in (nnmirror, torch.nn))
-    assert_parity(ours, theirs, given, given)
+    assert_parity(ours, theirs, given, given, raises=ValueError)
+    # A mistake in the test itself would otherwise pass it.
+    with pytest.raises(AssertionError, match=r"both raised ValueError\(.*say raises=ValueError"):
+        assert_parity(ours, theirs, given, given)
+    with pytest.raises(AssertionError, match=r"both raised ValueError\("):
+        assert_parity(ours, theirs, given, given, raises=TypeError)
+    with pytest.raises(AssertionError, match=r"expected ValueError, but neither raised one"):
+        assert_parity(nnmirror.Tanh(), torch.tanh, given, raises=ValueError)
     with pytest.raises(AssertionError, match=r"expected ValueError.*, but none was raised"):
         assert_parity(nnmirror.MSELoss(), theirs, given, given)
     with pytest.raises(ValueError, match="all is not a valid value") as found:

@@ -1053,8 +1053,13 @@ def test_an_interrupt_in_a_forward_leaves_no_hooks():
     """After Ctrl-C no mode or hook is left (`always_call` hooks do not run then, as in PyTorch)."""
     net = ByHand()
     net.last.forward = lambda x: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), nnmirror.watch(net) as w:
-        net(torch.randn(2, 3))
+    # In a process that a shell has started in the background, SIGINT is ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), nnmirror.watch(net) as w:
+            net(torch.randn(2, 3))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert torch.overrides._get_current_function_mode_stack() == []
     assert hooks_of(net) == []
     assert [r.layer for r in w.records] == ["first", ""]

@@ -38,6 +38,7 @@ if getattr(sys, "argv", [])[:1] == ["-m"]:  # while Python looks for the module 
 from . import adopt as _adopt  # noqa: F401  a library's module becomes mirrored where it is assigned
 from . import custom_function as _custom_function  # noqa: F401  calls of a user's Function
 from . import func, functional, init, modules, optim, parallel, parameter, utils
+from . import transforms as _transforms  # noqa: F401  torch.func transforms what is tracked
 from ._missing import missing
 from .bridge import from_torch, to_torch
 from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules

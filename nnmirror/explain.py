@@ -40,9 +40,9 @@ def explain(
     is called.
 
     RuntimeError, as PyTorch's, if `tensor` does not require grad, if it is not a scalar and
-    `gradient` is not given, or if its graph was freed. NotImplementedError if a hook could change
-    a gradient: use `nnmirror.steps`, which calls hooks. If the input comes from torch's own graph,
-    the function ends at that input.
+    `gradient` is not given, or if its graph was freed. TypeError if it is not the mirror's.
+    NotImplementedError if a hook could change a gradient: use `nnmirror.steps`, which calls hooks.
+    If the input comes from torch's own graph, the function ends at that input.
     """
     from .explaining import explainer
 

@@ -41,6 +41,26 @@ def make_grads(
     return started
 
 
+def expect_tracked(name: str, tensor: object, modules: Sequence[object]) -> None:
+    """Raise if `nnmirror.<name>`, which shows the graph behind `tensor`, cannot."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"nnmirror.{name} takes a tensor, such as a loss, not {_kind(tensor)}")
+    if _tensor.is_torchs(tensor) and tensor.requires_grad:
+        raise TypeError(
+            f"nnmirror.{name}: this tensor was computed by PyTorch's autograd, not by the mirror:"
+            " which nn does the model come from?"
+        )
+    for module in modules:
+        if not hasattr(module, "named_modules"):
+            raise TypeError(
+                f"nnmirror.{name}: a module is expected after the tensor, not {_kind(module)}"
+            )
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
 def start_grad(
     meta: tuple[torch.Size, torch.dtype, torch.device],
     grad: Any,  # a tensor or None; of `Module.backward` what the user gives

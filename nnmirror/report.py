@@ -217,7 +217,10 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
-_TRANSFORMS = "if parameters used in it require grad; nnmirror.func.{} gives the same"
+_TRANSFORMS = (
+    "of a function that refers to a model which is trained (lambda x: model(x)); nnmirror.func.{}"
+    " gives the same"
+)
 # Calls that are refused, and what to do instead.
 _REFUSED_NAMES = {
     "torch.autocast": "convert model and input with .to(dtype)",

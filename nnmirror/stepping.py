@@ -19,7 +19,7 @@ from . import tensor as _tensor
 from . import walk as _walk
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements
-from .gradients import _roots, make_grads
+from .gradients import _roots, expect_tracked, make_grads
 from .node import NO_FURTHER, Edge, Node
 from .parameter import Parameter
 from .tensor import bare
@@ -55,8 +55,9 @@ def steps(
     are freed unless `retain_graph`, so that the graph cannot be used again.
 
     RuntimeError, as PyTorch's, if `tensor` does not require grad, if it is not a scalar and
-    `gradient` is not given, or if its graph was freed.
+    `gradient` is not given, or if its graph was freed. TypeError if it is not the mirror's.
     """
+    expect_tracked("steps", tensor, modules)
     grads = make_grads([tensor], [gradient])
     walk = Walk(_roots([tensor]), retain_graph)
     walk.is_prompt = True
@@ -149,6 +150,8 @@ class Walk:
         while self.waiting:
             node = max(self.waiting, key=_recorded_at)  # its users were recorded later
             taking = Taking(node=node, gradients=self.waiting.pop(node), results=None)
+            if node.is_watched is True:
+                self.run_hooks(taking)
             yield taking
             grads, formulas = taking.gradients, node.function.formulas
             usual = _OURS.issuperset(map(type, map(_target, filter(None, node.edges))))
@@ -164,6 +167,21 @@ class Walk:
             for callback in self.callbacks:  # they may queue more
                 callback()
 
+    def run_hooks(self, taking: Taking) -> None:
+        """Run the hooks that may change the gradients of the results, before these are shown."""
+        node, slots = taking.node, taking.gradients
+        self.finish()
+        with self:
+            if node.tensor_hooks is not None or node.retained is not None:
+                _walk._run_output_hooks(node, slots)
+            if node.prehooks and self.left_to_torch(node) is None:
+                taking.gradients = _walk._run_prehooks(node.prehooks, slots)
+
+    def left_to_torch(self, node: Node) -> T | None:
+        """The result, if it is torch's and its engine calls the hooks."""
+        tensor = None if node.theirs is None else node.theirs()
+        return tensor if tensor is not None and beyond.is_hooked(tensor) else None
+
     def asked(self, node: Node, slots: list[T | None]) -> list[T | None]:
         """The gradients from a node that calls user code, or that has missing or torch's own
         parts."""
@@ -172,14 +190,10 @@ class Walk:
                 self.changed.add(id(target))
         self.finish()
         with self:
-            if node.tensor_hooks is not None or node.retained is not None:
-                _walk._run_output_hooks(node, slots)
-            if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
+            if (tensor := self.left_to_torch(node)) is not None:
                 if slots[0] is not None:
-                    self.to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+                    self.to_torch.append((tensor, slots[0]))
                 return [None] * len(node.edges)
-            if node.prehooks:
-                slots = _walk._run_prehooks(node.prehooks, slots)
             # A user's Function is called even then: it may return zeros.
             if node.attributes is None and all(g is None for g in slots):
                 results: list[T | None] = [None] * len(node.edges)
@@ -352,12 +366,12 @@ class Step:
 
     @property
     def gradients(self) -> tuple[T | None, ...]:
-        """The gradients of its results; None for a result without one."""
+        """The gradients of its results, after their hooks; None for a result without one."""
         return tuple(self._taking.gradients)
 
     @property
     def gradient(self) -> T | None:
-        """The gradient of its (first) result."""
+        """The gradient of its (first) result, after its hooks."""
         return self._taking.gradients[0]  # type: ignore[no-any-return]
 
     @property

@@ -22,7 +22,7 @@ from .._types import Args, Kwargs, TorchFunction
 from ..fast import bound, source
 from ..fast.binding import same_bits
 from ..fast.shorter import WORDS, Called, without_unneeded
-from ..gradients import make_grads
+from ..gradients import expect_tracked, make_grads
 from ..modules.module import Module
 from ..node import NO_FURTHER, Edge, Node
 from ..tensor import bare
@@ -39,6 +39,7 @@ def explained(
     tensor: T, modules: Sequence[Module], gradient: T | None, frame: FrameType | None
 ) -> Explanation:
     """The explanation of the graph behind `tensor`; `frame` is the caller's."""
+    expect_tracked("explain", tensor, modules)
     (grad,) = make_grads([tensor], [gradient])
     state = torch.get_rng_state()
     try:

@@ -411,9 +411,7 @@ def _kind_of(target: Target) -> object:
     return of_tensor(target)
 
 
-def walks_for(
-    walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]
-) -> Sequence[W]:
+def walks_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> Sequence[W]:
     """The walks for `key`; the first is written when it has occurred a few times."""
     found = walks.get(key, 0)
     if found is False:
@@ -456,13 +454,13 @@ def have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[
     if not isinstance(alike, Alike):
         return
     alike.misses += 1
-    for walk in alike.walks:
-        walk.misses += 1
+    for bound in alike.walks:
+        bound.misses += 1
     if len(alike.walks) < _MOST_ALIKE:
         rarest = None
         is_due = alike.misses >= fast.after
     else:
-        rarest = max(alike.walks, key=lambda walk: walk.misses)
+        rarest = max(alike.walks, key=lambda bound: bound.misses)
         is_due = rarest.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign)
     if not is_due:
         return
@@ -471,7 +469,7 @@ def have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[
     if rarest is not None or not written:
         sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
     if written:
-        alike.walks = [written, *[walk for walk in alike.walks if walk is not rarest]]
+        alike.walks = [written, *[bound for bound in alike.walks if bound is not rarest]]
 
 
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:

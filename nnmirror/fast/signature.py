@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from .._teardown import not_at_exit
+
 if TYPE_CHECKING:
     import nnmirror.node
 
@@ -106,6 +108,7 @@ class _ByLayout:
         self.calls: dict[object, Kept] = {}
 
 
+@not_at_exit
 class Signature(Alike):
     """The signature of a recorded call or of a leaf.
 

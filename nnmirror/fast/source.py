@@ -10,12 +10,15 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .._teardown import not_at_exit
+
 # The names in a source, and what they stand for.
 Environment: TypeAlias = dict[str, Any]
 
 _source_numbers = itertools.count()
 
 
+@not_at_exit
 class Compiled:
     """A function compiled from source, which is in `linecache` as long as the function lives."""
 

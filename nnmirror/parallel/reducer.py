@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from .. import _state, _torch, tape, walk
+from .._teardown import not_at_exit
 from .._torch import DisableTorchFunctionSubclass
 from ..accumulate import accumulate, is_dense, put_grad
 from ..tensor import Tensor
@@ -46,6 +47,7 @@ class Bucket:
             start += param.numel()
 
 
+@not_at_exit
 class Reducer:
     """Averages the gradients of `params`, which are in the order of registration."""
 

@@ -29,6 +29,7 @@ def assert_parity(
     atol: float = 0.0,
     units: float | None = None,
     check_backward: bool = True,
+    raises: type[Exception] | None = None,
 ) -> None:
     """Assert that `ours` behaves like `theirs`, usually PyTorch's: by default to the last bit.
 
@@ -62,6 +63,7 @@ def assert_parity(
         rtol, atol: |ours - theirs| <= atol + rtol |theirs| is enough.
         units: or this many units in the last place of the largest number compared.
         check_backward: False for functions without a gradient.
+        raises: the type of the exception that both must raise. Without it, both must return.
 
     Raises:
         AssertionError: it names the output, gradient or state that differs, the element, the
@@ -101,6 +103,18 @@ def assert_parity(
                 " nnmirror.exact, or allow for some units."
             )
         raise
+    _assert_raised(expected.outcome.error, raises)
+
+
+def _assert_raised(error: Exception | None, raises: type[Exception] | None) -> None:
+    """Both raised this error, or neither did: is that what the test is about?"""
+    if error is not None and (raises is None or not isinstance(error, raises)):
+        raise AssertionError(
+            f"both raised {error!r}, so that no output was compared; if they should,"
+            f" say raises={type(error).__name__}"
+        ) from error
+    if error is None and raises is not None:
+        raise AssertionError(f"error: expected {raises.__name__}, but neither raised one")
 
 
 @dataclass(frozen=True)
