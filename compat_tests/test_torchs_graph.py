@@ -16,8 +16,8 @@ import nnmirror
 
 from .parity import parity
 
-# PyTorch's engine and nnmirror's backward each sum the gradients that reach them, so a sum of three
-# or more terms is added in another order than by PyTorch alone.
+# In gradients of gradients, PyTorch's engine and nnmirror's backward each sum the gradients that
+# reach them, so a sum of three or more terms is added in another order than by PyTorch alone.
 UNITS = 8
 
 
@@ -139,6 +139,50 @@ def test_gradients_through_both_graphs(program, dtype):
             continue
         most = UNITS * torch.finfo(dtype).eps * expected.abs().max()
         assert (expected - actual).abs().max() <= most
+
+
+USES = {
+    "the net, then two of torch's": lambda f, x: f(x).sum() + x.sin().sum() + x.cos().sum(),
+    "the net between": lambda f, x: x.sin().sum() + f(x).sum() + x.cos().sum(),
+    "the net twice": lambda f, x: f(x).sum() + (x * 3).exp().sum() + f(x * 2).sum() + x.cos().sum(),
+    "a hard constraint": lambda f, x: (f(x) * x * (1 - x)).sum(),
+    "differences": lambda f, x: f(x).sum() + 0.1 * (x[:, 1:] - x[:, :-1]).abs().mean(),
+    "a result": lambda f, x: (y := x * 2, f(y).sum() + y.sin().sum() + y.exp().sum())[1],
+    "a result, and what it is of": lambda f, x: (f(x * 2) * f(x) + f(x) * x.sin()).sum(),
+    "joined": lambda f, x: (f(torch.cat([x, x], 1)[:, ::2]) * x * x.cos()).sum() + f(x).mean(),
+}
+WAYS = {
+    "backward": lambda nn, loss, x: loss.backward(),
+    "in plain mode": lambda nn, loss, x: in_plain_mode(nn, loss.backward),
+    "backward to inputs": lambda nn, loss, x: loss.backward(inputs=[x]),
+    "grad": lambda nn, loss, x: x.backward(torch.autograd.grad(loss, x)[0]),
+    "grad, recorded": lambda nn, loss, x: x.backward(
+        torch.autograd.grad(loss, x, create_graph=True)[0].detach()
+    ),
+}
+
+
+def in_plain_mode(nn, call):
+    with contextlib.nullcontext() if nn is torch.nn else nnmirror.plain():
+        call()
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("way", WAYS)
+@parity
+def test_gradients_of_both_graphs_are_added_in_pytorchs_order(nn, optim, use, way):
+    """An input that a net uses, and torch's own operations do too: its bits depend on the order."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8)).double()
+    wired = nn.Linear(8, 4).double()
+    found = []
+    for i in range(6):
+        x = torch.randn(5, 4, dtype=torch.float64).requires_grad_()
+        loss = USES[use](lambda h: torch.tanh(wired(net(h))), x)
+        if i % 2:
+            loss = loss + x.square().sum()
+        WAYS[way](nn, loss, x)
+        found.append(x.grad)
+    return found, [p.grad for p in net.parameters()]
 
 
 def test_an_unused_input():

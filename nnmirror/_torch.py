@@ -106,6 +106,9 @@ try:
 
     # -- functions of torch --------------------------------------------------------------
 
+    # The number of the next call that torch records. Without it, the gradients of a tensor that the
+    # mirror and torch have both used could not be added in PyTorch's order.
+    next_sequence_nr = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
     # Torch's engine, which runs the backward of what torch itself recorded in front of mirrored
     # layers. Without it, gradients for tensors there are refused.
     engine = torch._C._ImperativeEngine()  # type: ignore[attr-defined]

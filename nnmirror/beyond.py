@@ -6,9 +6,11 @@ gradient that the mirror's walk computes. With `create_graph=True` it is recorde
 `TorchGraph`, whose gradient is again computed by torch's engine.
 """
 
+import contextlib
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -21,6 +23,7 @@ from .double_backward import led_to
 from .fast.signature import Unsigned, of_tensor
 from .formula import Plan
 from .function import Function
+from .moments import note_moment, torchs_number
 from .node import NO_FURTHER, Edge, Node
 
 T = torch.Tensor
@@ -126,6 +129,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
 
 def _cat_of(dim: int, leaves: Sequence[T]) -> Node:
     """The node of torch.cat, recorded; copied from an earlier one if there is one."""
+    note_moment()
     try:
         key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
     except Unsigned:
@@ -271,6 +275,107 @@ def behind(tensors: Iterable[T]) -> tuple[list[T], set[object]]:
     return list(leaves.values()), nodes
 
 
+# Of a tensor, by its id: the gradients that arrived there, each with the number of the mirror's
+# call that it came from; None if the walk started there.
+Arrivals: TypeAlias = Mapping[int, Sequence[tuple[int | None, T]]]
+
+
+def shared(tensors: Sequence[T]) -> tuple[dict[int, int], list[Any]]:
+    """How many gradients torch's graph passes from some of `tensors` to others, by the ids of
+    these; and the nodes of torch behind them."""
+    results = {(t.grad_fn, t.output_nr): id(t) for t in tensors if t.grad_fn is not None}
+    ids = {id(t) for t in tensors}
+    counts: dict[int, int] = {}
+    stack: list[Any] = [node for node, _ in results]
+    nodes: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node in nodes:
+            continue
+        nodes.add(node)
+        for edge in node.next_functions:
+            following = edge[0]
+            if following is None:
+                continue
+            leaf = getattr(following, "variable", None)
+            key = results.get(edge) if leaf is None else id(leaf)
+            if key in ids:
+                counts[key] = counts.get(key, 0) + 1
+            if leaf is None:
+                stack.append(following)
+    return counts, [*nodes]
+
+
+def is_shared(tensors: Sequence[T]) -> bool:
+    """Are their gradients to be added to those that torch computes for them from others?"""
+    return not all(t.is_leaf for t in tensors) and bool(shared(tensors)[0])
+
+
+class Order(NamedTuple):
+    """The order in which torch's engine is to add gradients: its nodes, and aliases of tensors in
+    the order of the mirror's calls. An alias comes after the nodes below its number."""
+
+    nodes: Sequence[Any]
+    aliases: Sequence[tuple[int, T]]
+
+
+class Onward(NamedTuple):
+    """Where torch's engine continues: the tensors, and their gradients.
+
+    The engine adds the gradients of one tensor in the order of its calls, the last first. Those
+    that came from the mirror's calls, if torch computes others for the same tensor, are given to
+    aliases of it, which are to be numbered as these calls would be.
+    """
+
+    tensors: tuple[T, ...]
+    grads: tuple[T, ...]
+    order: Order | None = None
+
+
+def onward(to_torch: Sequence[tuple[T, T]], arrivals: Arrivals) -> Onward:
+    """Where torch's engine continues from, with these gradients."""
+    counts: dict[int, int] = {}
+    nodes: Sequence[Any] = ()
+    if len(to_torch) > 1:
+        counts, nodes = shared([tensor for tensor, _ in to_torch])
+    roots: list[tuple[T, T]] = []
+    aliases: list[tuple[int, int, T]] = []
+    for tensor, grad in to_torch:
+        parts = arrivals.get(id(tensor), ())
+        more = counts.get(id(tensor), 0)
+        if not more or len(parts) + more < 3:  # two are added in either order
+            roots.append((tensor, grad))
+            continue
+        for number, part in parts:
+            with torch.enable_grad():
+                alias = tensor.view_as(tensor)
+            roots.append((alias, part))
+            aliases.append((torchs_number(number), -1 if number is None else number, alias))
+    aliases.sort(key=itemgetter(0, 1))
+    tensors, grads = zip(*roots, strict=True)
+    if not aliases:
+        return Onward(tensors, grads)
+    return Onward(tensors, grads, Order(nodes, [(number, alias) for number, _, alias in aliases]))
+
+
+@contextlib.contextmanager
+def _numbered(order: Order | None) -> Iterator[None]:
+    """Number torch's calls so that the aliases are in between, for one run of its engine."""
+    nodes, aliases = order or Order((), ())
+    numbers = [(node, node._sequence_nr()) for node in nodes]
+    room = len(aliases) + 1
+    try:
+        for node, number in numbers:
+            node._set_sequence_nr((number + 1) * room)
+        for i, (number, alias) in enumerate(aliases, start=1):
+            made_by: Any = alias.grad_fn
+            made_by._set_sequence_nr(number * room + i)
+        yield
+    finally:
+        for node, number in numbers:
+            node._set_sequence_nr(number)
+
+
 def goes_on(tensor: T) -> bool:
     """Does torch's engine do more with the gradient of its own tensor than store it?"""
     return bool(not tensor.is_leaf or tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
@@ -322,17 +427,19 @@ def go_back(
     retain_graph: bool,
     create_graph: bool,
     stands_for: dict[int, T] | None = None,
+    order: Order | None = None,
 ) -> Sequence[T | None]:
     """The gradients of torch's `tensors` for torch's `inputs`, from `grads`; None where they are
     not connected. Recorded with `create_graph`.
 
-    `stands_for` says which tracked tensors some of torch's leaves stand for.
+    `stands_for` says which tracked tensors some of torch's leaves stand for; `order` is that
+    of `Onward`.
     """
     asked = [x for x in inputs if x.requires_grad]
     if len(asked) < len(inputs):  # some were frozen in the meantime
         found: Sequence[T | None] = ()
         if asked:
-            found = go_back(tensors, grads, asked, retain_graph, create_graph, stands_for)
+            found = go_back(tensors, grads, asked, retain_graph, create_graph, stands_for, order)
         left = iter(found)
         return [next(left) if x.requires_grad else None for x in inputs]
     going = [(t, g) for t, g in zip(tensors, grads, strict=True) if t.requires_grad]
@@ -340,11 +447,11 @@ def go_back(
         return [None] * len(inputs)
     tensors, grads = zip(*going, strict=True)
     if not create_graph:
-        return _gradients(tensors, grads, inputs, retain_graph)
+        return _gradients(tensors, grads, inputs, retain_graph, order=order)
     stands_for = stands_for or {}
     ends = [leaf for leaf in behind(tensors)[0] if leaf.requires_grad]
     ends += [x for x in inputs if not x.is_leaf]
-    of = _Piece(tuple(tensors), tuple(inputs), tuple(ends))
+    of = _Piece(tuple(tensors), tuple(inputs), tuple(ends), order)
     args = of, *grads, *[stands_for.get(id(end), end) for end in ends]
     results, node = _tape.record(TorchGraph, args)
     # A result of torch among the inputs gets its gradient, and so do the leaves behind it.
@@ -388,24 +495,30 @@ def _gradients(
     inputs: Sequence[T],
     retain_graph: bool,
     create_graph: bool = False,
+    order: Order | None = None,
 ) -> Sequence[T | None]:
     """As `torch.autograd.grad` of torch's tensors, which may not be used."""
-    return engine.run_backward(
-        tuple(tensors),
-        tuple(grads),
-        retain_graph,
-        create_graph,
-        tuple(inputs),
-        allow_unreachable=True,
-        accumulate_grad=False,
-    )
+    with _numbered(order):
+        return engine.run_backward(
+            tuple(tensors),
+            tuple(grads),
+            retain_graph,
+            create_graph,
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
 
 
-def accumulate(arrived: Sequence[tuple[T, T]], retain_graph: bool) -> None:
+def accumulate(
+    arrived: Sequence[tuple[T, T]], retain_graph: bool, arrivals: Arrivals | None = None
+) -> None:
     """Continue the backward from torch's tensors, and add to the `.grad` of the leaves."""
     arrived = [(tensor, grad) for tensor, grad in arrived if tensor.requires_grad]
-    if arrived:  # otherwise all are leaves that were frozen in the meantime
-        tensors, grads = zip(*arrived, strict=True)
+    if not arrived:  # all are leaves that were frozen in the meantime
+        return
+    tensors, grads, order = onward(arrived, arrivals or {})
+    with _numbered(order):
         engine.run_backward(
             tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
         )
@@ -428,6 +541,7 @@ class _Piece(NamedTuple):
     tensors: tuple[T, ...]
     inputs: tuple[T, ...]
     ends: tuple[T, ...]
+    order: Order | None = None
 
 
 class TorchGraph(Function):
@@ -443,7 +557,7 @@ class TorchGraph(Function):
         ctx.materialize_grads = False
         given = [g.detach().requires_grad_() for g in args[: len(of.tensors)]]
         with torch.enable_grad():
-            made = _gradients(of.tensors, given, of.inputs, True, create_graph=True)
+            made = _gradients(of.tensors, given, of.inputs, True, True, of.order)
         ctx.of, ctx.given, ctx.made = of, given, made
         return tuple([None if z is None else z.detach() for z in made])
 

@@ -130,6 +130,7 @@ class Walk:
     counts: dict[int, int] | None = None  # how many gradients each gets, if known
     order: Sequence[Node] = ()
     to_torch: list[tuple[T, T]]  # the gradients with which torch's engine continues
+    arrivals: dict[int, list[tuple[int | None, T]]]  # what arrived at torch's tensors
     changed: set[int]  # by id, torch's tensors that have changed
     callbacks: list[Callable[[], None]]
     outer: "list[_Outer]"
@@ -137,6 +138,7 @@ class Walk:
     def __init__(self, edges: Sequence[Edge], retain_graph: bool) -> None:
         self.edges, self.retain_graph, self.is_prompt = edges, retain_graph, False
         self.waiting, self.leaves, self.to_torch, self.changed = {}, {}, [], set()
+        self.arrivals = {}
         self.callbacks, self.outer, self.number = [], [], next(_walk._walk_numbers)
         if _state.taps:
             self.look_ahead()  # which makes hooks of them
@@ -162,7 +164,7 @@ class Walk:
             self.pass_on(taking)
         self.finish()
         if self.to_torch:
-            beyond.accumulate(self.to_torch, self.retain_graph)
+            beyond.accumulate(self.to_torch, self.retain_graph, self.arrivals)
         with self:
             for callback in self.callbacks:  # they may queue more
                 callback()
@@ -215,12 +217,12 @@ class Walk:
             if edge is not None:
                 if _state.leaf_hooks_exist:
                     _walk._refuse_swapped(node, edge[0])
-                self.bring(edge, grad)
+                self.bring(edge, grad, node.sequence)
         if self.is_prompt:
             self.finish()
 
-    def bring(self, edge: Edge, grad: T | None) -> None:
-        """Add one gradient, or None, at the target of `edge`."""
+    def bring(self, edge: Edge, grad: T | None, came_from: int | None = None) -> None:
+        """Add one gradient, or None, at the target of `edge`, from the call of this number."""
         target, index = edge
         if isinstance(target, Node):
             if target not in self.waiting:
@@ -237,6 +239,8 @@ class Walk:
             if not _HOOKS.isdisjoint(vars(target)):  # it may read the others
                 self.is_prompt = True
             slots = leaf.slots
+            if grad is not None and _tensor.is_torchs(target):
+                self.arrivals.setdefault(id(target), []).append((came_from, grad))
         else:
             return
         held = slots[index]

@@ -52,6 +52,7 @@ from .fast.signature import (
 )
 from .function import Function
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
+from .moments import note_moment
 from .node import Edge, Node, OfComplex, Unrecorded
 from .origin import of_this_call
 from .tensor import no_complex
@@ -340,6 +341,8 @@ def _record(
                     else:  # torch's own, as below, or one that had other memory at that time
                         edge, sign = (leaf, 0), None
                         theirs = not isinstance(leaf, _tensor.Tensor)
+                        if theirs:
+                            note_moment()
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
             if edge is not None:
@@ -359,6 +362,7 @@ def _record(
                 over = None if arg.is_leaf else taken_over(arg, not changes_input)
                 if over is not None:
                     return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
+                note_moment()
                 edge = (arg, 0)
                 tracked = theirs = True
                 # The tape computes on a detached alias: no torch graph is built.
@@ -559,6 +563,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
                 over = None if arg.is_leaf else taken_over(arg)
                 if over is not None:
                     return record(function, (*given[:i], over, *given[i + 1 :]))
+                note_moment()
                 edges.append((arg, 0))
                 key.append(THEIRS)
                 args = (*args[:i], arg.detach(), *args[i + 1 :])

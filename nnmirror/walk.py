@@ -251,6 +251,7 @@ def walk(
     buffers, ready, leaves = progress.arrived, progress.ready, progress.leaves
     sums: set[int] = set()  # where gradients of bound parts have been added, to a tensor of its own
     to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
+    arrivals: dict[int, list[tuple[int | None, torch.Tensor]]] = {}  # at torch's tensors
     # Gradients that end at a requested tensor, by its slot.
     beside: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -281,6 +282,12 @@ def walk(
             elif reaches is None or key in reaches:
                 heapq.heappush(ready, (-target.sequence, target))
         if grad is not None:
+            if not is_node and _tensor.is_torchs(target):
+                if not order:
+                    look_ahead()
+                if meets_results:
+                    came_from = None if node is None else node.sequence
+                    arrivals.setdefault(key, []).append((came_from, grad))
             held = slots[index]
             slots[index] = grad if held is None else add(held, grad)
             grad = None  # from here on, only the slot refers to it
@@ -501,11 +508,13 @@ def walk(
             for tensor, grad in to_torch:
                 give(tensor, grad)
         elif to_torch and only is not None:
-            through_torch(found, to_torch, theirs, retain_graph, create_graph)
+            through_torch(found, to_torch, theirs, retain_graph, create_graph, arrivals)
         elif to_torch and create_graph:
-            tensors, starts = zip(*to_torch, strict=True)
-            ends = beyond.behind(tensors)[0]
-            more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
+            ends = beyond.behind([tensor for tensor, _ in to_torch])[0]
+            onward = beyond.onward(to_torch, arrivals)
+            more = beyond.go_back(
+                onward.tensors, onward.grads, ends, retain_graph, create_graph, order=onward.order
+            )
             for leaf, one in zip(ends, more, strict=True):
                 if one is not None:
                     accumulate(leaf, one, False, create_graph)
@@ -514,7 +523,7 @@ def walk(
                             hook(leaf)
         elif to_torch:
             # All in one run of torch's engine, so that it sums in its own order.
-            beyond.accumulate(to_torch, retain_graph)
+            beyond.accumulate(to_torch, retain_graph, arrivals)
         for slot, grad in beside.items():
             _add_at(found, slot, grad, add)
     return [found.get((id(t), n)) for t, n in captured]
@@ -546,12 +555,13 @@ def through_torch(
     theirs: Mapping[tuple[int, int], torch.Tensor],
     retain_graph: bool,
     create_graph: bool = False,
+    arrivals: beyond.Arrivals | None = None,
 ) -> None:
     """Pass the gradients `to_torch` on through torch's graph, and add what arrives at `theirs`."""
     add = _add_recorded if create_graph else operator.add
-    tensors, starts = zip(*to_torch, strict=True)
     ends = [*theirs.values()]
-    more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph)
+    tensors, starts, order = beyond.onward(to_torch, arrivals or {})
+    more = beyond.go_back(tensors, starts, ends, retain_graph, create_graph, order=order)
     for key, one in zip(theirs, more, strict=True):
         if one is not None:
             _add_at(found, key, one, add)
@@ -616,7 +626,9 @@ def _leading_on(edges: Sequence[Edge], order: Sequence[Node], ends: Sequence[Edg
         if _tensor.is_torchs(target) and index != NO_FURTHER
     }
     passing = beyond.passing([*seen.values()], ends)
-    return {key for key, passes in zip(seen, passing, strict=True) if passes}
+    found = {key for key, passes in zip(seen, passing, strict=True) if passes}
+    # Torch's engine adds what it computes for an end to what has arrived there.
+    return found | beyond.shared([*seen.values()])[0].keys() if found else found
 
 
 def _refuse_swapped(node: Node, target: object) -> None:

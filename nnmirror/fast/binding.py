@@ -245,10 +245,15 @@ def hand_over(
     If torch's own graph lies behind one of its tensors, its engine continues from all of these.
     """
     theirs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    arrivals: dict[int, list[tuple[int | None, torch.Tensor]]] = {}
     if bound.meets_torch:
         theirs = [(leaf, grad) for leaf, grad, _ in found if _tensor.is_torchs(leaf)]
         if any(beyond.goes_on(tensor) for tensor, _ in theirs):
+            for leaf, grad, own in found:
+                if isinstance(own, tuple):
+                    arrivals.setdefault(id(leaf), []).append((own[0], grad))
             found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
+            theirs = _summed(theirs)
         else:
             theirs = []
     with accumulating:
@@ -261,7 +266,18 @@ def hand_over(
                 add_to_grad(leaf, grad, bool(own))
     if theirs:
         with one_walk(Progress([(node, 0)]).leads_to):
-            beyond.accumulate(theirs, retain_graph)
+            beyond.accumulate(theirs, retain_graph, arrivals)
+
+
+def _summed(
+    arrived: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """One gradient for each tensor."""
+    totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for tensor, grad in arrived:
+        held = totals.get(id(tensor))
+        totals[id(tensor)] = tensor, grad if held is None else held[1] + grad
+    return [*totals.values()]
 
 
 @implements(_walk)
@@ -498,7 +514,10 @@ def is_right(
     held: dict[int, torch.Tensor] = {}
     leaves: list[Edge] = []
 
-    def keep(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
+    def keep(leaf: torch.Tensor, grad: torch.Tensor, own: object) -> None:
+        if id(leaf) in held:  # each call's gradient comes by itself
+            held[id(leaf)] = held[id(leaf)] + grad
+            return
         held[id(leaf)] = grad
         leaves.append((leaf, 0))
 

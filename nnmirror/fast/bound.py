@@ -102,8 +102,9 @@ _LITERALS = (bool, int, float, str, type(None))
 
 
 # A leaf, its gradient, and whether that may become its `.grad` (see `Writer.is_own`). The leaf is
-# a tensor; one of the mirror's where the last is `True`.
-Found: TypeAlias = tuple[Any, torch.Tensor, bool | str]
+# a tensor; one of the mirror's where the last is `True`. Where torch's engine adds the gradients of
+# a leaf, each call's gradient comes by itself, and the last is the number of the call.
+Found: TypeAlias = tuple[Any, torch.Tensor, bool | str | tuple[int]]
 # Where the gradients go that leave a bound part, and these, the last first.
 Left: TypeAlias = tuple[Sequence[Edge], list[torch.Tensor]]
 Slots: TypeAlias = list[torch.Tensor | None]
@@ -357,6 +358,8 @@ class Writer:
         # Leaves and their gradients.
         self.arrivals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.given: set[int] = set()  # leaves whose gradient is passed on before the end
+        # Where torch's engine adds the gradients: which call each came from, by a key of its own.
+        self.came_from: dict[int, Node] = {}
         self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
         self.results: list[tuple[Target, int, torch.Tensor]] = []
@@ -394,7 +397,7 @@ class Writer:
                     break
             if node.attributes is not None:  # a user's Function
                 break
-            if len(node.targets) > _WIDE:
+            if len(node.targets) > _WIDE or any(map(_tensor.is_torchs, node.targets)):
                 break
             if found and node.signature is root.signature and node.signature.is_deep:
                 steps.append(len(found))
@@ -436,6 +439,7 @@ class Writer:
             for edge in node.edges:
                 if edge is not None and not isinstance(edge[0], Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
+        shares = beyond.is_shared(self.torchs())
         results: Slots | None
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -470,6 +474,10 @@ class Writer:
                     self.leave(target, index, result)
                 else:
                     assert isinstance(target, torch.Tensor)
+                    if shares and _tensor.is_torchs(target):
+                        key = -1 - len(self.came_from)
+                        self.arrivals[key], self.came_from[key] = (target, result), node
+                        continue
                     held = self.arrivals.pop(id(target), None)  # in the order of the last ones
                     total = self.added(held and held[1], result)
                     self.arrivals[id(target)] = target, total
@@ -682,8 +690,8 @@ class Writer:
             lines.append(f"return ({', '.join(targets)},), [{', '.join(grads)}]")
             return "\n    ".join(lines) + "\n"
         found = [
-            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.is_own(leaf, g)}),"
-            for leaf, g in self.arrivals.values()
+            f"({leaves[id(leaf)]}, {self.known[id(g)]}, {self.kind(key, leaf, g)}),"
+            for key, (leaf, g) in self.arrivals.items()
             if id(leaf) not in self.given
         ]
         lines.append(f"return ({' '.join(found)})")
@@ -810,6 +818,12 @@ class Writer:
             if i + 1 < len(self.whole) and not follows:
                 before = self.names[id(self.whole[i + 1])]
                 conditions.append(f"{name}.sequence <= {before}.sequence")
+        names = [name for name in leaves.values() if name.startswith("v")]
+        if len(names) > 1 and not self.came_from:
+            if beyond.is_shared(self.torchs()):
+                raise Unbindable
+            self.environment["is_shared"] = beyond.is_shared
+            conditions.append(f"is_shared(({', '.join(names)}))")
         return leaves
 
     def ask_for_its_own(self, node: Node, lines: list[str]) -> None:
@@ -991,6 +1005,20 @@ class Writer:
             if places:
                 last.setdefault(places[-1], []).append(f"{name} = None")
         return [text for i, line in enumerate(lines) for text in (line, *last.get(i, ()))]
+
+    def torchs(self) -> list[torch.Tensor]:
+        """Torch's tensors that get a gradient."""
+        return [t for node in self.whole for t in node.targets if _tensor.is_torchs(t)]
+
+    def kind(self, key: int, leaf: torch.Tensor, grad: torch.Tensor) -> str:
+        """The source of the third item in `Found`."""
+        node = self.came_from.get(key)
+        if node is None:
+            return self.is_own(leaf, grad)
+        name = self.names.get(id(node)) or next(
+            self.names[segment] for segment, layers in self.layers.items() if node in layers
+        )
+        return f"({name}.sequence,)"
 
     def is_own(self, leaf: torch.Tensor, grad: torch.Tensor) -> str:
         """May `grad` itself become the leaf's `.grad`? It fits, and nothing else refers to it.

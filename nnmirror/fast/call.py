@@ -18,6 +18,7 @@ from .. import formula
 from .._types import Args
 from .._upcalls import upcall
 from ..constants import operand
+from ..moments import note_moment
 from ..tensor import Tensor, is_torchs
 from . import source
 from .signature import (
@@ -148,6 +149,8 @@ class Text:
                 self.asked_at_length(i, arg)
             if edge is not None and is_torchs(edge[0]) and type(arg) is torch.Tensor:
                 self.lines += [f"x{i} = a{i}", f"a{i} = x{i}.detach()"]
+            if asks_torch[i] and edge is not None:
+                self.lines.append("note_moment()")
 
     def asked(self, i: int, arg: Any, edge: tuple[Any, int] | None) -> list[str]:
         """The conditions under which argument `i` does not match the signature."""
@@ -637,6 +640,7 @@ def _named() -> source.Environment:
     return {
         "is_alike": _is_alike,
         "new_node": object.__new__,
+        "note_moment": note_moment,
         "strided": torch.strided,
         "Tensor": Tensor,
         **named_in_calls(),

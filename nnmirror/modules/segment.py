@@ -28,6 +28,7 @@ from ..fast import source
 from ..fast.signature import Signature, of_tensor, strides_by_rows
 from ..function import Function
 from ..grad_mode import is_grad_enabled
+from ..moments import note_moment
 from ..node import Edge, Node
 from ..tensor import Tensor, bare
 from ..walk import put_in_front
@@ -213,6 +214,7 @@ class Run:
             else:
                 key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
                 if x.requires_grad:  # for torch
+                    note_moment()
                     key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
             kept = self.kept.get(key)
             if kept is None and key[0] is None:

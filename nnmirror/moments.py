@@ -1,0 +1,45 @@
+"""When torch's own graph grew, in terms of the mirror's calls.
+
+A tensor of torch's that is given to mirrored operations and to torch's own gets gradients from
+both, and PyTorch adds them in the order in which the calls were recorded, the last first. The
+mirror and torch number their calls independently. So when the mirror records a call on a tensor of
+torch's graph, it notes the number that torch gives to its next call.
+"""
+
+import threading
+from collections import deque
+
+from ._state import sequence
+from ._torch import next_sequence_nr
+
+_MOST = 4096  # moments that are kept; before these, torch's calls count as later than the mirror's
+
+
+class _Noted(threading.local):
+    """Torch numbers the calls of each thread."""
+
+    def __init__(self) -> None:
+        self.latest = 0
+        self.moments: deque[tuple[int, int]] = deque(maxlen=_MOST)  # the mirror's number, torch's
+
+
+_noted = _Noted()
+
+
+def note_moment() -> None:
+    """Note that the call that is recorded next comes after all of torch's so far."""
+    number = next_sequence_nr()
+    if number != _noted.latest:
+        _noted.latest = number
+        _noted.moments.append((next(sequence), number))
+
+
+def torchs_number(number: int | None) -> int:
+    """The number that torch's next call had when the mirror's call `number` was recorded; now, if
+    that is None."""
+    if number is None:
+        return next_sequence_nr()
+    for moment, torchs in reversed(_noted.moments):
+        if moment < number:
+            return torchs
+    return 0
