@@ -13,7 +13,7 @@ import functools
 import numbers
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -607,9 +607,7 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
         found.written = False if text is None else text.made()
     if found.written:
         before = stored_with.calls.get(function)
-        kept = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
-        kept = ((found.written, found), *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
-        written: Kept = (_one_of, kept) if len(kept) > 1 else kept[0]
+        written = _with_others(before, found, args, numbers_vary or bool(sizes))
         keep_written(stored_with, function, (*written, function.exact is not None))
         met = found.written(found, first_arg, first_made, args)
         if met is not None:
@@ -618,6 +616,39 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
 
 
 _MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
+_MOST_BY_VALUE = 64  # calls that differ by their other arguments, such as the indices of gates
+
+
+def _with_others(before: Kept | None, found: Signature, args: Args, varies: bool) -> Kept:
+    """The generated function of `found`, with those of other calls of its function `before`."""
+    this = (found.written, found)
+    if before is None or before[1] is found:
+        return this
+    if not varies and not any(isinstance(arg, torch.Tensor) for arg in args[1:]):
+        table = dict(before[1]) if before[0] is _by_value else {}
+        if len(table) >= _MOST_BY_VALUE:
+            table.clear()
+        table[_values_of(args)] = this
+        return _by_value, table
+    kept = before[1] if before[0] is _one_of else () if before[0] is _by_value else (before[:2],)
+    kept = (this, *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
+    return (_one_of, kept) if len(kept) > 1 else this
+
+
+def _values_of(args: Args) -> object:
+    """What distinguishes the arguments other than the first; none is a tensor."""
+    return of_value(args[1]) if len(args) == 2 else tuple([of_value(arg) for arg in args[1:]])
+
+
+def _by_value(
+    table: Mapping[object, tuple[call.Written, Signature]], first: object, made: object, args: Args
+) -> Made | None:
+    """The call by the generated function for these other arguments than the first."""
+    try:
+        kept = table.get(_values_of(args))
+    except (Unsigned, TypeError):
+        return None
+    return None if kept is None else kept[0](kept[1], first, made, args)
 
 
 def _one_of(
@@ -1138,12 +1169,16 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """The tensors in an argument or a result: itself, or items of lists, tuples, dicts."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
+        return
+    items = value.values() if isinstance(value, dict) else value
+    for item in items if isinstance(value, _CONTAINERS) else ():  # type: ignore[attr-defined]
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, _CONTAINERS):
             yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+
+
+_CONTAINERS = (list, tuple, dict)
 
 
 def meta_of(out: object) -> Any:

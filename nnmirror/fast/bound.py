@@ -50,6 +50,7 @@ from .signature import of_tensor
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
 # some for each group of each image.
 _MOST_CALLS = 8000
+_LONG = 128  # nodes: a longer walk is bound in parts until one of the same length has come
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
 # With more inputs, a node is in no part: it joins the losses of an episode, and the next episode
 # has another length.
@@ -237,6 +238,10 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
     """
     try:
         writer = Writer(root)
+        sign, length = root.signature, len(writer.order)
+        if length > _LONG and sign is not None and sign.length != length:
+            sign.length = length  # a loop may have another length next time
+            raise ChangedSince
         writer.start_varies = varies
         writer.go_back(grad)
         made = BoundWalk(writer, root)
@@ -281,7 +286,7 @@ class Writer:
     # Of a node and torch's tensor that it leads to: when the walk cannot be used.
     declines: TorchFunction = staticmethod(beyond.has_changed)
     length: int | None = None  # of the part, in nodes, if that is given
-    most_nodes = 128  # longer walks are bound in parts
+    most_nodes = 1024  # longer walks from a loss are bound in parts
 
     def __init__(
         self, root: Node, progress: _walk.Progress | None = None, is_short: bool = False

@@ -129,7 +129,6 @@ class _Writer(_bound.Writer):
     """Writes the source of the walk from `root` to the `ends`."""
 
     declines = staticmethod(beyond.is_unusual)
-    most_nodes = 512  # there are no parts of such walks
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         self.ends = ends

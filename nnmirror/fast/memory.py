@@ -99,8 +99,8 @@ class Memory:
         Small tensors share it with those of the same layout, large ones with all, so that little is
         kept.
         """
-        size, shape, dtype = size_of(out), out.shape, out.dtype
-        free = [at for at, end in self.until.items() if end < now and self.kinds[at] == _kind(out)]
+        size, shape, dtype, kind = size_of(out), out.shape, out.dtype, _kind(out)
+        free = [at for at, end in self.until.items() if end < now and self.kinds[at] == kind]
         if not free:
             return None
         if size < LARGE:

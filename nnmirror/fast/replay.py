@@ -100,7 +100,6 @@ class _Writer(_bound.Writer):
     """
 
     declines = staticmethod(beyond.is_unusual)
-    most_nodes = 512  # there are no parts of such walks
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         _walk.dependencies([(root, 0)], as_seen=True)

@@ -132,6 +132,7 @@ class Signature(Alike):
         "is_deep",
         "is_plain",
         "leaf",
+        "length",
         "makes_new",
         "makes_several",
         "next",
@@ -191,6 +192,7 @@ class Signature(Alike):
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
         self.walks = 0  # how many walks began here
+        self.length = 0  # of the latest long one, in nodes
         self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
         # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
         self.tap_walks = 0
@@ -432,6 +434,7 @@ def _repeats_of(
 
 
 _CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)
+_OF_SLICES = {int, type(None)}
 
 
 class Unsigned(Exception):
@@ -584,10 +587,14 @@ def of_value(value: Any) -> object:
         return kind, value
     if kind is torch.Size:
         return value
+    if kind is slice:
+        start, stop, step = value.start, value.stop, value.step
+        kinds = type(start), type(stop), type(step)
+        if _OF_SLICES.issuperset(kinds):  # the usual case, without a call for each
+            return kinds, start, stop, step
+        return kind, of_value(start), of_value(stop), of_value(step)
     if kind is tuple or kind is list:
         return kind, tuple([of_value(v) for v in value])
-    if kind is slice:
-        return kind, of_value(value.start), of_value(value.stop), of_value(value.step)
     if value is Ellipsis:
         return value
     raise Unsigned
