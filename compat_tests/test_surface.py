@@ -26,7 +26,13 @@ CLASSES = {
         )
         for name in nnmirror.optim.lr_scheduler.__all__
     },
-    "optim.swa_utils.SWALR": (torch.optim.swa_utils.SWALR, nnmirror.optim.swa_utils.SWALR),
+    **{
+        f"optim.swa_utils.{name}": (
+            getattr(torch.optim.swa_utils, name),
+            getattr(nnmirror.optim.swa_utils, name),
+        )
+        for name in ("SWALR", "AveragedModel")
+    },
     **{
         f"optim.{name}": (getattr(torch.optim, name), getattr(nnmirror.optim, name))
         for name in ("Optimizer", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
@@ -211,7 +217,6 @@ def test_every_optimiser_is_there(name):
         "from nnmirror.nn.functional import linear, grid_sample as sample",
         "from nnmirror.optim.lr_scheduler import LinearLR, EPOCH_DEPRECATION_WARNING",
         "from nnmirror.nn.utils import weight_norm",
-        "from nnmirror.optim.swa_utils import SWALR, update_bn",
     ],
 )
 def test_an_import_of_a_name_that_is_not_mirrored_says_so(line):

@@ -1,18 +1,205 @@
-"""Stochastic weight averaging: the schedule of `torch.optim.swa_utils`.
-
-The average itself is PyTorch's, of the same weights: `AveragedModel(nnmirror.to_torch(model))`.
-"""
+"""Averages of weights, as in `torch.optim.swa_utils`: stochastic weight averaging (SWA,
+arXiv:1803.05407) and exponential moving averages (EMA)."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
+from torch import Tensor
+
+from .. import _torch
 from .._missing import missing
+from ..modules.batchnorm import _BatchNorm
+from ..modules.module import Module
 from .lr_scheduler import LRScheduler, _per_group
 from .optimizer import Optimizer
+from .stepwise import foreach_devices
 
-__all__ = ["SWALR"]
+__all__ = [
+    "SWALR",
+    "AveragedModel",
+    "get_ema_avg_fn",
+    "get_ema_multi_avg_fn",
+    "get_swa_avg_fn",
+    "get_swa_multi_avg_fn",
+    "update_bn",
+]
+
+PARAM_LIST: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+
+
+def _check_decay(decay: float) -> None:
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(
+            f"Invalid decay value {decay} provided. Please provide a value in [0,1] range."
+        )
+
+
+def _can_lerp(average: PARAM_LIST) -> bool:
+    return average[0].is_floating_point() or average[0].is_complex()
+
+
+def get_ema_multi_avg_fn(decay=0.999):  # type: ignore[no-untyped-def]
+    """The exponential moving average, for many tensors: a <- a + (1 - decay) (w - a)."""
+    _check_decay(decay)
+
+    @torch.no_grad()
+    def ema_update(average: PARAM_LIST, weights: PARAM_LIST, _: object) -> None:
+        if _can_lerp(average):
+            _torch.foreach_lerp_(average, weights, 1 - decay)
+            return
+        for a, w in zip(average, weights, strict=True):
+            a.copy_(a * decay + w * (1 - decay))
+
+    return ema_update
+
+
+def get_swa_multi_avg_fn():  # type: ignore[no-untyped-def]
+    """The mean of n + 1 weights, for many tensors: a <- a + (w - a) / (n + 1)."""
+
+    @torch.no_grad()
+    def swa_update(average: PARAM_LIST, weights: PARAM_LIST, n: Any) -> None:
+        if _can_lerp(average):
+            _torch.foreach_lerp_(average, weights, 1 / (n + 1))
+            return
+        for a, w in zip(average, weights, strict=True):
+            if isinstance(n, Tensor):
+                a.addcdiv_(w - a, n + 1)
+            else:
+                a.add_(w - a, alpha=1.0 / (n + 1))
+
+    return swa_update
+
+
+def get_ema_avg_fn(decay=0.999):  # type: ignore[no-untyped-def]
+    """The exponential moving average of one tensor: decay a + (1 - decay) w."""
+    _check_decay(decay)
+
+    @torch.no_grad()
+    def ema_update(average: Tensor, weight: Tensor, _: object) -> Tensor:
+        return decay * average + (1 - decay) * weight
+
+    return ema_update
+
+
+def get_swa_avg_fn():  # type: ignore[no-untyped-def]
+    """The mean of n + 1 weights, of one tensor: a + (w - a) / (n + 1)."""
+
+    @torch.no_grad()
+    def swa_update(average: Tensor, weight: Tensor, n: Tensor | int) -> Tensor:
+        return average + (weight - average) / (n + 1)
+
+    return swa_update
+
+
+class AveragedModel(Module):
+    """A copy of `model` whose parameters are averages of its parameters.
+
+    `update_parameters(model)` takes the present parameters into the average: the first ones are
+    copied, and of n + 1 it is their mean. Or `avg_fn(average, weight, n)` returns it for one
+    tensor, or `multi_avg_fn(averages, weights, n)` makes it in place, for lists of tensors of one
+    device and dtype. Buffers are copied; with `use_buffers` they are averaged too. The copy is on
+    `device`, if that is given.
+    """
+
+    n_averaged: Tensor
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        model: Module,
+        device: int | torch.device | None = None,
+        avg_fn: Callable[[Tensor, Tensor, Tensor | int], Tensor] | None = None,
+        multi_avg_fn: Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None] | None = None,
+        use_buffers=False,
+    ) -> None:
+        super().__init__()
+        if avg_fn is not None and multi_avg_fn is not None:
+            raise AssertionError("Only one of avg_fn and multi_avg_fn should be provided")
+        self.module = deepcopy(model)
+        if device is not None:
+            self.module = self.module.to(device)
+        count = torch.tensor(0, dtype=torch.long, device=device)
+        self.register_buffer("n_averaged", count)
+        self.avg_fn = avg_fn
+        self.multi_avg_fn = multi_avg_fn
+        self.use_buffers = use_buffers
+
+    def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """That of the copy."""
+        return self.module(*args, **kwargs)
+
+    def update_parameters(self, model: Module) -> None:
+        """Take the parameters that `model` has now into the average."""
+        averages, weights = self._averaged(self.module), self._averaged(model)
+        pairs = [
+            (a.detach(), w.detach().to(a.device)) for a, w in zip(averages, weights, strict=False)
+        ]
+        if self.n_averaged == 0:
+            for average, weight in pairs:
+                average.copy_(weight)
+        elif self.avg_fn is not None:
+            for average, weight in pairs:
+                count = self.n_averaged.to(average.device)
+                average.copy_(self.avg_fn(average, weight, count))
+        else:
+            self._average_together(pairs)
+        if not self.use_buffers:
+            copies = zip(self.module.buffers(), model.buffers(), strict=True)
+            for copy, buffer in copies:
+                copy.detach().copy_(buffer.detach().to(copy.device))
+        self.n_averaged += 1
+
+    def _averaged(self, model: Module) -> Iterable[Tensor]:
+        if self.use_buffers:
+            return chain(model.parameters(), model.buffers())
+        return model.parameters()
+
+    def _average_together(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Those of one device and dtype at a time."""
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+        for pair in pairs:
+            groups.setdefault((pair[0].device, pair[0].dtype), []).append(pair)
+        for (device, _), group in groups.items():
+            averages, weights = map(list, zip(*group, strict=True))
+            count = self.n_averaged.to(device)
+            if self.multi_avg_fn is not None:
+                self.multi_avg_fn(averages, weights, count)
+            elif device.type in foreach_devices():
+                get_swa_multi_avg_fn()(averages, weights, count)
+            else:
+                mean = get_swa_avg_fn()
+                for average, weight in group:
+                    average.copy_(mean(average, weight, count))
+
+
+@torch.no_grad()
+def update_bn(
+    loader: Iterable[Any], model: Module, device: int | torch.device | None = None
+) -> None:
+    """Compute the running mean and variance of each batch norm anew, as means over all batches.
+
+    Each batch is the input of `model`, or a list or tuple that begins with it; it is moved to
+    `device`, if that is given.
+    """
+    momenta = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
+    if not momenta:
+        return
+    was_training = model.training
+    model.train()
+    for norm in momenta:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for batch in loader:
+        inputs = batch[0] if isinstance(batch, list | tuple) else batch
+        model(inputs if device is None else inputs.to(device))
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+    model.train(was_training)
 
 
 class SWALR(LRScheduler):
@@ -85,6 +272,4 @@ class SWALR(LRScheduler):
 
 
 if not TYPE_CHECKING:  # a type checker reports such a name itself
-    __getattr__ = missing(
-        __name__, __all__, "take it from torch.optim.swa_utils, for nnmirror.to_torch(model)"
-    )
+    __getattr__ = missing(__name__, __all__, "it is no public name of torch.optim.swa_utils")
