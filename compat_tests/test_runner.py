@@ -311,8 +311,8 @@ def test_report(tmp_path, monkeypatch):
         "  torch.optim.SparseAdam               mirrored      line 4",
         "  torch.nn.GRU                         named only    line 5",
         "  torch.nn.RNN                         named only    line 5",
-        "  torch.optim.swa_utils.AveragedModel  named only    line 6",
-        "  torch.optim.swa_utils.update_bn      NOT MIRRORED  line 6",
+        "  torch.optim.swa_utils.AveragedModel  mirrored      line 6",
+        "  torch.optim.swa_utils.update_bn      mirrored      line 6",
         "  torch.nn.Module                      mirrored      line 9",
         "  torch.nn.LSTM                        named only    line 11",
         "  torch.nn.Linear                      mirrored      line 11, 12",
@@ -320,7 +320,7 @@ def test_report(tmp_path, monkeypatch):
         "  torch.nn.functional.relu             mirrored      line 12",
         "helper.py",
         "  torch.nn.functional.grid_sample      NOT MIRRORED  line 3",
-        "8 of 11 names are mirrored",
+        "9 of 11 names are mirrored",
     ]
     assert [source.seeds for source in sources] == [[], [4]]
 

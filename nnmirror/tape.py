@@ -337,7 +337,7 @@ def _record(
                     leaf = arg._stands_for
                     if leaf is None:
                         edge = (arg, 0)
-                        sign = arg._signature or _signature_of_leaf(arg)
+                        sign = arg._signature or signature_of_leaf(arg)
                     else:  # torch's own, as below, or one that had other memory at that time
                         edge, sign = (leaf, 0), None
                         theirs = not isinstance(leaf, _tensor.Tensor)
@@ -615,24 +615,26 @@ def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None]
     return _once_more(function, args, found, edges) if found.makes_new and not sizes else None
 
 
-_MOST_TRIED = 3  # a layer that is called in several ways: on data, and on what was computed
+_MOST_TRIED = 8  # a layer that is called in several ways: on data, and on what was computed
 _MOST_BY_VALUE = 64  # calls that differ by their other arguments, such as the indices of gates
 
 
 def _with_others(before: Kept | None, found: Signature, args: Args, varies: bool) -> Kept:
     """The generated function of `found`, with those of other calls of its function `before`."""
-    this = (found.written, found)
-    if before is None or before[1] is found:
+    this: Kept = (found.written, found)
+    known = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
+    others = [one for one in known if one[1] is not found]
+    if not others:
         return this
     if not varies and not any(isinstance(arg, torch.Tensor) for arg in args[1:]):
-        table = dict(before[1]) if before[0] is _by_value else {}
+        table = next((dict(one[1]) for one in others if one[0] is _by_value), {})
         if len(table) >= _MOST_BY_VALUE:
             table.clear()
         table[_values_of(args)] = this
-        return _by_value, table
-    kept = before[1] if before[0] is _one_of else () if before[0] is _by_value else (before[:2],)
-    kept = (this, *[one for one in kept if one[1] is not found])[:_MOST_TRIED]
-    return (_one_of, kept) if len(kept) > 1 else this
+        this = (_by_value, table)
+        others = [one for one in others if one[0] is not _by_value]
+    kept = (this, *others)[:_MOST_TRIED]
+    return (_one_of, kept) if others else this
 
 
 def _values_of(args: Args) -> object:
@@ -859,9 +861,10 @@ OF_TORCH = Signature()  # the first part if there are only such tensors
 IN_PLACE = object()  # in a key: the first argument was changed
 
 
-def _signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
-    """A new signature; none for a leaf with hooks, which the generic walk handles, nor for one of
-    inference mode, which may not be saved."""
+@implements(_tensor)
+def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
+    """A new signature, or the one that it had; none for a leaf with hooks, which the generic walk
+    handles, nor for one of inference mode, which may not be saved."""
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
         return None
     if any(leaf._accumulate_hooks or ()):
@@ -887,7 +890,7 @@ def signature_at(edge: Edge) -> Signature | None:
         return sign.output(index) if index and sign is not None else sign
     if not isinstance(target, _tensor.Tensor):
         return None
-    return target._signature or _signature_of_leaf(target)
+    return target._signature or signature_of_leaf(target)
 
 
 def sign_call(node: Node, first: Signature) -> None:

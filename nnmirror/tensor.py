@@ -458,6 +458,12 @@ def edge_of(tensor: torch.Tensor) -> "Edge":
     raise NotImplementedError
 
 
+@upcall("nnmirror.tape")
+def signature_of_leaf(leaf: "Tensor") -> "Signature | None":
+    """Give a leaf its signature, if it can have one."""
+    raise NotImplementedError
+
+
 @upcall("nnmirror.constants")
 def bound(value: R, like: torch.Tensor) -> R | torch.Tensor:
     """`value` for a comparison with `like`: a number perhaps as a tensor, which is faster."""
@@ -616,6 +622,8 @@ class Tensor(torch.Tensor):
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             self._signature = None
+            if requires_grad and self._signature_by_layout is not None:
+                signature_of_leaf(self)  # again: critics are frozen for a part of each step
         return self
 
     @property

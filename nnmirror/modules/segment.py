@@ -531,7 +531,7 @@ class _Text:
             if tape.kind_of(type(param)) is not tape.MIRRORED or param._node is not None:
                 raise Unwritable
             if param._requires_grad:
-                sign = param._signature or tape._signature_of_leaf(param)
+                sign = param._signature or tape.signature_of_leaf(param)
                 if sign is None:
                     raise Unwritable  # it has hooks
                 self.guards.append(f"{name}._signature is not {self.constant(sign, 'sign')}")
