@@ -5,6 +5,7 @@ numbers, and gradients go back to the same parameters.
 """
 
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -521,6 +522,34 @@ def test_transforms_of_torch_are_refused_and_name_the_mirrors(case):
     with pytest.raises(NotImplementedError, match=r"same name from nnmirror\.func"):
         HIDDEN[case](torch.func, model)
     HIDDEN[case](nnmirror.func, model)
+
+
+@near(4)  # vmap is a loop here
+def test_transforms_of_torch_within_one_another(nn, optim):
+    """The inner one refers to what the outer one differentiates."""
+    w = nn.Parameter(torch.randn(3))
+    f = torch.func
+
+    def total(a):
+        return f.vmap(lambda row: (a * row).sum() ** 2)(X).sum()
+
+    g = f.grad(total)(w)
+    g.square().sum().backward()
+    return g.detach(), w.grad
+
+
+def test_transforms_of_torch_take_any_callable():
+    double = mock.Mock(side_effect=lambda x: x * 2)  # it seems to have every attribute
+    assert torch.equal(torch.vmap(double)(X), X * 2)
+    assert torch.func.grad(func=torch.sum, argnums=0)(X[0]).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_torch_compile_of_transforms():
+    compiled = torch.compile(
+        lambda x: torch.vmap(lambda row: row.square().sum())(x), backend="eager", fullgraph=True
+    )
+    assert torch.equal(compiled(X), X.square().sum(1))
 
 
 def test_linearize_is_refused():

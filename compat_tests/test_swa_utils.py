@@ -111,6 +111,16 @@ def test_wrong_use(nn, optim, case):
 
 
 @parity
+def test_an_average_with_a_parameter_of_its_own(nn, optim):
+    class Scaled(swa_of(optim).AveragedModel):
+        def __init__(self, model):
+            super().__init__(model)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    Scaled(net(nn)).update_parameters(nn.Linear(2, 2))
+
+
+@parity
 def test_integers_are_averaged_too(nn, optim):
     swa = swa_of(optim)
     average, weight = torch.tensor([4, 8]), torch.tensor([8, 9])

@@ -185,6 +185,59 @@ def test_gradients_of_both_graphs_are_added_in_pytorchs_order(nn, optim, use, wa
     return found, [p.grad for p in net.parameters()]
 
 
+@pytest.mark.parametrize("phases", ["rrrrrllllll", "lllllrrrrr", "rlrlrlrlrl"])
+@parity
+def test_a_result_that_becomes_a_leaf(nn, optim, phases):
+    """What is added differs then, and two gradients must not share their memory."""
+    p = nn.Parameter(torch.randn(3, dtype=torch.float64))
+    found = []
+    for phase in phases:
+        x = torch.randn(3, dtype=torch.float64).requires_grad_()
+        x.grad = torch.full_like(x, 0.1) if len(found) % 2 else None
+        h = x * 2 if phase == "r" else torch.randn(3, dtype=torch.float64).requires_grad_()
+        ((p * 1 + x).exp() + (p * x).sin() * h + h + x).sin().sum().backward()
+        x.grad.mul_(3)
+        found.append((x.grad.clone(), None if h.grad is None else h.grad.clone()))
+    return found, p.grad
+
+
+@parity
+def test_one_call_on_a_tensor_twice(nn, optim):
+    m, w = nn.Linear(8, 8).double(), torch.randn(6, 8, dtype=torch.float64)
+    x = torch.randn(3, 8, dtype=torch.float64).requires_grad_()
+    h = x.exp()
+    rows = torch.cat([m(torch.ones(2, 8, dtype=torch.float64)), h, h])[2:]
+    k = m(h.sin())
+    ((rows * w).sum() + torch.lerp(k, h, h).sum() + (k * k).sum()).backward()
+    return x.grad, [p.grad for p in m.parameters()]
+
+
+@parity
+def test_a_tensor_of_both_graphs_that_is_frozen_before_the_backward(nn, optim):
+    m, found = nn.Linear(2, 2), []
+    for way in (torch.autograd.grad, None):
+        x, w = (torch.randn(1, 2).requires_grad_() for _ in range(2))
+        loss = (m(x) * m(x) * m(x.sin() * w)).sum()
+        x.requires_grad_(False)
+        if way is None:
+            loss.backward(create_graph=True)
+            found.append(w.grad.detach())
+        else:
+            found += way(loss, [w])
+    return found
+
+
+@parity
+def test_the_backward_of_both_graphs_in_another_thread(nn, optim):
+    m, other = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    x = torch.randn(3, 4, dtype=torch.float64).requires_grad_()
+    h = x.exp()
+    loss = (m(h.sin()) * other(h) * m(h)).sum()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loss.backward).result()
+    return x.grad
+
+
 def test_an_unused_input():
     x, y = (torch.rand(2, 2, requires_grad=True) for _ in range(2))
     u = nnmirror.Linear(2, 1)(x.exp()).sum()

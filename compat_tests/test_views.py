@@ -13,6 +13,26 @@ from .parity import parity
 
 MASK = torch.tensor([True, False, True, False])
 
+PARTS = {
+    "a tuple": ((0, 1),),
+    "two tuples": ((0, 1), (1, 2)),
+    "a tuple and a number": ((0, 1), 1),
+    "a list": ([0, 1],),
+    "a tensor": (torch.tensor([0, 1]),),
+    "a mask": (MASK,),
+    "slice and tuple": (slice(0, 2), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@parity
+def test_a_part_by_a_tuple_of_indices(nn, optim, parts):
+    x = nn.Parameter(torch.randn(4, 3))
+    y = (x * 2)[PARTS[parts]] + x[PARTS[parts]]
+    y.backward(torch.randn(y.shape))
+    return y, x.grad
+
+
 # In-place changes of h, a (4, 3) result; y is of shape (3,), s a scalar, both require grad.
 CHANGES = {
     "row": lambda h, y, s: h.__setitem__(0, y),

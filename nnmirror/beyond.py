@@ -336,6 +336,9 @@ def onward(to_torch: Sequence[tuple[T, T]], arrivals: Arrivals) -> Onward:
     """Where torch's engine continues from, with these gradients."""
     counts: dict[int, int] = {}
     nodes: Sequence[Any] = ()
+    to_torch = [(t, g) for t, g in to_torch if t.requires_grad]  # others were frozen meanwhile
+    if not to_torch:
+        return Onward((), ())
     if len(to_torch) > 1:
         counts, nodes = shared([tensor for tensor, _ in to_torch])
     roots: list[tuple[T, T]] = []
@@ -346,7 +349,7 @@ def onward(to_torch: Sequence[tuple[T, T]], arrivals: Arrivals) -> Onward:
         if not more or len(parts) + more < 3:  # two are added in either order
             roots.append((tensor, grad))
             continue
-        for number, part in parts:
+        for number, part in reversed(parts):  # of one call, the first argument's comes first
             with torch.enable_grad():
                 alias = tensor.view_as(tensor)
             roots.append((alias, part))
@@ -514,10 +517,9 @@ def accumulate(
     arrived: Sequence[tuple[T, T]], retain_graph: bool, arrivals: Arrivals | None = None
 ) -> None:
     """Continue the backward from torch's tensors, and add to the `.grad` of the leaves."""
-    arrived = [(tensor, grad) for tensor, grad in arrived if tensor.requires_grad]
-    if not arrived:  # all are leaves that were frozen in the meantime
-        return
     tensors, grads, order = onward(arrived, arrivals or {})
+    if not tensors:
+        return
     with _numbered(order):
         engine.run_backward(
             tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True

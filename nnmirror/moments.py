@@ -15,12 +15,12 @@ from ._torch import next_sequence_nr
 _MOST = 4096  # moments that are kept; before these, torch's calls count as later than the mirror's
 
 
-class _Noted(threading.local):
-    """Torch numbers the calls of each thread."""
+# The mirror's number and torch's, of all threads: a backward may run in another one.
+_moments: deque[tuple[int, int]] = deque(maxlen=_MOST)
 
-    def __init__(self) -> None:
-        self.latest = 0
-        self.moments: deque[tuple[int, int]] = deque(maxlen=_MOST)  # the mirror's number, torch's
+
+class _Noted(threading.local):
+    latest = 0  # torch numbers the calls of each thread
 
 
 _noted = _Noted()
@@ -31,7 +31,7 @@ def note_moment() -> None:
     number = next_sequence_nr()
     if number != _noted.latest:
         _noted.latest = number
-        _noted.moments.append((next(sequence), number))
+        _moments.append((next(sequence), number))
 
 
 def torchs_number(number: int | None) -> int:
@@ -39,7 +39,7 @@ def torchs_number(number: int | None) -> int:
     that is None."""
     if number is None:
         return next_sequence_nr()
-    for moment, torchs in reversed(_noted.moments):
+    for moment, torchs in reversed([*_moments]):
         if moment < number:
             return torchs
     return 0

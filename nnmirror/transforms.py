@@ -9,8 +9,10 @@ mirrored module that is trained, or a method of one, they call the transform of 
 """
 
 import functools
+import threading
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType, MethodType
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +24,9 @@ from .grad_mode import is_grad_enabled
 from .modules.module import Module
 from .rules.registry import refusal
 
+R = TypeVar("R")
+_TRANSFORMED = "_transformed"  # the attribute that has the function that was transformed
+
 
 def _is_tracked(function: object, *values: object, differentiates: bool = True) -> bool:
     """Does the mirror track one of the values, or a parameter of the function?
@@ -29,14 +34,35 @@ def _is_tracked(function: object, *values: object, differentiates: bool = True) 
     Without gradients, `vmap` is PyTorch's own; but gradients inside a transform are computed all
     the same.
     """
-    while hasattr(function, "_transformed"):  # such as `grad(f)` in `vmap(grad(f))`
-        function, differentiates = function._transformed, True
-    if not (differentiates or is_grad_enabled()):
-        return False
-    owner = getattr(function, "__self__", function)
-    if isinstance(owner, Module) and any(p.requires_grad for p in owner.parameters()):
-        return True
-    return any(isinstance(t, tensor.Tensor) and t.requires_grad for t in tree_flatten(values)[0])
+    if _running.depth:
+        return True  # what is outside may be tracked by the mirror's transform around this one
+    while isinstance(function, FunctionType) and _TRANSFORMED in vars(function):
+        function, differentiates = (
+            vars(function)[_TRANSFORMED],
+            True,
+        )  # `grad(f)` in `vmap(grad(f))`
+    owner = function.__self__ if isinstance(function, MethodType) else function
+    is_tracked = isinstance(owner, Module) and any(p.requires_grad for p in owner.parameters())
+    if not is_tracked:
+        tensors = tree_flatten(values)[0]
+        is_tracked = any(isinstance(t, tensor.Tensor) and t.requires_grad for t in tensors)
+    # In this order, as torch.compile cannot trace the question for the mode.
+    return is_tracked and (differentiates or is_grad_enabled())
+
+
+class _Running(threading.local):
+    depth = 0  # transforms of the mirror that were called in place of torch's
+
+
+_running = _Running()
+
+
+def _run(transformed: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    _running.depth += 1
+    try:
+        return transformed(*args, **kwargs)
+    finally:
+        _running.depth -= 1
 
 
 def _transform(theirs: TorchFunction, ours: TorchFunction) -> TorchFunction:
@@ -50,10 +76,10 @@ def _transform(theirs: TorchFunction, ours: TorchFunction) -> TorchFunction:
         @functools.wraps(transformed, updated=())
         def call(*inputs: object, **named: object) -> Any:
             if _is_tracked(func, inputs, named, differentiates=differentiates):
-                return ours(func, *args, **kwargs)(*inputs, **named)
+                return _run(ours(func, *args, **kwargs), *inputs, **named)
             return transformed(*inputs, **named)
 
-        call._transformed = func  # type: ignore[attr-defined]
+        vars(call)[_TRANSFORMED] = func
         return call
 
     return transform
@@ -64,7 +90,9 @@ def _transform_at_once(theirs: TorchFunction, ours: TorchFunction) -> TorchFunct
 
     @functools.wraps(theirs)
     def transform(func: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-        return (ours if _is_tracked(func, args, kwargs) else theirs)(func, *args, **kwargs)
+        if _is_tracked(func, args, kwargs):
+            return _run(ours, func, *args, **kwargs)
+        return theirs(func, *args, **kwargs)
 
     return transform
 

@@ -254,6 +254,10 @@ def hand_over(
                     arrivals.setdefault(id(leaf), []).append((own[0], grad))
             found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
             theirs = _summed(theirs)
+        elif any(isinstance(own, tuple) for _, _, own in found):  # they were results before
+            found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
+            found += [(leaf, grad, False) for leaf, grad in _summed(theirs)]
+            theirs = []
         else:
             theirs = []
     with accumulating:

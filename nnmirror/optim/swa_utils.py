@@ -34,7 +34,7 @@ PARAM_LIST: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def _check_decay(decay: float) -> None:
-    if not 0.0 <= decay <= 1.0:
+    if decay < 0.0 or decay > 1.0:
         raise ValueError(
             f"Invalid decay value {decay} provided. Please provide a value in [0,1] range."
         )
@@ -135,7 +135,11 @@ class AveragedModel(Module):
 
     def update_parameters(self, model: Module) -> None:
         """Take the parameters that `model` has now into the average."""
-        averages, weights = self._averaged(self.module), self._averaged(model)
+        averages: Iterable[Tensor] = self.parameters()
+        weights: Iterable[Tensor] = model.parameters()
+        if self.use_buffers:
+            averages = chain(self.module.parameters(), self.module.buffers())
+            weights = chain(weights, model.buffers())
         pairs = [
             (a.detach(), w.detach().to(a.device)) for a, w in zip(averages, weights, strict=False)
         ]
@@ -153,11 +157,6 @@ class AveragedModel(Module):
             for copy, buffer in copies:
                 copy.detach().copy_(buffer.detach().to(copy.device))
         self.n_averaged += 1
-
-    def _averaged(self, model: Module) -> Iterable[Tensor]:
-        if self.use_buffers:
-            return chain(model.parameters(), model.buffers())
-        return model.parameters()
 
     def _average_together(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Those of one device and dtype at a time."""

@@ -488,7 +488,7 @@ def _index_of(how: IndexLike, parts: Sequence[T]) -> Any:
         return parts[0] if len(parts) == 1 else tuple(parts)
     left = iter(parts)
     index = tuple(next(left) if p is AT else p for p in how)  # type: ignore[union-attr]
-    return index[0] if len(index) == 1 else index
+    return index[0] if len(index) == 1 and not isinstance(index[0], tuple) else index
 
 
 def is_basic(index: IndexLike) -> bool:
