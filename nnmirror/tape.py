@@ -338,7 +338,7 @@ def _record(
                     if leaf is None:
                         edge = (arg, 0)
                         sign = arg._signature or signature_of_leaf(arg)
-                    else:  # torch's own, as below, or one that had other memory at that time
+                    else:  # torch's own, or one that had other memory at that time
                         edge, sign = (leaf, 0), None
                         theirs = not isinstance(leaf, _tensor.Tensor)
                         if theirs:
@@ -411,7 +411,7 @@ def _record(
             type(out) is torch.Tensor
             and function.makes_new
             and not (node.non_differentiable or node.dirty or among(out, args))
-        ):  # the same as below, for a new tensor
+        ):  # what comes further below, in fewer steps for one new tensor
             dtype = out.dtype
             node.edges = edges
             node.outputs = ((out.shape, dtype, out.device),)

@@ -220,11 +220,11 @@ def walk(
     def look_ahead() -> dict[int, int]:
         """Look at the graph before anything is computed."""
         nonlocal meets_results
-        counts, found, since = dependencies(edges, not binding, as_seen=create_graph)
-        order.extend(found)
+        counts, nodes, since = dependencies(edges, not binding, as_seen=create_graph)
+        order.extend(nodes)
         changed.update(since)
         # Before the nodes of several layers are replaced by one for each.
-        meets_results = beyond.meet_results(found)
+        meets_results = beyond.meet_results(nodes)
         return counts
 
     if not binding or hooked or _state.taps:
@@ -306,7 +306,7 @@ def walk(
     def complete(key: int) -> None:
         """All gradients of a leaf have arrived."""
         target, slots = leaves.pop(key), buffers.pop(key)
-        if simple and isinstance(target, _tensor.Tensor):  # the usual case, as below
+        if simple and isinstance(target, _tensor.Tensor):  # what is usual, with fewer checks
             unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
             _finish_leaf(target, slots[0], unshared)
             if hooked:
@@ -325,7 +325,7 @@ def walk(
             else:
                 give(target, slots[0])
         elif reaches is None or chosen:
-            unshared = sys.getrefcount(slots[0]) <= 2  # as above
+            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
             if not order and _tensor.is_torchs(target):
                 look_ahead()
             # Torch's engine continues from a tensor with a graph or a hook; and from a leaf that
@@ -484,9 +484,9 @@ def walk(
                     runs_users_code = node.is_watched is True or node.attributes is not None
                     if runs_users_code or progress.held > _MOST_HELD:
                         count(node)
-                is_plain = False
+                is_simple = False
                 if len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
-                    is_plain = simple
+                    is_simple = simple
                     if binding and (sign := node.signature) and sign.parts is not False:
                         part = bound_part(node, slots[0], progress, retain_graph)
                         if part is not None:
@@ -496,7 +496,7 @@ def walk(
                 if not order and _meets_torch(node):
                     look_ahead()
                 is_rule = node.function.is_rule and node.theirs is None
-                if is_plain and is_rule and node.segment is None:
+                if is_simple and is_rule and node.segment is None:
                     pass_on(node, slots.pop())
                 else:
                     run(node, slots)

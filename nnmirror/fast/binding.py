@@ -402,8 +402,9 @@ class _Fitting(Protocol):
 W = TypeVar("W", bound=_Fitting)
 
 
-class Alike(Generic[W]):
-    """The walks from one signature with one key: to other inputs of the same layout, say."""
+class Candidates(Generic[W]):
+    """The walks from one signature with one key, which go to different inputs of one layout, say:
+    one of them fits, or none."""
 
     def __init__(self, first: W) -> None:
         self.walks = [first]  # the latest first
@@ -412,7 +413,7 @@ class Alike(Generic[W]):
 
 # The walks from one signature, by `key_of`: for those not bound yet, how often they occurred; False
 # if they cannot be bound.
-Walks: TypeAlias = dict[object, Alike[W] | int]
+Walks: TypeAlias = dict[object, Candidates[W] | int]
 
 
 def key_of(grad: torch.Tensor, ends: Sequence[Edge]) -> object:
@@ -450,8 +451,8 @@ def walks_for(walks: Walks[W], key: object, sign: Signature, write: Callable[[],
     if written is False:
         walks[key] = _waiting(sign) if _may_bind_another(sign) else False
         return ()
-    alike = walks[key] = Alike(written)
-    return alike.walks if fast.after == 1 else ()
+    candidates = walks[key] = Candidates(written)
+    return candidates.walks if fast.after == 1 else ()
 
 
 def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | None:
@@ -470,26 +471,26 @@ def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | No
 def have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> None:
     """None of the walks for `key` fitted. If that goes on, another is bound: soon while they are
     few, as an output may be differentiated for each of several inputs in turn."""
-    alike = walks.get(key)
-    if not isinstance(alike, Alike):
+    candidates = walks.get(key)
+    if not isinstance(candidates, Candidates):
         return
-    alike.misses += 1
-    for bound in alike.walks:
+    candidates.misses += 1
+    for bound in candidates.walks:
         bound.misses += 1
-    if len(alike.walks) < _MOST_ALIKE:
+    if len(candidates.walks) < _MOST_CANDIDATES:
         rarest = None
-        is_due = alike.misses >= fast.after
+        is_due = candidates.misses >= fast.after
     else:
-        rarest = max(alike.walks, key=lambda bound: bound.misses)
+        rarest = max(candidates.walks, key=lambda bound: bound.misses)
         is_due = rarest.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign)
     if not is_due:
         return
     written = _written(sign, write)
-    alike.misses = 0 if written else -_PATIENCE << sign.rebound
+    candidates.misses = 0 if written else -_PATIENCE << sign.rebound
     if rarest is not None or not written:
         sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
     if written:
-        alike.walks = [written, *[bound for bound in alike.walks if bound is not rarest]]
+        candidates.walks = [written, *[bound for bound in candidates.walks if bound is not rarest]]
 
 
 def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
@@ -505,7 +506,7 @@ _MANY, _OFTEN = 32, 12  # after so many walks from one leaf, one is bound when i
 _MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64
-_MOST_ALIKE = 4
+_MOST_CANDIDATES = 4
 
 
 def is_right(
