@@ -4,11 +4,15 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 
 - Per thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py,
   `here` below), the running walk (`_walks` in walk.py), the running calls of `vmap`
-  (`mapping` in tape.py), the subclass that is being dispatched to (`_asked` in overrides.py).
+  (`mapping` in tape.py), the subclass that is being dispatched to (`_asked` in overrides.py), the
+  running transforms of `torch.func` (`_running` in transforms.py), torch's latest number
+  (`_noted` in moments.py, beside the moments of all threads).
 - `nnmirror.fast.enabled` and `nnmirror.fast.after`: whether walks are bound, and after how many
   repetitions.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
 - Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py).
+- What the import replaces in torch: functions that make tensors (rules/constructors.py), and
+  `torch.func`'s transforms (transforms.py).
 - What `python -m nnmirror` and the notebook extension substitute for torch's modules, in runner.py
   and notebook.py.
 - Filled when the package is imported, and not changed afterwards: RULES in tensor.py, NAMED in

@@ -160,6 +160,8 @@ def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
     sign.walks += 1
     if not _is_due(sign, sign.walks):
+        if sign.walks == fast.after - 1:  # a long walk is bound if this one was as long
+            sign.length = _bound.length_of(node)
         return None
     with quietly():
         bound = _bind(node)

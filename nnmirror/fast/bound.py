@@ -251,6 +251,12 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
         return None
 
 
+def length_of(root: Node) -> int:
+    """The number of nodes in the walk from `root`, those of segments by their layers."""
+    nodes = _walk.dependencies([(root, 0)], expanding=False)[1]
+    return sum(1 if node.segment is None else len(node.segment.inner) for node in nodes)
+
+
 class Notes(TorchFunctionMode):
     """Records the torch calls within it."""
 
