@@ -253,6 +253,22 @@ def test_inner_steps_of_meta_learning(nn, optim):
     return seen, [p.grad for p in params]
 
 
+def test_a_long_loop_is_bound_as_a_whole_if_its_length_comes_again(mode):
+    """It takes a tenth of a second to write, for a loop of some hundred calls."""
+    net = net_of(nnmirror)
+
+    def longest(lengths):
+        before = {name for name in linecache.cache if name.startswith("<nnmirror walk")}
+        for steps in lengths:
+            recurrence(nnmirror, net, torch.ones(4, 3), steps).backward()
+        after = {name for name in linecache.cache if name.startswith("<nnmirror walk")}
+        made = ["".join(linecache.getlines(name)) for name in after - before]
+        return max((text.count("# AddmmBackward0") for text in made), default=0)
+
+    assert longest([60, 70, 80] * 10) < 40
+    assert (longest([90] * 40) >= 90) == (mode != "off")
+
+
 def test_few_walks_are_bound_for_loops_of_many_lengths():
     """Each takes some milliseconds to write."""
     net = net_of(nnmirror)

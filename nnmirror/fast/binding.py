@@ -41,6 +41,8 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     if is_observed():
         return False
     with DisableTorchFunctionSubclass():
+        if sign.is_deep:
+            _note_calls(sign, node)
         family = sign.of_family()
         if family is not None and family.sized is not False:
             return _has_run_for_any_size(family, sign.sizes, node, retain_graph)
@@ -160,8 +162,6 @@ def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
     sign.walks += 1
     if not _is_due(sign, sign.walks):
-        if sign.walks == fast.after - 1:  # a long walk is bound if this one was as long
-            sign.length = _bound.length_of(node)
         return None
     with quietly():
         bound = _bind(node)
@@ -171,6 +171,13 @@ def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     sign.bound = bound
     _note_bound(sign)
     return bound if bound and fast.after == 1 else None
+
+
+def _note_calls(sign: Signature, node: Node) -> None:
+    """Count how often in turn as many calls were recorded between two walks."""
+    between = node.sequence - sign.walked
+    sign.steady = sign.steady + 1 if between == sign.between else 0
+    sign.between, sign.walked = between, node.sequence
 
 
 def _is_due(sign: Signature, times: int) -> bool:

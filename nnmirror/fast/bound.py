@@ -50,7 +50,8 @@ from .signature import of_tensor
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
 # some for each group of each image.
 _MOST_CALLS = 8000
-_LONG = 128  # nodes: a longer walk is bound in parts until one of the same length has come
+# Nodes: a longer walk is bound in parts, unless as many calls have come in so many steps in turn.
+_LONG, _STEADY = 128, 4
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
 # With more inputs, a node is in no part: it joins the losses of an episode, and the next episode
 # has another length.
@@ -238,10 +239,8 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
     """
     try:
         writer = Writer(root)
-        sign, length = root.signature, len(writer.order)
-        if length > _LONG and sign is not None and sign.length != length:
-            sign.length = length  # a loop may have another length next time
-            raise ChangedSince
+        if len(writer.order) > _LONG and root.signature.steady < _STEADY:  # type: ignore[union-attr]
+            raise ChangedSince  # perhaps it has another length in each step
         writer.start_varies = varies
         writer.go_back(grad)
         made = BoundWalk(writer, root)
@@ -249,12 +248,6 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
         return made
     except Unbindable:
         return None
-
-
-def length_of(root: Node) -> int:
-    """The number of nodes in the walk from `root`, those of segments by their layers."""
-    nodes = _walk.dependencies([(root, 0)], expanding=False)[1]
-    return sum(1 if node.segment is None else len(node.segment.inner) for node in nodes)
 
 
 class Notes(TorchFunctionMode):

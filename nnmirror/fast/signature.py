@@ -118,6 +118,7 @@ class Signature(Alike):
 
     __slots__ = (
         "__weakref__",
+        "between",
         "bound",
         "by_layout",
         "calls",
@@ -132,7 +133,6 @@ class Signature(Alike):
         "is_deep",
         "is_plain",
         "leaf",
-        "length",
         "makes_new",
         "makes_several",
         "next",
@@ -145,12 +145,14 @@ class Signature(Alike):
         "serial",
         "siblings",
         "sizes",
+        "steady",
         "tap_walks",
         "tapped",
         "to_ends",
         "varied",
         "varying",
         "visits",
+        "walked",
         "walks",
         "walks_bound",
         "written",
@@ -192,7 +194,9 @@ class Signature(Alike):
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
         self.walks = 0  # how many walks began here
-        self.length = 0  # of the latest long one, in nodes
+        # The number of the latest one's call, how many calls came between it and the one before,
+        # and how often in turn as many did.
+        self.walked = self.between = self.steady = 0
         self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
         # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
         self.tap_walks = 0
