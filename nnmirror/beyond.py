@@ -7,9 +7,10 @@ gradient that the mirror's walk computes. With `create_graph=True` it is recorde
 """
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from operator import add, itemgetter
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -280,6 +281,11 @@ def behind(tensors: Iterable[T]) -> tuple[list[T], set[object]]:
 Arrivals: TypeAlias = Mapping[int, Sequence[tuple[int | None, T]]]
 
 
+def total(parts: Sequence[tuple[int | None, T]]) -> T:
+    """The sum of the gradients that arrived at a tensor."""
+    return functools.reduce(add, [part for _, part in parts])
+
+
 def shared(tensors: Sequence[T]) -> tuple[dict[int, int], list[Any]]:
     """How many gradients torch's graph passes from some of `tensors` to others, by the ids of
     these; and the nodes of torch behind them."""
@@ -332,8 +338,9 @@ class Onward(NamedTuple):
     order: Order | None = None
 
 
-def onward(to_torch: Sequence[tuple[T, T]], arrivals: Arrivals) -> Onward:
-    """Where torch's engine continues from, with these gradients."""
+def onward(to_torch: Sequence[tuple[T, T | None]], arrivals: Arrivals) -> Onward:
+    """Where torch's engine continues from, with these gradients; None for the sum of what has
+    arrived."""
     counts: dict[int, int] = {}
     nodes: Sequence[Any] = ()
     to_torch = [(t, g) for t, g in to_torch if t.requires_grad]  # others were frozen meanwhile
@@ -347,13 +354,13 @@ def onward(to_torch: Sequence[tuple[T, T]], arrivals: Arrivals) -> Onward:
         parts = arrivals.get(id(tensor), ())
         more = counts.get(id(tensor), 0)
         if not more or len(parts) + more < 3:  # two are added in either order
-            roots.append((tensor, grad))
+            roots.append((tensor, total(parts) if grad is None else grad))
             continue
-        for number, part in reversed(parts):  # of one call, the first argument's comes first
-            with torch.enable_grad():
+        with torch.enable_grad():
+            for number, part in reversed(parts):  # of one call, the first argument's comes first
                 alias = tensor.view_as(tensor)
-            roots.append((alias, part))
-            aliases.append((torchs_number(number), -1 if number is None else number, alias))
+                roots.append((alias, part))
+                aliases.append((torchs_number(number), -1 if number is None else number, alias))
     aliases.sort(key=itemgetter(0, 1))
     tensors, grads = zip(*roots, strict=True)
     if not aliases:
@@ -514,7 +521,7 @@ def _gradients(
 
 
 def accumulate(
-    arrived: Sequence[tuple[T, T]], retain_graph: bool, arrivals: Arrivals | None = None
+    arrived: Sequence[tuple[T, T | None]], retain_graph: bool, arrivals: Arrivals | None = None
 ) -> None:
     """Continue the backward from torch's tensors, and add to the `.grad` of the leaves."""
     tensors, grads, order = onward(arrived, arrivals or {})

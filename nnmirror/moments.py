@@ -39,7 +39,8 @@ def torchs_number(number: int | None) -> int:
     that is None."""
     if number is None:
         return next_sequence_nr()
-    for moment, torchs in reversed([*_moments]):
+    for i in range(1, len(_moments) + 1):  # by index, as other threads may append
+        moment, torchs = _moments[-i]
         if moment < number:
             return torchs
     return 0

@@ -253,22 +253,21 @@ def hand_over(
 
     If torch's own graph lies behind one of its tensors, its engine continues from all of these.
     """
-    theirs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    to_torch: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     arrivals: dict[int, list[tuple[int | None, torch.Tensor]]] = {}
     if bound.meets_torch:
-        theirs = [(leaf, grad) for leaf, grad, _ in found if _tensor.is_torchs(leaf)]
-        if any(beyond.goes_on(tensor) for tensor, _ in theirs):
-            for leaf, grad, own in found:
-                if isinstance(own, tuple):
-                    arrivals.setdefault(id(leaf), []).append((own[0], grad))
-            found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
-            theirs = _summed(theirs)
-        elif any(isinstance(own, tuple) for _, _, own in found):  # they were results before
-            found = [arrival for arrival in found if not _tensor.is_torchs(arrival[0])]
-            found += [(leaf, grad, False) for leaf, grad in _summed(theirs)]
-            theirs = []
-        else:
-            theirs = []
+        theirs = [one for one in found if _tensor.is_torchs(one[0])]
+        for leaf, grad, own in theirs:
+            if isinstance(own, tuple):
+                arrivals.setdefault(id(leaf), []).append((own[0], grad))
+        goes_on = any(beyond.goes_on(leaf) for leaf, _, _ in theirs)
+        if goes_on or arrivals:
+            found = [one for one in found if not _tensor.is_torchs(one[0])]
+            totals = {id(t): (t, None if arrivals else grad) for t, grad, _ in theirs}
+            to_torch = [*totals.values()]
+        if arrivals and not goes_on:  # some were results when the walk was bound
+            summed = [(leaf, beyond.total(arrivals[id(leaf)]), False) for leaf, _ in to_torch]
+            found, to_torch = [*found, *summed], []
     with accumulating:
         for leaf, grad, own in found:
             if own is True and leaf._gradient is None:
@@ -277,20 +276,9 @@ def hand_over(
                 leaf._gradient = grad.detach()  # with memory that nothing else refers to
             else:
                 add_to_grad(leaf, grad, bool(own))
-    if theirs:
+    if to_torch:
         with one_walk(Progress([(node, 0)]).leads_to):
-            beyond.accumulate(theirs, retain_graph, arrivals)
-
-
-def _summed(
-    arrived: Sequence[tuple[torch.Tensor, torch.Tensor]],
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """One gradient for each tensor."""
-    totals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for tensor, grad in arrived:
-        held = totals.get(id(tensor))
-        totals[id(tensor)] = tensor, grad if held is None else held[1] + grad
-    return [*totals.values()]
+            beyond.accumulate(to_torch, retain_graph, arrivals)
 
 
 @implements(_walk)
