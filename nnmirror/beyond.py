@@ -292,24 +292,13 @@ def shared(tensors: Sequence[T]) -> tuple[dict[int, int], list[Any]]:
     results = {(t.grad_fn, t.output_nr): id(t) for t in tensors if t.grad_fn is not None}
     ids = {id(t) for t in tensors}
     counts: dict[int, int] = {}
-    stack: list[Any] = [node for node, _ in results]
-    nodes: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node in nodes:
-            continue
-        nodes.add(node)
+    nodes: set[Any] = behind([t for t in tensors if t.grad_fn is not None])[1]
+    for node in nodes:
         for edge in node.next_functions:
-            following = edge[0]
-            if following is None:
-                continue
-            leaf = getattr(following, "variable", None)
-            key = results.get(edge) if leaf is None else id(leaf)
+            key = results.get(edge, id(getattr(edge[0], "variable", None)))
             if key in ids:
                 counts[key] = counts.get(key, 0) + 1
-            if leaf is None:
-                stack.append(following)
-    return counts, [*nodes]
+    return counts, [node for node in nodes if type(node).__name__ != "AccumulateGrad"]
 
 
 def is_shared(tensors: Sequence[T]) -> bool:

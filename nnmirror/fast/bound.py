@@ -362,7 +362,10 @@ class Writer:
         # Leaves and their gradients.
         self.arrivals: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.given: set[int] = set()  # leaves whose gradient is passed on before the end
-        # Where torch's engine adds the gradients: which call each came from, by a key of its own.
+        # Does torch's engine add gradients to those of its own tensors? Then which call each of
+        # these came from, by a key of its own.
+        torchs = [t for node in self.whole for t in node.targets if _tensor.is_torchs(t)]
+        self.shares = beyond.is_shared(torchs)
         self.came_from: dict[int, Node] = {}
         self.freed: set[int] = set()  # nodes that are freed during the walk
         # Of a part: each gradient that leaves it, and where it goes.
@@ -443,7 +446,6 @@ class Writer:
             for edge in node.edges:
                 if edge is not None and not isinstance(edge[0], Node):
                     waiting[id(edge[0])] = waiting.get(id(edge[0]), 0) + 1
-        shares = beyond.is_shared(self.torchs())
         results: Slots | None
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -478,7 +480,7 @@ class Writer:
                     self.leave(target, index, result)
                 else:
                     assert isinstance(target, torch.Tensor)
-                    if shares and _tensor.is_torchs(target):
+                    if self.shares and _tensor.is_torchs(target):
                         key = -1 - len(self.came_from)
                         self.arrivals[key], self.came_from[key] = (target, result), node
                         continue
@@ -824,7 +826,7 @@ class Writer:
                 conditions.append(f"{name}.sequence <= {before}.sequence")
         names = [name for name in leaves.values() if name.startswith("v")]
         if len(names) > 1 and not self.came_from:
-            if beyond.is_shared(self.torchs()):
+            if self.shares:
                 raise Unbindable
             self.environment["is_shared"] = beyond.is_shared
             conditions.append(f"is_shared(({', '.join(names)}))")
@@ -1009,10 +1011,6 @@ class Writer:
             if places:
                 last.setdefault(places[-1], []).append(f"{name} = None")
         return [text for i, line in enumerate(lines) for text in (line, *last.get(i, ()))]
-
-    def torchs(self) -> list[torch.Tensor]:
-        """Torch's tensors that get a gradient."""
-        return [t for node in self.whole for t in node.targets if _tensor.is_torchs(t)]
 
     def kind(self, key: int, leaf: torch.Tensor, grad: torch.Tensor) -> str:
         """The source of the third item in `Found`."""
