@@ -3,7 +3,7 @@
 They are read and set as `_state.name`. State that is kept elsewhere:
 
 - Per thread: the modes that `with` has set (`_override` in grad_mode.py and exact/mode.py,
-  `here` below), the running walk (`_walks` in walk.py), the running calls of `vmap`
+  `here` below), the running walk (`running` in running.py), the running calls of `vmap`
   (`mapping` in tape.py), the subclass that is being dispatched to (`_asked` in overrides.py), the
   running transforms of `torch.func` (`_running` in transforms.py), torch's latest number
   (`_noted` in moments.py, beside the moments of all threads).

@@ -380,15 +380,6 @@ def goes_on(tensor: T) -> bool:
     return bool(not tensor.is_leaf or tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
-def meet_results(nodes: Iterable[Node]) -> bool:
-    """Does one of them lead to a tensor that torch's own graph has computed?"""
-    return any(
-        _tensor.is_torchs(target) and not target.is_leaf  # type: ignore[union-attr]
-        for node in nodes
-        for target in node.targets
-    )
-
-
 def theirs(target: object) -> T | None:
     """The torch tensor that an edge refers to, or that its node stands for."""
     if isinstance(target, Node):

@@ -509,7 +509,7 @@ def assigned(x: "Tensor", index: Any, value: torch.Tensor | float) -> bool:
     raise NotImplementedError
 
 
-@upcall("nnmirror.walk")
+@upcall("nnmirror.running")
 def in_this_walk(hook: FunctionType) -> Callable[[torch.Tensor], torch.Tensor | None]:
     """A hook of torch.autograd.graph.register_multi_grad_hook that uses the mirror's walk."""
     raise NotImplementedError

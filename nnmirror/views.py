@@ -344,7 +344,7 @@ CopySlices.looked_at = staticmethod(_with_assignment)
 _JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one call
 
 
-@upcall("nnmirror.walk")
+@upcall("nnmirror.running")
 def put_in_front(node: "Node", target: object) -> None:
     """Tell a running walk about `node`, which was made when the graph was exposed."""
     raise NotImplementedError

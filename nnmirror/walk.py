@@ -2,142 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
-import itertools
 import operator
 import sys
-import threading
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
 from . import _state, _torch, beyond, fast
 from . import tape as _tape
 from . import tensor as _tensor
-from . import views as _views
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
-from ._types import Hook
-from ._upcalls import implements, upcall
-from .accumulate import accumulate, retained
+from ._upcalls import upcall
+from .accumulate import accumulate
 from .grad_mode import _override, users_code
-from .node import NO_FURTHER, AccumulateGrad, Edge, Node, Target
+from .gradient_hooks import (
+    finish_leaf,
+    leaf_hooks,
+    run_output_hooks,
+    run_posthooks,
+    run_prehooks,
+    run_reached_hooks,
+    run_tensor_hooks,
+)
+from .node import NO_FURTHER, Edge, Node, Target
+from .running import Progress, dependencies, running
 from .tensor import C_dtype, C_shape, bare
 
 if TYPE_CHECKING:
     from .fast.bound import Left
 
 _R = TypeVar("_R")
-# Does a walk reach this node or leaf?
-LeadsTo: TypeAlias = Callable[[Target], bool | None]
-
-
-class _Walks(threading.local):
-    # The running walk in this thread: its final callbacks, a number, and whether it reaches a node
-    # or a leaf (None: a leaf whose gradient was requested).
-    callbacks: list[Callable[[], None]] | None = None
-    number: int = -1
-    leads_to: LeadsTo | None = None
-    creates_graph: bool = False  # whether it is recorded itself
-    # The local variables of the generic walk with these names; None in any other.
-    known: tuple[Progress, set[int] | None] | None = None
-
-
-_walk_numbers = itertools.count()
-_walks = _Walks()
-
-
-def queue_callback(callback: Callable[[], None]) -> None:
-    """Call `callback()` when the present walk ends without an error.
-
-    For hooks with work to do when all gradients have been computed; PyTorch's engine has the same
-    under the same name.
-    """
-    if _walks.callbacks is None:
-        raise RuntimeError("Final callbacks can only be installed during backward pass.")
-    _walks.callbacks.append(callback)
-
-
-@contextlib.contextmanager
-def one_walk(leads_to: LeadsTo, create_graph: bool = False) -> Iterator[None]:
-    """One walk: call its queued callbacks at the end."""
-    outer = _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph
-    known, _walks.known = _walks.known, None
-    _walks.callbacks, _walks.number, _walks.leads_to = [], next(_walk_numbers), leads_to
-    _walks.creates_graph = create_graph
-    try:
-        yield
-        for callback in _walks.callbacks:  # they may queue more
-            callback()
-    finally:
-        _walks.callbacks, _walks.number, _walks.leads_to, _walks.creates_graph = outer
-        _walks.known = known
-
-
-class _TorchInAWalk:
-    """`torch` and `torch._C`, with two functions about PyTorch's engine replaced."""
-
-    def __init__(self, real: types.ModuleType, **own: object) -> None:
-        self.__dict__.update(own, _real=real)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
-def _will_execute(node: Node | AccumulateGrad) -> bool:
-    """As `torch._C._will_engine_execute_node`."""
-    target = node.variable if isinstance(node, AccumulateGrad) else node
-    found = False if _walks.leads_to is None else _walks.leads_to(target)
-    if found is None:
-        raise RuntimeError(
-            "A leaf node was passed to _will_engine_execute_node but we are currently running"
-            " autograd.grad(). This is currently not supported."
-        )
-    return found
-
-
-_in_a_walk = _TorchInAWalk(
-    torch,
-    _C=_TorchInAWalk(
-        _torch.C,
-        _current_graph_task_id=lambda: _walks.number,
-        _will_engine_execute_node=_will_execute,
-    ),
-)
-
-
-@implements(_tensor)
-def in_this_walk(hook: types.FunctionType) -> Callable[[torch.Tensor], object]:
-    """A hook of `torch.autograd.graph.register_multi_grad_hook`, for this walk.
-
-    Its code is PyTorch's own. It asks which walk is running, and which nodes that reaches.
-    """
-    seen = {**hook.__globals__, "torch": _in_a_walk}
-    made = types.FunctionType(
-        hook.__code__, seen, hook.__name__, hook.__defaults__, hook.__closure__
-    )
-    made.__dict__.update(hook.__dict__)
-    return made
-
-
-@implements(_views)
-def put_in_front(node: Node, target: object) -> None:
-    """Tell a running walk about `node`, which was made when the graph was exposed, and leads to
-    `target`.
-
-    That may happen in a hook, for example one that prints a tensor.
-    """
-    if _walks.known is None:
-        return
-    progress, reaches = _walks.known
-    if progress.reach is not None:
-        progress.reach.add(id(node))
-    if reaches is not None and id(target) in reaches:
-        reaches.add(id(node))
+Slots: TypeAlias = list[torch.Tensor | None]  # the gradients of a node's results, or of its inputs
+# What receives each leaf that was asked for and its gradient.
+Receiver: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], None]
 
 
 def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
@@ -172,8 +73,8 @@ def walk(
     into: bool = False,
     create_graph: bool = False,
     replaying: bool = False,
-    give: Callable[[torch.Tensor, torch.Tensor | None], None] | None = None,
-) -> list[torch.Tensor | None]:
+    give: Receiver | None = None,
+) -> Slots:
     """Run the backward from `edges` with `grads`.
 
     Gradients that arrive at leaves are added to their `.grad`. With `only`, nothing is accumulated,
@@ -192,7 +93,6 @@ def walk(
     With `create_graph` the walk is recorded itself (see `double_backward`). It may be a replay of
     an earlier one (see `nnmirror.fast.replay`), which itself may run the generic walk: `replaying`.
     """
-    captured = only or stop or ()
     binds = fast.enabled and not _here.is_plain
     if create_graph and only is not None and not into and binds and not replaying:
         with DisableTorchFunctionSubclass():
@@ -208,199 +108,318 @@ def walk(
             bound = None if _state.taps else walk_to_ends(edges, grads, only, retain_graph, again)
         if bound is not None:
             return bound
-    simple = not (captured or create_graph or torch.is_anomaly_enabled())
-    binding = simple and binds and not _torch.is_shown()
-    add = _add_recorded if create_graph else operator.add
-    hooked = _state.leaf_hooks_exist
-    progress = Progress(edges)
-    order: list[Node] = []
-    changed: set[int] = set()
-    meets_results = False  # of torch's own graph
+    going = Walk(edges, retain_graph, only, stop, into, create_graph, give, binds)
+    with DisableTorchFunctionSubclass(), going:
+        for _ in going.go_back(grads):
+            pass
+    return going.found_at(only or stop or ())
 
-    def look_ahead() -> dict[int, int]:
+
+class Stop(NamedTuple):
+    """Where a walk has stopped."""
+
+    node: Node  # whose step is run next
+    gradients: Slots  # of its results, after their hooks
+    results: Slots  # those of its inputs, once they are known
+
+
+class Walk(Progress):
+    """A run of the generic walk. `walk` says what the arguments are; with `stops`, it stops before
+    each node."""
+
+    node: Node | None = None  # the one that runs
+    meets_results = False  # Does it meet results of torch's own graph?
+    reaches: set[int] | None = None  # with `only`: the ids of the nodes on the way to it
+
+    def __init__(
+        self,
+        edges: Sequence[Edge],
+        retain_graph: bool,
+        only: Sequence[Edge] | None = None,
+        stop: Sequence[Edge] | None = None,
+        into: bool = False,
+        create_graph: bool = False,
+        give: Receiver | None = None,
+        binds: bool = False,
+        stops: bool = False,
+    ) -> None:
+        super().__init__(edges, create_graph)
+        self.retain_graph, self.only, self.stop = retain_graph, only, stop
+        self.into, self.give, self.stops = into, give, stops
+        captured = only or stop or ()
+        # Do all gradients go to leaves, and nothing else happen with them?
+        self.is_simple = not (captured or create_graph or torch.is_anomaly_enabled())
+        self.runs = self.is_simple and not stops
+        self.binds = binds and self.is_simple and not _torch.is_shown()
+        self.add = _add_recorded if create_graph else operator.add
+        self.hooked = _state.leaf_hooks_exist
+        self.order: list[Node] = []  # what it runs, if that is known
+        self.changed: set[int] = set()  # by id, torch's tensors that have changed
+        self.wanted = {(id(t), n) for t, n in captured}
+        self.found: dict[tuple[int, int], torch.Tensor | None] = {}
+        # Leaves where gradients of bound parts have been added, to a tensor of its own.
+        self.sums: set[int] = set()
+        # The gradients with which torch's engine continues, and what has arrived at its tensors.
+        self.to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.arrivals: dict[int, list[tuple[int | None, torch.Tensor]]] = {}
+        # Torch's tensors among the requested ones, by the slot of their gradient. Each once: the
+        # gradient of one that is requested twice must not be added twice.
+        self.theirs: dict[tuple[int, int], torch.Tensor] = {}
+        self.further: set[int] = set()  # torch's tensors whose graph reaches them
+        # Gradients that end at a requested tensor, by its slot.
+        self.beside: dict[tuple[int, int], torch.Tensor] = {}
+        if not self.binds or self.hooked or _state.taps:
+            self.counts = self.look_ahead()
+        if _state.taps:
+            untap(self.order)
+        if only is not None:
+            self.ask_for(only)
+        self.slots_of = {id(tensor): slot for slot, tensor in self.theirs.items()}
+
+    def look_ahead(self) -> dict[int, int]:
         """Look at the graph before anything is computed."""
-        nonlocal meets_results
-        counts, nodes, since = dependencies(edges, not binding, as_seen=create_graph)
-        order.extend(nodes)
-        changed.update(since)
-        # Before the nodes of several layers are replaced by one for each.
-        meets_results = beyond.meet_results(nodes)
-        return counts
+        ahead = dependencies(self.edges, not self.binds, self.creates_graph)
+        self.order += ahead.order
+        self.changed |= ahead.changed
+        self.meets_results = ahead.meets_results
+        return ahead.counts
 
-    if not binding or hooked or _state.taps:
-        progress.counts = look_ahead()
-    if _state.taps:
-        untap(order)
-    wanted = {(id(t), n) for t, n in captured}
-    found: dict[tuple[int, int], torch.Tensor | None] = {}
-    reaches: set[int] | None = None  # with `only`: the nodes on the way to it
-    further: set[int] = set()  # torch's tensors whose graph reaches it
-    # Torch's tensors among the requested ones, by the slot of their gradient. Each once: the
-    # gradient of one that is requested twice must not be added twice.
-    theirs: dict[tuple[int, int], torch.Tensor] = {}
-    if only is not None:
-        theirs = theirs_among(only)
+    def ask_for(self, only: Sequence[Edge]) -> None:
+        """Find the way to what is asked for."""
+        self.theirs = theirs_among(only)
         ways = {id(t) for t, _ in only}
-        beyond.ask_for(only, [*theirs.values()], order)
-        if theirs:
-            further = _leading_on(edges, order, only)
+        beyond.ask_for(only, [*self.theirs.values()], self.order)
+        if self.theirs:
+            self.further = _leading_on(self.edges, self.order, only)
             # Where torch's graph leads from a tensor that was changed is unknown.
-            ways |= further | changed | {id(t) for t in theirs.values()}
-        reaches = _way_to(ways, order)
-    slots_of = {id(tensor): slot for slot, tensor in theirs.items()}
-    buffers, ready, leaves = progress.arrived, progress.ready, progress.leaves
-    sums: set[int] = set()  # where gradients of bound parts have been added, to a tensor of its own
-    to_torch: list[tuple[torch.Tensor, torch.Tensor]] = []
-    arrivals: dict[int, list[tuple[int | None, torch.Tensor]]] = {}  # at torch's tensors
-    # Gradients that end at a requested tensor, by its slot.
-    beside: dict[tuple[int, int], torch.Tensor] = {}
+            ways |= self.further | self.changed | {id(t) for t in self.theirs.values()}
+        self.reaches = _way_to(ways, self.order)
 
-    def arrive(target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False) -> None:
+    def leads_to(self, target: Target) -> bool | None:
+        is_leaf = not isinstance(target, Node)
+        if is_leaf and self.only is not None and not self.into and (id(target), 0) in self.wanted:
+            return None
+        is_on_way = self.reaches is None or id(target) in self.reaches
+        return is_on_way and super().leads_to(target)
+
+    def put_in_front(self, node: Node, target: object) -> None:
+        super().put_in_front(node, target)
+        if self.reaches is not None and id(target) in self.reaches:
+            self.reaches.add(id(node))
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def go_back(self, grads: Sequence[torch.Tensor]) -> Iterator[Stop]:
+        """Run the walk. If it `stops`, each node is yielded before its step."""
+        ready, asks = self.ready, not self.is_simple  # at each node, for more than its step
+        try:
+            for (target, index), grad in zip(self.edges, grads, strict=True):
+                self.arrive(target, index, grad, is_root=True)
+            while ready:
+                node = self.node = heapq.heappop(ready)[1]
+                slots = self.arrived.pop(id(node))
+                if self.counts is None:
+                    runs_users_code = node.is_watched is True or node.attributes is not None
+                    if runs_users_code or self.held > _MOST_HELD:
+                        self.count()
+                if self.binds and self.has_run_part(node, slots):
+                    continue
+                if not self.order and _meets_torch(node):
+                    self.look_ahead()
+                special = node.segment is not None or node.theirs is not None
+                if (special or asks or node.is_watched is True) and not self.goes_on(node, slots):
+                    continue
+                if self.stops:
+                    yield (stop := Stop(node, slots, []))
+                    self.catch_up(node)
+                    results = self.step(node, slots)
+                    stop.results[:] = results
+                else:
+                    results = self.step(node, slots)
+                    slots.clear()  # so that a leaf may keep the gradient that arrives there
+                self.pass_on(node, results)
+            self.node = None
+        finally:
+            if self.counts is None:
+                self.count()  # after an error, too: the leaves that are complete get their gradient
+        self.go_on_in_torch()
+        self.call_back()
+
+    def has_run_part(self, node: Node, slots: Slots) -> bool:
+        """Run a bound part from `node`, if there is one."""
+        if len(slots) != 1 or slots[0] is None or node.is_watched is True:
+            return False
+        sign = node.signature
+        if sign is None or sign.parts is False:
+            return False
+        part = bound_part(node, slots[0], self, self.retain_graph)
+        if part is None:
+            return False
+        slots.clear()
+        self.arrive_from_part(*part)
+        return True
+
+    def goes_on(self, node: Node, slots: Slots) -> bool:
+        """Run the hooks of the results of `node`, which may replace the gradients in `slots`, and
+        note those that were asked for. Does the walk go on from there?"""
+        if node.segment is not None:
+            node.segment.expand(node)
+        if self.stop is not None and all(g is None for g in slots):
+            return self.pass_over(node)
+        if node.tensor_hooks is not None or node.retained is not None:
+            run_output_hooks(node, slots)
+        if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
+            if slots[0] is not None:
+                self.to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+            return self.pass_over(node)
+        for i in range(len(slots)) if self.wanted else ():
+            if (id(node), i) in self.wanted:
+                self.found[id(node), i] = slots[i]
+                if self.stop is not None:
+                    slots[i] = None
+        if self.stop is not None and all(g is None for g in slots):
+            return self.pass_over(node)
+        if self.reaches is not None and True not in self.needs(node):
+            return False
+        if node.prehooks:
+            slots[:] = run_prehooks(node.prehooks, slots)
+        return True
+
+    def pass_over(self, node: Node) -> bool:
+        """What lies behind where the walk stops is left as it is; others may lead there too."""
+        for edge in node.edges:
+            if edge is not None:
+                self.arrive(edge[0], edge[1], None)
+        return False
+
+    def needs(self, node: Node) -> tuple[bool, ...]:
+        """Which gradients of `node` are on the way to what is asked for?"""
+        reaches = self.reaches or ()
+        return tuple([t is not None and id(t) in reaches for t in node.targets])
+
+    def step(self, node: Node, slots: Slots) -> Slots:
+        """The gradients of the inputs of `node`."""
+        results: Slots
+        if node.attributes is None and slots[0] is None and all(g is None for g in slots):
+            # A user's Function is called even then: it may return zeros.
+            results = [None] * len(node.targets)
+        else:
+            results = validated(node, node.run(slots) if self.runs else self.run(node, slots))
+            if not self.is_simple and torch.is_anomaly_enabled():
+                _refuse_nan(node, results)
+        if node.posthooks:
+            results = run_posthooks(node.posthooks, node.inputs, results, slots)
+        return results
+
+    def run(self, node: Node, slots: Slots) -> Sequence[torch.Tensor | None]:
+        """Run its formulas."""
+        if self.creates_graph:
+            needs = node.needs_input_grad if self.reaches is None else self.needs(node)
+            return _tape.run_recorded(node, slots, needs)
+        if self.reaches is not None:
+            return _tape.needing(node, self.needs(node)).run(slots)
+        formulas = node.function.formulas
+        if self.stops and formulas is not None and node.attributes is None:
+            return formulas.back_plainly(node, slots)
+        return node.run(slots)
+
+    def catch_up(self, node: Node) -> None:
+        """Account for what was changed while the walk stopped."""
+        for target in node.targets:
+            if target is not None and _tensor.is_torchs(target) and beyond.catch_up(node, target):
+                self.changed.add(id(target))
+
+    # -- how gradients arrive ------------------------------------------------------------
+
+    def pass_on(self, node: Node, results: Slots) -> None:
+        """The gradients of the inputs of `node` arrive there. The list is emptied."""
+        if not self.retain_graph:
+            node.free()
+        results.reverse()
+        indices, reaches, hooked = node.indices, self.reaches, self.hooked
+        arrive = self.arrive
+        for place, target in enumerate(node.targets):
+            if target is None:
+                results.pop()
+                continue
+            if hooked and (reaches is None or id(target) in reaches):
+                _refuse_swapped(node, target)
+            arrive(target, 0 if indices is None else indices[place], results.pop())
+
+    def arrive(
+        self, target: Any, index: int, grad: torch.Tensor | None, is_root: bool = False
+    ) -> None:
         """One gradient (or None) arrives at `target`, a node or a leaf.
 
         Hooks of a tensor where the walk starts are called even if the walk ends there, as in
         PyTorch.
         """
-        key = id(target)
+        key, reaches = id(target), self.reaches
         if reaches is not None and key not in reaches and not is_root:
             return
         if index == NO_FURTHER:
-            slot = slots_of.get(key)
+            slot = self.slots_of.get(key)
             if slot is not None and grad is not None:
-                _add_at(beside, slot, grad, add)
+                _add_at(self.beside, slot, grad, self.add)
             return
         is_node = isinstance(target, Node)
-        if changed and key in changed and grad is not None:
+        if self.changed and key in self.changed and grad is not None:
             raise NotImplementedError(beyond.CHANGED)
-        slots = buffers.get(key)
+        slots = self.arrived.get(key)
         if slots is None:
-            slots = buffers[key] = [None] * (len(target.outputs) if is_node else 1)
-            if not is_node:
-                leaves[key] = target
+            if is_node:
+                like = target.like
+                outputs = target._outputs if like is None else like.outputs
+                slots = self.arrived[key] = [None] * len(outputs)
+                if reaches is None or key in reaches:
+                    heapq.heappush(self.ready, (-target.sequence, target))
+                    slots[index] = grad
+                    return
+            else:
+                slots = self.arrived[key] = [None]
+                self.leaves[key] = target
                 if grad is not None:
-                    progress.held += grad.nbytes
-            elif reaches is None or key in reaches:
-                heapq.heappush(ready, (-target.sequence, target))
+                    self.held += grad.nbytes
         if grad is not None:
             if not is_node and _tensor.is_torchs(target):
-                if not order:
-                    look_ahead()
-                if meets_results:
-                    came_from = None if node is None else node.sequence
-                    arrivals.setdefault(key, []).append((came_from, grad))
+                if not self.order:
+                    self.look_ahead()
+                if self.meets_results:
+                    came_from = None if self.node is None else self.node.sequence
+                    self.arrivals.setdefault(key, []).append((came_from, grad))
             held = slots[index]
-            slots[index] = grad if held is None else add(held, grad)
+            slots[index] = grad if held is None else self.add(held, grad)
             grad = None  # from here on, only the slot refers to it
         if is_node and (reaches is None or key in reaches):
             return
-        if progress.counts is None:
-            progress.came.append(((target, 0),))
+        if self.counts is None:
+            self.came.append(((target, 0),))
         else:
-            progress.counts[key] -= 1
-            if not progress.counts[key]:
+            self.counts[key] -= 1
+            if not self.counts[key]:
                 if is_node:  # where the walk starts, and nothing else leads
-                    heapq.heappush(ready, (-target.sequence, target))
+                    heapq.heappush(self.ready, (-target.sequence, target))
                 else:
-                    complete(key)
+                    self.complete(key)
 
-    def complete(key: int) -> None:
-        """All gradients of a leaf have arrived."""
-        target, slots = leaves.pop(key), buffers.pop(key)
-        if simple and isinstance(target, _tensor.Tensor):  # what is usual, with fewer checks
-            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-            _finish_leaf(target, slots[0], unshared)
-            if hooked:
-                _run_reached_hooks(target)
-            return
-        if stop is not None and slots[0] is None:
-            return
-        chosen = (key, 0) in wanted
-        theirs_hooked = chosen and _tensor.is_torchs(target) and beyond.is_hooked(target)
-        if (key in further or theirs_hooked) and slots[0] is not None:
-            to_torch.append((target, slots[0]))  # torch's engine reports what arrives there, too
-        elif chosen and not (into and isinstance(target, _tensor.Tensor)):
-            slots[0] = _run_tensor_hooks(_leaf_hooks(target), slots[0])
-            if give is None:
-                found[key, 0] = slots[0]
-            else:
-                give(target, slots[0])
-        elif reaches is None or chosen:
-            unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
-            if not order and _tensor.is_torchs(target):
-                look_ahead()
-            # Torch's engine continues from a tensor with a graph or a hook; and from a leaf that
-            # may get more through such a graph, as torch sums all of them before adding to `.grad`.
-            if (
-                not _tensor.is_torchs(target)
-                or slots[0] is None
-                or not (meets_results or beyond.goes_on(target))
-            ):
-                _finish_leaf(target, slots[0], unshared)
-            else:
-                to_torch.append((target, slots[0]))
-            _run_reached_hooks(target)
-        else:
-            _run_tensor_hooks(_leaf_hooks(target), slots[0])
-
-    def pass_on(node: Node, grad: torch.Tensor | None) -> None:
-        """The step of a rule's node with one gradient, without special cases.
-
-        Nothing here refers to a gradient when it arrives at a leaf, which may then keep it.
-        """
-        results = node.function.backward(node, grad)
-        targets, indices = node.targets, node.indices
-        if type(results) is not tuple or len(results) != len(targets):
-            results = node.completed(results)
-        if node._saved and not retain_graph:
-            node._saved = None
-        left = list(results)
-        left.reverse()
-        results = grad = None
-        for place, target in enumerate(targets):
-            if target is None:
-                left.pop()
-                continue
-            index = 0 if indices is None else indices[place]
-            if hooked:
-                _refuse_swapped(node, target)
-            if not isinstance(target, Node):
-                if left[-1] is not None:
-                    left[-1] = _fitted(left[-1], C_shape(target), C_dtype(target))
-                arrive(target, index, left.pop())
-                continue
-            like = target.like
-            outputs = target._outputs if like is None else like.outputs  # as in the property
-            grad = left.pop()
-            if grad is not None:
-                shape, dtype, _ = outputs[index]
-                if grad.shape != shape or grad.dtype is not dtype:
-                    grad = _fitted(grad, shape, dtype)
-            key = id(target)
-            if key in buffers:
-                arrive(target, index, grad)
-            else:
-                slots = buffers[key] = [None] * len(outputs)
-                slots[index] = grad
-                heapq.heappush(ready, (-target.sequence, target))
-            grad = None
-
-    def arrive_from_part(targets: Sequence[Edge], grads: list[torch.Tensor]) -> None:
+    def arrive_from_part(self, targets: Sequence[Edge], grads: list[torch.Tensor]) -> None:
         """The gradients of a bound part arrive at `targets`; the first one is the last of `grads`.
 
         As `arrive`, with fewer checks where others have arrived, as at the weights that an unrolled
         loop uses in each step.
         """
-        if progress.counts is not None:
+        if self.counts is not None:
             for target, index in targets:
-                arrive(target, index, grads.pop())
+                self.arrive(target, index, grads.pop())
             return
+        arrived, sums = self.arrived, self.sums
         held: list[torch.Tensor] = []
         more: list[torch.Tensor] = []
         for target, index in targets:
             key = id(target)
-            slots = buffers.get(key)
+            slots = arrived.get(key)
             if slots is None or index or slots[0] is None:
-                arrive(target, index, grads.pop())
+                self.arrive(target, index, grads.pop())
             elif key in sums:
                 held.append(slots[0])
                 more.append(grads.pop())
@@ -410,123 +429,84 @@ def walk(
                     sums.add(key)
         if held:
             _torch.foreach_add_(held, more)
-        progress.came.append(targets)
+        self.came.append(targets)
 
-    def pass_over(node: Node) -> None:
-        """What lies behind where the walk stops is left as it is; others may lead there too."""
-        for edge in node.edges:
-            if edge is not None:
-                arrive(edge[0], edge[1], None)
-
-    def leads_to(target: Target) -> bool | None:
-        is_leaf = not isinstance(target, Node)
-        if is_leaf and only is not None and not into and (id(target), 0) in wanted:
-            return None
-        return (reaches is None or id(target) in reaches) and progress.leads_to(target)
-
-    def count(node: Node | None) -> None:
-        """From now on, with `node` the next, complete each leaf as soon as that is possible."""
-        progress.counts = counts = progress.ahead(node)
-        for key in progress.leaves_in_order():
+    def count(self) -> None:
+        """From now on, complete each leaf as soon as that is possible."""
+        self.counts = counts = self.ahead(self.node)
+        for key in self.leaves_in_order():
             if key not in counts:
-                complete(key)
+                self.complete(key)
 
-    def run(node: Node, slots: list[torch.Tensor | None]) -> None:
-        """The step of any node."""
-        if node.segment is not None:
-            node.segment.expand(node)
-        if stop is not None and all(g is None for g in slots):
-            pass_over(node)
+    def complete(self, key: int) -> None:
+        """All gradients of a leaf have arrived."""
+        target, slots = self.leaves.pop(key), self.arrived.pop(key)
+        unshared = sys.getrefcount(slots[0]) <= 2  # the slot, and the call's argument
+        is_ours = isinstance(target, _tensor.Tensor)
+        if self.is_simple and is_ours:  # what is usual, with fewer checks
+            finish_leaf(target, slots[0], unshared)
+            if self.hooked:
+                run_reached_hooks(target)
             return
-        if node.tensor_hooks is not None or node.retained is not None:
-            _run_output_hooks(node, slots)
-        if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
-            if slots[0] is not None:
-                to_torch.append((tensor, slots[0]))  # its engine calls the hooks
-            pass_over(node)
+        if self.stop is not None and slots[0] is None:
             return
-        for i in range(len(slots)) if wanted else ():
-            if (id(node), i) in wanted:
-                found[id(node), i] = slots[i]
-                if stop is not None:
-                    slots[i] = None
-        if stop is not None and all(g is None for g in slots):
-            pass_over(node)
-            return
-        needs = None
-        if reaches is not None:
-            needs = tuple([t is not None and id(t) in reaches for t in node.targets])
-            if True not in needs:
-                return
-        results = _step(node, slots, needs, create_graph)
-        slots.clear()
-        if not retain_graph:
-            node.free()
-        results.reverse()
-        for edge in node.edges:
-            if edge is None:
-                results.pop()
-                continue
-            if hooked and (reaches is None or id(edge[0]) in reaches):
-                _refuse_swapped(node, edge[0])
-            arrive(edge[0], edge[1], results.pop())
+        chosen = (key, 0) in self.wanted
+        theirs_hooked = chosen and not is_ours and beyond.is_hooked(target)
+        if (key in self.further or theirs_hooked) and slots[0] is not None:
+            # Torch's engine reports what arrives there, too.
+            self.to_torch.append((target, slots[0]))
+        elif chosen and not (self.into and is_ours):
+            slots[0] = run_tensor_hooks(leaf_hooks(target), slots[0])
+            if self.give is None:
+                self.found[key, 0] = slots[0]
+            else:
+                self.give(target, slots[0])
+        elif self.reaches is None or chosen:
+            if not self.order and not is_ours:
+                self.look_ahead()
+            # Torch's engine continues from a tensor with a graph or a hook; and from a leaf that
+            # may get more through such a graph, as torch sums all of them before adding to `.grad`.
+            goes_on = not is_ours and (self.meets_results or beyond.goes_on(target))
+            if slots[0] is None or not goes_on:
+                finish_leaf(target, slots[0], unshared)
+            else:
+                self.to_torch.append((target, slots[0]))
+            run_reached_hooks(target)
+        else:
+            run_tensor_hooks(leaf_hooks(target), slots[0])
 
-    with DisableTorchFunctionSubclass(), one_walk(leads_to, create_graph):
-        _walks.known = progress, reaches
-        node = None
-        try:
-            for (target, index), grad in zip(edges, grads, strict=True):
-                arrive(target, index, grad, is_root=True)
-            while ready:
-                node = heapq.heappop(ready)[1]
-                slots = buffers.pop(id(node))
-                if progress.counts is None:
-                    runs_users_code = node.is_watched is True or node.attributes is not None
-                    if runs_users_code or progress.held > _MOST_HELD:
-                        count(node)
-                is_simple = False
-                if len(slots) == 1 and slots[0] is not None and node.is_watched is not True:
-                    is_simple = simple
-                    if binding and (sign := node.signature) and sign.parts is not False:
-                        part = bound_part(node, slots[0], progress, retain_graph)
-                        if part is not None:
-                            slots = []
-                            arrive_from_part(*part)
-                            continue
-                if not order and _meets_torch(node):
-                    look_ahead()
-                is_rule = node.function.is_rule and node.theirs is None
-                if is_simple and is_rule and node.segment is None:
-                    pass_on(node, slots.pop())
-                else:
-                    run(node, slots)
-            node = None
-        finally:
-            if progress.counts is None:
-                count(node)  # after an error, too: the leaves that are complete get their gradient
-        if to_torch and give is not None:
+    # -- the end -------------------------------------------------------------------------
+
+    def go_on_in_torch(self) -> None:
+        """Torch's engine continues, in one run, so that it sums in its own order."""
+        to_torch, retain_graph = self.to_torch, self.retain_graph
+        if not to_torch:
+            pass
+        elif self.give is not None:
             for tensor, grad in to_torch:
-                give(tensor, grad)
-        elif to_torch and only is not None:
-            through_torch(found, to_torch, theirs, retain_graph, create_graph, arrivals)
-        elif to_torch and create_graph:
-            ends = beyond.behind([tensor for tensor, _ in to_torch])[0]
-            onward = beyond.onward(to_torch, arrivals)
-            more = beyond.go_back(
-                onward.tensors, onward.grads, ends, retain_graph, create_graph, order=onward.order
+                self.give(tensor, grad)
+        elif self.only is not None:
+            through_torch(
+                self.found, to_torch, self.theirs, retain_graph, self.creates_graph, self.arrivals
             )
+        elif self.creates_graph:
+            ends = beyond.behind([tensor for tensor, _ in to_torch])[0]
+            tensors, starts, order = beyond.onward(to_torch, self.arrivals)
+            more = beyond.go_back(tensors, starts, ends, retain_graph, True, order=order)
             for leaf, one in zip(ends, more, strict=True):
                 if one is not None:
-                    accumulate(leaf, one, False, create_graph)
+                    accumulate(leaf, one, False, True)
                     for hook in tuple((leaf._post_accumulate_grad_hooks or {}).values()):
-                        with users_code(create_graph):
+                        with users_code(True):
                             hook(leaf)
-        elif to_torch:
-            # All in one run of torch's engine, so that it sums in its own order.
-            beyond.accumulate(to_torch, retain_graph, arrivals)
-        for slot, grad in beside.items():
-            _add_at(found, slot, grad, add)
-    return [found.get((id(t), n)) for t, n in captured]
+        else:
+            beyond.accumulate(to_torch, retain_graph, self.arrivals)
+        for slot, grad in self.beside.items():
+            _add_at(self.found, slot, grad, self.add)
+
+    def found_at(self, ends: Sequence[Edge]) -> Slots:
+        """The gradients that were asked for."""
+        return [self.found.get((id(t), n)) for t, n in ends]
 
 
 # Bytes: so many of gradients may wait for the end of a walk.
@@ -590,34 +570,6 @@ def _way_to(ends: set[int], order: Sequence[Node]) -> set[int]:
     return reaches
 
 
-def _step(
-    node: Node,
-    slots: list[torch.Tensor | None],
-    needs: tuple[bool, ...] | None,
-    create_graph: bool,
-) -> list[torch.Tensor | None]:
-    """The step of any node with its hooks, for the gradients that are needed; all of them if
-    `needs` is None.
-    """
-    if node.prehooks:
-        slots = _run_prehooks(node.prehooks, slots)
-    results: list[torch.Tensor | None]
-    if node.attributes is None and all(g is None for g in slots):
-        # A user's Function is called even then: it may return zeros.
-        results = [None] * len(node.targets)
-    else:
-        if create_graph:
-            returned = _tape.run_recorded(node, slots, needs or node.needs_input_grad)
-        else:
-            returned = (node if needs is None else _tape.needing(node, needs)).run(slots)
-        results = validated(node, returned)
-        if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
-            _refuse_nan(node, results)
-    if node.posthooks:
-        results = _run_posthooks(node.posthooks, node.inputs, results, slots)
-    return results
-
-
 def _leading_on(edges: Sequence[Edge], order: Sequence[Node], ends: Sequence[Edge]) -> set[int]:
     """The ids of torch's tensors on the way, from which torch's graph reaches one of `ends`."""
     seen = {
@@ -651,47 +603,13 @@ _POISONED = (
 
 def _refuse_nan(node: Node, results: Sequence[torch.Tensor | None]) -> None:
     """The check of `torch.autograd.detect_anomaly`."""
+    if not torch.is_anomaly_check_nan_enabled():
+        return
     for place, index in enumerate(node.inputs):
         grad = results[index]
         if grad is not None and grad.isnan().any():
             name = bare(node.name())
             raise RuntimeError(f"Function '{name}' returned nan values in its {place}th output.")
-
-
-def dependencies(
-    edges: Iterable[Edge], expanding: bool = True, as_seen: bool = False
-) -> tuple[dict[int, int], list[Node], set[int]]:
-    """How many gradients each target will get, the nodes that will run, and the ids of torch's
-    tensors that have changed since a node was recorded.
-
-    With `expanding`, nodes that stand for several are replaced by these; with `as_seen`, each gets
-    the form of PyTorch's node.
-    """
-    changed: set[int] = set()
-    counts: dict[int, int] = {}
-    order: list[Node] = []
-    for target, _ in edges:
-        if id(target) not in counts and isinstance(target, Node):
-            order.append(target)
-        counts[id(target)] = counts.get(id(target), 0) + 1
-    for node in order:  # the list grows during the loop
-        if as_seen:
-            node.as_seen()
-        elif expanding and node.segment is not None:
-            node.segment.expand(node)
-        indices = node.indices
-        for place, to in enumerate(node.targets):
-            if to is None or (indices is not None and indices[place] == NO_FURTHER):
-                continue
-            key = id(to)
-            known = counts.get(key)
-            if isinstance(to, Node):
-                if known is None:
-                    order.append(to)
-            elif not isinstance(to, _tensor.Tensor) and beyond.catch_up(node, to):
-                changed.add(key)
-            counts[key] = 1 if known is None else known + 1
-    return counts, order, changed
 
 
 def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
@@ -711,7 +629,8 @@ def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.
         index = 0 if indices is None else indices[i]
         if trusted:  # one of the package's own: it only broadcasts and promotes
             if isinstance(target, Node):
-                shape, dtype, _ = target.outputs[index]
+                like = target.like
+                shape, dtype, _ = (target._outputs if like is None else like.outputs)[index]
             else:
                 shape, dtype = C_shape(target), C_dtype(target)
             if grad.shape != shape or grad.dtype is not dtype:
@@ -747,14 +666,14 @@ def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.
                     f"Function {node.name()} returned an invalid gradient at index {i} -"
                     f" expected device {device} but got {grad.device}"
                 )
-        if grad.requires_grad and not _walks.creates_graph:
+        if grad.requires_grad and not running.creates_graph:
             grad = grad.detach()
         checked.append(grad)
     return checked
 
 
 def _fitted(grad: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    if _walks.creates_graph:
+    if running.creates_graph:
         with EnableTorchFunction():
             return grad.sum_to_size(shape).to(dtype)
     if grad.shape != shape:
@@ -781,179 +700,10 @@ def _expandable(shape: Sequence[int], desired: Sequence[int]) -> bool:
     return all(s == d or s == 1 for s, d in zip(shape, tail, strict=True))
 
 
-def _finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) -> None:
-    """Add the gradient of a leaf to its `.grad`; its hooks are called even without one."""
-    hooks = _leaf_hooks(leaf)
-    if hooks:
-        grad = _run_tensor_hooks(hooks, grad)
-        unshared = False
-    before = after = None
-    if isinstance(leaf, _tensor.Tensor) and leaf._accumulate_hooks is not None:
-        before, after = leaf._accumulate_hooks
-        unshared = False
-    if before:
-        (grad,) = _run_prehooks(before, [grad])
-    if grad is not None and leaf.requires_grad:  # otherwise it was frozen after the forward
-        accumulate(leaf, grad, unshared, _walks.creates_graph)
-    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        returned = None
-        for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with users_code(_walks.creates_graph):
-                result = hook(leaf)
-            if result is not None:
-                returned = _replacement(hook, leaf, result)
-        if returned is not None:
-            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
-    if after:
-        _run_posthooks(after, (), [], (grad,))
-
-
-def _run_reached_hooks(leaf: torch.Tensor) -> None:
-    if isinstance(leaf, _tensor.Tensor) and leaf._reached_hooks:
-        for hook in tuple(leaf._reached_hooks.values()):
-            hook()
-
-
-def _leaf_hooks(leaf: torch.Tensor) -> dict[int, Hook] | None:
-    return leaf._leaf_hooks if isinstance(leaf, _tensor.Tensor) else None
-
-
-def _run_tensor_hooks(
-    hooks: dict[int, Hook] | None, grad: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Call each hook with the gradient, None as by PyTorch; what it returns replaces it."""
-    for hook in tuple(hooks.values()) if hooks else ():
-        with users_code(_walks.creates_graph):
-            result = hook(grad)
-        if result is not None:
-            grad = _replacement(hook, grad, result)
-    return grad
-
-
-def _hook_name(hook: object) -> str:
-    return getattr(hook, "__name__", "unknown")
-
-
-def _replacement(hook: object, grad: torch.Tensor | None, result: object) -> torch.Tensor | None:
-    """The result of a hook, checked against `grad`."""
-    if result is None or result is grad:
-        return result
-    if not isinstance(result, torch.Tensor):
-        raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")
-    if grad is not None:
-        if result.dtype is not grad.dtype:
-            raise RuntimeError(
-                f"hook '{_hook_name(hook)}' has changed the type of value"
-                f" (was {torch.Tensor.type(grad)} got {torch.Tensor.type(result)})"
-            )
-        if result.shape != grad.shape:
-            raise RuntimeError(f"hook '{_hook_name(hook)}' has changed the size of value")
-    return result.detach() if result.requires_grad and not _walks.creates_graph else result
-
-
-def _replacements(
-    hook: object, grads: tuple[torch.Tensor | None, ...], result: object
-) -> tuple[torch.Tensor | None, ...]:
-    """The result of a node's hook, checked against its gradients."""
-    if not isinstance(result, tuple):
-        raise TypeError(f"expected tuple, but hook returned '{type(result).__name__}'")
-    if len(result) != len(grads):
-        raise RuntimeError(
-            f"hook '{_hook_name(hook)}' has returned an incorrect number of values"
-            f" (got {len(result)}, but expected {len(grads)})"
-        )
-    return tuple(_replacement(hook, g, r) for g, r in zip(grads, result, strict=True))
-
-
-def _run_output_hooks(node: Node, slots: list[torch.Tensor | None]) -> None:
-    for index, grad in enumerate(slots):
-        if node.tensor_hooks is not None:
-            grad = slots[index] = _run_tensor_hooks(node.tensor_hooks.get(index), grad)
-        if grad is not None and node.retained is not None and index in node.retained:
-            tensor = node.retained[index]()
-            if tensor is not None:
-                tensor._gradient = retained(tensor._gradient, grad, _walks.creates_graph)
-
-
-def _run_prehooks(
-    hooks: Mapping[int, Hook], slots: list[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
-    with users_code(_walks.creates_graph):
-        for hook in tuple(hooks.values()):
-            result = hook(tuple(slots))
-            if result is not None:
-                slots = list(_replacements(hook, tuple(slots), result))
-    return slots
-
-
-def _run_posthooks(
-    hooks: Mapping[int, Hook],
-    places: Sequence[int],  # of the results that are shown
-    results: list[torch.Tensor | None],
-    slots: Sequence[torch.Tensor | None],
-) -> list[torch.Tensor | None]:
-    with users_code(_walks.creates_graph):
-        for hook in tuple(hooks.values()):
-            grads = tuple(results[i] for i in places)
-            result = hook(grads, tuple(slots))
-            if result is None:
-                continue
-            for place, grad in zip(places, _replacements(hook, grads, result), strict=True):
-                results[place] = grad
-    return results
-
-
 @upcall("nnmirror.fast.tapped")
 def untap(nodes: Iterable[Node]) -> None:
     """Replace the taps on `nodes` by hooks."""
     raise NotImplementedError
-
-
-class Progress:
-    """The progress of a generic walk."""
-
-    def __init__(self, edges: Sequence[Edge]) -> None:
-        self.edges = edges
-        # The nodes that a gradient has reached, a heap: the one recorded last is the first.
-        self.ready: list[tuple[float, Node]] = []
-        # By id, the gradients that have arrived at these nodes, and at leaves.
-        self.arrived: dict[int, list[torch.Tensor | None]] = {}
-        self.leaves: dict[int, torch.Tensor] = {}  # those of them that are leaves
-        # While these are not counted: their gradients in order, and those of bound parts with all
-        # targets.
-        self.came: list[Sequence[Edge]] = []
-        # By id, how many gradients still come; None: not counted yet.
-        self.counts: dict[int, int] | None = None
-        self.held = 0  # bytes of gradients at leaves, while these are not counted
-        self.reach: set[int] | None = None  # the ids of all that it reaches, if that was asked
-
-    def ahead(self, node: Node | None = None) -> dict[int, int]:
-        """By id, how many more gradients come to each node and leaf, if `node` is the next."""
-        waiting = [(waiting, 0) for _, waiting in self.ready]
-        if node is not None:
-            waiting.append((node, 0))
-        counts = dependencies(waiting, expanding=False)[0]
-        for target, _ in waiting:
-            counts[id(target)] -= 1
-        return counts
-
-    def leaves_in_order(self) -> list[int]:
-        """The ids of the leaves; the one that got a gradient last is the last."""
-        found: dict[int, None] = {}
-        for targets in reversed(self.came):
-            for target, _ in reversed(targets):
-                if id(target) in self.leaves:
-                    found[id(target)] = None
-            if len(found) == len(self.leaves):
-                break
-        self.came.clear()
-        return [*reversed(found)]
-
-    def leads_to(self, target: Target) -> bool:
-        """Does the walk reach it?"""
-        if self.reach is None:
-            self.reach = {*dependencies(self.edges, expanding=False)[0]}
-        return id(target) in self.reach
 
 
 @upcall("nnmirror.fast.binding")

@@ -25,6 +25,7 @@ from ..fast.shorter import WORDS, Called, without_unneeded
 from ..gradients import expect_tracked, make_grads
 from ..modules.module import Module
 from ..node import NO_FURTHER, Edge, Node
+from ..running import dependencies
 from ..tensor import bare
 from ..watch import Watch
 from .explanation import Explanation, Input, Leaf, Operation, Result
@@ -97,8 +98,9 @@ class Writer(bound.Writer):
     ) -> None:
         self.is_part = False
         self.root, self.tensor = root, tensor
-        _, self.whole, changed = _walk.dependencies([root], expanding=False)
-        if changed:
+        ahead = dependencies([root], expanding=False)
+        self.whole = ahead.order
+        if ahead.changed:
             raise NotImplementedError(beyond.CHANGED)
         self.whole.sort(key=lambda node: -node.sequence)
         self.begin()

@@ -23,7 +23,8 @@ from ..accumulate import accumulate, accumulating, add_to_grad
 from ..constants import constant
 from ..exact import mode as exact
 from ..node import Edge, Node, Target
-from ..walk import Progress, one_walk, unrecorded, walk
+from ..running import Progress, dependencies
+from ..walk import unrecorded, walk
 from . import bound as _bound
 from .shorter import Unbindable
 from .signature import Family, Signature, Sizes, Unsigned, of_tensor
@@ -277,13 +278,14 @@ def hand_over(
             else:
                 add_to_grad(leaf, grad, bool(own))
     if to_torch:
-        with one_walk(Progress([(node, 0)]).leads_to):
+        with (going := Progress([(node, 0)])):
             beyond.accumulate(to_torch, retain_graph, arrivals)
+            going.call_back()
 
 
 @implements(_walk)
 def bound_part(
-    node: Node, grad: torch.Tensor, progress: _walk.Progress, retain_graph: bool
+    node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
 ) -> _bound.Left | None:
     """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
@@ -332,7 +334,7 @@ def _bind_part(
     key: tuple[int, ...],
     node: Node,
     grad: torch.Tensor,
-    progress: _walk.Progress,
+    progress: Progress,
     is_short: bool,
 ) -> list[_bound.BoundPart] | None:
     """The bound parts from `node`, with a new one; None if there can be none, or not now."""
@@ -361,7 +363,7 @@ def _is_right_part(
     sign: Signature,
     node: Node,
     grad: torch.Tensor,
-    progress: _walk.Progress,
+    progress: Progress,
 ) -> bool:
     """Does it fit here, and has it the bits of the generic walk? If it has others, no part from
     here is ever used."""
@@ -551,7 +553,7 @@ def is_right(
 def _distrust(node: Node, sign: Signature) -> None:
     """Bind neither the walk from `node` nor parts of it."""
     sign.bound = False
-    for other in _walk.dependencies([(node, 0)], expanding=False)[1]:
+    for other in dependencies([(node, 0)], expanding=False).order:
         if other.signature is not None:
             other.signature.parts = False
 

@@ -30,6 +30,7 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._types import Args, Kwargs, TorchFunction
 from ..node import NO_FURTHER, SEEN, TAPPED, Edge, Node, Target
+from ..running import Progress, dependencies
 from ..tensor import bare
 from . import source
 from .memory import Memory, is_alike, twin
@@ -181,7 +182,7 @@ class BoundPart(Bound):
         node: Node,
         grad: torch.Tensor,
         retain_graph: bool,
-        progress: _walk.Progress,
+        progress: Progress,
         trying: bool = False,
     ) -> Left | None:
         """Call `run` where a generic walk has reached `node`; if `trying`, the walk then runs it
@@ -201,7 +202,7 @@ class BoundPart(Bound):
 
 
 def bind_part(
-    root: Node, grad: torch.Tensor, progress: _walk.Progress, is_short: bool
+    root: Node, grad: torch.Tensor, progress: Progress, is_short: bool
 ) -> BoundPart | None:
     """The bound part from `root`; None if it cannot be bound.
 
@@ -224,7 +225,7 @@ def by_steps(
     part: BoundPart,
     root: Node,
     grad: torch.Tensor,
-    progress: _walk.Progress,
+    progress: Progress,
     give: "_Receiver",
 ) -> None:
     """Run the nodes of the part one by one, and call `give` with each gradient that leaves it."""
@@ -288,7 +289,7 @@ class Writer:
     most_nodes = 1024  # longer walks from a loss are bound in parts
 
     def __init__(
-        self, root: Node, progress: _walk.Progress | None = None, is_short: bool = False
+        self, root: Node, progress: Progress | None = None, is_short: bool = False
     ) -> None:
         self.is_part, self.is_short = progress is not None, is_short
         self.start_varies = self.is_part  # the gradient that it starts with
@@ -296,7 +297,7 @@ class Writer:
         self.entries = [root]
         self.come: list[torch.Tensor] = []  # the gradients of the further entries of a part
         if progress is None:
-            self.whole = _walk.dependencies([(root, 0)], expanding=False)[1]
+            self.whole = dependencies([(root, 0)], expanding=False).order
             self.whole.sort(key=lambda node: -node.sequence)
             self.whole = self.chosen(self.whole)
         else:
@@ -378,7 +379,7 @@ class Writer:
         self.temporaries = itertools.count()
         self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
 
-    def part(self, root: Node, progress: _walk.Progress) -> list[Node]:
+    def part(self, root: Node, progress: Progress) -> list[Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
         As far as their gradients come from one another or have arrived; with waiting nodes among
@@ -1052,7 +1053,7 @@ _Receiver = Callable[[Target, int, torch.Tensor], None]  # of a gradient, and wh
 class _Steps(Writer):
     """Walks a part as a writer does, but writes nothing and keeps no gradient."""
 
-    def __init__(self, root: Node, progress: _walk.Progress, length: int, give: _Receiver) -> None:
+    def __init__(self, root: Node, progress: Progress, length: int, give: _Receiver) -> None:
         self.length = length
         super().__init__(root, progress)
         self.give = give

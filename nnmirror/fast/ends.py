@@ -17,6 +17,7 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._upcalls import implements
 from ..node import Edge, Node, Target
+from ..running import Progress
 from ..tensor import bare
 from . import bound as _bound
 from . import source
@@ -82,9 +83,10 @@ def walk_to_ends(
         grads_of_ends, to_torch = run
         if to_torch:
             arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
-            with _walk.one_walk(_walk.Progress(edges).leads_to):
+            with (going := Progress(edges)):
                 theirs = _walk.theirs_among(only)
                 _walk.through_torch(arrived, to_torch, theirs, retain_graph)
+                going.call_back()
             return [arrived.get((id(target), index)) for target, index in only]
         return grads_of_ends  # type: ignore[no-any-return]
     have_missed(sign.to_ends, key, sign, write)

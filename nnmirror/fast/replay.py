@@ -22,6 +22,7 @@ from .._state import sequence as _sequence
 from .._torch import EnableTorchFunction
 from .._upcalls import implements
 from ..node import Edge, Node
+from ..running import Progress, dependencies
 from ..tensor import bare
 from . import bound as _bound
 from . import source
@@ -37,7 +38,7 @@ class Replay:
     one."""
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
-        with _walk.one_walk(lambda target: False, create_graph=True):
+        with Progress((), creates_graph=True):
             writer = _Writer(root, ends)
             writer.go_back(grad)
         self.source = writer.source()
@@ -102,7 +103,7 @@ class _Writer(_bound.Writer):
     declines = staticmethod(beyond.is_unusual)
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
-        _walk.dependencies([(root, 0)], as_seen=True)
+        dependencies([(root, 0)], as_seen=True)
         super().__init__(root)
         self.root, self.ends = root, ends
         self.first = next(_sequence)

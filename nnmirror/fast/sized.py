@@ -27,7 +27,7 @@ import torch
 
 from ..constants import constant
 from ..node import Node
-from ..walk import dependencies
+from ..running import dependencies
 from . import bound as _bound
 from . import source
 from .memory import Memory
@@ -152,7 +152,7 @@ def _guesses(number: object, place: int, size: int) -> Iterator[_Multiple | _Quo
 
 def _shapes(root: Node) -> list[torch.Size]:
     """The shapes of all results in the graph behind `root`, the last first."""
-    nodes = dependencies([(root, 0)], expanding=False)[1]
+    nodes = dependencies([(root, 0)], expanding=False).order
     nodes.sort(key=lambda node: -node.sequence)
     return [meta[0] for node in nodes for meta in node.outputs if meta is not None]
 

@@ -30,8 +30,8 @@ from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
 from ..node import Edge, Node
+from ..running import put_in_front
 from ..tensor import Tensor, bare
-from ..walk import put_in_front
 from .explicit import Chain, Gradient, NodeCall, Untracked
 from .layer import Layer
 from .module import CALL_HOOKS, GLOBAL_HOOKS

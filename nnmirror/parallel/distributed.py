@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from .. import _torch, tape, walk
+from .. import _torch, running, tape
 from .._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
 from ..function import Function
 from ..grad_mode import is_grad_enabled
@@ -265,7 +265,7 @@ class DistributedDataParallel(Module):
     def _watch_first_walk(self, _: object) -> None:
         if not self._first_walk_is_watched:
             self._first_walk_is_watched = True
-            walk.queue_callback(self.reducer.reduce_all)
+            running.queue_callback(self.reducer.reduce_all)
 
     # -- buffers and weights -------------------------------------------------------------------
 

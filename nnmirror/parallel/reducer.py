@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from .. import _state, _torch, tape, walk
+from .. import _state, _torch, running, tape
 from .._teardown import not_at_exit
 from .._torch import DisableTorchFunctionSubclass
 from ..accumulate import accumulate, is_dense, put_grad
@@ -150,7 +150,7 @@ class Reducer:
         if self.find_unused:
             with DisableTorchFunctionSubclass():
                 edges = [tape.edge_of(t) for t in outputs if isinstance(t, Tensor) and t.grad_fn]
-            reached = walk.dependencies(edges)[0]
+            reached = running.dependencies(edges).counts
             self.unused = [i for i, p in enumerate(self.params) if id(p) not in reached]
 
     def arrive(self, index: int) -> None:
@@ -195,7 +195,7 @@ class Reducer:
         if before < self.next == len(self.buckets):
             if self.find_unused:
                 self._start_used()
-            walk.queue_callback(self._finish)
+            running.queue_callback(self._finish)
 
     def _copy_in(self, index: int) -> None:
         """This process's share of the average: its gradient, divided by their number."""

@@ -11,9 +11,9 @@ from ..fast.signature import Alike
 from ..formula import Plan
 from ..node import SEEN, Node
 from ..parameter import Parameter
+from ..running import put_in_front
 from ..tape import record, sign_call, signature_at
 from ..tensor import C_dim
-from ..walk import put_in_front
 from .arithmetic import Add
 from .matmul import from_left, from_right, matmul, rows_of_one_matrix
 from .registry import RULES, Rule, unplaced
