@@ -490,7 +490,9 @@ SEEN = {
 def test_transforms_of_torch_see_what_is_passed_to_them(nn, optim, case):
     """`from torch.func import grad` need not change with the import of nn."""
     model = net(nn)
-    found = torch.utils._pytree.tree_leaves(SEEN[case](torch.func, model, X))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch.jit, at the first use in the process
+        found = torch.utils._pytree.tree_leaves(SEEN[case](torch.func, model, X))
     squared(found).backward()
     return [t.detach() for t in found], [t.requires_grad for t in found], gradients(model)
 

@@ -14,7 +14,7 @@ from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from ._types import Args, Kwargs
 from ._upcalls import implements
-from .fast.signature import Unsigned, of_tensor, of_value
+from .fast.signing import give_signature, signature_at, signed_call
 from .function import Function, FunctionCtx
 from .grad_mode import is_grad_enabled, users_code
 from .node import Node
@@ -23,7 +23,6 @@ from .tape import (
     among,
     edge_of,
     forward_mode,
-    give_signature,
     in_transform,
     is_differentiable,
     meta_of,
@@ -31,7 +30,6 @@ from .tape import (
     noting,
     refuse_tangents,
     refuse_transform,
-    signature_at,
     track,
     with_origin,
 )
@@ -43,24 +41,15 @@ def _sign_users_call(node: Node, args: Args, out: "_tensor.Tensor") -> None:
 
     Its own backward may do something else each time, and is left to the generic walk.
     """
-    key: list[object] = [out._view_of is None]
-    first = None
-    for arg, edge in zip(args, node.edges, strict=True):
-        if edge is None:
-            try:
-                key.append(of_tensor(arg) if isinstance(arg, torch.Tensor) else of_value(arg))
-            except Unsigned:
-                return
-            continue
-        sign = signature_at(edge)
-        if sign is None:
-            return
-        if first is None:
-            first = sign
-        key.append(sign.serial)
-    if first is None:
+    signs = [None if edge is None else signature_at(edge) for edge in node.edges]
+    if any(
+        needs and sign is None for needs, sign in zip(node.needs_input_grad, signs, strict=True)
+    ):
         return
-    give_signature(node, key, first, args, None, makes_new=False, numbers_vary=False)
+    call = signed_call(node.function, args, node.edges, signs, out._view_of is None)
+    if call is None:
+        return
+    give_signature(node, call, args, None, makes_new=False)
     if node.signature is not None:
         node.signature.parts = node.signature.bound = False
         node.signature.is_plain = out._view_of is None

@@ -13,9 +13,9 @@ import functools
 import numbers
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -27,28 +27,17 @@ from ._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from ._types import Args, Kwargs
 from ._upcalls import implements, upcall
 from .exact import mode as _exact
-from .fast import call
-from .fast.signature import (
-    MORE,
-    MOST_ARGUMENTS,
-    NO_CALLS,
-    NUMBERS,
-    SIZES,
-    THEIRS,
-    Behind,
-    Family,
-    Kept,
-    Made,
-    Signature,
-    Sizes,
-    Unsigned,
-    integers_in,
-    layout_for_any_size,
-    names_size,
-    numbers_apart,
-    of_tensor,
-    of_value,
-    of_value_for_any_size,
+from .fast import call as _call
+from .fast.signature import MORE, MOST_ARGUMENTS, Made, Signature, Sizes
+from .fast.signing import (
+    IN_PLACE,
+    SignedCall,
+    give_signature,
+    keep_written,
+    plan_of_size,
+    signature_of_leaf,
+    signed_call,
+    with_others,
 )
 from .function import Function
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
@@ -168,7 +157,6 @@ def record(
                 with DisableTorchFunctionSubclass():
                     return result(*args), None
         return _unrecorded(function, args, inplace, asks), None
-    is_signed = True
     if inplace is None and not _state.plain:
         for arg in args:
             kind = type(arg)
@@ -225,17 +213,10 @@ def record(
             refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
         if _state.plain and (_here.is_plain or _here.noted is not None):
-            out, node = _record(function, args, inplace, asks, disabled)
+            out, node = _record(function, args, inplace, asks, disabled, anew=True)
             if _here.noted is not None:
                 _here.noted.append((function, args, out, node))
             return out, with_origin(node, out) if _here.is_plain else node
-        if forward_mode["_current_level"] < 0:
-            if inplace is not None:
-                met = _changed_before(function, args, inplace)
-            else:
-                met = (_met_before if is_signed else _of_its_kind)(function, args)
-            if met is not None:
-                return met  # type: ignore[no-any-return]
         return _record(function, args, inplace, asks, disabled)
 
 
@@ -292,34 +273,34 @@ def _record(
     inplace: Callable[[], torch.Tensor] | None,
     asks: bool,
     disabled: AbstractContextManager[None],
+    anew: bool = False,
 ) -> tuple[Any, Node | None]:
-    """`record` for any call, after the check whether to record."""
+    """`record` for any call, after the check whether to record.
+
+    If there was such a call, it is made again by what is known of that one, unless `anew`.
+    """
     change = None
     changes_input = function.is_inplace or inplace is not None
-    if changes_input and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+    if changes_input and any([isinstance(a, torch.Tensor) and a.requires_grad for a in args]):
         if is_plain_update(args[0], args[1:]):
             plain = Node(function)
             plain.needs_input_grad = (False,) * len(args)
             return (inplace() if inplace else function.forward(plain, *args)), None
         change = change_of(args[0])
     edges: list[Edge | None] = []
-    key: list[object] = []
-    first: Signature | None = None
-    tracked = of_complex = False
-    # The history of an in-place change follows from its arguments, unless they share memory.
-    signed = not changes_input or (change is not None and change.base is None and not change.views)
-    if inplace is not None:
-        key.append(IN_PLACE)
+    signs: list[Signature | None] = []  # of what the edges lead to
+    of_complex = False
     given = args  # with torch's tensors themselves
     for i, arg in enumerate(given):
         edge: Edge | None = None
-        theirs = False  # tracked by torch, whose engine continues there
+        sign: Signature | None = None
         kind = kind_of(type(arg))
         if kind is SUBCLASS:
             if asks:
                 disabled.__exit__(None, None, None)  # to dispatch to it, unless that is disabled
                 return answered(function, args, inplace)
             kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
+            anew = True
         if kind is MIRRORED:
             made = arg._node
             if made is not None:
@@ -336,27 +317,13 @@ def _record(
                 if arg._requires_grad:
                     leaf = arg._stands_for
                     if leaf is None:
-                        edge = (arg, 0)
-                        sign = arg._signature or signature_of_leaf(arg)
+                        edge, sign = (arg, 0), arg._signature or signature_of_leaf(arg)
                     else:  # torch's own, or one that had other memory at that time
-                        edge, sign = (leaf, 0), None
-                        theirs = not isinstance(leaf, _tensor.Tensor)
-                        if theirs:
+                        edge = (leaf, 0)
+                        if _tensor.is_torchs(leaf):
                             note_moment()
                 if arg.is_complex():
                     of_complex = of_complex or edge is not None or function.is_rule
-            if edge is not None:
-                tracked = True
-                if theirs:
-                    pass
-                elif sign is None:
-                    signed = False
-                elif first is not None:
-                    key.append(sign.serial)
-                else:
-                    first = sign
-                    if key:
-                        key.append(HERE)
         elif kind is TORCH:
             if arg.requires_grad:
                 over = None if arg.is_leaf else taken_over(arg, not changes_input)
@@ -364,7 +331,6 @@ def _record(
                     return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
                 note_moment()
                 edge = (arg, 0)
-                tracked = theirs = True
                 # The tape computes on a detached alias: no torch graph is built.
                 args = (*args[:i], arg.detach(), *args[i + 1 :])
             if arg.is_complex():
@@ -373,32 +339,35 @@ def _record(
             # Torch takes it as a Python number. A rule would compute in its precision.
             number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
             return record(function, (*given[:i], number, *given[i + 1 :]), inplace, asks)
-        if signed and (edge is None or theirs):
-            try:
-                if theirs:
-                    key.append(THEIRS)
-                key.append(of_value(arg) if kind is OTHER else of_tensor(arg))
-            except Unsigned:
-                signed = False
         edges.append(edge)
+        signs.append(sign)
+    needs = tuple([edge is not None for edge in edges])
+    tracked = True in needs
     if forward_mode["_current_level"] >= 0:
         refuse_tangents(function, args)
         if not tracked:
             return _by_torch(function, args, inplace), None
+        anew = True
+    call: SignedCall | None = None
+    # The history of an in-place change follows from its arguments, unless they share memory.
+    if tracked and not changes_input:
+        call = signed_call(function, args, edges, signs)
+    elif tracked and change is not None and change.base is None and not change.views:
+        call = signed_call(function, args, edges, signs, IN_PLACE)
+    if not (anew or of_complex):
+        met = None
+        if inplace is not None:
+            if call is not None:
+                met = _changed_again(function, args, edges, call, inplace)
+        elif call is not None:
+            met = _made_again(function, args, edges, signs, call)
+        elif tracked:
+            met = _of_its_kind(function, given)
+        if met is not None:
+            return met
     node = OfComplex(function) if of_complex else Node(function)
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
-    needs = node.needs_input_grad = tuple([edge is not None for edge in edges])
-    numbers_vary = False
-    if first is None and signed and THEIRS in key:
-        first = OF_TORCH
-    if first is None:
-        signed = False
-    elif (how := first.varying.get(function)) is not None and how is not SIZES:
-        apart = numbers_apart(key) if how is NUMBERS else None
-        if apart is None or not (function.formulas and function.formulas.takes_any_number):
-            signed, first.varying[function] = False, MORE
-        else:
-            key, numbers_vary = apart, True
+    node.needs_input_grad = needs
     if of_complex and tracked:  # after PyTorch's own error, if it has one
         if inplace is None:
             function.forward(node, *args)
@@ -417,8 +386,8 @@ def _record(
             node.outputs = ((out.shape, dtype, out.device),)
             if tracked and dtype.is_floating_point:
                 node.sequence = next(_sequence)
-                if signed:
-                    give_signature(node, key, first, args, out, True, numbers_vary)
+                if call is not None:
+                    give_signature(node, call, args, out, makes_new=True)
                 elif function.formulas is not None:
                     learn(function, args, needs)
                 if node._saved:
@@ -455,10 +424,10 @@ def _record(
             node.sequence = next(_sequence)
             out = track(node, 0, out, args, False, change)
         node.outputs = (meta_of(out),)
-    if signed and tracked:
+    if call is not None:
         makes_new = function.is_rule and function.is_view and inplace is None
         makes_new = makes_new and type(out) is _tensor.Tensor
-        give_signature(node, key, first, args, out, makes_new, numbers_vary)
+        give_signature(node, call, args, out, makes_new)
     elif (
         function.formulas is not None
         and not function.is_inplace
@@ -500,183 +469,7 @@ def is_usual() -> bool:
     return not (_state.exact_mode if mode is None else mode)
 
 
-def _met_before(function: type[Function], args: Args) -> tuple[Any, Node | None] | None:
-    """`record` for a call whose signature or kind is known; None for any other."""
-    _Tensor = _tensor.Tensor
-    edges: list[Edge | None] = []
-    key: list[object] = []  # as in `give_signature`: the part after the first tracked tensor
-    first = first_arg = first_made = None
-    given = args  # with torch's tensors themselves
-    for arg in given:
-        kind = type(arg)
-        if kind is _Tensor:
-            node = arg._node
-            if node is None:
-                leaf = arg._stands_for
-                if leaf is None or isinstance(leaf, _tensor.Tensor):
-                    return None
-                edges.append((leaf, 0))
-                key += (THEIRS, (arg.shape, arg.stride(), arg.dtype, arg.device))
-                continue
-            sign = node.signature
-            if sign is None:
-                return _of_its_kind(function, given)
-            index = 0
-            if not sign.is_plain:
-                view = arg._view_of
-                if view is not None and view[1] != arg._version:
-                    return None
-                index = arg._output_nr
-                if index:
-                    sign = sign.output(index)
-            edges.append((node, index))
-            if first is not None:
-                key.append(sign.serial)
-            elif sign.varying.get(function) is MORE:
-                return _of_its_kind(function, given)
-            else:
-                first, first_arg, first_made = sign, arg, node
-                if key:
-                    key.append(HERE)
-        elif kind_of(kind) is MIRRORED:  # a parameter
-            sign = arg._signature
-            if sign is not None:
-                edges.append((arg, 0))
-                if first is not None:
-                    key.append(sign.serial)
-                elif sign.varying.get(function) is MORE:
-                    return _of_its_kind(function, given)
-                else:
-                    first, first_arg = sign, arg
-                    if key:
-                        key.append(HERE)
-            elif arg._requires_grad or arg._node is not None:
-                return None
-            else:
-                edges.append(None)
-                key.append(of_tensor(arg))
-        elif kind is torch.Tensor:
-            if arg.layout is not torch.strided:
-                return None
-            if arg.requires_grad:
-                i = len(edges)
-                over = None if arg.is_leaf else taken_over(arg)
-                if over is not None:
-                    return record(function, (*given[:i], over, *given[i + 1 :]))
-                note_moment()
-                edges.append((arg, 0))
-                key.append(THEIRS)
-                args = (*args[:i], arg.detach(), *args[i + 1 :])
-            else:
-                edges.append(None)
-            key.append((arg.shape, arg.stride(), arg.dtype, arg.device))
-        elif arg is None or kind is str:
-            edges.append(None)
-            key.append(arg)
-        elif kind is float or kind is int or kind is bool:
-            edges.append(None)
-            key.append((kind, arg) if arg else of_value(arg))
-        else:
-            try:
-                key.append(of_value(arg))
-            except Unsigned:
-                return None
-            edges.append(None)
-    if first is None:
-        if THEIRS not in key:
-            return None
-        first = OF_TORCH
-    found = first.next.get((function, *key) if key else function)
-    numbers_vary = found is None and first.varying.get(function) is NUMBERS
-    if numbers_vary:
-        apart = numbers_apart(key)
-        found = None if apart is None else first.next.get((function, *apart))
-    stored_with: Signature = first
-    sizes: Sizes = ()
-    if found is None and (of_family := _call_of_family(function, args, edges)) is not None:
-        stored_with, call_of_any, sizes, numbers_vary = of_family
-        found = stored_with.next.get(call_of_any)
-    if found is None:
-        return None
-    found.came_again = True
-    if not (found.makes_new or found.makes_several):
-        return None
-    if found.written is None and first is not OF_TORCH and len(args) <= MOST_ARGUMENTS:
-        noted = call.Noted(function, found, args, edges, sizes=sizes)
-        text = call.text_of([noted], args, edges, numbers_vary, sizes)
-        found.written = False if text is None else text.made()
-    if found.written:
-        before = stored_with.calls.get(function)
-        written = _with_others(before, found, args, numbers_vary or bool(sizes))
-        keep_written(stored_with, function, (*written, function.exact is not None))
-        met = found.written(found, first_arg, first_made, args)
-        if met is not None:
-            return met
-    return _once_more(function, args, found, edges) if found.makes_new and not sizes else None
-
-
-_MOST_TRIED = 8  # a layer that is called in several ways: on data, and on what was computed
-_MOST_BY_VALUE = 64  # calls that differ by their other arguments, such as the indices of gates
-
-
-def _with_others(before: Kept | None, found: Signature, args: Args, varies: bool) -> Kept:
-    """The generated function of `found`, with those of other calls of its function `before`."""
-    this: Kept = (found.written, found)
-    known = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
-    others = [one for one in known if one[1] is not found]
-    if not others:
-        return this
-    if not varies and not any(isinstance(arg, torch.Tensor) for arg in args[1:]):
-        table = next((dict(one[1]) for one in others if one[0] is _by_value), {})
-        if len(table) >= _MOST_BY_VALUE:
-            table.clear()
-        table[_values_of(args)] = this
-        this = (_by_value, table)
-        others = [one for one in others if one[0] is not _by_value]
-    kept = (this, *others)[:_MOST_TRIED]
-    return (_one_of, kept) if others else this
-
-
-def _values_of(args: Args) -> object:
-    """What distinguishes the arguments other than the first; none is a tensor."""
-    return of_value(args[1]) if len(args) == 2 else tuple([of_value(arg) for arg in args[1:]])
-
-
-def _by_value(
-    table: Mapping[object, tuple[call.Written, Signature]], first: object, made: object, args: Args
-) -> Made | None:
-    """The call by the generated function for these other arguments than the first."""
-    try:
-        kept = table.get(_values_of(args))
-    except (Unsigned, TypeError):
-        return None
-    return None if kept is None else kept[0](kept[1], first, made, args)
-
-
-def _one_of(
-    kept: Sequence[tuple[call.Written, Signature]], first: object, made: object, args: Args
-) -> Made | None:
-    """The call by the first of several generated functions that takes these arguments."""
-    for written, found in kept:
-        met = written(found, first, made, args)
-        if met is not None:
-            return met
-    return None
-
-
-def keep_written(first: Signature, what: object, written: Kept) -> None:
-    """Have a generated function tried first for calls of `what` on a tensor with the signature
-    `first`: (the function, the signature that it is given, whether exact mode replaces it, ...).
-    For `_one_of`, in place of the signature, several such functions and signatures."""
-    family = first.of_family()
-    if family is not None and first.calls is family.calls:
-        first.calls = dict(first.calls)  # what is written for these sizes only
-    elif first.calls is NO_CALLS:
-        first.calls = {}
-    first.calls[what] = written
-
-
-@implements(call)
+@implements(_call)
 def named_in_calls() -> dict[str, object]:
     """What the source of generated calls names."""
     return {
@@ -704,64 +497,57 @@ def _standing_for(value: object) -> "_tensor.Tensor | None":
     return None
 
 
-def _changed_before(
-    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor]
+def _made_again(
+    function: type[Function],
+    args: Args,
+    edges: Sequence[Edge | None],
+    signs: Sequence[Signature | None],
+    call: SignedCall,
 ) -> Made | None:
-    """`record` for an in-place change whose signature is known, of a result that is no view or of a
-    plain tensor; None for any other."""
-    changed: Any = args[0] if args else None
-    sign: Signature | None = None
-    edges: list[Edge | None]
-    key: list[object]
-    if type(changed) is _tensor.Tensor:
-        made = changed._node
-        if made is None:
-            return None
-        sign = made.signature
-        if changed._view_of is not None or sign is None or not (sign.is_plain and sign.next):
-            return None
-        edges, key = [(made, 0)], [IN_PLACE, HERE]
-    elif type(changed) is torch.Tensor and shares_nothing(changed):
-        edges, key = [None], [IN_PLACE, of_tensor(changed)]
-    else:
+    """The call, if one with this signature is known. For the next one, a function is generated."""
+    stored_with, numbers_vary = call.stored_with, call.numbers_vary
+    found = stored_with.next.get(call.key)
+    sizes: Sizes = ()
+    if found is None and call.of_family is not None:
+        stored_with, key, sizes, numbers_vary = call.of_family
+        found = stored_with.next.get(key)
+    if found is None:
         return None
-    for arg in args[1:]:
-        edge: Edge | None = None
-        kind = type(arg)
-        if kind is torch.Tensor:
-            if arg.requires_grad or arg.layout is not torch.strided:
-                return None
-            key.append(of_tensor(arg))
-        elif kind_of(kind) is OTHER:
-            try:
-                key.append(of_value(arg))
-            except Unsigned:
-                return None
-        elif kind_of(kind) is not MIRRORED:
-            return None
-        else:
-            edge = (arg, 0) if arg._signature is not None else usual_edge(arg)
-            if edge is not None:
-                other = signature_at(edge)
-                if other is None or arg is changed:
-                    return None
-                if sign is None:
-                    sign = other
-                    key.append(HERE)
-                else:
-                    key.append(other.serial)
-            elif arg._requires_grad or arg._node is not None or kind not in _tensor.LEAVES:
-                return None
-            else:
-                key.append(of_tensor(arg))
-        edges.append(edge)
-    found = None if sign is None else sign.next.get((function, *key))
+    found.came_again = True
+    if not (found.makes_new or found.makes_several):
+        return None
+    place = next((i for i, sign in enumerate(signs) if sign is not None), None)
+    if found.written is None and place is not None and len(args) <= MOST_ARGUMENTS:
+        noted = _call.Noted(function, found, args, edges, sizes=sizes)
+        text = _call.text_of([noted], args, edges, numbers_vary, sizes)
+        found.written = False if text is None else text.made()
+    if found.written and place is not None:
+        before = stored_with.calls.get(function)
+        written = with_others(before, found, args, numbers_vary or bool(sizes))
+        keep_written(stored_with, function, (*written, function.exact is not None))
+        target = edges[place][0]  # type: ignore[index]
+        made_by = target if isinstance(target, Node) else None
+        met = found.written(found, args[place], made_by, args)
+        if met is not None:
+            return met
+    return _once_more(function, args, found, edges) if found.makes_new and not sizes else None
+
+
+def _changed_again(
+    function: type[Function],
+    args: Args,
+    edges: Sequence[Edge | None],
+    call: SignedCall,
+    inplace: Callable[[], torch.Tensor],
+) -> Made | None:
+    """The in-place change, if one with this signature is known."""
+    found, formulas = call.stored_with.next.get(call.key), function.formulas
     plan = None if found is None else found.plan
     if type(plan) is not formula.Plan or plan.is_open or plan.copied or plan.memory:
         return None
-    formulas = function.formulas
     if formulas is None or formulas.refuse is not None:
         return None
+    changed = args[0]
     saved = [args[i] if i > 0 else changed for i in plan.saves]
     try:
         versions = [t._version for t in saved]
@@ -854,231 +640,6 @@ def unlike(node: Node, out: torch.Tensor) -> None:
     """The result has another shape than that of the other calls with the node's signature."""
     node.outputs = (meta_of(out),)
     node.signature = None
-
-
-HERE = object()  # in a key, after the part before the first argument that has a signature
-OF_TORCH = Signature()  # the first part if there are only such tensors
-IN_PLACE = object()  # in a key: the first argument was changed
-
-
-@implements(_tensor)
-def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
-    """A new signature, or the one that it had; none for a leaf with hooks, which the generic walk
-    handles, nor for one of inference mode, which may not be saved."""
-    if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
-        return None
-    if any(leaf._accumulate_hooks or ()):
-        return None
-    if leaf.is_inference():
-        return None
-    try:
-        layout = of_tensor(leaf)
-    except Unsigned:
-        return None
-    held = leaf._signature_by_layout
-    if held is None or held[0] != layout:  # else it was frozen for a while, or given other memory
-        held = leaf._signature_by_layout = layout, Signature()
-    leaf._signature = held[1]
-    return held[1]
-
-
-def signature_at(edge: Edge) -> Signature | None:
-    """The signature of the target of an edge."""
-    target, index = edge
-    if isinstance(target, Node):
-        sign = target.signature
-        return sign.output(index) if index and sign is not None else sign
-    if not isinstance(target, _tensor.Tensor):
-        return None
-    return target._signature or signature_of_leaf(target)
-
-
-def sign_call(node: Node, first: Signature) -> None:
-    """Give `node`, a call on one tensor with the signature `first`, its signature."""
-    give_signature(node, [], first, (), None, makes_new=True, numbers_vary=False)
-
-
-def give_signature(
-    node: Node,
-    key: list[object],
-    first: Any,
-    args: Args,
-    out: object,
-    makes_new: bool,
-    numbers_vary: bool,
-) -> None:
-    """Give `node` the signature of its call, with the result `out`, a new one if necessary.
-
-    `key` represents all arguments except the first that has a signature, which stores it.
-    """
-    if not (key and key[0] is IN_PLACE):
-        of_family = _call_of_family(node.function, args, node.edges)
-        if of_family is not None and _give_member(node, of_family, args, out, makes_new):
-            return
-    call = (node.function, *key) if key else node.function
-    sign = first.next.get(call)
-    if sign is None:
-        is_plain = len(node.outputs) == 1 and not node.function.is_view
-        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
-        layout = None
-        if is_plain and isinstance(out, torch.Tensor) and out.layout is torch.strided:
-            layout = of_tensor(out)
-        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
-        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
-        sign = first.made(node.function, [s for s in inputs if s is not None], frozen, layout)
-        _describe(sign, node, args, makes_new)
-        if node.plan is not None:
-            sign.plan = (
-                node.plan.labelled(node.label)
-                if numbers_vary
-                else node.plan.fixed(node.given, node.label)
-            )
-        first.follow(node.function, call, sign)
-        family = first.of_family()
-        if family is not None:
-            family.note_apart(node.function)
-    elif sign.outputs != node.outputs:
-        return
-    node.signature = sign
-
-
-def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
-    """Set what `sign` says of calls like that of `node`."""
-    sign.places, sign.needs = tuple(node.places), node.needs_input_grad
-    sign.outputs, sign.makes_new, sign.plan = node.outputs, makes_new, node.plan
-    sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
-    sign.label, sign.indices = node.label, node.indices
-    sign.origin = node.sequence, of_this_call()
-    sign.checks_shape = node.function.reads_data or any(
-        isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
-    )
-    sign.is_plain = len(node.outputs) == 1 and not node.function.is_view
-
-
-# The signature that stores a call, its key there, the sizes, and whether numbers are operands.
-_CallOfFamily: TypeAlias = tuple[Signature, object, Sizes, bool]
-
-
-def _call_of_family(
-    function: type[Function], args: Args, edges: Sequence[Edge | None]
-) -> _CallOfFamily | None:
-    """The call as one of a family; None if it is none: its signature is for one size only."""
-    formulas = function.formulas
-    if formulas is None or function.is_inplace:
-        return None
-    signs = [None if edge is None else signature_at(edge) for edge in edges]
-    of_results = [sign for sign in signs if sign is not None]
-    if len(of_results) < len(edges) - [*edges].count(None) or not of_results:
-        return None
-    first = of_results[0]
-    stored_with = first.of_family() or first
-    how = stored_with.varying.get(function)
-    if how is MORE or (how is NUMBERS and not formulas.takes_any_number):
-        return None
-    found = [size for sign in of_results for size in sign.sizes]
-    if how is SIZES:
-        dims, numbers = stored_with.varied[function]
-        for arg, sign in zip(args, signs, strict=False):
-            if sign is None and isinstance(arg, torch.Tensor):
-                found += [n for dim, n in enumerate(arg.shape) if n > 1 and dim in dims]
-        if numbers:
-            every = enumerate(integers_in(args))
-            found += [n for place, n in every if n > 1 and place in numbers]
-    sizes = tuple(dict.fromkeys(found))  # each once
-    if not 0 < len(sizes) <= _MOST_SIZES_OF_ONE:
-        return None
-    key: list[object] = []
-    is_first = True
-    try:
-        for arg, sign in zip(args, signs, strict=False):
-            if sign is not None:
-                places = tuple([sizes.index(size) for size in sign.sizes])
-                if sign is first and is_first:
-                    is_first = False
-                    if key:
-                        key.append(HERE)
-                elif places:
-                    key.append(Behind(sign.family_serial, places))
-                else:
-                    key.append(sign.serial)
-            elif isinstance(arg, torch.Tensor):
-                key.append(layout_for_any_size(of_tensor(arg), sizes))
-            else:
-                key.append(of_value_for_any_size(arg, sizes))
-    except Unsigned:
-        return None
-    if formulas.refuse is not None and any([names_size(arg, sizes) for arg in args]):
-        return None  # it may refuse another number
-    if how is NUMBERS and (apart := numbers_apart(key)) is not None:
-        return stored_with, (function, *apart), sizes, True
-    return stored_with, ((function, *key) if key else function), sizes, False
-
-
-_MOST_SIZES_OF_ONE = 6  # of one member
-
-
-def _give_member(
-    node: Node, of_family: _CallOfFamily, args: Args, out: object, makes_new: bool
-) -> bool:
-    """Give `node` the signature of its sizes, in a new family if necessary; is there one?"""
-    stored_with, call, sizes, numbers_vary = of_family
-    function = node.function
-    family: Any = stored_with.next.get(call)
-    if family is None:
-        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
-        families = [sign.of_family() or sign for sign in inputs if sign is not None]
-        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
-        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
-        depth, repeats, is_deep = stored_with.of_next(function, families, frozen)
-        plan: formula.Plan | None
-        if numbers_vary and node.plan is not None:
-            plan, has_one_plan = node.plan.labelled(node.label), True
-        else:
-            plan, has_one_plan = _formulas_of(function).plan_for_any_size(
-                args, node.needs_input_grad
-            )
-            has_one_plan = has_one_plan and not any([names_size(arg, sizes) for arg in args])
-        if is_deep or plan is None:
-            return False
-        family = Family(stored_with.leaf, depth)
-        _describe(family, node, args, makes_new)
-        family.repeats, family.plan, family.has_one_plan = repeats, plan, has_one_plan
-        family.first_sizes = sizes
-        stored_with.follow(function, call, family)
-    member = family.members.get(sizes)
-    if member is None:
-        plan = plan_of_size(family, function, args)
-        member = None if plan is None else family.new_member(sizes, node.outputs, plan)
-        if member is None:
-            return False
-    elif member.outputs != node.outputs:
-        return True  # without one
-    node.signature = member
-    return True
-
-
-def _formulas_of(function: type[Function]) -> formula.Formulas:
-    assert function.formulas is not None
-    return function.formulas
-
-
-def plan_of_size(family: Family, function: type[Function], args: Args) -> formula.Plan | None:
-    """The plan of a call of the family; None if it saves something else than the others."""
-    if family.has_one_plan:
-        return family.plan
-    with DisableTorchFunctionSubclass():
-        plan = _formulas_of(function).plan(args, family.needs)
-    known = family.plan
-    assert known is not None
-    if (plan.saves, plan.names, plan.memory, plan.copied, plan.label) != (
-        known.saves,
-        known.names,
-        known.memory,
-        known.copied,
-        known.label,
-    ):
-        return None
-    return plan
 
 
 def outputs_of(out: object) -> tuple[Any, ...]:

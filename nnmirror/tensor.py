@@ -458,7 +458,7 @@ def edge_of(tensor: torch.Tensor) -> "Edge":
     raise NotImplementedError
 
 
-@upcall("nnmirror.tape")
+@upcall("nnmirror.fast.signing")
 def signature_of_leaf(leaf: "Tensor") -> "Signature | None":
     """Give a leaf its signature, if it can have one."""
     raise NotImplementedError

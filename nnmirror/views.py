@@ -54,6 +54,9 @@ class Change(NamedTuple):
     views: Sequence[tuple[torch.Tensor, str]]  # plain views, tracked from now on; their kinds
 
 
+_ITSELF = Change(None, ())
+
+
 @implements(_tape)
 def view_of(node: "Node", out: torch.Tensor, base: object, several: bool) -> ViewOf | None:
     """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
@@ -87,8 +90,11 @@ def change_of(tensor: torch.Tensor) -> Change:
     Refuses what PyTorch refuses, and what the tape cannot follow.
     """
     base = None
-    if isinstance(tensor, _tensor.Tensor) and tensor._view_of is not None:
-        base, version, kind = tensor._view_of
+    view = tensor._view_of if isinstance(tensor, _tensor.Tensor) else None
+    if view is None and getattr(tensor, "_node", None) is not None:  # a result, and no view
+        return _ITSELF
+    if view is not None:
+        base, version, kind = view
         if kind == "foreign":
             node = _tape.edge_of(tensor)[0]
             edge = node.edges[0] if isinstance(node, Node) else None

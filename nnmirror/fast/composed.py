@@ -24,6 +24,7 @@ from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
 from .signature import Made, Signature, Sizes
+from .signing import keep_written
 from .source import is_same
 
 C = TypeVar("C", bound=TorchFunction)
@@ -142,7 +143,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     kept = stored_with.calls.get(what)
     if kept is None:
         kept = _nothing, None, itertools.count(1), _MOST, None
-        tape.keep_written(stored_with, what, kept)
+        keep_written(stored_with, what, kept)
     _, _, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
@@ -162,7 +163,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
         is_other = before is not None and sample is not None and before[0] != sample[0]
         if sample is None or (is_other and is_same(before[1:], sample[1:])):
             found = text.made(), signs
-    tape.keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
+    keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
     return out
 
 

@@ -25,7 +25,7 @@ from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
-from ..fast.signature import Signature, of_tensor, strides_by_rows
+from ..fast.signature import THEIRS, Signature, of_tensor, strides_by_rows
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
@@ -215,7 +215,7 @@ class Run:
                 key = exact.is_exact(), x.shape, x.stride(), x.dtype, x.device
                 if x.requires_grad:  # for torch
                     note_moment()
-                    key, edge, plain = (tape.THEIRS, *key), (x, 0), x.detach()
+                    key, edge, plain = (THEIRS, *key), (x, 0), x.detach()
             kept = self.kept.get(key)
             if kept is None and key[0] is None:
                 kept = self.kept.get(_for_any_shape(key))

@@ -8,11 +8,12 @@ import torch
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
 from ..fast.signature import Alike
+from ..fast.signing import sign_call, signature_at
 from ..formula import Plan
 from ..node import SEEN, Node
 from ..parameter import Parameter
 from ..running import put_in_front
-from ..tape import record, sign_call, signature_at
+from ..tape import record
 from ..tensor import C_dim
 from .arithmetic import Add
 from .matmul import from_left, from_right, matmul, rows_of_one_matrix
