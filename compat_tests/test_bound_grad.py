@@ -340,7 +340,7 @@ def test_a_walk_with_a_gradient_is_bound_and_keeps_none_alive(mode):
         y.backward(given)
         del y, given
         assert kept() is None
-    bound = [found for found in (sign.from_given or {}).values() if not isinstance(found, int)]
+    bound = [found for found in sign.walks.from_given.values() if not isinstance(found, int)]
     assert [len(found.walks) for found in bound] == [1] * (mode != "off")
     assert all(found.walks[0].trusted for found in bound)
 

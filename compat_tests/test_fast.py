@@ -241,7 +241,7 @@ def test_a_walk_with_a_number_that_varies_is_bound(mode):
     for i in range(60):
         loss = 1.5**-i * net(torch.ones(4, 3)).mean()
         loss.backward()
-    assert loss.grad_fn.signature.bound.trusted
+    assert loss.grad_fn.signature.walks.bound.trusted
     assert len(bound_walks()) < before + 40
 
 
@@ -511,7 +511,7 @@ def test_a_net_with_each_activation_is_bound(mode, name):
     for _ in range(8):
         loss = last(function(first(torch.randn(5, 3)))).square().mean()
         loss.backward()
-    bound = loss.grad_fn.signature.bound
+    bound = loss.grad_fn.signature.walks.bound
     assert (bound is not None and bound.trusted) == (mode != "off")
 
 
@@ -571,7 +571,7 @@ def test_a_net_is_bound_again_after_many_changes(mode, change):
             loss = net(torch.randn(i + 1 if change == "batch size" else 5, 3)).pow(2).mean()
             loss.backward()
     if mode == "bound when hot":
-        assert loss.grad_fn.signature.bound.trusted
+        assert loss.grad_fn.signature.walks.bound.trusted
 
 
 def test_signatures_are_bounded():
@@ -1564,7 +1564,7 @@ def test_a_walk_with_a_sparse_adjacency_is_bound(mode):
     for _ in range(6):
         loss = (adjacency @ net(torch.ones(5, 3))).square().mean()
         loss.backward()
-    bound = loss.grad_fn.signature.bound
+    bound = loss.grad_fn.signature.walks.bound
     assert (bound is not None and bound.trusted) == (mode != "off")
 
 

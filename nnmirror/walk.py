@@ -250,7 +250,7 @@ class Walk(Progress):
         if len(slots) != 1 or slots[0] is None or node.is_watched is True:
             return False
         sign = node.signature
-        if sign is None or sign.parts is False:
+        if sign is None or sign.walks.parts is False:
             return False
         part = bound_part(node, slots[0], self, self.retain_graph)
         if part is None:

@@ -37,7 +37,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or sign.bound is False:
+    if node is None or sign is None or sign.walks.bound is False:
         return False
     if is_observed():
         return False
@@ -47,7 +47,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         family = sign.of_family()
         if family is not None and family.sized is not False:
             return _has_run_for_any_size(family, sign.sizes, node, retain_graph)
-        bound = sign.bound or _first_bound(node, sign)
+        bound = sign.walks.bound or _first_bound(node, sign)
         if not bound:
             return False
         for tried in (bound, *bound.others):
@@ -55,7 +55,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
             if is_trusted and _has_run(tried, node, tried.start, retain_graph):
                 tried.uses += 1
                 return True
-            if sign.bound is False:
+            if sign.walks.bound is False:
                 return False
         if sign.is_deep:
             bound.misses += 1
@@ -115,9 +115,7 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     if sign is None or key is None or is_observed():
         return False
     with DisableTorchFunctionSubclass():
-        if sign.from_given is None:
-            sign.from_given = {}
-        walks: Walks[_bound.BoundWalk] = sign.from_given
+        walks: Walks[_bound.BoundWalk] = sign.walks.from_given
         write = partial(_bound_from, target, grad)
         for bound in walks_for(walks, key, sign, write):
             is_trusted = bound.trusted
@@ -161,24 +159,25 @@ def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_gra
 
 def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
-    sign.walks += 1
-    if not _is_due(sign, sign.walks):
+    sign.walks.count += 1
+    if not _is_due(sign, sign.walks.count):
         return None
     with quietly():
         bound = _bind(node)
     if bound is None or (bound is False and _may_bind_another(sign)):
-        sign.walks = _waiting(sign)
+        sign.walks.count = _waiting(sign)
         return None
-    sign.bound = bound
+    sign.walks.bound = bound
     _note_bound(sign)
     return bound if bound and fast.after == 1 else None
 
 
 def _note_calls(sign: Signature, node: Node) -> None:
     """Count how often in turn as many calls were recorded between two walks."""
-    between = node.sequence - sign.walked
-    sign.steady = sign.steady + 1 if between == sign.between else 0
-    sign.between, sign.walked = between, node.sequence
+    walks = sign.walks
+    between = node.sequence - walks.walked
+    walks.steady = walks.steady + 1 if between == walks.between else 0
+    walks.between, walks.walked = between, node.sequence
 
 
 def _is_due(sign: Signature, times: int) -> bool:
@@ -206,13 +205,13 @@ def _note_bound(sign: Signature) -> None:
 
 def _may_bind_another(sign: Signature) -> bool:
     """Is it worth trying another graph with the same last call?"""
-    return sign.is_deep and sign.rebound < _MOST_BOUND
+    return sign.is_deep and sign.walks.rebound < _MOST_BOUND
 
 
 def _waiting(sign: Signature) -> int:
     """From where to count until binding is tried again: each time from twice as far."""
-    waits = -_PATIENCE << sign.rebound
-    sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
+    waits = -_PATIENCE << sign.walks.rebound
+    sign.walks.rebound = min(sign.walks.rebound + 1, _MOST_BOUND)
     return waits
 
 
@@ -221,9 +220,11 @@ def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
     soon while few are kept, as short loops have one for each length."""
     has_room = bound.trusted and len(bound.others) < _MOST_OTHERS
     if has_room:
-        is_due = bound.misses >= fast.after and sign.rebound < _MOST_BOUND
+        is_due = bound.misses >= fast.after and sign.walks.rebound < _MOST_BOUND
     elif bound.others:  # if it is not trusted yet, its own graph has to come again
-        is_due = bound.misses >= _PATIENCE << sign.rebound and sign.rebound < _MOST_BOUND
+        is_due = (
+            bound.misses >= _PATIENCE << sign.walks.rebound and sign.walks.rebound < _MOST_BOUND
+        )
     else:
         is_due = _is_out_of_date(bound, sign)
     if not is_due:
@@ -231,15 +232,15 @@ def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
     with quietly():
         another = _bind(node)
     if not another:
-        bound.misses = -_PATIENCE << sign.rebound
+        bound.misses = -_PATIENCE << sign.walks.rebound
     if not (another and has_room):
-        sign.rebound += 1
+        sign.walks.rebound += 1
     if another:
         others = [known for known in (bound, *bound.others) if known.trusted]
         others.sort(key=lambda known: -known.uses)
         bound.others = ()
         another.others = tuple(others[:_MOST_OTHERS])
-        sign.bound = another
+        sign.walks.bound = another
 
 
 def _is_trusted(bound: _bound.BoundWalk, node: Node, sign: Signature) -> bool:
@@ -291,12 +292,13 @@ def bound_part(
     sign = node.signature
     assert sign is not None
     key = grad.stride() if grad.dim() else ()
-    parts = sign.parts.get(key) if sign.parts else None
+    walks = sign.walks
+    parts = walks.parts.get(key) if walks.parts else None
     if parts is None:
-        sign.visits += 1
-        if sign.visits < _VISITS and fast.after > 1:
+        walks.visits += 1
+        if walks.visits < _VISITS and fast.after > 1:
             return None
-        if sign.sizes and sign.visits < _VISITS * _OFTEN and _has_many(sign):
+        if sign.sizes and walks.visits < _VISITS * _OFTEN and _has_many(sign):
             return None  # as in `_is_due`
         parts = _bind_part(sign, key, node, grad, progress, is_short=False)
         _note_bound(sign)
@@ -313,7 +315,7 @@ def bound_part(
             if found is not None:
                 part.misses = 0
                 return found
-        if sign.parts is False:
+        if walks.parts is False:
             return None
         part.misses += 1
     if len(parts) == 1 and part.loop_steps > 1 and part.trusted:
@@ -321,11 +323,11 @@ def bound_part(
         part.loop_steps = 1  # once
         _bind_part(sign, key, node, grad, progress, is_short=True)
     elif _is_out_of_date(part, sign):  # other calls lie behind it now
-        all_parts = sign.parts
+        all_parts = walks.parts
         if all_parts:
             all_parts.pop(key, None)
-        sign.visits = 0
-        sign.rebound += 1
+        walks.visits = 0
+        walks.rebound += 1
     return None
 
 
@@ -342,17 +344,17 @@ def _bind_part(
         with quietly():
             part = _bound.bind_part(node, grad, progress, is_short)
     except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
-        sign.visits = _waiting(sign)
+        sign.walks.visits = _waiting(sign)
         return None
     if part is None:
         if not is_short:
-            sign.parts = False
+            sign.walks.parts = False
         return None
-    all_parts = sign.parts  # other threads may set it
+    all_parts = sign.walks.parts  # other threads may set it
     if all_parts is False:
         return None
     if all_parts is None or len(all_parts) >= _MOST_PARTS:
-        all_parts = sign.parts = {}
+        all_parts = sign.walks.parts = {}
     parts: list[_bound.BoundPart] = all_parts.setdefault(key, [])
     parts.append(part)
     return parts
@@ -383,7 +385,7 @@ def _is_right_part(
         _bound.by_steps(part, node, grad, progress, compare)
     part.trusted = all(alike) and not left
     if not part.trusted:
-        sign.parts = False
+        sign.walks.parts = False
         if fast.after == 1:
             raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
     return part.trusted
@@ -481,13 +483,13 @@ def have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[
         is_due = candidates.misses >= fast.after
     else:
         rarest = max(candidates.walks, key=lambda bound: bound.misses)
-        is_due = rarest.misses >= _PATIENCE << sign.rebound and _may_bind_another(sign)
+        is_due = rarest.misses >= _PATIENCE << sign.walks.rebound and _may_bind_another(sign)
     if not is_due:
         return
     written = _written(sign, write)
-    candidates.misses = 0 if written else -_PATIENCE << sign.rebound
+    candidates.misses = 0 if written else -_PATIENCE << sign.walks.rebound
     if rarest is not None or not written:
-        sign.rebound = min(sign.rebound + 1, _MOST_BOUND)
+        sign.walks.rebound = min(sign.walks.rebound + 1, _MOST_BOUND)
     if written:
         candidates.walks = [written, *[bound for bound in candidates.walks if bound is not rarest]]
 
@@ -496,7 +498,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
     """Has it not fitted so often in turn that another is to be bound? Each time twice as often: a
     number that differs each time, such as one of a schedule, becomes an operand after a while."""
     patience = _PATIENCE if bound.trusted else fast.after
-    return sign.rebound < _MOST_BOUND and bound.misses >= patience << sign.rebound
+    return sign.walks.rebound < _MOST_BOUND and bound.misses >= patience << sign.walks.rebound
 
 
 _VISITS = 8  # of a node, before a part is bound from it: a loop has more of them in one walk
@@ -552,10 +554,10 @@ def is_right(
 
 def _distrust(node: Node, sign: Signature) -> None:
     """Bind neither the walk from `node` nor parts of it."""
-    sign.bound = False
+    sign.walks.bound = False
     for other in dependencies([(node, 0)], expanding=False).order:
         if other.signature is not None:
-            other.signature.parts = False
+            other.signature.walks.parts = False
 
 
 def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:

@@ -53,6 +53,7 @@ from .signature import of_tensor
 _MOST_CALLS = 8000
 # Nodes: a longer walk is bound in parts, unless as many calls have come in so many steps in turn.
 _LONG, _STEADY = 128, 4
+_MOST_BYTES = 1 << 24  # of the leaves of a long walk that is bound as a whole
 _FEWEST, _MOST = 1, 32  # of a part: short parts recur in graphs of any length
 # With more inputs, a node is in no part: it joins the losses of an episode, and the next episode
 # has another length.
@@ -240,8 +241,11 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
     """
     try:
         writer = Writer(root)
-        if len(writer.order) > _LONG and root.signature.steady < _STEADY:  # type: ignore[union-attr]
-            raise ChangedSince  # perhaps it has another length in each step
+        if len(writer.order) > _LONG:
+            if _bytes_of_leaves(writer.order) > _MOST_BYTES:
+                raise Unbindable  # to record it, all gradients are held
+            if root.signature.walks.steady < _STEADY:  # type: ignore[union-attr]
+                raise ChangedSince  # perhaps it has another length in each step
         writer.start_varies = varies
         writer.go_back(grad)
         made = BoundWalk(writer, root)
@@ -249,6 +253,11 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
         return made
     except Unbindable:
         return None
+
+
+def _bytes_of_leaves(nodes: Sequence[Node]) -> int:
+    targets = {id(target): target for node in nodes for target in node.targets}
+    return sum(t.nbytes for t in targets.values() if isinstance(t, torch.Tensor))
 
 
 class Notes(TorchFunctionMode):
@@ -735,7 +744,7 @@ class Writer:
         what was bound cannot be used."""
         for node in self.whole:
             if node.signature is not None:
-                node.signature.visits = 0
+                node.signature.walks.visits = 0
 
     def fetch(
         self,

@@ -62,16 +62,14 @@ def walk_to_ends(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
-    if sign.to_ends is None:
-        sign.to_ends = {}
     write = functools.partial(WalkToEnds, node, only, grad)
-    for found in walks_for(sign.to_ends, key, sign, write):
+    for found in walks_for(sign.walks.to_ends, key, sign, write):
         if not found.trusted:
             if node.sequence == found.first and fast.after > 1:
                 return None  # on the numbers that it was recorded with, a comparison proves less
             fits, is_right = _tried(found, node, grad, only, generic)
             if not is_right:
-                sign.to_ends[key] = False
+                sign.walks.to_ends[key] = False
                 if fast.after == 1:
                     raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
                 return None
@@ -89,7 +87,7 @@ def walk_to_ends(
                 going.call_back()
             return [arrived.get((id(target), index)) for target, index in only]
         return grads_of_ends  # type: ignore[no-any-return]
-    have_missed(sign.to_ends, key, sign, write)
+    have_missed(sign.walks.to_ends, key, sign, write)
     return None
 
 

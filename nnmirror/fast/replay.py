@@ -72,10 +72,8 @@ def replayed(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
-    if sign.replays is None:
-        sign.replays = {}
     write = functools.partial(Replay, node, only, grad)
-    for found in walks_for(sign.replays, key, sign, write):
+    for found in walks_for(sign.walks.replays, key, sign, write):
         results = found.run(node, grad, only)
         if results is None:
             continue
@@ -85,12 +83,12 @@ def replayed(
                 expected = generic()
             found.trusted = all(map(_alike, expected, results))
             if not found.trusted:
-                sign.replays[key] = False
+                sign.walks.replays[key] = False
                 if fast.after == 1:
                     raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
                 return expected
         return results  # type: ignore[no-any-return]
-    have_missed(sign.replays, key, sign, write)
+    have_missed(sign.walks.replays, key, sign, write)
     return None
 
 

@@ -67,7 +67,7 @@ Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device
 Made: TypeAlias = tuple[Any, "nnmirror.node.Node"]
 
 # A generated function, the signature or signatures that it is given, and more (see `keep_written`
-# in tape.py).
+# in signing.py).
 Kept: TypeAlias = tuple[Any, ...]
 
 NO_CALLS: dict[object, Kept] = {}
@@ -98,6 +98,46 @@ class Alike:
         self.plan, self.label, self.seen, self.indices = plan, label, None, None
 
 
+class WalksFrom:
+    """What is known of the walks from results with one signature."""
+
+    __slots__ = (
+        "between",
+        "bound",
+        "count",
+        "from_given",
+        "parts",
+        "rebound",
+        "replays",
+        "steady",
+        "tap_walks",
+        "tapped",
+        "to_ends",
+        "visits",
+        "walked",
+    )
+
+    def __init__(self) -> None:
+        self.count = 0  # how many began here
+        # The number of the latest one's call, how many calls came between it and the one before,
+        # and how often in turn as many did.
+        self.walked = self.between = self.steady = 0
+        # The bound walk (see bound.py); False if there can be none.
+        self.bound: BoundWalk | Literal[False] | None = None
+        self.rebound = 0  # how often others were bound, as those before did not fit
+        # Bound walks with a given gradient (see binding.py), and to given ends (see ends.py), and
+        # recorded walks (see replay.py); each by the gradient.
+        self.from_given: dict[object, Any] = {}
+        self.to_ends: dict[object, Any] = {}
+        self.replays: dict[object, Any] = {}
+        # Bound parts of other walks, by the strides of the gradient; False if there can be none.
+        self.parts: Any = None
+        self.visits = 0  # how often the generic walk came here
+        # The walk with taps, or the taps with which there can be none; and how many began here.
+        self.tapped: BoundWalk | int | None = None
+        self.tap_walks = 0
+
+
 class _ByLayout:
     """What results of one layout, deep in a loop, have in common as inputs."""
 
@@ -118,8 +158,7 @@ class Signature(Alike):
 
     __slots__ = (
         "__weakref__",
-        "between",
-        "bound",
+        "_walks",
         "by_layout",
         "calls",
         "came_again",
@@ -128,7 +167,6 @@ class Signature(Alike):
         "dropped",
         "family",
         "family_serial",
-        "from_given",
         "is_by_layout",
         "is_deep",
         "is_plain",
@@ -138,22 +176,12 @@ class Signature(Alike):
         "next",
         "origin",
         "own_serial",
-        "parts",
-        "rebound",
         "repeats",
-        "replays",
         "serial",
         "siblings",
         "sizes",
-        "steady",
-        "tap_walks",
-        "tapped",
-        "to_ends",
         "varied",
         "varying",
-        "visits",
-        "walked",
-        "walks",
         "walks_bound",
         "written",
     )
@@ -181,7 +209,7 @@ class Signature(Alike):
         self.dropped: dict[object, int] = {}  # how many of their calls were, as there were too many
         self.varied: dict[object, Varied] = {}  # if by sizes: which
         # The latest calls of each function, which are tried first: a generated function (see
-        # call.py) and its signature, or several in turn (see `keep_written` in tape.py).
+        # call.py) and its signature, or several in turn (see `keep_written` in signing.py).
         self.calls: dict[object, Kept] = NO_CALLS
         self.is_by_layout = shared is not None  # deep in a loop, with one result that is no view
         if shared is not None:
@@ -189,30 +217,12 @@ class Signature(Alike):
             self.varying, self.calls = shared.varying, shared.calls
         # Of a leaf: what results deep in a loop have in common, by their layout.
         self.by_layout: dict[Layout, _ByLayout] | None = None
-        self.rebound = 0  # how often others were bound from here, as those before did not fit
         self.came_again = False  # there was a second such call
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
-        self.walks = 0  # how many walks began here
-        # The number of the latest one's call, how many calls came between it and the one before,
-        # and how often in turn as many did.
-        self.walked = self.between = self.steady = 0
         self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
-        # Of graphs with taps: likewise; and the walk from here, or the taps with which none can be.
-        self.tap_walks = 0
-        self.tapped: BoundWalk | int | None = None
-        self.visits = 0  # how often the generic walk reached it
-        # Bound parts from here, by the strides of the gradient; False if there can be none.
-        self.parts: Any = None
+        self._walks: WalksFrom | None = None
         self.seen = self.indices = None
-        # Recorded walks from here (see replay.py), by the gradient.
-        self.replays: dict[object, Any] | None = None
-        # Bound walks from here with a given gradient (see binding.py).
-        self.from_given: dict[object, Any] | None = None
-        # Bound walks from here to given ends (see ends.py).
-        self.to_ends: dict[object, Any] | None = None
-        # The walk from here (see bound.py); False if there can be none.
-        self.bound: BoundWalk | Literal[False] | None = None
         self.is_plain = True  # it has one output, which is not a view
         # Of the first such call: its sequence number and its place.
         self.origin: tuple[int, Origin] | None = None
@@ -221,6 +231,14 @@ class Signature(Alike):
         self.family: weakref.ref[Family] | None = None
         self.family_serial: int | None = None
         self.sizes: Sizes = ()
+
+    @property
+    def walks(self) -> "WalksFrom":
+        """The walks from such results."""
+        found = self._walks
+        if found is None:
+            found = self._walks = WalksFrom()
+        return found
 
     def output(self, index: int) -> "Signature":
         """The signature of output `index` of a call with several."""

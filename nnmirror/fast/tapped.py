@@ -91,7 +91,7 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or sign.tapped == _state.taps:
+    if node is None or sign is None or sign.walks.tapped == _state.taps:
         return False
     if is_observed():
         return False
@@ -101,9 +101,9 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
             return False
         found = bound.run(node, bound.start, retain_graph, _told)
         if found is None:  # with other taps, perhaps: these may come again
-            sign.tap_walks += 1
-            if sign.tap_walks >= fast.after:
-                sign.tapped, sign.tap_walks = None, 0
+            sign.walks.tap_walks += 1
+            if sign.walks.tap_walks >= fast.after:
+                sign.walks.tapped, sign.walks.tap_walks = None, 0
             return False
         for leaf, grad, _ in found:
             _tell(leaf, grad)
@@ -113,15 +113,15 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
 
 def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The bound walk from a loss, compared with the generic one; None if there is none yet."""
-    bound = sign.tapped
+    bound = sign.walks.tapped
     if not isinstance(bound, _bound.BoundWalk):
-        sign.tap_walks += 1
-        if sign.tap_walks < fast.after:
+        sign.walks.tap_walks += 1
+        if sign.walks.tap_walks < fast.after:
             return None
-        sign.tap_walks = 0
+        sign.walks.tap_walks = 0
         try:
             with quietly():
-                bound = sign.tapped = _bind(node) or _state.taps  # none with these taps
+                bound = sign.walks.tapped = _bind(node) or _state.taps  # none with these taps
         except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             return None
         if not isinstance(bound, _bound.BoundWalk):
