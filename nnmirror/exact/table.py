@@ -3,7 +3,15 @@
 All others always have them. Importing the modules of exact forms here attaches them.
 """
 
-from . import activation, attention, batchnorm, groupnorm, normalization, softmax  # noqa: F401
+from . import (  # noqa: F401
+    activation,
+    attention,
+    batchnorm,
+    distance,
+    groupnorm,
+    normalization,
+    softmax,
+)
 from .attach import ATTACHED
 
 __all__ = ["ATTACHED", "table"]

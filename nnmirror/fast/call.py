@@ -343,7 +343,7 @@ class Text:
         of_more = plan if type(plan) is formula.PlanOfMore else None
         if of_more is not None:
             several = of_more.formulas.several
-            if several and (number or function.keeps or call.found.checks_shape):
+            if several and (number or call.found.checks_shape):
                 raise Unwritable
             kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
         is_whole = call.args is self.args
@@ -384,7 +384,10 @@ class Text:
             given = [self.alias(word) for word in given]
         elif self.leaves:
             self.asks_tracked = True
-        self.lines.append(f"{', '.join([out, *kept])} = compute{number}({', '.join(given)})")
+        results = f"*{out}" if several and kept else out
+        self.lines.append(f"{', '.join([results, *kept])} = compute{number}({', '.join(given)})")
+        if several and kept:
+            self.lines.append(f"{out} = tuple({out})")
         if several and self.sizes:  # pieces of a length, of which there may be more
             self.lines.append(f"if len({out}) != {len(call.found.outputs)}: return None")
         if of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
@@ -444,6 +447,8 @@ class Text:
             if not self.sizes:
                 new["shape"], shape = call.found.outputs[0][0], "shape"
             self.lines.append(f"if out.shape != {shape}: unlike(node, out)")
+        if of_more is not None and not function.materialize_grads:
+            self.lines.append(f"{node}.materialize_grads = False")
         self.lines.append(f"{node}.sequence = next(sequence)")
         self.environment.update(new)
         if number:

@@ -8,18 +8,17 @@ from .. import _torch
 from .._torch import is_torch_function_enabled
 from ..tape import record
 from . import shape
-from .kernel import vectorized_path
 from .registry import Rule, answered, unplaced
 
 T = torch.Tensor
 
 
 class Cdist(Rule):
-    """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of g_ij times the slope in x_i
+    """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of r_ij s(x_i - y_j)
 
-    With u = x_i - y_j, that slope is u / d for p = 2, sign(u) for p = 1, u |u|^(p-2) / d^(p-1) for
-    others, sign(u) where |u| is the largest for p = infinity; 0 where d = 0. The kernel sums over j
-    sequentially, and so does this; dy is the same for the transposed distances.
+    With u = x_i - y_j and r_ij = g_ij / d_ij^(p-1), 0 where d_ij = 0:  s(u) = u for p = 2, sign(u)
+    for p = 1, sign(u) |u|^(p-1) for others. For p = infinity r_ij = g_ij, and s(u) = sign(u) where
+    |u| is the largest, 0 elsewhere. dy is the same for the transposed distances.
     """
 
     @staticmethod
@@ -37,37 +36,42 @@ class Cdist(Rule):
 
 def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
     """dx, with the batch of g."""
-    total = torch.zeros((*g.shape[:-1], x.shape[-1]), dtype=g.dtype, device=g.device)
     if p == 0 or not y.shape[-2]:
-        # Recorded, it depends on x.
-        return total + x.narrow(-1, 0, 0).sum(-1, True) if is_torch_function_enabled() else total
-    for j in range(y.shape[-2]):
-        gj, dj = g[..., j, None], d[..., j, None]
-        total += _slope(x - y[..., j : j + 1, :], gj, dj, p)
+        return no_grad_of(g, x)
+    r = g if p in (1, _INFINITY) else (g / d ** (p - 1)).masked_fill(d == 0, 0)
+    x, r, d = x.unsqueeze(-2), r.unsqueeze(-1), d.unsqueeze(-1)
+    # So many rows of y at once that what is computed stays in the cache.
+    count = max(1, _NUMBERS * y.shape[-2] // max(1, g.numel() * y.shape[-1]))
+    total: T | None = None
+    for j in range(0, y.shape[-2], count):
+        rows = slice(j, j + count)
+        s = _direction(x - y[..., None, rows, :], d[..., rows, :], p)
+        part = (r[..., rows, :] * s).sum(-2)
+        total = part if total is None else total + part
+    assert total is not None
     return total
 
 
-def _slope(u: T, g: T, d: T, p: float) -> T:
-    """g times the slope of d = |u|, rounded in the order of the kernel."""
-    if p == 1:
-        return g * u.sign()
-    if p == float("inf"):
-        least = (u.abs() - d).abs().ceil().clamp(max=1)
-        return g * u.sign() * (1 - least)
+_NUMBERS, _INFINITY = 1 << 16, float("inf")
+
+
+def no_grad_of(g: T, x: T) -> T:
+    """The gradient of distances that do not depend on x."""
+    zeros = torch.zeros((*g.shape[:-1], x.shape[-1]), dtype=g.dtype, device=g.device)
+    # Recorded, it depends on x.
+    return zeros + x.narrow(-1, 0, 0).sum(-1, True) if is_torch_function_enabled() else zeros
+
+
+def _direction(u: T, d: T, p: float) -> T:
+    """s(u), see above."""
     if p == 2:
-        slope = g * u / d
-    elif p < 2:
-        slope = u.sign() * _power(u.abs(), p - 1) * g / _power(d, p - 1)
-        if p < 1:
-            slope = slope.masked_fill(u == 0, 0)
-    else:
-        slope = u * _power(u.abs(), p - 2) * g / _power(d, p - 1)
-    return slope.masked_fill(d == 0, 0)
-
-
-def _power(x: T, p: float) -> T:
-    """x^p as in the kernel: vectorized, and with p as a tensor, as torch.pow has special cases."""
-    return vectorized_path(lambda part: torch.pow(part, torch.full_like(part, p)), x)
+        return u
+    if p == 1:
+        return u.sign()
+    if p == _INFINITY:
+        return u.sign() * (u.abs() == d)
+    power = u.abs() ** (p - 1)
+    return u.sign() * (power.masked_fill(u == 0, 0) if p < 1 else power)
 
 
 class EuclideanDist(Rule):
