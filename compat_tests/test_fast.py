@@ -1616,3 +1616,23 @@ def test_other_threads_may_change_the_warnings(mode):
         finally:
             done.set()
             thread.join()
+
+
+@parity
+def test_strides_of_a_dimension_of_length_one(nn, optim):
+    """They choose the kernel of a product of matrices, and with it the last bits."""
+    coefficients, base = nn.Parameter(torch.randn(3, 1, 6)), nn.Parameter(torch.randn(3, 1))
+    scale = nn.Parameter(torch.ones(3, 1))
+    found = []
+    for _ in range(12):
+        x, target = torch.randn(100, 3), torch.randn(100, 1)
+        splines = torch.rand(100, 3, 6) * (torch.rand(100, 3, 6) > 0.4) * x[:, :, None]
+        y = torch.einsum("ijk,jlk->ijl", splines, coefficients)
+        z = base[None] * x.sigmoid()[:, :, None] + scale[None] * y
+        deviation = torch.std(z.clone().permute(0, 2, 1), dim=0)
+        parts = deviation / (deviation.sum(1, keepdim=True) + 1)
+        loss = torch.mean((z.sum(1) - target) ** 2) + 0.001 * (deviation.sum() + parts.sum())
+        coefficients.grad = None
+        loss.backward()
+        found.append(coefficients.grad)
+    return found, [g.stride() for g in found]

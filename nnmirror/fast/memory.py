@@ -99,7 +99,7 @@ class Memory:
         Small tensors share it with those of the same layout, large ones with all, so that little is
         kept.
         """
-        size, shape, dtype, kind = size_of(out), out.shape, out.dtype, _kind(out)
+        size, layout, kind = size_of(out), _layout(out), _kind(out)
         free = [at for at, end in self.until.items() if end < now and self.kinds[at] == kind]
         if not free:
             return None
@@ -109,20 +109,23 @@ class Memory:
         else:
             at = ([at for at in free if self.sizes[at] >= size] or free)[-1]
             self.sizes[at] = max(self.sizes[at], size)
-            self.makers.append(lambda made: _shaped(made[at].untyped_storage(), shape, dtype))
+            self.makers.append(lambda made: _laid_out(made[at].untyped_storage(), *layout))
         return at
 
     def own(self, out: torch.Tensor) -> int:
         """The place of new memory for `out`."""
-        at, shape, dtype, device = len(self.names), out.shape, out.dtype, out.device
+        at, device = len(self.names), out.device
+        shape, stride, dtype = layout = _layout(out)
         self.kinds[at], self.sizes[at] = _kind(out), size_of(out)
         if size_of(out) < LARGE:
-            self.makers.append(lambda made: torch.empty(shape, dtype=dtype, device=device))
+            self.makers.append(
+                lambda made: torch.empty_strided(shape, stride, dtype=dtype, device=device)
+            )
             return at
 
         def make(made: list[torch.Tensor]) -> torch.Tensor:
             memory = torch.empty(self.sizes[at], dtype=torch.uint8, device=device)
-            return _shaped(memory.untyped_storage(), shape, dtype)
+            return _laid_out(memory.untyped_storage(), *layout)
 
         self.makers.append(make)
         return at
@@ -146,27 +149,30 @@ class Memory:
         return made
 
 
+def _layout(out: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """With the strides, which may differ along a dimension of length 1 although both are
+    contiguous: a product of matrices then takes another kernel."""
+    return out.shape, out.stride(), out.dtype
+
+
 def _kind(out: torch.Tensor) -> object:
     """Tensors of the same kind can have the same memory one after another."""
-    if size_of(out) >= LARGE:
-        return out.device
-    return out.shape, out.dtype, out.device
+    return out.device if size_of(out) >= LARGE else (*_layout(out), out.device)
 
 
-def _shaped(
-    storage: torch.UntypedStorage, shape: Sequence[int], dtype: torch.dtype
+def _laid_out(
+    storage: torch.UntypedStorage, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """A tensor in existing memory."""
-    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
+    made = torch.empty(0, dtype=dtype, device=storage.device)
+    return made.set_(storage, 0, shape, stride)  # type: ignore[call-overload, no-any-return]
 
 
 def is_alike(first: object, out: torch.Tensor) -> bool:
     """Can `out` be computed into the memory of `first`?"""
     return (
         isinstance(first, torch.Tensor)
-        and first.shape == out.shape
-        and first.dtype is out.dtype
-        and first.is_contiguous()
+        and _layout(first) == _layout(out)
         and out.is_contiguous()
     )
 
