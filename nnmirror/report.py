@@ -327,7 +327,7 @@ def _resolved(dotted: str, named: bool) -> Iterator[tuple[str, str, str]]:
     name = "torch"
     for part in dotted.split(".")[1:]:
         name += f".{part}"
-        value = getattr(module, part, None)
+        value = getattr(module, part, sys.modules.get(name))  # torch.optim deletes such names
         if not isinstance(value, ModuleType):
             # If torch has not loaded the module, neither has the mirror.
             found = runner.support(module, part) if hasattr(module, part) else None

@@ -7,6 +7,7 @@ other code (torch itself, installed packages) has the normal builtins, and sees 
 """
 
 import builtins
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -103,7 +104,11 @@ def seen(value: object) -> Any:
     if not (root_of(name) or name in ("torch", *_SUBSTITUTES) or value is builtins):
         return value
     if name not in _views:
-        _views[name] = View(value)
+        view = _views[name] = View(value)
+        if root_of(name):  # a script may go through `torch.optim.__dict__`
+            for own in vars(value):
+                with contextlib.suppress(NotMirrored):
+                    getattr(view, own)
     return _views[name]
 
 

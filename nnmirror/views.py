@@ -128,7 +128,9 @@ def change_of(tensor: torch.Tensor) -> Change:
     # Memory without a gradient is about to get one: all other tensors that share it have to be
     # updated. (`_storage_Use_Count` counts its own argument.)
     tensors = _torch.storage_Use_Count(root.untyped_storage()._cdata) - 1
-    if tensors == (1 if base is None else 2):
+    known = 1 if base is None else 2
+    # Each view holds its base: if only those that are known hold it, all others are detached.
+    if tensors == known or root._use_count() <= known:  # type: ignore[attr-defined]
         return Change(base, ())
     return Change(base, tuple(_plain_views(root, tensor, tensors)))
 

@@ -171,9 +171,7 @@ def _laid_out(
 def is_alike(first: object, out: torch.Tensor) -> bool:
     """Can `out` be computed into the memory of `first`?"""
     return (
-        isinstance(first, torch.Tensor)
-        and _layout(first) == _layout(out)
-        and out.is_contiguous()
+        isinstance(first, torch.Tensor) and _layout(first) == _layout(out) and out.is_contiguous()
     )
 
 

@@ -114,7 +114,8 @@ class Linear(Layer):
                 node.caller = own
                 return out  # type: ignore[no-any-return]
             return self._run(rules.Linear, bias, input, weight)
-        return self._run(rules.Linear, self.bias, input, self.weight)
+        of_class = self.weight  # first, as in PyTorch: a class may compute them
+        return self._run(rules.Linear, self.bias, input, of_class)
 
     def extra_repr(self) -> str:
         return (

@@ -52,7 +52,7 @@ class KeptState:
     was_read: bool = False
 
 
-class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
+class Optimizer(metaclass=abc.ABCMeta):  # for those of torch.optim, which are no subclasses
     """Base class of the optimisers: `params` in groups, each with its options.
 
     `params` is an iterable of tensors, of `(name, tensor)` pairs, or of dicts with such an iterable
@@ -84,7 +84,7 @@ class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
         self.defaults = defaults
         for name in _HOOK_REGISTRIES:
             setattr(self, name, OrderedDict())
-        self._hook_step()
+        self._patch_step_function()
         if isinstance(params, torch.Tensor):
             raise TypeError(
                 "params argument given to the optimizer should be an iterable of Tensors or dicts,"
@@ -191,8 +191,11 @@ class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
         """Update the parameters; `closure`, if given, computes the loss anew first."""
         raise NotImplementedError
 
-    def _hook_step(self) -> None:
-        """Make the class's `step` call the step hooks, whichever subclass defines it."""
+    def _patch_step_function(self) -> None:
+        """Make the class's `step` call the step hooks, whichever subclass defines it.
+
+        Wrappers that do not call `Optimizer.__init__` call this.
+        """
         cls = type(self)
         if not getattr(cls.step, "hooked", None):
             cls.step = self.profile_hook_step(cls.step)  # type: ignore[method-assign]
@@ -341,7 +344,7 @@ class Optimizer(abc.ABC):  # for those of torch.optim, which are no subclasses
         self.__dict__.update(state)
         for name in _HOOK_REGISTRIES:
             self.__dict__.setdefault(name, OrderedDict())
-        self._hook_step()
+        self._patch_step_function()
         self.defaults.setdefault("differentiable", False)
 
     def __repr__(self) -> str:

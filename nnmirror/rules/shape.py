@@ -933,6 +933,18 @@ def type_as(input: T, other: T) -> T:
     return to(input, dtype=other.dtype, device=other.device)
 
 
+@composite(T.type)
+def type_(input: T, dtype: torch.dtype | str | None = None, non_blocking: bool = False) -> T | str:
+    """`to` this dtype, or the dtype and device of this tensor type; without one, its name."""
+    plain = input.detach()
+    if dtype is None:
+        return plain.type()
+    cast = plain.type(dtype, non_blocking)
+    if cast.dtype is input.dtype and cast.device == input.device:
+        return input
+    return to(input, cast.device, cast.dtype, non_blocking)
+
+
 @composite(T.cpu)
 def cpu(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
     return to(input, "cpu", memory_format=memory_format)
