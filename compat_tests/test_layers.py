@@ -258,3 +258,30 @@ def test_linear_input_changed_in_place_afterwards(nn, optim, seen):
     x.mul_(2)
     y.square().sum().backward()
     return layer.weight.grad
+
+
+OF_A_CLASS = {
+    "Linear": ((3, 4), (5, 3)),
+    "Conv1d": ((3, 4, 3), (2, 3, 5)),
+    "LayerNorm": ((4,), (5, 4)),
+    "BatchNorm1d": ((4,), (5, 4)),
+    "GroupNorm": ((2, 4), (5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_CLASS)
+@parity
+def test_weights_that_a_class_draws_when_they_are_read(nn, optim, name):
+    """Read in another order, they would be other random numbers, as in a Bayesian net."""
+    arguments, shape = OF_A_CLASS[name]
+
+    class Drawn(getattr(nn, name)):
+        def __getattr__(self, name):
+            shape = self.__dict__.get("shapes", {}).get(name)
+            return super().__getattr__(name) if shape is None else torch.randn(shape)
+
+    layer = Drawn(*arguments)
+    shapes = {name: p.shape for name, p in layer.named_parameters()}
+    del layer.weight, layer.bias
+    layer.shapes = shapes
+    return layer(torch.ones(shape))

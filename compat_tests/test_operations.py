@@ -173,8 +173,20 @@ SHAPED = {  # functions of operands of these shapes
     "take": (lambda x: (torch.take(x, INDEX), x.take(INDEX[0])), (5, 6)),
     "put": (lambda x, y: (x.put(INDEX[:1], y), x.put(INDEX[1:], y, accumulate=True)), (5, 6), (1, 2)),
     "put in place": (lambda x, y: (x * 1).put_(INDEX[0], y), (5, 6), (2,)),
+    "type": (
+        lambda x: [x.type(kind) for kind in (torch.float64, "torch.DoubleTensor", torch.HalfTensor)], (5, 6)),
+    "type, nothing to do": (lambda x: (x.type(torch.float32) + 1, x.type("torch.FloatTensor") * 2), (5, 6)),
     "glu": (lambda x: (torch.nn.functional.glu(x, 0), torch.nn.functional.glu(x)), (6, 70)),
 }  # fmt: skip
+
+
+@parity
+def test_the_type_of_a_tensor(nn, optim):
+    x = nn.Parameter(torch.randn(3)) * 2
+    whole = x.type(torch.int64)
+    return x.type(), whole, whole.requires_grad, x.type(torch.float64).grad_fn.name()
+
+
 EQUATIONS = {
     "ij,jk,kl->il": ((2, 3), (3, 4), (4, 5)),
     "bi,ijk,bj->bk": ((2, 3), (3, 4, 5), (2, 4)),

@@ -1,5 +1,7 @@
 """SGD: the same trained weights, the same saved state, the same errors."""
 
+import abc
+import collections
 import copy
 import io
 import pickle
@@ -238,6 +240,39 @@ ERRORS = {
 @parity
 def test_errors(nn, optim, name):
     ERRORS[name](optim, list(nn.Linear(2, 3).parameters()))
+
+
+@parity
+def test_a_wrapper_of_another_optimiser(nn, optim):
+    """As in libraries of optimisers: an abstract base, and no call of `Optimizer.__init__`."""
+
+    class Base(abc.ABC, optim.Optimizer):
+        @abc.abstractmethod
+        def init_group(self): ...
+
+    class Slow(Base):
+        def __init__(self, inner):
+            self._optimizer_step_pre_hooks = collections.OrderedDict()
+            self._optimizer_step_post_hooks = collections.OrderedDict()
+            self._patch_step_function()
+            self.inner, self.param_groups = inner, inner.param_groups
+            self.start = [p.detach().clone() for p in inner.param_groups[0]["params"]]
+
+        def init_group(self): ...
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.inner.step(closure)
+            for p, start in zip(self.param_groups[0]["params"], self.start, strict=True):
+                p.lerp_(start, 0.5)
+
+    net, calls = small(nn), []
+    optimizer = Slow(optim.SGD(net.parameters(), 0.1))
+    optimizer.register_step_post_hook(lambda *args: calls.append(1))
+    for _ in range(3):
+        net(torch.randn(5, 3)).sum().backward()
+        optimizer.step()
+    return dict(net.named_parameters()), calls
 
 
 @parity

@@ -164,6 +164,26 @@ def test_every_spelling_of_the_import(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_a_module_has_by_its_dict(tmp_path):
+    """As a library finds all optimisers that there are."""
+    write(
+        tmp_path,
+        script="""
+            import torch
+            from torch.optim.optimizer import Optimizer
+            found = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type)}
+            print(issubclass(found["SGD"], Optimizer), found["SGD"].__module__, "LBFGS" in found)
+            print(torch.nn.__dict__["Linear"].__module__, "StepLR" in vars(torch.optim.lr_scheduler))
+            """,
+    )
+    done = python("-m", "nnmirror", "script.py", cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "True nnmirror.optim.sgd True",
+        "nnmirror.modules.linear True",
+    ], done.stderr
+    assert not done.stderr
+
+
 def test_only_the_scripts_own_code_sees_the_mirror(tmp_path):
     """Installed libraries keep using PyTorch, even if installed below the script's directory."""
     write(

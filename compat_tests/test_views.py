@@ -436,6 +436,32 @@ def test_views_held_indirectly(nn, optim):
 
 
 @parity
+def test_data_changed_in_place_by_a_result(nn, optim):
+    """As where a moving average is updated: the buffer itself gets no gradient."""
+    layer = nn.Linear(3, 4)
+    layer.register_buffer("mean", torch.zeros(4))
+    for _ in range(5):
+        y = layer(torch.randn(2, 3))
+        data = layer.mean.data
+        part = data[1:]
+        data.lerp_(y.mean(0), 0.1)
+        layer.mean.data.lerp_(y.mean(0), 0.1)
+        (y.square().sum() + data.sum() * part.sum()).backward()
+    return layer.mean, layer.mean.requires_grad, data, part, layer.weight.grad
+
+
+def test_detached_tensors_are_not_searched_for(monkeypatch):
+    """In a large process, a search through all objects takes longer than the training step."""
+    monkeypatch.setattr(gc, "get_objects", lambda *generation: pytest.fail("a search"))
+    layer, buffer = nnmirror.Linear(3, 4), torch.zeros(4)
+    buffer.data.lerp_(layer(torch.randn(2, 3)).mean(0), 0.1)
+    part = buffer.data[:2]
+    part.add_(layer(torch.randn(3))[:2])
+    assert part.requires_grad
+    assert not buffer.requires_grad
+
+
+@parity
 def test_views_from_long_ago(nn, optim):
     w = nn.Parameter(torch.randn(3))
     buffer = torch.zeros(4, 3)
