@@ -1,5 +1,8 @@
 """torch.linalg, cdist and multivariate normals. A user would get other bits or wrong gradients."""
 
+import itertools
+import warnings
+
 import pytest
 import torch
 
@@ -136,6 +139,22 @@ def test_gradients_of_linear_systems_by_finite_differences(name):
 
 
 # -- distances -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("upper", "transpose", "unit"), itertools.product([True, False], repeat=3))
+@parity
+def test_triangular_solve(nn, optim, upper, transpose, unit):
+    x, A = nn.Parameter(torch.rand(2, 3, 2)), nn.Parameter(torch.rand(2, 3, 3) + torch.eye(3))
+    given = A, upper, transpose, unit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        for both in (False, True, False, True):
+            solution, copied = torch.triangular_solve(x * 1, *given)
+            (solution.square().sum() + both * (copied.sin() * copied.detach()).sum()).backward()
+        (g,) = torch.autograd.grad(x.triangular_solve(*given)[0].exp().sum(), x, create_graph=True)
+    g.square().sum().backward()
+    return solution, copied, x.grad, A.grad
+
 
 PAIRS = [((3, 5), (4, 5)), ((2, 3, 17), (4, 17)), ((3, 1, 6, 20), (2, 5, 20)), ((30, 4), (7, 4)),
          ((2, 30, 4), (31, 4)), ((26, 33), (3, 33)), ((30, 0), (3, 0)), ((0, 3), (40, 3))]  # fmt: skip

@@ -1,5 +1,7 @@
 """nn.utils: clipping gradients, flattening parameters, spectral norm, pruning."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -116,3 +118,35 @@ def test_prune(nn, optim):
     nn.utils.prune.l1_unstructured(conv, "weight", amount=0.5)
     conv(torch.ones(1, 2, 2, 2)).sum().backward()
     return dict(conv.named_parameters()), dict(conv.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "side"), itertools.product([True, False], ["right", "left"])
+)
+@parity
+def test_padded_sequences(nn, optim, batch_first, side):
+    w = nn.Parameter(torch.randn(3, 2))
+    for _ in range(4):
+        parts = [w * 2, (w * 3)[:2], torch.ones(4, 2), (w * 1)[:0], w]
+        padded = nn.utils.rnn.pad_sequence(parts, batch_first, 0.5, side)
+        (padded.square() * torch.arange(padded.numel()).view(padded.shape)).sum().backward()
+        again = nn.utils.rnn.pad_sequence(parts, batch_first) * 1
+        lengths = torch.tensor([3, 2, 4, 0, 3])
+        found = nn.utils.rnn.unpad_sequence(again, lengths, batch_first)
+        sum(part.sum() for part in found).backward()
+    return padded, padded.stride(), padded.grad_fn.name(), found, w.grad
+
+
+NOT_SEQUENCES = {
+    "a number": lambda rnn, w: rnn.pad_sequence(3),
+    "none": lambda rnn, w: rnn.pad_sequence([]),
+    "other widths": lambda rnn, w: rnn.pad_sequence([w, torch.ones(2, 3)]),
+    "no tensor": lambda rnn, w: rnn.pad_sequence([w, 3]),
+    "side": lambda rnn, w: rnn.pad_sequence([w], padding_side="top"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SEQUENCES)
+@parity
+def test_what_cannot_be_padded(nn, optim, name):
+    return NOT_SEQUENCES[name](nn.utils.rnn, nn.Parameter(torch.ones(3, 2)))

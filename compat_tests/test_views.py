@@ -435,6 +435,19 @@ def test_views_held_indirectly(nn, optim):
     return a, held, w
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3), (7, 3), (2, 5), (3, 3, 3)])
+@parity
+def test_fill_diagonal(nn, optim, shape, wrap):
+    w, weights = nn.Parameter(torch.rand(shape)), torch.rand(shape)
+    for transposed in (False, True, False, True):
+        x = w * 2
+        y = x.transpose(0, 1) if transposed else x
+        filled = y.fill_diagonal_(0.5, wrap)
+        (x.square() * weights).sum().backward()
+    return x, filled is y, w.grad
+
+
 @parity
 def test_data_changed_in_place_by_a_result(nn, optim):
     """As where a moving average is updated: the buffer itself gets no gradient."""

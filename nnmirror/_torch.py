@@ -116,6 +116,8 @@ try:
     C = torch._C
     # The arguments of `Module.to`, with PyTorch's errors.
     parse_to = torch._C._nn._parse_to  # type: ignore[attr-defined]
+    # The padded values, with PyTorch's errors.
+    pad_sequence = torch._C._nn.pad_sequence  # type: ignore[attr-defined]
     # Which arguments of an operation are numbers.
     jit_get_schemas_for_operator = torch._C._jit_get_schemas_for_operator
     # The name of a device type that was added to PyTorch.

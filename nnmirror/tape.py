@@ -162,7 +162,7 @@ def record(
             kind = type(arg)
             if kind is _tensor.Tensor:
                 made = arg._node
-                sign = None if made is None else made.signature
+                sign = arg._signature if made is None else made.signature
                 if sign is not None and not sign.is_plain:
                     sign = sign.output(arg._output_nr)
             elif kind in _tensor.LEAVES:

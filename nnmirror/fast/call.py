@@ -221,7 +221,10 @@ class Text:
             else:
                 if arg.is_floating_point() or arg.is_complex():  # others cannot require grad
                     conditions.append(f"{a}.requires_grad")
-                conditions.append(f"{a}.layout is not strided")
+                layout = "strided"
+                if arg.layout is not torch.strided:
+                    layout = self.constant("layout", i, arg.layout)
+                conditions.append(f"{a}.layout is not {layout}")
             return [*conditions, *self.of_layout(a, i, arg)]
         if arg is None or kind is bool:
             return [f"{a} is not {arg}"]

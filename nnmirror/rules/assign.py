@@ -5,6 +5,7 @@ The gradient of overwritten elements is zero; that of the values is g at their p
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Number, TorchFunction
 from ..tape import record
 from ..tensor import Tensor
-from ..views import assigned, change_of
+from ..views import AsStrided, assigned, change_of
 from . import shape
 from .registry import Rule, answered, composite, inplace, refusal, rule, unplaced
 
@@ -93,6 +94,23 @@ class Fill(Rule):
     @staticmethod
     def d_value(g: T) -> T:
         return g.sum()
+
+
+@composite(T.fill_diagonal_)
+def fill_diagonal_(input: T, fill_value: Number, wrap: bool = False) -> T:
+    """Every element of the diagonal becomes a number; with `wrap`, of those below, too, in a matrix
+    with more rows."""
+    torch.empty_like(input.detach()).fill_diagonal_(fill_value, wrap)  # has PyTorch's errors
+    rows, columns = input.shape[:2]
+    steps, offset, length = sum(input.stride()), input.storage_offset(), min(rows, columns)
+    places = [(length, offset)]
+    if wrap and input.dim() == 2 and rows > columns + 1:
+        below = -(-input.numel() // (columns + 1)) - length
+        places.append((below, offset + input.stride(0) * (columns + 1)))
+    for length, offset in places:
+        view = record(AsStrided, (input, (length,), (steps,), offset))[0]
+        record(Fill, (view, fill_value), inplace=partial(view.fill_, fill_value))
+    return input
 
 
 @inplace(T.masked_fill_)

@@ -63,6 +63,50 @@ def solve_triangular(
     return record(LinalgSolveTriangular, (A, B, upper, left, unitriangular))[0]
 
 
+class TriangularSolve(Rule):
+    """X with A X = B, A triangular, and A:  dB = Y with A^T Y = G,  dA = -Y X^T, its triangle only
+
+    With `transpose` A^T X = B:  A Y = G,  dA = -X Y^T. To dA comes the gradient of the second
+    result. `unitriangular` as above.
+    """
+
+    materialize_grads = False
+
+    @staticmethod
+    def forward(input: T, A: T, upper: bool, transpose: bool, unitriangular: bool) -> tuple[T, T]:
+        return torch.triangular_solve(input, A, upper, transpose, unitriangular)
+
+    @staticmethod
+    def gradients(
+        needs: Needs,
+        g0: T | None,
+        g1: T | None,
+        A: T,
+        upper: bool,
+        transpose: bool,
+        unitriangular: bool,
+        result0: T,
+    ) -> Gradients:
+        x, unit, da, db = result0, unitriangular, None, None
+        if g0 is not None:
+            db = torch.triangular_solve(g0, A, upper, not transpose, unit)[0]
+            if needs[1]:
+                da = -(x @ db.mT) if transpose else -(db @ x.mH)
+                da = da.triu(int(unit)) if upper else da.tril(-int(unit))
+        if needs[1] and g1 is not None:
+            da = (torch.zeros_like(A) if da is None else da) + g1
+        return db if needs[0] else None, da
+
+
+@answered(torch.triangular_solve, T.triangular_solve)
+def triangular_solve(
+    input: T, A: T, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[T, T]:
+    return _named.triangular_solve(
+        record(TriangularSolve, (input, A, upper, transpose, unitriangular))[0]
+    )
+
+
 # -- Cholesky's factor -----------------------------------------------------------------------
 
 

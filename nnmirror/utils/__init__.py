@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .._missing import missing
+from . import rnn
 from .clip_grad import (
     clip_grad_norm,
     clip_grad_norm_,
@@ -22,6 +23,7 @@ __all__ = [
     "get_total_norm",
     "parameters_to_vector",
     "remove_spectral_norm",
+    "rnn",
     "skip_init",
     "spectral_norm",
     "vector_to_parameters",
