@@ -163,7 +163,7 @@ def record(
             if kind is _tensor.Tensor:
                 made = arg._node
                 sign = arg._signature if made is None else made.signature
-                if sign is not None and not sign.is_plain:
+                if sign is not None and not sign.is_single:
                     sign = sign.output(arg._output_nr)
             elif kind in _tensor.LEAVES:
                 made, sign = None, arg._signature
@@ -282,7 +282,7 @@ def _record(
     change = None
     changes_input = function.is_inplace or inplace is not None
     if changes_input and any([isinstance(a, torch.Tensor) and a.requires_grad for a in args]):
-        if is_plain_update(args[0], args[1:]):
+        if is_update_of_leaf(args[0], args[1:]):
             plain = Node(function)
             plain.needs_input_grad = (False,) * len(args)
             return (inplace() if inplace else function.forward(plain, *args)), None
@@ -715,7 +715,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     raise NotImplementedError
 
 
-def is_plain_update(changed: object, others: object) -> bool:
+def is_update_of_leaf(changed: object, others: object) -> bool:
     """Is this an optimiser's update: a leaf changed by values without history?
 
     If torch's grad mode is off and the mirror's own is on, torch.optim's `with torch.no_grad()`

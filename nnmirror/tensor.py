@@ -210,7 +210,7 @@ def _met(function: Any, given: Args) -> Made | None:
         if node is None:
             return None
         sign = node.signature
-        if sign is not None and not sign.is_plain:
+        if sign is not None and not sign.is_single:
             sign = sign.output(first._output_nr)
     elif kind in LEAVES:
         sign = first._signature

@@ -204,7 +204,7 @@ class Text:
                 conditions.append(f"sign.family_serial != {serial}")
                 for k, size in enumerate(sign.sizes):
                     conditions.append(self.asked_of_size(f"sign.sizes[{k}]", size))
-        if not sign.is_plain:
+        if not sign.is_single:
             conditions.append(f"{a}._output_nr != {index}")
             self.lines.append(
                 f"if (view := {a}._view_of) is not None and view[1] != {a}._version: return None"

@@ -122,7 +122,7 @@ def _first_signed(given: Args) -> tuple[Signature | None, object, object]:
             if node is None:
                 break
             sign = node.signature
-            if sign is not None and not sign.is_plain:
+            if sign is not None and not sign.is_single:
                 sign = sign.output(value._output_nr)
             return sign, value, node
         if kind in LEAVES and value._requires_grad:

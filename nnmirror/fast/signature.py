@@ -169,7 +169,7 @@ class Signature(Alike):
         "family_serial",
         "is_by_layout",
         "is_deep",
-        "is_plain",
+        "is_single",
         "leaf",
         "makes_new",
         "makes_several",
@@ -223,7 +223,7 @@ class Signature(Alike):
         self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
         self._walks: WalksFrom | None = None
         self.seen = self.indices = None
-        self.is_plain = True  # it has one output, which is not a view
+        self.is_single = True  # it has one output, which is not a view
         # Of the first such call: its sequence number and its place.
         self.origin: tuple[int, Origin] | None = None
         self.checks_shape = False  # the shape of the result depends on the data
@@ -405,7 +405,7 @@ class Family(Signature):
         made = Signature(self.leaf, self.depth)
         made.repeats, made.is_deep = self.repeats, self.is_deep
         made.places, made.needs, made.label = self.places, self.needs, self.label
-        made.indices, made.origin, made.is_plain = self.indices, self.origin, self.is_plain
+        made.indices, made.origin, made.is_single = self.indices, self.origin, self.is_single
         made.makes_new, made.makes_several = self.makes_new, self.makes_several
         made.checks_shape, made.outputs, made.plan = self.checks_shape, outputs, plan
         self.admit(made, sizes)

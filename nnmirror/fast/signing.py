@@ -210,10 +210,10 @@ def give_signature(node: Node, call: SignedCall, args: Args, out: object, makes_
     first = call.stored_with
     sign = first.next.get(call.key)
     if sign is None:
-        is_plain = len(node.outputs) == 1 and not node.function.is_view
+        is_single = len(node.outputs) == 1 and not node.function.is_view
         inputs = [signature_at(edge) for edge in node.edges if edge is not None]
         layout = None
-        if is_plain and isinstance(out, torch.Tensor) and out.layout is torch.strided:
+        if is_single and isinstance(out, torch.Tensor) and out.layout is torch.strided:
             layout = of_tensor(out)
         weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
         frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
@@ -250,7 +250,7 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.checks_shape = node.function.reads_data or any(
         isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
     )
-    sign.is_plain = len(node.outputs) == 1 and not node.function.is_view
+    sign.is_single = len(node.outputs) == 1 and not node.function.is_view
 
 
 _MOST_SIZES_OF_ONE = 6  # of one member

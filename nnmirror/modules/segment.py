@@ -207,7 +207,7 @@ class Run:
                 x = plain = x if over is None else over
                 node = x._node
                 sign = None if node is None else node.signature
-                if node is None or sign is None or not sign.is_plain or sign.sizes:
+                if node is None or sign is None or not sign.is_single or sign.sizes:
                     return NotImplemented
                 edge = node, 0
                 key = sign.serial, exact.is_exact()

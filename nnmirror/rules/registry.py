@@ -31,7 +31,7 @@ from ..gradients import backward, grad
 from ..tape import (
     OTHER,
     is_left_to_torch,
-    is_plain_update,
+    is_update_of_leaf,
     kind_of,
     no_complex,
     no_transform,
@@ -536,7 +536,7 @@ def _dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, o
             return func(*args, **kwargs)
     if _changes_argument(func, kwargs):
         first = args[0] if args else None
-        if is_plain_update(first, (args[1:], kwargs)):
+        if is_update_of_leaf(first, (args[1:], kwargs)):
             with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if isinstance(first, _tensor.Tensor) and first.is_leaf and first.requires_grad:
