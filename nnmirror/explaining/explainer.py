@@ -1,7 +1,7 @@
 """How `nnmirror.explain` runs the backward of a graph and writes it down.
 
-The steps are run and recorded like those of a walk that is bound (see `fast/bound.py`), and written
-with the reader's names. The written function is then run, and must give the same gradients.
+The steps are run and recorded like those of a walk that is bound (see `fast/writer.py`), and
+written with the reader's names. The written function is then run, and must give the same gradients.
 """
 
 import functools
@@ -19,7 +19,7 @@ from .. import tape as _tape
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Args, Kwargs, TorchFunction
-from ..fast import bound, source
+from ..fast import source, writer
 from ..fast.binding import same_bits
 from ..fast.shorter import WORDS, Called, without_unneeded
 from ..gradients import expect_tracked, make_grads
@@ -60,7 +60,7 @@ def _explained(
         return writer.explanation()
 
 
-class _Notes(bound.Notes):
+class _Notes(writer.Notes):
     """Records assignments to a part of a tensor as well."""
 
     def __torch_function__(
@@ -82,7 +82,7 @@ def _as_number(value: object) -> object:
     return value
 
 
-class Writer(bound.Writer):
+class Writer(writer.Writer):
     """Writes the source of the walk from `root` for a reader.
 
     It leaves the graph unchanged. A step that depends on the numbers in a tensor is written as it

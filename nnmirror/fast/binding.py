@@ -26,6 +26,7 @@ from ..node import Edge, Node, Target
 from ..running import Progress, dependencies
 from ..walk import unrecorded, walk
 from . import bound as _bound
+from . import writer as _writer
 from .shorter import Unbindable
 from .signature import Family, Signature, Sizes, Unsigned, of_tensor
 from .sized import OfAnySize
@@ -95,7 +96,7 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
             _note_bound(family)
         if _has_many(family):  # as in `_is_due`
             found.waits += 4 * found.recorded
-    except (_bound.ChangedSince, RuntimeError):
+    except (_writer.ChangedSince, RuntimeError):
         found.waits = _PATIENCE
     except Unbindable:
         family.sized = False
@@ -343,7 +344,7 @@ def _bind_part(
     try:
         with quietly():
             part = _bound.bind_part(node, grad, progress, is_short)
-    except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
+    except (_writer.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         sign.walks.visits = _waiting(sign)
         return None
     if part is None:
@@ -461,7 +462,7 @@ def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | No
     try:
         with quietly():
             written = write()
-    except _bound.ChangedSince:
+    except _writer.ChangedSince:
         return None
     except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
         return False
@@ -565,7 +566,7 @@ def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
     start = _start_of(node)
     try:
         return start is not None and (_bound.bind(node, start) or False)
-    except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
+    except (_writer.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
 
 

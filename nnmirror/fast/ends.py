@@ -19,10 +19,10 @@ from .._upcalls import implements
 from ..node import Edge, Node, Target
 from ..running import Progress
 from ..tensor import bare
-from . import bound as _bound
 from . import source
+from . import writer as _writer
 from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
-from .shorter import Unbindable
+from .shorter import Unbindable, memory_of
 
 T = torch.Tensor
 
@@ -125,7 +125,7 @@ def _is_torchs(target: object) -> TypeGuard[T]:
     return isinstance(target, T) and _tensor.is_torchs(target)
 
 
-class _Writer(_bound.Writer):
+class _Writer(_writer.Writer):
     """Writes the source of the walk from `root` to the `ends`."""
 
     declines = staticmethod(beyond.is_unusual)
@@ -176,14 +176,14 @@ class _Writer(_bound.Writer):
         self.start = grad
         self.known[id(grad)] = "g"
         self.alive.append(grad)
-        self.shared.add(_bound.memory_of(grad))
+        self.shared.add(memory_of(grad))
         for node in reversed(self.order):
             if any(id(target) in self.reaches for target in node.targets):
                 self.reaches.add(id(node))
         wanted = {
             (id(self.last_layer(target)), index): (target, index) for target, index in self.ends
         }
-        slots: dict[int, _bound.Slots] = {id(self.last_layer(self.whole[0])): [grad]}
+        slots: dict[int, _writer.Slots] = {id(self.last_layer(self.whole[0])): [grad]}
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None:

@@ -24,10 +24,10 @@ from .._upcalls import implements
 from ..node import Edge, Node
 from ..running import Progress, dependencies
 from ..tensor import bare
-from . import bound as _bound
 from . import source
+from . import writer as _writer
 from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
-from .shorter import Called, Unbindable, cheaper, memory_of, without_repeated
+from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
 _DETACH = (T.detach, torch.detach)
@@ -92,7 +92,7 @@ def replayed(
     return None
 
 
-class _Writer(_bound.Writer):
+class _Writer(_writer.Writer):
     """Writes the source of the walk from `root` to the `ends`.
 
     As in a bound walk; m0, m1 ... are the nodes that it makes.
@@ -117,7 +117,7 @@ class _Writer(_bound.Writer):
         """Run the generic walk's steps from the root, and write each."""
         self.known[id(grad)] = "g"
         self.alive.append(grad)
-        slots: dict[int, _bound.Slots] = {id(self.root): [grad]}
+        slots: dict[int, _writer.Slots] = {id(self.root): [grad]}
         wanted = {(id(target), index) for target, index in self.ends}
         for node in self.order:
             given = slots.pop(id(node), None)
@@ -143,7 +143,7 @@ class _Writer(_bound.Writer):
                     held = self.found_at.get((id(target), 0))
                     self.found_at[id(target), 0] = self.sum(held, result)
 
-    def recorded(self, node: Node, given: _bound.Slots, needs: tuple[bool, ...]) -> _bound.Slots:
+    def recorded(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
         """Run the step of `node`, and write its calls."""
         mine: dict[int, str] = {}
         self.lines.append(f"# {bare(node.name())}")
@@ -157,7 +157,7 @@ class _Writer(_bound.Writer):
         sign = node.signature
         if sign is not None and sign.plan is not None and sign.plan.is_open:
             raise Unbindable
-        with _bound.Notes() as notes:
+        with _writer.Notes() as notes:
             results = _walk.validated(node, _tape.run_recorded(node, given, needs))
         self.write(notes, mine)
         for result in results:
@@ -168,7 +168,7 @@ class _Writer(_bound.Writer):
         self.alive += [node._saved]
         return results
 
-    def write(self, notes: _bound.Notes, mine: dict[int, str]) -> None:
+    def write(self, notes: _writer.Notes, mine: dict[int, str]) -> None:
         """Write the recorded calls."""
         if notes.reads_data:
             raise Unbindable
@@ -183,7 +183,7 @@ class _Writer(_bound.Writer):
             if not isinstance(out, T):
                 raise Unbindable
             if call.changes():  # an intermediate result of a gradient, if it is one
-                if "out" in kwargs or _bound.WORDS.fullmatch(self.word(args[0], mine)) is None:
+                if "out" in kwargs or WORDS.fullmatch(self.word(args[0], mine)) is None:
                     raise Unbindable
                 self.changed.add(memory_of(out))
             words = [self.word(a, mine) for a in args]
@@ -197,7 +197,7 @@ class _Writer(_bound.Writer):
         """Another gradient for a place that has one, and the source that adds it."""
         if held is None:
             return grad
-        with _bound.Notes() as notes, EnableTorchFunction():
+        with _writer.Notes() as notes, EnableTorchFunction():
             total = held + grad
         self.write(notes, {})
         return total
@@ -354,7 +354,7 @@ class _Writer(_bound.Writer):
             words.update(
                 self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))
             )
-        return {name for word in words for name in _bound.WORDS.findall(word)}
+        return {name for word in words for name in WORDS.findall(word)}
 
     def is_needed(self, line: Called, names: set[str]) -> bool:
         """Is it used, or does it change something?"""
@@ -365,7 +365,7 @@ class _Writer(_bound.Writer):
         names = set(seen)
         for line in reversed(self.lines):
             if isinstance(line, Called) and self.is_needed(line, names):
-                names.update(n for word in line.words for n in _bound.WORDS.findall(word))
+                names.update(n for word in line.words for n in WORDS.findall(word))
         return names
 
 

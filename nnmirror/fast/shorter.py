@@ -16,7 +16,7 @@ from ..constants import constant
 from .source import Environment
 
 if TYPE_CHECKING:
-    from .bound import Line
+    from .writer import Line
 
 LARGE = 1 << 18  # bytes: memory of this size or more is freed as soon as possible
 WORDS = re.compile(r"\bt\d+\b")

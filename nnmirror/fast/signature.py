@@ -3,11 +3,12 @@
 The signature of a recorded call contains everything that its backward may depend on except the
 numbers in the tensors: the function, the signatures of its inputs, its other arguments, and the
 layout of plain tensors. So two graphs whose last nodes have the same signature have the same
-operations in their backward, if nodes are also shared in the same way (`bound.py` checks that).
+operations in their backward, if nodes are also shared in the same way (which a bound walk checks,
+see `writer.py`).
 
 In a loop, such as a recurrence, the same call comes again and again. From the third time on, of an
 input only the layout counts, so that the further steps have the same signatures. There, a graph
-has the same operations only if all its nodes have the same signatures, which `bound.py` checks too.
+has the same operations only if all its nodes have the same signatures, which it checks too.
 
 Where the size of a batch varies, the signatures that differ by nothing but that size form a family
 (`Family`): a call on a member is recorded by the same generated function for all sizes. There may

@@ -30,6 +30,7 @@ from ..node import Node
 from ..running import dependencies
 from . import bound as _bound
 from . import source
+from . import writer as _writer
 from .memory import Memory
 from .shorter import Unbindable
 from .signature import Sizes
@@ -295,7 +296,7 @@ def _derived(sizes: Sizes) -> Sizes:
     return *_with_products(sizes), *sums, *[one - other for one, other in pairs]
 
 
-class _Writer(_bound.Writer):
+class _Writer(_writer.Writer):
     """Writes the source for one member of a family."""
 
     def memory(self) -> Memory | None:

@@ -25,7 +25,9 @@ from ..constants import constant
 from ..node import Node
 from ..walk import unrecorded
 from . import bound as _bound
+from . import writer as _writer
 from .binding import hand_over, is_observed, is_right, quietly
+from .shorter import Unbindable
 from .signature import Signature
 
 
@@ -65,7 +67,7 @@ def passed(taps: Sequence[Tap], grad: torch.Tensor) -> None:
             tap.passed(grad)
 
 
-class Writer(_bound.Writer):
+class Writer(_writer.Writer):
     """Writes the walk with a call at each tap."""
 
     takes_taps = True
@@ -122,7 +124,7 @@ def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
         try:
             with quietly():
                 bound = sign.walks.tapped = _bind(node) or _state.taps  # none with these taps
-        except (_bound.ChangedSince, RuntimeError):  # an error comes when its node's turn does
+        except (_writer.ChangedSince, RuntimeError):  # an error comes when its node's turn does
             return None
         if not isinstance(bound, _bound.BoundWalk):
             return None
@@ -155,7 +157,7 @@ def _bind(node: Node) -> _bound.BoundWalk | None:
             return None
         writer.go_back(constant(1.0, dtype, device))
         return _bound.BoundWalk(writer, node)
-    except _bound.Unbindable:
+    except Unbindable:
         return None
 
 
