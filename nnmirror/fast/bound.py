@@ -16,21 +16,19 @@ from .. import walk as _walk
 from ..node import Edge, Node, Target
 from ..running import Progress
 from . import source
-from .shorter import (
-    Unbindable,
-)
+from .shorter import Unbindable
 from .writer import ChangedSince, Slots, Writer
 
 # Nodes: a longer walk is bound in parts, unless as many calls have come in so many steps in turn.
 _LONG, _STEADY = 128, 4
 _MOST_BYTES = 1 << 24  # of the leaves of a long walk that is bound as a whole
-_FEWEST = 1  # nodes of a part
-
 
 # A leaf, its gradient, and whether that may become its `.grad` (see `Writer.is_own`). The leaf is
 # a tensor; one of the mirror's where the last is `True`. Where torch's engine adds the gradients of
 # a leaf, each call's gradient comes by itself, and the last is the number of the call.
 Found: TypeAlias = tuple[Any, torch.Tensor, bool | str | tuple[int]]
+# Receives a gradient, and where it goes.
+_Receiver: TypeAlias = Callable[[Target, int, torch.Tensor], None]
 # Where the gradients go that leave a bound part, and these, the last first.
 Left: TypeAlias = tuple[Sequence[Edge], list[torch.Tensor]]
 
@@ -60,7 +58,7 @@ class BoundWalk(Bound):
 
     def __init__(
         self,
-        writer: "Writer",
+        writer: Writer,
         root: Node,
         text: str | None = None,
         environment: source.Environment | None = None,
@@ -89,7 +87,7 @@ class BoundPart(Bound):
     not like the one that was bound.
     """
 
-    def __init__(self, writer: "Writer", root: Node) -> None:
+    def __init__(self, writer: Writer, root: Node) -> None:
         super().__init__(writer.source(), writer.environment, root)
         self.more = len(writer.entries) - 1
         self.length = len(writer.whole)  # in nodes
@@ -129,7 +127,7 @@ def bind_part(
     """
     try:
         writer = Writer(root, progress, is_short)
-        if len(writer.order) < _FEWEST:
+        if not writer.order:
             return None
         writer.go_back(grad)
         part = BoundPart(writer, root)
@@ -144,7 +142,7 @@ def by_steps(
     root: Node,
     grad: torch.Tensor,
     progress: Progress,
-    give: "_Receiver",
+    give: _Receiver,
 ) -> None:
     """Run the nodes of the part one by one, and call `give` with each gradient that leaves it."""
     _Steps(root, progress, part.length, give).go_back(grad)
@@ -175,9 +173,6 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
 def _bytes_of_leaves(nodes: Sequence[Node]) -> int:
     targets = {id(target): target for node in nodes for target in node.targets}
     return sum(t.nbytes for t in targets.values() if isinstance(t, torch.Tensor))
-
-
-_Receiver = Callable[[Target, int, torch.Tensor], None]  # of a gradient, and where it goes
 
 
 class _Steps(Writer):
