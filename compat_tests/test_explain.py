@@ -654,6 +654,15 @@ def test_in_plain_mode_the_rules_themselves_are_called():
         assert [counts[code] for code in called] == ([4, 1] if plain else [0, 0])
 
 
+def test_plain_mode_gives_grad_the_same_strides():
+    """Along a dimension of length one, too; they choose the kernel of what is computed with it."""
+    for plain in (False, True):
+        with nnmirror.plain() if plain else contextlib.nullcontext():
+            w = nnmirror.Parameter(torch.randn(1, 4, 1).transpose(0, 2))
+            (w * 2).exp().sum().backward()
+            assert w.grad.stride() == (4, 1, 1)
+
+
 def test_plain_mode_belongs_to_the_thread():
     seen = []
 

@@ -1636,3 +1636,22 @@ def test_strides_of_a_dimension_of_length_one(nn, optim):
         loss.backward()
         found.append(coefficients.grad)
     return found, [g.stride() for g in found]
+
+
+SECOND = {
+    "var_mean": lambda x: torch.var_mean(x)[1],
+    "std_mean": lambda x: torch.std_mean(x)[1],
+    "aminmax": lambda x: x.aminmax()[1],
+    "slogdet": lambda x: torch.linalg.slogdet(x + 3 * torch.eye(3))[1],
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+@parity
+def test_backward_from_the_second_result_of_a_call(nn, optim, name):
+    w, found = nn.Parameter(torch.rand(3, 3)), []
+    for _ in range(6):
+        w.grad = None
+        SECOND[name](w * 2).backward()
+        found.append(w.grad)
+    return found

@@ -634,3 +634,17 @@ def test_a_hook_prints_a_tensor_further_back(nn, optim):
                 t.register_hook(lambda g, h=h: shown.append(repr(h).partition("grad_fn")[2]))
             asked = ask(out(t).sum())
     return shown, asked, [p.grad for p in (*fc.parameters(), *net.parameters())]
+
+
+@parity
+def test_a_requested_result_with_a_hook(nn, optim):
+    """PyTorch gives its gradient before the hook, if something behind it is requested as well."""
+    w = nn.Parameter(torch.ones(3))
+    found = []
+    for _ in range(5):
+        y = w * 2
+        y.register_hook(lambda g: g * 2)
+        loss = (y * 3).sum()
+        for asked in ([y], [y, w], [w, y], [w], [loss, y]):
+            found += torch.autograd.grad(loss, asked, retain_graph=True)
+    return found

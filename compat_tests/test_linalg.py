@@ -278,3 +278,16 @@ def test_a_second_derivative_of_the_determinant_of_a_singular_matrix_is_refused_
     a = nnmirror.Parameter(torch.ones(3, 3, dtype=torch.float64))
     with pytest.raises(NotImplementedError, match="determinant of a matrix that is singular"):
         torch.autograd.grad(torch.linalg.det(a), a, create_graph=True)
+
+
+@pytest.mark.parametrize(("p", "size"), [(8.0, 1e-3), (16.0, 1e-2), (30.0, 0.1), (12.0, 300)])
+def test_gradients_of_cdist_where_powers_are_small_or_large(p, size):
+    """PyTorch's kernel loses some of them in float32."""
+    torch.manual_seed(0)
+    points = [torch.randn(n, 3) * size for n in (6, 4)]
+    x, y = map(nnmirror.Parameter, points)
+    torch.cdist(x, y, p).sum().backward()
+    wide = [t.double().requires_grad_() for t in points]
+    torch.cdist(*wide, p).sum().backward()
+    for actual, expected in zip((x.grad, y.grad), (t.grad for t in wide), strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)

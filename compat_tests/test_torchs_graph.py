@@ -986,3 +986,27 @@ def test_a_joined_result_that_is_detached_in_place_is_refused():
     joined.detach_()
     with pytest.raises(NotImplementedError, match="detach_"):
         loss.backward()
+
+
+@pytest.mark.parametrize("of", ["a leaf", "a result"])
+@parity
+def test_a_hook_of_torchs_own_tensor_that_trains_a_net(nn, optim, of):
+    """It runs within torch's engine, where tracked tensors must not be taken for plain ones."""
+    net, inner, w = nn.Linear(3, 1), nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+
+    def hook(g):
+        with torch.enable_grad():
+            loss = (inner(g.detach()) * w).sum()
+        loss.backward()
+        with torch.enable_grad():
+            loss = (inner(g.detach()) * w).sum()
+        found.extend(torch.autograd.grad(loss, [w, inner.weight]))
+
+    found = []
+    for _ in range(REPEATS):
+        x = torch.ones(2, 3, requires_grad=True)
+        z = x if of == "a leaf" else x * 2
+        z.register_hook(hook)
+        net(z).sum().backward()
+        found.append(x.grad)
+    return found, w.grad, inner.weight.grad, net.weight.grad

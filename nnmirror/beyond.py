@@ -18,7 +18,7 @@ import torch
 from . import tape as _tape
 from . import tensor as _tensor
 from ._state import sequence as _sequence
-from ._torch import engine
+from ._torch import EnableTorchFunction, engine
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .fast.signature import Unsigned, of_tensor
@@ -488,7 +488,7 @@ def _gradients(
     order: Order | None = None,
 ) -> Sequence[T | None]:
     """As `torch.autograd.grad` of torch's tensors, which may not be used."""
-    with _numbered(order):
+    with _numbered(order), EnableTorchFunction():  # for hooks
         return engine.run_backward(
             tuple(tensors),
             tuple(grads),
@@ -507,7 +507,7 @@ def accumulate(
     tensors, grads, order = onward(arrived, arrivals or {})
     if not tensors:
         return
-    with _numbered(order):
+    with _numbered(order), EnableTorchFunction():  # for hooks
         engine.run_backward(
             tensors, grads, retain_graph, False, (), allow_unreachable=True, accumulate_grad=True
         )

@@ -65,7 +65,7 @@ def _steps(
     order = sorted(walk.order, key=attrgetter("sequence"), reverse=True)
     names = Names(order, {}, modules, variables_of(frame))
     del frame
-    step = Step(walk, walk.go_back(grads), names)
+    step = Step(walk, walk.go_back(grads, keeps=True), names)
     while step.advance():
         yield (step := step.following)
 

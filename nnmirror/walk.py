@@ -209,8 +209,9 @@ class Walk(Progress):
 
     # -- the loop ------------------------------------------------------------------------
 
-    def go_back(self, grads: Sequence[torch.Tensor]) -> Iterator[Stop]:
-        """Run the walk. If it `stops`, each node is yielded before its step."""
+    def go_back(self, grads: Sequence[torch.Tensor], keeps: bool = False) -> Iterator[Stop]:
+        """Run the walk. If it `stops`, each node is yielded before its step; if it `keeps` them,
+        with its gradients."""
         ready, asks = self.ready, not self.is_simple  # at each node, for more than its step
         try:
             for (target, index), grad in zip(self.edges, grads, strict=True):
@@ -229,13 +230,14 @@ class Walk(Progress):
                 special = node.segment is not None or node.theirs is not None
                 if (special or asks or node.is_watched is True) and not self.goes_on(node, slots):
                     continue
+                found: Slots = []
                 if self.stops:
-                    yield (stop := Stop(node, slots, []))
+                    yield Stop(node, slots, found)
                     self.catch_up(node)
-                    results = self.step(node, slots)
-                    stop.results[:] = results
+                results = self.step(node, slots)
+                if keeps:
+                    found += results
                 else:
-                    results = self.step(node, slots)
                     slots.clear()  # so that a leaf may keep the gradient that arrives there
                 self.pass_on(node, results)
             self.node = None
@@ -266,24 +268,33 @@ class Walk(Progress):
             node.segment.expand(node)
         if self.stop is not None and all(g is None for g in slots):
             return self.pass_over(node)
+        is_passed = self.reaches is not None and True in self.needs(node)
+        is_early = is_passed and node.theirs is None
+        if is_early:  # in PyTorch's engine, its hooks run later then
+            self.capture(node, slots)
         if node.tensor_hooks is not None or node.retained is not None:
             run_output_hooks(node, slots)
         if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
             if slots[0] is not None:
                 self.to_torch.append((tensor, slots[0]))  # its engine calls the hooks
             return self.pass_over(node)
+        if not is_early:
+            self.capture(node, slots)
+        if self.stop is not None and all(g is None for g in slots):
+            return self.pass_over(node)
+        if self.reaches is not None and not is_passed:
+            return False
+        if node.prehooks:
+            slots[:] = run_prehooks(node.prehooks, slots)
+        return True
+
+    def capture(self, node: Node, slots: Slots) -> None:
+        """Note the gradients of its results that were asked for."""
         for i in range(len(slots)) if self.wanted else ():
             if (id(node), i) in self.wanted:
                 self.found[id(node), i] = slots[i]
                 if self.stop is not None:
                     slots[i] = None
-        if self.stop is not None and all(g is None for g in slots):
-            return self.pass_over(node)
-        if self.reaches is not None and True not in self.needs(node):
-            return False
-        if node.prehooks:
-            slots[:] = run_prehooks(node.prehooks, slots)
-        return True
 
     def pass_over(self, node: Node) -> bool:
         """What lies behind where the walk stops is left as it is; others may lead there too."""

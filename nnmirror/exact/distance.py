@@ -31,7 +31,7 @@ def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
 
 
 def _term(u: T, g: T, d: T, p: float) -> T:
-    """r s(u), in the order of the kernel."""
+    """g s(u), in the order of the kernel."""
     if p == 1:
         return g * u.sign()
     if p == float("inf"):

@@ -38,7 +38,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or sign.walks.bound is False:
+    if node is None or sign is None or len(node.outputs) > 1 or sign.walks.bound is False:
         return False
     if is_observed():
         return False

@@ -93,7 +93,7 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or sign.walks.tapped == _state.taps:
+    if node is None or sign is None or len(node.outputs) > 1 or sign.walks.tapped == _state.taps:
         return False
     if is_observed():
         return False

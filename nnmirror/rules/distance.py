@@ -14,11 +14,11 @@ T = torch.Tensor
 
 
 class Cdist(Rule):
-    """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of r_ij s(x_i - y_j)
+    """d_ij = |x_i - y_j| in the p-norm:  dx_i = the sum over j of g_ij s(x_i - y_j)
 
-    With u = x_i - y_j and r_ij = g_ij / d_ij^(p-1), 0 where d_ij = 0:  s(u) = u for p = 2, sign(u)
-    for p = 1, sign(u) |u|^(p-1) for others. For p = infinity r_ij = g_ij, and s(u) = sign(u) where
-    |u| is the largest, 0 elsewhere. dy is the same for the transposed distances.
+    With u = x_i - y_j:  s(u) = u / d for p = 2, sign(u) for p = 1, sign(u) (|u| / d)^(p-1) for
+    others; for p = infinity sign(u) where |u| is the largest. It is 0 where d = 0. dy is the same
+    for the transposed distances.
     """
 
     @staticmethod
@@ -38,15 +38,15 @@ def _rows_grad(g: T, x: T, y: T, d: T, p: float) -> T:
     """dx, with the batch of g."""
     if p == 0 or not y.shape[-2]:
         return no_grad_of(g, x)
-    r = g if p in (1, _INFINITY) else (g / d ** (p - 1)).masked_fill(d == 0, 0)
-    x, r, d = x.unsqueeze(-2), r.unsqueeze(-1), d.unsqueeze(-1)
+    d = d.masked_fill(d == 0, _INFINITY)  # which u is divided by
+    x, g, d = x.unsqueeze(-2), g.unsqueeze(-1), d.unsqueeze(-1)
     # So many rows of y at once that what is computed stays in the cache.
     count = max(1, _NUMBERS * y.shape[-2] // max(1, g.numel() * y.shape[-1]))
     total: T | None = None
     for j in range(0, y.shape[-2], count):
         rows = slice(j, j + count)
-        s = _direction(x - y[..., None, rows, :], d[..., rows, :], p)
-        part = (r[..., rows, :] * s).sum(-2)
+        slopes = _slope(x - y[..., None, rows, :], d[..., rows, :], p)
+        part = (g[..., rows, :] * slopes).sum(-2)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -62,15 +62,15 @@ def no_grad_of(g: T, x: T) -> T:
     return zeros + x.narrow(-1, 0, 0).sum(-1, True) if is_torch_function_enabled() else zeros
 
 
-def _direction(u: T, d: T, p: float) -> T:
+def _slope(u: T, d: T, p: float) -> T:
     """s(u), see above."""
     if p == 2:
-        return u
+        return u / d
     if p == 1:
         return u.sign()
     if p == _INFINITY:
         return u.sign() * (u.abs() == d)
-    power = u.abs() ** (p - 1)
+    power = (u.abs() / d) ** (p - 1)
     return u.sign() * (power.masked_fill(u == 0, 0) if p < 1 else power)
 
 
