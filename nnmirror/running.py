@@ -1,7 +1,5 @@
 """The running walk of a thread, and how far it has come."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import types
@@ -18,7 +16,7 @@ from .node import NO_FURTHER, AccumulateGrad, Edge, Node, Target
 
 
 class _Running(threading.local):
-    walk: Progress | None = None  # the innermost one in this thread
+    walk: "Progress | None" = None  # the innermost one in this thread
     creates_graph: bool = False  # whether it is recorded itself
 
 

@@ -15,7 +15,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 
@@ -365,40 +365,37 @@ def _record(
             met = _of_its_kind(function, given)
         if met is not None:
             return met
+    if of_complex and tracked:
+        refuse_complex(function, args, inplace)
     node = OfComplex(function) if of_complex else Node(function)
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
-    node.needs_input_grad = needs
-    if of_complex and tracked:  # after PyTorch's own error, if it has one
-        if inplace is None:
-            function.forward(node, *args)
-        elif not args[0].is_complex():
-            inplace()
-        raise no_complex(function.__name__)
+    node.needs_input_grad, node.edges = needs, edges
+    return _recorded_anew(node, args, inplace, change, call)
+
+
+def refuse_complex(
+    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
+) -> NoReturn:
+    """Raise for complex numbers, after PyTorch's own error, if it has one."""
+    if inplace is None:
+        function.forward(Unrecorded(function), *args)
+    elif not args[0].is_complex():
+        inplace()
+    raise no_complex(function.__name__)
+
+
+def _recorded_anew(
+    node: Node,
+    args: Args,
+    inplace: Callable[[], torch.Tensor] | None,
+    change: "_views.Change | None",
+    call: SignedCall | None,
+) -> tuple[Any, Node]:
+    """The result of the call of `node`, and the node. `change` describes what an in-place operation
+    changes; `call` is None if the call gets no signature."""
+    function, needs = node.function, node.needs_input_grad
     if inplace is None:
         out = function.forward(node, *args)
-        if (
-            type(out) is torch.Tensor
-            and function.makes_new
-            and not (node.non_differentiable or node.dirty or among(out, args))
-        ):  # what comes further below, in fewer steps for one new tensor
-            dtype = out.dtype
-            node.edges = edges
-            node.outputs = ((out.shape, dtype, out.device),)
-            if tracked and dtype.is_floating_point:
-                node.sequence = next(_sequence)
-                if call is not None:
-                    give_signature(node, call, args, out, makes_new=True)
-                elif function.formulas is not None:
-                    learn(function, args, needs)
-                if node._saved:
-                    _save_apart(node, out)
-                out.__class__ = _tensor.Tensor
-                out._node = node  # type: ignore[attr-defined]
-            elif tracked and dtype.is_complex:
-                raise no_complex(function.__name__)
-            elif not tracked and function.formulas is not None:
-                learn(function, args, needs)
-            return out, node
     else:
         # If the first argument is saved, it is saved before the change; if the result is saved, it
         # is the changed tensor, which may not be changed again.
@@ -412,26 +409,24 @@ def _record(
         node.label = function.in_place.get(node.name(), node.label)
         if node._saved and among(result, node._saved):
             node.save_for_backward(*[out if t is result else t for t in node._saved])
-    node.edges = edges
-    if isinstance(out, _MANY):
-        if tracked:
-            node.sequence = next(_sequence)
+    is_new = inplace is None and type(out) is torch.Tensor
+    is_new = is_new and (function.is_view or not (node.dirty or among(out, args)))
+    if True in needs:
+        node.sequence = next(_sequence)
+        if isinstance(out, _MANY):
             made = [track(node, i, o, args, True, change) for i, o in enumerate(out)]
             out = made if isinstance(out, list) else tuple(made)
-        node.outputs = [meta_of(o) for o in out]
-    else:
-        if tracked:
-            node.sequence = next(_sequence)
+        else:
             out = track(node, 0, out, args, False, change)
-        node.outputs = (meta_of(out),)
+    node.outputs = [meta_of(o) for o in out] if isinstance(out, _MANY) else (meta_of(out),)
     if call is not None:
-        makes_new = function.is_rule and function.is_view and inplace is None
-        makes_new = makes_new and type(out) is _tensor.Tensor
+        makes_new = is_new and type(out) is _tensor.Tensor
+        makes_new = makes_new and (function.makes_new or (function.is_rule and function.is_view))
         give_signature(node, call, args, out, makes_new)
     elif (
         function.formulas is not None
         and not function.is_inplace
-        and (tracked or inplace is None)  # nothing is recorded of a change of a plain tensor
+        and (True in needs or inplace is None)  # nothing is recorded of a change of a plain tensor
     ):
         learn(function, args, needs, inplace is not None)
     if node.dirty or node.non_differentiable:

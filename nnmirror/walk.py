@@ -1,7 +1,5 @@
 """The backward over the tape: the walk."""
 
-from __future__ import annotations
-
 import functools
 import heapq
 import operator
@@ -720,7 +718,7 @@ def untap(nodes: Iterable[Node]) -> None:
 @upcall("nnmirror.fast.binding")
 def bound_part(
     node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
-) -> Left | None:
+) -> "Left | None":
     """The bound part of the walk from `node`; None if there is none."""
     raise NotImplementedError
 
