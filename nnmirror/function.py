@@ -62,7 +62,6 @@ class Function:
     can_wait: bool = False  # its node can be made after the call, from arguments and result
     public: Any = None  # torch's function that it replaces, which tensor subclasses see
     has_context: bool = False  # it defines setup_context
-    makes_new: bool = False  # its result is new, or one of the arguments
     is_rule: bool = False  # for an operation of PyTorch's own
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
@@ -105,7 +104,6 @@ class Function:
         cls.has_context = cls.setup_context is not Function.setup_context
         cls.exact = None  # a base class's exact form does not apply to this class
         formula.read(cls)
-        cls.makes_new = cls.is_rule and not (cls.is_view or cls.is_inplace)
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:

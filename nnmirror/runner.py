@@ -48,12 +48,15 @@ class NotMirrored(AttributeError):
 # -- what a script sees ------------------------------------------------------------------
 
 
+_own: Callable[[ModuleType], dict[str, Any]] = vars(ModuleType)["__dict__"].__get__
+
+
 class View(ModuleType):
     """A module of PyTorch as a script sees it: the same names, looked up in the mirror."""
 
     def __init__(self, real: ModuleType) -> None:
         super().__init__(real.__name__, real.__doc__)
-        own = self.__dict__
+        own = _own(self)
         for name in ("__file__", "__package__", "__spec__"):
             own[name] = getattr(real, name, None)
         own["__real__"] = real
@@ -64,18 +67,27 @@ class View(ModuleType):
         else:
             value = answer(self.__real__, name)
         if callable(value) or isinstance(value, ModuleType):
-            self.__dict__[name] = value  # cached; other values may change
+            _own(self)[name] = value  # cached; other values may change
         return value
 
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        """All names, as a script may go through `torch.optim.__dict__`."""
+        if root_of(self.__name__):
+            for name in vars(self.__real__):
+                with contextlib.suppress(NotMirrored):
+                    getattr(self, name)
+        return _own(self)
+
     def __setattr__(self, name: str, value: object) -> None:
-        self.__dict__[name] = value
+        _own(self)[name] = value
         if not root_of(self.__name__):  # otherwise PyTorch's own code would see the mirror
             setattr(self.__real__, name, value)
         if self.__real__ is builtins:
             BUILTINS[name] = value
 
     def __delattr__(self, name: str) -> None:
-        self.__dict__.pop(name, None)
+        _own(self).pop(name, None)
         if not root_of(self.__name__):
             delattr(self.__real__, name)
         if self.__real__ is builtins:
@@ -104,11 +116,7 @@ def seen(value: object) -> Any:
     if not (root_of(name) or name in ("torch", *_SUBSTITUTES) or value is builtins):
         return value
     if name not in _views:
-        view = _views[name] = View(value)
-        if root_of(name):  # a script may go through `torch.optim.__dict__`
-            for own in vars(value):
-                with contextlib.suppress(NotMirrored):
-                    getattr(view, own)
+        _views[name] = View(value)
     return _views[name]
 
 

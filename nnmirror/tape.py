@@ -35,7 +35,7 @@ from .fast.signing import (
     give_signature,
     keep_written,
     plan_of_size,
-    signature_of_leaf,
+    signature_at,
     signed_call,
     with_others,
 )
@@ -308,16 +308,14 @@ def _record(
                 if view is not None and view[1] != arg._version:
                     renew(arg)
                     made = arg._node
-                index = arg._output_nr
-                edge = (made, index)
-                sign = made.signature
-                if index and sign is not None:
-                    sign = sign.output(index)
+                edge = (made, arg._output_nr)
+                sign = signature_at(edge)
             else:  # no result is complex, so complex tensors only enter here
                 if arg._requires_grad:
                     leaf = arg._stands_for
                     if leaf is None:
-                        edge, sign = (arg, 0), arg._signature or signature_of_leaf(arg)
+                        edge = (arg, 0)
+                        sign = signature_at(edge)
                     else:  # torch's own, or one that had other memory at that time
                         edge = (leaf, 0)
                         if _tensor.is_torchs(leaf):
@@ -420,9 +418,8 @@ def _recorded_anew(
             out = track(node, 0, out, args, False, change)
     node.outputs = [meta_of(o) for o in out] if isinstance(out, _MANY) else (meta_of(out),)
     if call is not None:
-        makes_new = is_new and type(out) is _tensor.Tensor
-        makes_new = makes_new and (function.makes_new or (function.is_rule and function.is_view))
-        give_signature(node, call, args, out, makes_new)
+        is_new = is_new and function.is_rule and not function.is_inplace
+        give_signature(node, call, args, out, is_new and type(out) is _tensor.Tensor)
     elif (
         function.formulas is not None
         and not function.is_inplace

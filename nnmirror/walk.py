@@ -126,6 +126,8 @@ class Walk(Progress):
     each node."""
 
     node: Node | None = None  # the one that runs
+    # With `only`: which of that node's gradients are on the way to what is asked for.
+    needs: tuple[bool, ...] | None = None
     meets_results = False  # Does it meet results of torch's own graph?
     reaches: set[int] | None = None  # with `only`: the ids of the nodes on the way to it
 
@@ -147,7 +149,7 @@ class Walk(Progress):
         captured = only or stop or ()
         # Do all gradients go to leaves, and nothing else happen with them?
         self.is_simple = not (captured or create_graph or torch.is_anomaly_enabled())
-        self.runs = self.is_simple and not stops
+        self.runs = self.is_simple and not stops  # does a step need no more than `Node.run`?
         self.binds = binds and self.is_simple and not _torch.is_shown()
         self.add = _add_recorded if create_graph else operator.add
         self.hooked = _state.leaf_hooks_exist
@@ -266,7 +268,10 @@ class Walk(Progress):
             node.segment.expand(node)
         if self.stop is not None and all(g is None for g in slots):
             return self.pass_over(node)
-        is_passed = self.reaches is not None and True in self.needs(node)
+        reaches = self.reaches
+        if reaches is not None:
+            self.needs = tuple([t is not None and id(t) in reaches for t in node.targets])
+        is_passed = self.needs is not None and True in self.needs
         is_early = is_passed and node.theirs is None
         if is_early:  # in PyTorch's engine, its hooks run later then
             self.capture(node, slots)
@@ -280,7 +285,7 @@ class Walk(Progress):
             self.capture(node, slots)
         if self.stop is not None and all(g is None for g in slots):
             return self.pass_over(node)
-        if self.reaches is not None and not is_passed:
+        if reaches is not None and not is_passed:
             return False
         if node.prehooks:
             slots[:] = run_prehooks(node.prehooks, slots)
@@ -301,11 +306,6 @@ class Walk(Progress):
                 self.arrive(edge[0], edge[1], None)
         return False
 
-    def needs(self, node: Node) -> tuple[bool, ...]:
-        """Which gradients of `node` are on the way to what is asked for?"""
-        reaches = self.reaches or ()
-        return tuple([t is not None and id(t) in reaches for t in node.targets])
-
     def step(self, node: Node, slots: Slots) -> Slots:
         """The gradients of the inputs of `node`."""
         results: Slots
@@ -323,10 +323,9 @@ class Walk(Progress):
     def run(self, node: Node, slots: Slots) -> Sequence[torch.Tensor | None]:
         """Run its formulas."""
         if self.creates_graph:
-            needs = node.needs_input_grad if self.reaches is None else self.needs(node)
-            return _tape.run_recorded(node, slots, needs)
-        if self.reaches is not None:
-            return _tape.needing(node, self.needs(node)).run(slots)
+            return _tape.run_recorded(node, slots, self.needs or node.needs_input_grad)
+        if self.needs is not None:
+            return _tape.needing(node, self.needs).run(slots)
         formulas = node.function.formulas
         if self.stops and formulas is not None and node.attributes is None:
             return formulas.back_plainly(node, slots)

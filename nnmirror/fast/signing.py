@@ -210,14 +210,11 @@ def give_signature(node: Node, call: SignedCall, args: Args, out: object, makes_
     first = call.stored_with
     sign = first.next.get(call.key)
     if sign is None:
-        is_single = len(node.outputs) == 1 and not node.function.is_view
-        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
+        inputs, frozen = _inputs_of(node, args)
         layout = None
-        if is_single and isinstance(out, torch.Tensor) and out.layout is torch.strided:
+        if _is_single(node) and isinstance(out, torch.Tensor) and out.layout is torch.strided:
             layout = of_tensor(out)
-        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
-        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
-        sign = first.made(node.function, [s for s in inputs if s is not None], frozen, layout)
+        sign = first.made(node.function, inputs, frozen, layout)
         _describe(sign, node, args, makes_new)
         if node.plan is not None:
             sign.plan = (
@@ -240,6 +237,19 @@ def sign_call(node: Node, first: Signature) -> None:
     give_signature(node, call, (), None, makes_new=True)
 
 
+def _inputs_of(node: Node, args: Args) -> tuple[list[Signature], tuple[int, ...]]:
+    """The signatures of the inputs of a call, and which frozen weights are among them."""
+    signs = [signature_at(edge) for edge in node.edges if edge is not None]
+    weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
+    frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
+    return [sign for sign in signs if sign is not None], frozen
+
+
+def _is_single(node: Node) -> bool:
+    """Has the call one result, and no view?"""
+    return len(node.outputs) == 1 and not node.function.is_view
+
+
 def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     """Set what `sign` says of calls like that of `node`."""
     sign.places, sign.needs = tuple(node.places), node.needs_input_grad
@@ -250,7 +260,7 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.checks_shape = node.function.reads_data or any(
         isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
     )
-    sign.is_single = len(node.outputs) == 1 and not node.function.is_view
+    sign.is_single = _is_single(node)
 
 
 _MOST_SIZES_OF_ONE = 6  # of one member
@@ -264,10 +274,8 @@ def _give_member(
     function = node.function
     family: Any = stored_with.next.get(key)
     if family is None:
-        inputs = [signature_at(edge) for edge in node.edges if edge is not None]
-        families = [sign.of_family() or sign for sign in inputs if sign is not None]
-        weights = [arg for arg in args if type(arg) in _tensor.LEAVES]
-        frozen = tuple([id(leaf) for leaf in weights if not leaf._requires_grad])
+        inputs, frozen = _inputs_of(node, args)
+        families = [sign.of_family() or sign for sign in inputs]
         depth, repeats, is_deep = stored_with.of_next(function, families, frozen)
         plan: formula.Plan | None
         if numbers_vary and node.plan is not None:

@@ -26,6 +26,7 @@ from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.signature import THEIRS, Signature, of_tensor, strides_by_rows
+from ..fast.signing import signature_of_leaf
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
@@ -531,7 +532,7 @@ class _Text:
             if tape.kind_of(type(param)) is not tape.MIRRORED or param._node is not None:
                 raise Unwritable
             if param._requires_grad:
-                sign = param._signature or tape.signature_of_leaf(param)
+                sign = param._signature or signature_of_leaf(param)
                 if sign is None:
                     raise Unwritable  # it has hooks
                 self.guards.append(f"{name}._signature is not {self.constant(sign, 'sign')}")
