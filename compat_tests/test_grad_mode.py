@@ -66,6 +66,42 @@ def test_what_needs_no_gradient(nn, optim, mode):
     return found, [t.requires_grad for t in found], [t.grad_fn for t in found]
 
 
+INTO = {
+    "mm": lambda h, m: torch.mm(m, m, out=torch.empty(3, 3)),
+    "matmul": lambda h, m: torch.matmul(m, h, out=torch.empty(3)),
+    "linear": lambda h, m: torch._C._nn.linear(h, m, h, out=torch.empty(3)),
+    "cat": lambda h, m: torch.cat([h, m[0]], out=torch.empty(6)),
+    "stack": lambda h, m: torch.stack([h, h], out=torch.empty(2, 3)),
+    "clamp": lambda h, m: torch.clamp(m, 0, 1, out=torch.empty(3, 3)),
+    "sum": lambda h, m: torch.sum(m, 0, out=torch.empty(3)),
+    "sort": lambda h, m: torch.sort(h, out=(torch.empty(3), torch.empty(3, dtype=torch.int64))),
+    "max": lambda h, m: torch.max(m, 0, out=(torch.empty(3), torch.empty(3, dtype=torch.int64))),
+    "argmax": lambda h, m: torch.argmax(h, out=torch.empty((), dtype=torch.int64)),
+    "svdvals": lambda h, m: torch.linalg.svdvals(m, out=torch.empty(3)),
+    "the input": lambda h, m: torch.exp(h, out=h),
+    "a weight": lambda h, m: torch.exp(torch.zeros(3, 3), out=m),
+    "a longer result": lambda h, m: torch.exp(torch.zeros(5, 3), out=h),
+}
+
+
+@pytest.mark.parametrize("name", INTO)
+@parity
+def test_out_where_nothing_is_recorded(nn, optim, name):
+    """A result written into preallocated memory, as in a control loop: under no_grad, and of frozen
+    weights."""
+    m = nn.Linear(3, 3).weight
+    found = []
+    for _ in range(2):
+        h = m[0] * 2
+        with torch.no_grad():
+            found.append(INTO[name](h, m))
+    frozen = nn.Parameter(torch.rand(3, 3), requires_grad=False)
+    found.append(INTO[name](frozen[0], frozen))
+    loss = (torch.nn.functional.linear(torch.randn(2, 3), m) ** 2).sum()
+    loss.backward()
+    return found, m, loss, m.grad
+
+
 @parity
 def test_a_frozen_trunk_under_a_head_that_trains(nn, optim):
     trunk = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.LeakyReLU())

@@ -430,6 +430,11 @@ ERRORS = {
     "sum of a wrong dim": lambda nn, p: nn.functional.tanh(p).sum(3),
     "sum with an unknown keyword": lambda nn, p: nn.functional.tanh(p).sum(dims=0),
     "out": lambda nn, p: torch.add(nn.functional.tanh(p), 1, out=torch.empty(3)),
+    "out of matmul": lambda nn, p: torch.matmul(nn.functional.tanh(p), p, out=torch.empty(())),
+    "out of linear": lambda nn, p: torch._C._nn.linear(p, p.reshape(1, 3), out=torch.empty(1)),
+    "out of sort": lambda nn, p: torch.sort(
+        nn.functional.tanh(p), out=(torch.empty(3), torch.empty(3, dtype=torch.int64))
+    ),
     "add a string": lambda nn, p: nn.functional.tanh(p) + "a",
     "iterate over a number": lambda nn, p: list(p.sum()),
     "bool of many": lambda nn, p: bool(nn.functional.tanh(p)),

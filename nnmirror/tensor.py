@@ -41,7 +41,7 @@ from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
 from .fast.signature import MORE, Layout, Made, Signature
-from .grad_mode import _override, in_inference_mode, is_grad_enabled
+from .grad_mode import _override, in_inference_mode, is_grad_enabled, is_only_computed
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -109,12 +109,17 @@ def reshaping(function: TorchFunction) -> TorchFunction:
         try:
             return function(tensor, *args, **kwargs)
         finally:  # it may have been done in part
-            for name in ("_plain", "_transposed", "_repeated", "_signature"):
-                vars(tensor).pop(name, None)
-            if getattr(tensor, "_node", None) is not None:
-                tensor._node.signature = None  # it says what the layout was
+            forget_layout(tensor)
 
     return change
+
+
+def forget_layout(tensor: Any) -> None:
+    """It may have another shape or other memory now."""
+    for name in ("_plain", "_transposed", "_repeated", "_signature"):
+        vars(tensor).pop(name, None)
+    if getattr(tensor, "_node", None) is not None:
+        tensor._node.signature = None  # it says what the layout was
 
 
 _set_data = reshaping(_C_data.__set__)
@@ -155,6 +160,8 @@ class _kept(Generic[R]):
 
 # The function called for a torch function on a tracked tensor, filled by nnmirror.rules.
 RULES: dict[object, TorchFunction] = {}
+# Those of them that do nothing but compute a result: with grad mode off, torch's own is called.
+COMPUTED: set[object] = set()
 
 
 def _refuse_torch_function_objects() -> None:
@@ -192,6 +199,25 @@ _BASIC = {int, slice, type(None), type(Ellipsis)}  # in an index: these make a v
 def _is_asked() -> bool:
     """Would torch call `Tensor.__torch_function__`, without any special case there?"""
     return _torchs_grad_mode() and _is_function_enabled() and not _is_function_mode_enabled()
+
+
+def _called_by_torch(func: TorchFunction, tensor: object, args: Args, kwargs: Kwargs) -> Any:
+    """`func(tensor, *args, **kwargs)`, a method that is not recorded, or not here: torch dispatches
+    it, unless that would lead to a mere computation."""
+    if (
+        type(tensor) in UNASKED
+        and not _torchs_grad_mode()
+        and func in COMPUTED
+        and UNASKED.issuperset(map(type, args))
+        and not kwargs
+        and is_only_computed()
+        and _is_function_enabled()
+        and not _is_function_mode_enabled()
+    ):
+        _refuse_torch_function_objects()
+        with DisableTorchFunctionSubclass():
+            return func(tensor, *args)
+    return func(tensor, *args, **kwargs)
 
 
 _torchs_grad_mode = torch.is_grad_enabled
@@ -304,7 +330,7 @@ def _recorded_directly(func: TorchFunction, found: "Recorded") -> TorchFunction:
             or not (_torchs_grad_mode() and _is_function_enabled())  # as `_is_asked`
             or _is_function_mode_enabled()
         ):
-            return func(self, *args, **kwargs)
+            return _called_by_torch(func, self, args, kwargs)
         try:
             given = (self, *args)
             if kwargs:
@@ -337,7 +363,7 @@ def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) 
         def operator(self: object, *more: object, **named: object) -> Any:
             if type(self) in UNASKED and _is_asked() and not (more or named):
                 return (_met(function, (self,)) or record(function, (self,)))[0]
-            return func(self, *more, **named)
+            return _called_by_torch(func, self, more, named)
 
     else:
 
@@ -362,7 +388,7 @@ def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) 
                         return record(function, (self, other))[0]
                 except TypeError:
                     pass  # as in torch's error
-            return func(self, other)
+            return _called_by_torch(func, self, (other,), {})
 
     return functools.wraps(func)(operator)
 
@@ -397,7 +423,7 @@ def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: boo
                         return found(self, *args, **kwargs)
                 except TypeError:
                     pass  # as in torch's error
-        return func(self, *args, **kwargs)
+        return _called_by_torch(func, self, args, kwargs)
 
     return method
 
@@ -426,7 +452,13 @@ def dispatch(func: TorchFunction, args: Args, kwargs: Kwargs) -> Any:
 
 @upcall("nnmirror.rules.registry")
 def check_numbers(func: TorchFunction, args: Args, kwargs: Kwargs) -> None:
-    """PyTorch's error if a tensor that requires grad is given as a number."""
+    """PyTorch's error if a tensor that requires grad is given as a number, or with `out`."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.rules.registry")
+def computed_into(func: TorchFunction, args: Args, kwargs: Kwargs) -> Any:
+    """The result of `func` with the argument `out`, if nothing requires grad; else None."""
     raise NotImplementedError
 
 
@@ -568,6 +600,13 @@ class Tensor(torch.Tensor):
         is_on = _torchs_grad_mode()
         if not is_on:
             _refuse_torch_function_objects()
+        if kwargs and kwargs.get("out") is not None:
+            written = computed_into(func, args, kwargs)
+            if written is not None:
+                return written
+        elif not is_on and func in COMPUTED and UNASKED.issuperset(types) and is_only_computed():
+            with DisableTorchFunctionSubclass():
+                return func(*args, **kwargs) if kwargs else func(*args)
         if found is None:
             found = ASKED.get(func)
             if found is None:
@@ -1103,6 +1142,7 @@ for _name in (
     for _home in (torch, torch.Tensor):
         if (_func := getattr(_home, _name, None)) is not None:
             ASKED.setdefault(_func, _asked_plainly(_func))
+            COMPUTED.add(_func)
             answer_directly(_func, ASKED[_func])
             if _home is torch.Tensor and _name in _COMPARISONS:
                 setattr(Tensor, _name, _compared(_func, getattr(Tensor, _name)))

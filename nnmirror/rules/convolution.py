@@ -31,7 +31,7 @@ from ..tape import record
 from .gradient import applied
 from .kernel import transposed
 from .padding import ConstantPadNd
-from .registry import RULES, Gradients, Needs, Rule, rule, unplaced
+from .registry import Gradients, Needs, Rule, handle, rule, unplaced
 from .shape import squeeze, unsqueeze
 from .sizes import expanded, expanded_integer
 
@@ -548,7 +548,7 @@ def _answered(function: Callable[P, T], called: TorchFunction) -> Callable[P, T]
 
     call.__name__ = call.__qualname__ = called.__name__
     call.__module__ = "nnmirror.functional"
-    RULES[called] = call
+    handle(called, call)
     return call
 
 

@@ -17,7 +17,7 @@ from ..tape import record
 from ..tensor import C_dim
 from .arithmetic import Add
 from .matmul import from_left, from_right, matmul, rows_of_one_matrix
-from .registry import RULES, Rule, unplaced
+from .registry import Rule, handle, unplaced
 from .shape import TRule
 
 __all__ = ["linear"]
@@ -330,4 +330,4 @@ class _VectorWeight(Exception):
     """The weight is a vector: y = x . w + b is another operation."""
 
 
-RULES[torch._C._nn.linear] = linear
+handle(torch._C._nn.linear, linear)

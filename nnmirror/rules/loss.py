@@ -21,7 +21,7 @@ from .elementwise import Abs
 from .gradient import applied
 from .kernel import FEW, by_path
 from .reduction import Mean, Sum
-from .registry import RULES, Rule, check_numbers, composed, composite, rule, unplaced
+from .registry import Rule, check_numbers, composed, composite, handle, rule, unplaced
 from .shape import broadcast_tensors, contiguous, view
 from .softmax import LogSoftmax, log_softmax_method
 
@@ -161,7 +161,7 @@ def _mse_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
     return record(MseLoss, (input, target, REDUCTIONS[reduction]))[0]
 
 
-RULES[torch._C._nn.mse_loss] = _mse_loss_by_number
+handle(torch._C._nn.mse_loss, _mse_loss_by_number)
 
 
 def absolute_error(input: T, target: T, reduction: str) -> T:
@@ -175,7 +175,7 @@ def _l1_loss_by_number(input: T, target: T, reduction: int = 1) -> T:
     return absolute_error(input, target, REDUCTIONS[reduction])
 
 
-RULES[torch._C._nn.l1_loss] = _l1_loss_by_number
+handle(torch._C._nn.l1_loss, _l1_loss_by_number)
 
 
 def _reduced(grad: T, weight: T | None, reduction: int, count: int) -> T:

@@ -24,7 +24,7 @@ from .elementwise import Abs
 from .gradient import applied
 from .kernel import add_rows, has_planes, planes_first, planes_last
 from .reduction import Mean
-from .registry import RULES, Rule, unplaced
+from .registry import RULES, Rule, handle, unplaced
 from .shape import squeeze, unsqueeze
 from .sizes import expanded, ntuple
 
@@ -402,7 +402,7 @@ def _answers(*called: TorchFunction) -> Callable[[C], C]:
                 except TypeError:
                     raise unplaced(_func, args, kwargs) from None
 
-            RULES[func] = call
+            handle(func, call)
         return function
 
     return register

@@ -118,7 +118,10 @@ _INTEGERS = {"int", "Optional[int]"}
 
 @implements(_tensor)
 def check_numbers(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-    """PyTorch's error if a tensor that requires grad is given to `func` as a number."""
+    """PyTorch's error if a tensor that requires grad is given to `func` as a number, or with
+    `out`."""
+    if kwargs.get("out") is not None:
+        raise unplaced(func, args, kwargs)
     places, names = numbers_of(func, integers=True)
     given = [args[i] for i in places if i < len(args)]
     if kwargs:
@@ -217,6 +220,13 @@ def _copied(value: object) -> Any:
     return _mapped(value, copy)
 
 
+def handle(func: TorchFunction, found: TorchFunction) -> None:
+    """Have `found` called for the torch function `func` on tracked tensors."""
+    RULES[func] = found
+    if not _changes_argument(func, {}):
+        _tensor.COMPUTED.add(func)
+
+
 def rule(*funcs: TorchFunction) -> Callable[[F], F]:
     """Record each of the torch functions `funcs` as a call of the decorated Rule."""
 
@@ -224,7 +234,8 @@ def rule(*funcs: TorchFunction) -> Callable[[F], F]:
         if "public" not in vars(function):
             function.public = staticmethod(funcs[0])
         for func in funcs:
-            recorded = RULES[func] = Recorded(function, func)
+            recorded = Recorded(function, func)
+            handle(func, recorded)
             _tensor.answer_directly(func, recorded)
         _declare_numbers(function, Recorded(function, funcs[0]))
         return function
@@ -265,7 +276,7 @@ def composite(
         if repeats:
             called = remembered(called)
         for func in funcs:
-            RULES[func] = called
+            handle(func, called)
             if directly:
                 _tensor.answer_directly(func, called, takes_any=True)
         return called  # type: ignore[no-any-return]
@@ -327,8 +338,9 @@ def answered(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
             return call
 
         for func in funcs:
-            RULES[func] = remembered(called(func)) if repeats else called(func)
-            _tensor.answer_directly(func, RULES[func])
+            found = remembered(called(func)) if repeats else called(func)
+            handle(func, found)
+            _tensor.answer_directly(func, found)
         return function
 
     return register
@@ -352,7 +364,7 @@ def inplace(*funcs: TorchFunction) -> Callable[[F], F]:
                 change = functools.partial(_func, *args, **kwargs)
                 return record(function, places, inplace=change)[0]
 
-            RULES[func] = call
+            handle(func, call)
             _tensor.answer_directly(func, call, takes_any=True)
         _declare_numbers(function, placed)
         return function
@@ -492,6 +504,19 @@ def dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, ob
     if args and (func in RESHAPING or _bare_name(func) in _RESHAPING_NAMES):
         return _tensor.reshaping(lambda *args: _dispatch(func, args, kwargs))(*args)
     return _dispatch(func, args, kwargs)
+
+
+@implements(_tensor)
+def computed_into(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+    """The result of `func` with the argument `out`, if nothing requires grad; else None."""
+    if is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs))):
+        return None
+    with DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+    for out in tensors_in(kwargs["out"]):
+        if isinstance(out, _tensor.Tensor):
+            _tensor.forget_layout(out)
+    return result
 
 
 def _bare_name(func: TorchFunction) -> str:
