@@ -297,7 +297,7 @@ def layer_norm(
     return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
-@overridable
+@composed
 def rms_norm(
     input: T, normalized_shape: list[int], weight: T | None = None, eps: float | None = None
 ) -> T:
@@ -307,7 +307,7 @@ def rms_norm(
     return _composed.rms_norm(input, normalized_shape, weight, eps)
 
 
-@overridable
+@composed
 def normalize(
     input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: T | None = None
 ) -> T:
@@ -335,13 +335,13 @@ def one_hot(tensor: T, num_classes: int = -1) -> T:
         return torch._C._nn.one_hot(tensor, num_classes)
 
 
-@overridable
+@composed
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """The cosine of the angle between rows; see `nnmirror.rules.composed.cosine_similarity`."""
     return _composed.cosine_similarity(x1, x2, dim, eps)
 
 
-@overridable
+@composed
 def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> T:
     """The p-norm of the difference of rows; see `nnmirror.rules.composed.pairwise_distance`."""
     return _composed.pairwise_distance(x1, x2, p, eps, keepdim)
@@ -946,7 +946,7 @@ def kl_div(
     return loss
 
 
-@overridable
+@composed
 def poisson_nll_loss(
     input: T,
     target: T,
@@ -1025,7 +1025,7 @@ def hinge_embedding_loss(
     return _composed.hinge_embedding_loss(input, target, margin, reduction_number(reduction))
 
 
-@overridable
+@composed
 def margin_ranking_loss(
     input1: T,
     input2: T,
@@ -1047,7 +1047,7 @@ def margin_ranking_loss(
     return _composed.margin_ranking_loss(input1, input2, target, margin, number)
 
 
-@overridable
+@composed
 def cosine_embedding_loss(
     input1: T,
     input2: T,
@@ -1064,7 +1064,7 @@ def cosine_embedding_loss(
     return _composed.cosine_embedding_loss(input1, input2, target, margin, number)
 
 
-@overridable
+@composed
 def triplet_margin_loss(
     anchor: T,
     positive: T,
@@ -1089,7 +1089,7 @@ def triplet_margin_loss(
     return _composed.triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, number)
 
 
-@overridable
+@composed
 def soft_margin_loss(
     input: T,
     target: T,

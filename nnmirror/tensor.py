@@ -271,7 +271,7 @@ LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 
 # Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
 # knows where it is allowed.
-UNASKED: set[type] = {torch.Tensor, bool, float, int}
+UNASKED: set[type] = {torch.Tensor, bool, float, int, torch.device, torch.dtype}
 
 
 def answer_directly(func: TorchFunction, found: TorchFunction, takes_any: bool = False) -> None:
@@ -402,7 +402,7 @@ def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: boo
 
     @functools.wraps(func)
     def method(self: object, *args: object, **kwargs: object) -> Any:
-        if type(self) in UNASKED and _is_asked() and not (kwargs and takes_any):
+        if type(self) in UNASKED and _is_asked():
             if with_keywords is not None:
                 given = (self, *args, *kwargs.values())
                 try:
@@ -411,18 +411,16 @@ def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: boo
                     met = None
                 if met is not None:
                     return met[0]
-            for arg in args:
-                if type(arg) not in UNASKED:
-                    break
-            else:
-                try:
-                    if not kwargs:
-                        if args or not takes_any:
-                            return found(self, *args)
-                    elif all(type(arg) in UNASKED for arg in kwargs.values()):
+            if not takes_any or (args and not kwargs):
+                given = (*args, *kwargs.values()) if kwargs else args
+                for arg in given:
+                    if type(arg) not in UNASKED:
+                        break
+                else:
+                    try:
                         return found(self, *args, **kwargs)
-                except TypeError:
-                    pass  # as in torch's error
+                    except TypeError:
+                        pass  # as in torch's error
         return _called_by_torch(func, self, args, kwargs)
 
     return method

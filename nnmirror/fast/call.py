@@ -228,6 +228,8 @@ class Text:
             return [*conditions, *self.of_layout(a, i, arg)]
         if arg is None or kind is bool:
             return [f"{a} is not {arg}"]
+        if kind in _SINGLETONS:
+            return [f"{a} is not {self.constant('value', i, arg)}"]
         if kind is float and self.numbers_vary:
             return [f"type({a}) is not float"]
         if names_size(arg, self.sizes):
@@ -606,6 +608,7 @@ def _versions_of(node: str, versions: Sequence[str]) -> list[str]:
 
 
 _LITERALS = (bool, int, str)
+_SINGLETONS = (torch.dtype, torch.layout, torch.memory_format)
 _NUMBERS = (int, float)
 
 

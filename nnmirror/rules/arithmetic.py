@@ -191,7 +191,7 @@ class Reciprocal(Rule):
         return -g * (result * result)
 
 
-@composite(T.__rdiv__, T.__rtruediv__, directly=True)
+@composite(T.__rdiv__, T.__rtruediv__)
 def rdiv(input: T, other: T | Number) -> T:
     """other / x, which PyTorch computes as (1 / x) * other"""
     if not isinstance(other, T | numbers.Number) and not hasattr(other, "__torch_function__"):
@@ -287,7 +287,7 @@ def float_power_(input: T, exponent: T | Number) -> T:
     return T.pow_(input, _in_double(exponent))
 
 
-@composite(torch.square, T.square)
+@composite(torch.square, T.square, repeats=True)
 def square(input: T) -> T:
     return record(Pow, (input, 2))[0]
 

@@ -19,7 +19,7 @@ from ..tape import record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
 from .elementwise import Exp, Log, Rsqrt, Where, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum
-from .registry import composed, unplaced
+from .registry import Rule, composed, unplaced
 from .shape import broadcast_tensors, to
 
 T = torch.Tensor
@@ -57,7 +57,26 @@ def _are_tensors(func: TorchFunction, args: tuple[object, ...], count: int) -> N
 # -- distances -------------------------------------------------------------------------------
 
 
-@composed(torch.cosine_similarity)
+class CloneAtLeast(Rule):
+    """z = max(x, least), with the gradient of a copy of x:  dx = g
+
+    As PyTorch's, which copies the length and then changes the copy without recording it.
+    """
+
+    @staticmethod
+    def forward(input: T, least: float) -> T:
+        return input.clone().clamp_min_(least)
+
+    @staticmethod
+    def d_input(g: T) -> T:
+        return g
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "CloneBackward0"
+
+
+@composed(torch.cosine_similarity, repeats=True)
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """z = sum of (x / |x|) (y / |y|) along dim, the lengths at least eps
 
@@ -70,24 +89,26 @@ def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     x1, x2 = (x if x.is_floating_point() else x.to(dtype) for x in (x1, x2))
     if x1.shape != x2.shape:
         x1, x2 = broadcast_tensors(x1, x2)
-    # Cloned, as they are changed in place without recording.
-    sizes = [record(LinalgVectorNorm, (x, 2, dim, True, None))[0].clone() for x in (x1, x2)]
-    with DisableTorchFunctionSubclass(), torch.no_grad():
-        for size in sizes:
-            size.clamp_min_(eps)
+    lengths = [record(LinalgVectorNorm, (x, 2, dim, True, None))[0] for x in (x1, x2)]
+    sizes = [record(CloneAtLeast, (length, eps))[0] for length in lengths]
     other = div(x2, sizes[1])
     return (div(x1, sizes[0]) * other).sum(dim)
 
 
-@composed(torch.pairwise_distance)
+class Norm(LinalgVectorNorm):
+    """As LinalgVectorNorm, under the name that it has in PyTorch's `pairwise_distance`."""
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "NormBackward1"
+
+
+@composed(torch.pairwise_distance, repeats=True)
 def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bool = False) -> T:
     """z = the p-norm of x - y + eps along the last dimension"""
     _are_tensors(torch.pairwise_distance, (x1, x2, p, eps, keepdim), 2)
     difference = sub(x1, x2) + eps
-    norm, node = record(LinalgVectorNorm, (difference, p, [difference.dim() - 1], keepdim, None))
-    if node is not None:
-        node.label = "NormBackward1"
-    return norm
+    return record(Norm, (difference, p, [difference.dim() - 1], keepdim, None))[0]
 
 
 # -- losses of distances ---------------------------------------------------------------------
@@ -202,7 +223,7 @@ def poisson_nll_loss(
 # -- a normalisation -------------------------------------------------------------------------
 
 
-@composed(torch.rms_norm)
+@composed(torch.rms_norm, repeats=True)
 def rms_norm(
     input: T, normalized_shape: Sequence[int], weight: T | None = None, eps: float | None = None
 ) -> T:

@@ -284,7 +284,7 @@ def rows_of_one_matrix(x: T) -> bool:
     )
 
 
-@composite(torch.matmul, T.matmul, T.__matmul__, directly=True, repeats=True)
+@composite(torch.matmul, T.matmul, T.__matmul__, repeats=True)
 def matmul(input: T, other: T) -> T:
     """`input @ other` for any numbers of dimensions, by matrix products."""
     a, b = input, other
@@ -363,7 +363,7 @@ def inner(input: T, other: T) -> T:
     return tensordot(input, other, ([-1], [-1]))
 
 
-@composite(torch.tensordot)
+@composite(torch.tensordot, repeats=True)
 def tensordot(a: T, b: T, dims: int | Sequence[Sequence[int]] | T = 2, out: T | None = None) -> T:
     """The product of two tensors, summed over pairs of dimensions: one matrix product."""
     with DisableTorchFunctionSubclass(), torch.no_grad():

@@ -54,7 +54,7 @@ class Sum(Rule):
         return g.expand(input_shape) if dim is None else expand_back(g, input_shape, dim, keepdim)
 
 
-@composite(T.sum_to_size)
+@composite(T.sum_to_size, repeats=True)
 def sum_to_size(input: T, *size: Any) -> T:
     """The sum over the dimensions that broadcasting from `size` would make or repeat."""
     sizes = size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size
@@ -180,7 +180,7 @@ def _spread(function: type[Rule], *funcs: TorchFunction) -> None:
         dim = () if dim == [] else dim
         return record(function, (input, dim, correction, given.get("keepdim", False)))[0]
 
-    composite(*funcs)(call)
+    composite(*funcs, repeats=True)(call)
 
 
 _spread(Var, torch.var, T.var)
@@ -225,7 +225,7 @@ def norm_grad(g: T, x: T, z: T, p: float, dim: Dims, keepdim: bool) -> T | None:
     return dx
 
 
-@composite(torch.linalg.vector_norm)
+@composite(torch.linalg.vector_norm, repeats=True)
 def vector_norm(
     x: T,
     ord: Number = 2,
@@ -238,7 +238,7 @@ def vector_norm(
     return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
 
 
-@composite(torch.norm, T.norm)
+@composite(torch.norm, T.norm, repeats=True)
 def norm(
     input: T,
     p: Number | str | None = "fro",
@@ -488,7 +488,7 @@ class Nansum(Rule):
         return expand_back(g, input.shape, dim, keepdim) * input.isnan().logical_not()
 
 
-@composite(torch.nanmean, T.nanmean)
+@composite(torch.nanmean, T.nanmean, repeats=True)
 def nanmean(
     input: T, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> T:
@@ -514,7 +514,7 @@ class Dist(Rule):
         return None if dx is None else -dx
 
 
-@composite(torch.linalg.matrix_norm)
+@composite(torch.linalg.matrix_norm, repeats=True)
 def matrix_norm(
     A: T,
     ord: Number | str = "fro",
@@ -541,7 +541,7 @@ def matrix_norm(
     return (torch.amax if ord > 0 else torch.amin)(sums, second, keepdim)
 
 
-@composite(torch.linalg.norm)
+@composite(torch.linalg.norm, repeats=True)
 def linalg_norm(
     A: T,
     ord: Number | str | None = None,

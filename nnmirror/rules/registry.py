@@ -145,7 +145,7 @@ class Recorded:
         self.function = function
         self.func = func
         if function.formulas is None:
-            parameters = list(inspect.signature(function.forward).parameters.values())[1:]
+            parameters = _parameters(function.forward)[1:]
         else:
             parameters = function.formulas.parameters
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -181,6 +181,10 @@ class Recorded:
         if "out" not in kwargs and len(self.behind) < _MOST_KEYS:
             self.behind[key] = list(zip(names, self.defaults, strict=True))[len(args) :]
         return tuple(values)
+
+
+def _parameters(function: TorchFunction) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
 _MOST_KEYS = 64
@@ -254,18 +258,18 @@ def stands_for(func: TorchFunction, *rest: object) -> Callable[[F], F]:
     return register
 
 
-def composite(
-    *funcs: TorchFunction, directly: bool = False, repeats: bool = False
-) -> Callable[[C], C]:
+def composite(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
     """Replace each of `funcs` by the decorated function, which consists of recorded operations.
 
-    `directly`: methods among them are called without torch's dispatch, like those with a rule.
+    Methods among them are called without torch's dispatch, like those with a rule.
+
     `repeats`: what a call records follows from its arguments, but not from the numbers in tensors,
     and is generated once it repeats (see `nnmirror.fast.composed`).
     """
 
     def register(function: C) -> C:
         called = function
+        takes_any = any(p.kind is p.VAR_POSITIONAL for p in _parameters(function))
         if numbers_of(funcs[0])[1]:
 
             @functools.wraps(function)
@@ -277,19 +281,18 @@ def composite(
             called = remembered(called)
         for func in funcs:
             handle(func, called)
-            if directly:
-                _tensor.answer_directly(func, called, takes_any=True)
+            _tensor.answer_directly(func, called, takes_any)
         return called  # type: ignore[no-any-return]
 
     return register
 
 
-def composed(func: TorchFunction) -> Callable[[C], C]:
-    """`composite(func)` for a loss or a distance; inside PyTorch's transforms it is left to
-    PyTorch."""
+def composed(func: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
+    """`composite(func, repeats=repeats)` for a loss or a distance; inside PyTorch's transforms it
+    is left to PyTorch."""
 
     def register(function: C) -> C:
-        @composite(func)
+        @composite(func, repeats=repeats)
         @functools.wraps(function)
         def call(*args: object, **kwargs: object) -> Any:
             if is_left_to_torch(args, kwargs):

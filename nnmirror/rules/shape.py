@@ -51,7 +51,7 @@ class View(Rule):
         return g.reshape(input_shape)
 
 
-@composite(T.view, directly=True, repeats=True)
+@composite(T.view, repeats=True)
 def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T:
     if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
         dtype = kwargs.get("dtype", size[0] if size else None)
@@ -63,7 +63,7 @@ def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T
     return record(View, (input, *size))[0]
 
 
-@composite(T.view_as, directly=True)
+@composite(T.view_as)
 def view_as(input: T, other: T) -> T:
     if type(input) is T and not input.requires_grad:  # only the other one is tracked
         with DisableTorchFunctionSubclass():
@@ -118,14 +118,14 @@ class Clone(Rule):
 rule(torch.clone, T.clone)(Clone)
 
 
-@composite(T.contiguous, directly=True)
+@composite(T.contiguous)
 def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_format) -> T:
     if input.is_contiguous(memory_format=memory_format):
         return input
     return record(Clone, (input, memory_format))[0]
 
 
-@composite(torch.reshape, T.reshape, directly=True, repeats=True)
+@composite(torch.reshape, T.reshape, repeats=True)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
     with DisableTorchFunctionSubclass():
@@ -146,7 +146,7 @@ def reshape_as(input: T, other: T) -> T:
     return reshape(input, tuple(other.shape))
 
 
-@composite(torch.flatten, T.flatten, directly=True, repeats=True)
+@composite(torch.flatten, T.flatten, repeats=True)
 def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     target = input.detach().flatten(start_dim, end_dim).shape
     if target == input.shape:
@@ -154,12 +154,12 @@ def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     return reshape(input, tuple(target))
 
 
-@composite(torch.ravel, T.ravel)
+@composite(torch.ravel, T.ravel, repeats=True)
 def ravel(input: T) -> T:
     return reshape(contiguous(input), (-1,))
 
 
-@composite(torch.unflatten, T.unflatten)
+@composite(torch.unflatten, T.unflatten, repeats=True)
 def unflatten(input: T, dim: int, sizes: Sequence[int]) -> T:
     return record(View, (input, tuple(input.detach().unflatten(dim, sizes).shape)))[0]
 
@@ -239,7 +239,7 @@ def transpose(input: T, dim0: int, dim1: int) -> T:
     return record(Transpose, (input, dim0, dim1))[0]
 
 
-@composite(T.mT.__get__, T.mH.__get__, torch.adjoint, T.adjoint)  # type: ignore[attr-defined]
+@composite(T.mT.__get__, T.mH.__get__, torch.adjoint, T.adjoint, repeats=True)  # type: ignore[attr-defined]
 def mT(input: T) -> T:
     if input.dim() == 0:
         return input
@@ -305,7 +305,7 @@ class Permute(Rule):
         return g.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
-@composite(torch.permute, T.permute, directly=True, repeats=True)
+@composite(torch.permute, T.permute, repeats=True)
 def permute(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -334,17 +334,17 @@ def expand(input: T, size: Sequence[int]) -> T:
     return record(Expand, (input, tuple(size)))[0]
 
 
-@composite(T.expand, directly=True, repeats=True)
+@composite(T.expand, repeats=True)
 def expand_method(input: T, *size: int | Sequence[int], **kwargs: Any) -> T:
     return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
 
 
-@composite(T.expand_as, directly=True)
+@composite(T.expand_as)
 def expand_as(input: T, other: T) -> T:
     return expand(input, other.shape)
 
 
-@composite(torch.broadcast_to, T.broadcast_to)
+@composite(torch.broadcast_to, T.broadcast_to, repeats=True)
 def broadcast_to(input: T, size: Sequence[int]) -> T:
     return expand(input, size)
 
@@ -717,12 +717,12 @@ class Repeat(Rule):
         return g.sum(copies) if copies else g
 
 
-@composite(T.repeat)
+@composite(T.repeat, repeats=True)
 def repeat(input: T, *repeats: int | Sequence[int], **kwargs: object) -> T:
     return record(Repeat, (input, kwargs["repeats"] if "repeats" in kwargs else _sizes(repeats)))[0]
 
 
-@composite(torch.tile, T.tile)
+@composite(torch.tile, T.tile, repeats=True)
 def tile(input: T, *dims: int | Sequence[int], **kwargs: Any) -> T:
     sizes = tuple(kwargs["dims"] if "dims" in kwargs else _sizes(dims))
     return record(Repeat, (input, (1,) * (input.dim() - len(sizes)) + sizes))[0]
@@ -753,7 +753,7 @@ class Flip(Rule):
         return g.flip(dims)
 
 
-@composite(torch.flip, T.flip, directly=True)
+@composite(torch.flip, T.flip, repeats=True)
 def flip(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -888,8 +888,13 @@ class ToCopy(Rule):
     """z = x in another dtype or on another device:  dx = g converted back"""
 
     @staticmethod
-    def forward(input: T, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> T:
-        return input.to(*args, **dict(kwargs))
+    def forward(
+        input: T,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> T:
+        return T.to(input, device, dtype, copy=True, memory_format=memory_format)
 
     @staticmethod
     def how(input: T, *_: object) -> tuple[torch.dtype, torch.device]:
@@ -903,19 +908,30 @@ class ToCopy(Rule):
 
 @composite(T.to)
 def to(input: T, *args: Any, **kwargs: Any) -> T:
+    if len(args) == 1 and not kwargs:  # the usual cases, of which most change nothing
+        (wanted,) = args
+        if type(wanted) is torch.dtype:
+            if wanted is input.dtype:
+                return input
+            if wanted.is_floating_point:
+                return record(ToCopy, (input, wanted))[0]
+        elif type(wanted) in (str, torch.device) and torch.device(wanted) == input.device:
+            return input
     plain = input.detach()
-    args, kwargs = plain_values(args), plain_values(kwargs)
-    moved = plain.to(*args, **kwargs)
+    moved = plain.to(*plain_values(args), **plain_values(kwargs))
     if moved is plain:
         return input
     if not (moved.is_floating_point() or moved.is_complex()):
         return moved
-    return record(ToCopy, (input, args, tuple(kwargs.items())))[0]
+    memory_format = kwargs.get("memory_format") or torch.preserve_format
+    return record(ToCopy, (input, moved.dtype, moved.device, memory_format))[0]
 
 
 def _caster(method: TorchFunction, dtype: torch.dtype) -> None:
     @composite(method)
     def cast(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
+        if memory_format is torch.preserve_format:
+            return to(input, dtype)
         return to(input, dtype, memory_format=memory_format)
 
 
@@ -947,6 +963,8 @@ def type_(input: T, dtype: torch.dtype | str | None = None, non_blocking: bool =
 
 @composite(T.cpu)
 def cpu(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
+    if memory_format is torch.preserve_format and input.is_cpu:
+        return input
     return to(input, "cpu", memory_format=memory_format)
 
 
@@ -981,14 +999,14 @@ class DiagonalCopy(Rule):
         return "DiagonalBackward0_copy"
 
 
-@composite(torch.diag, T.diag)
+@composite(torch.diag, T.diag, repeats=True)
 def diag(input: T, diagonal: int = 0) -> T:
     if input.dim() == 1:
         return record(DiagEmbed, (input, diagonal))[0]
     return record(DiagonalCopy, (input, diagonal))[0]
 
 
-@composite(torch.diagflat, T.diagflat)
+@composite(torch.diagflat, T.diagflat, repeats=True)
 def diagflat(input: T, offset: int = 0) -> T:
     return diag(reshape(contiguous(input), (-1,)), offset)
 

@@ -91,7 +91,7 @@ def _log_softmax_grad(g: T, y: T, dim: int) -> T:
     return torch.addcmul(g, dx, g.sum(dim, keepdim=True), value=-1, out=dx)
 
 
-@composite(T.softmax)
+@composite(T.softmax, repeats=True)
 def softmax_method(
     input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
 ) -> T:
@@ -99,7 +99,7 @@ def softmax_method(
     return record(Softmax, (input if dtype is None else shape.to(input, dtype), dim))[0]
 
 
-@composite(T.log_softmax)
+@composite(T.log_softmax, repeats=True)
 def log_softmax_method(
     input: T, dim: Dims = None, dtype: torch.dtype | None = None, axis: int | None = None
 ) -> T:
