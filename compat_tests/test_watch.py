@@ -284,6 +284,47 @@ def test_by_hand_gives_the_records_of_the_tape(make):
     same(*found, "records")
 
 
+def test_a_bound_walk_that_differs_is_not_used(monkeypatch):
+    """Each comparison fails, so that the generic walk does all the work."""
+    monkeypatch.setattr(nnmirror.fast.binding, "same_layout_and_bits", lambda *_: False)
+    monkeypatch.setattr(nnmirror.fast, "after", 3)
+    torch.manual_seed(0)
+    model, x, t = plain(nn), torch.randn(4, 3), torch.randn(4, 2)
+    with nnmirror.watch(model) as w:
+        for _ in range(8):
+            nn.MSELoss()(model(x), t).backward()
+    assert len({r.grad for r in w.records if r.layer == "3"}) == 1
+
+
+LAYERS_WITHOUT_WEIGHTS_THAT_TRAIN = {
+    "Dropout": lambda: nn.Dropout(),
+    "MaxPool2d": lambda: nn.MaxPool2d(2),
+    "LayerNorm": lambda: nn.LayerNorm(4).requires_grad_(False),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(3).requires_grad_(False),
+    "Softmax": lambda: nn.Softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_WITHOUT_WEIGHTS_THAT_TRAIN)
+def test_by_hand_through_layers_that_do_not_train(name):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = LAYERS_WITHOUT_WEIGHTS_THAT_TRAIN[name]()
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Net()
+    x, found = torch.randn(2, 3, 4, 4), []
+    for watched in (False, True, True):
+        torch.manual_seed(0)
+        with nnmirror.watch(model) if watched else contextlib.nullcontext():
+            found.append(model.layer.backward(torch.ones_like(model(x))))
+    same(found[0], found[1], "unwatched and watched")
+    same(found[0], found[2], "unwatched and watched")
+
+
 def test_by_hand_without_the_tape():
     """The records of training without requires_grad, by model.forward and model.backward."""
     found = []

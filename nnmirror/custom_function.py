@@ -25,9 +25,9 @@ from .tape import (
     forward_mode,
     in_transform,
     is_differentiable,
-    meta_of,
     noted,
     noting,
+    outputs_of,
     refuse_tangents,
     refuse_transform,
     track,
@@ -109,7 +109,7 @@ def _applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
                     result = _apart(result, args)
                 result = track(node, i, result, args, not single, None)
             made.append(result)
-        node.outputs = [meta_of(o) for o in made]
+        node.outputs = outputs_of(made)
         if tracked and single and not node.dirty and type(made[0]) is _tensor.Tensor:
             _sign_users_call(node, args, made[0])
         # What was marked is an output, which leads to the node: kept, it would be a cycle.

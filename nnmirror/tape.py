@@ -136,7 +136,7 @@ def record(
     `nnmirror.overrides`).
     """
     if _state.taps and noting.notes:
-        return noted(record, function, args, inplace, asks)
+        return noted(record, function, args, inplace, asks, for_layer)
     if function.exact is not None:
         function = _exact.chosen(function)
     mode = _override.mode if _state.own_grad_mode else None  # is_grad_enabled, without the call
@@ -416,7 +416,7 @@ def _recorded_anew(
             out = made if isinstance(out, list) else tuple(made)
         else:
             out = track(node, 0, out, args, False, change)
-    node.outputs = [meta_of(o) for o in out] if isinstance(out, _MANY) else (meta_of(out),)
+    node.outputs = outputs_of(out)
     if call is not None:
         is_new = is_new and function.is_rule and not function.is_inplace
         give_signature(node, call, args, out, is_new and type(out) is _tensor.Tensor)

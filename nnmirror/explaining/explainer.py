@@ -19,8 +19,8 @@ from .. import tape as _tape
 from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Args, Kwargs, TorchFunction
+from ..bits import same_layout_and_bits
 from ..fast import source, writer
-from ..fast.binding import same_bits
 from ..fast.shorter import WORDS, Called, without_unneeded
 from ..gradients import expect_tracked, make_grads
 from ..modules.module import Module
@@ -346,7 +346,7 @@ class Writer(writer.Writer):
         backward = source.Compiled(text, "backward", "explanation", {})
         computed = backward.function(**given)
         for name, grad in gradients.items():
-            if not same_bits(computed[name], grad):
+            if not same_layout_and_bits(computed[name], grad):
                 raise RuntimeError(
                     f"nnmirror.explain: the source that was written gives {name} another gradient"
                     " than the walk; please open an issue that shows this:\n" + text

@@ -20,6 +20,7 @@ from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
 from ..accumulate import accumulate, accumulating, add_to_grad
+from ..bits import same_layout_and_bits
 from ..constants import constant
 from ..exact import mode as exact
 from ..node import Edge, Node, Target
@@ -381,7 +382,7 @@ def _is_right_part(
 
         def compare(target: object, index: int, other: torch.Tensor) -> None:
             to, at = targets[len(alike)] if left else (None, 0)
-            alike.append(to is target and at == index and same_bits(left.pop(), other))
+            alike.append(to is target and at == index and same_layout_and_bits(left.pop(), other))
 
         _bound.by_steps(part, node, grad, progress, compare)
     part.trusted = all(alike) and not left
@@ -537,7 +538,7 @@ def is_right(
     alike: list[bool] = []
 
     def compare(leaf: object, other: torch.Tensor | None) -> None:
-        alike.append(same_bits(held.pop(id(leaf)), other))
+        alike.append(same_layout_and_bits(held.pop(id(leaf)), other))
 
     # Each gradient is compared when it comes, and both are dropped: two whole sets of them would
     # need twice the memory of a step.
@@ -595,24 +596,3 @@ def quietly() -> Iterator[None]:
 
 
 _IGNORE = ("ignore", None, Warning, None, 0)
-
-
-def same_bits(grad: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """The same layout and the same bits, except the payload of a NaN."""
-    if grad.is_meta:
-        return True
-    if other is None or grad.shape != other.shape or grad.stride() != other.stride():
-        return False
-    if grad.dtype is not other.dtype:
-        return False
-    if torch.equal(grad, other):
-        return True
-    if not grad.dim():
-        return bool(grad.isnan() and other.isnan())
-    # Perhaps there are NaNs. In pieces, as this takes new memory.
-    pieces = (grad.numel() >> 16) + 1
-    return all(
-        torch.equal(nan := a.isnan(), b.isnan())
-        and torch.equal(a.masked_fill(nan, 0), b.masked_fill(nan, 0))
-        for a, b in zip(grad.chunk(pieces), other.chunk(pieces), strict=True)
-    )

@@ -142,9 +142,9 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     stored_with = sign.of_family() or sign
     kept = stored_with.calls.get(what)
     if kept is None:
-        kept = _nothing, None, itertools.count(1), _MOST, None
+        kept = _nothing, None, True, itertools.count(1), _MOST, None
         keep_written(stored_with, what, kept)
-    _, _, misses, left, before = kept
+    *_, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
     with _noting() as noted:
@@ -163,7 +163,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
         is_other = before is not None and sample is not None and before[0] != sample[0]
         if sample is None or (is_other and is_same(before[1:], sample[1:])):
             found = text.made(), signs
-    keep_written(stored_with, what, (*found, itertools.count(1), left - 1, sample))
+    keep_written(stored_with, what, (*found, True, itertools.count(1), left - 1, sample))
     return out
 
 

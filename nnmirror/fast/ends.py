@@ -16,12 +16,13 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._upcalls import implements
+from ..bits import same_layout_and_bits
 from ..node import Edge, Node, Target
 from ..running import Progress
 from ..tensor import bare
 from . import source
 from . import writer as _writer
-from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
+from .binding import have_missed, is_observed, key_of, quietly, walks_for
 from .shorter import Unbindable, memory_of
 
 T = torch.Tensor
@@ -108,7 +109,7 @@ def _tried(
     expected = _by_slot(only, more) | {k: g for k, g in given.items() if g is not None}
     results = _by_slot(only, *run)
     is_right = results.keys() == expected.keys() and all(
-        same_bits(result, expected[slot]) for slot, result in results.items()
+        same_layout_and_bits(result, expected[slot]) for slot, result in results.items()
     )
     return True, is_right
 

@@ -21,12 +21,13 @@ from .. import walk as _walk
 from .._state import sequence as _sequence
 from .._torch import EnableTorchFunction
 from .._upcalls import implements
+from ..bits import same_layout_and_bits
 from ..node import Edge, Node
 from ..running import Progress, dependencies
 from ..tensor import bare
 from . import source
 from . import writer as _writer
-from .binding import have_missed, is_observed, key_of, quietly, same_bits, walks_for
+from .binding import have_missed, is_observed, key_of, quietly, walks_for
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
@@ -378,7 +379,7 @@ def _same(a: T, b: T) -> bool:
     return (
         type(a) is type(b)
         and (a.shape, a.dtype) == (b.shape, b.dtype)
-        and same_bits(a.detach(), b.detach())
+        and same_layout_and_bits(a.detach(), b.detach())
     )
 
 

@@ -67,8 +67,8 @@ Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device
 # A recorded call: the result, and the node.
 Made: TypeAlias = tuple[Any, "nnmirror.node.Node"]
 
-# A generated function, the signature or signatures that it is given, and more (see `keep_written`
-# in signing.py).
+# A generated function, the signature or signatures that it is given, whether exact mode may ask for
+# another one, and for a composed function what decides when it is written again (composed.py).
 Kept: TypeAlias = tuple[Any, ...]
 
 NO_CALLS: dict[object, Kept] = {}

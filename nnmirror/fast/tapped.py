@@ -130,7 +130,7 @@ def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
             return None
     if not bound.trusted:
         with quietly(), _only_trying():
-            distrust = partial(setattr, sign, "tapped", _state.taps)
+            distrust = partial(setattr, sign.walks, "tapped", _state.taps)
             if not is_right(bound, node, bound.start, distrust):
                 return None
 

@@ -29,7 +29,8 @@ The package's own tests use them (`compat_tests/parity.py`). Nothing of `torch.n
 you pass what to compare with.
 """
 
-from .compare import Tolerance, assert_same, same_bits, units_apart
+from ..bits import same_bits
+from .compare import Tolerance, assert_same, units_apart
 from .gradients import GradcheckError, gradcheck
 from .outcome import Outcome, assert_same_outcome, normal, outcome
 from .parity import assert_parity

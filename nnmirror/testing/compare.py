@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..bits import differing_bits, same_bits
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -52,7 +54,7 @@ class Tolerance:
     def exceeded(self, expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
         """Where two floating-point tensors of one shape and dtype differ by more than this."""
         if self.is_bitwise:
-            return _differing_bits(expected, actual)
+            return differing_bits(expected, actual)
         distance = _distance(expected, actual)
         if self.units is not None:
             return distance / _unit(expected, self.eps, self.largest) > self.units
@@ -125,24 +127,6 @@ def normal(message: str) -> str:
     message = re.sub(r"\btorch\.nn\.parameter\.|\bnnmirror\.parameter\.", "", message)
     message = message.replace("nnmirror.tensor.Tensor", "torch.Tensor")
     return re.sub(r"\btorch\.(nn|optim)\b|\bnnmirror(\.optim)?\b", "nnmirror", message).strip()
-
-
-def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
-    """Equal, zeros of the same sign, and NaN where the other is NaN."""
-    if expected.is_complex() and actual.is_complex():
-        return same_bits(torch.view_as_real(expected), torch.view_as_real(actual))
-    if not (expected.is_floating_point() and expected.dtype is actual.dtype):
-        return torch.equal(expected, actual)
-    if expected.shape != actual.shape:
-        return False
-    e, a = expected.detach(), actual.detach()
-    integer = None if e.is_neg() or a.is_neg() else _INTEGERS.get(e.element_size())
-    if integer is not None and torch.equal(e.view(integer), a.view(integer)):
-        return True  # the usual case; a NaN may have other bits
-    return not _differing_bits(e, a).any()
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def units_apart(
@@ -275,19 +259,13 @@ def _off(distance: float, unit: float) -> str:
     return f"{distance:.3g} ({distance / unit:.2g} units in the last place)"
 
 
-def _differing_bits(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    nans = e.isnan(), a.isnan()
-    differ = (e != a) | (e.signbit() != a.signbit())
-    return torch.where(nans[0] | nans[1], nans[0] != nans[1], differ)
-
-
 def _distance(e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     """|e - a| in float64: infinite if one is infinite or NaN and the other is not the same."""
     if e.is_complex():
         e, a = torch.view_as_real(e), torch.view_as_real(a)
     distance = (e.double() - a.double()).abs()
     # Anything that is not a difference of two numbers is NaN or infinite already.
-    alike = ~_differing_bits(e, a)
+    alike = ~differing_bits(e, a)
     return torch.where(alike, 0.0, distance.nan_to_num(nan=float("inf"), posinf=float("inf")))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from .._types import IndexLike
+from ..bits import same_bits
 from ..grad_mode import enable_grad
 from ..parameter import Parameter
-from .compare import Tolerance, named_tensors, place, same_bits
+from .compare import Tolerance, named_tensors, place
 from .outcome import generator_states, set_generator_states
 from .subject import Subject, mapped, random_gradient
 
