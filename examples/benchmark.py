@@ -6,9 +6,9 @@
     python examples/benchmark.py --only DQN PPO           # the rows that are called so
     python examples/benchmark.py --only plain --compile   # with torch.compile beside it
 
-The rows are in nets.py, tutorials.py, updates.py, loops.py and sizes.py. Both libraries
-(contenders) run in turn, some steps each, many times over; a ratio is taken within each turn, and
-what is shown is the median of the ratios and their quartiles. So a machine that is slow for a while
+The rows are in the directory rows. Both libraries (contenders) run in turn, some steps each, many
+times over; a ratio is taken within each turn, and what is shown is the median of the ratios and
+their quartiles. So a machine that is slow for a while
 is slow for both. One thread, but for the group "threads". Each row is measured in a process of its
 own, and so is each peak of memory; with `--quick`, the variants of a row share a process.
 
@@ -40,15 +40,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import floors
-import loops  # noqa: F401  (declares its rows)
-import nets
-import sizes  # noqa: F401
 import torch
 import torch.optim
-import tutorials  # noqa: F401
-import updates  # noqa: F401
-from nets import GROUPS, Row
+from rows import floors, loops, nets, sizes, tutorials, updates  # noqa: F401  (declare their rows)
+from rows.nets import GROUPS, Row
 from tqdm import tqdm
 
 import nnmirror

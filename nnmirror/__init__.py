@@ -44,11 +44,11 @@ from .bridge import from_torch, to_torch
 from .exact import table as _table  # noqa: F401  it attaches the exact forms to the rules
 from .exact.mode import exact, is_exact, set_exact
 from .explain import explain
-from .fast import binding as _binding  # noqa: F401  walks are bound
-from .fast import ends as _ends  # noqa: F401  those to given ends
-from .fast import recorder as _recorder  # noqa: F401  calls of varying shape are recorded
-from .fast import replay as _replay  # noqa: F401  and recorded ones replayed
-from .fast import tapped as _tapped  # noqa: F401  and those of a graph that is watched
+from .fast import binding as _binding  # noqa: F401  walks from a loss are bound
+from .fast import ends as _ends  # noqa: F401  walks to given inputs
+from .fast import recorder as _recorder  # noqa: F401  calls of varying shape
+from .fast import replay as _replay  # noqa: F401  walks with create_graph
+from .fast import tapped as _tapped  # noqa: F401  walks of a watched graph
 from .function import Function
 from .grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .gradients import backward, grad

@@ -82,7 +82,6 @@ Gradients: TypeAlias = Callable[..., Sequence[T | None]]
 Back: TypeAlias = Callable[["nnmirror.node.Node", Any], tuple[T | None, ...]]
 
 RESULT = -1  # the place of a result; ~n for the n-th of several
-ONLY_RESULT = (RESULT,)
 _MOST_PLANS = 256  # stored for one rule
 _G = re.compile(r"g(\d+)")
 _RESULT_NAME = re.compile(r"result(\d*)")
@@ -457,8 +456,6 @@ class Formulas:
         if isinstance(plan, PlanOfMore):
             saved_names += [function.keeps[i] for i in plan.kept]
         plan.saves = tuple(saves)
-        if plan.saves == ONLY_RESULT and not isinstance(plan, PlanOfMore):
-            plan.saves = ONLY_RESULT  # itself: the one to be found
         plan.names = tuple(saved_names)
         if "how" in used:
             given["how"] = "how(*args)"

@@ -69,10 +69,10 @@ class Function:
     reads_data: bool = False  # backward depends on the numbers in the arguments of forward
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
+    counted_too: str = ""  # the node's other name for which `counted` holds too
     operands: tuple[int, ...] = ()  # where `forward` takes a number also as a tensor
     # Computes `forward` of the first two arguments, if the others have their defaults.
     operator: TorchFunction | None = None
-    counted_too: str = ""  # of a node with this other name
     named_by_types: bool = False  # label_of only asks for the types of arguments, or of a tuple's
     # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
     # in a recorded walk, since it determines where gradients of gradients are summed.
@@ -118,8 +118,8 @@ class Function:
 
     @classmethod
     def choose_for_any_size(cls, *args: Any) -> TorchFunction | None:
-        """The same for arguments whose first dimensions have another size; None if what their
-        gradients need depends on it."""
+        """The function for later calls whose arguments have other sizes, in any dimension or as an
+        integer; None for `forward`, and then each size has a plan of its own."""
         return None
 
     @classmethod

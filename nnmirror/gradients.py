@@ -154,7 +154,7 @@ def backward(
     if create_graph:
         _warn_of_cycle()
     elif inputs is None and grad_tensors is None and len(outputs) == 1:
-        retain = retain_graph is not None and _flag(retain_graph)
+        retain = _flag(retain_graph)
         if fast.enabled and not _here.is_plain:
             if _state.taps and walk_tapped(outputs[0], retain):
                 return
@@ -284,9 +284,9 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     raise NotImplementedError
 
 
-def _flag(value: SupportsIndex | None) -> bool:
+def _flag(value: SupportsIndex) -> bool:
     """retain_graph as PyTorch's engine converts it: an unsigned byte."""
-    number = 0 if value is None else operator.index(value)
+    number = operator.index(value)
     if not 0 <= number < 256:
         bound = "less than minimum" if number < 0 else "greater than maximum"
         raise OverflowError(f"unsigned byte integer is {bound}")

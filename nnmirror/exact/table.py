@@ -1,6 +1,6 @@
-"""The layers that have PyTorch's bits only in exact mode.
+"""The layers whose bits depend on exact mode.
 
-All others always have them. Importing the modules of exact forms here attaches them.
+All others have the same bits in both modes. Importing the modules of exact forms here attaches them.
 """
 
 from . import (  # noqa: F401

@@ -148,10 +148,7 @@ def _bound_from(node: Node, grad: torch.Tensor) -> _bound.BoundWalk:
 
 def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_graph: bool) -> bool:
     """Run it, and add what it finds to each leaf's `.grad`; False if the graph is another one."""
-    if bound.is_ours:
-        with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
-            found = bound.run(node, grad, retain_graph, accumulate)
-    else:
+    with _torch.AutoDispatchBelowAutograd():  # spares torch a check at each call
         found = bound.run(node, grad, retain_graph, accumulate)
     if found is None:
         return False

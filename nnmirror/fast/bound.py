@@ -70,8 +70,6 @@ class BoundWalk(Bound):
             self.start = writer.start
         self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
         self.uses = 0
-        # It runs no user code.
-        self.is_ours = all(node.function.is_rule for node in writer.whole)
         # Some of the leaves are torch's own tensors.
         self.meets_torch = any(_tensor.is_torchs(leaf) for leaf, _ in writer.arrivals.values())
 

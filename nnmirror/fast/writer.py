@@ -162,8 +162,8 @@ class Writer:
                 raise ChangedSince
             if node.taps and not self.takes_taps:
                 raise ChangedSince
-            if node.attributes is not None:
-                raise Unbindable  # the backward of a user's Function may return None
+            if not node.function.is_rule:
+                raise Unbindable  # a user's backward may return None, or keep what it was given
             if not self.is_part and node.indices and NO_FURTHER in node.indices:
                 raise Unbindable
         self.begin()
@@ -184,7 +184,7 @@ class Writer:
 
     def is_straight(self, node: Node) -> bool:
         """Does its step consist of the same calls each time, on tensors that have a memory?"""
-        if not node.function.is_rule or node.function.reads_data:
+        if node.function.reads_data:
             return False
         return all(t is None or t.layout is torch.strided for t in node._saved or ())
 
@@ -454,8 +454,6 @@ class Writer:
         self.alive += results
         memories = {memory_of(t) for t in [*slots, *results] if t is not None}
         self.handed_on |= memories
-        if not node.function.is_rule:  # user code may keep what it was given or returned
-            self.shared |= memories
         return results
 
     def added(self, held: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from nets import Built, row, sequential
 from torch.distributions import Categorical, Normal
+
+from .nets import Built, row, sequential
 
 
 @row("rl", "DQN, 4-128-128-2 by hand, SmoothL1Loss, AdamW, clipping, soft update")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nets import Built, row, sequential
+
+from .nets import Built, row, sequential
 
 
 def tanh(nn: Any, size: int) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from nets import Built, fit, row
+
+from .nets import Built, fit, row
 
 
 def warm(step: Callable[[], Any], *trained: Any) -> Built:

@@ -6,7 +6,8 @@ The data are random numbers of the shapes that the tutorials' have.
 from typing import Any
 
 import torch
-from nets import Built, fit, in_batches, relu, row, sequential
+
+from .nets import Built, fit, in_batches, relu, row, sequential
 
 
 @row("train", "linear regression, 3 weights, batch 32, SGD")

@@ -1,0 +1,1 @@
+"""What benchmark.py measures: each row a training step, written for either library."""
