@@ -648,3 +648,57 @@ def test_a_requested_result_with_a_hook(nn, optim):
         for asked in ([y], [y, w], [w, y], [w], [loss, y]):
             found += torch.autograd.grad(loss, asked, retain_graph=True)
     return found
+
+
+def _called_one_by_one(w):
+    """As lessons do: the gradient goes from node to node by hand."""
+    t = w * torch.tensor([1.0, 2.0])
+    y = t.exp().sum()
+    by_sum = y.grad_fn(torch.tensor(1.0))
+    by_exp = y.grad_fn.next_functions[0][0](by_sum)
+    by_mul = t.grad_fn(by_exp)
+    w.grad = None
+    leaf = t.grad_fn.next_functions[0][0]
+    return by_sum, by_exp, by_mul, [leaf(by_mul[0]), leaf(by_mul[0])], w.grad
+
+
+def _called_with_grad_mode_off(w):
+    with torch.no_grad():
+        return _called_one_by_one(w)
+
+
+def _freed(w):
+    y = w.exp()
+    y.sum().backward()
+    return y.grad_fn(torch.ones(2))
+
+
+CALLED = {
+    "one by one": _called_one_by_one,
+    "grad mode off": _called_with_grad_mode_off,
+    "several outputs": lambda w: w.split(1)[0].grad_fn(torch.ones(1), None),
+    "an output without a gradient": lambda w: w.max(0).values.grad_fn(torch.tensor(2.0)),
+    "no gradient": lambda w: (w * w).grad_fn(None),
+    "second derivative": lambda w: torch.autograd.grad((w**3).grad_fn(torch.ones(2)).sum(), w),
+    "too many": lambda w: w.exp().grad_fn(torch.ones(2), torch.ones(2)),
+    "a number": lambda w: w.exp().grad_fn(1.0),
+    "freed": _freed,
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+@parity
+def test_a_node_is_called(nn, optim, name):
+    return CALLED[name](nn.Parameter(torch.tensor([0.5, -1.0])))
+
+
+@parity
+def test_the_class_of_a_node_has_its_name(nn, optim):
+    """torchviz and the like print it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    names, todo = [], [nn.functional.mse_loss(model(torch.randn(2, 3)), torch.randn(2, 1)).grad_fn]
+    while todo:
+        node = todo.pop(0)
+        names.append((type(node).__name__, node.name(), callable(node)))
+        todo += [behind for behind, _ in node.next_functions if behind is not None]
+    return names

@@ -8,15 +8,17 @@ from typing import Any, Protocol, SupportsIndex, TypeAlias, TypeGuard, overload
 import torch
 
 from . import _state, _torch, fast
+from . import node as _node
 from . import tensor as _tensor
 from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
 from .double_backward import led_to
+from .grad_mode import is_grad_enabled
 from .node import AccumulateGrad, Edge, Node, Target
-from .tape import edge_of, meta_of
-from .walk import walk
+from .tape import edge_of, meta_of, run_recorded
+from .walk import unrecorded, walk
 
 
 def make_grads(
@@ -291,6 +293,34 @@ def _flag(value: SupportsIndex) -> bool:
         bound = "less than minimum" if number < 0 else "greater than maximum"
         raise OverflowError(f"unsigned byte integer is {bound}")
     return bool(number)
+
+
+@implements(_node)
+def run_by_itself(
+    node: Node, grads: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor | None]:
+    return _run(node, grads, create_graph=is_grad_enabled())
+
+
+@unrecorded
+def _run(
+    node: Node, grads: Sequence[torch.Tensor | None], create_graph: bool = False
+) -> Sequence[torch.Tensor | None]:
+    with DisableTorchFunctionSubclass():
+        if create_graph:
+            return run_recorded(node, grads, node.needs_input_grad)
+        return node.run([None if grad is None else grad.detach() for grad in grads])
+
+
+@implements(_node)
+def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor) -> None:
+    _accumulate(leaf, grad, create_graph=is_grad_enabled())
+
+
+@unrecorded
+def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, create_graph: bool = False) -> None:
+    with DisableTorchFunctionSubclass():
+        accumulate(leaf, grad, may_keep=False, create_graph=create_graph)
 
 
 def between(

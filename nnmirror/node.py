@@ -5,6 +5,7 @@ An edge leads to the node that made the input or, for a leaf, to the input itsel
 the `grad_fn` of the results of its call.
 """
 
+import functools
 import itertools
 import operator
 import re
@@ -65,7 +66,8 @@ class Node:
 
     For the rule: `save_for_backward`, `saved_tensors`, `needs_input_grad`. For users of a
     `grad_fn`, as in PyTorch: `name`, `next_functions`, `register_hook`, `register_prehook`,
-    `metadata`, and the attributes that a user's Function sets on its `ctx`.
+    `metadata`, a call with gradients of its outputs, and the attributes that a user's Function sets
+    on its `ctx`.
     """
 
     # Specific to each call. Slots, as every call sets them.
@@ -357,7 +359,8 @@ class Node:
     def shown(self) -> "Node":
         """The same, for users of the node."""
         self.as_seen()
-        self.__class__ = Shown
+        if not isinstance(self, Shown):
+            self.__class__ = _shown_as(bare(self.name()), self.attributes is None)
         return self
 
     @property
@@ -501,6 +504,53 @@ class Shown(Node):
             ) from None
 
 
+class _OfRule(Shown):
+    """The node of a rule, which can be called as in PyTorch."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, *grads: torch.Tensor | None
+    ) -> torch.Tensor | tuple[torch.Tensor | None, ...] | None:
+        """The gradients of its inputs, a tuple unless there is one, for those of its outputs.
+
+        With grad mode on they are recorded, as with `create_graph=True`. Hooks are not called.
+        """
+        places = [i for i, m in enumerate(self.outputs) if m is not None and m[1].is_floating_point]
+        if len(grads) != len(places):
+            raise TypeError(f"expected {len(places)} arguments, got {len(grads)} instead")
+        given: list[torch.Tensor | None] = [None] * len(self.outputs)
+        for i, grad in enumerate(grads):
+            if not (grad is None or isinstance(grad, torch.Tensor)):
+                raise TypeError(f"argument {i} is not a Variable")
+            given[places[i]] = grad
+        found: Sequence[torch.Tensor | None] = [None] * len(self.targets)
+        if any(grad is not None for grad in grads):
+            found = run_by_itself(self, given)
+        results = tuple([found[i] for i in self.inputs])
+        return results[0] if len(results) == 1 else results
+
+
+@functools.lru_cache(maxsize=1024)
+def _shown_as(name: str, is_of_rule: bool) -> type[Shown]:
+    """The class of nodes with this name, which PyTorch's have too."""
+    return type(name, (_OfRule if is_of_rule else Shown,), {"__slots__": ()})
+
+
+@upcall("nnmirror.gradients")
+def run_by_itself(
+    node: Node, grads: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor | None]:
+    """The gradients of its arguments for those of its outputs, recorded if grad mode is on."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.gradients")
+def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor) -> None:
+    """Add `grad` to `leaf.grad`."""
+    raise NotImplementedError
+
+
 class Unrecorded(Node):
     """The ctx of a call with grad mode off: it saves nothing."""
 
@@ -533,6 +583,11 @@ class AccumulateGrad:
         self.variable = variable
 
     next_functions: tuple[()] = ()
+
+    def __call__(self, grad: torch.Tensor) -> tuple[()]:
+        """Add `grad` to the leaf's `.grad`, without hooks."""
+        accumulate_by_itself(self.variable, grad)
+        return ()
 
     def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn((), grad_outputs)` runs after the gradient has been added to `.grad`."""

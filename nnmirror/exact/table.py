@@ -1,6 +1,6 @@
 """The layers whose bits depend on exact mode.
 
-All others have the same bits in both modes. Importing the modules of exact forms here attaches them.
+All others have the same bits in both modes. Importing the modules of exact forms attaches them.
 """
 
 from . import (  # noqa: F401
