@@ -415,3 +415,49 @@ def test_a_mode_set_within_a_call_ends_with_it(call, own):
         before = nnmirror.is_grad_enabled()
         SETTERS[call](net, lambda: nnmirror.set_grad_enabled(not before) and None)
         assert nnmirror.is_grad_enabled() == before
+
+
+def test_an_interrupt_inside_a_walk_leaves_torchs_autograd_on():
+    """Ctrl-C where a bound walk makes its buffers: modes of torch's must not stay changed."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    w = torch.randn(8, 3, requires_grad=True)  # torch's own
+
+    def step():
+        net(torch.randn(4, 3)).pow(2).mean().backward()
+
+    def interrupted(where):
+        def profile(frame, event, arg):
+            if event == "c_return" and where(frame, arg):
+                raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(profile)
+            step()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    for _ in range(20):
+        step()
+    taken = ("take", "pop", "append")
+    assert interrupted(
+        lambda frame, called: (
+            frame.f_code.co_filename.startswith("<nnmirror walk") and called.__name__ not in taken
+        )
+    )
+    interrupted(
+        lambda frame, called: (
+            called.__name__ == "__enter__" and frame.f_back.f_code.co_name == "new"
+        )
+    )
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert (w * 2).requires_grad
+    for seen in (False, True):
+        net.zero_grad()
+        if seen:
+            interrupted(lambda frame, called: called.__name__ == "_set_grad_enabled")
+            assert torch.is_grad_enabled()
+        step()
+        assert all(p.grad is not None for p in net.parameters())

@@ -129,6 +129,7 @@ def test_every_spelling_of_the_import(tmp_path):
             from torch.nn.parameter import Parameter
             from torch.nn.utils import clip_grad_norm_, spectral_norm, prune
             from torch.nn.utils.prune import l1_unstructured
+            from torch.autograd.function import Function, InplaceFunction
             from torch.optim import SGD
             import helper, pkg.inner
             lazily = {}
@@ -145,6 +146,7 @@ def test_every_spelling_of_the_import(tmp_path):
             print({c.__module__ for c in (SGD, optim.SGD, optim2.SGD, torch.optim.SGD)})
             print(Parameter is nn.Parameter, clip_grad_norm_.__module__)
             print(spectral_norm.__module__, l1_unstructured is nn.utils.prune.l1_unstructured)
+            print({f.__module__ for f in (torch.autograd.Function, Function, InplaceFunction)})
             # Names of the mirror's own are not PyTorch's.
             print(hasattr(nn, "enable_grad"), hasattr(nn, "Linear"), nn.__name__, "Conv2d" in dir(nn))
             """,
@@ -159,6 +161,7 @@ def test_every_spelling_of_the_import(tmp_path):
         "{'nnmirror.optim.sgd'}",
         "True nnmirror.utils.clip_grad",
         "nnmirror.utils.spectral_norm True",
+        "{'nnmirror.function'}",
         "False True torch.nn True",
     ], done.stderr
 

@@ -54,6 +54,9 @@ try:
 
     # Torch's grad mode; its public form is a class, which costs more at each hook and walk.
     set_grad_enabled = torch._C._set_grad_enabled
+    # Torch's inference mode. The public form is a Python class: an exception from a signal handler
+    # in its `__enter__` leaves the mode changed.
+    InferenceMode = torch._C._InferenceMode
     # A context manager that turns off torch's autograd. Without it, a bound walk and SGD's step are
     # slower, but still right.
     AutoDispatchBelowAutograd = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]

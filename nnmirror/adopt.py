@@ -34,7 +34,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ._upcalls import implements
 from .bridge import AModule, Bridge, origin_of
-from .grad_mode import no_grad_at_all
+from .grad_mode import no_grad_at_all, outside_inference_mode
 from .modules import module as _module
 from .modules.module import Module
 from .parameter import Parameter
@@ -140,7 +140,7 @@ def _deliver_from_torchs_graph(param: torch.Tensor) -> None:
 
     Its AccumulateGrad lives as long as such a graph.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with outside_inference_mode(), torch.enable_grad():
         accumulate: Any = param.view_as(param).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
     ours = TensorWeakRef(param)
 

@@ -7,6 +7,7 @@ import torch
 
 from . import tensor as _tensor
 from ._upcalls import implements
+from .grad_mode import outside_inference_mode
 from .tensor import C_device, C_dtype
 
 R = TypeVar("R")
@@ -66,7 +67,7 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Te
 
     Minus zero gives zero: it equals zero, so both are one entry of the cache.
     """
-    with torch.inference_mode(False):
+    with outside_inference_mode():
         made = torch.tensor(value or 0.0, dtype=dtype, device=device)
     made._is_constant = True  # type: ignore[attr-defined]
     return made

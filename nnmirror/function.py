@@ -232,6 +232,11 @@ def users_backward(node: Node, grads: Sequence[torch.Tensor | None]) -> Any:
     return backward(FunctionCtx(node), *grads)
 
 
+class InplaceFunction(Function):
+    """`torch.autograd.function.InplaceFunction`, an older name for Function: nets with binary
+    weights derive from it."""
+
+
 class FunctionCtx:
     """The `ctx` of a user's Function, as in PyTorch: its attributes are available in backward.
 

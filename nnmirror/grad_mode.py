@@ -6,7 +6,9 @@ thread: a script may turn torch's own autograd off for the whole run with
 `torch.set_grad_enabled(False)` and still train, under `nnmirror.set_grad_enabled(True)`.
 """
 
+import contextlib
 import threading
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -46,6 +48,14 @@ def is_only_computed() -> bool:
 
 
 _torchs_mode = torch.is_grad_enabled
+
+
+def outside_inference_mode() -> AbstractContextManager[object]:
+    """What is made within and kept may be saved later, as it is no tensor of inference mode."""
+    return _torch.InferenceMode(False) if in_inference_mode() else _UNCHANGED
+
+
+_UNCHANGED = contextlib.nullcontext()
 
 
 class no_grad(NoParamDecoratorContextManager):

@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ._missing import StandIns
 from ._types import TorchFunction
 from .adopt import become_mirrored, kept
-from .function import Function
+from .function import Function, InplaceFunction
 from .optim import Optimizer
 
 ADVICE = (
@@ -212,7 +212,7 @@ def _import_module(name: str, package: str | None = None) -> ModuleType:
 # (torch.autograd.backward and grad dispatch to tracked tensors, and need no replacement.)
 _SUBSTITUTES: dict[str, dict[str, object]] = {
     "torch.autograd": {"Function": Function},
-    "torch.autograd.function": {"Function": Function},
+    "torch.autograd.function": {"Function": Function, "InplaceFunction": InplaceFunction},
     "importlib": {"import_module": _import_module},
 }
 

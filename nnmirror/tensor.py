@@ -41,7 +41,13 @@ from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
 from .fast.signature import MORE, Layout, Made, Signature
-from .grad_mode import _override, in_inference_mode, is_grad_enabled, is_only_computed
+from .grad_mode import (
+    _override,
+    in_inference_mode,
+    is_grad_enabled,
+    is_only_computed,
+    outside_inference_mode,
+)
 
 if TYPE_CHECKING:
     from . import views as _views
@@ -784,11 +790,8 @@ class Tensor(torch.Tensor):
     @_kept
     def _plain(self) -> torch.Tensor:
         """The same memory as a plain tensor, which is faster for torch."""
-        with DisableTorchFunctionSubclass():
-            if not torch.is_inference_mode_enabled():
-                return _C_detach(self)  # type: ignore[no-any-return]
-            with torch.inference_mode(False):
-                return _C_detach(self)  # type: ignore[no-any-return]
+        with DisableTorchFunctionSubclass(), outside_inference_mode():
+            return _C_detach(self)  # type: ignore[no-any-return]
 
     @_kept
     def _transposed(self) -> torch.Tensor | None:
@@ -798,14 +801,12 @@ class Tensor(torch.Tensor):
         usual = usual and not plain.is_inference()
         if not (usual and plain.is_cpu):
             return None
-        if not torch.is_inference_mode_enabled():
-            return plain.t()
-        with torch.inference_mode(False):
+        with outside_inference_mode():
             return plain.t()
 
     def _repeat_for(self, rows: int) -> tuple[int, torch.Tensor]:
         """The plain vector as so many rows of a matrix, a view; kept for the next call."""
-        with torch.inference_mode(False):
+        with outside_inference_mode():
             repeated = self._repeated = rows, self._plain.expand(rows, -1)
         return repeated  # another thread may have set another since
 

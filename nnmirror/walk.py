@@ -49,10 +49,10 @@ def unrecorded(function: Callable[..., _R]) -> Callable[..., _R]:
     @functools.wraps(function)
     def call(*args: object, create_graph: bool = False, **kwargs: object) -> _R:
         mode, own_mode = torch.is_grad_enabled(), _override.mode
-        _torch.set_grad_enabled(create_graph)
-        if create_graph:
-            _override.mode, kwargs["create_graph"] = None, True
-        try:
+        try:  # an exception from a signal handler may come at once
+            _torch.set_grad_enabled(create_graph)
+            if create_graph:
+                _override.mode, kwargs["create_graph"] = None, True
             return function(*args, **kwargs)
         finally:
             _override.mode = own_mode

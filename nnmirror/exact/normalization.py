@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import _torch
+from ..grad_mode import outside_inference_mode
 from ..rules import normalization
 from ..rules.kernel import add_rows, in_turn
 from .attach import exact_of
@@ -151,7 +152,7 @@ def _product_width(n: int, dtype: torch.dtype, threads: int, precision: str) -> 
 
     `threads` and `precision` are PyTorch's settings, on which it may depend.
     """
-    with _torch.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
+    with _torch.DisableTorchFunction(), outside_inference_mode(), torch.no_grad():
         k = torch.arange(3 * _BLOCK * n, dtype=dtype, device="cpu").view(-1, n)
         rows, times = torch.sin(k * k), torch.cos(3 * k)
         expected = _one_by_one(rows, times)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .._types import TorchFunction
+from ..grad_mode import outside_inference_mode
 from .shorter import LARGE, Called, memory_of, size_of
 
 
@@ -143,7 +144,7 @@ class Memory:
 
     def new(self) -> list[torch.Tensor]:
         made: list[torch.Tensor] = []
-        with torch.inference_mode(False):
+        with outside_inference_mode():
             for make in self.makers:
                 made.append(make(made))
         return made

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import _torch, constants
 from .._state import here as _here
+from ..grad_mode import outside_inference_mode
 from ..parameter import Parameter
 from ..rules.kernel import GRAIN, alone
 from .optimizer import KeptState, Optimizer, Options, with_grads
@@ -66,7 +67,7 @@ class Flat:
         self.shapes = [*map(_shape, params)]
         self.dtype = params[0].dtype
         self.size = sum(p.numel() for p in params)
-        with torch.inference_mode(False), torch.no_grad():
+        with outside_inference_mode(), torch.no_grad():
             self.param, param_parts = _laid_out(params)
             self.grad, grad_parts = _laid_out(params)
             self.kept: dict[str, Tensor] = {}

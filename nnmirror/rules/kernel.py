@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function
 from .. import _torch
 from ..accumulate import is_dense
 from ..constants import constant
+from ..grad_mode import outside_inference_mode
 
 T = torch.Tensor
 
@@ -350,7 +351,7 @@ def _estrin(s: T, polynomial: list[T]) -> T:
 def _sleef_is_known(dtype: torch.dtype) -> bool:
     """Does this PyTorch use the exp of `_sleef_exp` on this machine?"""
     # Without modes: this one-time check must not be part of a walk that is being recorded.
-    with _torch.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
+    with _torch.DisableTorchFunction(), outside_inference_mode(), torch.no_grad():
         n = torch.arange(10000.0, dtype=dtype, device="cpu")
         far = n * (_SLEEF[dtype].most / 10000)
         every = torch.cat([far, torch.sin(n), torch.exp(-0.01 * n)])

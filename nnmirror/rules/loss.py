@@ -14,6 +14,7 @@ import torch
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
 from ..constants import constant
+from ..grad_mode import outside_inference_mode
 from ..tape import is_left_to_torch, is_seen_through, record
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul, Sub
@@ -401,7 +402,7 @@ NllLoss.grad_of = staticmethod(applied(NllLossBackward))
 @functools.lru_cache(maxsize=256)
 def _classes(count: int, ignore_index: int, dims: int, device: torch.device) -> T:
     """The class indices, to be compared with the targets; without ignore_index."""
-    with torch.inference_mode(False):
+    with outside_inference_mode():
         classes = torch.arange(count, device=device)
         if 0 <= ignore_index < count:
             classes[ignore_index] = -1  # no target is

@@ -26,6 +26,7 @@ import torch
 
 from .. import _torch
 from .._types import TorchFunction
+from ..grad_mode import outside_inference_mode
 from ..tape import record
 from .gradient import applied
 from .kernel import has_planes, memory_format, planes_first, planes_last
@@ -199,7 +200,7 @@ def _matrix(
     kind: str, n: int, m: int, corners: bool | None, scale: float | None, dtype: torch.dtype
 ) -> T:
     """W, of shape (n, m): the contribution of each of n elements to each of m results."""
-    with torch.inference_mode(False), torch.no_grad():
+    with outside_inference_mode(), torch.no_grad():
         units = torch.eye(n, dtype=dtype, device="cpu")
         if kind == "linear1d":
             w: T = KINDS[kind].func(units.view(1, n, n), [m], corners, scale)
@@ -233,7 +234,7 @@ def _agree(x: T, size: _Sizes, scales: _Scales) -> bool:
 @functools.lru_cache(maxsize=128)
 def _taken(kind: str, n: int, m: int, scale: float | None, dtype: torch.dtype, rounded: bool) -> T:
     """Which of n elements is taken for each of m results, by one of the two kernels."""
-    with torch.inference_mode(False), torch.no_grad():
+    with outside_inference_mode(), torch.no_grad():
         if rounded:  # with channels last it always runs
             x = torch.arange(n, dtype=torch.float32, device="cpu").view(1, n, 1, 1)
             x = x.repeat(1, 1, 1, 4).permute(0, 3, 1, 2)
@@ -254,7 +255,7 @@ def _sources(
     The places have the shape (most, n), with m where an element has fewer copies; or are None if
     each has the same number, side by side.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with outside_inference_mode(), torch.no_grad():
         counts = _taken(kind, n, m, scale, dtype, rounded).bincount(minlength=n)
         most = int(counts.max())
         if most * n == m and bool((counts == most).all()):
