@@ -452,7 +452,8 @@ def test_an_interrupt_inside_a_walk_leaves_torchs_autograd_on():
             called.__name__ == "__enter__" and frame.f_back.f_code.co_name == "new"
         )
     )
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
     assert (w * 2).requires_grad
     for seen in (False, True):
         net.zero_grad()

@@ -83,6 +83,32 @@ def test_linear_frozen(nn, optim, frozen):
     return y, x, dict(layer.named_parameters())
 
 
+CHANGED = {
+    "a masked weight": lambda w, b: (w * 0.9, b),
+    "a masked bias": lambda w, b: (w, b * 0.9),
+    "both": lambda w, b: (w * 0.9, b * 0.9),
+    "buffers": lambda w, b: (w.detach().clone(), b.detach().clone()),
+}
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "both"])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("changed", CHANGED)
+@parity
+def test_linear_with_a_plain_tensor_for_a_frozen_weight(nn, optim, changed, dims, frozen):
+    """Pruning and quantisation: the same call with parameters, and with tensors made of them."""
+    layer = nn.Linear(3, 8)
+    for name in ("weight", "bias") if frozen == "both" else (frozen,):
+        getattr(layer, name).requires_grad_(False)
+    p, found = nn.Parameter(torch.randn(*(4, 2)[: dims - 1], 3)), []
+    for step in range(12):
+        weights = layer.weight, layer.bias
+        y = nn.functional.linear(p * 1, *(CHANGED[changed](*weights) if step % 6 > 3 else weights))
+        y.sum().backward()
+        found.append(y.detach())
+    return found, p.grad, layer.weight.grad, layer.bias.grad
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 4, 3), (2, 2, 4, 3)])
 @parity

@@ -34,6 +34,9 @@ def both_ways(nn, function, *values):
 
 # Pointwise functions, called within their domain and at its ends.
 POINTWISE = {
+    "real": torch.real,
+    "conj": lambda x: x.conj() + x.resolve_conj(),
+    "resolve_neg": torch.resolve_neg,
     **{name: getattr(torch, name) for name in (
         "lgamma", "digamma", "erf", "erfc", "erfinv", "asinh", "acosh", "atanh", "logit", "sinc",
         "deg2rad", "rad2deg", "nan_to_num",

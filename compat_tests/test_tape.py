@@ -435,6 +435,10 @@ ERRORS = {
     "out of sort": lambda nn, p: torch.sort(
         nn.functional.tanh(p), out=(torch.empty(3), torch.empty(3, dtype=torch.int64))
     ),
+    "require grad of a result": lambda nn, p: setattr(p * 1, "requires_grad", True),
+    "no grad of a result": lambda nn, p: setattr(p * 1, "requires_grad", False),
+    "H of a tensor of three": lambda nn, p: (p * torch.ones(2, 3, 3)).H,
+    "volatile": lambda nn, p: setattr(p * 1, "volatile", False),
     "add a string": lambda nn, p: nn.functional.tanh(p) + "a",
     "iterate over a number": lambda nn, p: list(p.sum()),
     "bool of many": lambda nn, p: bool(nn.functional.tanh(p)),

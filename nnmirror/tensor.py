@@ -273,6 +273,8 @@ def _met(function: Any, given: Args) -> Made | None:
 # The rest of PyTorch's error for a leaf, or a view of one, that is changed in place.
 CHANGED_LEAF = " leaf Variable that requires grad is being used in an in-place operation."
 
+_ONLY_OF_LEAVES = "you can only change requires_grad flags of leaf variables."
+
 LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 
 # Types of arguments that have no dispatch, other than tracked tensors. None is left to torch, which
@@ -639,6 +641,8 @@ class Tensor(torch.Tensor):
     def requires_grad(self, value: bool) -> None:
         if not isinstance(value, bool):
             raise RuntimeError("requires_grad must be a bool")
+        if self._node is not None and value:
+            raise RuntimeError(_ONLY_OF_LEAVES)
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
@@ -649,9 +653,8 @@ class Tensor(torch.Tensor):
             torch.empty(0).requires_grad_(requires_grad)  # PyTorch's error
         if self._node is not None and not requires_grad:
             raise RuntimeError(
-                "you can only change requires_grad flags of leaf variables. If you want to use"
-                " a computed variable in a subgraph that doesn't require differentiation use"
-                " var_no_grad = var.detach()."
+                f"{_ONLY_OF_LEAVES} If you want to use a computed variable in a subgraph that"
+                " doesn't require differentiation use var_no_grad = var.detach()."
             )
         if requires_grad and not (self.is_floating_point() or self.is_complex()):
             raise RuntimeError(
@@ -668,6 +671,23 @@ class Tensor(torch.Tensor):
             if requires_grad and self._signature_by_layout is not None:
                 signature_of_leaf(self)  # again: critics are frozen for a part of each step
         return self
+
+    @property
+    def grad_dtype(self) -> torch.dtype | None:  # type: ignore[override]
+        """The dtype of its gradient, for a leaf. Setting another than its own is not mirrored."""
+        if self._node is not None:
+            raise RuntimeError("grad_dtype can only be accessed on leaf tensors.")
+        return self.dtype
+
+    @grad_dtype.setter
+    def grad_dtype(self, dtype: torch.dtype | None) -> None:
+        if self._node is not None:
+            raise RuntimeError("grad_dtype can only be set on leaf tensors.")
+        if dtype is not self.dtype:
+            raise NotImplementedError(
+                "nnmirror: a grad_dtype other than the tensor's own dtype is not mirrored; convert"
+                " the gradient in a hook, or after the backward"
+            )
 
     @property
     def is_leaf(self) -> bool:  # type: ignore[override]

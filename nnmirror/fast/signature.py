@@ -59,7 +59,9 @@ NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 # as long to compile as a hundred calls, and the next episode has another length.
 MOST_ARGUMENTS = 32
 
-THEIRS = object()  # in a key, before the layout of a tensor that torch itself tracks
+# In a key, before the layout of a tensor that torch itself tracks, and of a frozen parameter, which
+# has aliases that rules use.
+THEIRS, FROZEN = object(), object()
 
 Sizes: TypeAlias = tuple[int, ...]
 # The layout of a tensor.

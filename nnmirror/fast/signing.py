@@ -20,6 +20,7 @@ from ..node import Edge, Node
 from ..origin import of_this_call
 from . import call as _call
 from .signature import (
+    FROZEN,
     MORE,
     NO_CALLS,
     NUMBERS,
@@ -155,6 +156,8 @@ def _add_to_key(
                 raise Unsigned
             key.append(THEIRS)
         if isinstance(arg, torch.Tensor):
+            if type(arg) in _tensor.LEAVES:
+                key.append(FROZEN)
             layout = of_tensor(arg)
             key.append(layout_for_any_size(layout, sizes) if sizes else layout)
         else:

@@ -13,6 +13,7 @@ from .._types import TorchFunction
 T = torch.Tensor
 _data: Any = T.data  # of the class, these are descriptors
 _base: Any = T._base
+_volatile: Any = T.volatile  # type: ignore[attr-defined]
 
 PASSIVE: set[TorchFunction] = {
     T.detach,
@@ -41,6 +42,7 @@ PASSIVE: set[TorchFunction] = {
 # Attributes that may be set on a tensor that requires grad; PyTorch records none of them.
 UNRECORDED_SETTERS: set[TorchFunction] = {
     _data.__set__,
+    _volatile.__set__,
     T.share_memory_,
 }
 

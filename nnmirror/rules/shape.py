@@ -21,10 +21,20 @@ from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
 from ..node import Node
 from ..tape import record
-from ..tensor import C_shape, reshaping
+from ..tensor import C_shape, no_complex, reshaping
 from ..views import AsStrided
 from .gradient import applied
-from .registry import Rule, answered, composite, inplace, plain_values, refusal, rule, unplaced
+from .registry import (
+    Rule,
+    answered,
+    composite,
+    inplace,
+    name_of,
+    plain_values,
+    refusal,
+    rule,
+    unplaced,
+)
 
 T = torch.Tensor
 
@@ -246,6 +256,33 @@ def mT(input: T) -> T:
     if input.dim() == 1:
         raise unplaced(T.mT.__get__, (input,), {})  # type: ignore[attr-defined]
     return transpose(input, -2, -1)
+
+
+@composite(T.H.__get__, repeats=True)  # type: ignore[attr-defined]
+def H(input: T) -> T:
+    shown = input.detach().H  # PyTorch's errors
+    return transpose(input, 0, 1) if shown.dim() == 2 else input
+
+
+def _of_real(*funcs: TorchFunction) -> None:
+    """Functions that return a real tensor itself."""
+
+    def answer(func: TorchFunction) -> None:
+        @composite(func)
+        def itself(input: T) -> T:
+            if not input.is_complex():
+                return input
+            if input.requires_grad:
+                raise no_complex(name_of(func))
+            with DisableTorchFunctionSubclass():
+                return func(input)  # type: ignore[no-any-return]
+
+    for func in funcs:
+        answer(func)
+
+
+_of_real(torch.real, T.real.__get__, torch.conj, T.conj)  # type: ignore[attr-defined]
+_of_real(torch.resolve_conj, T.resolve_conj, torch.resolve_neg, T.resolve_neg)
 
 
 @rule(torch.t, T.t)
