@@ -23,6 +23,7 @@ from ..tensor import bare
 from . import source
 from . import writer as _writer
 from .binding import have_missed, is_observed, key_of, quietly, walks_for
+from .roots import start_of
 from .shorter import Unbindable, memory_of
 
 T = torch.Tensor
@@ -55,11 +56,10 @@ def walk_to_ends(
 
     `generic(give=...)` runs that (see `walk`), and keeps the graph.
     """
-    if len(edges) != 1 or is_observed():
+    start = None if is_observed() else start_of(edges, grads)
+    if start is None:
         return None
-    (node, _), grad = edges[0], grads[0]
-    if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:
-        return None
+    node, grad = start
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None

@@ -20,6 +20,7 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._state import sequence as _sequence
 from .._torch import EnableTorchFunction
+from .._types import Args, Kwargs, TorchFunction
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
 from ..node import Edge, Node
@@ -28,6 +29,7 @@ from ..tensor import bare
 from . import source
 from . import writer as _writer
 from .binding import have_missed, is_observed, key_of, quietly, walks_for
+from .roots import start_of
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
 
 T = torch.Tensor
@@ -63,11 +65,10 @@ def replayed(
 
     `generic()` runs the generic walk.
     """
-    if len(edges) != 1 or not retain_graph or is_observed():
+    start = None if not retain_graph or is_observed() else start_of(edges, grads)
+    if start is None:
         return None
-    (node, _), grad = edges[0], grads[0]
-    if not isinstance(node, Node) or len(node.outputs) != 1 or type(grad) is not T:
-        return None
+    node, grad = start
     if node.segment is not None:
         node.segment.expand(node)
     sign, key = node.signature, key_of(grad, only)
@@ -174,6 +175,7 @@ class _Writer(_writer.Writer):
         if notes.reads_data:
             raise Unbindable
         for func, args, kwargs, out in notes.calls:
+            new: tuple[TorchFunction, Args, Kwargs] | None = None
             self.alive += [args, kwargs, out]
             if hasattr(out, "_is_constant"):
                 continue
@@ -184,15 +186,31 @@ class _Writer(_writer.Writer):
             if not isinstance(out, T):
                 raise Unbindable
             if call.changes():  # an intermediate result of a gradient, if it is one
-                if "out" in kwargs or WORDS.fullmatch(self.word(args[0], mine)) is None:
+                if WORDS.fullmatch(self.word(kwargs.get("out", args[0]), mine)) is None:
                     raise Unbindable
-                self.changed.add(memory_of(out))
+                new = _as_new(call)
+                if new is None:
+                    self.changed.add(memory_of(out))
+                else:
+                    func, args, kwargs = new
+                    call = call._replace(func=func, args=args, kwargs=kwargs)
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
+            if new is not None:
+                self.rename(out)
             self.assign(cheaper(call._replace(words=words), self.constant), mine)
             given = {memory_of(t) for t in _tape.tensors_in((args, kwargs))}
-            if memory_of(out) not in given:
+            if new is not None or memory_of(out) not in given:
                 self.fresh[self.known[id(out)]] = memory_of(out)
+
+    def rename(self, changed: T) -> None:
+        """The changed tensor is a new one in the source, whose name its next call gives."""
+        memory = memory_of(changed)
+        for tensor in self.alive:
+            is_other = isinstance(tensor, T) and tensor is not changed and id(tensor) in self.known
+            if is_other and memory_of(tensor) == memory:
+                raise Unbindable  # it sees the change
+        del self.known[id(changed)]
 
     def sum(self, held: T | None, grad: T) -> T:
         """Another gradient for a place that has one, and the source that adds it."""
@@ -368,6 +386,27 @@ class _Writer(_writer.Writer):
             if isinstance(line, Called) and self.is_needed(line, names):
                 names.update(n for word in line.words for n in WORDS.findall(word))
         return names
+
+
+def _as_new(call: Called) -> tuple[TorchFunction, Args, Kwargs] | None:
+    """The function, with its arguments, whose new result is what `call` makes of an existing
+    tensor; None if there is none.
+
+    A node that saves the result is then made behind the last change, as when it was recorded.
+    """
+    func, args, kwargs = call.func, call.args, call.kwargs
+    if "out" in kwargs:
+        return func, args, {key: value for key, value in kwargs.items() if key != "out"}
+    name = getattr(func, "__name__", "")
+    if name in _HAVE_NEW_RESULTS:
+        return getattr(T, name[:-1]), args, kwargs
+    return None
+
+
+_HAVE_NEW_RESULTS = {
+    *("abs_", "add_", "addcdiv_", "addcmul_", "clamp_", "clamp_max_", "clamp_min_", "div_", "exp_"),
+    *("masked_fill_", "mul_", "neg_", "pow_", "reciprocal_", "sigmoid_", "sqrt_", "sub_", "tanh_"),
+}
 
 
 def _alike(expected: T | None, actual: T) -> bool:
