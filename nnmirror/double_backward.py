@@ -21,7 +21,7 @@ import torch
 
 from . import tape as _tape
 from . import tensor as _tensor
-from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
+from ._torch import DisableTorchFunction, DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements
 from .formula import Plan
 from .function import Function
@@ -70,8 +70,11 @@ def _refuse_lost(node: Node, grads: Sequence[T | None], results: Sequence[T | No
     if not any(g is not None and g.requires_grad for g in grads):
         return
     for result in results:
-        if result is not None and type(result) is T and bool(result.count_nonzero()):
-            raise _no_second(node.function)
+        if result is not None and type(result) is T:
+            with DisableTorchFunction():  # not seen by what writes a replay, which looks itself
+                is_lost = bool(result.count_nonzero())
+            if is_lost:
+                raise _no_second(node.function)
 
 
 def _plain_form(function: type[Function]) -> type[Function] | None:

@@ -19,7 +19,7 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._state import sequence as _sequence
-from .._torch import EnableTorchFunction
+from .._torch import DisableTorchFunction, EnableTorchFunction
 from .._types import Args, Kwargs, TorchFunction
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
@@ -161,6 +161,10 @@ class _Writer(_writer.Writer):
             raise Unbindable
         with _writer.Notes() as notes:
             results = _walk.validated(node, _tape.run_recorded(node, given, needs))
+        if any(g is not None and g.requires_grad for g in given):
+            zeros = {id(call[-1]) for call in notes.calls if call[0] is torch.zeros_like}
+            if any(type(result) is T and id(result) not in zeros for result in results):
+                raise Unbindable  # without history: zero this time only, perhaps
         self.write(notes, mine)
         for result in results:
             if result is not None and id(result) not in self.known:
@@ -189,6 +193,8 @@ class _Writer(_writer.Writer):
                 if WORDS.fullmatch(self.word(kwargs.get("out", args[0]), mine)) is None:
                     raise Unbindable
                 new = _as_new(call)
+                if new is None and "out" in kwargs:
+                    raise Unbindable
                 if new is None:
                     self.changed.add(memory_of(out))
                 else:
@@ -395,12 +401,16 @@ def _as_new(call: Called) -> tuple[TorchFunction, Args, Kwargs] | None:
     A node that saves the result is then made behind the last change, as when it was recorded.
     """
     func, args, kwargs = call.func, call.args, call.kwargs
-    if "out" in kwargs:
-        return func, args, {key: value for key, value in kwargs.items() if key != "out"}
     name = getattr(func, "__name__", "")
-    if name in _HAVE_NEW_RESULTS:
-        return getattr(T, name[:-1]), args, kwargs
-    return None
+    if "out" in kwargs:
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+    elif name in _HAVE_NEW_RESULTS:
+        func = getattr(T, name[:-1])
+    else:
+        return None
+    with DisableTorchFunction(), torch.no_grad():
+        has_same_dtype = func(*args, **kwargs).dtype is call.out.dtype
+    return (func, args, kwargs) if has_same_dtype else None
 
 
 _HAVE_NEW_RESULTS = {
