@@ -9,7 +9,7 @@ gradient that the mirror's walk computes. With `create_graph=True` it is recorde
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add, itemgetter
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -21,7 +21,7 @@ from ._state import sequence as _sequence
 from ._torch import EnableTorchFunction, engine
 from ._upcalls import implements, upcall
 from .double_backward import led_to
-from .fast.signature import Unsigned, of_tensor
+from .fast.shorter import memory_of
 from .formula import Plan
 from .function import Function
 from .moments import note_moment, torchs_number
@@ -30,9 +30,23 @@ from .node import NO_FURTHER, Edge, Node
 T = torch.Tensor
 
 
-@upcall("nnmirror.rules.shape")
-def joined(dim: int, tensors: Sequence[T]) -> Node:
-    """The node of torch.cat, recorded."""
+# Records the call of torch's node (the first argument) on these inputs; the last argument is the
+# metadata of its result.
+Recording: TypeAlias = Callable[[Any, Sequence[T], Any], Any]
+
+
+class Taken(NamedTuple):
+    """How the call of a node of torch's is recorded as one of the mirror's: the attributes of the
+    node with its saved inputs and its saved result, "" where it does not save them."""
+
+    call: Recording
+    inputs: tuple[str, ...] = ()
+    result: str = ""
+
+
+@upcall("nnmirror.rules.taken")
+def taking(made_by: Any) -> Taken | None:
+    """How the call of this node is recorded anew; None if that is not known."""
     raise NotImplementedError
 
 
@@ -63,9 +77,9 @@ def _number_of(tensor: T) -> int:
 def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
     """A result of torch's own as one of the mirror's; None if that is impossible, or not `may_be`.
 
-    It is possible if torch.cat made it of leaves, like the input of physics-informed nets: torch's
-    graph then has no other tensor that could have a hook. The walk looks for hooks of the tensor
-    itself. (A hook on its `grad_fn` is not seen.)
+    It is possible if it was made of leaves by calls that can be recorded anew (`taking`), like the
+    input of physics-informed nets, and if no tensor in between has a hook. The walk looks for hooks
+    that are registered later. (A hook on torch's own nodes is not seen.)
     """
     known = _known(tensor)
     if (
@@ -90,73 +104,147 @@ def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
 
 
 def _made_over(tensor: T) -> _tensor.Tensor | None:
-    made_by: Any = tensor.grad_fn
-    if type(made_by).__name__ != "CatBackward0" or is_hooked(tensor) or tensor._is_view():
+    if is_hooked(tensor) or tensor._is_view() or len(tensor.grad_fn._input_metadata) != 1:  # type: ignore[union-attr]
         return None
-    nodes = [node for node, _ in made_by.next_functions]
-    parts: list[Any] = [getattr(node, "variable", None) for node in nodes]  # of AccumulateGrad
-    for node, leaf in zip(nodes, parts, strict=True):
-        if node is None:  # torch does not keep what needs no gradient
-            continue
-        if type(node).__name__ != "AccumulateGrad" or isinstance(leaf, _tensor.Tensor):
-            return None
-        if leaf.dtype is not tensor.dtype:
-            return None
-        if tuple(node._input_metadata[0].shape) != leaf.shape:  # the leaf has changed since
-            return None
-    dim = made_by._saved_dim
-    dim -= 0 if dim < 1 << 63 else 1 << 64  # it is shown without the sign
-    unknown = [i for i, part in enumerate(parts) if part is None]
-    if not any(leaf.requires_grad for leaf in parts if leaf is not None):
-        return None  # they were frozen since
-    try:
-        if len(unknown) == 1:
-            shape = [*tensor.shape]
-            shape[dim] -= sum(leaf.shape[dim] for leaf in parts if leaf is not None)
-            parts[unknown[0]] = tensor.detach().new_empty(()).expand(shape)
-        elif unknown:
-            return None
-        node = _cat_of(dim, parts)
-    except (IndexError, RuntimeError):
+    node = _taken(tensor.grad_fn)
+    if node is None or node.outputs[0][0] != tensor.shape:
         return None
-    if node.outputs[0][0] != tensor.shape:
-        return None
+    made = _alias_of(tensor, node, 0)
+    node.theirs = _Theirs(tensor, made)
+    return made
+
+
+def _alias_of(tensor: T, node: Node, index: int) -> _tensor.Tensor:
+    """A tracked alias, output `index` of `node`."""
     made: Any = tensor.detach()
     made.__class__ = _tensor.Tensor
     made._node = node
-    node.theirs = _Theirs(tensor, made)
+    if index:
+        made._output_nr = index
     return made  # type: ignore[no-any-return]
 
 
-def _cat_of(dim: int, leaves: Sequence[T]) -> Node:
-    """The node of torch.cat, recorded; copied from an earlier one if there is one."""
+def _taken(last: Any) -> Node | None:
+    """The mirror's node for this node of torch's, with all that lies between it and leaves; None if
+    one of them cannot be recorded anew."""
+    order: list[Any] = []
+    known: set[Any] = set()
+    stack: list[Any] = [last]
+    while stack:  # the inputs of each come behind it
+        made_by = stack.pop()
+        if made_by in known or made_by in _nodes:
+            continue
+        if len(order) >= _MOST_TAKEN or taking(made_by) is None or _HOOKED_NODE in made_by.metadata:
+            return None
+        known.add(made_by)
+        order.append(made_by)
+        for behind, _ in made_by.next_functions:
+            if behind is not None and not hasattr(behind, "variable"):
+                stack.append(behind)
     note_moment()
+    order.sort(key=lambda made_by: made_by._sequence_nr())
+    nodes: list[Node] = []  # until one behind refers to them
     try:
-        key = dim, *[(leaf.requires_grad, of_tensor(leaf)) for leaf in leaves]
-    except Unsigned:
-        return joined(dim, leaves)
-    known = _cats.get(key)
-    if known is not None:
-        again = known.copied()
-        again.edges = None, *[(leaf, 0) if leaf.requires_grad else None for leaf in leaves]
-        again.sequence = next(_sequence)
-        return again
-    node = joined(dim, leaves)
-    if node.signature is not None and not node._saved:
-        if len(_cats) >= _MOST_CATS:
-            _cats.clear()
-        _cats[key] = node.copied()
-        _cats[key].edges = ()
-    return node
+        for made_by in order:
+            node = _recorded_again(made_by)
+            if node is None:
+                return None
+            _nodes[made_by] = node
+            nodes.append(node)
+    except (IndexError, RuntimeError, TypeError):  # what was saved has changed, or was freed
+        return None
+    return _nodes.get(last)
 
 
-_cats: dict[tuple[object, ...], Node] = {}  # without edges, by the layouts
-_MOST_CATS = 64
+# The mirror's nodes that stand for torch's, as long as they live.
+_nodes: "weakref.WeakValueDictionary[Any, Node]" = weakref.WeakValueDictionary()
+_MOST_TAKEN = 32
+_HOOKED_NODE = "nnmirror: its result has a hook"  # in the metadata of torch's nodes
+
+
+def _recorded_again(made_by: Any) -> Node | None:
+    how = taking(made_by)
+    assert how is not None
+    like = made_by._input_metadata[0]
+    saved = [getattr(made_by, name) if name else None for name in how.inputs]
+    inputs: list[T] = []
+    unknown: set[int] = set()  # memory with other numbers than torch's call had
+    for i, (behind, index) in enumerate(made_by.next_functions):
+        value = saved[i] if i < len(saved) else None
+        if hasattr(behind, "variable"):
+            leaf = behind.variable
+            if isinstance(leaf, _tensor.Tensor) or not leaf.requires_grad:
+                return None
+            if tuple(behind._input_metadata[0].shape) != leaf.shape:  # it has changed since
+                return None
+            if leaf.dtype is not like.dtype and len(made_by.next_functions) > 1:
+                return None
+            inputs.append(leaf)
+            continue
+        if behind is None:
+            if value is None:
+                value = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
+                unknown.add(memory_of(value))
+            inputs.append(value.detach())
+            continue
+        node, of = _nodes[behind], behind._input_metadata[index]
+        if of.dtype is not like.dtype and len(made_by.next_functions) > 1:
+            return None
+        if value is None:
+            value = torch.empty(of.shape, dtype=of.dtype, device=of.device)
+            unknown.add(memory_of(value))
+        inputs.append(_alias_of(value, node, index))
+    made: Any = how.call(made_by, inputs, like)
+    results = made if isinstance(made, tuple) else (made,)
+    made_node = getattr(results[0], "_node", None)
+    if made_node is None or len(results) != len(made_by._input_metadata):
+        return None
+    for result, of in zip(results, made_by._input_metadata, strict=True):
+        if result.shape != tuple(of.shape) or result.dtype is not of.dtype:
+            return None
+    node = made_node
+    if not unknown:
+        unknown = set()
+    else:
+        unknown |= {memory_of(result) for result in results}
+    for i, tensor in enumerate(node._saved or ()):
+        if tensor is None or memory_of(tensor) not in unknown:
+            continue
+        if not how.result or node.plan is None or node.plan.saves[i] >= 0:
+            return None
+        result = getattr(made_by, how.result).detach()
+        result._alias_of_output = 0
+        node._saved = [*node._saved[:i], result, *node._saved[i + 1 :]]  # type: ignore[index]
+        node._versions = [*node._versions[:i], result._version, *node._versions[i + 1 :]]  # type: ignore[index]
+    return node  # type: ignore[no-any-return]
+
+
+def note_hook(tensor: T) -> None:
+    """A hook is about to be registered for a result of torch's own."""
+    made_by: Any = tensor.grad_fn
+    made_by.metadata[_HOOKED_NODE] = True
+    node = _nodes.get(made_by)
+    if node is None:
+        return
+    if len(node.outputs) > 1:
+        raise NotImplementedError(_HOOKED_PART)
+    if node.theirs is None:
+        node.theirs = _Theirs(tensor, _alias_of(tensor, node, 0))
+    node.is_watched = True
+
+
+_HOOKED_PART = (
+    "nnmirror: a hook on one of several results of torch's own, such as those of unbind, is not"
+    " mirrored after a net has used them; register it before, or on the result times one, `x * 1`"
+)
 
 
 @implements(_tape)
 def edge_to(tensor: T) -> Edge:
     """The edge for the gradient of a result of torch's own."""
+    node = _nodes.get(tensor.grad_fn)
+    if node is not None:
+        return node, tensor.output_nr
     known = _known(tensor)
     if known is None or known.made_by != _number_of(tensor):
         known = _meet(tensor)

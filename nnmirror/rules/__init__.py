@@ -34,6 +34,7 @@ from . import (
     selection,
     shape,
     softmax,
+    taken,  # noqa: F401
     undefined,
     upsampling,
 )

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from .. import _torch
-from .. import beyond as _beyond
 from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
-from ..node import Node
 from ..tape import record
 from ..tensor import C_shape, no_complex, reshaping
 from ..views import AsStrided
@@ -594,13 +592,6 @@ class Cat(Rule):
             own = g.new_zeros(0) if tuple(shape) == (0,) else part
             grads.append(own if needed else None)
         return grads
-
-
-@implements(_beyond)
-def joined(dim: int, tensors: Sequence[T]) -> Node:
-    node = record(Cat, (dim, *tensors))[1]
-    assert node is not None
-    return node
 
 
 def _sequence(tensors: Sequence[T], func: TorchFunction) -> list[T]:
