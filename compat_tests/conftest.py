@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import nnmirror
-from nnmirror import _state
+from nnmirror import _state, beyond
 
 # This many cases of a test suffice for a quick run; the others are marked `slow`.
 FEW = 6
@@ -62,6 +62,7 @@ def as_in_a_new_process(monkeypatch):
     monkeypatch.setattr(_state, "leaf_hooks_exist", False)
     monkeypatch.setattr(_state, "own_grad_mode", False)
     monkeypatch.setattr(_state, "own_exact_mode", False)
+    monkeypatch.setattr(beyond, "_wanted", set())
 
 
 @pytest.fixture(scope="session")

@@ -723,6 +723,93 @@ def test_a_result_changed_between_two_operations_is_refused_later_too(by):
             torch.autograd.grad(loss, y) if by == "grad" else loss.backward()
 
 
+LB, UB = torch.tensor([0.1, -0.2]), torch.tensor([1.3, 0.9])
+FEATURES = torch.tensor([[1.0, 0.5, 0.25], [0.2, 1.0, -0.3]])
+COORDINATES = {
+    "normalised": lambda x, t: 2.0 * (torch.cat([x, t], 1) - LB) / (UB - LB) - 1.0,
+    "a scaled part": lambda x, t: torch.cat([x * 2 - 1, t], 1),
+    "stacked": lambda x, t: torch.stack([x[:, 0], t[:, 0]], 1),
+    "features": lambda x, t: torch.cat([x, t], 1) @ FEATURES,
+    "parts of one": lambda x, t: torch.cat(torch.cat([x, t], 1).unbind(1)[::-1]).view(2, -1).t(),
+    "in another dtype": lambda x, t: torch.cat([x.double(), t.double()], 1).float(),
+    "with a call that is not recorded anew": lambda x, t: torch.cat([x.cumsum(0), t], 1),
+}
+
+
+CURVED = {  # while torch's engine computes a part, gradients of these may differ in the last bit
+    "periodic": lambda x, t: torch.cat([torch.sin(x), torch.cos(x), t.exp()], 1),
+    "roots": lambda x, t: torch.cat([(x * x + 1).sqrt(), t.sigmoid() - t.tanh()], -1),
+}
+
+
+def physics_informed(nn, optim, coordinates, dtype=torch.float32):
+    """The gradients of gradients go through torch's graph in front of the net."""
+    found, net, sgd = [], None, None
+    for _ in range(8):
+        x, t = (torch.rand(6, 1, dtype=dtype).requires_grad_() for _ in range(2))
+        z = coordinates(x, t)
+        if net is None:
+            net = nn.Sequential(nn.Linear(z.shape[1], 5), nn.Tanh(), nn.Linear(5, 1)).to(dtype)
+            sgd = optim.SGD(net.parameters(), lr=0.1)
+        u = net(z) * (1 - x)
+        one = torch.ones_like(u)
+        (u_t,) = torch.autograd.grad(u, t, one, create_graph=True)
+        (u_x,) = torch.autograd.grad(u, x, one, create_graph=True)
+        (u_xx,) = torch.autograd.grad(u_x, x, one, create_graph=True)
+        loss = ((u_t + u * u_x - 0.1 * u_xx) ** 2).mean() + (u**2).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        found += [u, u_x, u_xx, loss, x.grad, t.grad]
+    return [f.detach() for f in found], [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+@parity
+def test_a_physics_informed_net_of_coordinates_that_torch_has_scaled(nn, optim, name):
+    return physics_informed(nn, optim, COORDINATES[name])
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_a_physics_informed_net_of_functions_of_its_coordinates(name):
+    outcomes = []
+    for nn, optim in ((torch.nn, torch.optim), (nnmirror.nn, nnmirror.optim)):
+        torch.manual_seed(0)
+        outcomes.append(physics_informed(nn, optim, CURVED[name], torch.float64))
+    torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-14)
+
+
+@parity
+def test_hooks_on_what_a_net_is_given_after_torch_has_scaled_it(nn, optim):
+    """Hooks and retained gradients of results of torch's own, from before and after the net's
+    call, in programs whose gradients of gradients go through them."""
+    net, found = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)), []
+
+    def note(grad):
+        found.append(grad.detach().clone())
+
+    for step in range(12):
+        x = torch.rand(6, 2).requires_grad_()
+        h = x * 2
+        z = h - 1
+        if step in (7, 8):
+            h.register_hook(note)
+        u = net(z)
+        if step in (9, 10):
+            h.register_hook(note)
+        if step in (6, 8, 10):
+            h.retain_grad()
+        if step == 11:
+            z.retain_grad()
+        if step < 6:
+            (u_x,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+            u = u + u_x.pow(2).sum(1, keepdim=True)
+        u.sum().backward()
+        found += [x.grad, h.grad if step in (6, 8, 10) else None, z.grad if step == 11 else None]
+        found += [p.grad.clone() for p in net.parameters()]
+    return found
+
+
 @parity
 def test_hooks_in_torchs_graph_run_once_in_each_backward(nn, optim):
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))

@@ -10,9 +10,12 @@ They are read and set as `_state.name`. State that is kept elsewhere:
 - `nnmirror.fast.enabled` and `nnmirror.fast.after`: whether walks are bound, and after how many
   repetitions.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
-- Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py).
-- What the import replaces in torch: functions that make tensors (rules/constructors.py), and
-  `torch.func`'s transforms (transforms.py).
+- Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py), and
+  the nodes that stand for torch's own (`_nodes` in beyond.py).
+- Which calls of torch's own are to be recorded anew (`_wanted` in beyond.py).
+- What the import replaces in torch: functions that make tensors (rules/constructors.py),
+  `torch.func`'s transforms (transforms.py), and `register_hook` and `retain_grad` of a tensor,
+  which note the hooks of torch's own results (beyond.py).
 - What `python -m nnmirror` and the notebook extension substitute for torch's modules, in runner.py
   and notebook.py.
 - Filled when the package is imported, and not changed afterwards: RULES in tensor.py, NAMED in

@@ -19,12 +19,13 @@ from . import tape as _tape
 from . import tensor as _tensor
 from ._state import sequence as _sequence
 from ._torch import EnableTorchFunction, engine
+from ._types import TorchFunction
 from ._upcalls import implements, upcall
 from .double_backward import led_to
 from .fast.shorter import memory_of
 from .formula import Plan
 from .function import Function
-from .moments import note_moment, torchs_number
+from .moments import note_moment, number_of_torchs, torchs_number
 from .node import NO_FURTHER, Edge, Node
 
 T = torch.Tensor
@@ -77,9 +78,11 @@ def _number_of(tensor: T) -> int:
 def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
     """A result of torch's own as one of the mirror's; None if that is impossible, or not `may_be`.
 
-    It is possible if it was made of leaves by calls that can be recorded anew (`taking`), like the
-    input of physics-informed nets, and if no tensor in between has a hook. The walk looks for hooks
-    that are registered later. (A hook on torch's own nodes is not seen.)
+    It is possible if torch.cat made it of leaves, like the input of physics-informed nets: torch's
+    graph then has no other tensor that could have a hook. Or if it was made of leaves by several
+    calls that can be recorded anew (`taking`), a gradient of a gradient went through such calls
+    before, and no tensor in between has a hook. The walk looks for hooks that are registered later.
+    (A hook on torch's own nodes is not seen.)
     """
     known = _known(tensor)
     if (
@@ -127,28 +130,28 @@ def _alias_of(tensor: T, node: Node, index: int) -> _tensor.Tensor:
 def _taken(last: Any) -> Node | None:
     """The mirror's node for this node of torch's, with all that lies between it and leaves; None if
     one of them cannot be recorded anew."""
-    order: list[Any] = []
-    known: set[Any] = set()
-    stack: list[Any] = [last]
-    while stack:  # the inputs of each come behind it
-        made_by = stack.pop()
-        if made_by in known or made_by in _nodes:
-            continue
-        if len(order) >= _MOST_TAKEN or taking(made_by) is None or _HOOKED_NODE in made_by.metadata:
+    order = _before(last)
+    if order is None:
+        return None
+    if _wanted and not _is_joined(order):
+        is_left = any(_LEFT in made_by.metadata for made_by in order)
+        is_wanted = _kind_of(order) in _wanted or any(made_by in _nodes for made_by in order)
+        if is_left or not is_wanted:
+            for made_by in order:  # torch's engine passes on all gradients that come to these
+                made_by.metadata[_LEFT] = True
             return None
-        known.add(made_by)
-        order.append(made_by)
-        for behind, _ in made_by.next_functions:
-            if behind is not None and not hasattr(behind, "variable"):
-                stack.append(behind)
+    elif not _is_joined(order):
+        return None
     note_moment()
-    order.sort(key=lambda made_by: made_by._sequence_nr())
     nodes: list[Node] = []  # until one behind refers to them
     try:
         for made_by in order:
+            if made_by in _nodes:
+                continue
             node = _recorded_again(made_by)
             if node is None:
                 return None
+            node.sequence = number_of_torchs(made_by._sequence_nr())  # type: ignore[assignment]
             _nodes[made_by] = node
             nodes.append(node)
     except (IndexError, RuntimeError, TypeError):  # what was saved has changed, or was freed
@@ -156,10 +159,49 @@ def _taken(last: Any) -> Node | None:
     return _nodes.get(last)
 
 
+def _before(last: Any) -> list[Any] | None:
+    """The nodes of torch's from leaves to this one, in order; None if one of them cannot be
+    recorded anew."""
+    order: dict[Any, None] = {}
+    stack: list[Any] = [last]
+    while stack:
+        made_by = stack.pop()
+        if made_by in order:
+            continue
+        if len(order) >= _MOST_TAKEN or taking(made_by) is None:
+            return None
+        order[made_by] = None
+        for behind, _ in made_by.next_functions:
+            if behind is not None and not hasattr(behind, "variable"):
+                stack.append(behind)
+    return sorted(order, key=lambda made_by: made_by._sequence_nr())
+
+
+def _is_joined(order: Sequence[Any]) -> bool:
+    """Did torch.cat join leaves? There is no tensor in between then."""
+    return len(order) == 1 and type(order[0]).__name__ == "CatBackward0"
+
+
+def _kind_of(order: Sequence[Any]) -> object:
+    """What is the same in each step of a training."""
+    return tuple([(type(made_by), made_by._input_metadata[0].dtype) for made_by in order])
+
+
+def _want(tensors: Sequence[T]) -> None:
+    """A gradient of a gradient goes through torch's graph of these: calls like those are to be
+    recorded anew from now on."""
+    for tensor in tensors:
+        order = None if tensor.grad_fn is None else _before(tensor.grad_fn)
+        if order is not None and len(_wanted) < _MOST_WANTED:
+            _wanted.add(_kind_of(order))
+
+
+_wanted: set[object] = set()
+_MOST_WANTED = 256
 # The mirror's nodes that stand for torch's, as long as they live.
 _nodes: "weakref.WeakValueDictionary[Any, Node]" = weakref.WeakValueDictionary()
 _MOST_TAKEN = 32
-_HOOKED_NODE = "nnmirror: its result has a hook"  # in the metadata of torch's nodes
+_LEFT = "nnmirror: left to torch"  # in the metadata of torch's nodes
 
 
 def _recorded_again(made_by: Any) -> Node | None:
@@ -219,18 +261,35 @@ def _recorded_again(made_by: Any) -> Node | None:
     return node  # type: ignore[no-any-return]
 
 
-def note_hook(tensor: T) -> None:
-    """A hook is about to be registered for a result of torch's own."""
-    made_by: Any = tensor.grad_fn
-    made_by.metadata[_HOOKED_NODE] = True
-    node = _nodes.get(made_by)
-    if node is None:
-        return
-    if len(node.outputs) > 1:
-        raise NotImplementedError(_HOOKED_PART)
+def _stands_for(node: Node, tensor: T) -> None:
+    """`node` stands for a result of torch's own, of which something is asked."""
     if node.theirs is None:
+        if len(node.outputs) > 1:
+            raise NotImplementedError(_HOOKED_PART)
         node.theirs = _Theirs(tensor, _alias_of(tensor, node, 0))
-    node.is_watched = True
+
+
+def _noting(method: TorchFunction) -> TorchFunction:
+    """`method`, which registers a hook; of a result of torch's own, that is noted."""
+
+    @functools.wraps(method)
+    def register(tensor: T, *args: object, **kwargs: object) -> Any:
+        made_by: Any = tensor.grad_fn if _tensor.is_torchs(tensor) else None
+        if made_by is not None:
+            node = _nodes.get(made_by)
+            if node is None:
+                made_by.metadata[_LEFT] = True
+            else:
+                _stands_for(node, tensor)
+                node.is_watched = True  # walks may have been bound without it
+        return method(tensor, *args, **kwargs)
+
+    return register
+
+
+# A hook is stored with torch's node, where it cannot be seen.
+for _name in ("register_hook", "retain_grad"):
+    setattr(T, _name, _noting(getattr(T, _name)))
 
 
 _HOOKED_PART = (
@@ -244,6 +303,8 @@ def edge_to(tensor: T) -> Edge:
     """The edge for the gradient of a result of torch's own."""
     node = _nodes.get(tensor.grad_fn)
     if node is not None:
+        if len(node.outputs) == 1:
+            _stands_for(node, tensor)
         return node, tensor.output_nr
     known = _known(tensor)
     if known is None or known.made_by != _number_of(tensor):
@@ -526,6 +587,7 @@ def go_back(
     tensors, grads = zip(*going, strict=True)
     if not create_graph:
         return _gradients(tensors, grads, inputs, retain_graph, order=order)
+    _want(tensors)
     stands_for = stands_for or {}
     ends = [leaf for leaf in behind(tensors)[0] if leaf.requires_grad]
     ends += [x for x in inputs if not x.is_leaf]

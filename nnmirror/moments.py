@@ -34,6 +34,21 @@ def note_moment() -> None:
         _moments.append((next(sequence), number))
 
 
+def number_of_torchs(number: int) -> float:
+    """The place of torch's call `number` among the mirror's: after those on tensors of torch's that
+    were recorded before it."""
+    moment, torchs = next(sequence), number + 1
+    for i in range(1, len(_moments) + 1):
+        noted = _moments[-i]
+        if noted[1] <= number:
+            break
+        moment, torchs = noted
+    return moment - (torchs - number) / _APART
+
+
+_APART = 1 << 24  # more than there are calls of torch's between two moments
+
+
 def torchs_number(number: int | None) -> int:
     """The number that torch's next call had when the mirror's call `number` was recorded; now, if
     that is None."""

@@ -298,7 +298,7 @@ def _record(
         if kind is SUBCLASS:
             if asks:
                 disabled.__exit__(None, None, None)  # to dispatch to it, unless that is disabled
-                return answered(function, args, inplace)
+                return answered(function, given, inplace)
             kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
             anew = True
         if kind is MIRRORED:
