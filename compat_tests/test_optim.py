@@ -294,3 +294,41 @@ def test_an_optimiser_of_your_own(nn, optim):
     net(torch.randn(5, 3)).sum().backward()
     optimizer.step()
     return dict(net.named_parameters()), calls, repr(optimizer)
+
+
+WRONG_STATE = {
+    "a gradient": lambda p, state: setattr(p, "data", torch.ones(3, 3)),
+    "a buffer": lambda p, state: state[p].update(momentum_buffer=torch.ones(2)),
+    "no tensor": lambda p, state: state[p].update(momentum_buffer=1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STATE)
+@parity
+def test_a_step_that_raises_has_updated_the_parameters_before(nn, optim, name):
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+    sgd = optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(6):
+        sgd.zero_grad()
+        net(torch.randn(4, 3)).sum().backward()
+        sgd.step()
+    changed = net[2].weight
+    WRONG_STATE[name](changed, sgd.state)
+    if name == "a gradient":
+        changed.grad = None
+        changed.grad = torch.ones(3, 3)
+    try:
+        sgd.step()
+    except (RuntimeError, AttributeError) as error:
+        buffers = [sgd.state[p]["momentum_buffer"] for p in net.parameters()]
+        return type(error), str(error), [*net.parameters()], buffers
+
+
+@parity
+def test_momentum_of_a_tensor(nn, optim):
+    net = nn.Linear(3, 2)
+    sgd = optim.SGD(net.parameters(), lr=0.01, momentum=torch.tensor([0.9]))
+    for _ in range(4):
+        net(torch.ones(4, 3)).sum().backward()
+        sgd.step()
+    return [*net.parameters()]

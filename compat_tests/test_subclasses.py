@@ -136,6 +136,28 @@ def test_operations_beside_a_parameter(nn, optim, cls):
     return found, p.grad
 
 
+BESIDE_A_LEAF_OF_TORCHS = {
+    "addmm": lambda p, x, b: torch.addmm(b, p, x),
+    "linear": lambda p, x, b: torch.nn.functional.linear(p, x, b),
+    "addcmul": lambda p, x, b: torch.addcmul(b, p, x),
+    "lerp": lambda p, x, b: torch.lerp(b, p, x),
+    "cat": lambda p, x, b: torch.cat([b[None], p, x]),
+    "stack": lambda p, x, b: torch.stack([b, p[0], x[0]]),
+    "in place": lambda p, x, b: (p * 1).addcmul_(b, x),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_A_LEAF_OF_TORCHS)
+@pytest.mark.parametrize("cls", [Plain, Logging])
+@parity
+def test_operations_beside_a_leaf_of_torchs(nn, optim, cls, name):
+    p, b = nn.Parameter(torch.randn(3, 3)), torch.randn(3, requires_grad=True)
+    x = torch.randn(3, 3).as_subclass(cls)
+    for leaf in (b, b * 2):
+        BESIDE_A_LEAF_OF_TORCHS[name](p, x, leaf).sum().backward()
+    return p.grad.as_subclass(torch.Tensor), b.grad.as_subclass(torch.Tensor)
+
+
 @KINDS
 @parity
 def test_a_leaf_of_the_subclass_that_torch_differentiates(nn, optim, cls):

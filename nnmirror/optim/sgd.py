@@ -170,7 +170,9 @@ def _as_usual(
         group["momentum"] == 0
         or group["differentiable"]
         or type(group["lr"]) is not float
+        or type(group["momentum"]) is not float
         or not any(is_small)
+        or not _fit(params, grads, buffers)
         or not _are_apart([*params, *grads, *[b for b in buffers if b is not None]])
     ):
         _one_by_one(params, grads, buffers, group)
@@ -182,6 +184,14 @@ def _as_usual(
             update(p, g, b, group)
             new = iter(b)
             buffers[:] = [next(new) if c else old for c, old in zip(chosen, buffers, strict=True)]
+
+
+def _fit(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> bool:
+    """Have they the same shapes? Else an update raises, with the parameters before it updated."""
+    return all(
+        p.shape == g.shape and (b is None or (isinstance(b, Tensor) and b.shape == p.shape))
+        for p, g, b in zip(params, grads, buffers, strict=True)
+    )
 
 
 def _are_apart(tensors: list[Tensor]) -> bool:
