@@ -48,6 +48,7 @@ _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
 _MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
+_MOST_BEHIND = 1 << 14  # signatures behind one leaf, some seven kilobytes each with their walks
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
@@ -162,6 +163,7 @@ class Signature(Alike):
     __slots__ = (
         "__weakref__",
         "_walks",
+        "behind",
         "by_layout",
         "calls",
         "came_again",
@@ -223,7 +225,9 @@ class Signature(Alike):
         self.came_again = False  # there was a second such call
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
-        self.walks_bound = 0  # of a leaf: how many walks were bound that began behind it
+        # Of a leaf: how many walks were bound that began behind it, and how many signatures there
+        # are behind it.
+        self.walks_bound = self.behind = 0
         self._walks: WalksFrom | None = None
         self.seen = self.indices = None
         self.is_single = True  # it has one output, which is not a view
@@ -268,6 +272,9 @@ class Signature(Alike):
         return None if self.family is None else self.family()
 
     def __del__(self) -> None:
+        self.forget_by_layout()
+
+    def forget_by_layout(self) -> None:
         # The signatures of a loop refer to each other.
         for shared in (self.by_layout or {}).values():
             shared.next.clear()
@@ -344,6 +351,21 @@ class Signature(Alike):
                 self.calls.pop(function, None)
                 return
         self.next[key] = made
+        leaf = self.leaf()
+        if leaf is not None:
+            leaf.behind += 1
+            if leaf.behind > _MOST_BEHIND:
+                leaf.forget()
+
+    def forget(self) -> None:
+        """Drop all signatures behind this leaf, and the walks bound to them: where the structure of
+        a net is drawn anew in each step, nearly all are of the past."""
+        self.next.clear()
+        self.calls = NO_CALLS
+        self.forget_by_layout()
+        self.by_layout = None
+        self.varying, self.varied, self.dropped = {}, {}, {}
+        self.walks_bound = self.behind = 0
 
     def _judged(
         self, function: object, of_one: Sequence[object], key: object, more: int
