@@ -254,6 +254,48 @@ AS_PYTHON = """
     """
 
 
+def test_a_library_as_a_part_of_the_script(tmp_path):
+    """One that wraps the model in a module of its own, and has a Function of its own."""
+    write(
+        tmp_path,
+        lib__in__solver="""
+            import torch
+            class Doubled(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, x): return x * 2
+                @staticmethod
+                def backward(ctx, g): return g * 2
+            class Wrapped(torch.nn.Module):
+                def __init__(self, f):
+                    super().__init__()
+                    self.f = f
+                def forward(self, x): return Doubled.apply(self.f(x))
+            def solve(f, x): return Wrapped(f)(x)
+            """,
+        script="""
+            import torch
+            from torch import nn
+            from solver import solve
+            torch.manual_seed(0)
+            net = nn.Linear(2, 1)
+            solve(net, torch.ones(3, 2)).sum().backward()
+            print(type(net).__module__, net.weight.grad.tolist())
+            """,
+    )
+    (tmp_path / "own").mkdir()
+    (tmp_path / "script.py").rename(tmp_path / "own" / "script.py")
+
+    def run(*args):
+        return python(
+            "-m", "nnmirror", *args, "own/script.py", cwd=tmp_path, path=[tmp_path / "lib"]
+        )
+
+    assert "cannot assign" in run().stderr
+    done = run("--mirror", "solver")
+    assert done.stdout == "nnmirror.modules.linear [[6.0, 6.0]]\n", done.stderr
+    assert "torch.nn.modules.linear [[6.0, 6.0]]" in run("--check", "--mirror=solver").stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "args",

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int | None:
         runner.seed_all(args.seed)
     if args.backend == "nnmirror":
         adopt.kept.update(args.keep)
+        runner.as_scripts.update(args.mirror)
         report.warn(what, bool(args.module))
     run = runner.run_module if args.module else runner.run_script
     run(what, rest, mirror=args.backend == "nnmirror")
@@ -44,8 +45,9 @@ def look_at(args: argparse.Namespace) -> int:
         status = 0 if all(use.mirrored for use in found) else 1
     if args.check:
         seeds = [f"{source.file}:{line}" for source in sources for line in source.seeds]
-        keep = [f"--keep={library}" for library in args.keep]
-        status |= check.check([*["-m"] * is_module, *arguments], seeds, args.seed or 0, keep)
+        libraries = [f"--keep={library}" for library in args.keep]
+        libraries += [f"--mirror={library}" for library in args.mirror]
+        status |= check.check([*["-m"] * is_module, *arguments], seeds, args.seed or 0, libraries)
     return status
 
 

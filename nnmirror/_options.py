@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         help="leave the models of this library to PyTorch; may be given several times",
     )
     made.add_argument(
+        "--mirror",
+        metavar="LIBRARY",
+        action="append",
+        default=[],
+        help="run this library, if it is written in Python, as a part of the script",
+    )
+    made.add_argument(
         "-m", dest="module", nargs=argparse.REMAINDER, help="a module to run, and its arguments"
     )
     made.add_argument("script", nargs=argparse.REMAINDER, help="a script to run, and its arguments")

@@ -310,6 +310,10 @@ class _Loader(SourceFileLoader):
         return module
 
 
+as_scripts: set[str] = set()
+"""Libraries that run as a part of the script (`--mirror`)."""
+
+
 class Finder:
     """Finds the modules in the script's directory, to be loaded by `_Loader`.
 
@@ -327,7 +331,8 @@ class Finder:
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or type(spec.loader) is not SourceFileLoader:
             return None
-        if not is_users(spec.loader.path, self.directory):
+        is_own = name.partition(".")[0] in as_scripts
+        if not (is_own or is_users(spec.loader.path, self.directory)):
             return None
         spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
