@@ -170,6 +170,20 @@ def test_tensors_made_of_data(nn, optim, call):
     return made.detach(), made.requires_grad, w.grad
 
 
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@parity
+def test_sparse_mm(nn, optim, layout):
+    """As graph nets multiply with their adjacency matrix."""
+    adjacency = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    adjacency = adjacency.to_sparse() if layout == "coo" else adjacency.to_sparse_csr()
+    layer, found = nn.Linear(4, 2), []
+    for _ in range(4):
+        y = torch.sparse.mm(adjacency, layer(torch.randn(3, 4)))
+        y.square().sum().backward()
+        found += [y.detach(), y.grad_fn.name()]
+    return found, layer.weight.grad
+
+
 def test_a_sparse_tensor_of_a_parameter_is_refused():
     w = nnmirror.Parameter(torch.ones(2))
     with pytest.raises(NotImplementedError, match="index_put"):

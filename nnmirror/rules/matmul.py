@@ -339,6 +339,17 @@ def matmul(input: T, other: T) -> T:
     return shape.unsafe_view(record(Bmm, (a3, b3))[0], sizes)
 
 
+class SparseAddmm(Mm):
+    """`Mm` by its other name, with a sparse matrix on the left, which needs no gradient."""
+
+
+@composite(torch.sparse.mm)
+def sparse_mm(mat1: T, mat2: T, *reduce: str) -> T:
+    if reduce or mat1.requires_grad:
+        raise unplaced(torch.sparse.mm, (mat1, mat2, *reduce), {})
+    return record(SparseAddmm, (mat1, mat2))[0]  # type: ignore[no-any-return]
+
+
 @composite(T.__rmatmul__)
 def rmatmul(input: T, other: T) -> T:
     return matmul(other, input)
