@@ -110,6 +110,10 @@ def relu(nn: Any, size: int) -> Any:
     return nn.ReLU()
 
 
+def tanh(nn: Any, size: int) -> Any:
+    return nn.Tanh()
+
+
 def plain(nn: Any, optim: Any, asked: tuple[str, str]) -> Built:
     net, what = asked
     sizes, batch = NETS[net]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .nets import Built, fit, in_batches, relu, row, sequential
+from .nets import Built, fit, in_batches, relu, row, sequential, tanh
 
 
 @row("train", "linear regression, 3 weights, batch 32, SGD")
@@ -260,6 +260,49 @@ def heat_equation(nn: Any, optim: Any, points: int) -> Built:
         loss.backward()
         optimizer.step()
         return loss
+
+    return step, net
+
+
+@row("second", "Burgers' equation, 2-20-20-1, coordinates scaled before the net, 100 points, Adam")
+def burgers(nn: Any, optim: Any) -> Built:
+    """As by Raissi et al.: the net is given 2 (x - lb) / (ub - lb) - 1."""
+    net = sequential(nn, (2, 20, 20, 1), tanh)
+    points = torch.rand(100, 2)
+    lowest, highest = points.min(0).values, points.max(0).values
+    u0 = -torch.sin(torch.pi * points[:, :1])
+    optimizer = optim.Adam(net.parameters(), lr=1e-3)
+
+    def step() -> Any:
+        x = points[:, :1].clone().requires_grad_()
+        t = points[:, 1:].clone().requires_grad_()
+        h = 2.0 * (torch.cat([x, t], 1) - lowest) / (highest - lowest) - 1.0
+        u = net(h)
+        ones = torch.ones_like(u)
+        (u_t,) = torch.autograd.grad(u, t, ones, create_graph=True)
+        (u_x,) = torch.autograd.grad(u, x, ones, create_graph=True)
+        (u_xx,) = torch.autograd.grad(u_x, x, ones, create_graph=True)
+        loss = (u - u0).pow(2).mean() + (u_t + u * u_x - 0.01 * u_xx).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step, net
+
+
+@row("second", "product with the Hessian of CrossEntropyLoss, 6-16-3 with Tanh, batch 8")
+def hessian_vector(nn: Any, optim: Any) -> Built:
+    """As PyHessian computes it."""
+    net = sequential(nn, (6, 16, 3), tanh)
+    x, target = torch.randn(8, 6), torch.randint(3, (8,))
+    params = list(net.parameters())
+    vector = [torch.randn_like(p) for p in params]
+
+    def step() -> Any:
+        loss = nn.functional.cross_entropy(net(x), target)
+        gradients = torch.autograd.grad(loss, params, create_graph=True)
+        return torch.autograd.grad(gradients, params, grad_outputs=vector)
 
     return step, net
 

@@ -192,7 +192,7 @@ class _Writer(_writer.Writer):
             if call.changes():  # an intermediate result of a gradient, if it is one
                 if WORDS.fullmatch(self.word(kwargs.get("out", args[0]), mine)) is None:
                     raise Unbindable
-                new = _as_new(call)
+                new = _as_new(call) if self.is_alone(out) else None
                 if new is None and "out" in kwargs:
                     raise Unbindable
                 if new is None:
@@ -203,20 +203,22 @@ class _Writer(_writer.Writer):
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
             if new is not None:
-                self.rename(out)
+                del self.known[id(out)]  # its next call gives it a new name
             self.assign(cheaper(call._replace(words=words), self.constant), mine)
             given = {memory_of(t) for t in _tape.tensors_in((args, kwargs))}
             if new is not None or memory_of(out) not in given:
                 self.fresh[self.known[id(out)]] = memory_of(out)
 
-    def rename(self, changed: T) -> None:
-        """The changed tensor is a new one in the source, whose name its next call gives."""
+    def is_alone(self, changed: T) -> bool:
+        """Is this the only tensor that sees a change of its memory?"""
         memory = memory_of(changed)
-        for tensor in self.alive:
-            is_other = isinstance(tensor, T) and tensor is not changed and id(tensor) in self.known
-            if is_other and memory_of(tensor) == memory:
-                raise Unbindable  # it sees the change
-        del self.known[id(changed)]
+        return not any(
+            isinstance(tensor, T)
+            and tensor is not changed
+            and id(tensor) in self.known
+            and memory_of(tensor) == memory
+            for tensor in self.alive
+        )
 
     def sum(self, held: T | None, grad: T) -> T:
         """Another gradient for a place that has one, and the source that adds it."""
