@@ -11,7 +11,7 @@ They are read and set as `_state.name`. State that is kept elsewhere:
   repetitions.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
 - Held weakly: the counterparts in torch of parameters (twins.py) and of classes (bridge.py), and
-  the nodes that stand for torch's own (`_nodes` in beyond.py).
+  the nodes that stand for torch's own, in the metadata of these (beyond.py).
 - Which calls of torch's own are to be recorded anew (`_wanted` in beyond.py).
 - What the import replaces in torch: functions that make tensors (rules/constructors.py),
   `torch.func`'s transforms (transforms.py), and `register_hook` and `retain_grad` of a tensor,

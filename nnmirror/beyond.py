@@ -32,7 +32,7 @@ T = torch.Tensor
 
 
 # Records the call of torch's node (the first argument) on these inputs; the last argument is the
-# metadata of its result.
+# metadata of its result. Returns the result, or the node; None if it cannot.
 Recording: TypeAlias = Callable[[Any, Sequence[T], Any], Any]
 
 
@@ -135,7 +135,7 @@ def _taken(last: Any) -> Node | None:
         return None
     if _wanted and not _is_joined(order):
         is_left = any(_LEFT in made_by.metadata for made_by in order)
-        is_wanted = _kind_of(order) in _wanted or any(made_by in _nodes for made_by in order)
+        is_wanted = _kind_of(order) in _wanted or any(map(_stand_in, order))
         if is_left or not is_wanted:
             for made_by in order:  # torch's engine passes on all gradients that come to these
                 made_by.metadata[_LEFT] = True
@@ -146,17 +146,17 @@ def _taken(last: Any) -> Node | None:
     nodes: list[Node] = []  # until one behind refers to them
     try:
         for made_by in order:
-            if made_by in _nodes:
+            if _stand_in(made_by) is not None:
                 continue
             node = _recorded_again(made_by)
             if node is None:
                 return None
             node.sequence = number_of_torchs(made_by._sequence_nr())  # type: ignore[assignment]
-            _nodes[made_by] = node
+            made_by.metadata[_NODE] = weakref.ref(node)
             nodes.append(node)
     except (IndexError, RuntimeError, TypeError):  # what was saved has changed, or was freed
         return None
-    return _nodes.get(last)
+    return _stand_in(last)
 
 
 def _before(last: Any) -> list[Any] | None:
@@ -172,9 +172,14 @@ def _before(last: Any) -> list[Any] | None:
             return None
         order[made_by] = None
         for behind, _ in made_by.next_functions:
-            if behind is not None and not hasattr(behind, "variable"):
+            if behind is not None and not _is_accumulator(behind):
                 stack.append(behind)
     return sorted(order, key=lambda made_by: made_by._sequence_nr())
+
+
+def _is_accumulator(node: Any) -> bool:
+    """Is it the AccumulateGrad of a leaf? (A user's Function may have a `variable` too.)"""
+    return type(node).__name__ == "AccumulateGrad"
 
 
 def _is_joined(order: Sequence[Any]) -> bool:
@@ -198,10 +203,16 @@ def _want(tensors: Sequence[T]) -> None:
 
 _wanted: set[object] = set()
 _MOST_WANTED = 256
-# The mirror's nodes that stand for torch's, as long as they live.
-_nodes: "weakref.WeakValueDictionary[Any, Node]" = weakref.WeakValueDictionary()
 _MOST_TAKEN = 32
-_LEFT = "nnmirror: left to torch"  # in the metadata of torch's nodes
+# In the metadata of torch's nodes: the mirror's node that stands for it; and whether torch's engine
+# passes on all gradients that come to it.
+_NODE, _LEFT = "nnmirror: node", "nnmirror: left to torch"
+
+
+def _stand_in(made_by: Any) -> Node | None:
+    """The mirror's node that stands for this one of torch's, if there is one."""
+    known = made_by.metadata.get(_NODE)
+    return None if known is None else known()
 
 
 def _recorded_again(made_by: Any) -> Node | None:
@@ -213,7 +224,7 @@ def _recorded_again(made_by: Any) -> Node | None:
     unknown: set[int] = set()  # memory with other numbers than torch's call had
     for i, (behind, index) in enumerate(made_by.next_functions):
         value = saved[i] if i < len(saved) else None
-        if hasattr(behind, "variable"):
+        if behind is not None and _is_accumulator(behind):
             leaf = behind.variable
             if isinstance(leaf, _tensor.Tensor) or not leaf.requires_grad:
                 return None
@@ -229,7 +240,8 @@ def _recorded_again(made_by: Any) -> Node | None:
                 unknown.add(memory_of(value))
             inputs.append(value.detach())
             continue
-        node, of = _nodes[behind], behind._input_metadata[index]
+        node, of = _stand_in(behind), behind._input_metadata[index]
+        assert node is not None
         if of.dtype is not like.dtype and len(made_by.next_functions) > 1:
             return None
         if value is None:
@@ -237,6 +249,8 @@ def _recorded_again(made_by: Any) -> Node | None:
             unknown.add(memory_of(value))
         inputs.append(_alias_of(value, node, index))
     made: Any = how.call(made_by, inputs, like)
+    if isinstance(made, Node):
+        return made
     results = made if isinstance(made, tuple) else (made,)
     made_node = getattr(results[0], "_node", None)
     if made_node is None or len(results) != len(made_by._input_metadata):
@@ -276,7 +290,7 @@ def _noting(method: TorchFunction) -> TorchFunction:
     def register(tensor: T, *args: object, **kwargs: object) -> Any:
         made_by: Any = tensor.grad_fn if _tensor.is_torchs(tensor) else None
         if made_by is not None:
-            node = _nodes.get(made_by)
+            node = _stand_in(made_by)
             if node is None:
                 made_by.metadata[_LEFT] = True
             else:
@@ -301,7 +315,7 @@ _HOOKED_PART = (
 @implements(_tape)
 def edge_to(tensor: T) -> Edge:
     """The edge for the gradient of a result of torch's own."""
-    node = _nodes.get(tensor.grad_fn)
+    node = _stand_in(tensor.grad_fn)
     if node is not None:
         if len(node.outputs) == 1:
             _stands_for(node, tensor)

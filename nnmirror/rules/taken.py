@@ -17,7 +17,10 @@ import torch
 from .. import beyond as _beyond
 from .._upcalls import implements
 from ..beyond import Recording, Taken
+from ..fast.signature import Unsigned, of_tensor
+from ..node import Node
 from ..tape import record
+from ..tensor import Tensor
 from . import arithmetic, elementwise, matmul, reduction, shape
 from .activation import Tanh
 
@@ -70,6 +73,38 @@ def _product(n: Any, x: Sequence[T], _: object) -> Any:
     return record(matmul.Mm, (x[0], x[1]))[0]
 
 
+def _joined(n: Any, x: Sequence[T], like: Any) -> Any:
+    dim, parts = _signed(n._saved_dim), list(x)
+    unknown = [i for i, (behind, _) in enumerate(n.next_functions) if behind is None]
+    if len(unknown) > 1:
+        return None
+    for i in unknown:  # torch does not keep what needs no gradient, but its shape follows
+        sizes = [*like.shape]
+        sizes[dim] -= sum(part.shape[dim] for j, part in enumerate(parts) if j != i)
+        parts[i] = parts[i].new_empty(()).expand(sizes)
+    if any(isinstance(part, Tensor) for part in parts):
+        return record(shape.Cat, (dim, *parts))[0]
+    try:  # of leaves: as an earlier one, if there was one, which is faster
+        key = dim, *[(part.requires_grad, of_tensor(part)) for part in parts]
+    except Unsigned:
+        return record(shape.Cat, (dim, *parts))[0]
+    known = _cats.get(key)
+    if known is None:
+        result, node = record(shape.Cat, (dim, *parts))
+        if node is not None and node.signature is not None and not node._saved:
+            if len(_cats) >= _MOST_CATS:
+                _cats.clear()
+            _cats[key] = node.copied()
+            _cats[key].edges = ()
+        return result
+    again = known.copied()
+    again.edges = None, *[(part, 0) if part.requires_grad else None for part in parts]
+    return again
+
+
+_cats: dict[tuple[object, ...], Node] = {}  # without edges, by the layouts
+_MOST_CATS = 64
+
 _SELF, _BOTH = ("_saved_self",), ("_saved_self", "_saved_other")
 _TAKEN: dict[str, Taken] = {
     "AddBackward0": Taken(_of_two(arithmetic.Add, "_saved_alpha"), ("", "")),
@@ -89,7 +124,7 @@ _TAKEN: dict[str, Taken] = {
     "SigmoidBackward0": Taken(_of_one(elementwise.Sigmoid), result="_saved_result"),
     "TanhBackward0": Taken(_of_one(Tanh), result="_saved_result"),
     "MmBackward0": Taken(_product, ("_saved_self", "_saved_mat2")),
-    "CatBackward0": Taken(lambda n, x, _: record(shape.Cat, (_signed(n._saved_dim), *x))[0]),
+    "CatBackward0": Taken(_joined),
     "StackBackward0": Taken(lambda n, x, _: record(shape.Stack, (_signed(n._saved_dim), *x))[0]),
     "SliceBackward0": Taken(_sliced),
     "SelectBackward0": Taken(_selected),
