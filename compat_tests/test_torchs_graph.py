@@ -779,6 +779,32 @@ def test_a_physics_informed_net_of_functions_of_its_coordinates(name):
     torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("function", ["exp", "sin", "square", "tanh", "neg"])
+@pytest.mark.parametrize("step", ["before the net", "after the net"])
+@parity
+def test_a_leaf_that_is_changed_once_torch_has_used_it(nn, optim, function, step):
+    """What torch has saved of it counts, or that has changed, which is an error."""
+    net, found = nn.Linear(2, 1), []
+    for i in range(8):
+        x = torch.rand(3, 2).requires_grad_()
+        z = getattr(x, function)()
+        if i > 4 and step == "before the net":
+            x.detach().mul_(2)
+        u = net(z).pow(2).sum()
+        if i > 4 and step == "after the net":
+            x.detach().mul_(2)
+        try:
+            if i < 4:
+                (u_x,) = torch.autograd.grad(u, x, create_graph=True)
+                u = u + u_x.pow(2).sum()
+            u.backward()
+        except RuntimeError as error:
+            found.append(type(error))
+        if i >= 4:  # before, gradients may differ in the last bit (see `CURVED`)
+            found.append(x.grad)
+    return found
+
+
 @parity
 def test_hooks_on_what_a_net_is_given_after_torch_has_scaled_it(nn, optim):
     """Hooks and retained gradients of results of torch's own, from before and after the net's

@@ -216,6 +216,8 @@ def _stand_in(made_by: Any) -> Node | None:
 
 
 def _recorded_again(made_by: Any) -> Node | None:
+    """The call of torch's node as one of the mirror's, on tensors of the same shapes; None if it
+    would save numbers that torch has not saved."""
     how = taking(made_by)
     assert how is not None
     like = made_by._input_metadata[0]
@@ -258,21 +260,23 @@ def _recorded_again(made_by: Any) -> Node | None:
     for result, of in zip(results, made_by._input_metadata, strict=True):
         if result.shape != tuple(of.shape) or result.dtype is not of.dtype:
             return None
-    node = made_node
-    if not unknown:
-        unknown = set()
-    else:
-        unknown |= {memory_of(result) for result in results}
+    if unknown:
+        unknown.update(map(memory_of, results))
+    return made_node if _saves_what_torch_saved(made_node, made_by, how.result, unknown) else None
+
+
+def _saves_what_torch_saved(node: Node, made_by: Any, result: str, unknown: set[int]) -> bool:
+    """Let `node` save the result that torch's node has saved; is all else that it saves known?"""
     for i, tensor in enumerate(node._saved or ()):
-        if tensor is None or memory_of(tensor) not in unknown:
-            continue
-        if not how.result or node.plan is None or node.plan.saves[i] >= 0:
-            return None
-        result = getattr(made_by, how.result).detach()
-        result._alias_of_output = 0
-        node._saved = [*node._saved[:i], result, *node._saved[i + 1 :]]  # type: ignore[index]
-        node._versions = [*node._versions[:i], result._version, *node._versions[i + 1 :]]  # type: ignore[index]
-    return node  # type: ignore[no-any-return]
+        if result and node.plan is not None and node.plan.saves[i] < 0:
+            known = getattr(made_by, result).detach()
+            known._alias_of_output = 0
+            node._saved = [*node._saved[:i], known, *node._saved[i + 1 :]]  # type: ignore[index]
+            versions = node._versions or ()
+            node._versions = [*versions[:i], known._version, *versions[i + 1 :]]
+        elif tensor is not None and memory_of(tensor) in unknown:
+            return False
+    return True
 
 
 def _stands_for(node: Node, tensor: T) -> None:
