@@ -23,59 +23,60 @@ from ..tape import record
 from ..tensor import Tensor
 from . import arithmetic, elementwise, matmul, reduction, shape
 from .activation import Tanh
+from .registry import Rule
 
 T = torch.Tensor
 
 
+def _value(node: Any, name: str) -> Any:
+    """An attribute of torch's node. Dimensions are shown without their sign."""
+    value = getattr(node, name)
+    if type(value) is tuple:
+        return tuple([_signed(n) for n in value])
+    return _signed(value) if type(value) is int else value
+
+
 def _signed(number: int) -> int:
-    """A dimension, which torch's nodes show without its sign."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def _dims(dims: Sequence[int]) -> list[int]:
-    return [*map(_signed, dims)]
+def _call(function: type[Rule], *more: str) -> Recording:
+    """A call on the inputs, with these attributes of the node as further arguments."""
 
-
-def _along(dim: int, index: object) -> tuple[object, ...]:
-    return (*[slice(None)] * dim, index)
-
-
-def _sliced(n: Any, x: Sequence[T], _: object) -> Any:
-    part = slice(n._saved_start, n._saved_end, n._saved_step)
-    return shape.getitem(x[0], _along(_signed(n._saved_dim) % x[0].dim(), part))
-
-
-def _selected(n: Any, x: Sequence[T], _: object) -> Any:
-    dim = _signed(n._saved_dim) % x[0].dim()
-    return shape.getitem(x[0], _along(dim, _signed(n._saved_index)))
-
-
-def _of_one(function: Any, *more: str) -> Recording:
-    """A call on one input, with these attributes of the node as further arguments."""
-
-    def call(n: Any, x: Sequence[T], _: object) -> Any:
-        return record(function, (x[0], *[getattr(n, name) for name in more]))[0]
+    def call(node: Any, x: Sequence[T], _: object) -> Any:
+        return record(function, (*x, *[_value(node, name) for name in more]))[0]
 
     return call
 
 
-def _of_two(function: Any, *more: str) -> Recording:
-    def call(n: Any, x: Sequence[T], _: object) -> Any:
-        return record(function, (x[0], x[1], *[getattr(n, name) for name in more]))[0]
-
-    return call
+def _to_shape(function: type[Rule]) -> Recording:
+    """A call with the shape of the result as a further argument."""
+    return lambda _, x, like: record(function, (*x, tuple(like.shape)))[0]
 
 
-def _product(n: Any, x: Sequence[T], _: object) -> Any:
-    sizes, strides = n._saved_self_sym_sizes, n._saved_self_sym_strides
+def _indexed(node: Any, x: T, index: object) -> Any:
+    dim = _value(node, "_saved_dim") % x.dim()
+    return shape.getitem(x, (*[slice(None)] * dim, index))
+
+
+def _sliced(node: Any, x: Sequence[T], _: object) -> Any:
+    return _indexed(node, x[0], slice(node._saved_start, node._saved_end, node._saved_step))
+
+
+def _selected(node: Any, x: Sequence[T], _: object) -> Any:
+    return _indexed(node, x[0], _value(node, "_saved_index"))
+
+
+def _product(node: Any, x: Sequence[T], _: object) -> Any:
+    sizes, strides = node._saved_self_sym_sizes, node._saved_self_sym_strides
     if strides and tuple(strides) != (sizes[1], 1):
         return None  # PyTorch's gradient has another layout then
     return record(matmul.Mm, (x[0], x[1]))[0]
 
 
-def _joined(n: Any, x: Sequence[T], like: Any) -> Any:
-    dim, parts = _signed(n._saved_dim), list(x)
-    unknown = [i for i, (behind, _) in enumerate(n.next_functions) if behind is None]
+def _joined(made_by: Any, x: Sequence[T], like: Any) -> Any:
+    dim, parts = _value(made_by, "_saved_dim"), list(x)
+    unknown = [i for i, (behind, _) in enumerate(made_by.next_functions) if behind is None]
     if len(unknown) > 1:
         return None
     for i in unknown:  # torch does not keep what needs no gradient, but its shape follows
@@ -106,64 +107,50 @@ _cats: dict[tuple[object, ...], Node] = {}  # without edges, by the layouts
 _MOST_CATS = 64
 
 _SELF, _BOTH = ("_saved_self",), ("_saved_self", "_saved_other")
+_RESULT = "_saved_result"
 _TAKEN: dict[str, Taken] = {
-    "AddBackward0": Taken(_of_two(arithmetic.Add, "_saved_alpha"), ("", "")),
-    "SubBackward0": Taken(_of_two(arithmetic.Sub, "_saved_alpha"), ("", "")),
-    "RsubBackward1": Taken(lambda n, x, _: record(arithmetic.Rsub, (x[0], 0.0, n._saved_alpha))[0]),
-    "MulBackward0": Taken(_of_two(arithmetic.Mul), _BOTH),
-    "DivBackward0": Taken(_of_two(arithmetic.Div), _BOTH),
-    "NegBackward0": Taken(_of_one(arithmetic.Neg)),
-    "ReciprocalBackward0": Taken(_of_one(arithmetic.Reciprocal), result="_saved_result"),
-    "PowBackward0": Taken(_of_one(arithmetic.Pow, "_saved_exponent"), _SELF),
-    "AbsBackward0": Taken(_of_one(elementwise.Abs), _SELF),
-    "SinBackward0": Taken(_of_one(elementwise.Sin), _SELF),
-    "CosBackward0": Taken(_of_one(elementwise.Cos), _SELF),
-    "LogBackward0": Taken(_of_one(elementwise.Log), _SELF),
-    "ExpBackward0": Taken(_of_one(elementwise.Exp), result="_saved_result"),
-    "SqrtBackward0": Taken(_of_one(elementwise.Sqrt), result="_saved_result"),
-    "SigmoidBackward0": Taken(_of_one(elementwise.Sigmoid), result="_saved_result"),
-    "TanhBackward0": Taken(_of_one(Tanh), result="_saved_result"),
+    "AddBackward0": Taken(_call(arithmetic.Add, "_saved_alpha")),
+    "SubBackward0": Taken(_call(arithmetic.Sub, "_saved_alpha")),
+    "RsubBackward1": Taken(
+        # From which number it is subtracted does not matter.
+        lambda node, x, _: record(arithmetic.Rsub, (x[0], 0.0, node._saved_alpha))[0]
+    ),
+    "MulBackward0": Taken(_call(arithmetic.Mul), _BOTH),
+    "DivBackward0": Taken(_call(arithmetic.Div), _BOTH),
+    "NegBackward0": Taken(_call(arithmetic.Neg)),
+    "ReciprocalBackward0": Taken(_call(arithmetic.Reciprocal), result=_RESULT),
+    "PowBackward0": Taken(_call(arithmetic.Pow, "_saved_exponent"), _SELF),
+    "AbsBackward0": Taken(_call(elementwise.Abs), _SELF),
+    "SinBackward0": Taken(_call(elementwise.Sin), _SELF),
+    "CosBackward0": Taken(_call(elementwise.Cos), _SELF),
+    "LogBackward0": Taken(_call(elementwise.Log), _SELF),
+    "ExpBackward0": Taken(_call(elementwise.Exp), result=_RESULT),
+    "SqrtBackward0": Taken(_call(elementwise.Sqrt), result=_RESULT),
+    "SigmoidBackward0": Taken(_call(elementwise.Sigmoid), result=_RESULT),
+    "TanhBackward0": Taken(_call(Tanh), result=_RESULT),
     "MmBackward0": Taken(_product, ("_saved_self", "_saved_mat2")),
     "CatBackward0": Taken(_joined),
-    "StackBackward0": Taken(lambda n, x, _: record(shape.Stack, (_signed(n._saved_dim), *x))[0]),
+    "StackBackward0": Taken(
+        lambda node, x, _: record(shape.Stack, (_value(node, "_saved_dim"), *x))[0]
+    ),
     "SliceBackward0": Taken(_sliced),
     "SelectBackward0": Taken(_selected),
-    "UnsqueezeBackward0": Taken(
-        lambda n, x, _: record(shape.Unsqueeze, (x[0], _signed(n._saved_dim)))[0]
-    ),
-    "SqueezeBackward1": Taken(
-        lambda n, x, _: record(shape.Squeeze, (x[0], _signed(n._saved_dim)))[0]
-    ),
-    "ViewBackward0": Taken(lambda _, x, like: record(shape.View, (x[0], tuple(like.shape)))[0]),
-    "ReshapeAliasBackward0": Taken(
-        lambda _, x, like: record(shape.View, (x[0], tuple(like.shape)))[0]
-    ),
+    "UnsqueezeBackward0": Taken(_call(shape.Unsqueeze, "_saved_dim")),
+    "SqueezeBackward1": Taken(_call(shape.Squeeze, "_saved_dim")),
+    "ViewBackward0": Taken(_to_shape(shape.View)),
+    "ReshapeAliasBackward0": Taken(_to_shape(shape.View)),
+    "ExpandBackward0": Taken(_to_shape(shape.Expand)),
     "ToCopyBackward0": Taken(lambda _, x, like: record(shape.ToCopy, (x[0], like.dtype))[0]),
-    "TBackward0": Taken(_of_one(shape.TRule)),
-    "TransposeBackward0": Taken(
-        lambda n, x, _: record(
-            shape.Transpose, (x[0], _signed(n._saved_dim0), _signed(n._saved_dim1))
-        )[0]
-    ),
-    "PermuteBackward0": Taken(
-        lambda n, x, _: record(shape.Permute, (x[0], tuple(_dims(n._saved_dims))))[0]
-    ),
-    "ExpandBackward0": Taken(lambda _, x, like: record(shape.Expand, (x[0], tuple(like.shape)))[0]),
-    "CloneBackward0": Taken(_of_one(shape.Clone)),
-    "SumBackward0": Taken(_of_one(reduction.Sum)),
-    "SumBackward1": Taken(
-        lambda n, x, _: record(reduction.Sum, (x[0], _dims(n._saved_dim), n._saved_keepdim))[0]
-    ),
-    "MeanBackward0": Taken(_of_one(reduction.Mean)),
-    "MeanBackward1": Taken(
-        lambda n, x, _: record(reduction.Mean, (x[0], _dims(n._saved_dim), n._saved_keepdim))[0]
-    ),
-    "UnbindBackward0": Taken(
-        lambda n, x, _: record(shape.Unbind, (x[0], _signed(n._saved_dim)))[0]
-    ),
-    "SplitBackward0": Taken(
-        lambda n, x, _: record(shape.Split, (x[0], n._saved_split_size, _signed(n._saved_dim)))[0]
-    ),
+    "TBackward0": Taken(_call(shape.TRule)),
+    "TransposeBackward0": Taken(_call(shape.Transpose, "_saved_dim0", "_saved_dim1")),
+    "PermuteBackward0": Taken(_call(shape.Permute, "_saved_dims")),
+    "CloneBackward0": Taken(_call(shape.Clone)),
+    "SumBackward0": Taken(_call(reduction.Sum)),
+    "SumBackward1": Taken(_call(reduction.Sum, "_saved_dim", "_saved_keepdim")),
+    "MeanBackward0": Taken(_call(reduction.Mean)),
+    "MeanBackward1": Taken(_call(reduction.Mean, "_saved_dim", "_saved_keepdim")),
+    "UnbindBackward0": Taken(_call(shape.Unbind, "_saved_dim")),
+    "SplitBackward0": Taken(_call(shape.Split, "_saved_split_size", "_saved_dim")),
 }
 
 
