@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import subprocess
 import sys
 import weakref
@@ -9,6 +10,7 @@ import weakref
 import torch
 
 from nnmirror import nn, optim
+from nnmirror.fast import signature
 
 
 class Net(nn.Module):
@@ -146,3 +148,35 @@ def test_gradients_are_added_as_soon_as_they_are_complete():
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 40
+
+
+def test_signatures_of_structures_that_are_drawn_anew(monkeypatch):
+    """As in a search for an architecture: each step another net, of the same parameters."""
+    monkeypatch.setattr(signature, "_MOST_BEHIND", 200)
+
+    def trained(nn, optim, look=lambda: None):
+        torch.manual_seed(0)
+        choose = random.Random(0)
+        stages = [[nn.Linear(4, 4), nn.Tanh(), nn.ReLU(), nn.LeakyReLU()] for _ in range(6)]
+        params = [p for stage in stages for p in stage[0].parameters()]
+        sgd = optim.SGD(params, lr=0.01)
+        for step in range(400):
+            x = params[1] + torch.randn(3, 4)
+            for stage in stages:
+                x = x + choose.choice(stage)(x)
+            sgd.zero_grad()
+            x.tanh().square().mean().backward()
+            sgd.step()
+            if step in (200, 399):
+                look()
+        return [p.detach() for p in params]
+
+    counts = []
+
+    def look():
+        gc.collect()
+        counts.append(sum(type(o) is signature.Signature for o in gc.get_objects()))
+
+    actual = trained(nn, optim, look)
+    assert all(map(torch.equal, actual, trained(torch.nn, torch.optim)))
+    assert counts[1] < counts[0] + 300

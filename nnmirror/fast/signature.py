@@ -48,7 +48,7 @@ _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
 _MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
-_MOST_BEHIND = 1 << 14  # signatures behind one leaf, some seven kilobytes each with their walks
+_MOST_BEHIND = 1 << 13  # signatures behind one leaf, some seven kilobytes each with their walks
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
