@@ -7,7 +7,6 @@ on to an end, its engine continues from there.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
 
 import torch
 
@@ -122,10 +121,6 @@ def _by_slot(
     return found | {(id(tensor), 0): g for tensor, g in to_torch}
 
 
-def _is_torchs(target: object) -> TypeGuard[T]:
-    return isinstance(target, T) and _tensor.is_torchs(target)
-
-
 class _Writer(_writer.Writer):
     """Writes the source of the walk from `root` to the `ends`."""
 
@@ -141,7 +136,9 @@ class _Writer(_writer.Writer):
         self.found_at: dict[tuple[int, int], T] = {}
 
     def chosen(self, nodes: list[Node]) -> list[Node]:
-        targets: dict[int, T] = {id(t): t for node in nodes for t in node.targets if _is_torchs(t)}
+        targets: dict[int, T] = {
+            id(t): t for node in nodes for t in node.targets if _tensor.is_torchs(t)
+        }
         passing = beyond.passing([*targets.values()], self.ends)
         # Torch's tensors from which its engine continues.
         self.passed = {
@@ -261,4 +258,6 @@ class _Writer(_writer.Writer):
         if only torch's graph leads there."""
         if id(end) in self.passed:
             return True
-        return bool(self.passed) and (id(end), index) not in self.found_at and _is_torchs(end)
+        return (
+            bool(self.passed) and (id(end), index) not in self.found_at and _tensor.is_torchs(end)
+        )

@@ -12,7 +12,7 @@ from .stepwise import (
     StepwiseOptimizer,
     as_real,
     check_fused,
-    check_not_differentiable,
+    check_fused_options,
     count,
     counter,
     refuse_negative,
@@ -76,9 +76,7 @@ class Adagrad(StepwiseOptimizer):
         }
         super().__init__(params, defaults)
         if fused:
-            check_not_differentiable(differentiable)
-            if foreach:
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+            check_fused_options(differentiable, foreach)
             self._step_supports_amp_scaling = True
         with DisableTorchFunctionSubclass():
             state = self._kept_state.by_param

@@ -12,7 +12,7 @@ from .stepwise import (
     StepwiseOptimizer,
     as_real,
     check_capturable,
-    check_not_differentiable,
+    check_fused_options,
     count,
     decayed,
     refuse_negative,
@@ -97,10 +97,8 @@ class Adam(StepwiseOptimizer):
         }
         super().__init__(params, defaults)
         if fused:
-            check_not_differentiable(differentiable)
+            check_fused_options(differentiable, foreach)
             self._step_supports_amp_scaling = True
-            if foreach:
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)

@@ -16,7 +16,7 @@ from .flat import FLOATS, SMALL, operand, storages
 from .optimizer import Optimizer, Options, ParamsT, StateDict, evaluate, with_grads
 from .stepwise import (
     check_fused,
-    check_not_differentiable,
+    check_fused_options,
     decayed,
     foreach_is_chosen,
     to_scalar,
@@ -79,9 +79,7 @@ class SGD(Optimizer):
         }
         super().__init__(params, defaults)
         if fused:
-            check_not_differentiable(differentiable)
-            if foreach:
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+            check_fused_options(differentiable, foreach)
         if foreach and differentiable:
             raise NotImplementedError(
                 "nnmirror: SGD with differentiable=True and foreach=True is not mirrored; leave"

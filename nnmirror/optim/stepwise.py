@@ -218,10 +218,12 @@ def decayed(grad: Tensor, param: Tensor, decay: float | Tensor) -> Tensor:
     return grad.add(param, alpha=decay)  # type: ignore[arg-type]
 
 
-def check_not_differentiable(differentiable: bool) -> None:
-    """PyTorch's error for a fused step that is to be recorded."""
+def check_fused_options(differentiable: bool, foreach: bool | None) -> None:
+    """PyTorch's errors for `fused` with these options."""
     if differentiable:
         raise RuntimeError("`fused` does not support `differentiable`")
+    if foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
 def check_fused(param: Tensor) -> None:
