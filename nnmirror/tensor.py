@@ -1120,7 +1120,7 @@ def ask_plainly(ask: TorchFunction, plainly: TorchFunction) -> None:
     setattr(Tensor, ask.__name__, _directly(ask, plainly))
 
 
-ASKED: dict[object, TorchFunction] = {}
+ASKED: dict[object, TorchFunction] = {torch.sym_float: float, torch.sym_int: int}
 # The most frequent queries.
 for _name in (
     *("__len__", "detach", "dim", "is_contiguous", "is_floating_point", "item", "ndimension"),
