@@ -805,6 +805,66 @@ def test_a_leaf_that_is_changed_once_torch_has_used_it(nn, optim, function, step
     return found
 
 
+ROOTS = {
+    "a result of torch's": lambda net, x: (net(x).sum(), (x * x + x.sin()).sum()),
+    "the other way round": lambda net, x: ((x * x + x.sin()).sum(), net(x).sum()),
+    "of what the net is given": lambda net, x: (
+        y := (x * x + x.sin()) * 2,
+        (net(y).sum(), y.sum()),
+    )[1],
+    "two of each": lambda net, x: (net(x).sum(), x.sin().sum(), net(x * 2).sum(), (x * x).sum()),
+}
+
+
+def of_several_outputs(nn, outputs, create_graph, dtype=torch.float32):
+    net, found = nn.Linear(2, 1).to(dtype), []
+    for i in range(6):
+        x = torch.randn(6, 2, dtype=dtype).requires_grad_()
+        if i < 3:  # from the second time on, the mirror records anew what torch recorded
+            (slope,) = torch.autograd.grad(net((x * x + x.sin()) * 2).sum(), x, create_graph=True)
+            slope.pow(2).sum().backward()
+        (of_x,) = torch.autograd.grad(outputs(net, x), x, create_graph=create_graph)
+        x.grad = None
+        torch.autograd.backward(outputs(net, x), inputs=[x])
+        found += [of_x.detach(), x.grad]
+    return found
+
+
+@pytest.mark.parametrize("name", ROOTS)
+@parity
+def test_several_outputs_of_both_graphs(nn, optim, name):
+    return of_several_outputs(nn, ROOTS[name], create_graph=False)
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_several_outputs_of_both_graphs_recorded(name):
+    outcomes = []
+    for nn in (torch.nn, nnmirror.nn):
+        torch.manual_seed(0)
+        outcomes.append(of_several_outputs(nn, ROOTS[name], True, torch.float64))
+    torch.testing.assert_close(*outcomes, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("which", ["the input", "behind it"])
+@parity
+def test_a_hook_outlives_the_tensor_that_it_was_registered_for(nn, optim, which):
+    net, found = nn.Linear(2, 1), []
+    for i in range(6):
+        x = torch.randn(6, 2).requires_grad_()
+        h = x * 2
+        z = h - 1
+        u = net(z).sum()
+        if i > 2:
+            (z if which == "the input" else h).register_hook(lambda grad: grad * 3)
+        del h, z
+        if i <= 2:
+            (slope,) = torch.autograd.grad(u, x, create_graph=True)
+            u = u + slope.pow(2).sum()
+        u.backward()
+        found.append(x.grad)
+    return found
+
+
 @parity
 def test_hooks_on_what_a_net_is_given_after_torch_has_scaled_it(nn, optim):
     """Hooks and retained gradients of results of torch's own, from before and after the net's

@@ -279,12 +279,13 @@ def _saves_what_torch_saved(node: Node, made_by: Any, result: str, unknown: set[
     return True
 
 
-def _stands_for(node: Node, tensor: T) -> None:
+def _stands_for(node: Node, tensor: T) -> "_Theirs":
     """`node` stands for a result of torch's own, of which something is asked."""
     if node.theirs is None:
         if len(node.outputs) > 1:
             raise NotImplementedError(_HOOKED_PART)
         node.theirs = _Theirs(tensor, _alias_of(tensor, node, 0))
+    return node.theirs
 
 
 def _noting(method: TorchFunction) -> TorchFunction:
@@ -298,7 +299,7 @@ def _noting(method: TorchFunction) -> TorchFunction:
             if node is None:
                 made_by.metadata[_LEFT] = True
             else:
-                _stands_for(node, tensor)
+                _stands_for(node, tensor).hooked = tensor
                 node.is_watched = True  # walks may have been bound without it
         return method(tensor, *args, **kwargs)
 
@@ -383,6 +384,7 @@ class _Theirs:
     def __init__(self, tensor: T, made: _tensor.Tensor) -> None:
         self.tensor, self.made_by = weakref.ref(tensor), _number_of(tensor)
         self.made = weakref.ref(made)  # the mirrored tensor that stood for it
+        self.hooked: T | None = None  # itself, once it has a hook: that outlives it in PyTorch
 
     def __call__(self) -> T | None:
         tensor = self.tensor()
@@ -509,7 +511,7 @@ def onward(to_torch: Sequence[tuple[T, T | None]], arrivals: Arrivals) -> Onward
     for tensor, grad in to_torch:
         parts = arrivals.get(id(tensor), ())
         more = counts.get(id(tensor), 0)
-        if not more or len(parts) + more < 3:  # two are added in either order
+        if not parts or not more or len(parts) + more < 3:  # two are added in either order
             roots.append((tensor, total(parts) if grad is None else grad))
             continue
         with torch.enable_grad():

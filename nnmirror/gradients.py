@@ -14,10 +14,11 @@ from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
-from .double_backward import led_to
+from .beyond import taken_over
+from .double_backward import led_to, run_recorded
 from .grad_mode import is_grad_enabled
 from .node import AccumulateGrad, Edge, Node, Target
-from .tape import edge_of, meta_of, run_recorded
+from .tape import edge_of, meta_of
 from .walk import unrecorded, walk
 
 
@@ -109,7 +110,18 @@ def _roots(outputs: Sequence[torch.Tensor]) -> list[Edge]:
     for i, out in enumerate(outputs):
         if not out.requires_grad:
             raise RuntimeError(_NO_GRAD_FN.format(i))
-    return [edge_of(out) for out in outputs]
+    if len(outputs) == 1:
+        return [edge_of(outputs[0])]
+    return [edge_of(_over(out)) for out in outputs]
+
+
+def _over(output: torch.Tensor) -> torch.Tensor:
+    """What stands for a result of torch's own beside others, if the mirror has recorded it."""
+    if isinstance(output, _tensor.Tensor) or output.is_leaf:
+        return output
+    with DisableTorchFunctionSubclass():
+        over = taken_over(output)
+    return output if over is None else over
 
 
 _NO_GRAD_FN = "element {} of tensors does not require grad and does not have a grad_fn"

@@ -112,8 +112,11 @@ def dependencies(edges: Iterable[Edge], expanding: bool = True, as_seen: bool = 
     order: list[Node] = []
     meets_results = False
     for target, _ in edges:
-        if id(target) not in counts and isinstance(target, Node):
-            order.append(target)
+        if isinstance(target, Node):
+            if id(target) not in counts:
+                order.append(target)
+        elif _tensor.is_torchs(target) and not target.is_leaf:
+            meets_results = True  # the walk starts at one, beside others
         counts[id(target)] = counts.get(id(target), 0) + 1
     for node in order:  # the list grows during the loop
         if as_seen:
