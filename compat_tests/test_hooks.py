@@ -702,3 +702,33 @@ def test_the_class_of_a_node_has_its_name(nn, optim):
         names.append((type(node).__name__, node.name(), callable(node)))
         todo += [behind for behind, _ in node.next_functions if behind is not None]
     return names
+
+
+def _accumulated(w, *grads):
+    node = (w * 2).grad_fn.next_functions[0][0]
+    calls = []
+    w.register_post_accumulate_grad_hook(lambda leaf: calls.append(leaf.grad.clone()))
+    return node(*grads), node(*grads), calls, w.grad
+
+
+def _of_frozen(w):
+    node = (w * 2).grad_fn.next_functions[0][0]
+    w.requires_grad_(False)
+    return node(torch.ones(2)), w.grad
+
+
+ACCUMULATED = {
+    "twice": lambda w: _accumulated(w, torch.ones(2)),
+    "no gradient": lambda w: _accumulated(w, None),
+    "too many": lambda w: _accumulated(w, torch.ones(2), None),
+    "a number": lambda w: _accumulated(w, 1),
+    "a frozen leaf": _of_frozen,
+    "a copy of a node": lambda w: copy.deepcopy((w * 2).grad_fn),
+    "a pickled node": lambda w: pickle.dumps((w * 2).grad_fn),
+}
+
+
+@pytest.mark.parametrize("name", ACCUMULATED)
+@parity
+def test_the_accumulation_of_a_leaf_is_called(nn, optim, name):
+    return ACCUMULATED[name](nn.Parameter(torch.tensor([0.5, -1.0])))

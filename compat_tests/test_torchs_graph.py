@@ -845,6 +845,21 @@ def test_several_outputs_of_both_graphs_recorded(name):
     torch.testing.assert_close(*outcomes, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("which", ["a constant", "a result"])
+@parity
+def test_what_gets_other_data_once_torch_has_used_it(nn, optim, which):
+    net, found = nn.Linear(2, 1), []
+    for i in range(6):
+        x, c = torch.randn(6, 2).requires_grad_(), torch.ones(2)
+        h = x * 2
+        u = net((h * c).pow(2) if which == "a constant" else h.pow(2)).sum()
+        if i > 2:
+            (c if which == "a constant" else h).data = torch.full((6, 2), 5.0)
+        of_x = torch.autograd.grad(u, x, create_graph=i <= 2)
+        found += of_x if i > 2 else ()
+    return [f.detach() for f in found]
+
+
 @pytest.mark.parametrize("which", ["the input", "behind it"])
 @parity
 def test_a_hook_outlives_the_tensor_that_it_was_registered_for(nn, optim, which):

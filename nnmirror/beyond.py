@@ -240,16 +240,21 @@ def _recorded_again(made_by: Any) -> Node | None:
             if value is None:
                 value = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
                 unknown.add(memory_of(value))
-            inputs.append(value.detach())
+            # Torch has saved the tensor itself, which may be given other data.
+            inputs.append(value.detach() if value.requires_grad else value)
             continue
         node, of = _stand_in(behind), behind._input_metadata[index]
         assert node is not None
         if of.dtype is not like.dtype and len(made_by.next_functions) > 1:
             return None
+        is_saved = value is not None
         if value is None:
             value = torch.empty(of.shape, dtype=of.dtype, device=of.device)
             unknown.add(memory_of(value))
-        inputs.append(_alias_of(value, node, index))
+        alias = _alias_of(value, node, index)
+        if is_saved and node.theirs is None and len(node.outputs) == 1:
+            node.theirs = _Theirs(value, alias)  # it may be given other data, as above
+        inputs.append(alias)
     made: Any = how.call(made_by, inputs, like)
     if isinstance(made, Node):
         return made

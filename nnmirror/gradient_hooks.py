@@ -26,17 +26,22 @@ def finish_leaf(leaf: torch.Tensor, grad: torch.Tensor | None, unshared: bool) -
         (grad,) = run_prehooks(before, [grad])
     if grad is not None and leaf.requires_grad:  # otherwise it was frozen after the forward
         accumulate(leaf, grad, unshared, running.creates_graph)
-    if isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks:
-        returned = None
-        for hook in tuple(leaf._post_accumulate_hooks.values()):
-            with users_code(running.creates_graph):
-                result = hook(leaf)
-            if result is not None:
-                returned = _replacement(hook, leaf, result)
-        if returned is not None:
-            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
+    run_post_accumulate_hooks(leaf, running.creates_graph)
     if after:
         run_posthooks(after, (), [], (grad,))
+
+
+def run_post_accumulate_hooks(leaf: torch.Tensor, creates_graph: bool) -> None:
+    if not (isinstance(leaf, _tensor.Tensor) and leaf._post_accumulate_hooks):
+        return
+    returned = None
+    for hook in tuple(leaf._post_accumulate_hooks.values()):
+        with users_code(creates_graph):
+            result = hook(leaf)
+        if result is not None:
+            returned = _replacement(hook, leaf, result)
+    if returned is not None:
+        raise RuntimeError("Tensor post accumulate grad hooks should return None.")
 
 
 def run_reached_hooks(leaf: torch.Tensor) -> None:

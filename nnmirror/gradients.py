@@ -17,6 +17,7 @@ from .accumulate import accumulate, grad_of, put_grad, retained
 from .beyond import taken_over
 from .double_backward import led_to, run_recorded
 from .grad_mode import is_grad_enabled
+from .gradient_hooks import run_post_accumulate_hooks
 from .node import AccumulateGrad, Edge, Node, Target
 from .tape import edge_of, meta_of
 from .walk import unrecorded, walk
@@ -325,14 +326,16 @@ def _run(
 
 
 @implements(_node)
-def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor) -> None:
+def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor | None) -> None:
     _accumulate(leaf, grad, create_graph=is_grad_enabled())
 
 
 @unrecorded
-def _accumulate(leaf: torch.Tensor, grad: torch.Tensor, create_graph: bool = False) -> None:
+def _accumulate(leaf: torch.Tensor, grad: torch.Tensor | None, create_graph: bool = False) -> None:
     with DisableTorchFunctionSubclass():
-        accumulate(leaf, grad, may_keep=False, create_graph=create_graph)
+        if grad is not None:
+            accumulate(leaf, grad, may_keep=False, create_graph=create_graph)
+        run_post_accumulate_hooks(leaf, create_graph)
 
 
 def between(

@@ -12,7 +12,7 @@ import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeAlias
 
 import torch
 
@@ -489,6 +489,9 @@ class Shown(Node):
 
     __slots__ = ()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"cannot pickle '{bare(self.name())}' object")
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.attributes[name]  # type: ignore[index]
@@ -517,18 +520,26 @@ class _OfRule(Shown):
         With grad mode on they are recorded, as with `create_graph=True`. Hooks are not called.
         """
         places = [i for i, m in enumerate(self.outputs) if m is not None and m[1].is_floating_point]
-        if len(grads) != len(places):
-            raise TypeError(f"expected {len(places)} arguments, got {len(grads)} instead")
         given: list[torch.Tensor | None] = [None] * len(self.outputs)
-        for i, grad in enumerate(grads):
-            if not (grad is None or isinstance(grad, torch.Tensor)):
-                raise TypeError(f"argument {i} is not a Variable")
-            given[places[i]] = grad
+        for place, grad in zip(places, _as_variables(grads, len(places)), strict=True):
+            given[place] = grad
         found: Sequence[torch.Tensor | None] = [None] * len(self.targets)
         if any(grad is not None for grad in grads):
             found = run_by_itself(self, given)
         results = tuple([found[i] for i in self.inputs])
         return results[0] if len(results) == 1 else results
+
+
+def _as_variables(
+    grads: Sequence[torch.Tensor | None], count: int
+) -> Sequence[torch.Tensor | None]:
+    """The arguments of a node that is called; PyTorch's errors for others."""
+    if len(grads) != count:
+        raise TypeError(f"expected {count} arguments, got {len(grads)} instead")
+    for i, grad in enumerate(grads):
+        if not (grad is None or isinstance(grad, torch.Tensor)):
+            raise TypeError(f"argument {i} is not a Variable")
+    return grads
 
 
 @functools.lru_cache(maxsize=1024)
@@ -546,8 +557,8 @@ def run_by_itself(
 
 
 @upcall("nnmirror.gradients")
-def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor) -> None:
-    """Add `grad` to `leaf.grad`."""
+def accumulate_by_itself(leaf: torch.Tensor, grad: torch.Tensor | None) -> None:
+    """Add `grad` to `leaf.grad`, and run its hooks after accumulation."""
     raise NotImplementedError
 
 
@@ -584,9 +595,11 @@ class AccumulateGrad:
 
     next_functions: tuple[()] = ()
 
-    def __call__(self, grad: torch.Tensor) -> tuple[()]:
-        """Add `grad` to the leaf's `.grad`, without hooks."""
-        accumulate_by_itself(self.variable, grad)
+    def __call__(self, *grads: torch.Tensor | None) -> tuple[()]:
+        """Add a gradient to the leaf's `.grad`. Only hooks after accumulation are called."""
+        (grad,) = _as_variables(grads, 1)
+        if self.variable.requires_grad:
+            accumulate_by_itself(self.variable, grad)
         return ()
 
     def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:

@@ -282,12 +282,18 @@ LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
 UNASKED: set[type] = {torch.Tensor, bool, float, int, torch.device, torch.dtype}
 
 
-def answer_directly(func: TorchFunction, found: TorchFunction, takes_any: bool = False) -> None:
+def answer_directly(
+    func: TorchFunction,
+    found: TorchFunction,
+    takes_any: bool = False,
+    only_generated: bool = False,
+) -> None:
     """Handle calls of this method of a tracked tensor without torch's dispatch.
 
     `found` is the function that dispatch would find: a `Recorded`, or a composition of recorded
     operations. If torch would dispatch to another class, or not at all, torch's method is called as
-    usual; also if `found` `takes_any` arguments, for which torch has its own errors.
+    usual; also if `found` `takes_any` arguments, for which torch has its own errors. With
+    `only_generated`, torch is asked until there is a generated function for these arguments.
     """
     names = [n for n in (func.__name__, *_OPERATORS) if getattr(torch.Tensor, n, None) is func]
     names = [n for n in names if n not in vars(Tensor) and (n in _OPERATORS or n[0] != "_")]
@@ -296,7 +302,7 @@ def answer_directly(func: TorchFunction, found: TorchFunction, takes_any: bool =
     if type(found) is Recorded:
         method = _recorded_directly(func, found)
     else:
-        method = _composed_directly(func, found, takes_any)
+        method = _composed_directly(func, found, takes_any, only_generated)
     method.__doc__ = method.__doc__ or f"As `torch.Tensor.{names[0]}`."
     for name in names:
         direct = method
@@ -404,7 +410,9 @@ def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) 
 _NOT_GIVEN = object()
 
 
-def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: bool) -> TorchFunction:
+def _composed_directly(
+    func: TorchFunction, found: TorchFunction, takes_any: bool, only_generated: bool
+) -> TorchFunction:
     """The same for `found` that is composed of recorded operations."""
     with_keywords = getattr(found, "with_keywords", None)  # if it may have a generated function
 
@@ -419,7 +427,7 @@ def _composed_directly(func: TorchFunction, found: TorchFunction, takes_any: boo
                     met = None
                 if met is not None:
                     return met[0]
-            if not takes_any or (args and not kwargs):
+            if not only_generated and (not takes_any or (args and not kwargs)):
                 given = (*args, *kwargs.values()) if kwargs else args
                 for arg in given:
                     if type(arg) not in UNASKED:

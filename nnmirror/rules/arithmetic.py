@@ -191,7 +191,7 @@ class Reciprocal(Rule):
         return -g * (result * result)
 
 
-@composite(T.__rdiv__, T.__rtruediv__)
+@composite(T.__rdiv__, T.__rtruediv__, directly=True)
 def rdiv(input: T, other: T | Number) -> T:
     """other / x, which PyTorch computes as (1 / x) * other"""
     if not isinstance(other, T | numbers.Number) and not hasattr(other, "__torch_function__"):

@@ -238,7 +238,7 @@ def vector_norm(
     return record(LinalgVectorNorm, (x, ord, dim, keepdim, dtype))[0]
 
 
-@composite(torch.norm, T.norm, repeats=True)
+@composite(torch.norm, T.norm, directly=True, repeats=True)
 def norm(
     input: T,
     p: Number | str | None = "fro",

@@ -258,10 +258,13 @@ def stands_for(func: TorchFunction, *rest: object) -> Callable[[F], F]:
     return register
 
 
-def composite(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
+def composite(
+    *funcs: TorchFunction, directly: bool = False, repeats: bool = False
+) -> Callable[[C], C]:
     """Replace each of `funcs` by the decorated function, which consists of recorded operations.
 
-    Methods among them are called without torch's dispatch, like those with a rule.
+    `directly`: methods among them are called without torch's dispatch, like those with a rule; so
+    the function has to raise PyTorch's errors itself. Generated calls always are.
 
     `repeats`: what a call records follows from its arguments, but not from the numbers in tensors,
     and is generated once it repeats (see `nnmirror.fast.composed`).
@@ -281,7 +284,8 @@ def composite(*funcs: TorchFunction, repeats: bool = False) -> Callable[[C], C]:
             called = remembered(called)
         for func in funcs:
             handle(func, called)
-            _tensor.answer_directly(func, called, takes_any)
+            if directly or repeats:
+                _tensor.answer_directly(func, called, takes_any, only_generated=not directly)
         return called  # type: ignore[no-any-return]
 
     return register

@@ -59,7 +59,7 @@ class View(Rule):
         return g.reshape(input_shape)
 
 
-@composite(T.view, repeats=True)
+@composite(T.view, directly=True, repeats=True)
 def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T:
     if "dtype" in kwargs or (size and isinstance(size[0], torch.dtype)):
         dtype = kwargs.get("dtype", size[0] if size else None)
@@ -71,7 +71,7 @@ def view(input: T, *size: int | Sequence[int] | torch.dtype, **kwargs: Any) -> T
     return record(View, (input, *size))[0]
 
 
-@composite(T.view_as)
+@composite(T.view_as, directly=True)
 def view_as(input: T, other: T) -> T:
     if type(input) is T and not input.requires_grad:  # only the other one is tracked
         with DisableTorchFunctionSubclass():
@@ -126,14 +126,14 @@ class Clone(Rule):
 rule(torch.clone, T.clone)(Clone)
 
 
-@composite(T.contiguous)
+@composite(T.contiguous, directly=True)
 def contiguous(input: T, memory_format: torch.memory_format = torch.contiguous_format) -> T:
     if input.is_contiguous(memory_format=memory_format):
         return input
     return record(Clone, (input, memory_format))[0]
 
 
-@composite(torch.reshape, T.reshape, repeats=True)
+@composite(torch.reshape, T.reshape, directly=True, repeats=True)
 def reshape(input: T, *shape: int | Sequence[int], **kwargs: Any) -> T:
     size = kwargs["shape"] if "shape" in kwargs else _sizes(shape)
     with DisableTorchFunctionSubclass():
@@ -154,7 +154,7 @@ def reshape_as(input: T, other: T) -> T:
     return reshape(input, tuple(other.shape))
 
 
-@composite(torch.flatten, T.flatten, repeats=True)
+@composite(torch.flatten, T.flatten, directly=True, repeats=True)
 def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     target = input.detach().flatten(start_dim, end_dim).shape
     if target == input.shape:
@@ -340,7 +340,7 @@ class Permute(Rule):
         return g.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
-@composite(torch.permute, T.permute, repeats=True)
+@composite(torch.permute, T.permute, directly=True, repeats=True)
 def permute(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Permute, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -369,12 +369,12 @@ def expand(input: T, size: Sequence[int]) -> T:
     return record(Expand, (input, tuple(size)))[0]
 
 
-@composite(T.expand, repeats=True)
+@composite(T.expand, directly=True, repeats=True)
 def expand_method(input: T, *size: int | Sequence[int], **kwargs: Any) -> T:
     return expand(input, kwargs["size"] if "size" in kwargs else _sizes(size))
 
 
-@composite(T.expand_as)
+@composite(T.expand_as, directly=True)
 def expand_as(input: T, other: T) -> T:
     return expand(input, other.shape)
 
@@ -781,7 +781,7 @@ class Flip(Rule):
         return g.flip(dims)
 
 
-@composite(torch.flip, T.flip, repeats=True)
+@composite(torch.flip, T.flip, directly=True, repeats=True)
 def flip(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
@@ -934,7 +934,7 @@ class ToCopy(Rule):
         return g.to(device=device, dtype=dtype)
 
 
-@composite(T.to)
+@composite(T.to, directly=True)
 def to(input: T, *args: Any, **kwargs: Any) -> T:
     if len(args) == 1 and not kwargs:  # the usual cases, of which most change nothing
         (wanted,) = args
@@ -956,7 +956,7 @@ def to(input: T, *args: Any, **kwargs: Any) -> T:
 
 
 def _caster(method: TorchFunction, dtype: torch.dtype) -> None:
-    @composite(method)
+    @composite(method, directly=True)
     def cast(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
         if memory_format is torch.preserve_format:
             return to(input, dtype)
@@ -989,7 +989,7 @@ def type_(input: T, dtype: torch.dtype | str | None = None, non_blocking: bool =
     return to(input, cast.device, cast.dtype, non_blocking)
 
 
-@composite(T.cpu)
+@composite(T.cpu, directly=True)
 def cpu(input: T, memory_format: torch.memory_format = torch.preserve_format) -> T:
     if memory_format is torch.preserve_format and input.is_cpu:
         return input
