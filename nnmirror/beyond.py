@@ -130,6 +130,8 @@ def _alias_of(tensor: T, node: Node, index: int) -> _tensor.Tensor:
 def _taken(last: Any) -> Node | None:
     """The mirror's node for this node of torch's, with all that lies between it and leaves; None if
     one of them cannot be recorded anew."""
+    if not (_wanted or _is_cat(last)):
+        return None  # what is usual, without a look at what lies behind
     order = _before(last)
     if order is None:
         return None
@@ -184,7 +186,11 @@ def _is_accumulator(node: Any) -> bool:
 
 def _is_joined(order: Sequence[Any]) -> bool:
     """Did torch.cat join leaves? There is no tensor in between then."""
-    return len(order) == 1 and type(order[0]).__name__ == "CatBackward0"
+    return len(order) == 1 and _is_cat(order[0])
+
+
+def _is_cat(node: Any) -> bool:
+    return type(node).__name__ == "CatBackward0"
 
 
 def _kind_of(order: Sequence[Any]) -> object:
@@ -226,16 +232,6 @@ def _recorded_again(made_by: Any) -> Node | None:
     unknown: set[int] = set()  # memory with other numbers than torch's call had
     for i, (behind, index) in enumerate(made_by.next_functions):
         value = saved[i] if i < len(saved) else None
-        if behind is not None and _is_accumulator(behind):
-            leaf = behind.variable
-            if isinstance(leaf, _tensor.Tensor) or not leaf.requires_grad:
-                return None
-            if tuple(behind._input_metadata[0].shape) != leaf.shape:  # it has changed since
-                return None
-            if leaf.dtype is not like.dtype and len(made_by.next_functions) > 1:
-                return None
-            inputs.append(leaf)
-            continue
         if behind is None:
             if value is None:
                 value = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
@@ -243,10 +239,19 @@ def _recorded_again(made_by: Any) -> Node | None:
             # Torch has saved the tensor itself, which may be given other data.
             inputs.append(value.detach() if value.requires_grad else value)
             continue
-        node, of = _stand_in(behind), behind._input_metadata[index]
-        assert node is not None
+        of = behind._input_metadata[index]
         if of.dtype is not like.dtype and len(made_by.next_functions) > 1:
-            return None
+            return None  # one of several was converted
+        if _is_accumulator(behind):
+            leaf = behind.variable
+            if isinstance(leaf, _tensor.Tensor) or not leaf.requires_grad:
+                return None
+            if (leaf.shape, leaf.dtype) != (tuple(of.shape), of.dtype):  # it has changed since
+                return None
+            inputs.append(leaf)
+            continue
+        node = _stand_in(behind)
+        assert node is not None
         is_saved = value is not None
         if value is None:
             value = torch.empty(of.shape, dtype=of.dtype, device=of.device)
@@ -472,7 +477,7 @@ def shared(tensors: Sequence[T]) -> tuple[dict[int, int], list[Any]]:
             key = results.get(edge, id(getattr(edge[0], "variable", None)))
             if key in ids:
                 counts[key] = counts.get(key, 0) + 1
-    return counts, [node for node in nodes if type(node).__name__ != "AccumulateGrad"]
+    return counts, [node for node in nodes if not _is_accumulator(node)]
 
 
 def is_shared(tensors: Sequence[T]) -> bool:
