@@ -15,6 +15,7 @@ import torch
 
 import nnmirror
 from nnmirror import _state, beyond
+from nnmirror.fast import leaves
 
 # This many cases of a test suffice for a quick run; the others are marked `slow`.
 FEW = 6
@@ -63,6 +64,7 @@ def as_in_a_new_process(monkeypatch):
     monkeypatch.setattr(_state, "own_grad_mode", False)
     monkeypatch.setattr(_state, "own_exact_mode", False)
     monkeypatch.setattr(beyond, "_wanted", set())
+    monkeypatch.setattr(leaves, "_retired", leaves._Retired())
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 import torch.optim
-from rows import floors, loops, nets, sizes, tutorials, updates  # noqa: F401  (declare their rows)
+from rows import again, floors, loops, nets, sizes, tutorials, updates  # noqa: F401  (they have rows)
 from rows.nets import GROUPS, Row
 from tqdm import tqdm
 

@@ -166,9 +166,9 @@ def record(
                 if sign is not None and not sign.is_single:
                     sign = sign.output(arg._output_nr)
             elif kind in _tensor.LEAVES:
-                made, sign = None, arg._signature
+                made, sign = None, arg._signature or _tensor.signature_of_leaf(arg)
                 if sign is None:
-                    continue  # it is frozen, or gets a signature
+                    continue  # it is frozen
             else:
                 continue
             if sign is not None:  # the first one stores the calls that were made with it
@@ -471,6 +471,7 @@ def named_in_calls() -> dict[str, object]:
         "forward_mode": forward_mode,
         "Node": Node,
         "sequence": _sequence,
+        "signature_of_leaf": _tensor.signature_of_leaf,
         "standing_for": _standing_for,
         "taken_over": taken_over,
         "transform": in_transform,

@@ -40,7 +40,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
-from .fast.signature import MORE, Layout, Made, Signature
+from .fast.signature import MORE, Made, Signature
 from .grad_mode import (
     _override,
     in_inference_mode,
@@ -51,6 +51,7 @@ from .grad_mode import (
 
 if TYPE_CHECKING:
     from . import views as _views
+    from .fast.leaves import LeafSignature
     from .function import Function
     from .node import Edge, Node
 
@@ -245,7 +246,7 @@ def _met(function: Any, given: Args) -> Made | None:
         if sign is not None and not sign.is_single:
             sign = sign.output(first._output_nr)
     elif kind in LEAVES:
-        sign = first._signature
+        sign = first._signature or signature_of_leaf(first)
         if sign is None:
             return None
     else:
@@ -504,7 +505,7 @@ def edge_of(tensor: torch.Tensor) -> "Edge":
     raise NotImplementedError
 
 
-@upcall("nnmirror.fast.signing")
+@upcall("nnmirror.fast.leaves")
 def signature_of_leaf(leaf: "Tensor") -> "Signature | None":
     """Give a leaf its signature, if it can have one."""
     raise NotImplementedError
@@ -591,7 +592,7 @@ class Tensor(torch.Tensor):
     _gradient: torch.Tensor | None = None  # the value of `grad`
     _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if it is an alias
     _signature: "Signature | None" = None  # of a leaf with unchanged flags and layout (see fast)
-    _signature_by_layout: "tuple[Layout, Signature] | None" = None  # the previous one, for reuse
+    _signature_by_layout: "LeafSignature | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: OrderedDict[int, Hook] | None = None
     _post_accumulate_hooks: OrderedDict[int, Hook] | None = None
@@ -790,6 +791,8 @@ class Tensor(torch.Tensor):
         """`torch.utils.swap_tensors` has exchanged it with another tensor."""
         _state.leaf_hooks_exist = True  # so that every walk checks
         self._swapped = next(_state.sequence)
+        if self._signature_by_layout is not None:
+            self._signature_by_layout.outlived = True
 
     def detach_(self) -> "Tensor":
         """Detach this tensor from its history, in place."""

@@ -8,7 +8,7 @@ data, and returns the step, to be called over and over, and what the step trains
 
 The step returns its loss (or its output), which benchmark.py compares between the libraries. The
 caller of the function seeds the random generator. Further rows are in tutorials.py, updates.py,
-loops.py and sizes.py.
+loops.py, sizes.py and again.py.
 """
 
 import itertools
@@ -31,6 +31,7 @@ GROUPS = {
     "rl": "Reinforcement learning, on made-up transitions",
     "loops": "Unrolled loops around a net",
     "sizes": "Batches of another size in each step",
+    "again": "Nets and parameters that are made anew",
     "activations": "One Linear and an activation, wired by hand: forward and backward",
     "norms": "One Linear and a norm, wired by hand: forward and backward",
     "conv": "Convolutions and pools, SGD",

@@ -29,7 +29,7 @@ from ..walk import unrecorded, walk
 from . import bound as _bound
 from . import writer as _writer
 from .shorter import Unbindable
-from .signature import Family, Signature, Sizes, Unsigned, of_tensor
+from .signature import MANY_WALKS, Family, Signature, Sizes, Unsigned, of_tensor
 from .sized import OfAnySize
 
 
@@ -193,7 +193,7 @@ def _is_due(sign: Signature, times: int) -> bool:
 def _has_many(sign: Signature) -> bool:
     """Were many walks bound already that began behind the same leaf?"""
     leaf = sign.leaf()
-    return leaf is not None and leaf.walks_bound >= _MANY and fast.after > 1
+    return leaf is not None and leaf.walks_bound >= MANY_WALKS and fast.after > 1
 
 
 def _note_bound(sign: Signature) -> None:
@@ -502,7 +502,7 @@ def _is_out_of_date(bound: _bound.Bound, sign: Signature) -> bool:
 
 _VISITS = 8  # of a node, before a part is bound from it: a loop has more of them in one walk
 _PATIENCE = 16
-_MANY, _OFTEN = 32, 12  # after so many walks from one leaf, one is bound when it has come so often
+_OFTEN = 12  # after MANY_WALKS, one is bound when it has come so often
 _MOST_BOUND = 8  # of one signature, one after another
 _MOST_OTHERS = 15  # that are kept beside the latest
 _MOST_TO_ENDS = 64

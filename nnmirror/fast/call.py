@@ -183,7 +183,7 @@ class Text:
                 return [f"{a} is not first"]
             return [
                 f"type({a}) is not {self.constant('kind', i, type(arg))}",
-                f"(sign := {a}._signature) is None",
+                f"(sign := {a}._signature or signature_of_leaf({a})) is None",
                 f"sign.serial != {self.constant('serial', i, arg._signature.serial)}",
             ]
         self.targets[i] = f"{n},"

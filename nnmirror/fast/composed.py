@@ -23,6 +23,7 @@ from ..node import Edge
 from ..overrides import asked_as_a_whole
 from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
+from .leaves import signature_of_leaf
 from .signature import Made, Signature, Sizes
 from .signing import keep_written
 from .source import is_same
@@ -126,7 +127,7 @@ def _first_signed(given: Args) -> tuple[Signature | None, object, object]:
                 sign = sign.output(value._output_nr)
             return sign, value, node
         if kind in LEAVES and value._requires_grad:
-            return value._signature, value, None
+            return value._signature or signature_of_leaf(value), value, None
     return None, None, None
 
 

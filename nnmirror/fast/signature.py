@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..origin import Origin
     from .bound import BoundWalk
     from .call import Written
+    from .memory import Memory
 
 _serials = itertools.count()
 _MOST = 64  # at most, signatures stored with one signature
@@ -44,11 +45,14 @@ _MOST_AGAIN = 24  # sizes, if most of them have come again
 # A result is deep in a loop if on one path to it the same call came more often than this, or if
 # more calls than this lie behind it.
 _REPEATS, _CALLS = 2, 100
+_MOST_SEGMENTS = 8  # that end with one call
 _MOST_LAYOUTS = 64  # of results deep in a loop
 _MORE = 8  # times as many signatures are stored for these
 _MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_BEHIND = 1 << 13  # signatures behind one leaf, some seven kilobytes each with their walks
+_MOST_BEHIND_FREED = 512  # the same of one that was freed, if its signature is kept
+MANY_WALKS = 32  # bound behind one leaf
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
 # How the calls of a function on one tensor differ each time: by numbers, which become operands; by
@@ -172,16 +176,19 @@ class Signature(Alike):
         "dropped",
         "family",
         "family_serial",
+        "has_segments",
         "is_by_layout",
         "is_deep",
         "is_single",
         "leaf",
         "makes_new",
         "makes_several",
+        "memories",
         "next",
         "origin",
         "own_serial",
         "repeats",
+        "segments",
         "serial",
         "siblings",
         "sizes",
@@ -228,6 +235,10 @@ class Signature(Alike):
         # Of a leaf: how many walks were bound that began behind it, and how many signatures there
         # are behind it.
         self.walks_bound = self.behind = 0
+        # Of a leaf: the memory of these walks.
+        self.memories: weakref.WeakSet[Memory] | None = None
+        self.has_segments = False  # of a leaf: some of the signatures behind it do
+        self.segments: dict[object, Signature] = {}  # which end with this call
         self._walks: WalksFrom | None = None
         self.seen = self.indices = None
         self.is_single = True  # it has one output, which is not a view
@@ -267,9 +278,40 @@ class Signature(Alike):
             of_output.admit(made, self.sizes)
         return made
 
+    def segment(self, key: object) -> "Signature":
+        """The signature of a segment that ends with this call (see modules/segment.py)."""
+        found = self.segments.get(key)
+        if found is None:
+            found = Signature(self.leaf, self.depth)
+            found.repeats, found.is_deep = self.repeats, self.is_deep
+            if len(self.segments) >= _MOST_SEGMENTS:
+                self.segments.clear()
+            self.segments[key] = found
+            leaf = self.leaf()
+            if leaf is not None:
+                leaf.has_segments, leaf.behind = True, leaf.behind + 1
+        return found
+
     def of_family(self) -> "Family | None":
         """The family that it is a member of, if any."""
         return None if self.family is None else self.family()
+
+    def is_worth_keeping(self) -> bool:
+        """Of a freed leaf: were the graphs that began with it few?"""
+        if self.dropped or MORE in self.varying.values() or self.behind > _MOST_BEHIND_FREED:
+            return False
+        return self.walks_bound < MANY_WALKS
+
+    def note_memory(self, memory: "Memory") -> None:
+        """A walk that begins behind this leaf keeps `memory` for the next one."""
+        if self.memories is None:
+            self.memories = weakref.WeakSet()
+        self.memories.add(memory)
+
+    def release_memory(self) -> None:
+        """Free what the walks behind this leaf keep."""
+        for memory in self.memories or ():
+            memory.spare.clear()
 
     def __del__(self) -> None:
         self.forget_by_layout()
@@ -366,6 +408,8 @@ class Signature(Alike):
         self.by_layout = None
         self.varying, self.varied, self.dropped = {}, {}, {}
         self.walks_bound = self.behind = 0
+        self.memories = None
+        self.has_segments = False
 
     def _judged(
         self, function: object, of_one: Sequence[object], key: object, more: int

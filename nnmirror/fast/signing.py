@@ -14,11 +14,11 @@ from .. import formula
 from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Args
-from .._upcalls import implements
 from ..function import Function
 from ..node import Edge, Node
 from ..origin import of_this_call
 from . import call as _call
+from .leaves import signature_of_leaf
 from .signature import (
     FROZEN,
     MORE,
@@ -45,27 +45,6 @@ from .signature import (
 HERE = object()  # in a key, after the part before the first argument that has a signature
 OF_TORCH = Signature()  # stores the calls that have none but torch's own tensors
 IN_PLACE = object()  # at the beginning of a key: the first argument is changed
-
-
-@implements(_tensor)
-def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
-    """A new signature, or the one that it had; none for a leaf with hooks, which the generic walk
-    handles, nor for one of inference mode, which may not be saved."""
-    if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
-        return None
-    if any(leaf._accumulate_hooks or ()):
-        return None
-    if leaf.is_inference():
-        return None
-    try:
-        layout = of_tensor(leaf)
-    except Unsigned:
-        return None
-    held = leaf._signature_by_layout
-    if held is None or held[0] != layout:  # else it was frozen for a while, or given other memory
-        held = leaf._signature_by_layout = layout, Signature()
-    leaf._signature = held[1]
-    return held[1]
 
 
 def signature_at(edge: Edge) -> Signature | None:

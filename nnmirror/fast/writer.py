@@ -842,6 +842,10 @@ class Writer:
                 memory.add(line, is_last, i, until.get(memory_of(out), i))
         if not memory.names:
             return None
+        sign = self.whole[0].signature
+        leaf = None if sign is None else sign.leaf()
+        if leaf is not None:
+            leaf.note_memory(memory)
         self.environment["take"], self.environment["spare"] = memory.take, memory.keep
         return memory
 

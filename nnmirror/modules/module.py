@@ -721,8 +721,9 @@ class Module(_RefusedByTorchModules):
                 except Exception as e:
                     param.grad = grad
                     raise RuntimeError(f"_apply(): Couldn't swap {self._get_name()}.{key}") from e
-                if isinstance(param, Parameter):
-                    param._is_swapped()
+                for one in (param, new):
+                    if isinstance(one, Parameter):
+                        one._is_swapped()
                 param.grad = moved_grad
             elif keep_identity and _torch.has_compatible_shallow_copy_type(param, moved):
                 param.data = moved

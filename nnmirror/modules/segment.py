@@ -25,8 +25,8 @@ from .._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
+from ..fast.leaves import signature_of_leaf
 from ..fast.signature import THEIRS, Signature, of_tensor, strides_by_rows
-from ..fast.signing import signature_of_leaf
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
@@ -119,10 +119,10 @@ class Form:
                 if edge is not None and (edge is not ... or made is inner[0]):
                     targets.append(edge if edge is ... else edge[0])
         self.targets = tuple(targets)
-        last = inner[-1].signature
-        sign = self.signature = Signature(depth=len(inner))
-        if last is not None:
-            sign.depth, sign.repeats, sign.is_deep = last.depth, last.repeats, last.is_deep
+        signs = [made.signature for made in inner]
+        key = tuple([sign and sign.own_serial for sign in signs]), tuple(visible)
+        last = None if None in signs else signs[-1]
+        sign = self.signature = Signature(depth=len(inner)) if last is None else last.segment(key)
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
@@ -268,7 +268,7 @@ class Run:
         left = self.waits.get(key)
         if left is None:
             # Before the walk is bound, as that of another graph would be bound for nothing.
-            left = max(fast.after - 2, 0)
+            left = 0 if self._has_been_written() else max(fast.after - 2, 0)
             # The signature of an input changes when the layers before get their segment.
             if layout in self.layouts and self.again:
                 left, self.again = 0, self.again - 1
@@ -304,6 +304,15 @@ class Run:
         self.kept[key] = [written, *self.kept.get(key, ())][:_MOST_OF_ONE]
         self.layouts.add(layout)
         return out
+
+    def _has_been_written(self) -> bool:
+        """Was a segment written for layers whose parameters had the signatures of these?"""
+        for layer in self.layers:
+            for param in layer._parameters.values():
+                if isinstance(param, Tensor) and param._requires_grad:
+                    sign = param._signature or signature_of_leaf(param)
+                    return sign is not None and sign.has_segments
+        return False
 
     def _watched(
         self, x: object
