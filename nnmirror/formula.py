@@ -58,9 +58,19 @@ from types import (
     BuiltinFunctionType,
     FunctionType,
     MethodDescriptorType,
+    UnionType,
     WrapperDescriptorType,
 )
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import torch
 
@@ -239,6 +249,38 @@ def _nothing(*args: object) -> NoReturn:
     raise NotImplementedError
 
 
+def as_now(value: Any) -> Any:
+    """An argument as it is now, for a gradient: a list or a NumPy array as a copy; in these, in a
+    tuple or a slice, the number of a tensor without dimensions."""
+    kind = type(value)
+    if kind is slice:
+        return slice(_number(value.start), _number(value.stop), _number(value.step))
+    if kind is list or kind is tuple:
+        return kind(map(as_now, value))
+    if kind.__module__ == "numpy" and hasattr(value, "copy"):
+        return value.copy()
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    is_number = isinstance(value, T) and not value.dim() and not value.requires_grad
+    return value.item() if is_number else value
+
+
+def _kinds_in(annotation: object) -> set[object]:
+    """The types that an annotation names."""
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return set[object]().union(*map(_kinds_in, get_args(annotation)))
+    if get_origin(annotation) is not None:
+        return {get_origin(annotation)}.union(*map(_kinds_in, get_args(annotation)))
+    return {annotation}
+
+
+# Types of arguments that cannot be changed.
+_UNCHANGED = {bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device, T}
+_UNCHANGED |= {torch.memory_format, torch.layout, torch.Generator}
+
+
 class Formulas:
     """The formulas of one rule."""
 
@@ -251,6 +293,10 @@ class Formulas:
         self.rest = ""  # the name of the `*` argument
         if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
             self.rest = self.parameters[-1].name
+        self.kinds = [_kinds_in(p.annotation) for p in self.parameters]
+        # Where a tensor without dimensions stands for its number.
+        numbers = [kinds & {int, float} and T not in kinds for kinds in self.kinds]
+        self.numbers_at = {i for i, is_number in enumerate(numbers) if is_number}
         self.names = [p.name for p in self.parameters if p.name != self.rest]
         self.defaults = [p.default for p in self.parameters if p.name != self.rest]
         self.joint: Gradients | None = getattr(function, "gradients", None)
@@ -375,7 +421,8 @@ class Formulas:
             return None, False
         if not self.by_layout:
             # Shapes and what `how` says of them are other ones.
-            return plan, all(re.fullmatch(r"(args|defaults)\[\d+\]", g) for g in plan.given_as)
+            values = [re.fullmatch(r"as_now\(args\[\d+\]\)|\w+\[\d+\]", g) for g in plan.given_as]
+            return plan, all(values)
         plan = copy.copy(plan)
         compute = self.function.choose_for_any_size(*args)
         plan.compute = compute or self.compute
@@ -435,7 +482,7 @@ class Formulas:
                 saves.append(place)
                 saved_names.append(name)
             elif name in used:
-                given[name] = f"args[{place}]" if place < len(args) else f"defaults[{place}]"
+                given[name] = self.value_of(place) if place < len(args) else f"defaults[{place}]"
             if f"{name}_shape" in used:
                 given[f"{name}_shape"] = f"args[{place}].shape" if is_tensor else "None"
         if self.rest in used:
@@ -445,7 +492,7 @@ class Formulas:
                     saves.append(place)
                     saved_names.append(name)
                 else:
-                    given[name] = f"args[{place}]"
+                    given[name] = self.value_of(place)
         if self.rest and f"{self.rest}_shape" in used:
             given[f"{self.rest}_shape"] = f"tuple([a.shape for a in args[{count}:]])"
         for name in sorted(used):
@@ -462,8 +509,8 @@ class Formulas:
         if given:
             plan.given_names, plan.given_as = tuple(given), tuple(given.values())
             source = f"    def given(args): return ({', '.join(given.values())},)"
-            make = self._compiled(f"def make(how, defaults):\n{source}\n    return given")
-            plan.given = make(self.how, self.defaults)
+            make = self._compiled(f"def make(how, defaults, as_now):\n{source}\n    return given")
+            plan.given = make(self.how, self.defaults, as_now)
         if function.copied is not None:
             copied = function.copied(*args)
             plan.copied = tuple([i for i, n in enumerate(saved_names) if n in copied])
@@ -480,6 +527,11 @@ class Formulas:
         values = () if plan.given is None else plan.given(args)
         plan.arguments = dict(zip(plan.given_names, values, strict=True))
         return plan
+
+    def value_of(self, place: int) -> str:
+        """The source of the argument at `place`, which may be a list that is changed later."""
+        kinds = self.kinds[min(place, len(self.kinds) - 1)]
+        return f"args[{place}]" if kinds <= _UNCHANGED else f"as_now(args[{place}])"
 
     def needed_for(self, needs: tuple[bool, ...]) -> set[str]:
         """The arguments of these gradients, by name."""
@@ -734,6 +786,7 @@ def read(function: Any) -> None:
         return
     formulas = function.formulas = Formulas(function, forward)
     function.result = function.infer or formulas.result
+    function.numbers_at = formulas.numbers_at
     function.can_wait = not (formulas.has_more or function.is_inplace)
     function.forward = staticmethod(formulas.call)
     function.backward = staticmethod(

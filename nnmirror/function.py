@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
@@ -98,6 +98,8 @@ class Function:
     input_place: int = 0  # the argument that is the input of the corresponding module
     tuple_places: tuple[int, ...] = (0,)  # those that are tuples if the module is given tuples
     first_number: int = sys.maxsize  # the first argument that has to be a number in PyTorch
+    # Those for which a tensor without dimensions stands for its number.
+    numbers_at: Collection[int] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -212,6 +212,7 @@ def record(
         if in_transform() is not None:
             refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
+        args = _with_numbers(function, args)
         if _state.plain and (_here.is_plain or _here.noted is not None):
             out, node = _record(function, args, inplace, asks, disabled, anew=True)
             if _here.noted is not None:
@@ -265,6 +266,21 @@ def _unrecorded(
             return function.forward(node, *args)
         with torch.no_grad():  # an input may belong to torch's own autograd
             return function.forward(node, *args)
+
+
+def _with_numbers(function: type[Function], args: Args) -> Args:
+    """The arguments with Python numbers for NumPy's, in whose precision a rule would compute, and
+    for tensors without dimensions in places that only take numbers."""
+    for i, arg in enumerate(args):
+        number: Any = arg
+        if isinstance(arg, torch.Tensor):
+            if i in function.numbers_at and not arg.dim() and not arg.requires_grad:
+                number = arg.item()
+        elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
+            number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
+        if number is not arg:
+            args = (*args[:i], number, *args[i + 1 :])
+    return args
 
 
 def _record(
@@ -333,10 +349,6 @@ def _record(
                 args = (*args[:i], arg.detach(), *args[i + 1 :])
             if arg.is_complex():
                 of_complex = of_complex or edge is not None or function.is_rule
-        elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
-            # Torch takes it as a Python number. A rule would compute in its precision.
-            number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
-            return record(function, (*given[:i], number, *given[i + 1 :]), inplace, asks)
         edges.append(edge)
         signs.append(sign)
     needs = tuple([edge is not None for edge in edges])

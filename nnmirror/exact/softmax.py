@@ -32,7 +32,7 @@ def softmax_grad(g: T, result: T, dim: int) -> T:
     if not result.is_cpu or not result.numel():
         return softmax.Softmax.d_input(g, result, dim)
     wide, y = widened(g.contiguous(), result)
-    dim %= y.dim()
+    dim = dim % y.dim()  # not in place: it may be a tensor
     if dim == y.dim() - 1:
         s = lane_sum(wide, g.dtype.itemsize == 2, y)
     else:
@@ -71,7 +71,7 @@ def log_softmax_grad(g: T, result: T, dim: int) -> T:
         return softmax.LogSoftmax.d_input(g, result, dim)
     narrow = g.dtype.itemsize == 2
     wide, y = widened(g.contiguous(), result)
-    dim %= y.dim()
+    dim = dim % y.dim()  # not in place: it may be a tensor
     if dim == y.dim() - 1:
         s, e = lane_sum(wide, narrow), vector_exp(y)
     else:

@@ -532,7 +532,7 @@ class Text:
         if value is None or type(value) in _LITERALS:
             return repr(value)
         if not _is_tensor(value):
-            self.environment[name := f"v{len(self.environment)}"] = value
+            self.environment[name := f"v{len(self.environment)}"] = formula.as_now(value)
             return name
         if id(value) not in self.words:
             raise Unwritable

@@ -134,8 +134,8 @@ def _first_signed(given: Args) -> tuple[Signature | None, object, object]:
 def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool = False) -> R:
     """`function()`, which records, and is written if it was called in this way a few times.
 
-    With `all_used` only if each tensor among `given` is an operand of what it records; otherwise
-    its number or its shape may be.
+    Only if each tensor without dimensions among `given` is an operand of what it records, as
+    otherwise its number is; with `all_used`, if each tensor is one: its shape may be.
     """
     sign = _first_signed(given)[0]
     if sign is None or not tape.is_usual():
@@ -150,10 +150,10 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
         return function()
     with _noting() as noted:
         out = function()
-    if all_used:
-        operands = {id(a) for _, operands, *_ in noted for a in operands}
-        if any(isinstance(a, torch.Tensor) and id(a) not in operands for a in given):
-            noted.clear()
+    operands = {id(a) for _, operands, *_ in noted for a in operands}
+    others = [a for a in given if isinstance(a, torch.Tensor) and id(a) not in operands]
+    if any(all_used or not a.dim() for a in others):
+        noted.clear()
     text, signs = _written(noted, given, out, sign.sizes)
     found: tuple[_call.Written, object] = _nothing, None
     sample = None

@@ -240,6 +240,7 @@ class _Text:
         if plan.given is None:
             return ""
         self.environment["how"], self.environment["defaults"] = formulas.how, formulas.defaults
+        self.environment["as_now"] = formula.as_now
         words = list(plan.given_as)
         for i, arg in enumerate(self.args):
             if isinstance(arg, _tensor.Tensor):  # faster than a tracked tensor's own shape

@@ -18,6 +18,7 @@ from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
+from ..formula import as_now
 from ..tape import record
 from ..tensor import C_shape, no_complex, reshaping
 from ..views import AsStrided
@@ -849,6 +850,7 @@ _movedim: TorchFunction = torch.movedim
 @composite(torch.movedim, T.movedim, torch.moveaxis, T.moveaxis, repeats=True)
 def movedim(input: T, source: Size, destination: Size) -> T:
     _movedim(input.detach(), source, destination)  # PyTorch's errors
+    source, destination = as_now(source), as_now(destination)
     n = input.dim()
     if n == 0:
         return getitem(input, ...)
@@ -1096,7 +1098,7 @@ def repeat_interleave(
         input, dim = flatten(input), 0
     if input.dim() == 0:
         raise refusal(torch.repeat_interleave, "for a number along a dimension")
-    dim %= input.dim()
+    dim = operator.index(dim) % input.dim()
     if isinstance(repeats, T):
         each = repeats.reshape(1).expand(input.shape[dim]) if repeats.numel() == 1 else repeats
         index = torch.repeat_interleave(each, output_size=output_size)
