@@ -498,6 +498,20 @@ def test_layers_of_many_numbers_are_bound(mode, layer, in_pieces):
     assert not made or in_pieces == ("in_pieces(" in "".join(linecache.getlines(made[-1])))
 
 
+def test_a_long_loss_that_is_no_loop_is_bound(mode):
+    """As of a physics-informed net with several terms: more calls than are bound of a loop at
+    once."""
+    net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
+    for _ in range(6):
+        x = torch.linspace(-1, 1, 6).view(2, 3)
+        terms = [sum((net(x + k) * k).sin().mean() for k in range(n, n + 12)) for n in (1, 20)]
+        terms += [(term.exp() - 1).square() for term in terms]
+        loss = (terms[0] + terms[1]) * terms[2] + terms[3]
+        loss.backward()
+    bound = loss.grad_fn.signature.walks.bound
+    assert (bound is not None and bound.trusted) == (mode != "off")
+
+
 # Those that take only an input.
 EACH = sorted({*nnmirror.rules.activation.__all__} - {"threshold", "threshold_"})
 

@@ -5,6 +5,7 @@ that part PyTorch's engine computes the gradients, of any order.
 """
 
 import contextlib
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -878,6 +879,25 @@ def test_a_hook_outlives_the_tensor_that_it_was_registered_for(nn, optim, which)
         u.backward()
         found.append(x.grad)
     return found
+
+
+@pytest.mark.parametrize("how", ["retained", "hooked"])
+def test_a_hook_does_not_keep_its_tensor_alive_after_the_backward(how):
+    net, w = nnmirror.Linear(3, 2), torch.randn(2, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(torch.tanh(w * 1)).sum(), w, create_graph=True)
+    slope.square().sum().backward()  # from now on, such calls are recorded anew
+    alive = []
+    for _ in range(8):
+        h = torch.tanh(w * 1)
+        loss = net(h).square().sum()
+        if how == "retained":
+            h.retain_grad()
+        else:
+            h.register_hook(lambda grad: grad * 2)
+        loss.backward()
+        alive.append(weakref.ref(h))
+        del h, loss
+    assert not any(ref() is not None for ref in alive)
 
 
 @parity

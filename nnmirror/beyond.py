@@ -98,12 +98,16 @@ def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
     """Remember which node of torch makes a result now."""
     key = id(tensor)
     found = _results[key] = _Result(
-        weakref.ref(tensor, lambda ref: _results.pop(key, None)),
+        weakref.ref(tensor, functools.partial(_forget, _results, key)),
         _number_of(tensor),
         next(_sequence),
         over,
     )
     return found
+
+
+def _forget(known: dict[int, _Result], key: int, ref: object) -> None:
+    known.pop(key, None)  # given, as at exit the module's globals are gone
 
 
 def _made_over(tensor: T) -> _tensor.Tensor | None:

@@ -45,7 +45,7 @@ from .rules.prelu import *  # noqa: F403
 from .rules.rearrange import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from .rules.reduction import Mean, Sum
 from .rules.registry import NAMED, check_numbers, unplaced
-from .rules.shape import Clone, broadcast_tensors, expand, squeeze, unsqueeze
+from .rules.shape import Clone, broadcast_shapes, broadcast_tensors, expand, squeeze, unsqueeze
 from .rules.softmax import *  # noqa: F403
 from .tape import record
 from .tensor import Tensor
@@ -848,7 +848,7 @@ def binary_cross_entropy(
             f" ({input.size()}) is deprecated. Please ensure they have the same size."
         )
     if weight is not None:
-        weight = expand(weight, torch.broadcast_shapes(target.size(), weight.size()))
+        weight = expand(weight, broadcast_shapes(target.size(), weight.size()))
     return record(_loss.BinaryCrossEntropy, (input, target, weight, number))[0]
 
 

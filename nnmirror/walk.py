@@ -280,6 +280,8 @@ class Walk(Progress):
         if node.theirs is not None and beyond.is_hooked(tensor := node.theirs()):
             if slots[0] is not None:
                 self.to_torch.append((tensor, slots[0]))  # its engine calls the hooks
+                if not self.retain_graph:
+                    node.theirs.hooked = None  # no other walk comes here
             return self.pass_over(node)
         if not is_early:
             self.capture(node, slots)

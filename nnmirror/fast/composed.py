@@ -25,7 +25,7 @@ from ..tensor import LEAVES, Tensor, edge_of, is_torchs
 from . import call as _call
 from .leaves import signature_of_leaf
 from .signature import Made, Signature, Sizes
-from .signing import keep_written
+from .signing import keep_written, one_of
 from .source import is_same
 
 C = TypeVar("C", bound=TorchFunction)
@@ -145,7 +145,7 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     if kept is None:
         kept = _nothing, None, True, itertools.count(1), _MOST, None
         keep_written(stored_with, what, kept)
-    *_, misses, left, before = kept
+    written, signs, _, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
     with _noting() as noted:
@@ -154,8 +154,8 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     others = [a for a in given if isinstance(a, torch.Tensor) and id(a) not in operands]
     if any(all_used or not a.dim() for a in others):
         noted.clear()
-    text, signs = _written(noted, given, out, sign.sizes)
-    found: tuple[_call.Written, object] = _nothing, None
+    text, of_calls = _written(noted, given, out, sign.sizes)
+    found: tuple[_call.Written, object] = written, signs
     sample = None
     if text is not None:
         # What takes any sizes has to be the same for two.
@@ -163,7 +163,10 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
             sample = sign.sizes, text.source(), text.environment
         is_other = before is not None and sample is not None and before[0] != sample[0]
         if sample is None or (is_other and is_same(before[1:], sample[1:])):
-            found = text.made(), signs
+            found = text.made(), of_calls
+            if written is not _nothing:  # the others are for other arguments
+                known = signs if written is one_of else ((written, signs),)
+                found = one_of, (found, *known)
     keep_written(stored_with, what, (*found, True, itertools.count(1), left - 1, sample))
     return out
 

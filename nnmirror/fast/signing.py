@@ -319,7 +319,7 @@ _MOST_BY_VALUE = 64  # calls that differ by their other arguments, such as the i
 def with_others(before: Kept | None, found: Signature, args: Args, varies: bool) -> Kept:
     """The generated function of `found`, with those of other calls of its function `before`."""
     this: Kept = (found.written, found)
-    known = () if before is None else before[1] if before[0] is _one_of else (before[:2],)
+    known = () if before is None else before[1] if before[0] is one_of else (before[:2],)
     others = [one for one in known if one[1] is not found]
     if not others:
         return this
@@ -331,7 +331,7 @@ def with_others(before: Kept | None, found: Signature, args: Args, varies: bool)
         this = (_by_value, table)
         others = [one for one in others if one[0] is not _by_value]
     kept = (this, *others)[:_MOST_TRIED]
-    return (_one_of, kept) if others else this
+    return (one_of, kept) if others else this
 
 
 def _values_of(args: Args) -> object:
@@ -350,7 +350,7 @@ def _by_value(
     return None if kept is None else kept[0](kept[1], first, made, args)
 
 
-def _one_of(
+def one_of(
     kept: Sequence[tuple[_call.Written, Signature]], first: object, made: object, args: Args
 ) -> Made | None:
     """The call by the first of several generated functions that takes these arguments."""
@@ -364,7 +364,7 @@ def _one_of(
 def keep_written(first: Signature, what: object, written: Kept) -> None:
     """Have a generated function tried first for calls of `what` on a tensor with the signature
     `first`: (the function, the signature that it is given, whether exact mode replaces it, ...).
-    For `_one_of`, in place of the signature, several such functions and signatures."""
+    For `one_of`, in place of the signature, several such functions and signatures."""
     family = first.of_family()
     if family is not None and first.calls is family.calls:
         first.calls = dict(first.calls)  # what is written for these sizes only

@@ -1,5 +1,6 @@
 """Distances between each row of one matrix and each row of another."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -113,13 +114,13 @@ def cdist(x1: T, x2: T, p: float = 2.0, compute_mode: str = _USE_MM_IF_MANY) -> 
         raise unplaced(torch.cdist, args, {})
     rows, columns, width = x1.shape[-2], x2.shape[-2], x1.shape[-1]
     try:
-        batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+        batch = shape.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
     except RuntimeError:
         raise unplaced(torch.cdist, args, {}) from None
     by_product = compute_mode == _USE_MM or (
         compute_mode == _USE_MM_IF_MANY and max(rows, columns) > 25
     )
-    count = batch.numel()
+    count = math.prod(batch)
     if p != 2 or not by_product or not (count and rows and columns and width):
         return record(Cdist, (x1, x2, p))[0]
     if width != x2.shape[-1]:

@@ -324,7 +324,7 @@ def matmul(input: T, other: T) -> T:
     rows_a = a.shape[-2] if n > 1 else 1
     cols_b = b.shape[-1] if m > 1 else 1
     try:
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        batch = shape.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except RuntimeError:
         raise unplaced(torch.matmul, (input, other), {}) from None
     a3 = a if n > 1 else shape.unsqueeze(a, 0)

@@ -236,7 +236,7 @@ def take_along_dim(input: T, indices: T, dim: int | None = None) -> T:
     if dim is None:
         return record(Gather, (shape.reshape(input, (-1,)), 0, indices.reshape(-1)))[0]
     sizes = list(
-        torch.broadcast_shapes(
+        shape.broadcast_shapes(
             [n for d, n in enumerate(input.shape) if d != dim % input.dim()],
             [n for d, n in enumerate(indices.shape) if d != dim % input.dim()],
         )
@@ -278,8 +278,8 @@ class MaskedSelect(Rule):
     @staticmethod
     def d_input(g: T, mask: T, input: T) -> T:
         # PyTorch saves x for its shape: it may not be changed.
-        shape = torch.broadcast_shapes(input.shape, mask.shape)
-        return torch.zeros(shape, dtype=g.dtype, device=g.device).masked_scatter_(mask, g)
+        size = shape.broadcast_shapes(input.shape, mask.shape)
+        return torch.zeros(size, dtype=g.dtype, device=g.device).masked_scatter_(mask, g)
 
 
 class _Cumulative(Rule):
