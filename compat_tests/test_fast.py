@@ -502,7 +502,7 @@ def test_a_long_loss_that_is_no_loop_is_bound(mode):
     """As of a physics-informed net with several terms: more calls than are bound of a loop at
     once."""
     net = nnmirror.Sequential(nnmirror.Linear(3, 4), nnmirror.Tanh(), nnmirror.Linear(4, 1))
-    for _ in range(6):
+    for _ in range(40):
         x = torch.linspace(-1, 1, 6).view(2, 3)
         terms = [sum((net(x + k) * k).sin().mean() for k in range(n, n + 12)) for n in (1, 20)]
         terms += [(term.exp() - 1).square() for term in terms]

@@ -44,7 +44,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     if is_observed():
         return False
     with DisableTorchFunctionSubclass():
-        if sign.is_deep:
+        if sign.is_deep or not sign.walks.bound:
             _note_calls(sign, node)
         family = sign.of_family()
         if family is not None and family.sized is not False:

@@ -19,8 +19,7 @@ from . import source
 from .shorter import Unbindable
 from .writer import ChangedSince, Slots, Writer
 
-# Nodes: a longer walk through a loop is bound in parts, unless as many calls have come in so many
-# steps in turn.
+# Nodes: a longer walk is bound in parts, unless as many calls have come in so many steps in turn.
 _LONG, _STEADY = 128, 4
 _MOST_BYTES = 1 << 24  # of the leaves of a long walk that is bound as a whole
 
@@ -158,8 +157,7 @@ def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | No
         if len(writer.order) > _LONG:
             if _bytes_of_leaves(writer.order) > _MOST_BYTES:
                 raise Unbindable  # to record it, all gradients are held
-            sign = root.signature
-            if sign is not None and sign.is_deep and sign.walks.steady < _STEADY:
+            if root.signature.walks.steady < _STEADY:  # type: ignore[union-attr]
                 raise ChangedSince  # perhaps it has another length in each step
         writer.start_varies = varies
         writer.go_back(grad)
