@@ -744,11 +744,11 @@ def _only_called_by(function: TorchFunction) -> TorchFunction | None:
     if kwargs or args != given or type(path) is not tuple:
         return None
     found = functools.reduce(getattr, path[1:], torch)
-    return found if isinstance(found, OF_TORCH) else None
+    return found if isinstance(found, C_FUNCTIONS) else None
 
 
 # The types of functions in C: torch.exp, Tensor.exp, Tensor.__getitem__.
-OF_TORCH = BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
+C_FUNCTIONS = BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 
 
 class _Method(Protocol):

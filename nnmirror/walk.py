@@ -193,7 +193,7 @@ class Walk(Progress):
             self.further = _leading_on(self.edges, self.order, only)
             # Where torch's graph leads from a tensor that was changed is unknown.
             ways |= self.further | self.changed | {id(t) for t in self.theirs.values()}
-        self.reaches = _way_to(ways, self.order)
+        self.reaches = way_to(ways, self.order)
 
     def leads_to(self, target: Target) -> bool | None:
         is_leaf = not isinstance(target, Node)
@@ -571,7 +571,7 @@ def _add_at(
 _sequence_of = operator.attrgetter("sequence")
 
 
-def _way_to(ends: set[int], order: Sequence[Node]) -> set[int]:
+def way_to(ends: set[int], order: Sequence[Node]) -> set[int]:
     """The ids of `ends`, and of the nodes on the way to them."""
     reaches = set(ends)
     for node in sorted(order, key=_sequence_of):

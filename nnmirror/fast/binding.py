@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -53,7 +53,9 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
         if not bound:
             return False
         for tried in (bound, *bound.others):
-            is_trusted = tried.trusted or _is_trusted(tried, node, sign)
+            is_trusted = tried.trusted or is_right(
+                tried, node, tried.start, partial(_distrust, node, sign)
+            )
             if is_trusted and _has_run(tried, node, tried.start, retain_graph):
                 tried.uses += 1
                 return True
@@ -68,7 +70,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
 def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph: bool) -> bool:
     """Run the walk from a loss by the one that its family has for any sizes; False if there
     is none for this graph. Recorded for these sizes, if the family has none for them yet."""
-    start = _start_of(node)
+    start = start_of_loss(node)
     if start is None:
         family.sized = False
         return False
@@ -79,9 +81,8 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
     if walk is not None:
         if not walk.trusted:
             try:
-                with quietly():
-                    if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
-                        walk.trusted = walk.note_right(sizes)
+                if is_right(walk, node, walk.start, lambda: setattr(family, "sized", False)):
+                    walk.trusted = walk.note_right(sizes)
             except RuntimeError:  # as for other shapes
                 family.sized = False
         return walk.trusted and _has_run(walk, node, walk.start, retain_graph)
@@ -120,13 +121,9 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
         walks: Walks[_bound.BoundWalk] = sign.walks.from_given
         write = partial(_bound_from, target, grad)
         for bound in walks_for(walks, key, sign, write):
-            is_trusted = bound.trusted
-            if not is_trusted:
-                if target.sequence == bound.first and fast.after > 1:
-                    return False  # as in `is_right`
-                with quietly():
-                    distrust = partial(walks.__setitem__, key, False)
-                    is_trusted = is_right(bound, target, grad, distrust)
+            is_trusted = bound.trusted or is_right(
+                bound, target, grad, partial(walks.__setitem__, key, False)
+            )
             if is_trusted and _has_run(bound, target, grad, retain_graph):
                 bound.misses = 0
                 return True
@@ -240,11 +237,6 @@ def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
         bound.others = ()
         another.others = tuple(others[:_MOST_OTHERS])
         sign.walks.bound = another
-
-
-def _is_trusted(bound: _bound.BoundWalk, node: Node, sign: Signature) -> bool:
-    with quietly():  # the generic walk that follows warns
-        return is_right(bound, node, bound.start, partial(_distrust, node, sign))
 
 
 def hand_over(
@@ -368,12 +360,11 @@ def _is_right_part(
 ) -> bool:
     """Does it fit here, and has it the bits of the generic walk? If it has others, no part from
     here is ever used."""
-    if node.sequence == part.first and fast.after > 1:
-        return False  # as in `is_right`
-    with quietly():
+
+    def has_same_bits() -> bool | None:
         found = part.walk(node, grad, True, progress, trying=True)
         if found is None:
-            return False
+            return None
         targets, left = found  # the last gradient first
         alike: list[bool] = []
 
@@ -382,24 +373,15 @@ def _is_right_part(
             alike.append(to is target and at == index and same_layout_and_bits(left.pop(), other))
 
         _bound.by_steps(part, node, grad, progress, compare)
-    part.trusted = all(alike) and not left
-    if not part.trusted:
-        sign.walks.parts = False
-        if fast.after == 1:
-            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{part.source}")
-    return part.trusted
+        return all(alike) and not left
+
+    return may_be_used(part, node, has_same_bits, partial(setattr, sign.walks, "parts", False))
 
 
 _MOST_PARTS = 4  # one for each strides of the gradient
 
 
-class _Fitting(Protocol):
-    """A bound walk, or a replay."""
-
-    misses: int  # how often in turn it did not fit
-
-
-W = TypeVar("W", bound=_Fitting)
+W = TypeVar("W", bound=_bound.Bound)
 
 
 class Candidates(Generic[W]):
@@ -509,13 +491,41 @@ _MOST_TO_ENDS = 64
 _MOST_CANDIDATES = 4
 
 
+def may_be_used(
+    bound: _bound.Bound,
+    node: Node,
+    has_same_bits: Callable[[], bool | None],
+    distrust: Callable[[], None],
+) -> bool:
+    """May it be used for the graph behind `node`? When it first fits one, it is compared.
+
+    `has_same_bits()` runs it beside the generic walk; None if it does not fit this graph. If the
+    bits differ, `distrust()` is called, so that it is never used.
+    """
+    if bound.trusted:
+        return True
+    if node.sequence == bound.first and fast.after > 1:
+        return False  # on the numbers that it was recorded with, a comparison proves less
+    with quietly():  # what is computed twice warns once
+        found = has_same_bits()
+    if found is None:
+        return False
+    bound.trusted = found
+    if not found:
+        distrust()
+        if fast.after == 1:
+            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
+    return found
+
+
 def is_right(
     bound: _bound.BoundWalk, node: Node, start: torch.Tensor, distrust: Callable[[], None]
 ) -> bool:
-    """Does the bound walk have the bits of the generic one? If not, `distrust()` is called, so that
-    it is never used."""
-    if node.sequence == bound.first and fast.after > 1:
-        return False  # on the numbers that it was recorded with, a comparison proves less
+    """`may_be_used` for a walk to the leaves, that starts with the gradient `start`."""
+    return may_be_used(bound, node, partial(_has_same_bits, bound, node, start), distrust)
+
+
+def _has_same_bits(bound: _bound.BoundWalk, node: Node, start: torch.Tensor) -> bool | None:
     held: dict[int, torch.Tensor] = {}
     leaves: list[Edge] = []
 
@@ -528,7 +538,7 @@ def is_right(
 
     rest = bound.run(node, start, True, keep)
     if rest is None:
-        return False
+        return None
     for arrival in rest:
         keep(*arrival)
     rest = arrival = None
@@ -543,12 +553,7 @@ def is_right(
     for (leaf, _), other in zip(leaves, others, strict=True):
         if id(leaf) in held:  # none has come
             compare(leaf, other)
-    bound.trusted = all(alike)
-    if not bound.trusted:
-        distrust()
-        if fast.after == 1:
-            raise AssertionError(f"nnmirror: a bound walk has other bits:\n{bound.source}")
-    return bound.trusted
+    return all(alike)
 
 
 def _distrust(node: Node, sign: Signature) -> None:
@@ -561,14 +566,14 @@ def _distrust(node: Node, sign: Signature) -> None:
 
 def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
     """The bound walk from a loss; False if it cannot be bound, None if it cannot be now."""
-    start = _start_of(node)
+    start = start_of_loss(node)
     try:
         return start is not None and (_bound.bind(node, start) or False)
     except (_writer.ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
 
 
-def _start_of(node: Node) -> torch.Tensor | None:
+def start_of_loss(node: Node) -> torch.Tensor | None:
     """The gradient that the walk from a loss starts with; None if it is no loss."""
     shape, dtype, device = node.outputs[0]
     is_loss = not len(shape) and dtype.is_floating_point

@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import tensor as _tensor
-from .. import walk as _walk
 from ..node import Edge, Node, Target
 from ..running import Progress
+from ..walk import Slots
 from . import source
 from .shorter import Unbindable
-from .writer import ChangedSince, Slots, Writer
+from .writer import ChangedSince, Writer, step
 
 # Nodes: a longer walk is bound in parts, unless as many calls have come in so many steps in turn.
 _LONG, _STEADY = 128, 4
@@ -34,13 +34,15 @@ Left: TypeAlias = tuple[Sequence[Edge], list[torch.Tensor]]
 
 
 class Bound:
-    """A bound walk, or a part of one."""
+    """A bound walk, a part of one, or a replay: the function `run`."""
+
+    kind = "walk"  # in the name of its file
 
     def __init__(self, text: str, environment: source.Environment, root: Node) -> None:
         self.trusted = False  # it was compared with the generic walk
-        self.misses = 0  # how often it did not fit
+        self.misses = 0  # how often in turn it did not fit
         self.first = root.sequence  # of the graph that it was recorded from
-        self.compiled = source.Compiled(text, "backward", "walk", environment)
+        self.compiled = source.Compiled(text, "backward", self.kind, environment)
         self.source = text
         self.run = self.compiled.function
 
@@ -146,14 +148,16 @@ def by_steps(
     _Steps(root, progress, part.length, give).go_back(grad)
 
 
-def bind(root: Node, grad: torch.Tensor, varies: bool = False) -> BoundWalk | None:
+def bind(
+    root: Node, grad: torch.Tensor, varies: bool = False, kind: type[Writer] = Writer
+) -> BoundWalk | None:
     """The bound walk from `root` with the gradient `grad`, or, if that `varies`, with any of this
     layout; None if it cannot be bound.
 
     Raises ChangedSince if it cannot be now.
     """
     try:
-        writer = Writer(root)
+        writer = kind(root)
         if len(writer.order) > _LONG:
             if _bytes_of_leaves(writer.order) > _MOST_BYTES:
                 raise Unbindable  # to record it, all gradients are held
@@ -185,7 +189,7 @@ class _Steps(Writer):
         self.give(target, index, grad)
 
     def inline(self, node: Node, slots: Slots) -> Slots:
-        return _walk.validated(node, node.run(slots))
+        return step(node, slots)
 
     step = inline
 

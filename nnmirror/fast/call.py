@@ -385,7 +385,7 @@ class Text:
         if function.operator is not None and _has_defaults(function, call.args):
             compute, given = function.operator, given[:2]
         new = {f"compute{number}": compute, f"function{number}": function}
-        if isinstance(compute, formula.OF_TORCH) and not function.is_view:
+        if isinstance(compute, formula.C_FUNCTIONS) and not function.is_view:
             given = [self.alias(word) for word in given]
         elif self.leaves:
             self.asks_tracked = True

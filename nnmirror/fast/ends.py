@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .. import beyond, fast
+from .. import beyond
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -19,28 +19,23 @@ from ..bits import same_layout_and_bits
 from ..node import Edge, Node, Target
 from ..running import Progress
 from ..tensor import bare
-from . import source
 from . import writer as _writer
-from .binding import have_missed, is_observed, key_of, quietly, walks_for
+from .binding import have_missed, is_observed, key_of, may_be_used, walks_for
+from .bound import Bound
 from .roots import start_of
 from .shorter import Unbindable, memory_of
 
 T = torch.Tensor
 
 
-class WalkToEnds:
+class WalkToEnds(Bound):
     """`run(n0, g, retain_graph, ends)`: the gradients for the `ends`, and those of torch's tensors
     from which torch's engine continues; None if the graph is a different one."""
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
         writer = _Writer(root, ends)
         writer.go_back(grad)
-        self.source = writer.source()
-        self.compiled = source.Compiled(self.source, "backward", "walk", writer.environment)
-        self.run = self.compiled.function
-        self.trusted = False
-        self.misses = 0  # how often in turn it did not fit
-        self.first = root.sequence  # of the graph that it was recorded from
+        super().__init__(writer.source(), writer.environment, root)
 
 
 @implements(_walk)
@@ -64,17 +59,10 @@ def walk_to_ends(
         return None
     write = functools.partial(WalkToEnds, node, only, grad)
     for found in walks_for(sign.walks.to_ends, key, sign, write):
-        if not found.trusted:
-            if node.sequence == found.first and fast.after > 1:
-                return None  # on the numbers that it was recorded with, a comparison proves less
-            fits, is_right = _tried(found, node, grad, only, generic)
-            if not is_right:
-                sign.walks.to_ends[key] = False
-                if fast.after == 1:
-                    raise AssertionError(f"nnmirror: a bound walk has other bits:\n{found.source}")
-                return None
-            found.trusted = fits
-        run = found.run(node, grad, retain_graph, only) if found.trusted else None
+        compare = functools.partial(_has_same_bits, found, node, grad, only, generic)
+        distrust = functools.partial(sign.walks.to_ends.__setitem__, key, False)
+        is_trusted = found.trusted or may_be_used(found, node, compare, distrust)
+        run = found.run(node, grad, retain_graph, only) if is_trusted else None
         if run is None:
             continue
         found.misses = 0
@@ -91,26 +79,24 @@ def walk_to_ends(
     return None
 
 
-def _tried(
+def _has_same_bits(
     walk: WalkToEnds,
     node: Node,
     grad: T,
     only: Sequence[Edge],
     generic: Callable[..., list[T | None]],
-) -> tuple[bool, bool]:
-    """Does the walk fit, and has it then the bits of the generic one?"""
+) -> bool | None:
+    """Has the walk the bits of the generic one? None if it does not fit."""
     run = walk.run(node, grad, True, only)
     if run is None:
-        return False, True
+        return None
     given: dict[tuple[int, int], T | None] = {}
-    with quietly():
-        more = generic(give=lambda leaf, g: given.setdefault((id(leaf), 0), g))
+    more = generic(give=lambda leaf, g: given.setdefault((id(leaf), 0), g))
     expected = _by_slot(only, more) | {k: g for k, g in given.items() if g is not None}
     results = _by_slot(only, *run)
-    is_right = results.keys() == expected.keys() and all(
+    return results.keys() == expected.keys() and all(
         same_layout_and_bits(result, expected[slot]) for slot, result in results.items()
     )
-    return True, is_right
 
 
 def _by_slot(
@@ -144,12 +130,9 @@ class _Writer(_writer.Writer):
         self.passed = {
             id(t): t for t, passes in zip(targets.values(), passing, strict=True) if passes
         }
-        self.reaches |= self.passed.keys()
-        self.runs: set[int] = set()  # an end itself need not
-        for node in reversed(nodes):
-            if any(id(target) in self.reaches for target in node.targets):
-                self.reaches.add(id(node))
-                self.runs.add(id(node))
+        self.reaches = _walk.way_to(self.reaches | self.passed.keys(), nodes)
+        # An end itself need not run.
+        self.runs = {id(n) for n in nodes if any(id(t) in self.reaches for t in n.targets)}
         if id(nodes[0]) not in self.runs:
             raise Unbindable
         # Deep in a loop, the signatures do not say whether another branch leads to an end; torch's
@@ -175,9 +158,7 @@ class _Writer(_writer.Writer):
         self.known[id(grad)] = "g"
         self.alive.append(grad)
         self.shared.add(memory_of(grad))
-        for node in reversed(self.order):
-            if any(id(target) in self.reaches for target in node.targets):
-                self.reaches.add(id(node))
+        self.reaches = _walk.way_to(self.reaches, self.order)  # with the layers of segments
         wanted = {
             (id(self.last_layer(target)), index): (target, index) for target, index in self.ends
         }

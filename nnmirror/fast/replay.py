@@ -26,9 +26,9 @@ from ..bits import same_layout_and_bits
 from ..node import Edge, Node
 from ..running import Progress, dependencies
 from ..tensor import bare
-from . import source
 from . import writer as _writer
 from .binding import have_missed, is_observed, key_of, quietly, walks_for
+from .bound import Bound
 from .roots import start_of
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
 
@@ -36,21 +36,17 @@ T = torch.Tensor
 _DETACH = (T.detach, torch.detach)
 
 
-class Replay:
+class Replay(Bound):
     """`run(n0, g, ends)`: the gradients for the `ends`, recorded; None if the graph is a different
     one."""
+
+    kind = "recorded walk"
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
         with Progress((), creates_graph=True):
             writer = _Writer(root, ends)
             writer.go_back(grad)
-        self.source = writer.source()
-        self.compiled = source.Compiled(
-            self.source, "backward", "recorded walk", writer.environment
-        )
-        self.run = self.compiled.function
-        self.trusted = False
-        self.misses = 0  # how often in turn it did not fit
+        super().__init__(writer.source(), writer.environment, root)
 
 
 @implements(_walk)
@@ -107,10 +103,7 @@ class _Writer(_writer.Writer):
         super().__init__(root)
         self.root, self.ends = root, ends
         self.first = next(_sequence)
-        self.reaches = {id(target) for target, _ in ends}
-        for node in reversed(self.order):
-            if any(e is not None and id(e[0]) in self.reaches for e in node.edges):
-                self.reaches.add(id(node))
+        self.reaches = _walk.way_to({id(target) for target, _ in ends}, self.order)
         self.found_at: dict[tuple[int, int], T] = {}
         self.fresh: dict[str, int] = {}  # names of tensors with own memory, and that
         self.changed: set[int] = set()  # memory that is changed in place

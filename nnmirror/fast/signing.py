@@ -43,7 +43,7 @@ from .signature import (
 )
 
 HERE = object()  # in a key, after the part before the first argument that has a signature
-OF_TORCH = Signature()  # stores the calls that have none but torch's own tensors
+NO_SIGNED_INPUT = Signature()  # stores the calls that have none but torch's own tensors
 IN_PLACE = object()  # at the beginning of a key: the first argument is changed
 
 
@@ -93,7 +93,7 @@ def signed_call(
     if first is None:
         if THEIRS not in key:
             return None
-        first = OF_TORCH
+        first = NO_SIGNED_INPUT
     how = first.varying.get(function)
     if how is MORE:
         return None

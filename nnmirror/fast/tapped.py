@@ -21,12 +21,11 @@ from .. import walk as _walk
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
 from ..accumulate import accumulate
-from ..constants import constant
 from ..node import Node
 from ..walk import unrecorded
 from . import bound as _bound
 from . import writer as _writer
-from .binding import hand_over, is_observed, is_right, quietly
+from .binding import hand_over, is_observed, is_right, quietly, start_of_loss
 from .shorter import Unbindable
 from .signature import Signature
 
@@ -71,6 +70,11 @@ class Writer(_writer.Writer):
     """Writes the walk with a call at each tap."""
 
     takes_taps = True
+
+    def begin(self) -> None:
+        if not any(node.taps for node in self.whole):
+            raise Unbindable
+        super().begin()
 
     def reached(self, node: Node, given: Sequence[torch.Tensor | None]) -> None:
         if node.taps:
@@ -129,7 +133,7 @@ def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
         if not isinstance(bound, _bound.BoundWalk):
             return None
     if not bound.trusted:
-        with quietly(), _only_trying():
+        with _only_trying():
             distrust = partial(setattr, sign.walks, "tapped", _state.taps)
             if not is_right(bound, node, bound.start, distrust):
                 return None
@@ -148,17 +152,8 @@ def _tell(leaf: torch.Tensor, grad: torch.Tensor) -> None:
 
 
 def _bind(node: Node) -> _bound.BoundWalk | None:
-    shape, dtype, device = node.outputs[0]
-    if len(shape) or not dtype.is_floating_point:
-        return None
-    try:
-        writer = Writer(node)
-        if not any(n.taps for n in writer.whole):
-            return None
-        writer.go_back(constant(1.0, dtype, device))
-        return _bound.BoundWalk(writer, node)
-    except Unbindable:
-        return None
+    start = start_of_loss(node)
+    return None if start is None else _bound.bind(node, start, kind=Writer)
 
 
 @contextlib.contextmanager

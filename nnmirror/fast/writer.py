@@ -29,6 +29,7 @@ from .._types import Args, Kwargs, TorchFunction
 from ..node import NO_FURTHER, SEEN, TAPPED, Node, Target
 from ..running import Progress, dependencies
 from ..tensor import bare
+from ..walk import Slots
 from . import source
 from .memory import Memory, is_alike, twin
 from .shorter import (
@@ -97,9 +98,6 @@ _QUESTIONS = {
 _ANSWERS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, type(None))
 _ALIKE = {"add", "bmm", "div", "mm", "mul", "sub"}  # as functions and as methods
 _LITERALS = (bool, int, float, str, type(None))
-
-
-Slots: TypeAlias = list[torch.Tensor | None]
 
 
 class ChangedSince(Exception):
@@ -377,7 +375,7 @@ class Writer:
             node.given = tuple([self.open(node, i) for i in range(len(given))])
         try:
             with Notes() as notes:
-                results = _walk.validated(node, node.run(slots))
+                results = step(node, slots)
         finally:
             node.given = given
         if notes.reads_data:
@@ -443,7 +441,7 @@ class Writer:
         """Run the step of `node`, and write it as one call."""
         if id(node) not in self.names:
             raise Unbindable  # a layer of a segment has no node of its own
-        results = _walk.validated(node, node.run(slots))
+        results = step(node, slots)
         name = f"t{next(self.temporaries)}"
         given = ", ".join("None" if g is None else self.known[id(g)] for g in slots)
         self.environment["step"] = step
@@ -929,5 +927,5 @@ Line: TypeAlias = str | Called | _Give  # of the source
 
 
 def step(node: Node, slots: Slots) -> Slots:
-    """The generic step of a node inside a bound walk."""
+    """The generic step of a node: its gradients, each with the shape and dtype of its input."""
     return _walk.validated(node, node.run(slots))
