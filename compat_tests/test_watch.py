@@ -286,7 +286,7 @@ def test_by_hand_gives_the_records_of_the_tape(make):
 
 def test_a_bound_walk_that_differs_is_not_used(monkeypatch):
     """Each comparison fails, so that the generic walk does all the work."""
-    monkeypatch.setattr(nnmirror.fast.binding, "same_layout_and_bits", lambda *_: False)
+    monkeypatch.setattr(nnmirror.fast.trial, "same_layout_and_bits", lambda *_: False)
     monkeypatch.setattr(nnmirror.fast, "after", 3)
     torch.manual_seed(0)
     model, x, t = plain(nn), torch.randn(4, 3), torch.randn(4, 2)

@@ -46,6 +46,7 @@ from .exact.mode import exact, is_exact, set_exact
 from .explain import explain
 from .fast import binding as _binding  # noqa: F401  walks from a loss are bound
 from .fast import ends as _ends  # noqa: F401  walks to given inputs
+from .fast import parts as _parts  # noqa: F401  and parts of walks
 from .fast import recorder as _recorder  # noqa: F401  calls of varying shape
 from .fast import replay as _replay  # noqa: F401  walks with create_graph
 from .fast import tapped as _tapped  # noqa: F401  walks of a watched graph

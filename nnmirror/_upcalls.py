@@ -5,8 +5,9 @@ Modules import only modules below them:
     grad_mode, exact.mode, fast.signature < tensor < formula, constants, node < function < fast.call
     < fast.leaves < fast.signing < tape < custom_function, views, overrides, double_backward <
     fast.composed, fast.recorder, beyond < accumulate, running < gradient_hooks < walk < gradients,
-    stepping, fast.writer < fast.bound < fast.binding < fast.tapped, fast.replay, fast.ends, rules <
-    functional, func < modules < optim, parallel, utils, bridge < adopt
+    stepping, fast.writer < fast.bound < fast.due, fast.trial < fast.keyed, fast.parts <
+    fast.binding < fast.tapped, fast.replay, fast.ends, rules < functional, func < modules < optim,
+    parallel, utils, bridge < adopt
 
 A lower module sometimes has to call a higher one: `Tensor.backward` runs a walk. It then declares
 the function, under `upcall`, which names the module that has it:

@@ -716,7 +716,7 @@ def untap(nodes: Iterable[Node]) -> None:
     raise NotImplementedError
 
 
-@upcall("nnmirror.fast.binding")
+@upcall("nnmirror.fast.parts")
 def bound_part(
     node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
 ) -> "Left | None":

@@ -20,10 +20,12 @@ from ..node import Edge, Node, Target
 from ..running import Progress
 from ..tensor import bare
 from . import writer as _writer
-from .binding import have_missed, is_observed, key_of, may_be_used, walks_for
+from .binding import is_observed
 from .bound import Bound
+from .keyed import Walks, first_that_fits, key_of
 from .roots import start_of
 from .shorter import Unbindable, memory_of
+from .trial import may_be_used
 
 T = torch.Tensor
 
@@ -57,26 +59,30 @@ def walk_to_ends(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
+    walks: Walks[WalkToEnds] = sign.walks.to_ends
+
+    def run(bound: WalkToEnds) -> tuple[list[T | None], Sequence[tuple[T, T]]] | None:
+        is_trusted = bound.trusted or may_be_used(
+            bound,
+            node,
+            functools.partial(_has_same_bits, bound, node, grad, only, generic),
+            functools.partial(walks.__setitem__, key, False),
+        )
+        return bound.run(node, grad, retain_graph, only) if is_trusted else None
+
     write = functools.partial(WalkToEnds, node, only, grad)
-    for found in walks_for(sign.walks.to_ends, key, sign, write):
-        compare = functools.partial(_has_same_bits, found, node, grad, only, generic)
-        distrust = functools.partial(sign.walks.to_ends.__setitem__, key, False)
-        is_trusted = found.trusted or may_be_used(found, node, compare, distrust)
-        run = found.run(node, grad, retain_graph, only) if is_trusted else None
-        if run is None:
-            continue
-        found.misses = 0
-        grads_of_ends, to_torch = run
-        if to_torch:
-            arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
-            with (going := Progress(edges)):
-                theirs = _walk.theirs_among(only)
-                _walk.through_torch(arrived, to_torch, theirs, retain_graph)
-                going.call_back()
-            return [arrived.get((id(target), index)) for target, index in only]
-        return grads_of_ends  # type: ignore[no-any-return]
-    have_missed(sign.walks.to_ends, key, sign, write)
-    return None
+    found = first_that_fits(walks, key, node, write, run)
+    if found is None:
+        return None
+    grads_of_ends, to_torch = found
+    if not to_torch:
+        return grads_of_ends
+    arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
+    with (going := Progress(edges)):
+        theirs = _walk.theirs_among(only)
+        _walk.through_torch(arrived, to_torch, theirs, retain_graph)
+        going.call_back()
+    return [arrived.get((id(target), index)) for target, index in only]
 
 
 def _has_same_bits(

@@ -27,10 +27,12 @@ from ..node import Edge, Node
 from ..running import Progress, dependencies
 from ..tensor import bare
 from . import writer as _writer
-from .binding import have_missed, is_observed, key_of, quietly, walks_for
+from .binding import is_observed
 from .bound import Bound
+from .keyed import Walks, first_that_fits, key_of
 from .roots import start_of
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
+from .trial import quietly
 
 T = torch.Tensor
 _DETACH = (T.detach, torch.detach)
@@ -70,24 +72,24 @@ def replayed(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
+    walks: Walks[Replay] = sign.walks.replays
+
+    def run(replay: Replay) -> list[T | None] | None:
+        results: list[T | None] | None = replay.run(node, grad, only)
+        if results is None or replay.trusted:
+            return results
+        with quietly():
+            expected = generic()
+        replay.trusted = all(map(_alike, expected, results))
+        if not replay.trusted:
+            walks[key] = False
+            if fast.after == 1:
+                raise AssertionError(f"nnmirror: a replay records otherwise:\n{replay.source}")
+            return expected
+        return results
+
     write = functools.partial(Replay, node, only, grad)
-    for found in walks_for(sign.walks.replays, key, sign, write):
-        results = found.run(node, grad, only)
-        if results is None:
-            continue
-        found.misses = 0
-        if not found.trusted:
-            with quietly():
-                expected = generic()
-            found.trusted = all(map(_alike, expected, results))
-            if not found.trusted:
-                sign.walks.replays[key] = False
-                if fast.after == 1:
-                    raise AssertionError(f"nnmirror: a replay records otherwise:\n{found.source}")
-                return expected
-        return results  # type: ignore[no-any-return]
-    have_missed(sign.walks.replays, key, sign, write)
-    return None
+    return first_that_fits(walks, key, node, write, run)
 
 
 class _Writer(_writer.Writer):
@@ -414,9 +416,11 @@ _HAVE_NEW_RESULTS = {
 }
 
 
-def _alike(expected: T | None, actual: T) -> bool:
+def _alike(expected: T | None, actual: T | None) -> bool:
     """Are these two results equal, including their recorded graphs?"""
-    return expected is not None and _same(expected, actual) and _same_graph(expected, actual)
+    if expected is None or actual is None:
+        return False
+    return _same(expected, actual) and _same_graph(expected, actual)
 
 
 def _same(a: T, b: T) -> bool:

@@ -1,7 +1,7 @@
 """Simplify the recorded calls of a walk: the same numbers with fewer and cheaper calls.
 
 Each simplification holds for every walk with the same signature. The comparison with the generic
-walk that a bound walk must pass (see `binding.py`) uses the simplified calls.
+walk that a bound walk must pass (see `trial.py`) uses the simplified calls.
 """
 
 import re

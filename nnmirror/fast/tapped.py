@@ -25,9 +25,10 @@ from ..node import Node
 from ..walk import unrecorded
 from . import bound as _bound
 from . import writer as _writer
-from .binding import hand_over, is_observed, is_right, quietly, start_of_loss
+from .binding import hand_over, is_observed, start_of_loss
 from .shorter import Unbindable
 from .signature import Signature
+from .trial import is_right, quietly
 
 
 class Tap(Protocol):
