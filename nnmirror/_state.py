@@ -6,7 +6,7 @@ They are read and set as `_state.name`. State that is kept elsewhere:
   `here` below), the running walk (`running` in running.py), the running calls of `vmap`
   (`mapping` in tape.py), the subclass that is being dispatched to (`_asked` in overrides.py), the
   running transforms of `torch.func` (`_running` in transforms.py), torch's latest number
-  (`_noted` in moments.py, beside the moments of all threads).
+  (`_latest` in moments.py, beside the moments of all threads).
 - `nnmirror.fast.enabled` and `nnmirror.fast.after`: whether walks are bound, and after how many
   repetitions.
 - Hooks common to all modules: `_global_...` in modules/hooks.py.
@@ -51,7 +51,7 @@ own_exact_mode = False
 
 
 # A call: function, arguments, result, node.
-Noted: TypeAlias = (
+RecordedCall: TypeAlias = (
     "tuple[type[nnmirror.function.Function] | None, nnmirror._types.Args, object,"
     " nnmirror.node.Node | None]"
 )
@@ -63,12 +63,12 @@ class _Here(threading.local):
     # Plain mode (see plain.py): whether it is on, and how many contexts have turned it on.
     is_plain = os.environ.get("NNMIRROR_PLAIN", "") not in ("", "0")
     depth = int(is_plain)
-    # The recorded calls that fast/composed.py notes.
-    noted: "list[Noted] | None" = None
+    # The list that recorded calls are added to, for fast/composed.py.
+    calls: "list[RecordedCall] | None" = None
 
 
 here = _Here()
-# The number of such contexts over all threads, and of threads that note their calls: at 0 no thread
+# The number of such contexts over all threads, and of threads that list their calls: at 0 no thread
 # has to check.
 plain = here.depth
 counting = threading.Lock()  # held while that changes

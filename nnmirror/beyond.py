@@ -302,8 +302,8 @@ def _stands_for(node: Node, tensor: T) -> "_Theirs":
     return node.theirs
 
 
-def _noting(method: TorchFunction) -> TorchFunction:
-    """`method`, which registers a hook; of a result of torch's own, that is noted."""
+def _marking_hooks(method: TorchFunction) -> TorchFunction:
+    """`method`, which registers a hook; of a result of torch's own, it is marked as hooked."""
 
     @functools.wraps(method)
     def register(tensor: T, *args: object, **kwargs: object) -> Any:
@@ -322,7 +322,7 @@ def _noting(method: TorchFunction) -> TorchFunction:
 
 # A hook is stored with torch's node, where it cannot be seen.
 for _name in ("register_hook", "retain_grad"):
-    setattr(T, _name, _noting(getattr(T, _name)))
+    setattr(T, _name, _marking_hooks(getattr(T, _name)))
 
 
 _HOOKED_PART = (

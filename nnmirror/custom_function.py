@@ -25,9 +25,9 @@ from .tape import (
     forward_mode,
     in_transform,
     is_differentiable,
-    noted,
-    noting,
+    listeners,
     outputs_of,
+    record_and_tell,
     refuse_tangents,
     refuse_transform,
     track,
@@ -57,8 +57,8 @@ def _sign_users_call(node: Node, args: Args, out: "_tensor.Tensor") -> None:
 
 @implements(_function)
 def applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
-    if _state.taps and noting.notes:
-        return noted(_applied, function, args, kwargs)
+    if _state.taps and listeners.functions:
+        return record_and_tell(_applied, function, args, kwargs)
     return _applied(function, args, kwargs)
 
 

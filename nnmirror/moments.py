@@ -19,18 +19,18 @@ _MOST = 4096  # moments that are kept; before these, torch's calls count as late
 _moments: deque[tuple[int, int]] = deque(maxlen=_MOST)
 
 
-class _Noted(threading.local):
-    latest = 0  # torch numbers the calls of each thread
+class _Latest(threading.local):
+    number = 0  # torch numbers the calls of each thread
 
 
-_noted = _Noted()
+_latest = _Latest()
 
 
 def note_moment() -> None:
     """Note that the call that is recorded next comes after all of torch's so far."""
     number = next_sequence_nr()
-    if number != _noted.latest:
-        _noted.latest = number
+    if number != _latest.number:
+        _latest.number = number
         _moments.append((next(sequence), number))
 
 
@@ -39,10 +39,10 @@ def number_of_torchs(number: int) -> float:
     were recorded before it."""
     moment, torchs = next(sequence), number + 1
     for i in range(1, len(_moments) + 1):
-        noted = _moments[-i]
-        if noted[1] <= number:
+        found = _moments[-i]
+        if found[1] <= number:
             break
-        moment, torchs = noted
+        moment, torchs = found
     return moment - (torchs - number) / _APART
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 SEEN = "seen"
 TAPPED = "tapped"
 
+# By so much less is the number of a node that is put in front of another: numbers between two calls
+# are left for the nodes expanded from one.
+JUST_BEFORE = 2.0**-16
+
 # In place of n: a tensor that torch made, for a gradient that does not continue in torch's graph.
 NO_FURTHER = -1
 

@@ -95,24 +95,24 @@ def needing(node: Node, needs: tuple[bool, ...]) -> Node:
     raise NotImplementedError
 
 
-class _Noting(threading.local):
+class _Listeners(threading.local):
     """Functions to call with the result of each recorded call of this thread (see watch.py)."""
 
-    notes: tuple[Callable[[object], None], ...] = ()
+    functions: tuple[Callable[[object], None], ...] = ()
 
 
-noting = _Noting()
+listeners = _Listeners()
 
 
-def noted(call: Callable[..., R], *args: object) -> R:
-    """`call(*args)`, which records; its result is noted, what it calls itself is not."""
-    notes, noting.notes = noting.notes, ()
+def record_and_tell(call: Callable[..., R], *args: object) -> R:
+    """`call(*args)`, which records; the listeners are told its result, but of no call within it."""
+    functions, listeners.functions = listeners.functions, ()
     try:
         found = call(*args)
     finally:
-        noting.notes = notes
-    for note in notes if is_grad_enabled() else ():
-        note(found)
+        listeners.functions = functions
+    for tell in functions if is_grad_enabled() else ():
+        tell(found)
     return found
 
 
@@ -135,8 +135,8 @@ def record(
     With `asks`, a call with a tensor subclass among `args` is dispatched to it (see
     `nnmirror.overrides`).
     """
-    if _state.taps and noting.notes:
-        return noted(record, function, args, inplace, asks, for_layer)
+    if _state.taps and listeners.functions:
+        return record_and_tell(record, function, args, inplace, asks, for_layer)
     if function.exact is not None:
         function = _exact.chosen(function)
     mode = _override.mode if _state.own_grad_mode else None  # is_grad_enabled, without the call
@@ -213,10 +213,10 @@ def record(
             refuse_transform(function, args)
             return _by_torch(function, args, inplace), None
         args = _with_numbers(function, args)
-        if _state.plain and (_here.is_plain or _here.noted is not None):
+        if _state.plain and (_here.is_plain or _here.calls is not None):
             out, node = _record(function, args, inplace, asks, disabled, anew=True)
-            if _here.noted is not None:
-                _here.noted.append((function, args, out, node))
+            if _here.calls is not None:
+                _here.calls.append((function, args, out, node))
             return out, with_origin(node, out) if _here.is_plain else node
         return _record(function, args, inplace, asks, disabled)
 
@@ -523,8 +523,8 @@ def _made_again(
         return None
     place = next((i for i, sign in enumerate(signs) if sign is not None), None)
     if found.written is None and place is not None and len(args) <= MOST_ARGUMENTS:
-        noted = _call.Noted(function, found, args, edges, sizes=sizes)
-        text = _call.text_of([noted], args, edges, numbers_vary, sizes)
+        call_to_write = _call.CallToWrite(function, found, args, edges, sizes=sizes)
+        text = _call.text_of([call_to_write], args, edges, numbers_vary, sizes)
         found.written = False if text is None else text.made()
     if found.written and place is not None:
         before = stored_with.calls.get(function)

@@ -31,7 +31,7 @@ from .fast.signature import Alike
 from .formula import RESULT
 from .function import Function
 from .grad_mode import in_inference_mode
-from .node import FREED, Edge, Node, short_name
+from .node import FREED, JUST_BEFORE, Edge, Node, short_name
 from .tensor import CHANGED_LEAF, C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
@@ -337,8 +337,8 @@ def _with_assignment(node: "Node") -> None:
     view.edges = (change, 0), None, None, None
     view.given = shape, strides, 0, size, stride, offset
     view._outputs = ((size, dtype, device),)
-    change.sequence = node.sequence - 2 * _JUST_BEFORE  # type: ignore[assignment]
-    view.sequence = node.sequence - _JUST_BEFORE
+    change.sequence = node.sequence - 2 * JUST_BEFORE  # type: ignore[assignment]
+    view.sequence = node.sequence - JUST_BEFORE
     node.function, node.given = SetItem, (index, False, strides)
     node.places, node.needs_input_grad = _BOTH, _NEEDS_BOTH
     node._saved = node._versions = None if node._saved is None else _NOTHING  # type: ignore[assignment]
@@ -349,7 +349,6 @@ def _with_assignment(node: "Node") -> None:
 
 
 CopySlices.looked_at = staticmethod(_with_assignment)
-_JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one call
 
 
 @upcall("nnmirror.running")

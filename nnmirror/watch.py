@@ -398,8 +398,8 @@ class Watch:
 
     def _listen(self, listens: bool) -> None:
         """Have the tape call `_recorded` in this thread, or no longer."""
-        others = tuple([note for note in tape.noting.notes if note != self._recorded])
-        tape.noting.notes = (*others, self._recorded) if listens else others
+        others = tuple([one for one in tape.listeners.functions if one != self._recorded])
+        tape.listeners.functions = (*others, self._recorded) if listens else others
 
     def _recorded(self, result: object) -> None:
         """Called with the result of each recorded call, in a call of the model."""

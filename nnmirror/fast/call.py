@@ -32,6 +32,7 @@ from .signature import (
     of_value,
     strides_by_rows,
 )
+from .source import Unwritable
 
 if TYPE_CHECKING:
     import nnmirror.function
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 Written: TypeAlias = Callable[[Any, object, object, Args], Made | None]
 
 
-class Noted(NamedTuple):
+class CallToWrite(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
     function: "type[nnmirror.function.Function]"
@@ -57,7 +58,7 @@ class Noted(NamedTuple):
 
 
 def text_of(
-    calls: Sequence[Noted],
+    calls: Sequence[CallToWrite],
     args: Args,
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
@@ -88,10 +89,6 @@ def text_of(
         return None
     text.lines.append("return out, node")
     return text
-
-
-class Unwritable(Exception):
-    """The call cannot be written."""
 
 
 class Text:
@@ -334,7 +331,7 @@ class Text:
         self.environment[name] = value
         return name
 
-    def add(self, call: Noted, number: str) -> None:
+    def add(self, call: CallToWrite, number: str) -> None:
         """Write a call; `number` distinguishes its names from those of the last call."""
         function = call.function
         if call.found is None:
@@ -498,7 +495,7 @@ class Text:
             else:
                 self.lines.append(f"r{i} = out[{i}]")
 
-    def track_results(self, call: Noted, base: str) -> None:
+    def track_results(self, call: CallToWrite, base: str) -> None:
         """Make the float results of a call with several tracked; views of `base`, if that is
         given."""
         if base and not (base.startswith("a") and isinstance(self.args[int(base[1:])], Tensor)):
@@ -514,7 +511,7 @@ class Text:
                 self.track("result", "node", *([f"'_output_nr': {i}"] if i else []), *view)
         self.lines.append("if type(out) is not list: out = tuple(out)")
 
-    def compute(self, call: Noted, number: str) -> None:
+    def compute(self, call: CallToWrite, number: str) -> None:
         """Write a call that needs no gradient."""
         if not number:
             raise Unwritable
@@ -558,7 +555,7 @@ class Text:
                 return text
         raise Unwritable
 
-    def saved(self, call: Noted, words: list[str], i: int) -> str:
+    def saved(self, call: CallToWrite, words: list[str], i: int) -> str:
         """The name of a saved argument, or of its saved alias."""
         assert call.found is not None
         plan = call.found.plan

@@ -2,8 +2,8 @@
 
 `cross_entropy` checks its arguments and records two calls. Which ones follows from the signature of
 its input, the layouts of the other tensors, and its options. So when it was called with the same
-ones a few times, its calls are noted and written as one function (see `call.py`). From then on that
-is tried first; for other arguments it returns None.
+ones a few times, its calls are written as one function (see `call.py`). From then on that is tried
+first; for other arguments it returns None.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def composed(function: C) -> C:
         answer = asked_as_a_whole(call, function, args, kwargs)
         if answer is not None:
             return answer[0]
-        return _noted(what, given, functools.partial(function, *args, **kwargs))
+        return _run_or_write(what, given, functools.partial(function, *args, **kwargs))
 
     with_keywords = _WithKeywords(call)
     return call  # type: ignore[return-value]
@@ -76,7 +76,7 @@ def remembered(function: C) -> C:
             met = None
         if met is not None:
             return met[0]
-        return _noted(what, given, functools.partial(function, *args, **kwargs), True)
+        return _run_or_write(what, given, functools.partial(function, *args, **kwargs), True)
 
     with_keywords = call.with_keywords = _WithKeywords(call)  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
@@ -131,7 +131,9 @@ def _first_signed(given: Args) -> tuple[Signature | None, object, object]:
     return None, None, None
 
 
-def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool = False) -> R:
+def _run_or_write(
+    what: object, given: Args, function: Callable[[], R], all_used: bool = False
+) -> R:
     """`function()`, which records, and is written if it was called in this way a few times.
 
     Only if each tensor without dimensions among `given` is an operand of what it records, as
@@ -148,13 +150,13 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
     written, signs, _, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
-    with _noting() as noted:
+    with _listing_calls() as recorded:
         out = function()
-    operands = {id(a) for _, operands, *_ in noted for a in operands}
+    operands = {id(a) for _, operands, *_ in recorded for a in operands}
     others = [a for a in given if isinstance(a, torch.Tensor) and id(a) not in operands]
     if any(all_used or not a.dim() for a in others):
-        noted.clear()
-    text, of_calls = _written(noted, given, out, sign.sizes)
+        recorded.clear()
+    text, of_calls = _written(recorded, given, out, sign.sizes)
     found: tuple[_call.Written, object] = written, signs
     sample = None
     if text is not None:
@@ -172,15 +174,15 @@ def _noted(what: object, given: Args, function: Callable[[], R], all_used: bool 
 
 
 @contextlib.contextmanager
-def _noting() -> Iterator[list[_state.Noted]]:
+def _listing_calls() -> Iterator[list[_state.RecordedCall]]:
     """List the calls that this thread records."""
     with _state.counting:
         _state.plain += 1  # so that `record` looks
-    here.noted = []
+    here.calls = []
     try:
-        yield here.noted
+        yield here.calls
     finally:
-        here.noted = None
+        here.calls = None
         with _state.counting:
             _state.plain -= 1
 
@@ -188,8 +190,8 @@ def _noting() -> Iterator[list[_state.Noted]]:
 def warn(message: str, stacklevel: int) -> None:
     """`warnings.warn` in a `composed` function, which then is not generated: the next call like it
     has to warn too."""
-    if here.noted is not None:
-        here.noted.append((None, (), None, None))
+    if here.calls is not None:
+        here.calls.append((None, (), None, None))
     warnings.warn(message, stacklevel=stacklevel + 1)
 
 
@@ -198,15 +200,15 @@ def _nothing(found: object, first: object, made: object, args: Args) -> None:
 
 
 def _written(
-    noted: list[_state.Noted], given: Args, out: object, sizes: Sizes
+    recorded: list[_state.RecordedCall], given: Args, out: object, sizes: Sizes
 ) -> tuple[_call.Text | None, object]:
-    """A function that makes the calls that were noted, as text, and their signatures: if there are
-    `sizes`, their families."""
+    """A function that makes the recorded calls, as text, and their signatures; their families, if
+    there are `sizes`."""
     nothing = None, None
-    if not noted or type(out) not in (Tensor, tuple) or noted[-1][2] is not out:
+    if not recorded or type(out) not in (Tensor, tuple) or recorded[-1][2] is not out:
         return nothing
-    calls: list[_call.Noted] = []
-    for function, args, result, node in noted:
+    calls: list[_call.CallToWrite] = []
+    for function, args, result, node in recorded:
         sign: Signature | None = None if node is None else node.signature
         if node is None or function is None or function.is_inplace:
             return nothing
@@ -220,7 +222,7 @@ def _written(
             if not {*of_call} <= {*sizes}:
                 return nothing
             sign = sign.of_family()
-        calls.append(_call.Noted(function, sign, args, node.edges, result, node, of_call))
+        calls.append(_call.CallToWrite(function, sign, args, node.edges, result, node, of_call))
     edges: list[Edge | None] = []
     with DisableTorchFunctionSubclass():
         for value in given:

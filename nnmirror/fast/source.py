@@ -18,6 +18,10 @@ Environment: TypeAlias = dict[str, Any]
 _source_numbers = itertools.count()
 
 
+class Unwritable(Exception):
+    """A call, or the layers' calls, cannot be written as a function."""
+
+
 @not_at_exit
 class Compiled:
     """A function compiled from source, which is in `linecache` as long as the function lives."""

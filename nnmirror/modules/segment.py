@@ -27,6 +27,7 @@ from ..exact import mode as exact
 from ..fast import source
 from ..fast.leaves import signature_of_leaf
 from ..fast.signature import THEIRS, Signature, of_tensor, strides_by_rows
+from ..fast.source import Unwritable
 from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
@@ -49,10 +50,6 @@ _MOST = 32  # at most, layouts of the input for which a run has segments
 _MOST_SHAPES = 8  # of the input, before no more segments are written for one shape
 _MOST_WAITING = 1024  # kinds of inputs whose calls are counted
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
-
-
-class Unwritable(Exception):
-    """The layers' calls cannot be written as one function."""
 
 
 class Segment(Function):

@@ -10,7 +10,7 @@ from .._types import TorchFunction
 from ..fast.signature import Alike
 from ..fast.signing import sign_call, signature_at
 from ..formula import Plan
-from ..node import SEEN, Node
+from ..node import JUST_BEFORE, SEEN, Node
 from ..parameter import Parameter
 from ..running import put_in_front
 from ..tape import record
@@ -263,7 +263,7 @@ def _with_transpose(node: Node) -> None:
         made.outputs = ((torch.Size(shape[::-1]), dtype, device),)
         if sign is not None:
             sign_call(made, sign)
-    made.sequence = node.sequence - _JUST_BEFORE  # type: ignore[assignment]
+    made.sequence = node.sequence - JUST_BEFORE  # type: ignore[assignment]
     node.edges = (bias, input, (made, 0))
     put_in_front(made, weight[0])
 
@@ -278,9 +278,6 @@ def _with_plan_for_other(node: Node) -> None:
         like.seen = Alike(like.places, like.needs, like.outputs, plan, like.label)
         like.seen.indices = like.indices
     node.like = like.seen
-
-
-_JUST_BEFORE = 2.0**-16  # leaves numbers free for the nodes expanded from one call
 
 
 class _LinearOfTransposed(Linear):

@@ -574,8 +574,6 @@ def _dispatch(func: TorchFunction, args: tuple[object, ...], kwargs: dict[str, o
         if isinstance(first, _tensor.Tensor) and first.is_leaf and first.requires_grad:
             what = "a view of a" if func is torch.Tensor.__setitem__ else "a"
             raise RuntimeError(what + _tensor.CHANGED_LEAF)
-        if kwargs.get("out") is not None:
-            raise unplaced(func, args, kwargs)
         raise refusal(func)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         result = func(*args, **kwargs)
