@@ -16,6 +16,7 @@ from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
 from .beyond import taken_over
 from .double_backward import led_to, run_recorded
+from .fast.signature import Meta
 from .grad_mode import is_grad_enabled
 from .gradient_hooks import run_post_accumulate_hooks
 from .node import AccumulateGrad, Edge, Node, Target
@@ -66,7 +67,7 @@ def _kind(value: object) -> str:
 
 
 def start_grad(
-    meta: tuple[torch.Size, torch.dtype, torch.device],
+    meta: Meta,
     grad: Any,  # a tensor or None; of `Module.backward` what the user gives
     index: int,
     create_graph: bool = False,

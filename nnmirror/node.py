@@ -20,7 +20,7 @@ from . import _state
 from . import tensor as _tensor
 from ._types import Args, Hook
 from ._upcalls import upcall
-from .fast.signature import Alike, Signature
+from .fast.signature import Alike, Meta, Signature
 from .grad_mode import is_grad_enabled, users_code
 from .tensor import add_hook, bare, no_complex
 
@@ -108,7 +108,7 @@ class Node:
 
     _places: Sequence[int] = ()
     _needs_input_grad: tuple[bool, ...] = ()
-    _outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
+    _outputs: Sequence[Meta] = ()
     _plan: "formula.Plan | None" = None
     _label: str = ""
     _indices: "Sequence[int] | None" = None
@@ -192,12 +192,12 @@ class Node:
         self._needs_input_grad = value
 
     @property
-    def outputs(self) -> Sequence[tuple[torch.Size, torch.dtype, torch.device]]:
+    def outputs(self) -> Sequence[Meta]:
         like = self.like
         return self._outputs if like is None else like.outputs
 
     @outputs.setter
-    def outputs(self, value: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> None:
+    def outputs(self, value: Sequence[Meta]) -> None:
         self._on_its_own()
         self._outputs = value
 

@@ -217,9 +217,10 @@ def uses(sources: list[Source], load: bool = False) -> list[Use]:
 
 
 _TO_TORCH = "nnmirror.to_torch(model) has the same weights"
+_OF_SOME = "of a function that"
 _TRANSFORMS = (
-    "of a function that refers to a model which is trained (lambda x: model(x)); nnmirror.func.{}"
-    " gives the same"
+    _OF_SOME + " refers to a model which is trained (lambda x: model(x)); nnmirror.func.{} gives"
+    " the same"
 )
 # Calls that are refused, and what to do instead.
 _REFUSED_NAMES = {
@@ -374,8 +375,11 @@ def warn(what: str, as_module: bool = False) -> None:
         if not use.mirrored and use.name not in said:
             said.add(use.name)
             answer = "is not mirrored" if use.answer == NO else f"is refused ({use.why})"
+            stops = f"will stop {use.stops}"
+            if use.why.startswith(_OF_SOME):
+                answer, stops = f"is refused {use.why}", "will stop if there is one"
             print(
                 f"nnmirror: {use.file}:{use.line} uses {use.name}, which {answer};"
-                f" the script will stop {use.stops}",
+                f" the script {stops}",
                 file=sys.stderr,
             )

@@ -33,7 +33,7 @@ from .due import (
     note_calls,
     waiting,
 )
-from .keyed import Walks, first_that_fits, key_of
+from .keyed import first_that_fits, key_of
 from .shorter import Unbindable
 from .signature import Family, Signature, Sizes
 from .sized import OfAnySize
@@ -86,7 +86,9 @@ def _has_run_for_any_size(family: Family, sizes: Sizes, node: Node, retain_graph
         return False
     if family.sized is None:
         family.sized = OfAnySize(OFTEN if has_many(family) else fast.after - 1)
-    found: OfAnySize = family.sized
+    found = family.sized
+    if found is False:  # another thread has found out
+        return False
     walk = found.walk_for(sizes, node)
     if walk is not None:
         if not walk.trusted:
@@ -128,7 +130,7 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
     if sign is None or key is None or is_observed():
         return False
     with DisableTorchFunctionSubclass():
-        walks: Walks[_bound.BoundWalk] = sign.walks.from_given
+        walks = sign.walks.from_given
 
         def run(bound: _bound.BoundWalk) -> bool | None:
             is_trusted = bound.trusted or is_right(

@@ -22,7 +22,7 @@ from ..tensor import bare
 from . import writer as _writer
 from .binding import is_observed
 from .bound import Bound
-from .keyed import Walks, first_that_fits, key_of
+from .keyed import first_that_fits, key_of
 from .roots import start_of
 from .shorter import Unbindable, memory_of
 from .trial import may_be_used
@@ -59,7 +59,7 @@ def walk_to_ends(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
-    walks: Walks[WalkToEnds] = sign.walks.to_ends
+    walks = sign.walks.to_ends
 
     def run(bound: WalkToEnds) -> tuple[list[T | None], Sequence[tuple[T, T]]] | None:
         is_trusted = bound.trusted or may_be_used(

@@ -29,7 +29,7 @@ from ..tensor import bare
 from . import writer as _writer
 from .binding import is_observed
 from .bound import Bound
-from .keyed import Walks, first_that_fits, key_of
+from .keyed import first_that_fits, key_of
 from .roots import start_of
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
 from .trial import quietly
@@ -72,7 +72,7 @@ def replayed(
     sign, key = node.signature, key_of(grad, only)
     if sign is None or key is None:
         return None
-    walks: Walks[Replay] = sign.walks.replays
+    walks = sign.walks.replays
 
     def run(replay: Replay) -> list[T | None] | None:
         results: list[T | None] | None = replay.run(node, grad, only)

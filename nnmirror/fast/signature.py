@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
     from ..formula import Plan
     from ..origin import Origin
-    from .bound import BoundWalk
+    from .bound import BoundPart, BoundWalk
     from .call import Written
+    from .ends import WalkToEnds
+    from .keyed import Walks
     from .memory import Memory
+    from .replay import Replay
+    from .sized import OfAnySize
 
 _serials = itertools.count()
 _MOST = 64  # at most, signatures stored with one signature
@@ -71,6 +75,8 @@ THEIRS, FROZEN = object(), object()
 Sizes: TypeAlias = tuple[int, ...]
 # The layout of a tensor.
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+# Shape, dtype and device of a result.
+Meta: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 # A recorded call: the result, and the node.
 Made: TypeAlias = tuple[Any, "nnmirror.node.Node"]
 
@@ -91,7 +97,7 @@ class Alike:
     plan: "Plan | None"
     places: Sequence[int]
     needs: tuple[bool, ...]
-    outputs: Sequence[Any]  # None in place of what is no tensor
+    outputs: Sequence[Any]  # the `Meta` of each; None in place of what is no tensor
     seen: "Alike | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
 
     def __init__(
@@ -135,11 +141,11 @@ class WalksFrom:
         self.rebound = 0  # how often others were bound, as those before did not fit
         # Bound walks with a given gradient (see binding.py), and to given ends (see ends.py), and
         # recorded walks (see replay.py); each by the gradient.
-        self.from_given: dict[object, Any] = {}
-        self.to_ends: dict[object, Any] = {}
-        self.replays: dict[object, Any] = {}
+        self.from_given: Walks[BoundWalk] = {}
+        self.to_ends: Walks[WalkToEnds] = {}
+        self.replays: Walks[Replay] = {}
         # Bound parts of other walks, by the strides of the gradient; False if there can be none.
-        self.parts: Any = None
+        self.parts: dict[tuple[int, ...], list[BoundPart]] | Literal[False] | None = None
         self.visits = 0  # how often the generic walk came here
         # The walk with taps, or the taps with which there can be none; and how many began here.
         self.tapped: BoundWalk | int | None = None
@@ -450,7 +456,7 @@ class Family(Signature):
         # For each function: how many calls on members have signatures of their own.
         self.apart: dict[object, int] = {}
         # The walks from here for any sizes (see fast/sized.py); False if there can be none.
-        self.sized: Any = None
+        self.sized: OfAnySize | Literal[False] | None = None
 
     def _sibling(self, index: int) -> "Family":
         return Family(self.leaf, self.depth)
@@ -461,7 +467,7 @@ class Family(Signature):
         member.calls, member.varying = self.calls, self.varying
 
     def new_member(
-        self, sizes: Sizes, outputs: Sequence[Any], plan: "Plan | None"
+        self, sizes: Sizes, outputs: Sequence[Meta | None], plan: "Plan | None"
     ) -> Signature | None:
         """The new member of these sizes; None if these are no results of it: there are more pieces,
         or the shape follows from the data."""
@@ -483,7 +489,7 @@ class Family(Signature):
         self.members[sizes] = made
         return made
 
-    def _has_shape_for(self, sizes: Sizes, result: Any, first: Any) -> bool:
+    def _has_shape_for(self, sizes: Sizes, result: Meta | None, first: Meta | None) -> bool:
         """Does each dimension of a result have the length of the first member's, or its size?"""
         if result is None or first is None or len(result[0]) != len(first[0]):
             return result is first
