@@ -66,10 +66,14 @@ class _Retired:
         A net uses its leaves for the first time in the order in which the net before used its own,
         so each of them gets the signature of the one in its place.
         """
-        with self.sorting:
+        if not self.sorting.acquire(blocking=False):  # by another thread, or in a signal handler
+            return None
+        try:
             self._sort()
             serials = self.by_kind.get(kind)
             return self._drop(min(serials)) if serials else None
+        finally:
+            self.sorting.release()
 
     def _sort(self) -> None:
         while self.freed:
