@@ -57,6 +57,26 @@ def test_a_number_in_a_tensor(nn, optim, name):
     return found
 
 
+@parity
+@pytest.mark.parametrize("name", ["sum", "std", "logsumexp", "amax", "roll", "flip", "softmax"])
+def test_a_bool_in_a_tensor_is_a_dimension(nn, optim, name):
+    found = []
+    net = nn.Linear(3, 2)
+    for i in range(8):
+        y = NUMBERS[name](net(torch.linspace(-1, 1, 12).view(4, 3)), torch.tensor(i % 2 == 0))
+        y.square().sum().backward()
+        found += [y.detach(), net.weight.grad.clone()]
+    return found
+
+
+@parity
+def test_a_weight_that_is_a_tensor_is_saved(nn, optim):
+    w, x = torch.tensor(0.3), nn.Linear(3, 2)(torch.ones(4, 3))
+    loss = torch.lerp(x, 2 * x, w).square().sum()
+    w.mul_(2)
+    loss.backward()
+
+
 LISTS = {
     "sum": (lambda y, a: y.sum(a), [0, 1], [1]),
     "mean": (lambda y, a: y.mean(a), [0], [1]),

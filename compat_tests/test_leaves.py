@@ -135,6 +135,31 @@ def test_a_graph_recorded_before_its_parameter_got_another_layout(nn, optim):
 
 
 @parity
+def test_a_parameter_that_a_finalizer_saves(nn, optim):
+    """It was in a cycle, which the garbage collector finalized; it is another one than the next."""
+    saved, found = [], []
+
+    class Keeper:
+        def __init__(self):
+            self.itself, self.weight = self, nn.Parameter(torch.ones(2, 3))
+
+        def __del__(self):
+            saved.append(self.weight)
+
+    for _ in range(6):
+        keeper = Keeper()
+        (keeper.weight * 2).sum().backward()
+        del keeper
+        gc.collect()
+        p, q = saved[-1], nn.Parameter(torch.full((2, 3), 3.0))
+        p.grad = None
+        for _ in range(4):
+            ((p * 2) * (q * 2)).sum().backward()
+        found += [p.grad, q.grad]
+    return found
+
+
+@parity
 def test_gradients_of_gradients_in_a_sweep(nn, optim):
     found = []
     for _ in range(12):

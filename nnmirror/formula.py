@@ -264,7 +264,8 @@ def as_now(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     is_number = isinstance(value, T) and not value.dim() and not value.requires_grad
-    return value.item() if is_number else value
+    number = value.item() if is_number else value
+    return int(number) if is_number and type(number) is bool else number
 
 
 def _kinds_in(annotation: object) -> set[object]:
@@ -294,9 +295,6 @@ class Formulas:
         if self.parameters and self.parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
             self.rest = self.parameters[-1].name
         self.kinds = [_kinds_in(p.annotation) for p in self.parameters]
-        # Where a tensor without dimensions stands for its number.
-        numbers = [kinds & {int, float} and T not in kinds for kinds in self.kinds]
-        self.numbers_at = {i for i, is_number in enumerate(numbers) if is_number}
         self.names = [p.name for p in self.parameters if p.name != self.rest]
         self.defaults = [p.default for p in self.parameters if p.name != self.rest]
         self.joint: Gradients | None = getattr(function, "gradients", None)
@@ -304,6 +302,12 @@ class Formulas:
         self.single: list[Gradient | None] = [
             getattr(function, f"d_{name}", None) for name in self.names
         ]
+        # Where a tensor without dimensions stands for its number.
+        self.numbers_at = {
+            place: kinds
+            for place, (kinds, gradient) in enumerate(zip(self.kinds, self.single, strict=False))
+            if gradient is None and kinds & {int, float} and T not in kinds
+        }
         self.needed_by = [[] if f is None else _names(f) for f in self.single]
         self.named = {*self.joint_needs, *function.always_saved}.union(*self.needed_by)
         self._check_names()

@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
@@ -98,8 +99,8 @@ class Function:
     input_place: int = 0  # the argument that is the input of the corresponding module
     tuple_places: tuple[int, ...] = (0,)  # those that are tuples if the module is given tuples
     first_number: int = sys.maxsize  # the first argument that has to be a number in PyTorch
-    # Those for which a tensor without dimensions stands for its number.
-    numbers_at: Collection[int] = ()
+    # For those for which a tensor without dimensions stands for its number: of which types.
+    numbers_at: Mapping[int, Collection[object]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

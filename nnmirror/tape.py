@@ -274,8 +274,12 @@ def _with_numbers(function: type[Function], args: Args) -> Args:
     for i, arg in enumerate(args):
         number: Any = arg
         if isinstance(arg, torch.Tensor):
-            if i in function.numbers_at and not arg.dim() and not arg.requires_grad:
-                number = arg.item()
+            kinds = function.numbers_at.get(i)
+            if kinds and not arg.dim() and not arg.requires_grad:
+                if float in kinds or not arg.is_floating_point():
+                    number = arg.item()
+                if type(number) is bool and bool not in kinds:
+                    number = int(number)
         elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
             number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
         if number is not arg:

@@ -45,6 +45,14 @@ if TYPE_CHECKING:
 Written: TypeAlias = Callable[[Any, object, object, Args], Made | None]
 
 
+# What every generated function of a call asks before it computes.
+GUARDS = (
+    "if autocast() or transform() is not None: return None",
+    "if forward_mode['_current_level'] >= 0: return None",
+    "if dispatch_mode['_is_in_torch_dispatch_mode']: return None",
+)
+
+
 class CallToWrite(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
@@ -580,9 +588,7 @@ class Text:
             f"        try: {' '.join(f'{name},' for name in self.names)} = args",
             "        except ValueError: return None",
             *[f"        {line}" for line in self.first_lines],
-            "        if autocast() or transform() is not None: return None",
-            "        if forward_mode['_current_level'] >= 0: return None",
-            "        if dispatch_mode['_is_in_torch_dispatch_mode']: return None",
+            *[f"        {line}" for line in GUARDS],
         ]
         if self.asks_tracked:
             lines += ["        with disabled():", *[f"            {line}" for line in self.lines]]

@@ -8,6 +8,7 @@ of the same layout gets it.
 
 import collections
 import threading
+import weakref
 from typing import TypeAlias
 
 import torch
@@ -30,7 +31,7 @@ class LeafSignature:
     """The signature that a leaf has while it has this layout, and if it gets it again. Only the
     leaf refers to this object, so that both are freed at the same time."""
 
-    __slots__ = ("kind", "outlived", "signature")
+    __slots__ = ("__weakref__", "kind", "outlived", "signature")
 
     def __init__(self, kind: _Kind, signature: Signature) -> None:
         self.kind, self.signature = kind, signature
@@ -38,8 +39,8 @@ class LeafSignature:
 
     def __del__(self) -> None:
         if not self.outlived:  # called in any thread, at any time
-            is_known = self.kind in _retired.known
-            _retired.freed.append((self.kind, self.signature if is_known else None))
+            sign = self.signature if self.kind in _retired.known else None
+            _retired.freed.append((self.kind, sign, weakref.ref(self)))
 
 
 class _Retired:
@@ -50,10 +51,10 @@ class _Retired:
     """
 
     def __init__(self) -> None:
-        # Since the latest `take`.
-        self.freed: collections.deque[tuple[_Kind, Signature | None]] = collections.deque(
-            maxlen=_MOST_LEAVES
-        )
+        # Since the latest `take`; the last is dead, unless a finalizer has saved it and its leaf.
+        self.freed: collections.deque[
+            tuple[_Kind, Signature | None, weakref.ref[LeafSignature]]
+        ] = collections.deque(maxlen=_MOST_LEAVES)
         self.known: dict[_Kind, None] = {}  # of which leaves have been freed
         self.kept: dict[int, tuple[_Kind, Signature]] = {}  # by their serials, the latest last
         self.by_kind: dict[_Kind, list[int]] = {}  # the serials
@@ -77,10 +78,10 @@ class _Retired:
 
     def _sort(self) -> None:
         while self.freed:
-            kind, sign = self.freed.popleft()
+            kind, sign, of_leaf = self.freed.popleft()
             self.known.pop(kind, None)
             self.known[kind] = None
-            if sign is not None and sign.is_worth_keeping():
+            if sign is not None and of_leaf() is None and sign.is_worth_keeping():
                 sign.release_memory()
                 self.kept[sign.serial] = kind, sign
                 self.by_kind.setdefault(kind, []).append(sign.serial)

@@ -13,16 +13,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import _torch, formula
+from .. import formula
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import views as _views
-from .._state import sequence as _sequence
 from .._types import Args
 from .._upcalls import implements
 from ..function import Function
-from ..node import Node
 from . import source
+from .call import GUARDS
 from .signature import MORE, MOST_ARGUMENTS, Alike, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
@@ -117,15 +116,11 @@ class _Text:
         self.has_one_label = function.named_by_types and tuple not in map(type, args)
         self.on = "return other(args, change)" if in_place else "return other(args)"
         self.environment: source.Environment = {
-            "Node": Node,
+            **_tape.named_in_calls(),
             "Tensor": _tensor.Tensor,
-            "autocast": _torch.is_any_autocast_enabled,
             "device_of": _tensor.C_device,
-            "disabled": _torch.DisableTorchFunctionSubclass,
-            "dispatch_mode": _torch.dispatch_mode,
             "dtype_of": _tensor.C_dtype,
             "finished": _tape.finished,
-            "forward_mode": _torch.forward_mode,
             "made_by": _tape.made_by,
             "meta_of": _tape.meta_of,
             "needs": needs,
@@ -136,9 +131,7 @@ class _Text:
             "rebase_on": _views.rebase_on,
             "renew": _views.renew,
             "rule": function,
-            "sequence": _sequence,
             "shape_of": _tensor.C_shape,
-            "transform": _tape.in_transform,
         }
         self.taken = {
             *self.environment,
@@ -181,9 +174,7 @@ class _Text:
             [
                 f"def record(args{', change' if self.in_place else ''}):",
                 head,
-                "if autocast() or transform() is not None: return None",
-                "if forward_mode['_current_level'] >= 0: return None",
-                "if dispatch_mode['_is_in_torch_dispatch_mode']: return None",
+                *GUARDS,
                 "with disabled():",
                 *[f"    {line}" for line in lines],
             ]

@@ -658,19 +658,19 @@ class Lerp(Rule):
     """z = x + w (y - x):  dx = g (1 - w),  dy = g w,  dw = g (y - x)"""
 
     @staticmethod
-    def forward(input: T, end: T, weight: Number) -> T:
+    def forward(input: T, end: T, weight: T | Number) -> T:
         return torch.lerp(input, end, weight)
 
     @classmethod
-    def label_of(cls, input: T, end: T, weight: Number) -> str:
+    def label_of(cls, input: T, end: T, weight: T | Number) -> str:
         return f"LerpBackward{int(isinstance(weight, T))}"
 
     @staticmethod
-    def d_input(g: T, weight: Number) -> T:
+    def d_input(g: T, weight: T | Number) -> T:
         return g * (1 - weight)
 
     @staticmethod
-    def d_end(g: T, weight: Number) -> T:
+    def d_end(g: T, weight: T | Number) -> T:
         return g * weight
 
     @staticmethod
