@@ -4,6 +4,7 @@ PyTorch reads numbers, lists and slices when the operation is called. The backwa
 what a loop has written into them since.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,7 +59,7 @@ def test_a_number_in_a_tensor(nn, optim, name):
 
 
 @parity
-@pytest.mark.parametrize("name", ["sum", "std", "logsumexp", "amax", "roll", "flip", "softmax"])
+@pytest.mark.parametrize("name", ["sum", "std", "logsumexp", "amax", "roll", "flip"])
 def test_a_bool_in_a_tensor_is_a_dimension(nn, optim, name):
     found = []
     net = nn.Linear(3, 2)
@@ -66,6 +67,28 @@ def test_a_bool_in_a_tensor_is_a_dimension(nn, optim, name):
         y = NUMBERS[name](net(torch.linspace(-1, 1, 12).view(4, 3)), torch.tensor(i % 2 == 0))
         y.square().sum().backward()
         found += [y.detach(), net.weight.grad.clone()]
+    return found
+
+
+@parity
+@pytest.mark.parametrize("name", ["softmax", "cumsum", "unbind", "tril"])
+def test_a_bool_in_a_tensor_is_no_single_dimension(nn, optim, name):
+    y = nn.Linear(3, 2)(torch.ones(4, 3))
+    for _ in range(4):
+        with pytest.raises((TypeError, RuntimeError)):
+            NUMBERS[name](y, torch.tensor(True))
+
+
+@parity
+def test_numpy_numbers_in_a_slice(nn, optim):
+    p, found = nn.Parameter(torch.ones(6)), []
+    for _ in range(6):
+        a, b = np.array(0), np.array(2)
+        y = (p * 1)[a:b]
+        a += 2
+        b += 2
+        (y * torch.tensor([3.0, 5.0])).sum().backward()
+        found.append(p.grad.clone())
     return found
 
 

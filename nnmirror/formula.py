@@ -254,7 +254,7 @@ def as_now(value: Any) -> Any:
     tuple or a slice, the number of a tensor without dimensions."""
     kind = type(value)
     if kind is slice:
-        return slice(_number(value.start), _number(value.stop), _number(value.step))
+        return slice(as_now(value.start), as_now(value.stop), as_now(value.step))
     if kind is list or kind is tuple:
         return kind(map(as_now, value))
     if kind.__module__ == "numpy" and hasattr(value, "copy"):

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -100,7 +100,7 @@ class Function:
     tuple_places: tuple[int, ...] = (0,)  # those that are tuples if the module is given tuples
     first_number: int = sys.maxsize  # the first argument that has to be a number in PyTorch
     # For those for which a tensor without dimensions stands for its number: of which types.
-    numbers_at: Mapping[int, Collection[object]] = MappingProxyType({})
+    numbers_at: Mapping[int, set[object]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -268,6 +268,9 @@ def _unrecorded(
             return function.forward(node, *args)
 
 
+_SEVERAL = {list, tuple, Sequence}  # types of dimensions, which may be bools for PyTorch
+
+
 def _with_numbers(function: type[Function], args: Args) -> Args:
     """The arguments with Python numbers for NumPy's, in whose precision a rule would compute, and
     for tensors without dimensions in places that only take numbers."""
@@ -276,10 +279,10 @@ def _with_numbers(function: type[Function], args: Args) -> Args:
         if isinstance(arg, torch.Tensor):
             kinds = function.numbers_at.get(i)
             if kinds and not arg.dim() and not arg.requires_grad:
-                if float in kinds or not arg.is_floating_point():
+                if arg.dtype is torch.bool and bool not in kinds:
+                    number = int(arg) if kinds & _SEVERAL else arg  # PyTorch's error
+                elif float in kinds or not arg.is_floating_point():
                     number = arg.item()
-                if type(number) is bool and bool not in kinds:
-                    number = int(number)
         elif type(arg).__module__ == "numpy" and isinstance(arg, numbers.Real):
             number = operator.index(arg) if isinstance(arg, numbers.Integral) else float(arg)
         if number is not arg:

@@ -45,6 +45,10 @@ class Bound:
         self.compiled = source.Compiled(text, "backward", self.kind, environment)
         self.source = text
         self.run = self.compiled.function
+        leaf = None if root.signature is None else root.signature.leaf()
+        if leaf is not None:
+            constants = [c for c in environment.values() if isinstance(c, torch.Tensor)]
+            leaf.constants += sum([c.untyped_storage().nbytes() for c in constants])
 
 
 class BoundWalk(Bound):

@@ -7,6 +7,7 @@ of the same layout gets it.
 """
 
 import collections
+import operator
 import threading
 import weakref
 from typing import TypeAlias
@@ -23,7 +24,8 @@ from .signature import Layout, Signature, Unsigned, of_tensor
 _Kind: TypeAlias = tuple[type[torch.Tensor], Layout]
 
 _MOST_KINDS = 1024  # of leaves that have been freed
-_MOST_LEAVES, _MOST_SIGNATURES = 256, 2048  # that are retired, and all signatures behind them
+_MOST_LEAVES = 256  # that are retired
+_MOST_WEIGHT = 2048  # of all signatures behind them: some 14 MB
 
 
 @not_at_exit
@@ -40,6 +42,8 @@ class LeafSignature:
     def __del__(self) -> None:
         if not self.outlived:  # called in any thread, at any time
             sign = self.signature if self.kind in _retired.known else None
+            if sign is not None:
+                sign.release_memory()
             _retired.freed.append((self.kind, sign, weakref.ref(self)))
 
 
@@ -56,9 +60,7 @@ class _Retired:
             tuple[_Kind, Signature | None, weakref.ref[LeafSignature]]
         ] = collections.deque(maxlen=_MOST_LEAVES)
         self.known: dict[_Kind, None] = {}  # of which leaves have been freed
-        self.kept: dict[int, tuple[_Kind, Signature]] = {}  # by their serials, the latest last
-        self.by_kind: dict[_Kind, list[int]] = {}  # the serials
-        self.behind = 0  # signatures behind these
+        self.kept: dict[_Kind, list[Signature]] = {}  # the kind that was freed last is the last
         self.sorting = threading.Lock()
 
     def take(self, kind: _Kind) -> Signature | None:
@@ -70,9 +72,14 @@ class _Retired:
         if not self.sorting.acquire(blocking=False):  # by another thread, or in a signal handler
             return None
         try:
-            self._sort()
-            serials = self.by_kind.get(kind)
-            return self._drop(min(serials)) if serials else None
+            if self.freed:
+                self._sort()
+            signs = self.kept.get(kind)
+            if not signs:
+                return None
+            oldest = min(signs, key=_serial_of)
+            signs.remove(oldest)
+            return oldest
         finally:
             self.sorting.release()
 
@@ -82,25 +89,17 @@ class _Retired:
             self.known.pop(kind, None)
             self.known[kind] = None
             if sign is not None and of_leaf() is None and sign.is_worth_keeping():
-                sign.release_memory()
-                self.kept[sign.serial] = kind, sign
-                self.by_kind.setdefault(kind, []).append(sign.serial)
-                self.behind += sign.behind
-            while len(self.kept) > _MOST_LEAVES or self.behind > _MOST_SIGNATURES:
-                self._drop(next(iter(self.kept)))
-            if len(self.known) > _MOST_KINDS:
-                del self.known[next(iter(self.known))]
-
-    def _drop(self, serial: int) -> Signature:
-        kind, sign = self.kept.pop(serial)
-        serials = self.by_kind[kind]
-        serials.remove(serial)
-        if not serials:
-            del self.by_kind[kind]
-        self.behind -= sign.behind
-        return sign
+                self.kept[kind] = [*self.kept.pop(kind, ()), sign]
+        while len(self.known) > _MOST_KINDS:
+            del self.known[next(iter(self.known))]
+        count = sum(map(len, self.kept.values()))
+        weight = sum([sign.weight() for signs in self.kept.values() for sign in signs])
+        while count > _MOST_LEAVES or weight > _MOST_WEIGHT:
+            dropped = self.kept.pop(next(iter(self.kept)))
+            count, weight = count - len(dropped), weight - sum([s.weight() for s in dropped])
 
 
+_serial_of = operator.attrgetter("serial")
 _retired = _Retired()
 
 
@@ -126,9 +125,11 @@ def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
             return None
     held = leaf._signature_by_layout
     if held is None or held.kind != kind:  # else it was frozen for a while, or given other memory
-        if held is not None:
-            held.outlived = True
-        held = LeafSignature(kind, _retired.take(kind) or Signature())
-        leaf._signature_by_layout = held
+        own = vars(leaf)
+        replaced = own.pop("_signature_by_layout", None)
+        if replaced is not None:
+            replaced.outlived = True
+        made = LeafSignature(kind, _retired.take(kind) or Signature())
+        held = own.setdefault("_signature_by_layout", made)  # another thread may have set one
     leaf._signature = held.signature
     return held.signature

@@ -55,7 +55,8 @@ _MORE = 8  # times as many signatures are stored for these
 _MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_BEHIND = 1 << 13  # signatures behind one leaf, some seven kilobytes each with their walks
-_MOST_BEHIND_FREED = 512  # the same of one that was freed, if its signature is kept
+_BYTES = 7000  # of a signature, with its walks
+_MOST_WEIGHT = 512  # of a freed leaf whose signature is kept
 MANY_WALKS = 32  # bound behind one leaf
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
@@ -178,6 +179,7 @@ class Signature(Alike):
         "calls",
         "came_again",
         "checks_shape",
+        "constants",
         "depth",
         "dropped",
         "family",
@@ -241,7 +243,8 @@ class Signature(Alike):
         # Of a leaf: how many walks were bound that began behind it, and how many signatures there
         # are behind it.
         self.walks_bound = self.behind = 0
-        # Of a leaf: the memory of these walks.
+        # Of a leaf: the bytes of the constants of these walks, and the memory that they reuse.
+        self.constants = 0
         self.memories: weakref.WeakSet[Memory] | None = None
         self.has_segments = False  # of a leaf: some of the signatures behind it do
         self.segments: dict[object, Signature] = {}  # which end with this call
@@ -304,9 +307,13 @@ class Signature(Alike):
 
     def is_worth_keeping(self) -> bool:
         """Of a freed leaf: were the graphs that began with it few?"""
-        if self.dropped or MORE in self.varying.values() or self.behind > _MOST_BEHIND_FREED:
+        if self.dropped or MORE in self.varying.values() or self.walks_bound >= MANY_WALKS:
             return False
-        return self.walks_bound < MANY_WALKS
+        return self.weight() <= _MOST_WEIGHT
+
+    def weight(self) -> int:
+        """Of a leaf: how much memory it takes with what lies behind it, in signatures."""
+        return 1 + self.behind + self.constants // _BYTES
 
     def note_memory(self, memory: "Memory") -> None:
         """A walk that begins behind this leaf keeps `memory` for the next one."""
@@ -413,7 +420,7 @@ class Signature(Alike):
         self.forget_by_layout()
         self.by_layout = None
         self.varying, self.varied, self.dropped = {}, {}, {}
-        self.walks_bound = self.behind = 0
+        self.walks_bound = self.behind = self.constants = 0
         self.memories = None
         self.has_segments = False
 
