@@ -227,7 +227,7 @@ def test_little_is_left_behind(shapes):
 def test_the_memory_of_walks_is_freed_with_the_net():
     def count():
         alive = [o for o in gc.get_objects() if type(o) is torch.Tensor]
-        return sum({o.data_ptr(): o.untyped_storage().nbytes() for o in alive}.values())
+        return sum([o.numel() for o in alive if 2000 in o.shape and not o.is_meta])
 
     gc.collect()
     before = count()
@@ -239,7 +239,7 @@ def test_the_memory_of_walks_is_freed_with_the_net():
         del net, y
         if i:  # what is kept is not of the first
             gc.collect()
-            assert count() < before + 100_000
+            assert count() <= before
 
 
 def test_in_several_threads():
