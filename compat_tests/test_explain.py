@@ -774,3 +774,14 @@ def test_an_in_place_negation_is_written_as_one():
     explanation = nnmirror.explain(Negated.apply(p).sum())
     assert ".neg_()" in explanation.source
     assert torch.equal(explanation.gradients["p"], -torch.ones(3))
+
+
+def test_a_net_that_is_made_again_is_explained_alike():
+    """As by a cell of a notebook that is run again: with the lines of its calls."""
+    texts = set()
+    for _ in range(5):
+        torch.manual_seed(0)
+        first, last, x = nnmirror.Linear(3, 4), nnmirror.Linear(4, 1), torch.ones(2, 3)
+        texts.add(str(nnmirror.explain(last(torch.tanh(first(x))).sum(), first, last)))
+    (text,) = texts
+    assert "last(torch.tanh(first(x)))" in text

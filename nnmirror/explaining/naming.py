@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from .. import tensor as _tensor
+from ..fast import leaves
 from ..function import Function
 from ..modules.explicit import Each, NodeCall, Traced
 from ..modules.module import Module
@@ -284,6 +285,7 @@ def variables_of(frame: FrameType | None) -> dict[str, object]:
 
 def place_of(node: Node) -> Place | None:
     """Where the call of `node` was made, if that is known for certain."""
+    leaves.keep_apart()
     origin = origin_of(node)
     line = None if origin is None else origin.line
     if origin is None or origin.code is None or line is None:

@@ -62,6 +62,7 @@ class _Retired:
         self.known: dict[_Kind, None] = {}  # of which leaves have been freed
         self.kept: dict[_Kind, list[Signature]] = {}  # the kind that was freed last is the last
         self.sorting = threading.Lock()
+        self.is_used = True
 
     def take(self, kind: _Kind) -> Signature | None:
         """The oldest one of this kind, if there is one.
@@ -69,6 +70,8 @@ class _Retired:
         A net uses its leaves for the first time in the order in which the net before used its own,
         so each of them gets the signature of the one in its place.
         """
+        if not self.is_used:
+            return None
         if not self.sorting.acquire(blocking=False):  # by another thread, or in a signal handler
             return None
         try:
@@ -101,6 +104,15 @@ class _Retired:
 
 _serial_of = operator.attrgetter("serial")
 _retired = _Retired()
+
+
+def keep_apart() -> None:
+    """From now on, each new leaf has a new signature.
+
+    For explanations: a signature knows where its first call was made, which is then one of the new
+    net (see origin.py).
+    """
+    _retired.is_used = False
 
 
 @implements(_tensor)
