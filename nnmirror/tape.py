@@ -166,7 +166,9 @@ def record(
                 if sign is not None and not sign.is_single:
                     sign = sign.output(arg._output_nr)
             elif kind in _tensor.LEAVES:
-                made, sign = None, arg._signature or _tensor.signature_of_leaf(arg)
+                made, sign = None, arg._signature
+                if sign is None and arg._requires_grad:
+                    sign = _tensor.signature_of_leaf(arg)
                 if sign is None:
                     continue  # it is frozen
             else:

@@ -6,11 +6,7 @@ from typing import Any
 
 import torch
 
-from .nets import Built, row, sequential
-
-
-def tanh(nn: Any, size: int) -> Any:
-    return nn.Tanh()
+from .nets import Built, row, sequential, tanh
 
 
 @row("loops", "recurrence 8-32-1 by hand, batch 16, 20 to 80 steps, Adam")

@@ -54,7 +54,7 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     if is_observed():
         return False
     with DisableTorchFunctionSubclass():
-        if sign.is_deep or not sign.walks.bound:
+        if sign.is_deep:
             note_calls(sign, node)
         family = sign.of_family()
         if family is not None and family.sized is not False:
@@ -166,6 +166,8 @@ def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_gra
 
 def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
     """The walk from a loss, bound if the loss has occurred a few times."""
+    if not sign.is_deep:
+        note_calls(sign, node)
     sign.walks.count += 1
     if not is_due(sign, sign.walks.count):
         return None

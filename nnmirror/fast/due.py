@@ -10,12 +10,6 @@ MOST_BOUND = 8  # of one signature, one after another
 OFTEN = 12  # after MANY_WALKS, one is bound when it has come so often
 
 
-def signature_of(node: Node) -> Signature:
-    """Of one that has a signature."""
-    assert node.signature is not None
-    return node.signature
-
-
 def note_calls(sign: Signature, node: Node) -> None:
     """Count how often in turn as many calls were recorded between two walks."""
     walks = sign.walks

@@ -17,7 +17,6 @@ from .due import (
     is_due,
     may_bind_another,
     note_bound,
-    signature_of,
     waiting,
 )
 from .shorter import Unbindable
@@ -68,18 +67,24 @@ def first_that_fits(
     """What `run` returns for the first of the walks for `key` that fits the graph behind `node`;
     None if it does for none. `write()` makes a walk for this graph, if the key has occurred a few
     times."""
-    for bound in _walks_for(walks, key, node, write):
+    sign = node.signature
+    assert sign is not None
+    tried = _walks_for(walks, key, sign, write)
+    for bound in tried:
         found = run(bound)
         if found is not None:
             bound.misses = 0
             return found
-    _have_missed(walks, key, node, write)
+    # One that was recorded from this very graph waits for another to be compared on.
+    if all([bound.trusted or bound.first != node.sequence for bound in tried]):
+        _have_missed(walks, key, sign, write)
     return None
 
 
-def _walks_for(walks: Walks[W], key: object, node: Node, write: Callable[[], W]) -> Sequence[W]:
+def _walks_for(
+    walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]
+) -> Sequence[W]:
     """The walks for `key`; the first is written when it has occurred a few times."""
-    sign = signature_of(node)
     found = walks.get(key, 0)
     if found is False:
         return ()
@@ -114,15 +119,12 @@ def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | No
     return written
 
 
-def _have_missed(walks: Walks[W], key: object, node: Node, write: Callable[[], W]) -> None:
+def _have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> None:
     """None of the walks for `key` fitted. If that goes on, another is bound: soon while they are
     few, as an output may be differentiated for each of several inputs in turn."""
     candidates = walks.get(key)
     if not isinstance(candidates, Candidates):
         return
-    if any([not w.trusted and w.first == node.sequence for w in candidates.walks]):
-        return  # it was recorded from this very graph, and waits for another to be compared on
-    sign = signature_of(node)
     candidates.misses += 1
     for bound in candidates.walks:
         bound.misses += 1

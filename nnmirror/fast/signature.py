@@ -56,7 +56,7 @@ _MOST_MEMBERS = 1024  # members of a family; then it begins anew
 _MOST_DROPPED = 256  # calls of one function, before others get no signature
 _MOST_BEHIND = 1 << 13  # signatures behind one leaf, some seven kilobytes each with their walks
 _BYTES = 7000  # of a signature, with its walks
-_MOST_WEIGHT = 512  # of a freed leaf whose signature is kept
+_MOST_WEIGHT_OF_ONE = 512  # of a freed leaf whose signature is kept
 MANY_WALKS = 32  # bound behind one leaf
 _MOST_APART = 48  # calls on members of a family that are none of another family
 
@@ -309,7 +309,7 @@ class Signature(Alike):
         """Of a freed leaf: were the graphs that began with it few?"""
         if self.dropped or MORE in self.varying.values() or self.walks_bound >= MANY_WALKS:
             return False
-        return self.weight() <= _MOST_WEIGHT
+        return self.weight() <= _MOST_WEIGHT_OF_ONE
 
     def weight(self) -> int:
         """Of a leaf: how much memory it takes with what lies behind it, in signatures."""

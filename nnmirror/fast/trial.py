@@ -20,13 +20,11 @@ def may_be_used(
     has_same_bits: Callable[[], bool | None],
     distrust: Callable[[], None],
 ) -> bool:
-    """May it be used for the graph behind `node`? When it first fits one, it is compared.
+    """May a walk that is not trusted yet be used for the graph behind `node`, if it fits that?
 
     `has_same_bits()` runs it beside the generic walk; None if it does not fit this graph. If the
     bits differ, `distrust()` is called, so that it is never used.
     """
-    if bound.trusted:
-        return True
     if node.sequence == bound.first and fast.after > 1:
         return False  # on the numbers that it was recorded with, a comparison proves less
     with quietly():  # what is computed twice warns once
