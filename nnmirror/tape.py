@@ -338,7 +338,9 @@ def _record(
             else:  # no result is complex, so complex tensors only enter here
                 if arg._requires_grad:
                     leaf = arg._stands_for
-                    if leaf is None:
+                    if arg._view_of is not None:  # of a leaf that was frozen
+                        edge = edge_of(arg)
+                    elif leaf is None:
                         edge = (arg, 0)
                         sign = signature_at(edge)
                     else:  # torch's own, or one that had other memory at that time

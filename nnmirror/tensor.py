@@ -551,6 +551,12 @@ class Index:
 
 
 @upcall("nnmirror.views")
+def follow_leaf(leaf: "Tensor") -> None:
+    """Let the views of a leaf require grad as it does."""
+    raise NotImplementedError
+
+
+@upcall("nnmirror.views")
 def assigned(x: "Tensor", index: Any, value: torch.Tensor | float) -> bool:
     """x[index] = value in the most frequent case, with fewer checks; False in any other."""
     raise NotImplementedError
@@ -677,6 +683,8 @@ class Tensor(torch.Tensor):
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             self._signature = None
+            if self._use_count() > 1:  # its views refer to it
+                follow_leaf(self)
             if requires_grad and self._signature_by_layout is not None:
                 signature_of_leaf(self)  # again: critics are frozen for a part of each step
         return self
@@ -701,7 +709,7 @@ class Tensor(torch.Tensor):
     @property
     def is_leaf(self) -> bool:  # type: ignore[override]
         """True if it is not the result of a recorded call."""
-        return self._node is None
+        return self._node is None and (self._view_of is None or self.grad_fn is None)
 
     @property
     def grad_fn(self) -> "Node | None":  # type: ignore[override]

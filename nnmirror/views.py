@@ -132,29 +132,63 @@ def change_of(tensor: torch.Tensor) -> Change:
     # Each view holds its base: if only those that are known hold it, all others are detached.
     if tensors == known or root._use_count() <= known:  # type: ignore[attr-defined]
         return Change(base, ())
-    return Change(base, tuple(_plain_views(root, tensor, tensors)))
+    # A list: the search would meet a tuple that is being made.
+    return Change(base, [*_plain_views(root, tensor, tensors)])
 
 
 def _plain_views(
     base: torch.Tensor, changed: torch.Tensor, tensors: int
 ) -> Iterator[tuple[torch.Tensor, str]]:
-    """The plain views of `base` except `changed`, among the `tensors` that share its memory."""
-    for view in _sharing(base, tensors):
+    """The plain views of `base` except `changed`, among the `tensors` that share its memory.
+
+    Raises if one of these cannot be found.
+    """
+    others = tensors - 1
+    for other in _sharing(base):
+        others -= 1
         # The result of .detach() does not count as a view, as in PyTorch.
-        if view is changed or not view._is_view() or view._base is not base:
-            continue
-        if isinstance(view, _tensor.Tensor) and view._view_of is not None:
-            continue  # it has a record already
-        if (
-            type(view) not in (torch.Tensor, _tensor.Tensor)
-            or view.dtype is not base.dtype  # the real part of a complex one
-        ):
-            raise RuntimeError(_SHARED)
-        yield view, _kind_of(view)
+        is_view = other is not changed and other._is_view() and other._base is base
+        # One of ours has a record already.
+        if is_view and not (isinstance(other, _tensor.Tensor) and other._view_of is not None):
+            if (
+                type(other) not in (torch.Tensor, _tensor.Tensor)
+                or other.dtype is not base.dtype  # the real part of a complex one
+            ):
+                raise RuntimeError(_SHARED)
+            yield other, _kind_of(other)
+        if not others:
+            return
+    raise RuntimeError(_SHARED)
 
 
-def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
-    """All `tensors` that share the memory of this one. Raises if one cannot be found.
+@implements(_tensor)
+def follow_leaf(leaf: "_tensor.Tensor") -> None:
+    """Let the views of a leaf require grad as it does.
+
+    Those made while it was frozen are plain tensors. As in PyTorch, such a view is a leaf itself
+    until the memory is changed. From then on it is a part of the leaf (see `renew`).
+    """
+    requires_grad = leaf._requires_grad
+    with DisableTorchFunctionSubclass():
+        views = leaf._use_count() - 1  # type: ignore[attr-defined]
+        for view in _sharing(leaf):
+            if not (view._is_view() and view._base is leaf):
+                continue
+            if isinstance(view, _tensor.Tensor):
+                if view._node is None:
+                    view._requires_grad = requires_grad
+            elif type(view) is T and requires_grad:
+                tracked: Any = view
+                tracked.__class__ = _tensor.Tensor
+                tracked._view_of = leaf, view._version, _kind_of(view)
+                tracked._requires_grad = True
+            views -= 1
+            if not views:
+                return
+
+
+def _sharing(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The other tensors that share the memory of this one.
 
     A new view is in the youngest generation of the garbage collector, which is quick to search.
     """
@@ -162,11 +196,11 @@ def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
     found = {id(tensor): tensor}
     for generation in range(3):
         for thing in gc.get_objects(generation):
-            if issubclass(type(thing), torch.Tensor) and _memory_of(thing) == memory:
+            if not issubclass(type(thing), torch.Tensor) or id(thing) in found:
+                continue
+            if _memory_of(thing) == memory:
                 found[id(thing)] = thing
-        if len(found) == tensors:
-            return list(found.values())
-    raise RuntimeError(_SHARED)
+                yield thing
 
 
 def _memory_of(tensor: torch.Tensor) -> int | None:

@@ -205,9 +205,10 @@ class _Text:
                     target = f"{name}_node"
                 else:
                     target = name if need else "None"
-                    asked = "not " if need else ""
+                    other = f"not {name}._requires_grad or {name}._view_of is not None"
                     lines.append(
-                        f"if {name}._node is not None or {asked}{name}._requires_grad or"
+                        f"if {name}._node is not None or"
+                        f" {other if need else f'{name}._requires_grad'} or"
                         f" {name}._stands_for is not None or {name}.is_complex(): {self.on}"
                     )
             elif isinstance(arg, torch.Tensor):
