@@ -576,11 +576,8 @@ class Formulas:
     def back(self, node: "Node", g: T | Sequence[T | None]) -> tuple[T | None, ...]:
         """The gradients of all arguments."""
         plan: Any  # the node has one, as its rule has formulas
-        like = node.like  # as the node's properties, with one lookup
-        if like is None:
-            plan, needs = node._plan, node._needs_input_grad
-        else:
-            plan, needs = like.plan, like.needs
+        info = node.call_info
+        plan, needs = info.plan, info.needs
         back = plan.backs.get(needs)
         if back is None:
             back = plan.backs[needs] = self._written(plan, needs)
@@ -595,11 +592,8 @@ class Formulas:
 
         Each formula is called with the arguments that its parameters name.
         """
-        plan: Any  # as in `back`
-        like = node.like  # as the node's properties
-        plan, needs = (
-            (node._plan, node._needs_input_grad) if like is None else (like.plan, like.needs)
-        )
+        plan: Any = node.plan  # as in `back`
+        needs = node.needs_input_grad
         saved = node.unchanged(self)
         given: dict[str, object] = dict(zip(plan.names, saved, strict=False))
         given.update(zip(plan.given_names, node.given, strict=False))

@@ -20,7 +20,7 @@ from . import _state
 from . import tensor as _tensor
 from ._types import Args, Hook
 from ._upcalls import upcall
-from .fast.signature import Alike, Meta, Signature
+from .fast.signature import CallInfo, Meta, Signature
 from .grad_mode import is_grad_enabled, users_code
 from .tensor import add_hook, bare, no_complex
 
@@ -65,6 +65,18 @@ _ANOMALY = (
 )
 
 
+def _of_call(name: str, doc: str) -> Any:
+    """The property of a node that its `call_info` has under this name. To set it, that is copied
+    first if other nodes share it."""
+
+    def assign(node: "Node", value: object) -> None:
+        if node.call_info.is_shared:
+            node.call_info = node.call_info.copied()
+        setattr(node.call_info, name, value)
+
+    return property(operator.attrgetter(f"call_info.{name}"), assign, doc=doc)
+
+
 class Node:
     """One recorded call: the `grad_fn` of its outputs, and the `ctx` of a rule.
 
@@ -82,9 +94,9 @@ class Node:
         "_saved",
         "_versions",
         "began",
+        "call_info",
         "caller",
         "function",
-        "like",
         "sequence",
         "signature",
         "targets",
@@ -98,20 +110,22 @@ class Node:
     function: "type[Function]"
     sequence: int
     signature: Signature | None  # how its result was computed; None if that has no signature
-    # What provides `places`, `needs_input_grad`, `outputs`, `plan`, `label` and `indices`: the
-    # signature, or another object; None if the node has its own.
-    like: Alike | None
+    call_info: CallInfo  # its signature, one shared by other calls of its kind, or its own
     # For each argument of forward, where its gradient goes (see `edges`).
     targets: "tuple[Target | None, ...]"
     _saved: Sequence[torch.Tensor | None] | None
     _versions: Sequence[int | None]
 
-    _places: Sequence[int] = ()
-    _needs_input_grad: tuple[bool, ...] = ()
-    _outputs: Sequence[Meta] = ()
-    _plan: "formula.Plan | None" = None
-    _label: str = ""
-    _indices: "Sequence[int] | None" = None
+    places: Sequence[int] = _of_call("places", "Which arguments are tensors.")
+    needs_input_grad: tuple[bool, ...] = _of_call("needs", "Which arguments require grad.")
+    outputs: Sequence[Meta] = _of_call("outputs", "Shape, dtype and device of the results.")
+    plan: "formula.Plan | None" = _of_call(
+        "plan", "For a rule written as formulas: what this call needs."
+    )
+    label: str = _of_call("label", "The name, where that depends on the inputs, as in PyTorch.")
+    indices: "Sequence[int] | None" = _of_call(
+        "indices", "For each argument, which output of its target it was; None if all the first."
+    )
     _signature: None = None  # as for a leaf, for code that treats this as one
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
@@ -139,16 +153,17 @@ class Node:
     prehooks: "OrderedDict[int, Hook] | None" = None
     posthooks: "OrderedDict[int, Hook] | None" = None
 
-    def __init__(self, function: "type[Function]") -> None:
-        self.function = function
-        self.signature = self.like = None
+    def __init__(self, function: "type[Function]", sign: Signature | None = None) -> None:
+        self.function, self.signature = function, sign
+        self.call_info = CallInfo(is_shared=False) if sign is None else sign
         self.targets = self._saved = self._versions = ()
         self.sequence = -1
 
     def copied(self) -> "Node":
         """Another node of the same call."""
-        made = Node(self.function)
-        made.signature, made.like, made.targets = self.signature, self.like, self.targets
+        made: Node = object.__new__(Node)
+        made.function, made.signature, made.targets = self.function, self.signature, self.targets
+        made.call_info = self.call_info if self.call_info.is_shared else self.call_info.copied()
         made._saved, made._versions = self._saved, self._versions
         made.sequence = self.sequence
         made.given = self.given
@@ -167,81 +182,6 @@ class Node:
     @given.setter
     def given(self, value: Args) -> None:
         self._given = value
-
-    # -- shared by calls with the same signature -----------------------------------------
-
-    @property
-    def places(self) -> Sequence[int]:
-        """Which arguments are tensors."""
-        like = self.like
-        return self._places if like is None else like.places
-
-    @places.setter
-    def places(self, value: Sequence[int]) -> None:
-        self._on_its_own()
-        self._places = value
-
-    @property
-    def needs_input_grad(self) -> tuple[bool, ...]:
-        like = self.like
-        return self._needs_input_grad if like is None else like.needs
-
-    @needs_input_grad.setter
-    def needs_input_grad(self, value: tuple[bool, ...]) -> None:
-        self._on_its_own()
-        self._needs_input_grad = value
-
-    @property
-    def outputs(self) -> Sequence[Meta]:
-        like = self.like
-        return self._outputs if like is None else like.outputs
-
-    @outputs.setter
-    def outputs(self, value: Sequence[Meta]) -> None:
-        self._on_its_own()
-        self._outputs = value
-
-    @property
-    def plan(self) -> "formula.Plan | None":
-        """For a rule written as formulas: what this call needs."""
-        like = self.like
-        return self._plan if like is None else like.plan
-
-    @plan.setter
-    def plan(self, value: "formula.Plan | None") -> None:
-        self._on_its_own()
-        self._plan = value
-
-    @property
-    def label(self) -> str:
-        """Set by a forward whose name depends on its inputs, as in PyTorch."""
-        like = self.like
-        return self._label if like is None else like.label
-
-    @label.setter
-    def label(self, value: str) -> None:
-        self._on_its_own()
-        self._label = value
-
-    @property
-    def indices(self) -> "Sequence[int] | None":
-        """For each argument, which output of its target it was; None if each was the first."""
-        like = self.like
-        return self._indices if like is None else like.indices
-
-    @indices.setter
-    def indices(self, value: "Sequence[int] | None") -> None:
-        self._on_its_own()
-        self._indices = value
-
-    def _on_its_own(self) -> None:
-        """Copy the shared fields, so that they can be changed."""
-        like = self.like
-        if like is not None:
-            self.like = None
-            self._places, self._needs_input_grad = like.places, like.needs
-            self._outputs, self._plan, self._label = like.outputs, like.plan, like.label
-            self._indices = like.indices
 
     @property
     def edges(self) -> "Sequence[Edge | None]":

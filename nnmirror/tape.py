@@ -575,8 +575,7 @@ def _changed_again(
         if place <= 0:
             saved[i] = before if place == 0 else changed.detach()
             versions[i] = saved[i]._version
-    node = Node(function)
-    node.signature = node.like = found
+    node = Node(function, found)
     node.edges = edges
     node._saved, node._versions = saved, versions
     if not saved and plan.saves_number:
@@ -625,14 +624,10 @@ def _once_more(
     function: type[Function], args: Args, found: Signature, edges: Sequence[Edge | None]
 ) -> Made:
     """`record` for a call with the signature `found`."""
-    node = Node(function)
-    node.signature = node.like = found
+    node = Node(function, found)
     node.edges = edges
     plan = found.plan
     if plan is None:
-        node.like = None
-        node.places, node.needs_input_grad = found.places, found.needs
-        node.outputs, node.indices = found.outputs, found.indices
         out = function.forward(node, *args)
         if node._saved:
             _save_apart(node, out)

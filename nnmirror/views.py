@@ -27,7 +27,7 @@ from ._state import sequence as _sequence
 from ._torch import DisableTorchFunctionSubclass
 from ._types import IndexLike
 from ._upcalls import implements, upcall
-from .fast.signature import Alike
+from .fast.signature import CallInfo
 from .formula import RESULT
 from .function import Function
 from .grad_mode import in_inference_mode
@@ -261,14 +261,12 @@ def rebase_on(
     """The same, where `edge` leads to the base as it was, and `node` has these places and needs."""
     shape = C_shape(base)
     copy: Any = _new(Node)
-    copy.function, copy.signature, copy.like = CopySlices, None, None
-    copy._places, copy._needs_input_grad = places, needs
+    copy.function, copy.signature = CopySlices, None
     # Those of the node before, if they fit: nodes have them in common.
     outputs = () if edge is None or not isinstance(edge[0], Node) else edge[0].outputs
-    if len(outputs) == 1 and outputs[0][0] == shape and outputs[0][1] is C_dtype(base):
-        copy._outputs = outputs
-    else:
-        copy._outputs = (_tape.meta_of(base),)
+    if len(outputs) != 1 or outputs[0][0] != shape or outputs[0][1] is not C_dtype(base):
+        outputs = (_tape.meta_of(base),)
+    copy.call_info = CallInfo(places, needs, outputs)
     copy.edges = edge, *node.edges[1:]  # `node` keeps the origins of what it saved
     copy._saved, copy._versions = (node,), ()
     offset = C_offset(view) - C_offset(base)
@@ -308,14 +306,14 @@ def _cut_out(view: "_tensor.Tensor", base: torch.Tensor, number: int | None = No
     # A base that has been detached gets no gradient, and neither does its history.
     edge = _tape.edge_of(base) if base.requires_grad else None
     node = _new(Node)
-    node.function, node.signature, node.like = AsStrided, None, None
-    node._places, node._needs_input_grad = _ONE, _NEEDS_NONE if edge is None else _NEEDS_FIRST
+    node.function, node.signature = AsStrided, None
+    shape = C_shape(view)
+    meta = shape, C_dtype(view), C_device(view)
+    node.call_info = CallInfo(_ONE, _NEEDS_NONE if edge is None else _NEEDS_FIRST, (meta,))
     node.edges = edge, None, None, None
     node._saved = node._versions = ()
-    shape = C_shape(view)
     AsStrided.note(node, base, shape, C_stride(view), C_offset(view))
     node.sequence = next(_sequence) if number is None else number
-    node._outputs = ((shape, C_dtype(view), C_device(view)),)
     _tape.made_by(view, node, 0)
 
 
@@ -367,10 +365,9 @@ def _with_assignment(node: "Node") -> None:
     strides, size, stride, offset = part_of
     shape, dtype, device = node.outputs[0]
     view: Any = Node(AsStrided)
-    view._places, view._needs_input_grad = _ONE, _NEEDS_FIRST
+    view.call_info = CallInfo(_ONE, _NEEDS_FIRST, ((size, dtype, device),))
     view.edges = (change, 0), None, None, None
     view.given = shape, strides, 0, size, stride, offset
-    view._outputs = ((size, dtype, device),)
     change.sequence = node.sequence - 2 * JUST_BEFORE  # type: ignore[assignment]
     view.sequence = node.sequence - JUST_BEFORE
     node.function, node.given = SetItem, (index, False, strides)
@@ -504,14 +501,14 @@ def assigned(x: Any, index: Any, value: Any) -> bool:
     node._given = index, fills, strides
     node.sequence = next(_sequence)
     if made_by is None:
-        node.like, node.edges = Alike(_BOTH, _NEEDS_VALUE, outputs, None, ""), (None, edge)
+        node.call_info, node.edges = CallInfo(_BOTH, _NEEDS_VALUE, outputs), (None, edge)
         x.__class__ = _tensor.Tensor
     else:
         needs = _NEEDS_X if edge is None else _NEEDS_BOTH
-        like = made_by.like
-        if made_by.function is not SetItem or like is None or like.needs is not needs:
-            like = Alike(_BOTH, needs, outputs if len(outputs) == 1 else (meta,), None, "")
-        node.like = like
+        info = made_by.call_info
+        if made_by.function is not SetItem or info.needs is not needs or not info.is_shared:
+            info = CallInfo(_BOTH, needs, outputs if len(outputs) == 1 else (meta,))
+        node.call_info = info
         if place or (edge is not None and edge[1]):
             node.edges = (made_by, place), edge
         else:

@@ -378,9 +378,7 @@ class Walk(Progress):
         slots = self.arrived.get(key)
         if slots is None:
             if is_node:
-                like = target.like
-                outputs = target._outputs if like is None else like.outputs
-                slots = self.arrived[key] = [None] * len(outputs)
+                slots = self.arrived[key] = [None] * len(target.call_info.outputs)
                 if reaches is None or key in reaches:
                     heapq.heappush(self.ready, (-target.sequence, target))
                     slots[index] = grad
@@ -639,8 +637,7 @@ def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.
         index = 0 if indices is None else indices[i]
         if trusted:  # one of the package's own: it only broadcasts and promotes
             if isinstance(target, Node):
-                like = target.like
-                shape, dtype, _ = (target._outputs if like is None else like.outputs)[index]
+                shape, dtype, _ = target.call_info.outputs[index]
             else:
                 shape, dtype = C_shape(target), C_dtype(target)
             if grad.shape != shape or grad.dtype is not dtype:

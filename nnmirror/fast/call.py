@@ -436,7 +436,7 @@ class Text:
         self.lines += [
             f"{node} = new_node(Node)",
             f"{node}.function = function{number}",
-            f"{node}.signature = {node}.like = {sign}",
+            f"{node}.signature = {node}.call_info = {sign}",
             f"{node}.targets = ({' '.join(targets)})",
         ]
         if saved:

@@ -22,7 +22,7 @@ from .._upcalls import implements
 from ..function import Function
 from . import source
 from .call import GUARDS
-from .signature import MORE, MOST_ARGUMENTS, Alike, Made
+from .signature import MORE, MOST_ARGUMENTS, CallInfo, Made
 
 # Records a call with these arguments (an in-place change is passed as `change`); returns None,
 # before anything is computed, if they do not fit.
@@ -67,8 +67,8 @@ def _is_kept(kind: type) -> bool:
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
 
-class _Likes(dict[tuple[Any, ...], Alike]):
-    """What nodes have in common, by the layout of their results, and by their label or plan.
+class _Infos(dict[tuple[Any, ...], CallInfo]):
+    """The `call_info` of nodes, by the layout of their results, and by their label or plan.
 
     It is shared, so that the garbage collector has fewer objects to visit.
     """
@@ -78,7 +78,7 @@ class _Likes(dict[tuple[Any, ...], Alike]):
     ) -> None:
         self.places, self.needs, self.plan = places, needs, plan
 
-    def __missing__(self, key: tuple[Any, ...]) -> Alike:
+    def __missing__(self, key: tuple[Any, ...]) -> CallInfo:
         if len(self) >= _MOST_LAYOUTS:
             self.clear()
         shape, dtype, device, more = key
@@ -86,7 +86,7 @@ class _Likes(dict[tuple[Any, ...], Alike]):
             device = _CPU
         plan, label = (more, more.label) if self.plan is None else (self.plan, more)
         outputs = ((shape, dtype, device),)
-        made = self[key] = Alike(self.places, self.needs, outputs, plan, label)
+        made = self[key] = CallInfo(self.places, self.needs, outputs, plan, label)
         return made
 
 
@@ -148,7 +148,7 @@ class _Text:
                 "given",
                 "how",
             ),
-            *("in_place", "is_new", "kind", "label", "likes", "likes_of_part", "node", "out"),
+            *("in_place", "is_new", "kind", "label", "infos", "infos_of_part", "node", "out"),
             *("plan", "plan_for", "record", "sign", "version", "view", "zeros"),
         }
 
@@ -217,7 +217,7 @@ class _Text:
         return lines, targets
 
     def indices(self, targets: Sequence[str]) -> list[str]:
-        """The lines for the outputs that they are of, once the node has a `like`."""
+        """The lines for the outputs that they are of, once the node has its `call_info`."""
         numbers = [
             f"a{i}._output_nr" if target.endswith("_node") else "0"
             for i, target in enumerate(targets)
@@ -268,7 +268,7 @@ class _Text:
             elif formulas.labels:
                 lines.append(f"label = {self.called(function.label_of)}")
                 more = "label"
-        self.environment["likes"] = _Likes(self.places, self.needs, plan)
+        self.environment["infos"] = _Infos(self.places, self.needs, plan)
         if formulas.has_more and not function.materialize_grads:
             lines.append("node.materialize_grads = False")
         if function.saved_memory is not None:
@@ -276,7 +276,7 @@ class _Text:
         kept_apart = type(plan) is not formula.Plan or plan.copied or plan.memory
         if kept_apart:
             lines += [
-                f"node.like = likes[None, None, None, {more}]",
+                f"node.call_info = infos[None, None, None, {more}]",
                 "node._saved = node._versions = ()",
                 "out = plan.keep_apart(node, args, out)",
             ]
@@ -286,9 +286,9 @@ class _Text:
         is_new = ["type(out) is plain", *handed_on, "(dtype := out.dtype).is_floating_point"]
         lines += [
             f"if is_new := {' and '.join(is_new)}:",
-            f"    node.like = likes[out.shape, dtype, out.is_cpu or out.device, {more}]",
+            f"    node.call_info = infos[out.shape, dtype, out.is_cpu or out.device, {more}]",
             "else:",
-            f"    node.like = likes[None, None, None, {more}]",
+            f"    node.call_info = infos[None, None, None, {more}]",
             *self.indices(targets),
         ]
         if plan is not None and not kept_apart:
@@ -399,8 +399,8 @@ class _Text:
         if formulas.refuse is not None:
             lines.append(self.called(formulas.refuse, "needs"))
         of_part = (needs[0] and not function.overwrites, *needs[1:])
-        self.environment["likes"] = _Likes(self.places, needs, plan)
-        self.environment["likes_of_part"] = _Likes(self.places, of_part, plan)
+        self.environment["infos"] = _Infos(self.places, needs, plan)
+        self.environment["infos_of_part"] = _Infos(self.places, of_part, plan)
         if not saved:
             saved = versions = ["None"] if plan.saves_number else []
         return [
@@ -413,7 +413,7 @@ class _Text:
             *(["node._given = given"] if given else []),
             f"node._saved = {_tuple(saved)}",
             f"node._versions = {_tuple(versions)}",
-            "node.like = (likes if base is None else likes_of_part)"
+            "node.call_info = (infos if base is None else infos_of_part)"
             f"[shape_of(a0), dtype_of(a0), device_of(a0), {more}]",
             *self.indices(targets),
             "node.sequence = next(sequence)",

@@ -332,7 +332,7 @@ class _Writer(_writer.Writer):
         return [
             f"{name} = new(Node)",
             f"{name}.function = {self.constant(node.function)}",
-            f"{name}.signature = {name}.like = {self.constant(node.signature)}",
+            f"{name}.signature = {name}.call_info = {self.constant(node.signature)}",
             f"{name}.targets = ({''.join([f'{t}, ' for t in targets])})",
             f"{name}._saved = ({''.join([f'{w}, ' for w in words])})",
             f"{name}._versions = ({''.join([f'{v}, ' for v in versions])})",

@@ -88,10 +88,11 @@ Kept: TypeAlias = tuple[Any, ...]
 NO_CALLS: dict[object, Kept] = {}
 
 
-class Alike:
-    """What several nodes have in common; their calls need not have a signature."""
+class CallInfo:
+    """What a node knows of its call apart from the tensors. Nodes of calls of one kind share it,
+    whether or not these have a signature."""
 
-    __slots__ = ("indices", "label", "needs", "outputs", "places", "plan", "seen")
+    __slots__ = ("indices", "is_shared", "label", "needs", "outputs", "places", "plan", "seen")
 
     indices: Sequence[int] | None  # for each argument, which output of its target it was; None: 0
     label: str
@@ -99,18 +100,26 @@ class Alike:
     places: Sequence[int]
     needs: tuple[bool, ...]
     outputs: Sequence[Any]  # the `Meta` of each; None in place of what is no tensor
-    seen: "Alike | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
+    seen: "CallInfo | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
 
     def __init__(
         self,
-        places: Sequence[int],
-        needs: tuple[bool, ...],
-        outputs: Sequence[Any],
-        plan: "Plan | None",
-        label: str,
+        places: Sequence[int] = (),
+        needs: tuple[bool, ...] = (),
+        outputs: Sequence[Any] = (),
+        plan: "Plan | None" = None,
+        label: str = "",
+        is_shared: bool = True,
     ) -> None:
         self.places, self.needs, self.outputs = places, needs, outputs
-        self.plan, self.label, self.seen, self.indices = plan, label, None, None
+        self.plan, self.label, self.is_shared = plan, label, is_shared
+        self.seen = self.indices = None
+
+    def copied(self) -> "CallInfo":
+        """The same for one node, to be changed."""
+        made = CallInfo(self.places, self.needs, self.outputs, self.plan, self.label, False)
+        made.indices = self.indices
+        return made
 
 
 class WalksFrom:
@@ -164,7 +173,7 @@ class _ByLayout:
 
 
 @not_at_exit
-class Signature(Alike):
+class Signature(CallInfo):
     """The signature of a recorded call or of a leaf.
 
     `depth` calls lie behind it, each of them as often as `repeats` says, on one path at most.
@@ -215,6 +224,7 @@ class Signature(Alike):
         depth: int = 0,
         shared: _ByLayout | None = None,
     ) -> None:
+        super().__init__()
         self.leaf = weakref.ref(self) if leaf is None else leaf
         self.depth = depth
         self.repeats: dict[object, int] = {}
@@ -249,7 +259,6 @@ class Signature(Alike):
         self.has_segments = False  # of a leaf: some of the signatures behind it do
         self.segments: dict[object, Signature] = {}  # which end with this call
         self._walks: WalksFrom | None = None
-        self.seen = self.indices = None
         self.is_single = True  # it has one output, which is not a view
         # Of the first such call: its sequence number and its place.
         self.origin: tuple[int, Origin] | None = None

@@ -26,7 +26,7 @@ from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.leaves import signature_of_leaf
-from ..fast.signature import THEIRS, Signature, of_tensor, strides_by_rows
+from ..fast.signature import THEIRS, CallInfo, Signature, of_tensor, strides_by_rows
 from ..fast.source import Unwritable
 from ..function import Function
 from ..grad_mode import is_grad_enabled
@@ -65,9 +65,10 @@ class Inner:
         plan = node.plan
         if not isinstance(node, Node) or plan is None or node.dirty or len(node.outputs) != 1:
             raise Unwritable
-        self.function, self.label, self.signature = node.function, node.label, node.signature
-        self.plan, self.given = plan.fixed(node.given, node.label), node.given
-        self.places, self.needs, self.outputs = node.places, node.needs_input_grad, node.outputs
+        self.function, self.signature, self.given = node.function, node.signature, node.given
+        self.needs, self.outputs = node.needs_input_grad, node.outputs
+        self.plan = plan.fixed(node.given, node.label)
+        self.call_info = CallInfo(node.places, self.needs, self.outputs, self.plan, node.label)
         self.caller: Any = getattr(node, "caller", None)
         self.edges: list[_Edge] = []
         for edge in node.edges:
@@ -85,10 +86,8 @@ class Inner:
         versions: Sequence[int],
     ) -> None:
         """Make `node` that of the layer; `before` is the edge of its input."""
-        node.function, node.plan, node.label = self.function, self.plan, self.label
-        node.signature = self.signature
-        node.given, node.caller = self.given, self.caller
-        node.places, node.needs_input_grad, node.outputs = self.places, self.needs, self.outputs
+        node.function, node.given, node.caller = self.function, self.given, self.caller
+        node.signature, node.call_info = self.signature, self.call_info
         node.edges = [before if edge is ... else edge for edge in self.edges]
         node.sequence = sequence  # type: ignore[assignment]
         node._saved, node._versions = saved, versions
@@ -229,7 +228,7 @@ class Run:
                 if form is None:
                     return out
                 made.function, made.segment = Segment, form
-                made.signature = made.like = form.signature
+                made.signature = made.call_info = form.signature
                 made.targets = form.targets
                 if edge is not None:
                     made.targets = tuple([edge[0] if t is ... else t for t in form.targets])
@@ -402,7 +401,7 @@ class Written:
         versions: list[str] = []
         for k, (call, made) in enumerate(zip(calls, inner, strict=True)):
             plan, last = made.plan, k == len(calls) - 1
-            text.lines.append(f"# {bare(made.label or made.function.node_name())}")
+            text.lines.append(f"# {bare(made.call_info.label or made.function.node_name())}")
             before: list[str] = []  # saved before the call, ...
             after: list[str] = []  # ... and after it
             for i, place in enumerate(plan.saves):

@@ -7,7 +7,7 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
-from ..fast.signature import Alike
+from ..fast.signature import CallInfo
 from ..fast.signing import sign_call, signature_at
 from ..formula import Plan
 from ..node import JUST_BEFORE, SEEN, Node
@@ -248,10 +248,9 @@ def _with_transpose(node: Node) -> None:
     if weight is None:
         return
     sign = signature_at(weight)
-    made = Node(TRule)
+    made = Node(TRule, None if sign is None else sign.next.get(TRule))
     made.edges = (weight,)
-    made.signature = made.like = None if sign is None else sign.next.get(TRule)
-    if made.like is None:
+    if made.signature is None:
         target, index = weight
         shape, dtype, device = (
             target.outputs[index]
@@ -270,14 +269,12 @@ def _with_transpose(node: Node) -> None:
 
 def _with_plan_for_other(node: Node) -> None:
     """Its gradients are those of `_LinearOfTransposed`, which saves the same."""
-    plan, like = cast(Plan, node.plan).for_other(), node.like
-    if like is None:
-        node.plan = plan
-        return
-    if like.seen is None:
-        like.seen = Alike(like.places, like.needs, like.outputs, plan, like.label)
-        like.seen.indices = like.indices
-    node.like = like.seen
+    info = node.call_info
+    if info.seen is None:
+        plan = cast(Plan, info.plan).for_other()
+        info.seen = CallInfo(info.places, info.needs, info.outputs, plan, info.label)
+        info.seen.indices = info.indices
+    node.call_info = info.seen
 
 
 class _LinearOfTransposed(Linear):
