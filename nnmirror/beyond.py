@@ -314,7 +314,7 @@ def _marking_hooks(method: TorchFunction) -> TorchFunction:
                 made_by.metadata[_LEFT] = True
             else:
                 _stands_for(node, tensor).hooked = tensor
-                node.is_watched = True  # walks may have been bound without it
+                node.mark_hooked()  # walks may have been bound without it
         return method(tensor, *args, **kwargs)
 
     return register

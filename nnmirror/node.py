@@ -5,6 +5,7 @@ An edge leads to the node that made the input or, for a leaf, to the input itsel
 the `grad_fn` of the results of its call.
 """
 
+import enum
 import functools
 import itertools
 import operator
@@ -33,8 +34,17 @@ if TYPE_CHECKING:
     from . import formula
     from .function import Function
 
-SEEN = "seen"
-TAPPED = "tapped"
+
+class NodeState(enum.Enum):
+    """What a walk finds at a node, besides what its signature says."""
+
+    RECORDED = enum.auto()  # nothing: it is as it was recorded
+    EXPOSED = enum.auto()  # the edges of PyTorch's node, which it got when it was exposed
+    TAPPED = enum.auto()  # taps (see fast/tapped.py)
+    HOOKED = enum.auto()  # hooks or a retained gradient, now or earlier: only the generic walk runs
+
+
+RECORDED, EXPOSED, TAPPED, HOOKED = NodeState
 
 # By so much less is the number of a node that is put in front of another: numbers between two calls
 # are left for the nodes expanded from one.
@@ -142,10 +152,8 @@ class Node:
     theirs: "nnmirror.beyond._Theirs | None" = None
     # Of a change of a view in place: a weak reference to the node of the view as it was then.
     seen_by: "Callable[[], Node | None] | None" = None
-    # True: it has, or had, one of these four. SEEN: it is like PyTorch's node, unlike its signature
-    # (see `as_seen`).
-    is_watched: bool | str = False
-    # If there are any, `is_watched` is TAPPED (see fast/tapped.py).
+    node_state: NodeState = RECORDED
+    # If there are any, `node_state` is TAPPED.
     taps: "tuple[nnmirror.fast.tapped.Tap, ...]" = ()
     # Hooks, absent until one is registered.
     tensor_hooks: "dict[int, OrderedDict[int, Hook]] | None" = None
@@ -321,17 +329,21 @@ class Node:
 
     def register_hook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_inputs, grad_outputs)` runs after this node; may return new grad_inputs."""
-        self.is_watched = True
+        self.mark_hooked()
         if self.posthooks is None:
             self.posthooks = OrderedDict()
         return add_hook(self.posthooks, fn)
 
     def register_prehook(self, fn: Hook) -> torch.utils.hooks.RemovableHandle:
         """`fn(grad_outputs)` runs before this node; may return new grad_outputs."""
-        self.is_watched = True
+        self.mark_hooked()
         if self.prehooks is None:
             self.prehooks = OrderedDict()
         return add_hook(self.prehooks, fn)
+
+    def mark_hooked(self) -> None:
+        """From now on, only the generic walk runs here: it calls hooks and retains gradients."""
+        self.node_state = HOOKED
 
     @property
     def metadata(self) -> dict[object, Any]:

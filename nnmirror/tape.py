@@ -928,6 +928,6 @@ def made_by(tensor: "_tensor.Tensor", node: Node, index: int) -> None:
     old = tensor._node
     if old is not None and old.retained and tensor._output_nr in old.retained:
         node.retained = {index: old.retained.pop(tensor._output_nr)}
-        node.is_watched = True
+        node.mark_hooked()
     tensor._node = node
     tensor._output_nr = index

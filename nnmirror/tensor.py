@@ -772,7 +772,7 @@ class Tensor(torch.Tensor):
         node = self.grad_fn
         if node is None:
             return
-        node.is_watched = True
+        node.mark_hooked()
         if node.retained is None:
             node.retained = {}
         node.retained[self._output_nr] = weakref.ref(self)
@@ -887,7 +887,7 @@ class Tensor(torch.Tensor):
             if self._leaf_hooks is None:
                 self._leaf_hooks = OrderedDict()
             return add_hook(self._leaf_hooks, hook)
-        node.is_watched = True
+        node.mark_hooked()
         if node.tensor_hooks is None:
             node.tensor_hooks = {}
         return add_hook(node.tensor_hooks.setdefault(self._output_nr, OrderedDict()), hook)

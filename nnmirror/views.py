@@ -31,7 +31,7 @@ from .fast.signature import CallInfo
 from .formula import RESULT
 from .function import Function
 from .grad_mode import in_inference_mode
-from .node import FREED, JUST_BEFORE, Edge, Node, short_name
+from .node import FREED, JUST_BEFORE, RECORDED, Edge, Node, short_name
 from .tensor import CHANGED_LEAF, C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
@@ -277,7 +277,7 @@ def rebase_on(
     # view does not require grad yet, if its gradient is retained, or if `node` saved its result,
     # which leads to the view.
     view._view_of = base, (view._version, next(_sequence)), "plain"
-    if saves_result or view._node is None or view._node.is_watched:
+    if saves_result or view._node is None or view._node.node_state is not RECORDED:
         renew(view)
         if view._node is not None:
             node.seen_by = weakref.ref(view._node)
@@ -541,7 +541,9 @@ def _ends_change(x: "_tensor.Tensor", made_by: "Node", index: IndexLike, value: 
     base, version, _ = value._view_of
     if base is not x or type(version) is not tuple or not isinstance(made_by, Node):
         return False
-    if made_by.is_watched or not made_by.sequence + 1 == version[1] == next(_sequence) - 1:
+    if made_by.node_state is not RECORDED:
+        return False
+    if not made_by.sequence + 1 == version[1] == next(_sequence) - 1:
         return False
     strides, size, stride, offset, assigned_at = made_by.given
     if assigned_at is not None or not (type(index) is int or _dims_left(index, len(strides)) >= 0):

@@ -26,7 +26,7 @@ from .gradient_hooks import (
     run_reached_hooks,
     run_tensor_hooks,
 )
-from .node import NO_FURTHER, Edge, Node, Target
+from .node import HOOKED, NO_FURTHER, Edge, Node, Target
 from .running import Progress, dependencies, running
 from .tensor import C_dtype, C_shape, bare
 
@@ -220,7 +220,7 @@ class Walk(Progress):
                 node = self.node = heapq.heappop(ready)[1]
                 slots = self.arrived.pop(id(node))
                 if self.counts is None:
-                    runs_users_code = node.is_watched is True or node.attributes is not None
+                    runs_users_code = node.node_state is HOOKED or node.attributes is not None
                     if runs_users_code or self.held > _MOST_HELD:
                         self.count()
                 if self.binds and self.has_run_part(node, slots):
@@ -228,7 +228,7 @@ class Walk(Progress):
                 if not self.order and _meets_torch(node):
                     self.look_ahead()
                 special = node.segment is not None or node.theirs is not None
-                if (special or asks or node.is_watched is True) and not self.goes_on(node, slots):
+                if (special or asks or node.node_state is HOOKED) and not self.goes_on(node, slots):
                     continue
                 found: Slots = []
                 if self.stops:
@@ -249,7 +249,7 @@ class Walk(Progress):
 
     def has_run_part(self, node: Node, slots: Slots) -> bool:
         """Run a bound part from `node`, if there is one."""
-        if len(slots) != 1 or slots[0] is None or node.is_watched is True:
+        if len(slots) != 1 or slots[0] is None or node.node_state is HOOKED:
             return False
         sign = node.signature
         if sign is None or sign.walks.parts is False:

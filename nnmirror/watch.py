@@ -42,7 +42,7 @@ from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Call, Each, Gradient, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
-from .node import TAPPED, Edge, Node
+from .node import RECORDED, TAPPED, Edge, Node
 from .rules.activation import LeakyRelu, Relu
 from .tensor import C_dtype, C_shape
 
@@ -367,7 +367,7 @@ class Watch:
         passes = node is not None and made is node and len(node.inputs) == 1
         if _takes_taps(made):
             tap = _Tap(self, record, params, passes, made)
-            made.taps, made.is_watched = (*made.taps, tap), TAPPED
+            made.taps, made.node_state = (*made.taps, tap), TAPPED
             self._taps.append(tap)
             return [tap]
         self._hook_parameters(params)
@@ -386,7 +386,7 @@ class Watch:
         arrived = functools.partial(self._arrived, tap.record, tap.params)
         handles = [tensor.add_hook(hooks, arrived)]
         hooks.move_to_end(handles[0].id, last=False)
-        node.is_watched = True
+        node.mark_hooked()
         if tap.passes:
             handles.append(node.register_hook(functools.partial(self._passed_back, tap.record)))
             assert node.posthooks is not None
@@ -637,8 +637,8 @@ class _Tap:
         node = self.node()
         if node is not None and node.taps:
             node.taps = tuple([tap for tap in node.taps if tap is not self])
-            if not node.taps and node.is_watched is TAPPED:
-                node.is_watched = False
+            if not node.taps and node.node_state is TAPPED:
+                node.node_state = RECORDED
 
 
 @dataclass
@@ -770,7 +770,7 @@ def _takes_taps(node: object) -> TypeGuard[Node]:
     """Whether a walk through it can be bound."""
     return (
         isinstance(node, Node)
-        and (node.is_watched is False or node.is_watched is TAPPED)
+        and node.node_state in (RECORDED, TAPPED)
         and node.signature is not None
         and node.function.is_rule
         and node.theirs is None

@@ -23,7 +23,7 @@ from .._torch import DisableTorchFunction, EnableTorchFunction
 from .._types import Args, Kwargs, TorchFunction
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
-from ..node import Edge, Node
+from ..node import RECORDED, Edge, Node
 from ..running import Progress, dependencies
 from ..tensor import bare
 from . import writer as _writer
@@ -313,7 +313,9 @@ class _Writer(_writer.Writer):
                 continue
             if node.sequence < self.first or len(node.outputs) != 1 or node.signature is None:
                 raise Unbindable
-            if node.is_watched or node.attributes is not None or node.signature.plan is None:
+            if node.node_state is not RECORDED or node.attributes is not None:
+                raise Unbindable
+            if node.signature.plan is None:
                 raise Unbindable
             made[id(node)] = node
             stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], Node)]

@@ -26,7 +26,7 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._types import Args, Kwargs, TorchFunction
-from ..node import NO_FURTHER, SEEN, TAPPED, Node, Target
+from ..node import EXPOSED, HOOKED, NO_FURTHER, RECORDED, TAPPED, Node, NodeState, Target
 from ..running import Progress, dependencies
 from ..tensor import bare
 from ..walk import Slots
@@ -72,7 +72,9 @@ _TAKEN = {
     "passing",
     "slots",
     "retain_graph",
-    "SEEN",
+    "EXPOSED",
+    "HOOKED",
+    "RECORDED",
     "TAPPED",
     "step",
     "take",
@@ -156,7 +158,7 @@ class Writer:
         else:
             self.whole = self.part(root, progress)
         for node in self.whole:
-            if node.is_watched is True or node.signature is None:
+            if node.node_state is HOOKED or node.signature is None:
                 raise ChangedSince
             if node.taps and not self.takes_taps:
                 raise ChangedSince
@@ -250,7 +252,7 @@ class Writer:
         while waiting:
             node = heapq.heappop(waiting)[1]
             is_complete = reached.get(id(node), 0) == counts[id(node)]
-            if not is_complete or node.is_watched is True or node.signature is None:
+            if not is_complete or node.node_state is HOOKED or node.signature is None:
                 break
             if id(node) in entries and node is not root:
                 come = arrived[id(node)]
@@ -597,6 +599,7 @@ class Writer:
     ) -> dict[int, str]:
         """Write how the nodes are found, and the checks of the graph; the leaves' names."""
         leaves: dict[int, str] = {}
+        self.environment |= {state.name: state for state in NodeState}
         fetched = {id(node) for node in self.entries}
         last_name = self.names[id(self.whole[-1])]
         for i, node in enumerate(self.whole):  # each has a name by then
@@ -610,16 +613,14 @@ class Writer:
             if expanding:
                 looked_at = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
+            state = RECORDED
             if node.taps:
-                self.environment["TAPPED"] = TAPPED
-                lines.append(f"if {name}.is_watched is not TAPPED: return None")
-            elif node.is_watched:  # otherwise it has another signature
-                self.environment["SEEN"] = SEEN
+                state, looked_at = TAPPED, ""
+            elif node.node_state is not RECORDED:  # otherwise it has another signature
+                state, looked_at = EXPOSED, ""
                 if expanding:
-                    lines.append(f"if {name}.is_watched is False: {name}.as_seen()")
-                lines.append(f"if {name}.is_watched is not SEEN: return None")
-            else:
-                lines.append(f"if {name}.is_watched{looked_at}: return None")
+                    lines.append(f"if {name}.node_state is RECORDED: {name}.as_seen()")
+            lines.append(f"if {name}.node_state is not {state.name}{looked_at}: return None")
             if node.theirs is not None:
                 lines.append(
                     f"if {name}.theirs is None or not {name}.theirs.is_usual(): return None"
@@ -634,9 +635,10 @@ class Writer:
                         ends[id(target)] = f"x{len(ends)}"
                         lines.append(f"{ends[id(target)]} = e[{place}]")
                         if not self.is_part:  # it is an end, and its hooks would be run
-                            if target.is_watched is True:
+                            if target.node_state is HOOKED:
                                 raise ChangedSince
-                            lines.append(f"if {ends[id(target)]}.is_watched is True: return None")
+                            to = ends[id(target)]
+                            lines.append(f"if {to}.node_state is HOOKED: return None")
                             continue
                         conditions.append(f"{ends[id(target)]}.sequence >= {last_name}.sequence")
                         conditions.append(f"{ends[id(target)]}.theirs is not None")

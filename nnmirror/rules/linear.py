@@ -10,7 +10,7 @@ from .._types import TorchFunction
 from ..fast.signature import CallInfo
 from ..fast.signing import sign_call, signature_at
 from ..formula import Plan
-from ..node import JUST_BEFORE, SEEN, Node
+from ..node import EXPOSED, JUST_BEFORE, RECORDED, Node
 from ..parameter import Parameter
 from ..running import put_in_front
 from ..tape import record
@@ -244,7 +244,10 @@ def _with_transpose(node: Node) -> None:
     bias, input, weight = node.edges
     node.function = _LinearOfTransposed
     _with_plan_for_other(node)
-    node.is_watched = (node.is_watched or SEEN) if not node.taps else True
+    if node.taps:
+        node.mark_hooked()
+    elif node.node_state is RECORDED:
+        node.node_state = EXPOSED
     if weight is None:
         return
     sign = signature_at(weight)
