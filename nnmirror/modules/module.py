@@ -1182,6 +1182,8 @@ class Module(_RefusedByTorchModules):
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
+        if not assign and _loaded_at_once(self, state_dict):
+            return _IncompatibleKeys([], [])
         missing: list[str] = []
         unexpected: list[str] = []
         errors: list[str] = []
@@ -1328,15 +1330,67 @@ def _copy_plainly(found: list[tuple[str, Tensor, str, object]]) -> int:
     """
     with DisableTorchFunctionSubclass():
         for done, (_, param, _, value) in enumerate(found):
-            if type(param) not in tape.ORDINARY or type(value) not in tape.ORDINARY:
-                return done
-            if not isinstance(value, Tensor) or C_shape(value) != C_shape(param) or param.is_meta:
+            if not _is_copied_plainly(param, value):
                 return done
             try:
                 torch.Tensor.copy_(param, value)
             except RuntimeError:
                 return done
     return len(found)
+
+
+def _is_copied_plainly(param: Tensor, value: object) -> bool:
+    return (
+        type(param) in tape.ORDINARY
+        and type(value) in tape.ORDINARY
+        and isinstance(value, Tensor)
+        and C_shape(value) == C_shape(param)
+        and not param.is_meta
+    )
+
+
+@unrecorded
+def _loaded_at_once(top: Module, state_dict: Mapping[str, Any]) -> bool:
+    """Copy all of `state_dict`, if it has the names and shapes of `top`'s state, and no module has
+    a hook or a method of its own for loading.
+
+    Else False: it is for `_load_from_state_dict`, module by module, which also says what is wrong.
+    """
+    own: dict[str, Tensor] = {}
+    if not _has_usual_state(top, "", own) or own.keys() != state_dict.keys():
+        return False
+    with DisableTorchFunctionSubclass():
+        params, values = [*own.values()], [*map(state_dict.__getitem__, own)]
+        if not all(map(_is_copied_plainly, params, values)):
+            return False
+        try:
+            _torch.foreach_copy_(params, values)
+        except RuntimeError:
+            return False
+    return True
+
+
+def _has_usual_state(module: Module, prefix: str, own: dict[str, Tensor]) -> bool:
+    """Adds the state of `module` and of those below to `own`, by path; False if one of them has a
+    say in how it is loaded."""
+    kind = type(module)
+    if (
+        kind._load_from_state_dict is not Module._load_from_state_dict
+        or kind.set_extra_state is not Module.set_extra_state
+        or module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+        or "_load_from_state_dict" in module.__dict__
+    ):
+        return False
+    for name, value in module._local_state().items():
+        own[prefix + name] = value
+    return all(
+        [
+            _has_usual_state(child, f"{prefix}{name}.", own)
+            for name, child in module._modules.items()
+            if child is not None
+        ]
+    )
 
 
 def clear_grad(param: Tensor, set_to_none: bool) -> None:
