@@ -51,7 +51,7 @@ def _sign_users_call(node: Node, args: Args, out: "_tensor.Tensor") -> None:
         return
     give_signature(node, call, args, None, makes_new=False)
     if node.signature is not None:
-        node.signature.walks.parts = node.signature.walks.bound = False
+        node.signature.walks.decline()
         node.signature.is_single = out._view_of is None
 
 

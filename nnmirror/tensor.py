@@ -683,7 +683,7 @@ class Tensor(torch.Tensor):
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             self._signature = None
-            if self._use_count() > 1:  # its views refer to it
+            if self._use_count() > 1:  # type: ignore[attr-defined]  # its views refer to it
                 follow_leaf(self)
             if requires_grad and self._signature_by_layout is not None:
                 signature_of_leaf(self)  # again: critics are frozen for a part of each step

@@ -6,7 +6,6 @@ one (`trial.py`), and used from then on if it gave the same bits.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 
@@ -21,26 +20,15 @@ from ..node import Node, Target
 from ..running import Progress, dependencies
 from ..walk import unrecorded
 from . import bound as _bound
-from .due import (
-    MOST_BOUND,
-    OFTEN,
-    PATIENCE,
-    has_many,
-    is_due,
-    is_out_of_date,
-    may_bind_another,
-    note_bound,
-    note_calls,
-    waiting,
-)
-from .keyed import first_that_fits, key_of
+from .due import OFTEN, PATIENCE, has_many, note_bound
+from .keyed import first_that_fits, have_missed, key_of, walks_for
 from .shorter import Unbindable
-from .signature import Family, Signature, Sizes
+from .signature import LOSS, Family, Signature, Sizes
 from .sized import OfAnySize
 from .trial import is_right, quietly
-from .writer import ChangedSince
+from .writer import ChangedSince, Writer
 
-_MOST_OTHERS = 15  # that are kept beside the latest
+_MOST_LENGTHS = 16  # of a loop, for which there are walks from one loss
 
 
 @implements(_gradients)
@@ -49,31 +37,25 @@ def walk_bound(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk; False if there is none for this graph."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or len(node.outputs) > 1 or sign.walks.bound is False:
+    if node is None or sign is None or len(node.outputs) > 1:
         return False
-    if is_observed():
+    walks = sign.walks.from_given
+    if walks.get(LOSS) is False or is_observed():
         return False
     with DisableTorchFunctionSubclass():
-        if sign.is_deep:
-            note_calls(sign, node)
         family = sign.of_family()
         if family is not None and family.sized is not False:
             return _has_run_for_any_size(family, sign.sizes, node, retain_graph)
-        bound = sign.walks.bound or _first_bound(node, sign)
-        if not bound:
-            return False
-        for tried in (bound, *bound.others):
-            is_trusted = tried.trusted or is_right(
-                tried, node, tried.start, partial(_distrust, node, sign)
+        tried = walks_for(walks, LOSS, node, bind_loss)
+        for bound in tried:
+            is_trusted = bound.trusted or is_right(
+                bound, node, bound.start, partial(_distrust, node, sign)
             )
-            if is_trusted and _has_run(tried, node, tried.start, retain_graph):
-                tried.uses += 1
+            if is_trusted and _has_run(bound, node, bound.start, retain_graph):
+                bound.misses = 0
                 return True
-            if sign.walks.bound is False:
-                return False
-        if sign.is_deep:
-            bound.misses += 1
-            _bind_another(bound, node, sign)
+        most = _MOST_LENGTHS if sign.is_deep else 1
+        have_missed(tried, walks, LOSS, node, bind_loss, most)
     return False
 
 
@@ -138,20 +120,13 @@ def walk_from(target: Target, grad: torch.Tensor, retain_graph: bool) -> bool:
             )
             return (is_trusted and _has_run(bound, target, grad, retain_graph)) or None
 
-        write = partial(_bound_from, target, grad)
+        write = partial(_bound.bind, grad=grad, varies=True)
         return first_that_fits(walks, key, target, write, run) is not None
 
 
 def is_observed() -> bool:
     """Has each operation to run by itself, for anomaly mode or another mode of torch's?"""
     return torch.is_anomaly_enabled() or _torch.is_shown()
-
-
-def _bound_from(node: Node, grad: torch.Tensor) -> _bound.BoundWalk:
-    made = _bound.bind(node, grad, varies=True)
-    if made is None:
-        raise Unbindable
-    return made
 
 
 def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_graph: bool) -> bool:
@@ -162,49 +137,6 @@ def _has_run(bound: _bound.BoundWalk, node: Node, grad: torch.Tensor, retain_gra
         return False
     hand_over(bound, node, found, retain_graph)
     return True
-
-
-def _first_bound(node: Node, sign: Signature) -> _bound.BoundWalk | None:
-    """The walk from a loss, bound if the loss has occurred a few times."""
-    if not sign.is_deep:
-        note_calls(sign, node)
-    sign.walks.count += 1
-    if not is_due(sign, sign.walks.count):
-        return None
-    with quietly():
-        bound = _bind(node)
-    if bound is None or (bound is False and may_bind_another(sign)):
-        sign.walks.count = waiting(sign)
-        return None
-    sign.walks.bound = bound
-    note_bound(sign)
-    return bound if bound and fast.after == 1 else None
-
-
-def _bind_another(bound: _bound.BoundWalk, node: Node, sign: Signature) -> None:
-    """Neither `bound` nor one of its others fits this graph: if that goes on, bind another walk;
-    soon while few are kept, as short loops have one for each length."""
-    has_room = bound.trusted and len(bound.others) < _MOST_OTHERS
-    if has_room:
-        is_due = bound.misses >= fast.after and sign.walks.rebound < MOST_BOUND
-    elif bound.others:  # if it is not trusted yet, its own graph has to come again
-        is_due = bound.misses >= PATIENCE << sign.walks.rebound and sign.walks.rebound < MOST_BOUND
-    else:
-        is_due = is_out_of_date(bound, sign)
-    if not is_due:
-        return
-    with quietly():
-        another = _bind(node)
-    if not another:
-        bound.misses = -PATIENCE << sign.walks.rebound
-    if not (another and has_room):
-        sign.walks.rebound += 1
-    if another:
-        others = [known for known in (bound, *bound.others) if known.trusted]
-        others.sort(key=lambda known: -known.uses)
-        bound.others = ()
-        another.others = tuple(others[:_MOST_OTHERS])
-        sign.walks.bound = another
 
 
 def hand_over(
@@ -245,19 +177,18 @@ def hand_over(
 
 def _distrust(node: Node, sign: Signature) -> None:
     """Bind neither the walk from `node` nor parts of it."""
-    sign.walks.bound = False
+    sign.walks.decline()
     for other in dependencies([(node, 0)], expanding=False).order:
         if other.signature is not None:
             other.signature.walks.parts = False
 
 
-def _bind(node: Node) -> _bound.BoundWalk | Literal[False] | None:
-    """The bound walk from a loss; False if it cannot be bound, None if it cannot be now."""
+def bind_loss(node: Node, kind: type[Writer] = Writer) -> _bound.BoundWalk:
+    """The bound walk from a loss, written by a `kind` of writer. Raises as `bind` does."""
     start = start_of_loss(node)
-    try:
-        return start is not None and (_bound.bind(node, start) or False)
-    except (ChangedSince, RuntimeError):  # an error comes when its node's turn does
-        return None
+    if start is None:
+        raise Unbindable
+    return _bound.bind(node, start, kind=kind)
 
 
 def start_of_loss(node: Node) -> torch.Tensor | None:

@@ -74,8 +74,6 @@ class BoundWalk(Bound):
         super().__init__(text, environment, root)
         if not writer.start_varies:
             self.start = writer.start
-        self.others: tuple[BoundWalk, ...] = ()  # of other graphs with the same last call
-        self.uses = 0
         # Some of the leaves are torch's own tensors.
         self.meets_torch = any(_tensor.is_torchs(leaf) for leaf, _ in writer.arrivals.values())
 
@@ -154,26 +152,23 @@ def by_steps(
 
 def bind(
     root: Node, grad: torch.Tensor, varies: bool = False, kind: type[Writer] = Writer
-) -> BoundWalk | None:
+) -> BoundWalk:
     """The bound walk from `root` with the gradient `grad`, or, if that `varies`, with any of this
-    layout; None if it cannot be bound.
+    layout.
 
-    Raises ChangedSince if it cannot be now.
+    Raises Unbindable if it cannot be bound, and ChangedSince if it cannot be now.
     """
-    try:
-        writer = kind(root)
-        if len(writer.order) > _LONG:
-            if _bytes_of_leaves(writer.order) > _MOST_BYTES:
-                raise Unbindable  # to record it, all gradients are held
-            if root.signature.walks.steady < _STEADY:  # type: ignore[union-attr]
-                raise ChangedSince  # perhaps it has another length in each step
-        writer.start_varies = varies
-        writer.go_back(grad)
-        made = BoundWalk(writer, root)
-        writer.put_off()
-        return made
-    except Unbindable:
-        return None
+    writer = kind(root)
+    if len(writer.order) > _LONG:
+        if _bytes_of_leaves(writer.order) > _MOST_BYTES:
+            raise Unbindable  # to record it, all gradients are held
+        if root.signature.walks.steady < _STEADY:  # type: ignore[union-attr]
+            raise ChangedSince  # perhaps it has another length in each step
+    writer.start_varies = varies
+    writer.go_back(grad)
+    made = BoundWalk(writer, root)
+    writer.put_off()
+    return made
 
 
 def _bytes_of_leaves(nodes: Sequence[Node]) -> int:

@@ -70,7 +70,7 @@ def walk_to_ends(
         )
         return bound.run(node, grad, retain_graph, only) if is_trusted else None
 
-    write = functools.partial(WalkToEnds, node, only, grad)
+    write = functools.partial(WalkToEnds, ends=only, grad=grad)
     found = first_that_fits(walks, key, node, write, run)
     if found is None:
         return None

@@ -1,5 +1,8 @@
-"""Bound walks of which one signature has several: by the layout of the given gradient, and by what
-they go to."""
+"""The bound walks of one signature: by the layout of the given gradient, and by what they go to.
+
+Of each there may be several, for graphs that differ by something that the signature does not say,
+such as the length of a loop.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeAlias, TypeVar
@@ -17,6 +20,7 @@ from .due import (
     is_due,
     may_bind_another,
     note_bound,
+    note_calls,
     waiting,
 )
 from .shorter import Unbindable
@@ -24,7 +28,7 @@ from .signature import Signature, Unsigned, of_tensor
 from .trial import quietly
 from .writer import ChangedSince
 
-_MOST_TO_ENDS = 64
+_MOST_KEYS = 64
 _MOST_CANDIDATES = 4
 
 W = TypeVar("W", bound=Bound)
@@ -62,83 +66,107 @@ def _kind_of(target: Target) -> object:
 
 
 def first_that_fits(
-    walks: Walks[W], key: object, node: Node, write: Callable[[], W], run: Callable[[W], R | None]
+    walks: Walks[W],
+    key: object,
+    node: Node,
+    write: Callable[[Node], W],
+    run: Callable[[W], R | None],
 ) -> R | None:
     """What `run` returns for the first of the walks for `key` that fits the graph behind `node`;
-    None if it does for none. `write()` makes a walk for this graph, if the key has occurred a few
-    times."""
-    sign = node.signature
-    assert sign is not None
-    tried = _walks_for(walks, key, sign, write)
+    None if it does for none."""
+    tried = walks_for(walks, key, node, write)
     for bound in tried:
         found = run(bound)
         if found is not None:
             bound.misses = 0
             return found
-    # One that was recorded from this very graph waits for another to be compared on.
-    if all([bound.trusted or bound.first != node.sequence for bound in tried]):
-        _have_missed(walks, key, sign, write)
+    have_missed(tried, walks, key, node, write)
     return None
 
 
-def _walks_for(
-    walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]
-) -> Sequence[W]:
-    """The walks for `key`; the first is written when it has occurred a few times."""
+def walks_for(walks: Walks[W], key: object, node: Node, write: Callable[[Node], W]) -> Sequence[W]:
+    """The walks for `key`; `write(node)` makes the first when it has occurred a few times."""
+    sign = _signature_of(node)
     found = walks.get(key, 0)
     if found is False:
         return ()
     if not isinstance(found, int):
+        if sign.is_deep:
+            note_calls(sign, node)
         return found.walks
-    if key not in walks and len(walks) >= _MOST_TO_ENDS:
+    note_calls(sign, node)
+    if key not in walks and len(walks) >= _MOST_KEYS:
         walks.pop(next(iter(walks)), None)
     walks[key] = found + 1
     if not is_due(sign, found + 1):
         return ()
-    written = _written(sign, write)
-    if written is None:
+    written = _written(node, write)
+    if written is None or (written is False and may_bind_another(sign)):
         walks[key] = waiting(sign)
         return ()
     if written is False:
-        walks[key] = waiting(sign) if may_bind_another(sign) else False
+        walks[key] = False
         return ()
     candidates = walks[key] = Candidates(written)
     return candidates.walks if fast.after == 1 else ()
 
 
-def _written(sign: Signature, write: Callable[[], W]) -> W | Literal[False] | None:
+def _written(node: Node, write: Callable[[Node], W]) -> W | Literal[False] | None:
     """A walk; False if it cannot be bound, None if it cannot be now."""
     try:
         with quietly():
-            written = write()
-    except ChangedSince:
+            written = write(node)
+    except (ChangedSince, RuntimeError):  # an error comes when its node's turn does
         return None
-    except (Unbindable, RuntimeError, NotImplementedError):  # an error comes in its node's turn
+    except Unbindable:
         return False
-    note_bound(sign)
+    note_bound(_signature_of(node))
     return written
 
 
-def _have_missed(walks: Walks[W], key: object, sign: Signature, write: Callable[[], W]) -> None:
-    """None of the walks for `key` fitted. If that goes on, another is bound: soon while they are
-    few, as an output may be differentiated for each of several inputs in turn."""
-    candidates = walks.get(key)
+def have_missed(
+    tried: Sequence[W],
+    walks: Walks[W],
+    key: object,
+    node: Node,
+    write: Callable[[Node], W],
+    most: int = _MOST_CANDIDATES,
+) -> None:
+    """None of those that were `tried` fits. If that goes on, another is bound: soon while they are
+    fewer than `most`, as short loops have one for each length, and an output may be differentiated
+    for each of several inputs in turn. One that is not trusted yet gives way, as its graph may not
+    come again.
+    """
+    candidates, sign = walks.get(key), _signature_of(node)
     if not isinstance(candidates, Candidates):
         return
+    if any([not bound.trusted and bound.first == node.sequence for bound in tried]):
+        return  # recorded from this very graph: it waits for another to be compared on
     candidates.misses += 1
     for bound in candidates.walks:
         bound.misses += 1
-    if len(candidates.walks) < _MOST_CANDIDATES:
-        rarest = None
-        may_bind = candidates.misses >= fast.after
+    latest, times = candidates.walks[0], sign.walks.rebound
+    has_room = latest.trusted and len(candidates.walks) < most
+    if has_room:
+        patience = fast.after
     else:
-        rarest = max(candidates.walks, key=lambda bound: bound.misses)
-        may_bind = rarest.misses >= PATIENCE << sign.walks.rebound and may_bind_another(sign)
-    if not may_bind:
+        is_only = len(candidates.walks) == 1 and not latest.trusted
+        patience = (fast.after if is_only else PATIENCE) << times
+    if candidates.misses < patience or times >= MOST_BOUND:
         return
-    written = _written(sign, write)
-    candidates.misses = 0 if written else -PATIENCE << sign.walks.rebound
-    if rarest is not None or not written:
-        sign.walks.rebound = min(sign.walks.rebound + 1, MOST_BOUND)
+    if latest.trusted and not (has_room or sign.is_deep):
+        return
+    written = _written(node, write)
+    candidates.misses = 0 if written else -PATIENCE << times
+    if not (written and has_room):
+        sign.walks.rebound += 1
     if written:
-        candidates.walks = [written, *[bound for bound in candidates.walks if bound is not rarest]]
+        known = [bound for bound in candidates.walks if bound.trusted]
+        if len(known) >= most:
+            known.remove(max(known, key=lambda bound: bound.misses))
+        candidates.walks = [written, *known]
+
+
+def _signature_of(node: Node) -> Signature:
+    assert node.signature is not None
+    return node.signature

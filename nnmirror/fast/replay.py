@@ -88,7 +88,7 @@ def replayed(
             return expected
         return results
 
-    write = functools.partial(Replay, node, only, grad)
+    write = functools.partial(Replay, ends=only, grad=grad)
     return first_that_fits(walks, key, node, write, run)
 
 

@@ -69,6 +69,9 @@ NUMBERS, SIZES, MORE = "numbers", "sizes", "more"
 # as long to compile as a hundred calls, and the next episode has another length.
 MOST_ARGUMENTS = 32
 
+# The keys of walks from a loss (see WalksFrom).
+LOSS, TAPPED = "loss", "tapped"
+
 # In a key, before the layout of a tensor that torch itself tracks, and of a frozen parameter, which
 # has aliases that rules use.
 THEIRS, FROZEN = object(), object()
@@ -127,39 +130,40 @@ class WalksFrom:
 
     __slots__ = (
         "between",
-        "bound",
-        "count",
         "from_given",
         "parts",
         "rebound",
         "replays",
         "steady",
-        "tap_walks",
-        "tapped",
         "to_ends",
         "visits",
         "walked",
     )
 
     def __init__(self) -> None:
-        self.count = 0  # how many began here
         # The number of the latest one's call, how many calls came between it and the one before,
         # and how often in turn as many did.
         self.walked = self.between = self.steady = 0
-        # The bound walk (see bound.py); False if there can be none.
-        self.bound: BoundWalk | Literal[False] | None = None
         self.rebound = 0  # how often others were bound, as those before did not fit
         # Bound walks with a given gradient (see binding.py), and to given ends (see ends.py), and
-        # recorded walks (see replay.py); each by the gradient.
+        # recorded walks (see replay.py); each by the gradient. The walk from a loss, whose gradient
+        # is always one, is among the first, under LOSS, and under TAPPED that with taps.
         self.from_given: Walks[BoundWalk] = {}
         self.to_ends: Walks[WalkToEnds] = {}
         self.replays: Walks[Replay] = {}
         # Bound parts of other walks, by the strides of the gradient; False if there can be none.
         self.parts: dict[tuple[int, ...], list[BoundPart]] | Literal[False] | None = None
         self.visits = 0  # how often the generic walk came here
-        # The walk with taps, or the taps with which there can be none; and how many began here.
-        self.tapped: BoundWalk | int | None = None
-        self.tap_walks = 0
+
+    @property
+    def bound(self) -> "BoundWalk | None":
+        """The latest bound walk from a loss."""
+        found = self.from_given.get(LOSS, 0)
+        return None if isinstance(found, int) else found.walks[0]
+
+    def decline(self) -> None:
+        """Bind neither the walk from a loss nor parts of one."""
+        self.from_given[LOSS] = self.parts = False
 
 
 class _ByLayout:

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 
-from .. import _state, fast
 from .. import gradients as _gradients
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -25,10 +24,11 @@ from ..node import Node
 from ..walk import unrecorded
 from . import bound as _bound
 from . import writer as _writer
-from .binding import hand_over, is_observed, start_of_loss
+from .binding import bind_loss, hand_over, is_observed
+from .keyed import first_that_fits
 from .shorter import Unbindable
-from .signature import Signature
-from .trial import is_right, quietly
+from .signature import TAPPED
+from .trial import is_right
 
 
 class Tap(Protocol):
@@ -98,48 +98,32 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
     """Run the backward from a loss by a bound walk with taps; False if there is none."""
     node = loss._node if isinstance(loss, _tensor.Tensor) and loss._view_of is None else None
     sign = None if node is None else node.signature
-    if node is None or sign is None or len(node.outputs) > 1 or sign.walks.tapped == _state.taps:
+    if node is None or sign is None or len(node.outputs) > 1 or is_observed():
         return False
-    if is_observed():
-        return False
+    walks = sign.walks.from_given
+
+    def run(bound: _bound.BoundWalk) -> Sequence[_bound.Found] | None:
+        if not bound.trusted:
+            distrust = partial(walks.__setitem__, TAPPED, False)
+            with _only_trying():
+                if not is_right(bound, node, bound.start, distrust):
+                    return None
+        found: Sequence[_bound.Found] | None = bound.run(node, bound.start, retain_graph, _told)
+        if found is not None:
+            for leaf, grad, _ in found:
+                _tell(leaf, grad)
+            hand_over(bound, node, found, retain_graph)
+        return found
+
     with DisableTorchFunctionSubclass():
-        bound = _bound_for(node, sign)
-        if bound is None:
-            return False
-        found = bound.run(node, bound.start, retain_graph, _told)
-        if found is None:  # with other taps, perhaps: these may come again
-            sign.walks.tap_walks += 1
-            if sign.walks.tap_walks >= fast.after:
-                sign.walks.tapped, sign.walks.tap_walks = None, 0
-            return False
-        for leaf, grad, _ in found:
-            _tell(leaf, grad)
-        hand_over(bound, node, found, retain_graph)
-    return True
+        return first_that_fits(walks, TAPPED, node, _bind, run) is not None
 
 
-def _bound_for(node: Node, sign: Signature) -> _bound.BoundWalk | None:
-    """The bound walk from a loss, compared with the generic one; None if there is none yet."""
-    bound = sign.walks.tapped
-    if not isinstance(bound, _bound.BoundWalk):
-        sign.walks.tap_walks += 1
-        if sign.walks.tap_walks < fast.after:
-            return None
-        sign.walks.tap_walks = 0
-        try:
-            with quietly():
-                bound = sign.walks.tapped = _bind(node) or _state.taps  # none with these taps
-        except (_writer.ChangedSince, RuntimeError):  # an error comes when its node's turn does
-            return None
-        if not isinstance(bound, _bound.BoundWalk):
-            return None
-    if not bound.trusted:
-        with _only_trying():
-            distrust = partial(setattr, sign.walks, "tapped", _state.taps)
-            if not is_right(bound, node, bound.start, distrust):
-                return None
-
-    return bound
+def _bind(node: Node) -> _bound.BoundWalk:
+    try:
+        return bind_loss(node, Writer)
+    except Unbindable:
+        raise _writer.ChangedSince from None  # with other taps, perhaps
 
 
 def _told(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
@@ -150,11 +134,6 @@ def _told(leaf: torch.Tensor, grad: torch.Tensor, own: bool | str) -> None:
 def _tell(leaf: torch.Tensor, grad: torch.Tensor) -> None:
     for listen in listeners:
         listen(leaf, grad)
-
-
-def _bind(node: Node) -> _bound.BoundWalk | None:
-    start = start_of_loss(node)
-    return None if start is None else _bound.bind(node, start, kind=Writer)
 
 
 @contextlib.contextmanager

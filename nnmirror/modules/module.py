@@ -21,6 +21,7 @@ from typing import (
     Optional,
     Self,
     TypeAlias,
+    TypeGuard,
     TypeVar,
     Union,
     overload,
@@ -1330,7 +1331,7 @@ def _copy_plainly(found: list[tuple[str, Tensor, str, object]]) -> int:
     """
     with DisableTorchFunctionSubclass():
         for done, (_, param, _, value) in enumerate(found):
-            if not _is_copied_plainly(param, value):
+            if not _is_copied_plainly(value, param):
                 return done
             try:
                 torch.Tensor.copy_(param, value)
@@ -1339,7 +1340,7 @@ def _copy_plainly(found: list[tuple[str, Tensor, str, object]]) -> int:
     return len(found)
 
 
-def _is_copied_plainly(param: Tensor, value: object) -> bool:
+def _is_copied_plainly(value: object, param: Tensor) -> TypeGuard[Tensor]:
     return (
         type(param) in tape.ORDINARY
         and type(value) in tape.ORDINARY
@@ -1361,7 +1362,7 @@ def _loaded_at_once(top: Module, state_dict: Mapping[str, Any]) -> bool:
         return False
     with DisableTorchFunctionSubclass():
         params, values = [*own.values()], [*map(state_dict.__getitem__, own)]
-        if not all(map(_is_copied_plainly, params, values)):
+        if not all(map(_is_copied_plainly, values, params)):
             return False
         try:
             _torch.foreach_copy_(params, values)
