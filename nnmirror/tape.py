@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 
-from . import _state, _torch, formula
+from . import _state, _torch, fast, formula
 from . import tensor as _tensor
 from ._state import here as _here
 from ._state import sequence as _sequence
@@ -529,17 +529,20 @@ def _made_again(
         found = stored_with.next.get(key)
     if found is None:
         return None
-    found.came_again = True
+    found.again += 1
     if not (found.makes_new or found.makes_several):
         return None
     place = next((i for i, sign in enumerate(signs) if sign is not None), None)
-    if found.written is None and place is not None and len(args) <= MOST_ARGUMENTS:
+    is_due = len(args) <= MOST_ARGUMENTS and (len(args) <= _FEW * found.again or fast.after == 1)
+    if found.written is None and place is not None and is_due:
         call_to_write = _call.CallToWrite(function, found, args, edges, sizes=sizes)
         text = _call.text_of([call_to_write], args, edges, numbers_vary, sizes)
         found.written = False if text is None else text.made()
     if found.written and place is not None:
         before = stored_with.calls.get(function)
-        written = with_others(before, found, args, numbers_vary or bool(sizes))
+        varies, formulas = numbers_vary or bool(sizes), function.formulas
+        of_any_number = formulas is not None and bool(formulas.rest)
+        written = with_others(before, found, args, varies, of_any_number)
         keep_written(stored_with, function, (*written, function.exact is not None))
         target = edges[place][0]  # type: ignore[index]
         made_by = target if isinstance(target, Node) else None
@@ -547,6 +550,9 @@ def _made_again(
         if met is not None:
             return met
     return _once_more(function, args, found, edges) if found.makes_new and not sizes else None
+
+
+_FEW = 4  # arguments: for a call with more, a function is generated later, as it takes longer
 
 
 def _changed_again(

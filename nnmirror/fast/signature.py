@@ -187,10 +187,10 @@ class Signature(CallInfo):
     __slots__ = (
         "__weakref__",
         "_walks",
+        "again",
         "behind",
         "by_layout",
         "calls",
-        "came_again",
         "checks_shape",
         "constants",
         "depth",
@@ -251,7 +251,7 @@ class Signature(CallInfo):
             self.varying, self.calls = shared.varying, shared.calls
         # Of a leaf: what results deep in a loop have in common, by their layout.
         self.by_layout: dict[Layout, _ByLayout] | None = None
-        self.came_again = False  # there was a second such call
+        self.again = 0  # how often there was such a call after the first
         # This call's generated function; False if there is none.
         self.written: Written | Literal[False] | None = None
         # Of a leaf: how many walks were bound that began behind it, and how many signatures there
@@ -441,7 +441,7 @@ class Signature(CallInfo):
         self, function: object, of_one: Sequence[object], key: object, more: int
     ) -> str | None:
         """How these calls of one function differ, if they do each time."""
-        again = sum(self.next[k].came_again for k in of_one)
+        again = sum(self.next[k].again > 0 for k in of_one)
         is_rare = 2 * again < len(of_one)
         known = self.varying.get(function)
         # Without the signatures of further inputs: if these differ, it is for another reason.

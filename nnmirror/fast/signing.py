@@ -316,13 +316,21 @@ _MOST_TRIED = 8  # a layer that is called in several ways: on data, and on what 
 _MOST_BY_VALUE = 64  # calls that differ by their other arguments, such as the indices of gates
 
 
-def with_others(before: Kept | None, found: Signature, args: Args, varies: bool) -> Kept:
-    """The generated function of `found`, with those of other calls of its function `before`."""
+def with_others(
+    before: Kept | None, found: Signature, args: Args, varies: bool, of_any_number: bool
+) -> Kept:
+    """The generated function of `found`, with those of other calls of its function `before`, which
+    may be `of_any_number` of tensors."""
     this: Kept = (found.written, found)
     known = () if before is None else before[1] if before[0] is one_of else (before[:2],)
     others = [one for one in known if one[1] is not found]
     if not others:
         return this
+    if of_any_number:  # such as the stack of an episode
+        numbers = dict(others[0][1]) if others[0][0] is _by_number else {}
+        same = numbers.get(len(args))
+        numbers[len(args)] = with_others(same, found, args, varies, of_any_number=False)
+        return (_by_number, numbers)
     if not varies and not any(isinstance(arg, torch.Tensor) for arg in args[1:]):
         table = next((dict(one[1]) for one in others if one[0] is _by_value), {})
         if len(table) >= _MOST_BY_VALUE:
@@ -347,6 +355,12 @@ def _by_value(
         kept = table.get(_values_of(args))
     except (Unsigned, TypeError):
         return None
+    return None if kept is None else kept[0](kept[1], first, made, args)
+
+
+def _by_number(numbers: Mapping[int, Kept], first: object, made: object, args: Args) -> Made | None:
+    """The call by the generated function for this number of arguments."""
+    kept = numbers.get(len(args))
     return None if kept is None else kept[0](kept[1], first, made, args)
 
 
