@@ -444,6 +444,22 @@ def test_view_of_a_frozen_parameter_after_thawing(nn, optim, view, then):
     return losses, p, p.grad, seen, part.requires_grad, part.is_leaf, part.detach()
 
 
+def test_view_of_a_parameter_under_no_grad_is_a_constant():
+    """As nnmirror/refused.md says; the parameter's own gradient is PyTorch's."""
+
+    def run(nn):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        with torch.no_grad():
+            part = net.weight[0]
+        (net(torch.ones(2, 4)) * part[0]).sum().backward()
+        return part.requires_grad, net.weight.grad
+
+    (theirs, expected), (ours, grad) = run(torch.nn), run(nnmirror)
+    assert theirs and not ours
+    assert torch.equal(grad, expected)
+
+
 @pytest.mark.parametrize("how", ["weight", "bias", "detached again", "view before"])
 @parity
 def test_frozen_parameter_that_gets_a_gradient(nn, optim, how):
