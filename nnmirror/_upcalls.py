@@ -6,7 +6,7 @@ Modules import only modules below them:
     < fast.leaves < fast.signing < tape < custom_function, views, overrides, double_backward <
     fast.composed, fast.recorder, beyond < accumulate, running < gradient_hooks < walk < gradients,
     stepping, fast.writer < fast.bound < fast.due, fast.trial < fast.keyed, fast.parts <
-    fast.binding < fast.tapped, fast.replay, fast.ends, rules < functional, func < modules < optim,
+    fast.binding < fast.tapped, fast.ends < fast.replay, rules < functional, func < modules < optim,
     parallel, utils, bridge < adopt
 
 A lower module sometimes has to call a higher one: `Tensor.backward` runs a walk. It then declares

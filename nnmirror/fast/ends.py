@@ -113,8 +113,8 @@ def _by_slot(
     return found | {(id(tensor), 0): g for tensor, g in to_torch}
 
 
-class _Writer(_writer.Writer):
-    """Writes the source of the walk from `root` to the `ends`."""
+class WriterToEnds(_writer.Writer):
+    """Writes the source of a walk from `root` to the `ends`."""
 
     declines = staticmethod(beyond.is_unusual)
 
@@ -124,8 +124,58 @@ class _Writer(_writer.Writer):
         self.reaches = {id(target) for target, _ in ends}
         super().__init__(root)
         self.start_varies = True
-        self.inside = {id(node) for node in self.order}
         self.found_at: dict[tuple[int, int], T] = {}
+
+    def go_back(self, grad: T) -> None:
+        """Walk from the root, as far as it leads to an end, and write the torch calls."""
+        self.start = grad
+        self.known[id(grad)] = "g"
+        self.alive.append(grad)
+        self.shared.add(memory_of(grad))
+        self.reaches = _walk.way_to(self.reaches, self.order)  # with the layers of segments
+        inside = {id(node) for node in self.order}
+        wanted = {
+            (id(self.last_layer(target)), index): (id(target), index) for target, index in self.ends
+        }
+        slots: dict[int, _writer.Slots] = {id(self.last_layer(self.whole[0])): [grad]}
+        for node in self.order:
+            given = slots.pop(id(node), None)
+            if given is None:
+                continue
+            for i, g in enumerate(given):
+                if g is not None and (id(node), i) in wanted:
+                    self.found_at[wanted[id(node), i]] = g
+            needs = tuple([id(target) in self.reaches for target in node.targets])
+            if True not in needs:
+                continue
+            if not self.is_straight(node):
+                raise Unbindable
+            self.lines.append(f"# {bare(node.name())}")
+            results = self.run_for(node, given, needs)
+            for edge, needed, result in zip(node.edges, needs, results, strict=True):
+                if edge is None or not needed or result is None:
+                    continue
+                target, index = edge
+                to = self.last_layer(target)
+                if isinstance(to, Node) and id(to) in inside:
+                    held = slots.setdefault(id(to), [None] * len(to.outputs))
+                    held[index] = self.added(held[index], result)
+                else:
+                    known = self.found_at.get((id(target), index))
+                    self.found_at[id(target), index] = self.added(known, result)
+
+    def run_for(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
+        """Run the step of `node` for the gradients of these arguments, and write its calls."""
+        raise NotImplementedError
+
+    def last_layer(self, target: Target) -> Target:
+        """The layer that gets the gradient of a segment."""
+        layers = self.layers.get(id(target))
+        return target if layers is None else layers[-1]
+
+
+class _Writer(WriterToEnds):
+    """Writes a walk that computes the gradients on the way to the ends, and no others."""
 
     def chosen(self, nodes: list[Node]) -> list[Node]:
         targets: dict[int, T] = {
@@ -159,49 +209,13 @@ class _Writer(_writer.Writer):
     def is_run(self, node: Node) -> bool:
         return id(node) in self.runs
 
-    def go_back(self, grad: T) -> None:
-        self.start = grad
-        self.known[id(grad)] = "g"
-        self.alive.append(grad)
-        self.shared.add(memory_of(grad))
-        self.reaches = _walk.way_to(self.reaches, self.order)  # with the layers of segments
-        wanted = {
-            (id(self.last_layer(target)), index): (target, index) for target, index in self.ends
-        }
-        slots: dict[int, _writer.Slots] = {id(self.last_layer(self.whole[0])): [grad]}
-        for node in self.order:
-            given = slots.pop(id(node), None)
-            if given is None:
-                continue
-            for i, g in enumerate(given):
-                if (id(node), i) in wanted and g is not None:
-                    target, index = wanted[id(node), i]
-                    self.found_at[id(target), index] = g
-            needs = tuple([id(target) in self.reaches for target in node.targets])
-            if True not in needs:
-                continue
-            if not self.is_straight(node) or None in given:
-                raise Unbindable
-            self.lines.append(f"# {bare(node.name())}")
-            results = self.inline(self.needing(node, needs), given)
-            for edge, result in zip(node.edges, results, strict=True):
-                if edge is None or id(edge[0]) not in self.reaches:
-                    continue
-                if result is None:
-                    raise Unbindable
-                target, index = edge
-                to = self.last_layer(target)
-                if id(to) in self.inside:
-                    held = slots.setdefault(id(to), [None] * len(to.outputs))  # type: ignore[union-attr]
-                    held[index] = self.added(held[index], result)
-                else:
-                    known = self.found_at.get((id(target), index))
-                    self.found_at[id(target), index] = self.added(known, result)
-
-    def last_layer(self, target: Target) -> Target:
-        """The layer that gets the gradient of a segment."""
-        layers = self.layers.get(id(target))
-        return target if layers is None else layers[-1]
+    def run_for(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
+        if None in given:
+            raise Unbindable
+        results = self.inline(self.needing(node, needs), given)
+        if any(needed and result is None for needed, result in zip(needs, results, strict=True)):
+            raise Unbindable
+        return results
 
     def needing(self, node: Node, needs: tuple[bool, ...]) -> Node:
         """The node of a step that computes these gradients only."""

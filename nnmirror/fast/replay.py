@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .. import beyond, fast
+from .. import fast
 from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
@@ -25,10 +25,10 @@ from .._upcalls import implements
 from ..bits import same_layout_and_bits
 from ..node import RECORDED, Edge, Node
 from ..running import Progress, dependencies
-from ..tensor import bare
 from . import writer as _writer
 from .binding import is_observed
 from .bound import Bound
+from .ends import WriterToEnds
 from .keyed import first_that_fits, key_of
 from .roots import start_of
 from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
@@ -92,58 +92,18 @@ def replayed(
     return first_that_fits(walks, key, node, write, run)
 
 
-class _Writer(_writer.Writer):
-    """Writes the source of the walk from `root` to the `ends`.
-
-    As in a bound walk; m0, m1 ... are the nodes that it makes.
-    """
-
-    declines = staticmethod(beyond.is_unusual)
+class _Writer(WriterToEnds):
+    """Writes a walk with the calls that it records; m0, m1 ... are the nodes that it makes."""
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
         dependencies([(root, 0)], as_seen=True)
-        super().__init__(root)
-        self.root, self.ends = root, ends
+        super().__init__(root, ends)
         self.first = next(_sequence)
-        self.reaches = _walk.way_to({id(target) for target, _ in ends}, self.order)
-        self.found_at: dict[tuple[int, int], T] = {}
         self.fresh: dict[str, int] = {}  # names of tensors with own memory, and that
         self.changed: set[int] = set()  # memory that is changed in place
 
-    def go_back(self, grad: T) -> None:
-        """Run the generic walk's steps from the root, and write each."""
-        self.known[id(grad)] = "g"
-        self.alive.append(grad)
-        slots: dict[int, _writer.Slots] = {id(self.root): [grad]}
-        wanted = {(id(target), index) for target, index in self.ends}
-        for node in self.order:
-            given = slots.pop(id(node), None)
-            if given is None or id(node) not in self.reaches:
-                continue
-            for i, g in enumerate(given):
-                if (id(node), i) in wanted and g is not None:
-                    self.found_at[id(node), i] = g
-            needs = tuple([e is not None and id(e[0]) in self.reaches for e in node.edges])
-            if True not in needs:
-                continue
-            if not self.is_straight(node):
-                raise Unbindable
-            results = self.recorded(node, given, needs)
-            for edge, result in zip(node.edges, results, strict=True):
-                if edge is None or result is None or id(edge[0]) not in self.reaches:
-                    continue
-                target, index = edge
-                if id(target) in self.names and isinstance(target, Node):
-                    to = slots.setdefault(id(target), [None] * len(target.outputs))
-                    to[index] = self.sum(to[index], result)
-                else:
-                    held = self.found_at.get((id(target), 0))
-                    self.found_at[id(target), 0] = self.sum(held, result)
-
-    def recorded(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
-        """Run the step of `node`, and write its calls."""
+    def run_for(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
         mine: dict[int, str] = {}
-        self.lines.append(f"# {bare(node.name())}")
         for i, tensor in enumerate(node._saved or ()):
             if isinstance(tensor, T):
                 self.found(tensor, f"{self.saved_as[id(node)]}[{i}]", mine)
@@ -215,8 +175,7 @@ class _Writer(_writer.Writer):
             for tensor in self.alive
         )
 
-    def sum(self, held: T | None, grad: T) -> T:
-        """Another gradient for a place that has one, and the source that adds it."""
+    def added(self, held: T | None, grad: T) -> T:
         if held is None:
             return grad
         with _writer.Notes() as notes, EnableTorchFunction():
