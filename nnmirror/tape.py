@@ -534,11 +534,11 @@ def _made_again(
         return None
     place = next((i for i, sign in enumerate(signs) if sign is not None), None)
     is_due = len(args) <= MOST_ARGUMENTS and (len(args) <= _FEW * found.again or fast.after == 1)
-    if found.written is None and place is not None and is_due:
+    if found.generated is None and place is not None and is_due:
         call_to_write = _call.CallToWrite(function, found, args, edges, sizes=sizes)
         text = _call.text_of([call_to_write], args, edges, numbers_vary, sizes)
-        found.written = False if text is None else text.made()
-    if found.written and place is not None:
+        found.generated = False if text is None else text.made()
+    if found.generated and place is not None:
         before = stored_with.calls.get(function)
         varies, formulas = numbers_vary or bool(sizes), function.formulas
         of_any_number = formulas is not None and bool(formulas.rest)
@@ -546,7 +546,7 @@ def _made_again(
         keep_written(stored_with, function, (*written, function.exact is not None))
         target = edges[place][0]  # type: ignore[index]
         made_by = target if isinstance(target, Node) else None
-        met = found.written(found, args[place], made_by, args)
+        met = found.generated(found, args[place], made_by, args)
         if met is not None:
             return met
     return _once_more(function, args, found, edges) if found.makes_new and not sizes else None

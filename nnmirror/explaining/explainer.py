@@ -21,7 +21,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import Args, Kwargs, TorchFunction
 from ..bits import same_layout_and_bits
 from ..fast import source, writer
-from ..fast.shorter import WORDS, Called, without_unneeded
+from ..fast.shorter import WORDS, TorchCall, without_unneeded
 from ..gradients import expect_tracked, make_grads
 from ..modules.module import Module
 from ..node import NO_FURTHER, Edge, Node
@@ -55,7 +55,7 @@ def _explained(
 ) -> Explanation:
     with DisableTorchFunctionSubclass():
         root = _tape.edge_of(tensor)
-        writer = Writer(root, tensor, modules, variables)
+        writer = ExplainingWriter(root, tensor, modules, variables)
         writer.start_with(grad)
         return writer.explanation()
 
@@ -82,7 +82,7 @@ def _as_number(value: object) -> object:
     return value
 
 
-class Writer(writer.Writer):
+class ExplainingWriter(writer.Writer):
     """Writes the source of the walk from `root` for a reader.
 
     It leaves the graph unchanged. A step that depends on the numbers in a tensor is written as it
@@ -216,7 +216,7 @@ class Writer(writer.Writer):
             return
         again = self.aliases[id(grad), name] = f"t{next(self.temporaries)}"
         self.renamed[again] = name
-        self.lines.append(Called(again, None, (), {}, [word], grad))
+        self.lines.append(TorchCall(again, None, (), {}, [word], grad))
         if word not in self.renamed and WORDS.match(word):
             self.known[id(grad)] = again  # the other name is of this step only
 
@@ -585,7 +585,7 @@ class Writer(writer.Writer):
 
 def _changes(name: str, call: object) -> bool:
     """Does it change what has this name?"""
-    if not isinstance(call, Called) or call.func is None or not call.changes():
+    if not isinstance(call, TorchCall) or call.func is None or not call.changes():
         return False
     return name in WORDS.findall(call.words[0]) or f"out={name}" in call.words
 

@@ -147,7 +147,7 @@ def by_steps(
     give: _Receiver,
 ) -> None:
     """Run the nodes of the part one by one, and call `give` with each gradient that leaves it."""
-    _Steps(root, progress, part.length, give).go_back(grad)
+    _PartByNodes(root, progress, part.length, give).go_back(grad)
 
 
 def bind(
@@ -176,7 +176,7 @@ def _bytes_of_leaves(nodes: Sequence[Node]) -> int:
     return sum(t.nbytes for t in targets.values() if isinstance(t, torch.Tensor))
 
 
-class _Steps(Writer):
+class _PartByNodes(Writer):
     """Walks a part as a writer does, but writes nothing and keeps no gradient."""
 
     def __init__(self, root: Node, progress: Progress, length: int, give: _Receiver) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # (the signature, or that of each call; the first argument that has one; the node that made it, if
 # any; all arguments); what `record` returns, or None.
-Written: TypeAlias = Callable[[Any, object, object, Args], Made | None]
+GeneratedCall: TypeAlias = Callable[[Any, object, object, Args], Made | None]
 
 
 # What every generated function of a call asks before it computes.
@@ -71,7 +71,7 @@ def text_of(
     edges: "Sequence[Edge | None]",
     numbers_vary: bool = False,
     sizes: Sizes = (),
-) -> "Text | None":
+) -> "CallSource | None":
     """The source of a function that makes `calls` for arguments like `args`, whose edges are
     `edges`; None if the calls cannot be written.
 
@@ -81,7 +81,7 @@ def text_of(
     have any.
     """
     try:
-        text = Text(args, edges, numbers_vary, sizes)
+        text = CallSource(args, edges, numbers_vary, sizes)
     except Unsigned:
         return None
     if calls[0].args is not args:
@@ -99,7 +99,7 @@ def text_of(
     return text
 
 
-class Text:
+class CallSource:
     """The source of a call: a0, a1 ... are its arguments, n0, n1 ... the nodes that made them."""
 
     def __init__(
@@ -341,183 +341,16 @@ class Text:
 
     def add(self, call: CallToWrite, number: str) -> None:
         """Write a call; `number` distinguishes its names from those of the last call."""
-        function = call.function
         if call.found is None:
             self.compute(call, number)
-            return
-        plan = call.found.plan
-        if plan is None or plan.copied or (plan.is_open and not self.numbers_vary):
-            raise Unwritable
-        kept: list[str] = []  # what forward returns besides its result
-        several = False
-        of_more = plan if type(plan) is formula.PlanOfMore else None
-        if of_more is not None:
-            several = of_more.formulas.several
-            if several and (number or call.found.checks_shape):
-                raise Unwritable
-            kept = [f"k{number}_{i}" for i in range(len(function.keeps))]
-        is_whole = call.args is self.args
-        if call.found.checks_shape and number:
-            raise Unwritable
-        words = self.names if is_whole else [self.word(a) for a in call.args]
-        if function.is_view:
-            if _leads_to_torch(call.edges[0]):
-                raise Unwritable
-            base = self.bases.get(words[0], words[0])
-        targets = self.targets if is_whole else [self.target(e) for e in call.edges]
-        out, node = f"out{number}", f"node{number}"
-        sign = f"found{number}"
-        of_call = ""
-        if self.sizes:
-            sign = f"sign{number}"
-            of_call = f"({' '.join(f'{self.size_name(size)},' for size in call.sizes)})"
-            given_args = "args" if is_whole else f"({' '.join(f'{word},' for word in words)})"
-            if not isinstance(call.found, Family):
-                raise Unwritable
-            self.lines += [
-                f"{sign} = found{number}.members.get({of_call})",
-                f"if {sign} is None and (plan{number} :="
-                f" plan_of_size(found{number}, function{number}, {given_args})) is None:"
-                " return None",
-            ]
-        compute = plan.compute
-        given = [
-            self.operand(word, call.args[i], call.args[0], f"c{number}_{i}")
-            if i in function.operands
-            else word
-            for i, word in enumerate(words)
-        ]
-        if function.operator is not None and _has_defaults(function, call.args):
-            compute, given = function.operator, given[:2]
-        new = {f"compute{number}": compute, f"function{number}": function}
-        if isinstance(compute, formula.C_FUNCTIONS) and not function.is_view:
-            given = [self.alias(word) for word in given]
-        elif self.leaves:
-            self.asks_tracked = True
-        results = f"*{out}" if several and kept else out
-        self.lines.append(f"{', '.join([results, *kept])} = compute{number}({', '.join(given)})")
-        if several and kept:
-            self.lines.append(f"{out} = tuple({out})")
-        if several and self.sizes:  # pieces of a length, of which there may be more
-            self.lines.append(f"if len({out}) != {len(call.found.outputs)}: return None")
-        if of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
-            self.lines += [
-                f"if {kept[i]} is not None and {kept[i]}.is_floating_point(): return None"
-                for i in of_more.formulas.underived
-            ]
-        if self.sizes:
-            self.lines.append(
-                f"if {sign} is None and ({sign} :="
-                f" found{number}.new_member({of_call}, outputs_of({out}), plan{number})) is None:"
-                " return None"
-            )
-        result = out
-        if several:
-            self.name_results(call.found, {~place for place in plan.saves if place < 0})
-        elif formula.RESULT in plan.saves and number:
-            self.kept_by_own.add(out)
-        elif formula.RESULT in plan.saves:
-            self.lines.append("result = out.detach()")  # itself, it would keep itself alive
-            result = "result"
-        saved = [
-            self.saved(call, words, i) if place >= 0 else f"r{~place}" if several else result
-            for i, place in enumerate(plan.saves)
-        ]
-        versions = [
-            "0" if name == result and inspect.isbuiltin(compute) else f"{self.alias(name)}._version"
-            for name in saved
-        ]
-        if of_more is not None:
-            more = [kept[i] for i in of_more.kept]
-            saved += more
-            versions += [f"0 if {name} is None else {name}._version" for name in more]
-        if not saved and plan.saves_number:
-            saved = versions = ["None"]
-        self.lines += [
-            f"{node} = new_node(Node)",
-            f"{node}.function = function{number}",
-            f"{node}.signature = {node}.call_info = {sign}",
-            f"{node}.targets = ({' '.join(targets)})",
-        ]
-        if saved:
-            self.lines += [
-                f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
-                "try:",
-                *[f"    {line}" for line in _versions_of(node, versions)],
-                "except RuntimeError:  # one of inference mode",
-                f"    {node}.save_for_backward(*{node}._saved)",
-            ]
         else:
-            self.lines.append(f"{node}._saved = {node}._versions = ()")
-        if plan.is_open:
-            new["given"] = plan.given
-            self.lines.append(f"{node}.given = given(args)")
-        if call.found.checks_shape:
-            shape = f"{sign}.outputs[0][0]"
-            if not self.sizes:
-                new["shape"], shape = call.found.outputs[0][0], "shape"
-            self.lines.append(f"if out.shape != {shape}: unlike(node, out)")
-        if of_more is not None and not function.materialize_grads:
-            self.lines.append(f"{node}.materialize_grads = False")
-        self.lines.append(f"{node}.sequence = next(sequence)")
-        self.environment.update(new)
-        if number:
-            self.words[id(call.out)], self.made_by[id(call.node)] = out, node
-            if function.is_view:
-                self.bases[out] = base
-            return
-        if several:
-            self.track_results(call, base if function.is_view else "")
-            return
-        if not function.is_view:
-            self.track("out", "node")
-            return
-        if base.startswith("out"):  # the result of another of the calls, which is exposed now
-            if base in self.kept_by_own:
-                raise Unwritable  # it would keep itself alive
-            self.track(base, base.replace("out", "node"))
-        elif not isinstance(self.args[int(base[1:])], Tensor):
-            self.track("out", "node")
-            self.lines.append(f"out._view_of = view_of(node, out, {base}, False)")
-            return
-        self.lines.append(f"view = {base}._view_of")  # the rest is as `view_from(base, out)`
-        view = (
-            f"({base}, out._version, 'plain') if view is None else (view[0], out._version, view[2])"
-        )
-        self.track("out", "node", f"'_view_of': {view}")
+            _OneCall(self, call, call.found, number).write()
 
     def track(self, out: str, node: str, *more: str) -> None:
         """Make a result tracked. `more` has further attributes: set in one statement, they all take
         half the time of the first assignment."""
         attributes = ", ".join([f"'_node': {node}", *more])
         self.lines += [f"{out}.__dict__ = {{{attributes}}}", f"{out}.__class__ = Tensor"]
-
-    def name_results(self, found: Signature, saved: set[int]) -> None:
-        """Name those of several results that are saved, a float one as an alias."""
-        for i in sorted(saved):
-            meta = found.outputs[i]
-            if meta is None:
-                raise Unwritable
-            if meta[1].is_floating_point:
-                self.lines += [f"r{i} = out[{i}].detach()", f"r{i}._alias_of_output = {i}"]
-            else:
-                self.lines.append(f"r{i} = out[{i}]")
-
-    def track_results(self, call: CallToWrite, base: str) -> None:
-        """Make the float results of a call with several tracked; views of `base`, if that is
-        given."""
-        if base and not (base.startswith("a") and isinstance(self.args[int(base[1:])], Tensor)):
-            raise Unwritable
-        if base:
-            self.lines.append(f"root = {base} if (view := {base}._view_of) is None else view[0]")
-        found = call.found
-        assert found is not None
-        view = ["'_view_of': (root, result._version, 'several')"] if base else []
-        for i, meta in enumerate(found.outputs):
-            if meta is not None and meta[1].is_floating_point:
-                self.lines.append(f"result = out[{i}]")
-                self.track("result", "node", *([f"'_output_nr': {i}"] if i else []), *view)
-        self.lines.append("if type(out) is not list: out = tuple(out)")
 
     def compute(self, call: CallToWrite, number: str) -> None:
         """Write a call that needs no gradient."""
@@ -543,15 +376,6 @@ class Text:
             raise Unwritable
         return self.words[id(value)]
 
-    def operand(self, word: str, value: object, like: object, name: str) -> str:
-        """The source of an operand: a number as a tensor, if possible, which is faster."""
-        if type(value) not in _NUMBERS or not _is_tensor(like) or self.numbers_vary:
-            return word
-        if names_size(value, self.sizes):
-            return word
-        self.environment[name] = operand(value, like)
-        return name
-
     def target(self, edge: "Edge | None") -> str:
         """The source of what an edge of one of several calls leads to."""
         if edge is None:
@@ -563,22 +387,7 @@ class Text:
                 return text
         raise Unwritable
 
-    def saved(self, call: CallToWrite, words: list[str], i: int) -> str:
-        """The name of a saved argument, or of its saved alias."""
-        assert call.found is not None
-        plan = call.found.plan
-        assert plan is not None
-        word, arg = words[plan.saves[i]], call.args[plan.saves[i]]
-        if i not in plan.memory:
-            return word
-        # One of inference mode would not be noticed in its alias. No such leaf has a signature.
-        if i in plan.read_memory and getattr(arg, "_signature", None) is None:
-            self.lines.append(f"if {word}.is_inference(): return None")
-        is_given = word.startswith("a") and hasattr(type(arg), "_plain")
-        self.lines.append(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
-        return f"s{word}"
-
-    def made(self) -> Written:
+    def made(self) -> GeneratedCall:
         return _compiled(self.source()).function(**self.environment)  # type: ignore[no-any-return]
 
     def source(self) -> str:
@@ -596,6 +405,224 @@ class Text:
             lines += [f"        {line}" for line in self.lines]
         lines += ["    return call\n"]
         return "\n".join(lines)
+
+
+class _OneCall:
+    """Writes one call with the signature `found` into a source."""
+
+    def __init__(self, text: CallSource, call: CallToWrite, found: Signature, number: str) -> None:
+        plan = found.plan
+        if plan is None or plan.copied or (plan.is_open and not text.numbers_vary):
+            raise Unwritable
+        self.of_more = plan if type(plan) is formula.PlanOfMore else None
+        self.several = self.of_more is not None and self.of_more.formulas.several
+        if [bool(number), self.several, found.checks_shape].count(True) > 1:
+            raise Unwritable
+        self.text, self.call, self.found, self.plan = text, call, found, plan
+        self.function, self.number = call.function, number
+        self.is_whole = call.args is text.args
+        self.words = text.names if self.is_whole else [text.word(a) for a in call.args]
+        self.base = ""  # of a view
+        if call.function.is_view:
+            if _leads_to_torch(call.edges[0]):
+                raise Unwritable
+            self.base = text.bases.get(self.words[0], self.words[0])
+        # What forward returns besides its result.
+        count = 0 if self.of_more is None else len(call.function.keeps)
+        self.kept = [f"k{number}_{i}" for i in range(count)]
+        self.out, self.node = f"out{number}", f"node{number}"
+        self.sign = f"sign{number}" if text.sizes else f"found{number}"
+
+    def line(self, *lines: str) -> None:
+        self.text.lines += lines
+
+    def write(self) -> None:
+        if self.text.sizes:
+            self.find_member()
+        is_builtin = self.compute_result()
+        self.make_node(*self.saved(is_builtin))
+        if self.number:
+            self.text.words[id(self.call.out)] = self.out
+            self.text.made_by[id(self.call.node)] = self.node
+            if self.base:
+                self.text.bases[self.out] = self.base
+        elif self.several:
+            self.track_results()
+        else:
+            self.track_result()
+
+    def find_member(self) -> None:
+        """The signature for these sizes, or else the plan of its first call."""
+        if not isinstance(self.found, Family):
+            raise Unwritable
+        number = self.number
+        given = "args" if self.is_whole else f"({' '.join(f'{word},' for word in self.words)})"
+        self.line(
+            f"{self.sign} = found{number}.members.get({self.sizes()})",
+            f"if {self.sign} is None and (plan{number} :="
+            f" plan_of_size(found{number}, function{number}, {given})) is None: return None",
+        )
+
+    def sizes(self) -> str:
+        return f"({' '.join(f'{self.text.size_name(size)},' for size in self.call.sizes)})"
+
+    def compute_result(self) -> bool:
+        """The call of forward, or of torch's own function, which it says."""
+        call, function, text, number = self.call, self.function, self.text, self.number
+        compute: Any = self.plan.compute
+        given = [
+            self.operand(word, call.args[i], f"c{number}_{i}") if i in function.operands else word
+            for i, word in enumerate(self.words)
+        ]
+        if function.operator is not None and _has_defaults(function, call.args):
+            compute, given = function.operator, given[:2]
+        if isinstance(compute, formula.C_FUNCTIONS) and not function.is_view:
+            given = [text.alias(word) for word in given]
+        elif text.leaves:
+            text.asks_tracked = True
+        text.environment |= {f"compute{number}": compute, f"function{number}": function}
+        is_cut = self.several and self.kept
+        results = ", ".join([f"*{self.out}" if is_cut else self.out, *self.kept])
+        self.line(f"{results} = compute{number}({', '.join(given)})")
+        if is_cut:
+            self.line(f"{self.out} = tuple({self.out})")
+        if self.several and text.sizes:  # pieces of a length, of which there may be more
+            self.line(f"if len({self.out}) != {len(self.found.outputs)}: return None")
+        if self.of_more is not None:  # `Formulas.parts` has an error for one that is not an integer
+            for i in self.of_more.formulas.underived:
+                kept = self.kept[i]
+                self.line(f"if {kept} is not None and {kept}.is_floating_point(): return None")
+        if text.sizes:
+            self.line(
+                f"if {self.sign} is None and ({self.sign} := found{number}.new_member("
+                f"{self.sizes()}, outputs_of({self.out}), plan{number})) is None: return None"
+            )
+        return inspect.isbuiltin(compute)
+
+    def operand(self, word: str, value: object, name: str) -> str:
+        """The source of an operand: a number as a tensor, if possible, which is faster."""
+        like = self.call.args[0]
+        if type(value) not in _NUMBERS or not _is_tensor(like) or self.text.numbers_vary:
+            return word
+        if names_size(value, self.text.sizes):
+            return word
+        self.text.environment[name] = operand(value, like)
+        return name
+
+    def saved(self, is_builtin: bool) -> tuple[list[str], list[str]]:
+        """The source of what is saved, and of its versions."""
+        plan, result = self.plan, self.out
+        if self.several:
+            self.name_results({~place for place in plan.saves if place < 0})
+        elif formula.RESULT in plan.saves and self.number:
+            self.text.kept_by_own.add(self.out)
+        elif formula.RESULT in plan.saves:
+            self.line("result = out.detach()")  # itself, it would keep itself alive
+            result = "result"
+        saved = [
+            self.saved_argument(i) if place >= 0 else f"r{~place}" if self.several else result
+            for i, place in enumerate(plan.saves)
+        ]
+        versions = [
+            "0" if name == result and is_builtin else f"{self.text.alias(name)}._version"
+            for name in saved
+        ]
+        if self.of_more is not None:
+            more = [self.kept[i] for i in self.of_more.kept]
+            saved += more
+            versions += [f"0 if {name} is None else {name}._version" for name in more]
+        if not saved and plan.saves_number:
+            saved = versions = ["None"]
+        return saved, versions
+
+    def saved_argument(self, i: int) -> str:
+        """The name of a saved argument, or of its saved alias."""
+        place = self.plan.saves[i]
+        word, arg = self.words[place], self.call.args[place]
+        if i not in self.plan.memory:
+            return word
+        # One of inference mode would not be noticed in its alias. No such leaf has a signature.
+        if i in self.plan.read_memory and getattr(arg, "_signature", None) is None:
+            self.line(f"if {word}.is_inference(): return None")
+        is_given = word.startswith("a") and hasattr(type(arg), "_plain")
+        self.line(f"s{word} = {word}.{'_plain' if is_given else 'detach()'}")
+        return f"s{word}"
+
+    def name_results(self, saved: set[int]) -> None:
+        """Name those of several results that are saved, a float one as an alias."""
+        for i in sorted(saved):
+            meta = self.found.outputs[i]
+            if meta is None:
+                raise Unwritable
+            if meta[1].is_floating_point:
+                self.line(f"r{i} = out[{i}].detach()", f"r{i}._alias_of_output = {i}")
+            else:
+                self.line(f"r{i} = out[{i}]")
+
+    def make_node(self, saved: list[str], versions: list[str]) -> None:
+        text, node, number = self.text, self.node, self.number
+        targets = text.targets if self.is_whole else [text.target(e) for e in self.call.edges]
+        self.line(
+            f"{node} = new_node(Node)",
+            f"{node}.function = function{number}",
+            f"{node}.signature = {node}.call_info = {self.sign}",
+            f"{node}.targets = ({' '.join(targets)})",
+        )
+        if saved:
+            self.line(
+                f"{node}._saved = ({' '.join(f'{name},' for name in saved)})",
+                "try:",
+                *[f"    {line}" for line in _versions_of(node, versions)],
+                "except RuntimeError:  # one of inference mode",
+                f"    {node}.save_for_backward(*{node}._saved)",
+            )
+        else:
+            self.line(f"{node}._saved = {node}._versions = ()")
+        if self.plan.is_open:
+            text.environment["given"] = self.plan.given
+            self.line(f"{node}.given = given(args)")
+        if self.found.checks_shape:
+            shape = f"{self.sign}.outputs[0][0]"
+            if not text.sizes:
+                text.environment["shape"], shape = self.found.outputs[0][0], "shape"
+            self.line(f"if out.shape != {shape}: unlike(node, out)")
+        if self.of_more is not None and not self.function.materialize_grads:
+            self.line(f"{node}.materialize_grads = False")
+        self.line(f"{node}.sequence = next(sequence)")
+
+    def track_result(self) -> None:
+        """Make the result tracked; a view of its base, if it is one."""
+        text, base = self.text, self.base
+        if not base:
+            text.track("out", "node")
+            return
+        if base.startswith("out"):  # the result of another of the calls, which is exposed now
+            if base in text.kept_by_own:
+                raise Unwritable  # it would keep itself alive
+            text.track(base, base.replace("out", "node"))
+        elif not isinstance(text.args[int(base[1:])], Tensor):
+            text.track("out", "node")
+            self.line(f"out._view_of = view_of(node, out, {base}, False)")
+            return
+        self.line(f"view = {base}._view_of")  # the rest is as `view_from(base, out)`
+        view = (
+            f"({base}, out._version, 'plain') if view is None else (view[0], out._version, view[2])"
+        )
+        text.track("out", "node", f"'_view_of': {view}")
+
+    def track_results(self) -> None:
+        """Make the float results of a call with several tracked; views of the base, if they are."""
+        text, base = self.text, self.base
+        if base and not (base.startswith("a") and isinstance(text.args[int(base[1:])], Tensor)):
+            raise Unwritable
+        if base:
+            self.line(f"root = {base} if (view := {base}._view_of) is None else view[0]")
+        view = ["'_view_of': (root, result._version, 'several')"] if base else []
+        for i, meta in enumerate(self.found.outputs):
+            if meta is not None and meta[1].is_floating_point:
+                self.line(f"result = out[{i}]")
+                text.track("result", "node", *([f"'_output_nr': {i}"] if i else []), *view)
+        self.line("if type(out) is not list: out = tuple(out)")
 
 
 def _versions_of(node: str, versions: Sequence[str]) -> list[str]:

@@ -157,7 +157,7 @@ def _run_or_write(
     if any(all_used or not a.dim() for a in others):
         recorded.clear()
     text, of_calls = _written(recorded, given, out, sign.sizes)
-    found: tuple[_call.Written, object] = written, signs
+    found: tuple[_call.GeneratedCall, object] = written, signs
     sample = None
     if text is not None:
         # What takes any sizes has to be the same for two.
@@ -201,7 +201,7 @@ def _nothing(found: object, first: object, made: object, args: Args) -> None:
 
 def _written(
     recorded: list[_state.RecordedCall], given: Args, out: object, sizes: Sizes
-) -> tuple[_call.Text | None, object]:
+) -> tuple[_call.CallSource | None, object]:
     """A function that makes the recorded calls, as text, and their signatures; their families, if
     there are `sizes`."""
     nothing = None, None

@@ -35,7 +35,7 @@ class WalkToEnds(Bound):
     from which torch's engine continues; None if the graph is a different one."""
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
-        writer = _Writer(root, ends)
+        writer = EndsWriter(root, ends)
         writer.go_back(grad)
         super().__init__(writer.source(), writer.environment, root)
 
@@ -174,7 +174,7 @@ class WriterToEnds(_writer.Writer):
         return target if layers is None else layers[-1]
 
 
-class _Writer(WriterToEnds):
+class EndsWriter(WriterToEnds):
     """Writes a walk that computes the gradients on the way to the ends, and no others."""
 
     def chosen(self, nodes: list[Node]) -> list[Node]:

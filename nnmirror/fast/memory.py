@@ -6,7 +6,7 @@ import torch
 
 from .._types import TorchFunction
 from ..grad_mode import outside_inference_mode
-from .shorter import LARGE, Called, memory_of, size_of
+from .shorter import LARGE, TorchCall, memory_of, size_of
 
 
 class Memory:
@@ -36,7 +36,7 @@ class Memory:
         # page faults in the next.
         self.uses = 0
 
-    def add(self, call: Called, is_last: bool, now: int, until: int) -> None:
+    def add(self, call: TorchCall, is_last: bool, now: int, until: int) -> None:
         """Put the result of `call` into this memory, if possible.
 
         If its first argument is used there for the last time, and nothing shares its memory, the
@@ -181,7 +181,7 @@ _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 _COPIES = {"clone", "contiguous"}
 
 
-def _writer(call: Called) -> TorchFunction | None:
+def _writer(call: TorchCall) -> TorchFunction | None:
     """The function that computes the call with `out=`; None if there is none."""
     name = getattr(call.func, "__name__", "")
     writer = getattr(torch, name, None)

@@ -53,7 +53,7 @@ def learn(
         return
     recorder, learned = known
     if needs not in learned:
-        text = _Text(function, args, needs, recorder, in_place)
+        text = RecorderSource(function, args, needs, recorder, in_place)
         recorders[kinds] = text.written() or recorder, (*learned, needs)
 
 
@@ -94,7 +94,7 @@ _MOST_LAYOUTS = 2048
 _CPU = torch.device("cpu")
 
 
-class _Text:
+class RecorderSource:
     """The source of the recorder for arguments of these types, of which those in `needs` require
     grad.
 

@@ -31,7 +31,7 @@ from .bound import Bound
 from .ends import WriterToEnds
 from .keyed import first_that_fits, key_of
 from .roots import start_of
-from .shorter import WORDS, Called, Unbindable, cheaper, memory_of, without_repeated
+from .shorter import WORDS, TorchCall, Unbindable, cheaper, memory_of, without_repeated
 from .trial import quietly
 
 T = torch.Tensor
@@ -46,7 +46,7 @@ class Replay(Bound):
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
         with Progress((), creates_graph=True):
-            writer = _Writer(root, ends)
+            writer = ReplayWriter(root, ends)
             writer.go_back(grad)
         super().__init__(writer.source(), writer.environment, root)
 
@@ -92,7 +92,7 @@ def replayed(
     return first_that_fits(walks, key, node, write, run)
 
 
-class _Writer(WriterToEnds):
+class ReplayWriter(WriterToEnds):
     """Writes a walk with the calls that it records; m0, m1 ... are the nodes that it makes."""
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
@@ -141,7 +141,7 @@ class _Writer(WriterToEnds):
             if func in _DETACH:  # an alias, which is not needed
                 self.known[id(out)] = self.word(args[0], mine)
                 continue
-            call = Called("", func, args, kwargs, [], out)
+            call = TorchCall("", func, args, kwargs, [], out)
             if not isinstance(out, T):
                 raise Unbindable
             if call.changes():  # an intermediate result of a gradient, if it is one
@@ -230,7 +230,7 @@ class _Writer(WriterToEnds):
         for line in self.lines:
             if isinstance(line, str):
                 lines.append(line)
-            elif isinstance(line, Called) and self.is_needed(line, needed):
+            elif isinstance(line, TorchCall) and self.is_needed(line, needed):
                 lines.append(self.said(line, None))
                 for node in by_word.get(line.name, ()):
                     lines += self.creation(node, places, results_of)
@@ -339,7 +339,7 @@ class _Writer(WriterToEnds):
             )
         return {name for word in words for name in WORDS.findall(word)}
 
-    def is_needed(self, line: Called, names: set[str]) -> bool:
+    def is_needed(self, line: TorchCall, names: set[str]) -> bool:
         """Is it used, or does it change something?"""
         return line.name in names or line.changes() or memory_of(line.out) in self.changed
 
@@ -347,12 +347,12 @@ class _Writer(WriterToEnds):
         """The names of computed tensors that are used."""
         names = set(seen)
         for line in reversed(self.lines):
-            if isinstance(line, Called) and self.is_needed(line, names):
+            if isinstance(line, TorchCall) and self.is_needed(line, names):
                 names.update(n for word in line.words for n in WORDS.findall(word))
         return names
 
 
-def _as_new(call: Called) -> tuple[TorchFunction, Args, Kwargs] | None:
+def _as_new(call: TorchCall) -> tuple[TorchFunction, Args, Kwargs] | None:
     """The function, with its arguments, whose new result is what `call` makes of an existing
     tensor; None if there is none.
 

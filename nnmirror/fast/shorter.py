@@ -29,7 +29,7 @@ _OPERATORS: dict[TorchFunction, TorchFunction] = {
 }
 
 
-class Called(NamedTuple):
+class TorchCall(NamedTuple):
     """A torch call, which becomes a line of source."""
 
     name: str  # of its result; empty if that has a name already
@@ -87,19 +87,19 @@ def without_repeated(
     holders: dict[int, int] = {}
     in_place: set[int] = set()
     for line in lines:
-        if isinstance(line, Called):
+        if isinstance(line, TorchCall):
             memory = memory_of(line.out)
             holders[memory] = holders.get(memory, 0) + 1
             if line.changes():
                 in_place.add(memory)
     guards: list[str] = []
-    computed: dict[object, Called] = {}
-    transposed: dict[str, Called] = {}  # saved by a node
+    computed: dict[object, TorchCall] = {}
+    transposed: dict[str, TorchCall] = {}  # saved by a node
     instead: dict[str, str] = {}
     objects: dict[int, object] = {}
     left: list[Line] = []
     for line in lines:
-        if not isinstance(line, Called):
+        if not isinstance(line, TorchCall):
             left.append(line)
             continue
         words = [WORDS.sub(lambda name: instead.get(name[0], name[0]), w) for w in line.words]
@@ -144,7 +144,7 @@ def without_repeated(
     return left, guards
 
 
-def _is_view(call: Called, changed: set[int]) -> bool:
+def _is_view(call: TorchCall, changed: set[int]) -> bool:
     """Is its result another shape of its first argument, the same each time it is called?"""
     if getattr(call.func, "__name__", "") not in _VIEWS or call.kwargs:
         return False
@@ -166,12 +166,12 @@ def _without_fixed(
     `environment`."""
     changed = set(kept)
     for line in lines:
-        if isinstance(line, Called) and line.changes():
+        if isinstance(line, TorchCall) and line.changes():
             changed.add(memory_of(line.out))
     known: set[int] = set()
     left: list[Line] = []
     for line in lines:
-        if isinstance(line, Called) and line.name and not line.changes():
+        if isinstance(line, TorchCall) and line.name and not line.changes():
             given = list(_tape.tensors_in((line.args, line.kwargs)))
             out = line.out
             if (
@@ -195,7 +195,7 @@ def without_unneeded(lines: "Sequence[Line]", needed: set[str]) -> "list[Line]":
     needed = set(needed)
     left: list[Line] = []
     for line in reversed(lines):
-        if isinstance(line, Called):
+        if isinstance(line, TorchCall):
             if line.name not in needed and not line.changes():
                 continue  # its result is not used, or is one of its arguments
             words: Sequence[str] = line.words
@@ -206,7 +206,7 @@ def without_unneeded(lines: "Sequence[Line]", needed: set[str]) -> "list[Line]":
     return left[::-1]
 
 
-def cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
+def cheaper(call: TorchCall, word: Callable[[torch.Tensor], str]) -> TorchCall:
     """A call that gives the same bits; `word` gives the source of a constant."""
     func = _OPERATORS.get(call.func, call.func)
     call = call._replace(func=func)
@@ -234,8 +234,8 @@ def cheaper(call: Called, word: Callable[[torch.Tensor], str]) -> Called:
 
 
 def _with_tensor(
-    call: Called, place: int, like: torch.Tensor, word: Callable[[torch.Tensor], str]
-) -> Called:
+    call: TorchCall, place: int, like: torch.Tensor, word: Callable[[torch.Tensor], str]
+) -> TorchCall:
     """The call with the number at `place` as a tensor without dimensions."""
     value = call.args[place]
     is_comparison = call.out.dtype is torch.bool
@@ -249,7 +249,7 @@ def _with_tensor(
     return call._replace(args=tuple(args), words=words)
 
 
-def _as_sum(call: Called) -> Called:
+def _as_sum(call: TorchCall) -> TorchCall:
     """x.sum_to_size(shape), which is this sum."""
     x, shape = call.args
     if not isinstance(shape, tuple) or call.out.shape == x.shape:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..formula import Plan
     from ..origin import Origin
     from .bound import BoundPart, BoundWalk
-    from .call import Written
+    from .call import GeneratedCall
     from .ends import WalkToEnds
     from .keyed import Walks
     from .memory import Memory
@@ -197,6 +197,7 @@ class Signature(CallInfo):
         "dropped",
         "family",
         "family_serial",
+        "generated",
         "has_segments",
         "is_by_layout",
         "is_deep",
@@ -216,7 +217,6 @@ class Signature(CallInfo):
         "varied",
         "varying",
         "walks_bound",
-        "written",
     )
 
     makes_new: bool  # for a call: whether its result is new or a view
@@ -253,7 +253,7 @@ class Signature(CallInfo):
         self.by_layout: dict[Layout, _ByLayout] | None = None
         self.again = 0  # how often there was such a call after the first
         # This call's generated function; False if there is none.
-        self.written: Written | Literal[False] | None = None
+        self.generated: GeneratedCall | Literal[False] | None = None
         # Of a leaf: how many walks were bound that began behind it, and how many signatures there
         # are behind it.
         self.walks_bound = self.behind = 0

@@ -321,7 +321,7 @@ def with_others(
 ) -> Kept:
     """The generated function of `found`, with those of other calls of its function `before`, which
     may be `of_any_number` of tensors."""
-    this: Kept = (found.written, found)
+    this: Kept = (found.generated, found)
     known = () if before is None else before[1] if before[0] is one_of else (before[:2],)
     others = [one for one in known if one[1] is not found]
     if not others:
@@ -348,7 +348,10 @@ def _values_of(args: Args) -> object:
 
 
 def _by_value(
-    table: Mapping[object, tuple[_call.Written, Signature]], first: object, made: object, args: Args
+    table: Mapping[object, tuple[_call.GeneratedCall, Signature]],
+    first: object,
+    made: object,
+    args: Args,
 ) -> Made | None:
     """The call by the generated function for these other arguments than the first."""
     try:
@@ -365,7 +368,7 @@ def _by_number(numbers: Mapping[int, Kept], first: object, made: object, args: A
 
 
 def one_of(
-    kept: Sequence[tuple[_call.Written, Signature]], first: object, made: object, args: Args
+    kept: Sequence[tuple[_call.GeneratedCall, Signature]], first: object, made: object, args: Args
 ) -> Made | None:
     """The call by the first of several generated functions that takes these arguments."""
     for written, found in kept:

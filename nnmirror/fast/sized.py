@@ -296,7 +296,7 @@ def _derived(sizes: Sizes) -> Sizes:
     return *_with_products(sizes), *sums, *[one - other for one, other in pairs]
 
 
-class _Writer(_writer.Writer):
+class SizedWriter(_writer.Writer):
     """Writes the source for one member of a family."""
 
     def memory(self) -> Memory | None:
@@ -306,7 +306,7 @@ class _Writer(_writer.Writer):
 class SizedWalk(_bound.BoundWalk):
     """A bound walk for the sizes that its `values` cover."""
 
-    def __init__(self, one: Sample, other: Sample, writer: _Writer, root: Node) -> None:
+    def __init__(self, one: Sample, other: Sample, writer: SizedWriter, root: Node) -> None:
         known = one.environment
         if one.between != other.between or known.keys() != other.environment.keys():
             raise Unbindable
@@ -425,7 +425,7 @@ class OfAnySize:
         if any([sample.sizes == sizes for sample in self.apart]):  # it has to be another one
             self.repeated += 1
             return bool(self.walks) or self.repeated < _MOST_REPEATED
-        writer = _Writer(node)
+        writer = SizedWriter(node)
         writer.start_varies = True  # or what is computed from it has this size
         writer.go_back(start)
         sample = Sample(sizes, _shapes(node), writer.source(), writer.environment)

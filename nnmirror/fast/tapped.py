@@ -67,7 +67,7 @@ def passed(taps: Sequence[Tap], grad: torch.Tensor) -> None:
             tap.passed(grad)
 
 
-class Writer(_writer.Writer):
+class TappedWriter(_writer.Writer):
     """Writes the walk with a call at each tap."""
 
     takes_taps = True
@@ -121,7 +121,7 @@ def walk_tapped(loss: torch.Tensor, retain_graph: bool) -> bool:
 
 def _bind(node: Node) -> _bound.BoundWalk:
     try:
-        return bind_loss(node, Writer)
+        return bind_loss(node, TappedWriter)
     except Unbindable:
         raise _writer.ChangedSince from None  # with other taps, perhaps
 

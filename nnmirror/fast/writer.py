@@ -35,8 +35,8 @@ from .memory import Memory, is_alike, twin
 from .shorter import (
     LARGE,
     WORDS,
-    Called,
     Given,
+    TorchCall,
     Unbindable,
     cheaper,
     memory_of,
@@ -401,7 +401,7 @@ class Writer:
                 kwargs = {key: value for key, value in kwargs.items() if key != "out"}
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
-            self.assign(Called("", func, args, kwargs, words, out), mine)
+            self.assign(TorchCall("", func, args, kwargs, words, out), mine)
         for result in results:
             if result is not None and id(result) not in self.known:
                 self.known[id(result)] = self.word(result, mine)
@@ -462,12 +462,12 @@ class Writer:
             return grad
         total = held + grad
         words = [self.known[id(held)], self.known[id(grad)]]
-        self.assign(Called("", torch.add, (held, grad), {}, words, total), {})
+        self.assign(TorchCall("", torch.add, (held, grad), {}, words, total), {})
         return total
 
     # -- words ---------------------------------------------------------------------------
 
-    def assign(self, call: "Called", mine: dict[int, str]) -> None:
+    def assign(self, call: "TorchCall", mine: dict[int, str]) -> None:
         """Write a call."""
         out = call.out
         self.alive.append(out)
@@ -776,11 +776,11 @@ class Writer:
             self.known[id(g)].partition("[")[0]
             for g in [*(g for _, g in self.arrivals.values()), *(g for _, _, g in self.results)]
         } | self.used
-        calls = [cheaper(c, self.constant) if isinstance(c, Called) else c for c in self.lines]
+        calls = [cheaper(c, self.constant) if isinstance(c, TorchCall) else c for c in self.lines]
         calls, guards = without_repeated(calls, self.same, taken, needed)
         return shorter(calls, fixed, taken, needed, self.environment), guards
 
-    def said(self, call: "Called", memory: Memory | None) -> str:
+    def said(self, call: "TorchCall", memory: Memory | None) -> str:
         """The source of a call."""
         name, func, words = call.name, call.func, call.words
         if func is None:
@@ -805,7 +805,7 @@ class Writer:
         taken = self.taken()
         sharing: dict[int, set[int]] = {}  # the tensors in each memory
         for line in self.lines:
-            for out in _tape.tensors_in(line.out) if isinstance(line, Called) else ():
+            for out in _tape.tensors_in(line.out) if isinstance(line, TorchCall) else ():
                 sharing.setdefault(memory_of(out), set()).add(id(out))
         memory = Memory()
         last: dict[str, int] = {}  # the last use of each name
@@ -813,20 +813,20 @@ class Writer:
         holds = {
             name: memory_of(out)
             for line in self.lines
-            if isinstance(line, Called)
+            if isinstance(line, TorchCall)
             for out in _tape.tensors_in(line.out)
             for name in WORDS.findall(self.known.get(id(out), ""))
         }
         for i, line in enumerate(self.lines):
             if isinstance(line, _Give):
                 continue
-            texts = line.words if isinstance(line, Called) else [line]
+            texts = line.words if isinstance(line, TorchCall) else [line]
             for word in [word for text in texts for word in WORDS.findall(text)]:
                 last[word] = i
                 if word in holds:
                     until[holds[word]] = i
         for i, line in enumerate(self.lines):
-            if not isinstance(line, Called) or not line.name:
+            if not isinstance(line, TorchCall) or not line.name:
                 continue
             out = line.out
             if not isinstance(out, torch.Tensor) or not size_of(out) or out.is_meta:
@@ -925,7 +925,7 @@ class _Give(NamedTuple):
     grad: torch.Tensor
 
 
-Line: TypeAlias = str | Called | _Give  # of the source
+Line: TypeAlias = str | TorchCall | _Give  # of the source
 
 
 def step(node: Node, slots: Slots) -> Slots:

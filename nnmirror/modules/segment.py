@@ -169,13 +169,13 @@ class Run:
         self.last: list[Node | None] = [None]
         self.one_by_one = NOT_RECORDED  # instead, if they were called one by one
         self.calls = [PartCall(self.last, i) for i in range(len(layers))]
-        self.kept: dict[_Key, list[Written]] = {}
+        self.kept: dict[_Key, list[GeneratedSegment]] = {}
         self.waits: dict[_Key, int] = {}  # the number of calls until a segment is written
         self.patience: dict[_Key, int] = {}
         self.layouts: set[_Key] = set()  # of inputs for which there were segments
         # The shapes of inputs, by the rest of their layout.
         self.shapes: dict[_Key, set[torch.Size]] = {}
-        self.samples: dict[_Key, tuple[torch.Size, Written]] = {}  # not in use yet
+        self.samples: dict[_Key, tuple[torch.Size, GeneratedSegment]] = {}  # not in use yet
         self.again = _MOST  # how often a segment is written at once for such an input
 
     def __call__(self, x: Any) -> Any:
@@ -280,8 +280,8 @@ class Run:
         with _torch.EnableTorchFunction():
             out, noted = self._watched(x)
         try:
-            calls = [Call(*call) for call in noted]
-            written = Written(calls, self.calls, key[0] is not None, takes_any)
+            calls = [LayerCall(*call) for call in noted]
+            written = GeneratedSegment(calls, self.calls, key[0] is not None, takes_any)
         except Unwritable:
             return out
         if takes_any:  # its source has to be the same for two shapes
@@ -340,7 +340,7 @@ class Run:
         return x, noted
 
 
-class Written:
+class GeneratedSegment:
     """The calls of a run of layers, as one function of the input and a node.
 
     It saves with the node what each layer saves, and returns the output; None if a layer has
@@ -348,9 +348,9 @@ class Written:
     """
 
     def __init__(
-        self, calls: "list[Call]", parts: "list[PartCall]", records: bool, takes_any: bool
+        self, calls: "list[LayerCall]", parts: "list[PartCall]", records: bool, takes_any: bool
     ) -> None:
-        self.text = _Text(calls)
+        self.text = SegmentSource(calls)
         for call in calls:
             if call.passes_on:
                 self.text.left_by(call, call.layer._call)
@@ -369,7 +369,7 @@ class Written:
         self.compiled = self.text.compiled()
         self.function = self.compiled.function
 
-    def is_like(self, other: "Written") -> bool:
+    def is_like(self, other: "GeneratedSegment") -> bool:
         """Is the source the same?"""
         mine, others = self.text, other.text
         names = others.environment
@@ -379,7 +379,7 @@ class Written:
             and all(source.is_same(mine.environment.get(name), names[name]) for name in names)
         )
 
-    def _infer(self, calls: "list[Call]", takes_any: bool) -> None:
+    def _infer(self, calls: "list[LayerCall]", takes_any: bool) -> None:
         for k, call in enumerate(calls):
             function = call.function
             choose = function.choose_for_any_size if takes_any else function.choose
@@ -392,7 +392,7 @@ class Written:
             self.text.left_by(call, None)
 
     def _record(
-        self, calls: "list[Call]", inner: list[Inner], parts: "list[PartCall]"
+        self, calls: "list[LayerCall]", inner: list[Inner], parts: "list[PartCall]"
     ) -> list[tuple[int, int]]:
         """Write the part that records; returns which of the saved tensors a user can change."""
         text = self.text
@@ -457,7 +457,7 @@ def _in_place(compute: object) -> TorchFunction | None:
     return None
 
 
-class Call:
+class LayerCall:
     """What one layer recorded."""
 
     def __init__(self, layer: Layer, calls: list[_Recorded], given: object, out: object) -> None:
@@ -488,14 +488,14 @@ class Call:
         return node  # type: ignore[return-value]
 
 
-class _Text:
+class SegmentSource:
     """The source of a segment, being written.
 
     In it h is the value passed from layer to layer, w0, w1 ... are the parameters, s0, s1 ... what
     the layers save, m0, m1 ... the `__dict__`s of the layers.
     """
 
-    def __init__(self, calls: "list[Call]") -> None:
+    def __init__(self, calls: "list[LayerCall]") -> None:
         self.lines: list[str] = []
         self.environment: dict[str, object] = {}
         self.params: dict[int, str] = {}
@@ -549,7 +549,7 @@ class _Text:
                 )
         return name
 
-    def word(self, call: Call, arg: object) -> str:
+    def word(self, call: LayerCall, arg: object) -> str:
         """The source for an argument of a call."""
         if arg is call.given:
             return "h"
@@ -561,11 +561,11 @@ class _Text:
             raise Unwritable
         return repr(arg) if type(arg) in (int, str, bool) else self.constant(arg, "value")
 
-    def call(self, result: str, compute: object, call: Call) -> None:
+    def call(self, result: str, compute: object, call: LayerCall) -> None:
         words = ", ".join([self.word(call, arg) for arg in call.args])
         self.lines.append(f"{result} = {source.name_of(compute, self.environment)}({words})")
 
-    def left_by(self, call: Call, part: object) -> None:
+    def left_by(self, call: LayerCall, part: object) -> None:
         """The call that `Module.backward` of the layer uses."""
         value = "None" if part is None else self.constant(part, "call")
         self.lines.append(f'{self.owned[id(call.layer)]}["_call"] = {value}')
