@@ -327,39 +327,19 @@ def _record(
             kind = MIRRORED if isinstance(arg, _tensor.Tensor) else TORCH
             anew = True
         if kind is MIRRORED:
-            made = arg._node
-            if made is not None:
-                view = arg._view_of
-                if view is not None and view[1] != arg._version:
-                    renew(arg)
-                    made = arg._node
-                edge = (made, arg._output_nr)
-                sign = signature_at(edge)
-            else:  # no result is complex, so complex tensors only enter here
-                if arg._requires_grad:
-                    leaf = arg._stands_for
-                    if arg._view_of is not None:  # of a leaf that was frozen
-                        edge = edge_of(arg)
-                    elif leaf is None:
-                        edge = (arg, 0)
-                        sign = signature_at(edge)
-                    else:  # torch's own, or one that had other memory at that time
-                        edge = (leaf, 0)
-                        if _tensor.is_torchs(leaf):
-                            note_moment()
-                if arg.is_complex():
-                    of_complex = of_complex or edge is not None or function.is_rule
-        elif kind is TORCH:
-            if arg.requires_grad:
-                over = None if arg.is_leaf else taken_over(arg, not changes_input)
-                if over is not None:
-                    return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
-                note_moment()
-                edge = (arg, 0)
-                # The tape computes on a detached alias: no torch graph is built.
-                args = (*args[:i], arg.detach(), *args[i + 1 :])
-            if arg.is_complex():
-                of_complex = of_complex or edge is not None or function.is_rule
+            edge, sign = _edge_and_signature(arg)
+        elif kind is TORCH and arg.requires_grad:
+            over = None if arg.is_leaf else taken_over(arg, not changes_input)
+            if over is not None:
+                return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
+            note_moment()
+            edge = (arg, 0)
+            # The tape computes on a detached alias: no torch graph is built.
+            args = (*args[:i], arg.detach(), *args[i + 1 :])
+        # No result is complex, so complex tensors only enter here.
+        may_be_complex = kind is TORCH or (kind is MIRRORED and arg._node is None)
+        if may_be_complex and arg.is_complex():
+            of_complex = of_complex or edge is not None or function.is_rule
         edges.append(edge)
         signs.append(sign)
     needs = tuple([edge is not None for edge in edges])
@@ -392,6 +372,26 @@ def _record(
     node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
     node.needs_input_grad, node.edges = needs, edges
     return _recorded_anew(node, args, inplace, change, call)
+
+
+def _edge_and_signature(tensor: "_tensor.Tensor") -> tuple[Edge | None, Signature | None]:
+    """Where the gradient of a mirrored tensor goes, and the signature of that."""
+    made = tensor._node
+    if made is None and not tensor._requires_grad:
+        return None, None
+    view = tensor._view_of
+    if view is not None and view[1] != tensor._version:
+        renew(tensor)
+        made = tensor._node
+    if made is not None:
+        edge: Edge = (made, tensor._output_nr)
+        return edge, signature_at(edge)
+    leaf = tensor._stands_for
+    if leaf is None:
+        return (tensor, 0), signature_at((tensor, 0))
+    if _tensor.is_torchs(leaf):  # otherwise one that had other memory at that time
+        note_moment()
+    return (leaf, 0), None
 
 
 def refuse_complex(
