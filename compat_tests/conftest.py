@@ -67,6 +67,13 @@ def as_in_a_new_process(monkeypatch):
     monkeypatch.setattr(leaves, "_retired", leaves._Retired())
 
 
+@pytest.fixture
+def after_collection(monkeypatch):
+    """The nets of other tests are freed now, so that a net of this one takes over nothing."""
+    gc.collect()
+    monkeypatch.setattr(leaves, "_retired", leaves._Retired())
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """`once(name, compute)`: the result of `compute()`, run by one worker and shared as JSON."""

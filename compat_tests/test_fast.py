@@ -234,7 +234,7 @@ def test_a_number_that_follows_a_schedule(nn, optim, loss):
     )
 
 
-def test_a_walk_with_a_number_that_varies_is_bound(mode):
+def test_a_walk_with_a_number_that_varies_is_bound(mode, after_collection):
     if mode != "bound when hot":
         pytest.skip("the number is to vary for a while first")
     net, before = Wired.of(nnmirror), len(bound_walks())
@@ -466,7 +466,7 @@ def test_an_episode_of_varying_length(nn, optim):
     return [(p.detach(), p.grad) for p in net.parameters()]
 
 
-def test_a_walk_is_bound_and_can_be_read(mode):
+def test_a_walk_is_bound_and_can_be_read(mode, after_collection):
     before = set(bound_walks())
     net = Wired.of(nnmirror)
     for _ in range(5):
@@ -485,7 +485,7 @@ def test_a_walk_is_bound_and_can_be_read(mode):
     ("layer", "in_pieces"),
     [("ReLU", False), ("LeakyReLU", False), ("ELU", True), ("SiLU", True)],
 )
-def test_layers_of_many_numbers_are_bound(mode, layer, in_pieces):
+def test_layers_of_many_numbers_are_bound(mode, layer, in_pieces, after_collection):
     """A rule that computes large tensors in pieces is one call in the bound walk."""
     net = nnmirror.Sequential(
         nnmirror.Linear(2, 512), getattr(nnmirror, layer)(), nnmirror.Linear(512, 1)
@@ -553,7 +553,7 @@ def test_a_walk_with_other_bits_is_not_used(mode, monkeypatch):
             assert w.grad.tolist() == [float(before + 1)] * 3
 
 
-def test_models_are_freed_with_their_signatures():
+def test_models_are_freed_with_their_signatures(after_collection):
     """Nets of different shapes leave nothing behind and need no garbage collector."""
     gc.collect()
     gc.disable()
@@ -802,7 +802,7 @@ def test_several_episodes_at_once(nn, optim, last_first):
     return found, [*said, attempt(loss.backward)], [p.grad for p in net.parameters()]
 
 
-def test_a_part_with_two_entries_is_bound(mode):
+def test_a_part_with_two_entries_is_bound(mode, after_collection):
     """The two heads of a step and their trunk are bound as one part."""
     net, before = Heads.of(nnmirror, False), set(bound_walks())
     for i in range(12):
@@ -1596,7 +1596,7 @@ def test_a_warning_comes_as_often_as_pytorchs(mode):
     assert counts == [1, 1]
 
 
-def test_graphs_that_hardly_come_again_are_left_to_the_generic_walk(mode):
+def test_graphs_that_hardly_come_again_are_left_to_the_generic_walk(mode, after_collection):
     """As where each expert gets the rows that a router chose: to bind each one costs more."""
     if mode == "bound at once":
         pytest.skip("every walk is bound then")

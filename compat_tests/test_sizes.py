@@ -284,7 +284,7 @@ def test_embedded_words(nn, optim):
     return found
 
 
-def test_one_walk_is_bound_for_all(mode):  # noqa: F811
+def test_one_walk_is_bound_for_all(mode, after_collection):  # noqa: F811
     """Otherwise each size would be recorded: some milliseconds."""
     torch.manual_seed(0)
     net = wired(nnmirror)
@@ -296,8 +296,7 @@ def test_one_walk_is_bound_for_all(mode):  # noqa: F811
         assert 0 < made < 12
 
 
-def test_models_are_freed_with_the_walks_for_any_size():
-    gc.collect()
+def test_models_are_freed_with_the_walks_for_any_size(after_collection):
     gc.disable()
     try:
         net = wired(nnmirror)
