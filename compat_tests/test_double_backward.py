@@ -371,7 +371,7 @@ def nodes_behind(results):
     while stack:
         node = stack.pop()
         if isinstance(node, Node) and id(node) not in found:
-            found[id(node)] = node.as_seen()
+            found[id(node)] = node.as_exposed()
             stack += [edge[0] for edge in node.edges if edge is not None]
     return found.values()
 

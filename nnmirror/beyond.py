@@ -21,7 +21,7 @@ from ._state import sequence as _sequence
 from ._torch import EnableTorchFunction, engine
 from ._types import TorchFunction
 from ._upcalls import implements, upcall
-from .double_backward import led_to
+from .double_backward import alias_of, tracked_alias
 from .fast.shorter import memory_of
 from .formula import Plan
 from .function import Function
@@ -116,19 +116,9 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     node = _taken(tensor.grad_fn)
     if node is None or node.outputs[0][0] != tensor.shape:
         return None
-    made = _alias_of(tensor, node, 0)
+    made = alias_of(tensor, node, 0)
     node.theirs = _Theirs(tensor, made)
     return made
-
-
-def _alias_of(tensor: T, node: Node, index: int) -> _tensor.Tensor:
-    """A tracked alias, output `index` of `node`."""
-    made: Any = tensor.detach()
-    made.__class__ = _tensor.Tensor
-    made._node = node
-    if index:
-        made._output_nr = index
-    return made  # type: ignore[no-any-return]
 
 
 def _taken(last: Any) -> Node | None:
@@ -141,7 +131,7 @@ def _taken(last: Any) -> Node | None:
         return None
     if _wanted and not _is_joined(order):
         is_left = any(_LEFT in made_by.metadata for made_by in order)
-        is_wanted = _kind_of(order) in _wanted or any(map(_stand_in, order))
+        is_wanted = _calls_like(order) in _wanted or any(map(_stand_in, order))
         if is_left or not is_wanted:
             for made_by in order:  # torch's engine passes on all gradients that come to these
                 made_by.metadata[_LEFT] = True
@@ -197,7 +187,7 @@ def _is_cat(node: Any) -> bool:
     return type(node).__name__ == "CatBackward0"
 
 
-def _kind_of(order: Sequence[Any]) -> object:
+def _calls_like(order: Sequence[Any]) -> object:
     """What is the same in each step of a training."""
     return tuple([(type(made_by), made_by._input_metadata[0].dtype) for made_by in order])
 
@@ -208,7 +198,7 @@ def _want(tensors: Sequence[T]) -> None:
     for tensor in tensors:
         order = None if tensor.grad_fn is None else _before(tensor.grad_fn)
         if order is not None and len(_wanted) < _MOST_WANTED:
-            _wanted.add(_kind_of(order))
+            _wanted.add(_calls_like(order))
 
 
 _wanted: set[object] = set()
@@ -260,7 +250,7 @@ def _recorded_again(made_by: Any) -> Node | None:
         if value is None:
             value = torch.empty(of.shape, dtype=of.dtype, device=of.device)
             unknown.add(memory_of(value))
-        alias = _alias_of(value, node, index)
+        alias = alias_of(value, node, index)
         if is_saved and node.theirs is None and len(node.outputs) == 1:
             node.theirs = _Theirs(value, alias)  # it may be given other data, as above
         inputs.append(alias)
@@ -298,7 +288,7 @@ def _stands_for(node: Node, tensor: T) -> "_Theirs":
     if node.theirs is None:
         if len(node.outputs) > 1:
             raise NotImplementedError(_HOOKED_PART)
-        node.theirs = _Theirs(tensor, _alias_of(tensor, node, 0))
+        node.theirs = _Theirs(tensor, alias_of(tensor, node, 0))
     return node.theirs
 
 
@@ -414,7 +404,7 @@ class _Theirs:
         if tensor is not None and made is not None and not tensor.is_set_to(made):
             _tensor._C_data.__set__(made, tensor.detach())
 
-    def is_usual(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Is nothing special needed for it: no hook, no replaced data, no detach_()?"""
         tensor, made = self.tensor(), self.made()
         return tensor is None or not (
@@ -746,7 +736,7 @@ class TorchGraph(Function):
         if not pairs or True not in needs:
             return (None,) * (1 + len(inputs))
         stands_for = {
-            id(t): led_to(t.detach(), edge)
+            id(t): tracked_alias(t.detach(), edge)
             for t, edge in zip(inputs, ctx.edges[1:], strict=True)
             if edge is not None and edge[0] is not t
         }

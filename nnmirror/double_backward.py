@@ -121,16 +121,18 @@ def _restored(node: Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
         names: Sequence[str] = ()
     else:
         places, names = plan.saves, plan.names
-    as_result = (node.seen_by and node.seen_by()) or node
+    as_result = (node.view_node and node.view_node()) or node
     for i, tensor in enumerate(saved):
         if tensor is None:
             continue
         if i < len(places):
             place = places[i]
             if place >= 0:
-                saved[i] = led_to(function.leading(place, tensor), function.origin(node, place))
+                saved[i] = tracked_alias(
+                    function.leading(place, tensor), function.origin(node, place)
+                )
             else:
-                saved[i] = led_to(tensor, (as_result, ~place))
+                saved[i] = tracked_alias(tensor, (as_result, ~place))
     for i in range(len(places), len(saved)):
         if saved[i] is not None and names[i] in function.derived:
             value = node.saved(i)
@@ -147,27 +149,33 @@ def _of_user(node: Node, tensor: T | None) -> T | None:
         return tensor
     index = getattr(tensor, "_alias_of_output", None)
     if index is not None:
-        return led_to(tensor, (node, index))
+        return tracked_alias(tensor, (node, index))
     if isinstance(tensor, _tensor.Tensor) or not tensor.requires_grad:
         return tensor
-    return led_to(tensor, (tensor, 0))
+    return tracked_alias(tensor, (tensor, 0))
 
 
-def led_to(tensor: T, edge: Edge | None) -> T:
+def tracked_alias(tensor: T, edge: Edge | None) -> T:
     """`tensor` as a tracked one, whose gradient goes to `edge`."""
     if edge is None or not tensor.is_floating_point():
         return tensor if type(tensor) is T and not tensor.requires_grad else tensor.detach()
     target, index = edge
-    if not isinstance(target, Node):
-        own = isinstance(target, _tensor.Tensor)
-        if own and (target is tensor or vars(target).get("_plain") is tensor):
-            return target
+    if isinstance(target, Node):
+        return alias_of(tensor, target, index)
+    own = isinstance(target, _tensor.Tensor)
+    if own and (target is tensor or vars(target).get("_plain") is tensor):
+        return target
     alias: Any = tensor.detach()
     alias.__class__ = _tensor.Tensor
-    if isinstance(target, Node):
-        alias._node, alias._output_nr = target, index
-    else:
-        alias._stands_for, alias._requires_grad = target, True
+    alias._stands_for, alias._requires_grad = target, True
+    return alias  # type: ignore[no-any-return]
+
+
+def alias_of(tensor: T, node: Node, index: int) -> _tensor.Tensor:
+    """`tensor` as output `index` of `node`."""
+    alias: Any = tensor.detach()
+    alias.__class__ = _tensor.Tensor
+    alias._node, alias._output_nr = node, index
     return alias  # type: ignore[no-any-return]
 
 

@@ -171,15 +171,22 @@ class Plan:
         plan.label = label
         return plan
 
-    def keep(self, node: "Node", args: Args, out: Any) -> Any:
-        """Save with `node` what its backward needs; returns the result."""
-        if self.saves:
-            saved = [args[i] if i >= 0 else out for i in self.saves]
+    def keep(self, node: "Node", args: Args, out: Any, apart: bool = False) -> Any:
+        """Save with `node` what its backward needs; returns the result.
+
+        With `apart`, an alias of the result is saved, as it would keep itself alive.
+        """
+        saves = self.saves
+        if saves:
+            saved = []
+            for i in saves:
+                saved.append(args[i] if i >= 0 else out.detach() if apart else out)
             for i in self.copied:
                 saved[i] = saved[i].detach().contiguous()
             self.refuse_inference(node, args)
             for i in self.memory:
-                saved[i] = saved[i].detach()
+                plain = getattr(saved[i], "_plain", None)
+                saved[i] = saved[i].detach() if plain is None else plain
             node.save_for_backward(*saved)
         elif self.saves_number:
             node.save_for_backward(None)
@@ -192,31 +199,6 @@ class Plan:
             if args[self.saves[i]].is_inference():
                 node.refuse_inference()
 
-    def keep_apart(self, node: "Node", args: Args, out: Any) -> Any:
-        """The same for a new result, which is saved as an alias, as it would keep itself alive."""
-        saves = self.saves
-        if saves:
-            saved = []
-            for i in saves:
-                saved.append(args[i] if i >= 0 else out.detach())
-            for i in self.copied:
-                saved[i] = saved[i].detach().contiguous()
-            if self.memory:
-                self.refuse_inference(node, args)
-            for i in self.memory:
-                plain = getattr(saved[i], "_plain", None)
-                saved[i] = saved[i].detach() if plain is None else plain
-            try:
-                versions = []
-                for tensor in saved:
-                    versions.append(tensor._version)
-                node._saved, node._versions = saved, versions
-            except RuntimeError:  # one of inference mode
-                node.save_for_backward(*saved)
-        elif self.saves_number:
-            node._saved = node._versions = (None,)
-        return out
-
 
 class PlanOfMore(Plan):
     """The plan of a rule whose forward returns more than one result."""
@@ -228,21 +210,14 @@ class PlanOfMore(Plan):
         self.formulas = formulas
         self.kept = kept  # of values in `keeps`, which are saved last
 
-    def keep(self, node: "Node", args: Args, out: Any) -> Any:
+    def keep(self, node: "Node", args: Args, out: Any, apart: bool = False) -> Any:
         results, kept = self.formulas.parts(out)
-        self._save(node, args, results, [kept[i] for i in self.kept])
-        return results if self.formulas.several else results[0]
-
-    def keep_apart(self, node: "Node", args: Args, out: Any) -> Any:
-        (result,), kept = self.formulas.parts(out)
-        alias = (result.detach() if RESULT in self.saves else result,)
-        self._save(node, args, alias, [kept[i] for i in self.kept])
-        return result
-
-    def _save(self, node: "Node", args: Args, results: Sequence[T], kept: list[T | None]) -> None:
-        saved = [args[i] if i >= 0 else results[~i] for i in self.saves] + kept
+        as_saved = [r.detach() for r in results] if apart and RESULT in self.saves else results
+        saved = [args[i] if i >= 0 else as_saved[~i] for i in self.saves]
+        saved += [kept[i] for i in self.kept]
         if saved:
             node.save_for_backward(*saved)
+        return results if self.formulas.several else results[0]
 
 
 def _nothing(*args: object) -> NoReturn:

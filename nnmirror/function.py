@@ -77,7 +77,7 @@ class Function:
     named_by_types: bool = False  # label_of only asks for the types of arguments, or of a tuple's
     # Called with a node that is exposed to the user, to give it the form of PyTorch's. Also called
     # in a recorded walk, since it determines where gradients of gradients are summed.
-    looked_at: "Callable[[Node], None] | None" = None
+    on_exposed: "Callable[[Node], None] | None" = None
     # Of a rule written as formulas (see formula.py).
     keeps: tuple[str, ...] = ()  # values that forward returns after its results, for the gradients
     derived: tuple[str, ...] = ()  # of these: differentiable functions of the arguments

@@ -15,7 +15,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
 from .beyond import taken_over
-from .double_backward import led_to, run_recorded
+from .double_backward import run_recorded, tracked_alias
 from .fast.signature import Meta
 from .grad_mode import is_grad_enabled
 from .gradient_hooks import run_post_accumulate_hooks
@@ -105,7 +105,7 @@ def _tracked(grad: torch.Tensor) -> torch.Tensor:
     """An initial gradient, which may have a history itself."""
     if isinstance(grad, _tensor.Tensor) or not grad.requires_grad:
         return grad
-    return led_to(grad, edge_of(grad))
+    return tracked_alias(grad, edge_of(grad))
 
 
 def _roots(outputs: Sequence[torch.Tensor]) -> list[Edge]:

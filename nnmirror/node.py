@@ -151,7 +151,7 @@ class Node:
     # For a call that torch recorded: torch's tensor.
     theirs: "nnmirror.beyond._Theirs | None" = None
     # Of a change of a view in place: a weak reference to the node of the view as it was then.
-    seen_by: "Callable[[], Node | None] | None" = None
+    view_node: "Callable[[], Node | None] | None" = None
     node_state: NodeState = RECORDED
     # If there are any, `node_state` is TAPPED.
     taps: "tuple[nnmirror.fast.tapped.Tap, ...]" = ()
@@ -300,17 +300,17 @@ class Node:
             return function.counted
         return [i for i in self.places if i not in function.uncounted]
 
-    def as_seen(self) -> "Node":
+    def as_exposed(self) -> "Node":
         """The node as PyTorch's would be."""
         if self.segment is not None:
             self.segment.expand(self)
-        if self.function.looked_at is not None:
-            self.function.looked_at(self)
+        if self.function.on_exposed is not None:
+            self.function.on_exposed(self)
         return self
 
     def shown(self) -> "Node":
         """The same, for users of the node."""
-        self.as_seen()
+        self.as_exposed()
         if not isinstance(self, Shown):
             self.__class__ = _shown_as(bare(self.name()), self.attributes is None)
         return self
@@ -412,7 +412,7 @@ class Node:
             maker, index = tensor.grad_fn.name(), tensor._output_nr  # type: ignore[union-attr]
         elif made_by is not None:
             if isinstance(made_by[0], Node):
-                maker, index = made_by[0].as_seen().name(), made_by[1]
+                maker, index = made_by[0].as_exposed().name(), made_by[1]
         elif hasattr(tensor, "_alias_of_output"):
             maker = self.name()
         maker = short_name(maker or "")

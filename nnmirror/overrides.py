@@ -29,7 +29,7 @@ from ._upcalls import implements
 from .function import Function
 from .grad_mode import is_grad_enabled
 from .node import Node
-from .tape import ORDINARY, SUBCLASS, TORCH, kind_of, record, tensors_in
+from .tape import ORDINARY, SUBCLASS, TORCH, dispatch_kind, record, tensors_in
 from .tensor import RULES, Tensor
 
 C = TypeVar("C", bound=TorchFunction)
@@ -48,7 +48,7 @@ def _is_asked() -> bool:
 
 def is_subclass(value: object) -> bool:
     """Is it a tensor of a class with a `__torch_function__` that is to be called?"""
-    return kind_of(type(value)) is SUBCLASS and _is_asked()
+    return dispatch_kind(type(value)) is SUBCLASS and _is_asked()
 
 
 def dim_of(input: torch.Tensor) -> int:
@@ -111,7 +111,7 @@ def answered(
         # The subclass has replaced the arguments.
         return RULES[func](*now, **kwargs)
 
-    asked = [a for a in args if kind_of(type(a)) is SUBCLASS]
+    asked = [a for a in args if dispatch_kind(type(a)) is SUBCLASS]
     return _ask(Called(func, run), asked, given, {}), node
 
 
@@ -151,7 +151,7 @@ def asked_as_a_whole(
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) not in ORDINARY and is_subclass(value):
             kinds = {SUBCLASS, TORCH}
-            asked = [t for t in (*args, *kwargs.values()) if kind_of(type(t)) in kinds]
+            asked = [t for t in (*args, *kwargs.values()) if dispatch_kind(type(t)) in kinds]
             called = Called(call, functools.partial(_unasked, function))
             return (_ask(called, asked, args, kwargs),)
     return None
@@ -172,7 +172,7 @@ def _unasked(function: TorchFunction, *args: object, **kwargs: object) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if kind_of(type(value)) is SUBCLASS and not value.requires_grad:
+    if dispatch_kind(type(value)) is SUBCLASS and not value.requires_grad:
         return value.detach()
     return value
 
@@ -217,7 +217,7 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
     """The class of tracked tensors that are of the subclass `cls`."""
     if issubclass(cls, _OfSubclass):
         return cls
-    if kind_of(cls) is not SUBCLASS:
+    if dispatch_kind(cls) is not SUBCLASS:
         return Tensor
 
     def asked(
@@ -232,7 +232,7 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
             return Tensor.__torch_function__(func, types, args, kwargs)
         if not isinstance(func, Called):
             func = Called(func, functools.partial(_dispatched, func))
-        types = tuple([t for t in types if kind_of(t) is SUBCLASS])
+        types = tuple([t for t in types if dispatch_kind(t) is SUBCLASS])
         return super(made, own).__torch_function__(func, types, args, kwargs)
 
     body = {"__torch_function__": classmethod(asked), "_of": cls, "__module__": cls.__module__}

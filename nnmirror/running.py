@@ -16,7 +16,7 @@ from .node import NO_FURTHER, AccumulateGrad, Edge, Node, Target
 
 
 class _Running(threading.local):
-    walk: "Progress | None" = None  # the innermost one in this thread
+    walk: "GraphTask | None" = None  # the innermost one in this thread
     creates_graph: bool = False  # whether it is recorded itself
 
 
@@ -24,15 +24,16 @@ running = _Running()
 _numbers = itertools.count()
 
 
-class Progress:
-    """The progress of a walk. Within it, as a context manager, it is the running walk for hooks."""
+class GraphTask:
+    """The progress of a walk, as PyTorch's GraphTask. Within it, as a context manager, it is the
+    running walk for hooks."""
 
     def __init__(self, edges: Sequence[Edge], creates_graph: bool = False) -> None:
         self.edges = edges
         self.creates_graph = creates_graph
         self.number = next(_numbers)
         self.callbacks: list[Callable[[], None]] = []  # for its end
-        self._outer: list[tuple[Progress | None, bool]] = []
+        self._outer: list[tuple[GraphTask | None, bool]] = []
         # The nodes that a gradient has reached, a heap: the one recorded last is the first.
         self.ready: list[tuple[float, Node]] = []
         # By id, the gradients that have arrived at these nodes, and at leaves.
@@ -101,11 +102,11 @@ class Ahead(NamedTuple):
     meets_results: bool  # are there results among torch's tensors?
 
 
-def dependencies(edges: Iterable[Edge], expanding: bool = True, as_seen: bool = False) -> Ahead:
+def dependencies(edges: Iterable[Edge], expanding: bool = True, as_exposed: bool = False) -> Ahead:
     """Look at the graph in front of a walk from `edges`.
 
-    With `expanding`, nodes that stand for several are replaced by these; with `as_seen`, each gets
-    the form of PyTorch's node.
+    With `expanding`, nodes that stand for several are replaced by these; with `as_exposed`, each
+    gets the form of PyTorch's node.
     """
     changed: set[int] = set()
     counts: dict[int, int] = {}
@@ -119,8 +120,8 @@ def dependencies(edges: Iterable[Edge], expanding: bool = True, as_seen: bool = 
             meets_results = True  # the walk starts at one, beside others
         counts[id(target)] = counts.get(id(target), 0) + 1
     for node in order:  # the list grows during the loop
-        if as_seen:
-            node.as_seen()
+        if as_exposed:
+            node.as_exposed()
         elif expanding and node.segment is not None:
             node.segment.expand(node)
         indices = node.indices

@@ -252,7 +252,7 @@ def _unrecorded(
 ) -> Any:
     """The result only, with grad mode off."""
     for arg in args:
-        if type(arg) not in ORDINARY and asks and kind_of(type(arg)) is SUBCLASS:
+        if type(arg) not in ORDINARY and asks and dispatch_kind(type(arg)) is SUBCLASS:
             return answered(function, args, inplace)[0]
     result = function.result
     with DisableTorchFunctionSubclass():
@@ -311,7 +311,7 @@ def _record(
             plain = Node(function)
             plain.needs_input_grad = (False,) * len(args)
             return (inplace() if inplace else function.forward(plain, *args)), None
-        change = change_of(args[0])
+        change = check_inplace(args[0])
     edges: list[Edge | None] = []
     signs: list[Signature | None] = []  # of what the edges lead to
     of_complex = False
@@ -319,7 +319,7 @@ def _record(
     for i, arg in enumerate(given):
         edge: Edge | None = None
         sign: Signature | None = None
-        kind = kind_of(type(arg))
+        kind = dispatch_kind(type(arg))
         if kind is SUBCLASS:
             if asks:
                 disabled.__exit__(None, None, None)  # to dispatch to it, unless that is disabled
@@ -369,7 +369,7 @@ def _record(
     if of_complex and tracked:
         refuse_complex(function, args, inplace)
     node = OfComplex(function) if of_complex else Node(function)
-    node.places = [i for i, arg in enumerate(args) if kind_of(type(arg)) is not OTHER]
+    node.places = [i for i, arg in enumerate(args) if dispatch_kind(type(arg)) is not OTHER]
     node.needs_input_grad, node.edges = needs, edges
     return _recorded_anew(node, args, inplace, change, call)
 
@@ -381,7 +381,7 @@ def _edge_and_signature(tensor: "_tensor.Tensor") -> tuple[Edge | None, Signatur
         return None, None
     view = tensor._view_of
     if view is not None and view[1] != tensor._version:
-        renew(tensor)
+        regenerate_grad_fn(tensor)
         made = tensor._node
     if made is not None:
         edge: Edge = (made, tensor._output_nr)
@@ -475,7 +475,7 @@ AUTOCAST = (
 )
 
 
-def is_usual() -> bool:
+def records_normally() -> bool:
     """Is grad mode on, and exact mode and plain mode off?"""
     mode = _override.mode if _state.own_grad_mode else None
     if not (_torch_grad_mode() if mode is None else mode) or _state.plain or in_inference_mode():
@@ -640,7 +640,7 @@ def _once_more(
     else:
         if plan.is_open:
             node.given = plan.given(args)  # type: ignore[misc]
-        out = plan.keep_apart(node, args, plan.compute(*args))
+        out = plan.keep(node, args, plan.compute(*args), apart=True)
     if found.checks_shape and out.shape != found.outputs[0][0]:
         unlike(node, out)
     node.sequence = next(_sequence)
@@ -670,7 +670,7 @@ MIRRORED, TORCH, SUBCLASS, OTHER = "mirrored", "torch", "subclass", "other"
 ORDINARY = {torch.Tensor, _tensor.Tensor, bool, float, int, str, tuple, type(None)}
 
 
-def _kind_of(cls: type) -> str:
+def _dispatch_kind(cls: type) -> str:
     if not issubclass(cls, torch.Tensor):
         return OTHER
     if issubclass(cls, _tensor.Tensor):
@@ -679,7 +679,7 @@ def _kind_of(cls: type) -> str:
     return SUBCLASS if asked and cls is not torch.Tensor else TORCH
 
 
-kind_of: Callable[[type], str] = functools.lru_cache(maxsize=256)(_kind_of)
+dispatch_kind: Callable[[type], str] = functools.lru_cache(maxsize=256)(_dispatch_kind)
 
 
 @upcall("nnmirror.overrides")
@@ -709,25 +709,25 @@ def view_from(base: "_tensor.Tensor", out: torch.Tensor) -> "_views.ViewOf":
 
 
 @upcall("nnmirror.views")
-def change_of(tensor: torch.Tensor) -> "_views.Change":
+def check_inplace(tensor: torch.Tensor) -> "_views.Change":
     """What a recorded in-place operation on `tensor` is about to change."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.views")
-def renew(view: "_tensor.Tensor") -> None:
+def regenerate_grad_fn(view: "_tensor.Tensor") -> None:
     """Give a view whose memory has changed a new grad_fn, based on its base's present one."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.views")
-def rebase(node: Node, view: "_tensor.Tensor", base: torch.Tensor) -> None:
+def rebase_history(node: Node, view: "_tensor.Tensor", base: torch.Tensor) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
     raise NotImplementedError
 
 
 @upcall("nnmirror.views")
-def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
+def track_views(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     """Track plain views whose base has become tracked."""
     raise NotImplementedError
 
@@ -771,7 +771,7 @@ def edge_of(tensor: torch.Tensor) -> Edge:
     if isinstance(tensor, _tensor.Tensor):
         view = tensor._view_of
         if view is not None and view[1] != tensor._version:
-            renew(tensor)
+            regenerate_grad_fn(tensor)
         if tensor._node is not None:
             return tensor._node, tensor._output_nr
         if tensor._stands_for is not None:
@@ -810,7 +810,7 @@ def track(
         raise no_complex(node.function.__name__)
     dirty = bool(node.dirty) and among(out, node.dirty)
     if dirty:
-        base, views = change_of(out) if change is None else change
+        base, views = check_inplace(out) if change is None else change
     elif isinstance(out, _tensor.Tensor) or among(out, args):
         out = out.view_as(out)  # forward returned an input: make a separate tensor
     if node._saved:
@@ -821,9 +821,9 @@ def track(
         if base is None:
             made_by(out, node, index)
         else:
-            rebase(node, out, base)
+            rebase_history(node, out, base)
         if views:
-            tell(out if base is None else base, views)
+            track_views(out if base is None else base, views)
         return out
     made_by(out, node, index)
     if node.function.is_view or not node.function.is_rule:
@@ -905,7 +905,7 @@ def _by_torch(
 
 def is_left_to_torch(args: Args, kwargs: Kwargs | None = None) -> bool:
     """Is there nothing to record, so that PyTorch's own function has to be called, or may be?"""
-    if is_seen_through():
+    if in_transform_or_forward_mode():
         given = args, kwargs
         return not (is_grad_enabled() and any(map(_is_tracked, tensors_in(given))))
     if _state.plain or (is_grad_enabled() and is_any_autocast_enabled()):
@@ -923,7 +923,7 @@ def _is_tracked(t: torch.Tensor) -> bool:
     return isinstance(t, _tensor.Tensor) and t.requires_grad
 
 
-def is_seen_through() -> bool:
+def in_transform_or_forward_mode() -> bool:
     """Is a transform of torch.func or forward mode active, so that PyTorch computes more than the
     result?"""
     return in_transform() is not None or forward_mode["_current_level"] >= 0

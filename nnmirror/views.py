@@ -41,9 +41,10 @@ T = torch.Tensor
 # - its base;
 # - the version of the shared memory when its grad_fn was made; -1 if not used yet. After a change
 #   of the view itself: the version then and the sequence number for its new grad_fn;
-# - how it was made: by an operation ("plain"), by one that returns several ("several"), by
-#   a user's Function ("custom"), or from a tensor in torch's own graph ("foreign"). Of a view
-#   made before its memory carried a gradient also "no_grad" and "inference", the mode.
+# - how it was made, in the words of PyTorch's CreationMeta: by an operation ("default"), by one
+#   that returns several ("multi_output"), by a user's Function ("in_custom_function"), or from a
+#   tensor in torch's own graph ("foreign"). Of a view made before its memory carried a gradient
+#   also "no_grad" and "inference", the mode.
 ViewOf: TypeAlias = tuple[torch.Tensor, "int | tuple[int, int]", str]
 
 
@@ -60,9 +61,9 @@ _ITSELF = Change(None, ())
 @implements(_tape)
 def view_of(node: "Node", out: torch.Tensor, base: object, several: bool) -> ViewOf | None:
     """The view record of `out`, output of `node`, if it is a view of `base` or its base."""
-    kind = "several" if several else "plain"
+    kind = "multi_output" if several else "default"
     if not node.function.is_rule:
-        kind = "custom"
+        kind = "in_custom_function"
         base = out._base if out._is_view() else None
     elif not isinstance(base, _tensor.Tensor):
         kind = "foreign"
@@ -70,7 +71,7 @@ def view_of(node: "Node", out: torch.Tensor, base: object, several: bool) -> Vie
         return None
     if isinstance(base, _tensor.Tensor):
         base, version, inherited = view_from(base, out)
-        return base, version, inherited if kind == "plain" else kind
+        return base, version, inherited if kind == "default" else kind
     return base, out._version, kind
 
 
@@ -79,12 +80,12 @@ def view_from(base: "_tensor.Tensor", out: torch.Tensor) -> ViewOf:
     """The same for the single view that an operation makes of `base`, a tracked tensor."""
     held = base._view_of
     if held is None:
-        return base, out._version, "plain"
+        return base, out._version, "default"
     return held[0], out._version, held[2]
 
 
 @implements(_tape)
-def change_of(tensor: torch.Tensor) -> Change:
+def check_inplace(tensor: torch.Tensor) -> Change:
     """What a recorded in-place operation on `tensor` will change.
 
     Refuses what PyTorch refuses, and what the tape cannot follow.
@@ -102,7 +103,7 @@ def change_of(tensor: torch.Tensor) -> Change:
             if not isinstance(leaf, torch.Tensor) or not leaf.is_leaf:
                 raise RuntimeError(_FOREIGN)
             raise RuntimeError("a view of a" + CHANGED_LEAF)
-        if kind != "plain":
+        if kind != "default":
             raise RuntimeError(_forbidden(tensor, kind, "is being"))
         if version == -1:
             raise RuntimeError("a" + CHANGED_LEAF)  # as in PyTorch for a view without a grad_fn
@@ -111,9 +112,9 @@ def change_of(tensor: torch.Tensor) -> Change:
         if base is not None:
             if base.requires_grad and not isinstance(base, _tensor.Tensor):
                 raise RuntimeError(_FOREIGN)
-            kind = _kind_of(tensor)
-            if kind != "plain" or base.requires_grad:
-                kind = "no_grad" if kind == "plain" else kind
+            kind = _creation_kind(tensor)
+            if kind != "default" or base.requires_grad:
+                kind = "no_grad" if kind == "default" else kind
                 raise RuntimeError(_forbidden(tensor, kind, "is being"))
     if base is not None and base.requires_grad and base.is_leaf:
         raise RuntimeError("a view of a" + CHANGED_LEAF)
@@ -155,7 +156,7 @@ def _plain_views(
                 or other.dtype is not base.dtype  # the real part of a complex one
             ):
                 raise RuntimeError(_SHARED)
-            yield other, _kind_of(other)
+            yield other, _creation_kind(other)
         if not others:
             return
     raise RuntimeError(_SHARED)
@@ -166,7 +167,7 @@ def follow_leaf(leaf: "_tensor.Tensor") -> None:
     """Let the views of a leaf require grad as it does.
 
     Those made while it was frozen are plain tensors. As in PyTorch, such a view is a leaf itself
-    until the memory is changed. From then on it is a part of the leaf (see `renew`).
+    until the memory is changed. From then on it is a part of the leaf (see `regenerate_grad_fn`).
     """
     requires_grad = leaf._requires_grad
     with DisableTorchFunctionSubclass():
@@ -180,7 +181,7 @@ def follow_leaf(leaf: "_tensor.Tensor") -> None:
             elif type(view) is T and requires_grad:
                 tracked: Any = view
                 tracked.__class__ = _tensor.Tensor
-                tracked._view_of = leaf, view._version, _kind_of(view)
+                tracked._view_of = leaf, view._version, _creation_kind(view)
                 tracked._requires_grad = True
             views -= 1
             if not views:
@@ -210,25 +211,25 @@ def _memory_of(tensor: torch.Tensor) -> int | None:
         return None
 
 
-def _kind_of(view: torch.Tensor) -> str:
+def _creation_kind(view: torch.Tensor) -> str:
     """How torch's own tensor became a view."""
     kind = _KINDS[_torch.get_creation_meta(view).name]
     if kind == "no_grad" and not torch.is_grad_enabled():
-        return "plain"  # torch's mode is always off, and the mirror's own on
+        return "default"  # torch's mode is always off, and the mirror's own on
     return kind
 
 
 _KINDS = {
-    "DEFAULT": "plain",
-    "MULTI_OUTPUT_NODE": "several",
+    "DEFAULT": "default",
+    "MULTI_OUTPUT_NODE": "multi_output",
     "NO_GRAD_MODE": "no_grad",
     "INFERENCE_MODE": "inference",
-    "IN_CUSTOM_FUNCTION": "custom",
+    "IN_CUSTOM_FUNCTION": "in_custom_function",
 }
 
 
 @implements(_tape)
-def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
+def track_views(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
     """Track plain views whose base has become tracked."""
     for view, kind in views:
         view.__class__ = _tensor.Tensor
@@ -237,7 +238,7 @@ def tell(base: torch.Tensor, views: Sequence[tuple[torch.Tensor, str]]) -> None:
 
 
 @implements(_tape)
-def rebase(node: "Node", view: "_tensor.Tensor", base: Any) -> None:
+def rebase_history(node: "Node", view: "_tensor.Tensor", base: Any) -> None:
     """Record `node`, an in-place operation on `view`, as one on its base."""
     edge = _tape.edge_of(base) if base.requires_grad else None
     if not isinstance(base, _tensor.Tensor):
@@ -246,10 +247,12 @@ def rebase(node: "Node", view: "_tensor.Tensor", base: Any) -> None:
     if needs[0] and node.function.overwrites:
         node.needs_input_grad = (False, *needs[1:])
     needs = (edge is not None, *needs[1:])
-    rebase_on(node, view, base, edge, node.places, needs, plan is None or RESULT in plan.saves)
+    rebase_history_of(
+        node, view, base, edge, node.places, needs, plan is None or RESULT in plan.saves
+    )
 
 
-def rebase_on(
+def rebase_history_of(
     node: "Node",
     view: "_tensor.Tensor",
     base: "_tensor.Tensor",
@@ -276,20 +279,20 @@ def rebase_on(
     # As in PyTorch the view gets a new grad_fn. It is made when it is needed, or at once if the
     # view does not require grad yet, if its gradient is retained, or if `node` saved its result,
     # which leads to the view.
-    view._view_of = base, (view._version, next(_sequence)), "plain"
+    view._view_of = base, (view._version, next(_sequence)), "default"
     if saves_result or view._node is None or view._node.node_state is not RECORDED:
-        renew(view)
+        regenerate_grad_fn(view)
         if view._node is not None:
-            node.seen_by = weakref.ref(view._node)
+            node.view_node = weakref.ref(view._node)
 
 
 @implements(_tape)
-def renew(view: "_tensor.Tensor") -> None:
+def regenerate_grad_fn(view: "_tensor.Tensor") -> None:
     """Give a view whose memory has changed a new grad_fn, based on its base's present one."""
     base, version, kind = view._view_of  # type: ignore[misc]
     if not base.requires_grad and view._node is None:
         return
-    if kind not in ("plain", "foreign"):
+    if kind not in ("default", "foreign"):
         raise RuntimeError(_forbidden(view, kind, "its base or another view of its base has been"))
     if kind == "foreign":
         raise RuntimeError(_FOREIGN)
@@ -379,7 +382,7 @@ def _with_assignment(node: "Node") -> None:
         put_in_front(made, target and target[0])
 
 
-CopySlices.looked_at = staticmethod(_with_assignment)
+CopySlices.on_exposed = staticmethod(_with_assignment)
 
 
 @upcall("nnmirror.running")
@@ -703,12 +706,12 @@ _AMBIGUOUS = (
 _REASONS = {
     "no_grad": _AMBIGUOUS.format("no_grad"),
     "inference": _AMBIGUOUS.format("inference_mode"),
-    "several": (
+    "multi_output": (
         " This view is the output of a function that returns multiple views. Such functions do"
         " not allow the output views to be modified inplace. You should replace the inplace"
         " operation by an out-of-place one."
     ),
-    "custom": (
+    "in_custom_function": (
         " This view was created inside a custom Function (or because an input was returned"
         " as-is) and the autograd logic to handle view+inplace would override the custom"
         " backward associated with the custom Function, leading to incorrect gradients. This"

@@ -27,7 +27,7 @@ from .gradient_hooks import (
     run_tensor_hooks,
 )
 from .node import HOOKED, NO_FURTHER, Edge, Node, Target
-from .running import Progress, dependencies, running
+from .running import GraphTask, dependencies, running
 from .tensor import C_dtype, C_shape, bare
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Stop(NamedTuple):
     results: Slots  # those of its inputs, once they are known
 
 
-class Walk(Progress):
+class Walk(GraphTask):
     """A run of the generic walk. `walk` says what the arguments are; with `stops`, it stops before
     each node."""
 
@@ -315,7 +315,9 @@ class Walk(Progress):
             # A user's Function is called even then: it may return zeros.
             results = [None] * len(node.targets)
         else:
-            results = validated(node, node.run(slots) if self.runs else self.run(node, slots))
+            results = validate_outputs(
+                node, node.run(slots) if self.runs else self.run(node, slots)
+            )
             if not self.is_simple and torch.is_anomaly_enabled():
                 _refuse_nan(node, results)
         if node.posthooks:
@@ -620,7 +622,9 @@ def _refuse_nan(node: Node, results: Sequence[torch.Tensor | None]) -> None:
             raise RuntimeError(f"Function '{name}' returned nan values in its {place}th output.")
 
 
-def validated(node: Node, results: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def validate_outputs(
+    node: Node, results: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
     """Bring each gradient to its input's shape and dtype, as PyTorch's engine does.
 
     So a rule for a broadcasting operation returns a gradient with the broadcast shape, and the sum
@@ -715,7 +719,7 @@ def untap(nodes: Iterable[Node]) -> None:
 
 @upcall("nnmirror.fast.parts")
 def bound_part(
-    node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
+    node: Node, grad: torch.Tensor, progress: GraphTask, retain_graph: bool
 ) -> "Left | None":
     """The bound part of the walk from `node`; None if there is none."""
     raise NotImplementedError

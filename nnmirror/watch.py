@@ -763,7 +763,7 @@ def _made(out: torch.Tensor) -> object:
         target = tape.edge_of(out)[0]
     if not isinstance(target, Node):
         return None
-    return target if target.segment is None else target.as_seen()
+    return target if target.segment is None else target.as_exposed()
 
 
 def _takes_taps(node: object) -> TypeGuard[Node]:

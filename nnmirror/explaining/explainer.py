@@ -178,7 +178,7 @@ class ExplainingWriter(writer.Writer):
         node = step.node
         saved = node._saved
         with _Notes() as notes:
-            step.results = _walk.validated(node, node.run(list(step.slots)))
+            step.results = _walk.validate_outputs(node, node.run(list(step.slots)))
         if node._saved is not saved:  # it may be read only once
             node._saved = saved
         step.reads_data = notes.reads_data

@@ -17,7 +17,7 @@ from .._upcalls import implements
 from ..accumulate import accumulate, accumulating, add_to_grad
 from ..constants import constant
 from ..node import Node, Target
-from ..running import Progress, dependencies
+from ..running import GraphTask, dependencies
 from ..walk import unrecorded
 from . import bound as _bound
 from .due import OFTEN, PATIENCE, has_many, note_bound
@@ -170,7 +170,7 @@ def hand_over(
             else:
                 add_to_grad(leaf, grad, bool(own))
     if to_torch:
-        with (going := Progress([(node, 0)])):
+        with (going := GraphTask([(node, 0)])):
             beyond.accumulate(to_torch, retain_graph, arrivals)
             going.call_back()
 

@@ -13,7 +13,7 @@ import torch
 
 from .. import tensor as _tensor
 from ..node import Edge, Node, Target
-from ..running import Progress
+from ..running import GraphTask
 from ..walk import Slots
 from . import source
 from .shorter import Unbindable
@@ -100,7 +100,7 @@ class BoundPart(Bound):
         node: Node,
         grad: torch.Tensor,
         retain_graph: bool,
-        progress: Progress,
+        progress: GraphTask,
         trying: bool = False,
     ) -> Left | None:
         """Call `run` where a generic walk has reached `node`; if `trying`, the walk then runs it
@@ -120,7 +120,7 @@ class BoundPart(Bound):
 
 
 def bind_part(
-    root: Node, grad: torch.Tensor, progress: Progress, is_short: bool
+    root: Node, grad: torch.Tensor, progress: GraphTask, is_short: bool
 ) -> BoundPart | None:
     """The bound part from `root`; None if it cannot be bound.
 
@@ -143,7 +143,7 @@ def by_steps(
     part: BoundPart,
     root: Node,
     grad: torch.Tensor,
-    progress: Progress,
+    progress: GraphTask,
     give: _Receiver,
 ) -> None:
     """Run the nodes of the part one by one, and call `give` with each gradient that leaves it."""
@@ -179,7 +179,7 @@ def _bytes_of_leaves(nodes: Sequence[Node]) -> int:
 class _PartByNodes(Writer):
     """Walks a part as a writer does, but writes nothing and keeps no gradient."""
 
-    def __init__(self, root: Node, progress: Progress, length: int, give: _Receiver) -> None:
+    def __init__(self, root: Node, progress: GraphTask, length: int, give: _Receiver) -> None:
         self.length = length
         super().__init__(root, progress)
         self.give = give

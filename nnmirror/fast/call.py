@@ -605,9 +605,8 @@ class _OneCall:
             self.line(f"out._view_of = view_of(node, out, {base}, False)")
             return
         self.line(f"view = {base}._view_of")  # the rest is as `view_from(base, out)`
-        view = (
-            f"({base}, out._version, 'plain') if view is None else (view[0], out._version, view[2])"
-        )
+        own = f"({base}, out._version, 'default')"
+        view = f"{own} if view is None else (view[0], out._version, view[2])"
         text.track("out", "node", f"'_view_of': {view}")
 
     def track_results(self) -> None:
@@ -617,7 +616,7 @@ class _OneCall:
             raise Unwritable
         if base:
             self.line(f"root = {base} if (view := {base}._view_of) is None else view[0]")
-        view = ["'_view_of': (root, result._version, 'several')"] if base else []
+        view = ["'_view_of': (root, result._version, 'multi_output')"] if base else []
         for i, meta in enumerate(self.found.outputs):
             if meta is not None and meta[1].is_floating_point:
                 self.line(f"result = out[{i}]")

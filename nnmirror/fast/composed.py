@@ -108,7 +108,7 @@ def met_before(what: object, given: Args) -> Made | None:
     """The result of a `composed` function and its node, if it was called with such arguments a few
     times before; else None."""
     sign, first, made = _first_signed(given)
-    if sign is None or (kept := sign.calls.get(what)) is None or not tape.is_usual():
+    if sign is None or (kept := sign.calls.get(what)) is None or not tape.records_normally():
         return None
     return kept[0](kept[1], first, made, given)  # type: ignore[no-any-return]
 
@@ -140,7 +140,7 @@ def _run_or_write(
     otherwise its number is; with `all_used`, if each tensor is one: its shape may be.
     """
     sign = _first_signed(given)[0]
-    if sign is None or not tape.is_usual():
+    if sign is None or not tape.records_normally():
         return function()
     stored_with = sign.of_family() or sign
     kept = stored_with.calls.get(what)

@@ -17,7 +17,7 @@ from .. import walk as _walk
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
 from ..node import Edge, Node, Target
-from ..running import Progress
+from ..running import GraphTask
 from ..tensor import bare
 from . import writer as _writer
 from .binding import is_observed
@@ -78,7 +78,7 @@ def walk_to_ends(
     if not to_torch:
         return grads_of_ends
     arrived: dict[tuple[int, int], T | None] = {**_by_slot(only, grads_of_ends)}
-    with (going := Progress(edges)):
+    with (going := GraphTask(edges)):
         theirs = _walk.theirs_among(only)
         _walk.through_torch(arrived, to_torch, theirs, retain_graph)
         going.call_back()

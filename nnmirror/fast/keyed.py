@@ -52,12 +52,12 @@ Walks: TypeAlias = dict[object, Candidates[W] | int]
 def key_of(grad: torch.Tensor, ends: Sequence[Edge]) -> object:
     """What distinguishes walks from one signature; None if there is no such key."""
     try:
-        return of_tensor(grad), exact.is_exact(), *[_kind_of(target) for target, _ in ends]
+        return of_tensor(grad), exact.is_exact(), *[_end_key(target) for target, _ in ends]
     except Unsigned:
         return None
 
 
-def _kind_of(target: Target) -> object:
+def _end_key(target: Target) -> object:
     if isinstance(target, Node):
         return None if target.signature is None else target.signature.own_serial
     if isinstance(target, _tensor.Tensor):

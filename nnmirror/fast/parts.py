@@ -10,7 +10,7 @@ from .. import walk as _walk
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
 from ..node import Node
-from ..running import Progress
+from ..running import GraphTask
 from . import bound as _bound
 from .due import OFTEN, has_many, is_out_of_date, note_bound, waiting
 from .signature import Signature
@@ -22,7 +22,7 @@ _VISITS = 8  # of a node, before a part is bound from it: a loop has more of the
 
 @implements(_walk)
 def bound_part(
-    node: Node, grad: torch.Tensor, progress: Progress, retain_graph: bool
+    node: Node, grad: torch.Tensor, progress: GraphTask, retain_graph: bool
 ) -> _bound.Left | None:
     """The bound part of the walk from `node`, see `BoundPart`; None if there is none."""
     sign = node.signature
@@ -72,7 +72,7 @@ def _bind_part(
     key: tuple[int, ...],
     node: Node,
     grad: torch.Tensor,
-    progress: Progress,
+    progress: GraphTask,
     is_short: bool,
 ) -> list[_bound.BoundPart] | None:
     """The bound parts from `node`, with a new one; None if there can be none, or not now."""
@@ -101,7 +101,7 @@ def _is_right_part(
     sign: Signature,
     node: Node,
     grad: torch.Tensor,
-    progress: Progress,
+    progress: GraphTask,
 ) -> bool:
     """Does it fit here, and has it the bits of the generic walk? If it has others, no part from
     here is ever used."""

@@ -63,7 +63,7 @@ def _takes_none(*args: object) -> None:
 
 def _is_kept(kind: type) -> bool:
     """Neither a tensor subclass, which has its own dispatch, nor a user's class."""
-    sort = _tape.kind_of(kind)
+    sort = _tape.dispatch_kind(kind)
     return kind.__module__ in _HOMES if sort is _tape.OTHER else sort is not _tape.SUBCLASS
 
 
@@ -128,8 +128,8 @@ class RecorderSource:
             "new": object.__new__,
             "other": other,
             "plain": torch.Tensor,
-            "rebase_on": _views.rebase_on,
-            "renew": _views.renew,
+            "rebase_history_of": _views.rebase_history_of,
+            "regenerate_grad_fn": _views.regenerate_grad_fn,
             "rule": function,
             "shape_of": _tensor.C_shape,
         }
@@ -278,7 +278,7 @@ class RecorderSource:
             lines += [
                 f"node.call_info = infos[None, None, None, {more}]",
                 "node._saved = node._versions = ()",
-                "out = plan.keep_apart(node, args, out)",
+                "out = plan.keep(node, args, out, apart=True)",
             ]
         handed_on = [
             f"out is not {n}" for n, a in zip(names, args, strict=True) if type(a) is torch.Tensor
@@ -310,7 +310,7 @@ class RecorderSource:
                 version = "out._version"
             lines += [
                 "if a0_view is None:",
-                "    out._view_of = (a0, out._version, 'plain')",
+                "    out._view_of = (a0, out._version, 'default')",
                 "else:",
                 f"    out._view_of = (a0_view[0], {version}, a0_view[2])",
             ]
@@ -357,12 +357,12 @@ class RecorderSource:
             "else:",
             "    base, version, kind = view",
             "    if type(base) is not Tensor or base._node is None or version == -1"
-            f" or kind != 'plain': {self.on}",
+            f" or kind != 'default': {self.on}",
         ]
         if not {0, formula.RESULT}.isdisjoint(plan.saves):  # these need the graph that made it
             lines += [
                 "if view is not None and version != a0._version:",
-                "    renew(a0)",
+                "    regenerate_grad_fn(a0)",
                 "    a0_node = a0._node",
             ]
         saved, versions = [], []
@@ -421,7 +421,8 @@ class RecorderSource:
             "    made_by(a0, node, 0)",
             "else:",
             "    edge = base._node, base._output_nr",
-            f"    rebase_on(node, a0, base, edge, places, needs, {formula.RESULT in plan.saves})",
+            "    rebase_history_of(node, a0, base, edge, places, needs,"
+            f" {formula.RESULT in plan.saves})",
             "return a0, node",
         ]
 

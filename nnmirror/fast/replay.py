@@ -24,7 +24,7 @@ from .._types import Args, Kwargs, TorchFunction
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
 from ..node import RECORDED, Edge, Node
-from ..running import Progress, dependencies
+from ..running import GraphTask, dependencies
 from . import writer as _writer
 from .binding import is_observed
 from .bound import Bound
@@ -45,7 +45,7 @@ class Replay(Bound):
     kind = "recorded walk"
 
     def __init__(self, root: Node, ends: Sequence[Edge], grad: T) -> None:
-        with Progress((), creates_graph=True):
+        with GraphTask((), creates_graph=True):
             writer = ReplayWriter(root, ends)
             writer.go_back(grad)
         super().__init__(writer.source(), writer.environment, root)
@@ -96,7 +96,7 @@ class ReplayWriter(WriterToEnds):
     """Writes a walk with the calls that it records; m0, m1 ... are the nodes that it makes."""
 
     def __init__(self, root: Node, ends: Sequence[Edge]) -> None:
-        dependencies([(root, 0)], as_seen=True)
+        dependencies([(root, 0)], as_exposed=True)
         super().__init__(root, ends)
         self.first = next(_sequence)
         self.fresh: dict[str, int] = {}  # names of tensors with own memory, and that
@@ -115,7 +115,7 @@ class ReplayWriter(WriterToEnds):
         if sign is not None and sign.plan is not None and sign.plan.is_open:
             raise Unbindable
         with _writer.Notes() as notes:
-            results = _walk.validated(node, _tape.run_recorded(node, given, needs))
+            results = _walk.validate_outputs(node, _tape.run_recorded(node, given, needs))
         if any(g is not None and g.requires_grad for g in given):
             zeros = {id(call[-1]) for call in notes.calls if call[0] is torch.zeros_like}
             if any(type(result) is T and id(result) not in zeros for result in results):
@@ -213,10 +213,10 @@ class ReplayWriter(WriterToEnds):
                 raise Unbindable
             by_word.setdefault(self.known[id(out)], []).append(node)
             self.alive.append(out)
-        seen = self.seen(made, results, results_of)
+        escaping = self.escaping_names(made, results, results_of)
         kept = {memory_of(r) for r in results}
-        self.lines, guards = without_repeated(self.lines, self.same, kept, seen)
-        needed = self.needed(seen)
+        self.lines, guards = without_repeated(self.lines, self.same, kept, escaping)
+        needed = self.needed(escaping)
         conditions += guards
         lines.append("if (")
         lines += [f"    {'or ' if i else ''}{c}" for i, c in enumerate(conditions)]
@@ -251,7 +251,7 @@ class ReplayWriter(WriterToEnds):
     def base_of(self, result: _tensor.Tensor, i: int, places: dict[int, str]) -> list[str]:
         """The source that makes the i-th result a view of its base."""
         base, _, kind = result._view_of or (None, 0, "")
-        if kind != "plain" or not isinstance(base, _tensor.Tensor):
+        if kind != "default" or not isinstance(base, _tensor.Tensor):
             raise Unbindable
         made_by, word = base._node, self.known.get(id(base))
         if word is None or made_by is None or id(made_by) not in places:
@@ -322,7 +322,7 @@ class ReplayWriter(WriterToEnds):
             raise Unbindable
         return word
 
-    def seen(
+    def escaping_names(
         self,
         made: Sequence[Node],
         results: Sequence[T],

@@ -95,7 +95,7 @@ class CallInfo:
     """What a node knows of its call apart from the tensors. Nodes of calls of one kind share it,
     whether or not these have a signature."""
 
-    __slots__ = ("indices", "is_shared", "label", "needs", "outputs", "places", "plan", "seen")
+    __slots__ = ("exposed", "indices", "is_shared", "label", "needs", "outputs", "places", "plan")
 
     indices: Sequence[int] | None  # for each argument, which output of its target it was; None: 0
     label: str
@@ -103,7 +103,7 @@ class CallInfo:
     places: Sequence[int]
     needs: tuple[bool, ...]
     outputs: Sequence[Any]  # the `Meta` of each; None in place of what is no tensor
-    seen: "CallInfo | None"  # the same when they are like PyTorch's (see `Node.as_seen`)
+    exposed: "CallInfo | None"  # the same when they are like PyTorch's (see `Node.as_exposed`)
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class CallInfo:
     ) -> None:
         self.places, self.needs, self.outputs = places, needs, outputs
         self.plan, self.label, self.is_shared = plan, label, is_shared
-        self.seen = self.indices = None
+        self.exposed = self.indices = None
 
     def copied(self) -> "CallInfo":
         """The same for one node, to be changed."""
@@ -633,7 +633,7 @@ def _differ_by_size(keys: Collection[Sequence[object]]) -> Varied:
     """The sizes by which most of these calls differ; none if they differ by more."""
     kinds: dict[object, list[Sequence[object]]] = {}
     for key in keys:
-        kind = tuple([_kind_of(part) for part in key])
+        kind = tuple([_without_sizes(part) for part in key])
         kinds.setdefault(kind, []).append(key)
     varied = Varied(frozenset(), frozenset())
     sized = [alike for alike in kinds.values() if len(alike) > 1]
@@ -652,7 +652,7 @@ def _differ_by_size(keys: Collection[Sequence[object]]) -> Varied:
     return Varied(frozenset(dims), frozenset(numbers))
 
 
-def _kind_of(part: Any) -> object:
+def _without_sizes(part: Any) -> object:
     """A part of a key without its sizes."""
     if _is_layout(part):
         shape, stride, *others = part
@@ -660,7 +660,7 @@ def _kind_of(part: Any) -> object:
     if type(part) is tuple and part[0] is int:
         return (int, SIZES) if part[1] > 1 else part
     if type(part) is tuple and part[0] in (tuple, torch.Size):
-        return part[0], tuple([_kind_of(item) for item in part[1]])
+        return part[0], tuple([_without_sizes(item) for item in part[1]])
     return tuple([min(n, 2) for n in part]) if type(part) is torch.Size else part
 
 

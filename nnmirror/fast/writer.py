@@ -27,7 +27,7 @@ from .. import tensor as _tensor
 from .. import walk as _walk
 from .._types import Args, Kwargs, TorchFunction
 from ..node import EXPOSED, HOOKED, NO_FURTHER, RECORDED, TAPPED, Node, NodeState, Target
-from ..running import Progress, dependencies
+from ..running import GraphTask, dependencies
 from ..tensor import bare
 from ..walk import Slots
 from . import source
@@ -144,7 +144,7 @@ class Writer:
     most_nodes = 1024  # longer walks from a loss are bound in parts
 
     def __init__(
-        self, root: Node, progress: Progress | None = None, is_short: bool = False
+        self, root: Node, progress: GraphTask | None = None, is_short: bool = False
     ) -> None:
         self.is_part, self.is_short = progress is not None, is_short
         self.start_varies = self.is_part  # the gradient that it starts with
@@ -234,7 +234,7 @@ class Writer:
         self.temporaries = itertools.count()
         self.used: set[str] = set()  # the names that are used elsewhere than in calls of torch
 
-    def part(self, root: Node, progress: Progress) -> list[Node]:
+    def part(self, root: Node, progress: GraphTask) -> list[Node]:
         """The nodes that the generic walk would run from `root` on, in its order.
 
         As far as their gradients come from one another or have arrived; with waiting nodes among
@@ -605,25 +605,25 @@ class Writer:
         for i, node in enumerate(self.whole):  # each has a name by then
             name = self.names[id(node)]
             # One that was exposed to the user may have other edges since.
-            looked_at = ""
+            more = ""
             if node.segment is not None:
-                looked_at = f" or {name}.segment is None"
+                more = f" or {name}.segment is None"
             elif "before" in vars(node):  # it was a segment's, and is now its last layer's
-                looked_at = f" or {name}.segment is not None"
+                more = f" or {name}.segment is not None"
             if expanding:
-                looked_at = ""
+                more = ""
                 lines.append(f"if {name}.segment is not None: {name}.segment.expand({name})")
             state = RECORDED
             if node.taps:
-                state, looked_at = TAPPED, ""
+                state, more = TAPPED, ""
             elif node.node_state is not RECORDED:  # otherwise it has another signature
-                state, looked_at = EXPOSED, ""
+                state, more = EXPOSED, ""
                 if expanding:
-                    lines.append(f"if {name}.node_state is RECORDED: {name}.as_seen()")
-            lines.append(f"if {name}.node_state is not {state.name}{looked_at}: return None")
+                    lines.append(f"if {name}.node_state is RECORDED: {name}.as_exposed()")
+            lines.append(f"if {name}.node_state is not {state.name}{more}: return None")
             if node.theirs is not None:
                 lines.append(
-                    f"if {name}.theirs is None or not {name}.theirs.is_usual(): return None"
+                    f"if {name}.theirs is None or not {name}.theirs.is_unchanged(): return None"
                 )
             lines.append(f"e = {name}.targets")
             follows = False
@@ -930,4 +930,4 @@ Line: TypeAlias = str | TorchCall | _Give  # of the source
 
 def step(node: Node, slots: Slots) -> Slots:
     """The generic step of a node: its gradients, each with the shape and dtype of its input."""
-    return _walk.validated(node, node.run(slots))
+    return _walk.validate_outputs(node, node.run(slots))

@@ -50,7 +50,7 @@ class NodeCall:
             finally:
                 node.needs_input_grad = needs
             node.free()
-            wanted, grads = results[place], walk.validated(node, results)
+            wanted, grads = results[place], walk.validate_outputs(node, results)
         grads[place] = None
         on = [
             (edge, grad)
@@ -132,7 +132,7 @@ class Untracked:
 def untracked(function: type[Function], args: tuple[object, ...], out: object) -> Untracked | None:
     """The call of a layer that got no node from `record`; None if grad mode is off, and inside a
     transform."""
-    if not is_grad_enabled() or tape.is_seen_through():
+    if not is_grad_enabled() or tape.in_transform_or_forward_mode():
         return None
     return Untracked(chosen(function), args, out)
 

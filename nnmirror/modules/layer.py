@@ -13,7 +13,7 @@ from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
-from ..tape import is_seen_through, record
+from ..tape import in_transform_or_forward_mode, record
 from ..tensor import Tensor
 from .explicit import Each, OfComplex, Stacked, Traced, untracked, way_back
 from .module import Module
@@ -102,7 +102,7 @@ class Layer(Module):
                 calls.append(way_back(self._call))
             self.__dict__["_call"] = Each(calls)
             return tuple(outs)
-        if not is_grad_enabled() or is_seen_through():
+        if not is_grad_enabled() or in_transform_or_forward_mode():
             self.__dict__["_call"] = None
             return function(*inputs, *others)
         if any(map(is_subclass, (*inputs, *others))):

@@ -534,7 +534,7 @@ class SegmentSource:
         if name is None:
             name = self.params[id(param)] = f"w{len(self.params)}"
             self.environment[name] = param
-            if tape.kind_of(type(param)) is not tape.MIRRORED or param._node is not None:
+            if tape.dispatch_kind(type(param)) is not tape.MIRRORED or param._node is not None:
                 raise Unwritable
             if param._requires_grad:
                 sign = param._signature or signature_of_leaf(param)

@@ -243,7 +243,10 @@ def _can_be_flat(lists: Lists) -> bool:
     params, dtype = lists["params"], lists["params"][0].dtype
     if len(params) < 2 or dtype not in FLOATS or sum(map(_numel, params)) > _MOST:
         return False
-    if not all(is_usual(p) and p.is_cpu and p.dtype is dtype and p.is_contiguous() for p in params):
+    if not all(
+        is_plain_parameter(p) and p.is_cpu and p.dtype is dtype and p.is_contiguous()
+        for p in params
+    ):
         return False
     kept: list[Tensor] = []
     for name in lists.keys() - {"params", "grads"}:
@@ -387,7 +390,7 @@ def _has_numbers(group: Options) -> bool:
 _TENSORS = {Tensor, Parameter}
 
 
-def is_usual(param: Tensor) -> bool:
+def is_plain_parameter(param: Tensor) -> bool:
     """Is it of no subclass, except the parameters of either library?"""
     kind = type(param)
     return kind in (Tensor, Parameter) or kind.__module__ == "torch.nn.parameter"

@@ -20,7 +20,7 @@ from ..walk import unrecorded
 from .flat import (
     Lists,
     Tensors,
-    is_usual,
+    is_plain_parameter,
     lists_of,
     put_in_line,
     step_again,
@@ -253,7 +253,7 @@ def foreach_is_chosen(group: Group, params: list[Tensor]) -> bool:
     if params[0].is_cpu:  # nearly always, and no such device
         return False
     devices = foreach_devices()
-    return all(p.device.type in devices and is_usual(p) for p in params)
+    return all(p.device.type in devices and is_plain_parameter(p) for p in params)
 
 
 def by_kind(lists: Lists) -> Iterator[Lists]:

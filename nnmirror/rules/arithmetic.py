@@ -12,7 +12,7 @@ from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import Number, TorchFunction
 from .._versions import SINCE_2_14
 from ..constants import constant, number
-from ..tape import OTHER, kind_of, record
+from ..tape import OTHER, dispatch_kind, record
 from .registry import (
     Gradients,
     Needs,
@@ -373,7 +373,7 @@ def clamp_(input: T, min: T | Number | None = None, max: T | Number | None = Non
 def _bounded(
     input: T, min: T | Number | None, max: T | Number | None
 ) -> tuple[type[Rule], tuple[T | Number | None, T | Number | None]]:
-    if kind_of(type(min)) is OTHER and kind_of(type(max)) is OTHER:
+    if dispatch_kind(type(min)) is OTHER and dispatch_kind(type(max)) is OTHER:
         return Clamp, (min, max)
     if isinstance(min, T | None) and isinstance(max, T | None):
         return ClampTensor, (min, max)

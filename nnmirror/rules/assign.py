@@ -14,7 +14,7 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import IndexLike, Number, TorchFunction
 from ..tape import record
 from ..tensor import Tensor
-from ..views import AsStrided, assigned, change_of
+from ..views import AsStrided, assigned, check_inplace
 from . import shape
 from .registry import Rule, answered, composite, inplace, refusal, rule, unplaced
 
@@ -272,7 +272,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:
         if input.is_leaf and isinstance(error, IndexError) and isinstance(index, T):
-            change_of(input)  # PyTorch checks this first
+            check_inplace(input)  # PyTorch checks this first
         with DisableTorchFunctionSubclass(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # already raised above
             copy = input.detach().clone()

@@ -273,16 +273,16 @@ def _with_transpose(node: Node) -> None:
 def _with_plan_for_other(node: Node) -> None:
     """Its gradients are those of `_LinearOfTransposed`, which saves the same."""
     info = node.call_info
-    if info.seen is None:
+    if info.exposed is None:
         plan = cast(Plan, info.plan).for_other()
-        info.seen = CallInfo(info.places, info.needs, info.outputs, plan, info.label)
-        info.seen.indices = info.indices
-    node.call_info = info.seen
+        info.exposed = CallInfo(info.places, info.needs, info.outputs, plan, info.label)
+        info.exposed.indices = info.indices
+    node.call_info = info.exposed
 
 
 class _LinearOfTransposed(Linear):
     # With a gradient for W^T. Its docstring is Linear's, as it replaces Linear.
-    looked_at = None
+    on_exposed = None
 
     @staticmethod
     def leading(place: int, saved: T) -> T:
@@ -303,7 +303,7 @@ class _LinearOfTransposed(Linear):
         return "LinearBackward0"
 
 
-Linear.looked_at = staticmethod(_with_transpose)
+Linear.on_exposed = staticmethod(_with_transpose)
 
 
 def _batched_input_grad(g: T, w: T) -> T:

@@ -15,7 +15,7 @@ from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
 from ..constants import constant
 from ..grad_mode import outside_inference_mode
-from ..tape import is_left_to_torch, is_seen_through, record
+from ..tape import in_transform_or_forward_mode, is_left_to_torch, record
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul, Sub
 from .elementwise import Abs
@@ -471,7 +471,12 @@ def cross_entropy_loss(
     e, a share e of the probability is spread over all classes: Szegedy et al., 2016
     (arXiv:1512.00567).
     """
-    if type(input) is Tensor and weight is None and label_smoothing == 0 and not is_seen_through():
+    if (
+        type(input) is Tensor
+        and weight is None
+        and label_smoothing == 0
+        and not in_transform_or_forward_mode()
+    ):
         with DisableTorchFunctionSubclass():
             rows = type(target) is T and input.dim() == 2 and target.shape == input.shape[:1]
         if rows and not target.is_floating_point():  # the most frequent case

@@ -30,9 +30,9 @@ from ..grad_mode import is_grad_enabled
 from ..gradients import backward, grad
 from ..tape import (
     OTHER,
+    dispatch_kind,
     is_left_to_torch,
     is_update_of_leaf,
-    kind_of,
     no_complex,
     no_transform,
     record,
@@ -79,7 +79,7 @@ class Rule(Function):
 
 
 def has_gradient(value: Any) -> bool:
-    return kind_of(type(value)) is not OTHER and value.requires_grad
+    return dispatch_kind(type(value)) is not OTHER and value.requires_grad
 
 
 @functools.cache
