@@ -40,7 +40,7 @@ from ._torch import DisableTorchFunctionSubclass
 from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import upcall
 from .exact.mode import is_exact
-from .fast.signature import MORE, Made, Signature
+from .fast.signature import MORE, LeafSignature, Made
 from .grad_mode import (
     _override,
     in_inference_mode,
@@ -51,7 +51,7 @@ from .grad_mode import (
 
 if TYPE_CHECKING:
     from . import views as _views
-    from .fast.leaves import LeafSignature
+    from .fast.leaves import HeldSignature
     from .function import Function
     from .node import Edge, Node
 
@@ -506,7 +506,7 @@ def edge_of(tensor: torch.Tensor) -> "Edge":
 
 
 @upcall("nnmirror.fast.leaves")
-def signature_of_leaf(leaf: "Tensor") -> "Signature | None":
+def signature_of_leaf(leaf: "Tensor") -> "LeafSignature | None":
     """Give a leaf its signature, if it can have one."""
     raise NotImplementedError
 
@@ -597,8 +597,10 @@ class Tensor(torch.Tensor):
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # the value of `grad`
     _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if it is an alias
-    _signature: "Signature | None" = None  # of a leaf with unchanged flags and layout (see fast)
-    _signature_by_layout: "LeafSignature | None" = None  # the previous one, for reuse
+    _signature: "LeafSignature | None" = (
+        None  # of a leaf with unchanged flags and layout (see fast)
+    )
+    _signature_by_layout: "HeldSignature | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: OrderedDict[int, Hook] | None = None
     _post_accumulate_hooks: OrderedDict[int, Hook] | None = None

@@ -18,7 +18,7 @@ from .. import tensor as _tensor
 from .._teardown import not_at_exit
 from .._torch import DisableTorchFunctionSubclass
 from .._upcalls import implements
-from .signature import Layout, Signature, Unsigned, of_tensor
+from .signature import Layout, LeafSignature, Unsigned, of_tensor
 
 # The type of a leaf, and its layout.
 _Kind: TypeAlias = tuple[type[torch.Tensor], Layout]
@@ -29,13 +29,13 @@ _MOST_WEIGHT = 2048  # of all signatures behind them: some 14 MB
 
 
 @not_at_exit
-class LeafSignature:
+class HeldSignature:
     """The signature that a leaf has while it has this layout, and if it gets it again. Only the
     leaf refers to this object, so that both are freed at the same time."""
 
     __slots__ = ("__weakref__", "kind", "outlived", "signature")
 
-    def __init__(self, kind: _Kind, signature: Signature) -> None:
+    def __init__(self, kind: _Kind, signature: LeafSignature) -> None:
         self.kind, self.signature = kind, signature
         self.outlived = False  # by a leaf that it was of: graphs with this signature may exist
 
@@ -57,14 +57,14 @@ class _Retired:
     def __init__(self) -> None:
         # Since the latest `take`; the last is dead, unless a finalizer has saved it and its leaf.
         self.freed: collections.deque[
-            tuple[_Kind, Signature | None, weakref.ref[LeafSignature]]
+            tuple[_Kind, LeafSignature | None, weakref.ref[HeldSignature]]
         ] = collections.deque(maxlen=_MOST_LEAVES)
         self.known: dict[_Kind, None] = {}  # of which leaves have been freed
-        self.kept: dict[_Kind, list[Signature]] = {}  # the kind that was freed last is the last
+        self.kept: dict[_Kind, list[LeafSignature]] = {}  # the kind that was freed last is the last
         self.sorting = threading.Lock()
         self.is_used = True
 
-    def take(self, kind: _Kind) -> Signature | None:
+    def take(self, kind: _Kind) -> LeafSignature | None:
         """The oldest one of this kind, if there is one.
 
         A net uses its leaves for the first time in the order in which the net before used its own,
@@ -116,7 +116,7 @@ def keep_apart() -> None:
 
 
 @implements(_tensor)
-def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
+def signature_of_leaf(leaf: "_tensor.Tensor") -> LeafSignature | None:
     """Its signature: the one that it had, a retired one, or a new one.
 
     None for one that is frozen; for a leaf with hooks, which the generic walk handles; for a view,
@@ -141,7 +141,7 @@ def signature_of_leaf(leaf: "_tensor.Tensor") -> Signature | None:
         replaced = own.pop("_signature_by_layout", None)
         if replaced is not None:
             replaced.outlived = True
-        made = LeafSignature(kind, _retired.take(kind) or Signature())
+        made = HeldSignature(kind, _retired.take(kind) or LeafSignature())
         held = own.setdefault("_signature_by_layout", made)  # another thread may have set one
     leaf._signature = held.signature
     return held.signature

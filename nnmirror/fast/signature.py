@@ -176,11 +176,10 @@ class _ByLayout:
         self.calls: dict[object, Kept] = {}
 
 
-@not_at_exit
 class Signature(CallInfo):
-    """The signature of a recorded call or of a leaf.
+    """The signature of a recorded call.
 
-    `depth` calls lie behind it, each of them as often as `repeats` says, on one path at most.
+    At most `depth` calls lie on one path behind it; `repeats` says how often each of them does.
     `leaf` is the signature of the leaf that stores it.
     """
 
@@ -188,24 +187,19 @@ class Signature(CallInfo):
         "__weakref__",
         "_walks",
         "again",
-        "behind",
-        "by_layout",
         "calls",
         "checks_shape",
-        "constants",
         "depth",
         "dropped",
         "family",
         "family_serial",
         "generated",
-        "has_segments",
         "is_by_layout",
         "is_deep",
         "is_single",
         "leaf",
         "makes_new",
         "makes_several",
-        "memories",
         "next",
         "origin",
         "own_serial",
@@ -216,7 +210,6 @@ class Signature(CallInfo):
         "sizes",
         "varied",
         "varying",
-        "walks_bound",
     )
 
     makes_new: bool  # for a call: whether its result is new or a view
@@ -224,12 +217,12 @@ class Signature(CallInfo):
 
     def __init__(
         self,
-        leaf: "weakref.ref[Signature] | None" = None,
+        leaf: "weakref.ref[LeafSignature]",
         depth: int = 0,
         shared: _ByLayout | None = None,
     ) -> None:
         super().__init__()
-        self.leaf = weakref.ref(self) if leaf is None else leaf
+        self.leaf = leaf
         self.depth = depth
         self.repeats: dict[object, int] = {}
         self.is_deep = False  # in a loop
@@ -249,18 +242,9 @@ class Signature(CallInfo):
         if shared is not None:
             self.serial, self.next = shared.serial, shared.next
             self.varying, self.calls = shared.varying, shared.calls
-        # Of a leaf: what results deep in a loop have in common, by their layout.
-        self.by_layout: dict[Layout, _ByLayout] | None = None
         self.again = 0  # how often there was such a call after the first
         # This call's generated function; False if there is none.
         self.generated: GeneratedCall | Literal[False] | None = None
-        # Of a leaf: how many walks were bound that began behind it, and how many signatures there
-        # are behind it.
-        self.walks_bound = self.behind = 0
-        # Of a leaf: the bytes of the constants of these walks, and the memory that they reuse.
-        self.constants = 0
-        self.memories: weakref.WeakSet[Memory] | None = None
-        self.has_segments = False  # of a leaf: some of the signatures behind it do
         self.segments: dict[object, Signature] = {}  # which end with this call
         self._walks: WalksFrom | None = None
         self.is_single = True  # it has one output, which is not a view
@@ -317,36 +301,6 @@ class Signature(CallInfo):
     def of_family(self) -> "Family | None":
         """The family that it is a member of, if any."""
         return None if self.family is None else self.family()
-
-    def is_worth_keeping(self) -> bool:
-        """Of a freed leaf: were the graphs that began with it few?"""
-        if self.dropped or MORE in self.varying.values() or self.walks_bound >= MANY_WALKS:
-            return False
-        return self.weight() <= _MOST_WEIGHT_OF_ONE
-
-    def weight(self) -> int:
-        """Of a leaf: how much memory it takes with what lies behind it, in signatures."""
-        return 1 + self.behind + self.constants // _BYTES
-
-    def note_memory(self, memory: "Memory") -> None:
-        """A walk that begins behind this leaf keeps `memory` for the next one."""
-        if self.memories is None:
-            self.memories = weakref.WeakSet()
-        self.memories.add(memory)
-
-    def release_memory(self) -> None:
-        """Free what the walks behind this leaf keep."""
-        for memory in self.memories or ():
-            memory.spare.clear()
-
-    def __del__(self) -> None:
-        self.forget_by_layout()
-
-    def forget_by_layout(self) -> None:
-        # The signatures of a loop refer to each other.
-        for shared in (self.by_layout or {}).values():
-            shared.next.clear()
-            shared.calls.clear()
 
     def made(
         self,
@@ -425,18 +379,6 @@ class Signature(CallInfo):
             if leaf.behind > _MOST_BEHIND:
                 leaf.forget()
 
-    def forget(self) -> None:
-        """Drop all signatures behind this leaf, and the walks bound to them: where the structure of
-        a net is drawn anew in each step, nearly all are of the past."""
-        self.next.clear()
-        self.calls = NO_CALLS
-        self.forget_by_layout()
-        self.by_layout = None
-        self.varying, self.varied, self.dropped = {}, {}, {}
-        self.walks_bound = self.behind = self.constants = 0
-        self.memories = None
-        self.has_segments = False
-
     def _judged(
         self, function: object, of_one: Sequence[object], key: object, more: int
     ) -> str | None:
@@ -458,6 +400,66 @@ class Signature(CallInfo):
         return NUMBERS if known is None else MORE
 
 
+@not_at_exit
+class LeafSignature(Signature):
+    """The signature of a leaf, which stores those of the calls that lie behind it; or one that no
+    leaf stores."""
+
+    __slots__ = ("behind", "by_layout", "constants", "has_segments", "memories", "walks_bound")
+
+    def __init__(self, depth: int = 0) -> None:
+        super().__init__(weakref.ref(self), depth)
+        self.behind = 0  # how many signatures there are behind it
+        self.walks_bound = 0  # how many walks that began there
+        self.constants = 0  # the bytes of the constants of these walks
+        self.memories: weakref.WeakSet[Memory] | None = None  # which they reuse
+        self.has_segments = False  # some of the signatures behind it do
+        # What results deep in a loop have in common, by their layout.
+        self.by_layout: dict[Layout, _ByLayout] | None = None
+
+    def is_worth_keeping(self) -> bool:
+        """When the leaf is freed: were the graphs that began with it few?"""
+        if self.dropped or MORE in self.varying.values() or self.walks_bound >= MANY_WALKS:
+            return False
+        return self.weight() <= _MOST_WEIGHT_OF_ONE
+
+    def weight(self) -> int:
+        """How much memory it takes with what lies behind it, in signatures."""
+        return 1 + self.behind + self.constants // _BYTES
+
+    def note_memory(self, memory: "Memory") -> None:
+        """A walk that begins behind this leaf keeps `memory` for the next one."""
+        if self.memories is None:
+            self.memories = weakref.WeakSet()
+        self.memories.add(memory)
+
+    def release_memory(self) -> None:
+        """Free what the walks behind this leaf keep."""
+        for memory in self.memories or ():
+            memory.spare.clear()
+
+    def __del__(self) -> None:
+        self.forget_by_layout()
+
+    def forget_by_layout(self) -> None:
+        # The signatures of a loop refer to each other.
+        for shared in (self.by_layout or {}).values():
+            shared.next.clear()
+            shared.calls.clear()
+
+    def forget(self) -> None:
+        """Drop all signatures behind this leaf, and the walks bound to them: where the structure of
+        a net is drawn anew in each step, nearly all are of the past."""
+        self.next.clear()
+        self.calls = NO_CALLS
+        self.forget_by_layout()
+        self.by_layout = None
+        self.varying, self.varied, self.dropped = {}, {}, {}
+        self.walks_bound = self.behind = self.constants = 0
+        self.memories = None
+        self.has_segments = False
+
+
 class Family(Signature):
     """The signatures of calls that differ only by dimensions of tensors, their sizes.
 
@@ -467,7 +469,7 @@ class Family(Signature):
 
     __slots__ = ("apart", "first_sizes", "has_one_plan", "members", "sized")
 
-    def __init__(self, leaf: "weakref.ref[Signature] | None" = None, depth: int = 0) -> None:
+    def __init__(self, leaf: "weakref.ref[LeafSignature]", depth: int = 0) -> None:
         super().__init__(leaf, depth)
         self.calls = {}  # its own, as members refer to it
         self.members: dict[Sizes, Signature] = {}

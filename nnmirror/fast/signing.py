@@ -29,6 +29,7 @@ from .signature import (
     Behind,
     Family,
     Kept,
+    LeafSignature,
     Made,
     Signature,
     Sizes,
@@ -43,7 +44,7 @@ from .signature import (
 )
 
 HERE = object()  # in a key, after the part before the first argument that has a signature
-NO_SIGNED_INPUT = Signature()  # stores the calls that have none but torch's own tensors
+NO_SIGNED_INPUT = LeafSignature()  # stores the calls that have none but torch's own tensors
 IN_PLACE = object()  # at the beginning of a key: the first argument is changed
 
 

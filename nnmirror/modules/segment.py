@@ -26,7 +26,7 @@ from .._types import TorchFunction
 from ..exact import mode as exact
 from ..fast import source
 from ..fast.leaves import signature_of_leaf
-from ..fast.signature import THEIRS, CallInfo, Signature, of_tensor, strides_by_rows
+from ..fast.signature import THEIRS, CallInfo, LeafSignature, Signature, of_tensor, strides_by_rows
 from ..fast.source import Unwritable
 from ..function import Function
 from ..grad_mode import is_grad_enabled
@@ -118,7 +118,8 @@ class Form:
         signs = [made.signature for made in inner]
         key = tuple([sign and sign.own_serial for sign in signs]), tuple(visible)
         last = None if None in signs else signs[-1]
-        sign = self.signature = Signature(depth=len(inner)) if last is None else last.segment(key)
+        sign: Signature = LeafSignature(len(inner)) if last is None else last.segment(key)
+        self.signature = sign
         sign.needs, sign.places = (True,) * len(targets), range(len(targets))
         sign.outputs, sign.plan, sign.label = inner[-1].outputs, None, ""
 
