@@ -20,7 +20,7 @@ from ..optim.stepwise import foreach_devices
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_device, _dtype = attrgetter("device"), attrgetter("dtype")
+_device, _dtype, _gradient = attrgetter("device"), attrgetter("dtype"), attrgetter("_gradient")
 
 
 def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -55,8 +55,11 @@ def _foreach(group: list[Tensor], foreach: bool | None) -> bool:
 
 
 def _grads(parameters: list[Tensor]) -> list[Tensor]:
-    with DisableTorchFunctionSubclass():
-        grads = [grad_of(p) if isinstance(p, Tensor) else p.grad for p in parameters]
+    try:
+        grads = [*map(_gradient, parameters)]
+    except AttributeError:  # not all are the mirror's
+        with DisableTorchFunctionSubclass():
+            grads = [grad_of(p) if isinstance(p, Tensor) else p.grad for p in parameters]
     return [g for g in grads if g is not None]
 
 
