@@ -376,16 +376,14 @@ def _record(
 
 def _edge_and_signature(tensor: "_tensor.Tensor") -> tuple[Edge | None, Signature | None]:
     """Where the gradient of a mirrored tensor goes, and the signature of that."""
-    made = tensor._node
-    if made is None and not tensor._requires_grad:
-        return None, None
-    view = tensor._view_of
-    if view is not None and view[1] != tensor._version:
-        regenerate_grad_fn(tensor)
-        made = tensor._node
-    if made is not None:
-        edge: Edge = (made, tensor._output_nr)
+    if tensor._node is not None:
+        view = tensor._view_of
+        if view is not None and view[1] != tensor._version:
+            regenerate_grad_fn(tensor)
+        edge: Edge = (tensor._node, tensor._output_nr)
         return edge, signature_at(edge)
+    if not tensor._requires_grad:
+        return None, None
     leaf = tensor._stands_for
     if leaf is None:
         return (tensor, 0), signature_at((tensor, 0))

@@ -274,6 +274,10 @@ def _met(function: Any, given: Args) -> Made | None:
 # The rest of PyTorch's error for a leaf, or a view of one, that is changed in place.
 CHANGED_LEAF = " leaf Variable that requires grad is being used in an in-place operation."
 
+_HAS_VIEWS = (
+    "nnmirror: views of this tensor that were made while it did not require grad do not follow it."
+    " A gradient that PyTorch would pass on from them to the tensor is missing: make them again."
+)
 _ONLY_OF_LEAVES = "you can only change requires_grad flags of leaf variables."
 
 LEAVES: set[type] = set()  # the classes of leaves, which may have a signature
@@ -551,12 +555,6 @@ class Index:
 
 
 @upcall("nnmirror.views")
-def follow_leaf(leaf: "Tensor") -> None:
-    """Let the views of a leaf require grad as it does."""
-    raise NotImplementedError
-
-
-@upcall("nnmirror.views")
 def assigned(x: "Tensor", index: Any, value: torch.Tensor | float) -> bool:
     """x[index] = value in the most frequent case, with fewer checks; False in any other."""
     raise NotImplementedError
@@ -685,8 +683,8 @@ class Tensor(torch.Tensor):
         if self._node is None and self._requires_grad is not requires_grad:
             self._requires_grad = requires_grad
             self._signature = None
-            if self._use_count() > 1:  # type: ignore[attr-defined]  # its views refer to it
-                follow_leaf(self)
+            if requires_grad and self._use_count() > 1:  # type: ignore[attr-defined]
+                warnings.warn(_HAS_VIEWS, stacklevel=2)  # which refer to it
             if requires_grad and self._signature_by_layout is not None:
                 signature_of_leaf(self)  # again: critics are frozen for a part of each step
         return self
@@ -711,7 +709,7 @@ class Tensor(torch.Tensor):
     @property
     def is_leaf(self) -> bool:  # type: ignore[override]
         """True if it is not the result of a recorded call."""
-        return self._node is None and (self._view_of is None or self.grad_fn is None)
+        return self._node is None
 
     @property
     def grad_fn(self) -> "Node | None":  # type: ignore[override]

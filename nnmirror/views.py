@@ -162,32 +162,6 @@ def _plain_views(
     raise RuntimeError(_SHARED)
 
 
-@implements(_tensor)
-def follow_leaf(leaf: "_tensor.Tensor") -> None:
-    """Let the views of a leaf require grad as it does.
-
-    Those made while it was frozen are plain tensors. As in PyTorch, such a view is a leaf itself
-    until the memory is changed. From then on it is a part of the leaf (see `regenerate_grad_fn`).
-    """
-    requires_grad = leaf._requires_grad
-    with DisableTorchFunctionSubclass():
-        views = leaf._use_count() - 1  # type: ignore[attr-defined]
-        for view in _sharing(leaf):
-            if not (view._is_view() and view._base is leaf):
-                continue
-            if isinstance(view, _tensor.Tensor):
-                if view._node is None:
-                    view._requires_grad = requires_grad
-            elif type(view) is T and requires_grad:
-                tracked: Any = view
-                tracked.__class__ = _tensor.Tensor
-                tracked._view_of = leaf, view._version, _creation_kind(view)
-                tracked._requires_grad = True
-            views -= 1
-            if not views:
-                return
-
-
 def _sharing(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The other tensors that share the memory of this one.
 

@@ -119,10 +119,10 @@ def keep_apart() -> None:
 def signature_of_leaf(leaf: "_tensor.Tensor") -> LeafSignature | None:
     """Its signature: the one that it had, a retired one, or a new one.
 
-    None for one that is frozen; for a leaf with hooks, which the generic walk handles; for a view,
-    which may become a part of its base; and for one of inference mode, which may not be saved.
+    None for one that is frozen; for a leaf with hooks, which the generic walk handles; and for one
+    of inference mode, which may not be saved.
     """
-    if not leaf._requires_grad or leaf._node is not None or leaf._view_of is not None:
+    if not leaf._requires_grad or leaf._node is not None:
         return None
     if leaf._leaf_hooks or leaf._post_accumulate_hooks or leaf._reached_hooks:
         return None

@@ -205,10 +205,9 @@ class RecorderSource:
                     target = f"{name}_node"
                 else:
                     target = name if need else "None"
-                    other = f"not {name}._requires_grad or {name}._view_of is not None"
+                    asked = "not " if need else ""
                     lines.append(
-                        f"if {name}._node is not None or"
-                        f" {other if need else f'{name}._requires_grad'} or"
+                        f"if {name}._node is not None or {asked}{name}._requires_grad or"
                         f" {name}._stands_for is not None or {name}.is_complex(): {self.on}"
                     )
             elif isinstance(arg, torch.Tensor):

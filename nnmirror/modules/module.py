@@ -1286,7 +1286,9 @@ _NEVER_CALLED = (
 _NAMING = ("named_modules", "named_parameters", "_named_members")
 _naming = attrgetter(*_NAMING)
 _AS_DEFINED = _naming(Module)
+# As they are here, whoever replaces them.
 _named_modules = Module.named_modules
+_load_from_state_dict, _set_extra_state = Module._load_from_state_dict, Module.set_extra_state
 
 
 def _names_as_usual(module: Module) -> bool:
@@ -1350,6 +1352,10 @@ def _is_copied_plainly(value: object, param: Tensor) -> TypeGuard[Tensor]:
     )
 
 
+def _is_usual(param: Tensor) -> bool:
+    return param.is_contiguous() and not (param.is_inference() or param.is_quantized)
+
+
 @unrecorded
 def _loaded_at_once(top: Module, state_dict: Mapping[str, Any]) -> bool:
     """Copy all of `state_dict`, if it has the names and shapes of `top`'s state, and no module has
@@ -1362,10 +1368,16 @@ def _loaded_at_once(top: Module, state_dict: Mapping[str, Any]) -> bool:
         return False
     with DisableTorchFunctionSubclass():
         params, values = [*own.values()], [*map(state_dict.__getitem__, own)]
-        if not all(map(_is_copied_plainly, values, params)):
+        # Copying must not fail half-way: the values may be other tensors of the state.
+        if not all(map(_is_copied_plainly, values, params)) or not all(map(_is_usual, params)):
+            return False
+        if not all(
+            [v.layout is torch.strided and not (v.is_meta or v.is_quantized) for v in values]
+        ):
             return False
         try:
-            _torch.foreach_copy_(params, values)
+            for param, value in zip(params, values, strict=True):
+                Tensor.copy_(param, value)
         except RuntimeError:
             return False
     return True
@@ -1376,8 +1388,8 @@ def _has_usual_state(module: Module, prefix: str, own: dict[str, Tensor]) -> boo
     say in how it is loaded."""
     kind = type(module)
     if (
-        kind._load_from_state_dict is not Module._load_from_state_dict
-        or kind.set_extra_state is not Module.set_extra_state
+        kind._load_from_state_dict is not _load_from_state_dict
+        or kind.set_extra_state is not _set_extra_state
         or module._load_state_dict_pre_hooks
         or module._load_state_dict_post_hooks
         or "_load_from_state_dict" in module.__dict__
