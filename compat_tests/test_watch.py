@@ -1150,3 +1150,16 @@ def test_formula_of_a_layer_of_several_calls():
         "dx = g / (1 + |x|) - g x / (1 + |x|)^2 sign(x)",
         "dx = g s where x > 0, else g s a exp(x)",
     ]
+
+
+def test_second_derivatives_that_do_not_depend_on_a_parameter():
+    """The walk arrives at LayerNorm's bias without a gradient, and calls the hooks there."""
+    torch.manual_seed(0)
+    net = nnmirror.Sequential(nnmirror.Linear(8, 8), nnmirror.LayerNorm(8), nnmirror.Linear(8, 4))
+    with nnmirror.exact(), nnmirror.watch(net[1]) as watched:
+        for _ in range(3):
+            x = torch.randn(5, 8, requires_grad=True)
+            loss = nnmirror.functional.kl_div(net(x), torch.rand(5, 4), reduction="batchmean")
+            g = nnmirror.grad(loss, [x], create_graph=True)[0]
+            g.pow(2).sum().backward()
+    assert len(watched.steps) == 3

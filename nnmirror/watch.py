@@ -551,10 +551,12 @@ class Watch:
         if id(leaf) in self._awaiting:
             self._note_parameter(id(leaf), grad)
 
-    def _parameter(self, key: int, grad: torch.Tensor) -> None:
-        """Called with the gradient of a parameter in any other walk."""
-        with DisableTorchFunction(), torch.no_grad():
-            self._note_parameter(key, grad)
+    def _parameter(self, key: int, grad: torch.Tensor | None) -> None:
+        """Called with the gradient of a parameter in any other walk; with None where a walk arrives
+        there without one, as in second derivatives."""
+        if grad is not None:
+            with DisableTorchFunction(), torch.no_grad():
+                self._note_parameter(key, grad)
 
     def _note_parameter(self, key: int, grad: torch.Tensor) -> None:
         norm = _norm(grad)
