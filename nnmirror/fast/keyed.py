@@ -92,9 +92,9 @@ def walks_for(walks: Walks[W], key: object, node: Node, write: Callable[[Node], 
         return ()
     if not isinstance(found, int):
         if sign.is_deep:
-            note_calls(sign, node)
+            _note_calls(walks, sign, node)
         return found.walks
-    note_calls(sign, node)
+    _note_calls(walks, sign, node)
     if key not in walks and len(walks) >= _MOST_KEYS:
         walks.pop(next(iter(walks)), None)
     walks[key] = found + 1
@@ -109,6 +109,11 @@ def walks_for(walks: Walks[W], key: object, node: Node, write: Callable[[Node], 
         return ()
     candidates = walks[key] = Candidates(written)
     return candidates.walks if fast.after == 1 else ()
+
+
+def _note_calls(walks: Walks[W], sign: Signature, node: Node) -> None:
+    if walks is sign.walks.from_given:  # of others, a long one is bound as a whole at any time
+        note_calls(sign, node)
 
 
 def _written(node: Node, write: Callable[[Node], W]) -> W | Literal[False] | None:

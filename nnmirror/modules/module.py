@@ -1183,7 +1183,7 @@ class Module(_RefusedByTorchModules):
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
-        if not assign and _loaded_at_once(self, state_dict):
+        if isinstance(strict, bool) and not assign and _loaded_at_once(self, state_dict):
             return _IncompatibleKeys([], [])
         missing: list[str] = []
         unexpected: list[str] = []
