@@ -595,9 +595,7 @@ class Tensor(torch.Tensor):
     _requires_grad: bool = False  # for leaves
     _gradient: torch.Tensor | None = None  # the value of `grad`
     _stands_for: torch.Tensor | None = None  # the leaf that its gradients go to, if it is an alias
-    _signature: "LeafSignature | None" = (
-        None  # of a leaf with unchanged flags and layout (see fast)
-    )
+    _signature: "LeafSignature | None" = None  # of a leaf with unchanged flags and layout
     _signature_by_layout: "HeldSignature | None" = None  # the previous one, for reuse
     _view_of: "_views.ViewOf | None" = None  # for views: the base, and its version then
     _leaf_hooks: OrderedDict[int, Hook] | None = None

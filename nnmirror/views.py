@@ -133,37 +133,29 @@ def check_inplace(tensor: torch.Tensor) -> Change:
     # Each view holds its base: if only those that are known hold it, all others are detached.
     if tensors == known or root._use_count() <= known:  # type: ignore[attr-defined]
         return Change(base, ())
-    # A list: the search would meet a tuple that is being made.
-    return Change(base, [*_plain_views(root, tensor, tensors)])
+    return Change(base, tuple(_plain_views(root, tensor, tensors)))
 
 
 def _plain_views(
     base: torch.Tensor, changed: torch.Tensor, tensors: int
 ) -> Iterator[tuple[torch.Tensor, str]]:
-    """The plain views of `base` except `changed`, among the `tensors` that share its memory.
-
-    Raises if one of these cannot be found.
-    """
-    others = tensors - 1
-    for other in _sharing(base):
-        others -= 1
+    """The plain views of `base` except `changed`, among the `tensors` that share its memory."""
+    for view in _sharing(base, tensors):
         # The result of .detach() does not count as a view, as in PyTorch.
-        is_view = other is not changed and other._is_view() and other._base is base
-        # One of ours has a record already.
-        if is_view and not (isinstance(other, _tensor.Tensor) and other._view_of is not None):
-            if (
-                type(other) not in (torch.Tensor, _tensor.Tensor)
-                or other.dtype is not base.dtype  # the real part of a complex one
-            ):
-                raise RuntimeError(_SHARED)
-            yield other, _creation_kind(other)
-        if not others:
-            return
-    raise RuntimeError(_SHARED)
+        if view is changed or not view._is_view() or view._base is not base:
+            continue
+        if isinstance(view, _tensor.Tensor) and view._view_of is not None:
+            continue  # it has a record already
+        if (
+            type(view) not in (torch.Tensor, _tensor.Tensor)
+            or view.dtype is not base.dtype  # the real part of a complex one
+        ):
+            raise RuntimeError(_SHARED)
+        yield view, _creation_kind(view)
 
 
-def _sharing(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The other tensors that share the memory of this one.
+def _sharing(tensor: torch.Tensor, tensors: int) -> list[torch.Tensor]:
+    """All `tensors` that share the memory of this one. Raises if one cannot be found.
 
     A new view is in the youngest generation of the garbage collector, which is quick to search.
     """
@@ -171,11 +163,11 @@ def _sharing(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     found = {id(tensor): tensor}
     for generation in range(3):
         for thing in gc.get_objects(generation):
-            if not issubclass(type(thing), torch.Tensor) or id(thing) in found:
-                continue
-            if _memory_of(thing) == memory:
+            if issubclass(type(thing), torch.Tensor) and _memory_of(thing) == memory:
                 found[id(thing)] = thing
-                yield thing
+        if len(found) == tensors:
+            return list(found.values())
+    raise RuntimeError(_SHARED)
 
 
 def _memory_of(tensor: torch.Tensor) -> int | None:

@@ -1352,8 +1352,15 @@ def _is_copied_plainly(value: object, param: Tensor) -> TypeGuard[Tensor]:
     )
 
 
-def _is_usual(param: Tensor) -> bool:
-    return param.is_contiguous() and not (param.is_inference() or param.is_quantized)
+def _is_surely_copied(value: object, param: Tensor) -> bool:
+    """Can copying it not fail either?"""
+    return (
+        _is_copied_plainly(value, param)
+        and param.is_contiguous()
+        and not (param.is_inference() or param.is_quantized)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )
 
 
 @unrecorded
@@ -1368,12 +1375,8 @@ def _loaded_at_once(top: Module, state_dict: Mapping[str, Any]) -> bool:
         return False
     with DisableTorchFunctionSubclass():
         params, values = [*own.values()], [*map(state_dict.__getitem__, own)]
-        # Copying must not fail half-way: the values may be other tensors of the state.
-        if not all(map(_is_copied_plainly, values, params)) or not all(map(_is_usual, params)):
-            return False
-        if not all(
-            [v.layout is torch.strided and not (v.is_meta or v.is_quantized) for v in values]
-        ):
+        # It must not fail half-way: the values may be other tensors of the state.
+        if not all(map(_is_surely_copied, values, params)):
             return False
         try:
             for param, value in zip(params, values, strict=True):
