@@ -200,6 +200,7 @@ _GRAPH_FILE = os.path.join("torch", "autograd", "graph.py")
 _GET, _SET = torch.Tensor.__getitem__, torch.Tensor.__setitem__
 _MATMUL = torch.Tensor.__matmul__
 _OF_TENSORS = {torch.Tensor}
+AT = "at"  # stands for an index tensor in an index
 _BASIC = {int, slice, type(None), type(Ellipsis)}  # in an index: these make a view
 
 
@@ -921,16 +922,19 @@ class Tensor(torch.Tensor):
     # -- without __torch_function__ --------------------------------------------------------
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        kind = type(index)
-        is_basic = kind in _BASIC or (kind is tuple and _BASIC.issuperset(map(type, index)))
-        if is_basic and type(self) is Tensor and _is_asked():
-            given = (self, index)
-            return (_met(Basic, given) or record(Basic, given))[0]
-        if kind is torch.Tensor or (kind is tuple and {*map(type, index)} == _OF_TENSORS):
-            parts = index if kind is tuple else (index,)
+        if type(self) is Tensor and _is_asked():
+            parts = index if type(index) is tuple else (index,)
+            kinds = {*map(type, parts)}
+            if kinds <= _BASIC:
+                given = (self, index)
+                return (_met(Basic, given) or record(Basic, given))[0]
+            tensors, pattern = parts, None
+            if kinds != _OF_TENSORS:
+                tensors = tuple([part for part in parts if type(part) is torch.Tensor])
+                pattern = tuple([AT if type(part) is torch.Tensor else part for part in parts])
             # One without dimensions counts as an integer.
-            if type(self) is Tensor and _is_asked() and all(map(C_dim, parts)):
-                given = (self, None, *parts)
+            if kinds - _BASIC == _OF_TENSORS and all(map(C_dim, tensors)):
+                given = (self, pattern, *tensors)
                 return (_met(Index, given) or record(Index, given))[0]
         return _GET(self, index)
 

@@ -20,7 +20,7 @@ from .._types import IndexLike, Size, TorchFunction
 from .._upcalls import implements
 from ..formula import as_now
 from ..tape import record
-from ..tensor import C_shape, no_complex, reshaping
+from ..tensor import AT, C_shape, no_complex, reshaping
 from ..views import AsStrided
 from .gradient import applied
 from .registry import (
@@ -497,44 +497,38 @@ _put_at = applied(SliceBackward)
 class Index(Rule):
     """z = x[index] with masks or index tensors:  dx = zeros, with g added at index
 
-    `parts` are the tensors of the index, which may not be changed until the backward; `how` is the
-    index with `AT` in place of each, None if there is nothing else. An element that is selected
+    `parts` are the tensors of the index, which may not be changed until the backward; `pattern` is
+    the index with `AT` in place of each, None if there is nothing else. An element that is selected
     several times gets several gradients. If there is more, such as a slice, the same index gives
     the place of each in the flattened x, and g is added there.
     """
 
-    keeps = ("places",)
     counted = (0,)
 
     @staticmethod
-    def as_called(input: T, how: IndexLike, *parts: T) -> tuple[object, ...]:
-        return input, _index_of(how, parts)
+    def as_called(input: T, pattern: IndexLike, *parts: T) -> tuple[object, ...]:
+        return input, _index_of(pattern, parts)
 
     @staticmethod
-    def forward(input: T, how: IndexLike, *parts: T) -> tuple[T, T | None]:
-        index = _index_of(how, parts)
-        if how is None:
-            return input[index], None
-        places = torch.arange(input.numel(), device=input.device).view(input.shape)
-        return input[index], places[index]
+    def forward(input: T, pattern: IndexLike, *parts: T) -> T:
+        return input[_index_of(pattern, parts)]
 
     @staticmethod
-    def d_input(g: T, input_shape: torch.Size, places: T | None, parts: tuple[T, ...]) -> T:
+    def d_input(g: T, input_shape: torch.Size, pattern: IndexLike, parts: tuple[T, ...]) -> T:
         dx = torch.zeros(input_shape, dtype=g.dtype, device=g.device)
-        if places is None:
+        if pattern is None:
             return dx.index_put_(parts, g, accumulate=True)
-        dx.view(-1).index_put_((places.reshape(-1),), g.reshape(-1), accumulate=True)
+        places = torch.arange(dx.numel(), device=g.device).view(input_shape)
+        places = places[_index_of(pattern, parts)].reshape(-1)
+        dx.view(-1).index_put_((places,), g.reshape(-1), accumulate=True)
         return dx
 
 
-AT = "at"
-
-
-def _index_of(how: IndexLike, parts: Sequence[T]) -> Any:
-    if how is None:
+def _index_of(pattern: IndexLike, parts: Sequence[T]) -> Any:
+    if pattern is None:
         return parts[0] if len(parts) == 1 else tuple(parts)
     left = iter(parts)
-    index = tuple(next(left) if p is AT else p for p in how)  # type: ignore[union-attr]
+    index = tuple(next(left) if p is AT else p for p in pattern)  # type: ignore[union-attr]
     return index[0] if len(index) == 1 and not isinstance(index[0], tuple) else index
 
 
@@ -565,20 +559,30 @@ def _without_numpy(index: Any) -> Any:
     return index
 
 
+def _as_index(part: Any) -> Any:
+    """A copy of the numbers in a sequence or a NumPy array, as a tensor."""
+    if isinstance(part, list | range):
+        is_one = part and {*map(type, part)} in ({int}, {bool})
+    else:
+        kind = getattr(getattr(part, "dtype", None), "kind", None)  # of NumPy's
+        is_one = kind in ("i", "b") and part.ndim
+    return torch.tensor(part) if is_one else part
+
+
 @composite(T.__getitem__)
 def getitem(input: T, index: IndexLike) -> T:
     index = _without_numpy(index)
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(map(_as_index, index if isinstance(index, tuple) else (index,)))
     if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
         return record(Basic, (input, index))[0]
     tensors = [p for p in parts if isinstance(p, T)]
-    how: IndexLike = None
+    pattern: IndexLike = None
     # A mask without dimensions adds one to the result, which `index_put_` does not do.
     if len(tensors) < len(parts) or not all(p.dim() for p in tensors):
-        how = tuple(AT if isinstance(p, T) else p for p in parts)
-    return record(Index, (input, how, *tensors))[0]
+        pattern = tuple(AT if isinstance(p, T) else p for p in parts)
+    return record(Index, (input, pattern, *tensors))[0]
 
 
 class Cat(Rule):
