@@ -318,7 +318,7 @@ def normalize(
     return torch.div(input, size, out=out)
 
 
-@overridable
+@composed
 def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> T:
     """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
     ("replicate") or its other end ("circular"); see `nnmirror.rules.padding`.
@@ -390,7 +390,7 @@ def instance_norm(
     return _batchnorm.instance_norm(input, weight, bias, *stats, momentum, eps, cudnn)
 
 
-@overridable
+@composed
 def group_norm(
     input: T,
     num_groups: int,
@@ -417,7 +417,7 @@ def group_norm(
     return _groupnorm.group_norm(input, num_groups, weight, bias, eps)
 
 
-@overridable
+@composed
 def local_response_norm(
     input: T, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> T:
@@ -445,7 +445,7 @@ def local_response_norm(
     return record(Div, (input, m.mul(alpha).add(k).pow(beta)))[0]
 
 
-@overridable
+@composed
 def interpolate(
     input: T,
     size: Size | None = None,
@@ -636,12 +636,12 @@ def counted_from_front(padding_idx: int | None, rows: int) -> int | None:
     return padding_idx + rows if padding_idx < 0 else padding_idx
 
 
-conv1d, conv2d, conv3d = map(overridable, _convolution.CONV)
-conv_transpose1d, conv_transpose2d, conv_transpose3d = map(overridable, _convolution.CONV_TRANSPOSE)
+conv1d, conv2d, conv3d = map(composed, _convolution.CONV)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(composed, _convolution.CONV_TRANSPOSE)
 
 
 def _pools(of: dict[int, C]) -> list[C]:
-    return [overridable(function) for function in of.values()]
+    return [composed(function) for function in of.values()]
 
 
 max_pool1d, max_pool2d, max_pool3d = _pools(_pooling.max_poolNd)
@@ -651,10 +651,12 @@ adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _pools(_pooling.
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _pools(_pooling.adaptive_max_poolNd)
 lp_pool1d, lp_pool2d, lp_pool3d = _pools(_pooling.lp_poolNd)
 max_unpool1d, max_unpool2d, max_unpool3d = _pools(_pooling.max_unpoolNd)
-fractional_max_pool2d, fractional_max_pool3d = _pools(_pooling.fractional_max_poolNd)
+fractional_max_pool2d, fractional_max_pool3d = map(  # at random: no two calls are the same
+    overridable, _pooling.fractional_max_poolNd.values()
+)
 
 
-@overridable
+@composed
 def unfold(
     input: T, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1
 ) -> T:
@@ -666,7 +668,7 @@ def unfold(
     return _fold.im2col(input, *how)
 
 
-@overridable
+@composed
 def fold(
     input: T,
     output_size: Size,
@@ -1007,7 +1009,7 @@ def gaussian_nll_loss(
     return _composed.reduced(loss, reduction_number(reduction))
 
 
-@overridable
+@composed
 def hinge_embedding_loss(
     input: T,
     target: T,
@@ -1103,7 +1105,7 @@ def soft_margin_loss(
     return record(_loss.SoftMarginLoss, (input, target, reduction_number(reduction)))[0]
 
 
-@overridable
+@composed
 def multilabel_soft_margin_loss(
     input: T,
     target: T,
