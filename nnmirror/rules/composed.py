@@ -2,7 +2,7 @@
 
 Each consists of the same operations as PyTorch's, in the same order, and so has its rounding; the
 backward is that of these operations. A number that PyTorch converts to a tensor before a
-subtraction is converted here too: in 16 bits it is rounded first. Of two operands the second is
+subtraction is rounded to the tensor's dtype here, too. Of two operands the second is
 computed first, as in PyTorch's C++ code, because the order of the calls is the order in which
 gradients are summed.
 """
@@ -16,8 +16,8 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..function import Function
 from ..tape import record
-from .arithmetic import Add, Div, Mul, Neg, Pow, Sub
-from .elementwise import Exp, Log, Rsqrt, Where, Xlogy
+from .arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
+from .elementwise import Exp, Log, Rsqrt, Sqrt, Where, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum
 from .registry import Rule, composed, unplaced
 from .shape import broadcast_tensors, to
@@ -34,7 +34,8 @@ def as_function(function: type[Function]) -> TorchFunction:
 
 add, sub, mul, div = (as_function(r) for r in (Add, Sub, Mul, Div))
 neg, power, exp, log = (as_function(r) for r in (Neg, Pow, Exp, Log))
-rsqrt, where, xlogy = (as_function(r) for r in (Rsqrt, Where, Xlogy))
+rsqrt, rsub, sqrt = (as_function(r) for r in (Rsqrt, Rsub, Sqrt))
+summed, xlogy = (as_function(r) for r in (Sum, Xlogy))
 
 
 def reduced(loss: T, reduction: int) -> T:
@@ -44,8 +45,13 @@ def reduced(loss: T, reduction: int) -> T:
     return record(Mean if reduction == 1 else Sum, (loss,))[0]
 
 
-def _number(value: float, like: T) -> T:
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+def _rounded(value: float, like: T) -> float:
+    """The number as a tensor of the dtype of `like` has it."""
+    return torch.tensor(value, dtype=like.dtype).item()
+
+
+def _detached(target: T) -> T:
+    return target.detach() if target.requires_grad else target
 
 
 def _are_tensors(func: TorchFunction, args: tuple[object, ...], count: int) -> None:
@@ -114,6 +120,25 @@ def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bo
 # -- losses of distances ---------------------------------------------------------------------
 
 
+class WhereEqual(Where):
+    """`Where`, with the condition that the target is equal to a number."""
+
+    keeps = ("condition",)
+    counted = (2, 3)
+
+    @staticmethod
+    def forward(target: T, number: float, input: T | float, other: T | float) -> tuple[T, T]:  # type: ignore[override]
+        condition = target == number
+        return torch.where(condition, input, other), condition
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "WhereBackward0"
+
+
+where_equal = as_function(WhereEqual)
+
+
 @composed(torch.cosine_embedding_loss)
 def cosine_embedding_loss(
     input1: T, input2: T, target: T, margin: float = 0.0, reduction: int = 1
@@ -124,12 +149,12 @@ def cosine_embedding_loss(
     along = target.dim()
     if along > 1 or input1.dim() != along + 1 or input2.dim() != along + 1:
         raise unplaced(torch.cosine_embedding_loss, args, {})
-    product = mul(input1, input2).sum(along)
-    sizes = [mul(x, x).sum(along) + _EPSILON for x in (input1, input2)]
-    c = product / (sizes[0] * sizes[1]).sqrt()
-    zeros = torch.zeros_like(c)
-    alike = torch.where(target == 1, _number(1, c) - c, zeros)
-    other = torch.where(target == -1, (c - margin).clamp_min(0), zeros)
+    product = summed(mul(input1, input2), along)
+    sizes = [add(summed(mul(x, x), along), _EPSILON) for x in (input1, input2)]
+    c = div(product, sqrt(mul(*sizes)))
+    target = _detached(target)
+    alike = where_equal(target, 1, rsub(c, 1), 0.0)
+    other = where_equal(target, -1, (c - margin).clamp_min(0), 0.0)
     return reduced(alike + other, reduction)
 
 
@@ -137,9 +162,9 @@ def cosine_embedding_loss(
 def hinge_embedding_loss(input: T, target: T, margin: float = 1.0, reduction: int = 1) -> T:
     """l = x where the target is 1, max(margin - x, 0) where it is -1"""
     _are_tensors(torch.hinge_embedding_loss, (input, target, margin, reduction), 2)
-    zeros = torch.zeros_like(input)
-    far = where(target != 1, sub(_number(margin, input), input).clamp_min(0), zeros)
-    near = where(target != -1, input, zeros)
+    target = _detached(target)
+    far = where_equal(target, 1, 0.0, rsub(input, _rounded(margin, input)).clamp_min(0))
+    near = where_equal(target, -1, 0.0, input)
     return reduced(far + near, reduction)
 
 
