@@ -163,7 +163,7 @@ class Cholesky(Rule):
         return cholesky_grad(g, result, upper)
 
 
-@answered(torch.cholesky, T.cholesky)
+@answered(torch.cholesky, T.cholesky, repeats=True)
 def old_cholesky(input: T, upper: bool = False) -> T:
     return record(Cholesky, (input, upper))[0]
 
@@ -201,12 +201,12 @@ class CholeskySolve(Rule):
         return db if needs[0] else None, dl
 
 
-@answered(torch.cholesky_solve)
+@answered(torch.cholesky_solve, repeats=True)
 def cholesky_solve(B: T, L: T, upper: bool = False) -> T:
     return record(CholeskySolve, (B, L, upper))[0]
 
 
-@answered(T.cholesky_solve)
+@answered(T.cholesky_solve, repeats=True)
 def cholesky_solve_method(self: T, input2: T, upper: bool = False) -> T:
     return record(CholeskySolve, (self, input2, upper))[0]
 
@@ -386,12 +386,12 @@ _SINGULAR = (
 )
 
 
-@answered(torch.linalg.det)
+@answered(torch.linalg.det, repeats=True)
 def linalg_det(A: T) -> T:
     return record(LinalgDet, (A,))[0]
 
 
-@answered(torch.det, T.det)
+@answered(torch.det, T.det, repeats=True)
 def det(input: T) -> T:
     return record(LinalgDet, (input,))[0]
 

@@ -362,7 +362,7 @@ def _prod(sizes: Iterable[int]) -> int:
     return n
 
 
-@answered(torch.inner, T.inner)
+@answered(torch.inner, T.inner, repeats=True)
 def inner(input: T, other: T) -> T:
     """The sum of x y over the last dimension of both; of numbers, their product."""
     if not (isinstance(input, T) and isinstance(other, T)):

@@ -104,7 +104,7 @@ class Sort(_Ordered):
         return torch.sort(input, dim=dim, descending=descending, stable=stable)
 
 
-@composite(torch.sort, T.sort)
+@composite(torch.sort, T.sort, directly=True)
 def sort(
     input: T,
     dim: Dims = -1,
@@ -125,7 +125,7 @@ class Topk(_Ordered):
         return torch.topk(input, k, dim, largest, sorted)
 
 
-@composite(torch.topk, T.topk)
+@composite(torch.topk, T.topk, directly=True)
 def topk(
     input: T, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> torch.return_types.topk:

@@ -157,9 +157,10 @@ def reshape_as(input: T, other: T) -> T:
 
 @composite(torch.flatten, T.flatten, directly=True, repeats=True)
 def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
-    target = input.detach().flatten(start_dim, end_dim).shape
-    if target == input.shape:
-        return input
+    with DisableTorchFunctionSubclass():
+        target = input.detach().flatten(start_dim, end_dim).shape
+        if target == C_shape(input):
+            return input
     return reshape(input, tuple(target))
 
 
@@ -802,13 +803,13 @@ def flip(input: T, *dims: int | Sequence[int], **kwargs: object) -> T:
     return record(Flip, (input, kwargs["dims"] if "dims" in kwargs else _sizes(dims)))[0]
 
 
-@composite(torch.fliplr, T.fliplr)
+@composite(torch.fliplr, T.fliplr, repeats=True)
 def fliplr(input: T) -> T:
     torch.fliplr(input.detach())
     return record(Flip, (input, (1,)))[0]
 
 
-@composite(torch.flipud, T.flipud)
+@composite(torch.flipud, T.flipud, repeats=True)
 def flipud(input: T) -> T:
     torch.flipud(input.detach())
     return record(Flip, (input, (0,)))[0]
@@ -1102,7 +1103,7 @@ def kron(input: T, other: T) -> T:
     return unsafe_view(wide[0] * wide[1], [a * b for a, b in zip(one, two, strict=True)])
 
 
-@composite(torch.repeat_interleave, T.repeat_interleave)
+@composite(torch.repeat_interleave, T.repeat_interleave, repeats=True)
 def repeat_interleave(
     input: T, repeats: int | T, dim: int | None = None, *, output_size: int | None = None
 ) -> T:
