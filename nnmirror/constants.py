@@ -68,6 +68,10 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> torch.Te
     Minus zero gives zero: it equals zero, so both are one entry of the cache.
     """
     with outside_inference_mode():
-        made = torch.tensor(value or 0.0, dtype=dtype, device=device)
-    made._is_constant = True  # type: ignore[attr-defined]
-    return made
+        return read_only(torch.tensor(value or 0.0, dtype=dtype, device=device))
+
+
+def read_only(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, marked as one that nobody changes: what is recorded may refer to it."""
+    tensor._is_constant = True  # type: ignore[attr-defined]
+    return tensor

@@ -494,7 +494,7 @@ class Writer:
             return name
         if type(value) is Given:
             return value.place
-        if not any(True for _ in _tape.tensors_in(value)) and not isinstance(value, slice):
+        if not any(True for _ in _tape.tensors_in(value)):
             return self.constant(value)
         if type(value) is tuple or type(value) is list:
             inner = ", ".join([self.word(v, mine) for v in value])

@@ -16,6 +16,7 @@ from ..tape import record
 from ..tensor import Tensor
 from ..views import AsStrided, assigned, check_inplace
 from . import shape
+from .arithmetic import zero
 from .registry import Rule, answered, composite, inplace, refusal, rule, unplaced
 
 T = torch.Tensor
@@ -183,6 +184,8 @@ class IndexPut(Rule):
         if accumulate:
             return g
         dx = g.clone()
+        if not any(i is None for i in indices):
+            return dx.index_put_(indices, zero(g))
         dx[_all_of(indices)] = 0
         return dx
 

@@ -3,6 +3,7 @@
 `g` is the gradient of the result; a broadcast operand's is summed by the walk.
 """
 
+import functools
 import math
 
 import torch
@@ -407,6 +408,13 @@ class NanToNum(Rule):
         return g * torch.isfinite(input)
 
 
+@functools.lru_cache(maxsize=64)
+def _clipped(eps: float, dtype: torch.dtype) -> tuple[float, float]:
+    """eps and 1 - eps as the kernel has them."""
+    rounded = torch.tensor(eps, dtype=dtype, device="cpu")
+    return rounded.item(), (1 - rounded).item()
+
+
 @inplace(T.logit_, torch.logit_)
 @rule(torch.logit, T.logit, torch.special.logit)
 class Logit(Rule):
@@ -429,8 +437,7 @@ class Logit(Rule):
             dx = g / (x * (1 - x))
             return torch.where((x >= low) & (x <= high), dx, constant(outside, x.dtype, x.device))
         if eps is not None:
-            rounded = torch.tensor(eps, dtype=x.dtype, device="cpu")
-            low, high, outside = rounded.item(), (1 - rounded).item(), 0.0
+            (low, high), outside = _clipped(eps, x.dtype), 0.0
         # On the kernel's scalar path -0 counts as 0, and a NaN stays NaN.
         alone = on_scalar_path(g, x)
         dx = torch.where(alone & (x == 0), g * float("inf"), g / (x * (1 - x)))

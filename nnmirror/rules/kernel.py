@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function
 
 from .. import _torch
 from ..accumulate import is_dense
-from ..constants import constant
+from ..constants import constant, read_only
 from ..grad_mode import outside_inference_mode
 
 T = torch.Tensor
@@ -468,23 +468,43 @@ def on_scalar_path(*operands: T, short: bool = False) -> T:
     if not operands[0].is_cpu:
         return torch.ones(shape, dtype=torch.bool, device=operands[0].device)
     order, sizes, strides = _loops(shape, [x.stride() for x in operands])
+    is_shared = len(sizes) == 1 and sizes[0] >= GRAIN
+    return _on_scalar_path(
+        tuple(shape),
+        tuple(order),
+        tuple(sizes),
+        tuple([s[0] for s in strides]),
+        _block(operands[0], short),
+        torch.get_num_threads() if is_shared else 1,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _on_scalar_path(
+    shape: tuple[int, ...],
+    order: tuple[int, ...],
+    sizes: tuple[int, ...],
+    steps: tuple[int, ...],
+    block: int,
+    threads: int,
+) -> T:
     inner = sizes[0]
-    steps = [s[0] for s in strides]
-    block = _block(operands[0], short)
-    alone = torch.ones(inner, dtype=torch.bool, device="cpu")  # a script's default may differ
-    if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
-        share = inner
-        if len(sizes) == 1 and inner >= GRAIN:
-            share = -(-inner // min(torch.get_num_threads(), -(-inner // GRAIN)))
-        for start in range(0, inner, max(share, 1)):
-            size = min(share, inner - start)
-            alone[start : start + size - size % block] = False
-    rows = alone.expand(*reversed(sizes[1:]), inner)
-    # From the order of the loops, innermost last, back to that of the dimensions.
-    back = [0] * len(order)
-    for place, dim in enumerate(reversed(order)):
-        back[dim] = place
-    return rows.reshape([shape[d] for d in reversed(order)]).permute(back)
+    with outside_inference_mode(), torch.no_grad():
+        # A script's default device may differ.
+        alone = torch.ones(inner, dtype=torch.bool, device="cpu")
+        if all(s in (0, 1) for s in steps) and steps.count(0) <= 1:
+            share = -(-inner // min(threads, -(-inner // GRAIN))) if threads > 1 else inner
+            for start in range(0, inner, max(share, 1)):
+                size = min(share, inner - start)
+                alone[start : start + size - size % block] = False
+        rows = alone.expand(*reversed(sizes[1:]), inner)
+        # From the order of the loops, innermost last, back to that of the dimensions.
+        back = [0] * len(order)
+        for place, dim in enumerate(reversed(order)):
+            back[dim] = place
+        mask = rows.reshape([shape[d] for d in reversed(order)]).permute(back)
+    # A recorded walk may run later, with another number of threads.
+    return read_only(mask) if inner < GRAIN else mask
 
 
 def _loops(

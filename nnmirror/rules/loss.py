@@ -13,7 +13,7 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass, is_torch_function_enabled
 from .._types import TorchFunction
-from ..constants import constant
+from ..constants import constant, read_only
 from ..grad_mode import outside_inference_mode
 from ..tape import in_transform_or_forward_mode, is_left_to_torch, record
 from ..tensor import Tensor
@@ -406,9 +406,7 @@ def _classes(count: int, ignore_index: int, dims: int, device: torch.device) -> 
         classes = torch.arange(count, device=device)
         if 0 <= ignore_index < count:
             classes[ignore_index] = -1  # no target is
-        made = classes.view(-1, *[1] * (dims - 2))
-    made._is_constant = True  # type: ignore[attr-defined]
-    return made
+        return read_only(classes.view(-1, *[1] * (dims - 2)))
 
 
 class NllLoss2D(NllLoss):

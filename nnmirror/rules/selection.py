@@ -43,7 +43,7 @@ class _Extreme(Rule):
 
     @staticmethod
     def d_input(g: T, input: T, result: T) -> T:
-        mask = input.isnan() if result.isnan() else input == result
+        mask = (input == result).logical_or_(input.isnan())  # with a NaN, that is the extreme
         return torch.zeros_like(input).masked_fill_(mask, g / mask.sum())
 
 

@@ -26,6 +26,7 @@ import torch
 
 from .. import _torch
 from .._types import TorchFunction
+from ..constants import read_only
 from ..grad_mode import outside_inference_mode
 from ..tape import record
 from .gradient import applied
@@ -206,7 +207,7 @@ def _matrix(
             w: T = KINDS[kind].func(units.view(1, n, n), [m], corners, scale)
         else:  # two dimensions, of which the first is unchanged
             w = KINDS[kind].func(units.view(1, 1, n, n), [n, m], corners, None, scale)
-        return w.view(n, m)
+        return read_only(w.view(n, m))
 
 
 _NEAREST = ("nearest1d", "exact1d")
@@ -242,7 +243,7 @@ def _taken(kind: str, n: int, m: int, scale: float | None, dtype: torch.dtype, r
         else:
             x = torch.arange(n, dtype=dtype, device="cpu").view(1, 1, n)
             y = KINDS[kind].func(x, [m], scale)
-        return y.reshape(m).long()
+        return read_only(y.reshape(m).long())
 
 
 @functools.lru_cache(maxsize=128)
@@ -262,7 +263,7 @@ def _sources(
             return most, None
         starts = counts.cumsum(0) - counts
         order = torch.arange(most, device="cpu").view(-1, 1)
-        return most, torch.where(order < counts, starts + order, m)
+        return most, read_only(torch.where(order < counts, starts + order, m))
 
 
 _MOST_STEPS = 16
