@@ -8,7 +8,7 @@ import torch
 import nnmirror
 from nnmirror import nn
 
-from .parity import same
+from .parity import same, units_apart
 
 
 def net(lib):
@@ -404,3 +404,51 @@ def test_full_backward_hook_of_a_child_driven_by_hand():
     y.backward(g)
     assert torch.equal(seen[0][0], seen[1][0])
     assert torch.equal(by_hand, net[0].weight.grad)
+
+
+OF_SEVERAL_CALLS = {
+    "conv": (lambda nn: nn.Conv2d(3, 4, 3, padding="same", dilation=2), (2, 3, 6, 6)),
+    "circular": (lambda nn: nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular"), (2, 3, 6)),
+    "group": (lambda nn: nn.GroupNorm(2, 4), (3, 4, 5)),
+    "instance": (lambda nn: nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+    "rms": (lambda nn: nn.RMSNorm(5), (3, 4, 5)),
+    "upsample": (lambda nn: nn.Upsample(scale_factor=2), (2, 3, 4, 4)),
+}
+
+
+def first_edges(y):
+    """The edges of the first call behind y that leads to no other call."""
+    while y is not None:
+        edges = [node for node, _ in y.next_functions]
+        y = next((n for n in edges if n is not None and "Accumulate" not in n.name()), None)
+    return edges
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL_CALLS)
+def test_a_first_layer_of_several_calls(name):
+    """Its input is data: the gradient of that is computed by hand only, not in each step."""
+    made, shape = OF_SEVERAL_CALLS[name]
+    x = torch.randn(shape)
+    expected, layer = made(torch.nn), made(nnmirror)
+    layer.load_state_dict(expected.state_dict())
+    y = layer(x)
+    if any(True for _ in layer.parameters()):
+        assert first_edges(y.grad_fn)[0] is None
+    leaf = x.clone().requires_grad_()
+    out = expected(leaf)
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    assert torch.equal(y, out)
+    assert torch.equal(layer.backward(gradient), leaf.grad)
+    most = 0 if name in ("group", "rms", "upsample") else 64  # as the README says
+    for p, q in zip(layer.parameters(), expected.parameters(), strict=True):
+        assert units_apart(q.grad, p.grad) <= most
+
+
+def test_a_first_layer_of_several_calls_whose_weight_was_changed():
+    layer, x = nnmirror.Conv1d(3, 4, 3, padding="same"), torch.randn(2, 3, 6)
+    y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed after the forward"):
+        layer.backward(torch.ones_like(y))

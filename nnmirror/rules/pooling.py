@@ -831,6 +831,8 @@ def adaptive_avg_poolNd(n: int) -> "_AdaptiveAvgPool":
 def adaptive_max_poolNd(n: int) -> "_AdaptiveMaxPool":
     def call(input: T, output_size: _OutputSize, return_indices: bool = False) -> Any:
         sizes = output_size if n == 1 else _sizes_or(output_size, input.size())
+        if n > 1 and not return_indices and _is_recorded(input):
+            return record(ADAPTIVE_MAX[n][0], (input, sizes))[0]
         found = _recorded(f"adaptive_max_pool{n}d")(input, sizes)
         return found if return_indices else found[0]
 
