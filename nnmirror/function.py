@@ -67,7 +67,7 @@ class Function:
     is_view: bool = False  # the output shares the first input's memory
     is_inplace: bool = False  # the first input is changed, and is the output
     overwrites: bool = False  # in place: the result does not depend on the first input's values
-    reads_data: bool = False  # backward depends on the numbers in the arguments of forward
+    dynamic_output_shape: bool = False  # with a mask, the shape of its result depends on that
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     counted_too: str = ""  # the node's other name for which `counted` holds too

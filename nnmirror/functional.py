@@ -17,7 +17,7 @@ import torch
 from ._missing import missing
 from ._torch import DisableTorchFunctionSubclass
 from ._types import Size, TorchFunction
-from .fast.composed import composed, warn
+from .fast.composed import generated, warn
 from .overrides import overridable
 from .rules import RULES
 from .rules import activation as _activation
@@ -297,7 +297,7 @@ def layer_norm(
     return _normalization.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
-@composed
+@generated
 def rms_norm(
     input: T, normalized_shape: list[int], weight: T | None = None, eps: float | None = None
 ) -> T:
@@ -307,7 +307,7 @@ def rms_norm(
     return _composed.rms_norm(input, normalized_shape, weight, eps)
 
 
-@composed
+@generated
 def normalize(
     input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: T | None = None
 ) -> T:
@@ -318,7 +318,7 @@ def normalize(
     return torch.div(input, size, out=out)
 
 
-@composed
+@generated
 def pad(input: T, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> T:
     """x between a constant ("constant"), its mirror image without its edge ("reflect"), its edge
     ("replicate") or its other end ("circular"); see `nnmirror.rules.padding`.
@@ -335,13 +335,13 @@ def one_hot(tensor: T, num_classes: int = -1) -> T:
         return torch._C._nn.one_hot(tensor, num_classes)
 
 
-@composed
+@generated
 def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> T:
     """The cosine of the angle between rows; see `nnmirror.rules.composed.cosine_similarity`."""
     return _composed.cosine_similarity(x1, x2, dim, eps)
 
 
-@composed
+@generated
 def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> T:
     """The p-norm of the difference of rows; see `nnmirror.rules.composed.pairwise_distance`."""
     return _composed.pairwise_distance(x1, x2, p, eps, keepdim)
@@ -390,7 +390,7 @@ def instance_norm(
     return _batchnorm.instance_norm(input, weight, bias, *stats, momentum, eps, cudnn)
 
 
-@composed
+@generated
 def group_norm(
     input: T,
     num_groups: int,
@@ -417,7 +417,7 @@ def group_norm(
     return _groupnorm.group_norm(input, num_groups, weight, bias, eps)
 
 
-@composed
+@generated
 def local_response_norm(
     input: T, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> T:
@@ -445,7 +445,7 @@ def local_response_norm(
     return record(Div, (input, m.mul(alpha).add(k).pow(beta)))[0]
 
 
-@composed
+@generated
 def interpolate(
     input: T,
     size: Size | None = None,
@@ -636,12 +636,12 @@ def counted_from_front(padding_idx: int | None, rows: int) -> int | None:
     return padding_idx + rows if padding_idx < 0 else padding_idx
 
 
-conv1d, conv2d, conv3d = map(composed, _convolution.CONV)
-conv_transpose1d, conv_transpose2d, conv_transpose3d = map(composed, _convolution.CONV_TRANSPOSE)
+conv1d, conv2d, conv3d = map(generated, _convolution.CONV)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(generated, _convolution.CONV_TRANSPOSE)
 
 
 def _pools(of: dict[int, C]) -> list[C]:
-    return [composed(function) for function in of.values()]
+    return [generated(function) for function in of.values()]
 
 
 max_pool1d, max_pool2d, max_pool3d = _pools(_pooling.max_poolNd)
@@ -656,7 +656,7 @@ fractional_max_pool2d, fractional_max_pool3d = map(  # at random: no two calls a
 )
 
 
-@composed
+@generated
 def unfold(
     input: T, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1
 ) -> T:
@@ -668,7 +668,7 @@ def unfold(
     return _fold.im2col(input, *how)
 
 
-@composed
+@generated
 def fold(
     input: T,
     output_size: Size,
@@ -695,7 +695,7 @@ _SIZES_DIFFER = (
 )
 
 
-@composed
+@generated
 def mse_loss(
     input: T,
     target: T,
@@ -762,7 +762,7 @@ def warn_if_sizes_differ(input: T, target: T, stacklevel: int = 4) -> bool:
     return True
 
 
-@composed
+@generated
 def l1_loss(
     input: T,
     target: T,
@@ -785,7 +785,7 @@ def l1_loss(
     return _weighted_mean(_loss.absolute_error(input, target, "none"), weight, reduction)
 
 
-@composed
+@generated
 def smooth_l1_loss(
     input: T,
     target: T,
@@ -805,7 +805,7 @@ def smooth_l1_loss(
     return record(_loss.SmoothL1Loss, (input, target, reduction_number(reduction), beta))[0]
 
 
-@composed
+@generated
 def huber_loss(
     input: T,
     target: T,
@@ -831,7 +831,7 @@ def huber_loss(
     raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
 
 
-@composed
+@generated
 def binary_cross_entropy(
     input: T,
     target: T,
@@ -854,7 +854,7 @@ def binary_cross_entropy(
     return record(_loss.BinaryCrossEntropy, (input, target, weight, number))[0]
 
 
-@composed
+@generated
 def binary_cross_entropy_with_logits(
     input: T,
     target: T,
@@ -879,7 +879,7 @@ def binary_cross_entropy_with_logits(
     return record(_loss.BinaryCrossEntropyWithLogits, args)[0]
 
 
-@composed
+@generated
 def nll_loss(
     input: T,
     target: T,
@@ -895,7 +895,7 @@ def nll_loss(
     return _loss.nll_loss_nd(input, target, weight, reduction_number(reduction), ignore_index)
 
 
-@composed
+@generated
 def cross_entropy(
     input: T,
     target: T,
@@ -917,7 +917,7 @@ def cross_entropy(
     return _loss.cross_entropy_loss(input, target, weight, number, ignore_index, label_smoothing)
 
 
-@composed
+@generated
 def kl_div(
     input: T,
     target: T,
@@ -948,7 +948,7 @@ def kl_div(
     return loss
 
 
-@composed
+@generated
 def poisson_nll_loss(
     input: T,
     target: T,
@@ -1009,7 +1009,7 @@ def gaussian_nll_loss(
     return _composed.reduced(loss, reduction_number(reduction))
 
 
-@composed
+@generated
 def hinge_embedding_loss(
     input: T,
     target: T,
@@ -1027,7 +1027,7 @@ def hinge_embedding_loss(
     return _composed.hinge_embedding_loss(input, target, margin, reduction_number(reduction))
 
 
-@composed
+@generated
 def margin_ranking_loss(
     input1: T,
     input2: T,
@@ -1049,7 +1049,7 @@ def margin_ranking_loss(
     return _composed.margin_ranking_loss(input1, input2, target, margin, number)
 
 
-@composed
+@generated
 def cosine_embedding_loss(
     input1: T,
     input2: T,
@@ -1066,7 +1066,7 @@ def cosine_embedding_loss(
     return _composed.cosine_embedding_loss(input1, input2, target, margin, number)
 
 
-@composed
+@generated
 def triplet_margin_loss(
     anchor: T,
     positive: T,
@@ -1091,7 +1091,7 @@ def triplet_margin_loss(
     return _composed.triplet_margin_loss(anchor, positive, negative, margin, p, eps, swap, number)
 
 
-@composed
+@generated
 def soft_margin_loss(
     input: T,
     target: T,
@@ -1105,7 +1105,7 @@ def soft_margin_loss(
     return record(_loss.SoftMarginLoss, (input, target, reduction_number(reduction)))[0]
 
 
-@composed
+@generated
 def multilabel_soft_margin_loss(
     input: T,
     target: T,

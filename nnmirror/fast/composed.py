@@ -35,7 +35,7 @@ T = torch.Tensor
 _MOST = 4  # functions written for one signature, in turn
 
 
-def composed(function: C) -> C:
+def generated(function: C) -> C:
     """Have the calls that `function` records generated as one function, once they repeat.
 
     For a function that does nothing besides, and whose calls do not depend on the numbers in
@@ -105,7 +105,7 @@ class _WithKeywords(dict[tuple[str, ...], object]):
 
 
 def met_before(what: object, given: Args) -> Made | None:
-    """The result of a `composed` function and its node, if it was called with such arguments a few
+    """The result of a `generated` function and its node, if it was called with such arguments a few
     times before; else None."""
     sign, first, made = _first_signed(given)
     if sign is None or (kept := sign.calls.get(what)) is None or not tape.records_normally():
@@ -188,7 +188,7 @@ def _listing_calls() -> Iterator[list[_state.RecordedCall]]:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """`warnings.warn` in a `composed` function, which then is not generated: the next call like it
+    """`warnings.warn` in a `generated` function, which then is not generated: the next call like it
     has to warn too."""
     if here.calls is not None:
         here.calls.append((None, (), None, None))

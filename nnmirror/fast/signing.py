@@ -240,12 +240,14 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.makes_several = node.function.is_rule and len(node.outputs) > 1 and not makes_new
     sign.label, sign.indices = node.label, node.indices
     sign.origin = node.sequence, of_this_call()
-    sign.checks_shape = node.function.reads_data or any(
-        isinstance(a, torch.Tensor) and not a.is_floating_point() for a in args
+    sign.checks_shape = not node.function.is_rule or (
+        node.function.dynamic_output_shape
+        and any(isinstance(a, torch.Tensor) and a.dtype in _MASKS for a in args)
     )
     sign.is_single = _is_single(node)
 
 
+_MASKS = (torch.bool, torch.uint8)
 _MOST_SIZES_OF_ONE = 6  # of one member
 
 

@@ -183,9 +183,7 @@ class Writer:
         return True
 
     def is_straight(self, node: Node) -> bool:
-        """Does its step consist of the same calls each time, on tensors that have a memory?"""
-        if node.function.reads_data:
-            return False
+        """Have its saved tensors a memory?"""
         return all(t is None or t.layout is torch.strided for t in node._saved or ())
 
     def begin(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from .._torch import is_torch_function_enabled
 from .._types import Number, TorchFunction
 from ..constants import constant
-from ..fast.composed import composed
+from ..fast.composed import generated
 from ..overrides import overridable
 from ..tape import record
 from .arithmetic import Div, Sub, zero
@@ -385,7 +385,7 @@ def _selu_(input: T) -> T:
     return record(EluInplace, (input, SELU_ALPHA, SELU_SCALE))[0]
 
 
-@composed
+@generated
 def selu(input: T, inplace: bool = False) -> T:
     """s x where x > 0, else s a (exp(x) - 1), a and s constants.
 
@@ -653,7 +653,7 @@ def hardtanh_(input: T, min_val: float = -1.0, max_val: float = 1.0) -> T:
     return hardtanh(input, min_val, max_val, True)
 
 
-@composed
+@generated
 def relu6(input: T, inplace: bool = False) -> T:
     """Each element clipped to [0, 6]; see `nnmirror.rules.activation.Hardtanh`."""
     return record(HardtanhInplace if inplace else Hardtanh, (input, 0, 6))[0]
@@ -960,7 +960,7 @@ def softshrink(input: T, lambd: float = 0.5) -> T:
     return record(Softshrink, (input, lambd))[0]
 
 
-@composed
+@generated
 def softsign(input: T) -> T:
     """x / (|x| + 1):  dx = g / (|x| + 1) - g x / (|x| + 1)^2 sign(x)"""
     if not isinstance(input, T):
@@ -968,7 +968,7 @@ def softsign(input: T) -> T:
     return record(Div, (input, record(Abs, (input,))[0] + 1))[0]
 
 
-@composed
+@generated
 def tanhshrink(input: T) -> T:
     """x - tanh(x):  dx = g - g (1 - tanh(x)^2)"""
     if not isinstance(input, T):
@@ -1031,7 +1031,7 @@ def _glu_grad(g: T, x: T, dim: int) -> T:
     return dx
 
 
-@composed
+@generated
 def glu(input: T, dim: int = -1) -> T:
     """One half of x along dim times the sigmoid of the other.
 

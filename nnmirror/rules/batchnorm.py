@@ -18,6 +18,7 @@ import torch
 
 from .. import _torch
 from .._torch import DisableTorchFunctionSubclass
+from ..fast.composed import generated
 from ..tape import mapping, record
 from .arithmetic import Add, Mul
 from .gradient import applied
@@ -369,17 +370,29 @@ def instance_norm(
         raise RuntimeError(
             "Expected running_mean and running_var to be defined when use_input_stats is false"
         )
-    n, c, *places = input.shape
-
-    def repeated(values: T | None) -> T | None:
-        return None if values is None else repeat(values, n)
-
-    stats = repeated(running_mean), repeated(running_var)
-    x = view(contiguous(input), 1, n * c, *places)
-    of_input, w, b = use_input_stats, repeated(weight), repeated(bias)
-    y = batch_norm(x, w, b, *stats, of_input, momentum, eps, cudnn_enabled)
+    how = use_input_stats, momentum, eps, cudnn_enabled
+    if running_mean is None and running_var is None:
+        return _as_one_image_only(input, weight, bias, None, None, *how)
+    n, c, *_ = input.shape
+    stats = _repeated(running_mean, n), _repeated(running_var, n)
+    y = _as_one_image(input, weight, bias, *stats, *how)
     with DisableTorchFunctionSubclass(), torch.no_grad():
         for kept, each in zip((running_mean, running_var), stats, strict=True):
             if use_input_stats and kept is not None and each is not None:
                 kept.copy_(each.view(n, c).mean(0))
+    return y
+
+
+def _as_one_image(input: T, weight: T | None, bias: T | None, *how: Any) -> T:
+    """`batch_norm` of the channels of all images as those of one."""
+    n, c, *places = input.shape
+    x = view(contiguous(input), 1, n * c, *places)
+    y = batch_norm(x, _repeated(weight, n), _repeated(bias, n), *how)
     return view(y, input.shape)
+
+
+def _repeated(values: T | None, times: int) -> T | None:
+    return None if values is None else repeat(values, times)
+
+
+_as_one_image_only = generated(_as_one_image)  # it changes no statistics

@@ -17,7 +17,7 @@ from .._types import TorchFunction
 from ..function import Function
 from ..tape import record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
-from .elementwise import Exp, Log, Rsqrt, Sqrt, Where, Xlogy
+from .elementwise import Exp, Log, Rsqrt, Sqrt, WhereEqual, Xlogy
 from .reduction import LinalgVectorNorm, Mean, Sum
 from .registry import Rule, composed, unplaced
 from .shape import broadcast_tensors, to
@@ -35,7 +35,7 @@ def as_function(function: type[Function]) -> TorchFunction:
 add, sub, mul, div = (as_function(r) for r in (Add, Sub, Mul, Div))
 neg, power, exp, log = (as_function(r) for r in (Neg, Pow, Exp, Log))
 rsqrt, rsub, sqrt = (as_function(r) for r in (Rsqrt, Rsub, Sqrt))
-summed, xlogy = (as_function(r) for r in (Sum, Xlogy))
+summed, where_equal, xlogy = (as_function(r) for r in (Sum, WhereEqual, Xlogy))
 
 
 def reduced(loss: T, reduction: int) -> T:
@@ -118,25 +118,6 @@ def pairwise_distance(x1: T, x2: T, p: float = 2, eps: float = 1e-6, keepdim: bo
 
 
 # -- losses of distances ---------------------------------------------------------------------
-
-
-class WhereEqual(Where):
-    """`Where`, with the condition that the target is equal to a number."""
-
-    keeps = ("condition",)
-    counted = (2, 3)
-
-    @staticmethod
-    def forward(target: T, number: float, input: T | float, other: T | float) -> tuple[T, T]:  # type: ignore[override]
-        condition = target == number
-        return torch.where(condition, input, other), condition
-
-    @classmethod
-    def node_name(cls) -> str:
-        return "WhereBackward0"
-
-
-where_equal = as_function(WhereEqual)
 
 
 @composed(torch.cosine_embedding_loss)

@@ -245,6 +245,22 @@ class Where(Rule):
         return torch.where(condition, zero(g), g)
 
 
+class WhereEqual(Where):
+    """`Where`, with the condition that the target is equal to a number."""
+
+    keeps = ("condition",)
+    counted = (2, 3)
+
+    @staticmethod
+    def forward(target: T, number: float, input: T | float, other: T | float) -> tuple[T, T]:  # type: ignore[override]
+        condition = target == number
+        return torch.where(condition, input, other), condition
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "WhereBackward0"
+
+
 def _pointwise(
     name: str, slope: TorchFunction, doc: str, of_result: bool = False, also: tuple[str, ...] = ()
 ) -> None:

@@ -18,7 +18,7 @@ from ..grad_mode import outside_inference_mode
 from ..tape import in_transform_or_forward_mode, is_left_to_torch, record
 from ..tensor import Tensor
 from .arithmetic import Add, Div, Mul, Sub
-from .elementwise import Abs
+from .elementwise import Abs, WhereEqual
 from .gradient import applied
 from .kernel import FEW, by_path
 from .reduction import Mean, Sum
@@ -534,24 +534,43 @@ def _of_probabilities(
     return mean
 
 
+class _ZeroWhereEqual(WhereEqual):
+    """As PyTorch's, which fills what it has computed."""
+
+    @classmethod
+    def node_name(cls) -> str:
+        return "MaskedFillBackward0"
+
+
+class _CountOfOthers(Rule):
+    """z = the number of elements of x, integers, that differ from a number"""
+
+    @staticmethod
+    def forward(input: T, number: int) -> T:
+        return (input != number).sum()
+
+    @staticmethod
+    def d_input(g: T) -> None:
+        return None
+
+
 def _smoothed(
     input: T, target: T, weight: T | None, reduction: int, ignore_index: int, smoothing: float
 ) -> T:
     along = 0 if input.dim() == 1 else 1
     likelihood = log_softmax_method(input, along, input.dtype)
     loss = nll_loss_nd(likelihood, target, weight, reduction, ignore_index)
-    ignored = target == ignore_index
     spread = -_weighted(likelihood, weight, along).sum(along)
-    spread = spread.masked_fill_(ignored, 0.0)
+    spread = record(_ZeroWhereEqual, (target, ignore_index, 0.0, spread))[0]
     if reduction != 0:
         spread = spread.sum()
     if reduction == MEAN:
-        counted = ~ignored
         if weight is None:
-            total = counted.sum()
+            total = record(_CountOfOthers, (target, ignore_index))[0]
         else:
+            counted = target != ignore_index
             total = weight.gather(0, target.masked_select(counted).flatten()).sum()
-        spread = spread / total
+        spread = record(Div, (spread, total))[0]
     return loss * (1 - smoothing) + spread * (smoothing / input.shape[along])
 
 

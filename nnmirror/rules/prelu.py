@@ -3,7 +3,7 @@
 import torch
 
 from .. import _torch
-from ..fast.composed import composed
+from ..fast.composed import generated
 from ..tape import record
 from .gradient import applied
 from .kernel import SOME
@@ -95,7 +95,7 @@ def _prelu(input: T, weight: T) -> T:
     return record(PreluKernel, (input, weight_for(input, weight)))[0]
 
 
-@composed
+@generated
 def prelu(input: T, weight: T) -> T:
     """x where x > 0, else w x, one w for all or one per channel.
 

@@ -269,6 +269,7 @@ class IndexSelect(Rule):
 class MaskedSelect(Rule):
     """z = the elements of x where the mask holds:  dx = zeros, with g put there"""
 
+    dynamic_output_shape = True
     uncounted = (1,)
 
     @staticmethod

@@ -505,6 +505,7 @@ class Index(Rule):
     """
 
     counted = (0,)
+    dynamic_output_shape = True
 
     @staticmethod
     def as_called(input: T, pattern: IndexLike, *parts: T) -> tuple[object, ...]:

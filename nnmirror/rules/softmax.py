@@ -13,7 +13,7 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Dims, TorchFunction
-from ..fast.composed import composed
+from ..fast.composed import generated
 from ..overrides import overridable
 from ..tape import record
 from . import shape
@@ -148,7 +148,7 @@ def log_softmax(
     return log_softmax_method(input, dim, dtype)
 
 
-@composed
+@generated
 def softmin(
     input: T, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> T:
