@@ -128,9 +128,7 @@ def _restored(node: Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
         if i < len(places):
             place = places[i]
             if place >= 0:
-                saved[i] = tracked_alias(
-                    function.leading(place, tensor), function.origin(node, place)
-                )
+                saved[i] = tracked_alias(function.leading(place, tensor), node.edges[place])
             else:
                 saved[i] = tracked_alias(tensor, (as_result, ~place))
     for i in range(len(places), len(saved)):

@@ -12,7 +12,7 @@ from . import formula
 from . import node as _node
 from ._types import Args, Hook, Kwargs, TorchFunction
 from ._upcalls import implements, upcall
-from .node import AccumulateGrad, Edge, Node
+from .node import AccumulateGrad, Node
 
 if TYPE_CHECKING:
     import nnmirror.fast.recorder
@@ -57,7 +57,7 @@ class Function:
     formulas: "formula.Formulas | None" = None  # of a rule written as formulas (see formula.py)
     exact: "type[Function] | None" = None  # recorded instead in exact mode (see exact)
     # For such a form: its gradients can be recorded, instead of those of the plain rule.
-    is_recordable: bool = False
+    is_recordable: bool = True
     infer: TorchFunction | None = None  # the result of forward only, by torch's function
     result: TorchFunction | None = None  # `infer`, or what the formulas compute
     can_wait: bool = False  # its node can be made after the call, from arguments and result
@@ -197,13 +197,8 @@ class Function:
         return None
 
     @staticmethod
-    def origin(node: Node, place: int) -> Edge | None:
-        """The edge of the saved argument at `place`."""
-        return node.edges[place]
-
-    @staticmethod
     def leading(place: int, saved: torch.Tensor) -> torch.Tensor:
-        """The saved argument at `place` as the tensor whose edge is `origin`."""
+        """The saved argument at `place` as the tensor that its edge leads from."""
         return saved
 
     @classmethod

@@ -136,7 +136,6 @@ class Node:
     indices: "Sequence[int] | None" = _of_call(
         "indices", "For each argument, which output of its target it was; None if all the first."
     )
-    _signature: None = None  # as for a leaf, for code that treats this as one
     dirty: tuple[torch.Tensor, ...] = ()
     non_differentiable: tuple[torch.Tensor, ...] = ()
     materialize_grads: bool = True

@@ -143,19 +143,6 @@ def record(
     if not (_torch_grad_mode() if mode is None else mode) or in_inference_mode():
         if len(args) > function.first_number:
             function.check_numbers(args)  # type: ignore[attr-defined]
-        result = function.result
-        if result is not None and inplace is None and not (_torch_grad_mode() or _state.plain):
-            plain = True
-            for arg in args:
-                kind = type(arg)
-                if kind not in ORDINARY:
-                    break  # it may define dispatch
-                plain = plain and kind is torch.Tensor
-            else:
-                if plain:
-                    return result(*args), None
-                with DisableTorchFunctionSubclass():
-                    return result(*args), None
         return _unrecorded(function, args, inplace, asks), None
     if inplace is None and not _state.plain:
         for arg in args:
@@ -627,7 +614,8 @@ def finished(node: Node, out: Any, args: Args) -> Made:
 def _once_more(
     function: type[Function], args: Args, found: Signature, edges: Sequence[Edge | None]
 ) -> Made:
-    """`record` for a call with the signature `found`."""
+    """`record` for a call with the signature `found` and no generated function, such as one of more
+    than `MOST_ARGUMENTS` tensors."""
     node = Node(function, found)
     node.edges = edges
     plan = found.plan

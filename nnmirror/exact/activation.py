@@ -36,8 +36,6 @@ T = torch.Tensor
 class Elu(rules.Elu):
     """The kernel's own exp."""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, input: T, alpha: float, scale: float, input_scale: float) -> T:
         return _elu_grad(g, input, alpha, scale, input_scale)
@@ -98,8 +96,6 @@ class Selu(rules.Selu):
 class Celu(rules.Celu):
     """`Elu`"""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, input: T, alpha: float) -> T:
         return Elu.d_input(g, input, *rules.celu_as_elu(alpha))
@@ -108,8 +104,6 @@ class Celu(rules.Celu):
 @exact_of(rules.EluInplace, "ELU", "SELU", units=2)
 class EluInplace(rules.EluInplace):
     """The order of the products."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, result: T, alpha: float, scale: float, input_scale: float) -> T:  # type: ignore[override]
@@ -137,8 +131,6 @@ def _elu_grad_of_result(g: T, result: T, alpha: float, scale: float, input_scale
 class CeluInplace(rules.CeluInplace):
     """`EluInplace`"""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, result: T, alpha: float) -> T:  # type: ignore[override]
         return EluInplace.d_input(g, result, *rules.celu_as_elu(alpha))
@@ -147,8 +139,6 @@ class CeluInplace(rules.CeluInplace):
 @exact_of(rules.Silu, "SiLU", units=2)
 class Silu(rules.Silu):
     """g z (1 + x (1 - z)), the last sum and product in one rounding."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T) -> T:
@@ -170,8 +160,6 @@ class Silu(rules.Silu):
 class Gelu(rules.Gelu):
     """Not always the same bits: PyTorch's kernels have an erf and a tanh of their own, which no
     tensor operation computes. The gradient can be off by a few units in the last place."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T, approximate: str) -> T:
@@ -207,8 +195,6 @@ def _gelu_slope_tanh(x: T) -> T:
 @exact_of(rules.Hardtanh, "Hardtanh", "ReLU6", units=0)
 class Hardtanh(rules.Hardtanh):
     """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T, min_val: float, max_val: float) -> T:
@@ -270,8 +256,6 @@ def _log_sigmoid_grad(g: T, input: T, e: T) -> T:
 class Hardswish(rules.Hardswish):
     """g (x / 3 + 1/2) in this order. On the scalar path a NaN counts as above 3."""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, input: T) -> T:
         return _hardswish_grad(g, input)
@@ -297,8 +281,6 @@ class Mish(rules.Mish):
     of its own, which no tensor operation computes. The gradient can be off by a few units in the
     last place."""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, input: T) -> T:
         if is_torch_function_enabled():
@@ -315,8 +297,6 @@ class Mish(rules.Mish):
 class Softplus(rules.Softplus):
     """g e / (e + 1). Not always the same bits: where b x > 0 the kernel rounds exp differently from
     any tensor operation, and about one gradient in thirty differs in its last place."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T, beta: float, threshold: float) -> T:
@@ -335,8 +315,6 @@ def _softplus_grad(g: T, input: T, beta: float, threshold: float) -> T:
 @exact_of(rules.Hardshrink, "Hardshrink", units=0)
 class Hardshrink(rules.Hardshrink):
     """A NaN is on neither side: g is 0 there on the vectorized path, and g on the scalar path."""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
@@ -363,8 +341,6 @@ _softshrink_grad = gradient("SoftshrinkBackward")(_shrink_grad)
 class Softshrink(rules.Softshrink):
     """`Hardshrink`"""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, input: T, lambd: float) -> T:
         return _softshrink_grad(g, input, lambd)
@@ -373,6 +349,8 @@ class Softshrink(rules.Softshrink):
 @exact_of(Prelu, "PReLU", units=2)
 class PreluKernel(Prelu):
     """dw is 0 where x > 0, even if g is negative or infinite."""
+
+    is_recordable = False
 
     @staticmethod
     def gradients(needs: Needs, g: T, input: T, weight: T) -> Gradients:

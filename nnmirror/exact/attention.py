@@ -14,6 +14,8 @@ T = torch.Tensor
 class ScaledDotProductFlashAttentionForCpu(attention.ScaledDotProductFlashAttentionForCpu):
     """The gradients of the rule, in the kernel's blocks of rows and columns."""
 
+    is_recordable = False
+
     @staticmethod
     def in_blocks(
         g: T, q: T, k: T, v: T, mask: T | None, is_causal: bool, c: float, y: T, logsum: T

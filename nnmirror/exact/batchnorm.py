@@ -35,6 +35,8 @@ _LAYERS = [f"{kind}Norm{n}d" for kind in ("Batch", "Instance") for n in (1, 2, 3
 class NativeBatchNorm(batchnorm.NativeBatchNorm):
     """The gradients are those of the rule; their sums in the kernel's order."""
 
+    is_recordable = False
+
     @staticmethod
     def gradients(
         needs: Sequence[bool],

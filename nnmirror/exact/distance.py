@@ -13,6 +13,8 @@ T = torch.Tensor
 class Cdist(distance.Cdist):
     """As in `nnmirror.rules.distance`, computed as by PyTorch's kernel."""
 
+    is_recordable = False
+
     @staticmethod
     def d_x1(g: T, x1: T, x2: T, result: T, p: float) -> T:
         return _rows_grad(g, x1, x2, result, p)

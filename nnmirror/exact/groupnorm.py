@@ -25,6 +25,8 @@ T = torch.Tensor
 class NativeGroupNorm(groupnorm.NativeGroupNorm):
     """As in `nnmirror.rules.groupnorm`, computed as by PyTorch's kernel."""
 
+    is_recordable = False
+
     @staticmethod
     def gradients(
         needs: Needs, g: T, input: T, num_groups: int, weight: T | None, mean: T, r: T

@@ -187,6 +187,8 @@ def rows_added(g: T, dtype: torch.dtype, times: T | None, at_last: torch.dtype) 
 class NativeLayerNorm(normalization.NativeLayerNorm):
     """y = (x - mean) r w + b over the last dimensions; the gradients are above."""
 
+    is_recordable = False
+
     @staticmethod
     def gradients(
         needs: Sequence[bool], g: T, input: T, weight: T | None, bias: T | None, mean: T, r: T

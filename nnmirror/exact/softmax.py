@@ -20,8 +20,6 @@ T = torch.Tensor
 class Softmax(softmax.Softmax):
     """dx = (g - sum of g y) y"""
 
-    is_recordable = True
-
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:
         return softmax_grad(g, result, dim)
@@ -53,8 +51,6 @@ class SafeSoftmax(attention.SafeSoftmax):
 @exact_of(softmax.LogSoftmax, "LogSoftmax", "CrossEntropyLoss", units=16)
 class LogSoftmax(softmax.LogSoftmax):
     """dx = g - exp(l) sum of g"""
-
-    is_recordable = True
 
     @staticmethod
     def d_input(g: T, result: T, dim: int) -> T:

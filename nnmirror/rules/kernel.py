@@ -147,7 +147,7 @@ def planes_first(t: T, batch: int, channels: int) -> T:
 
 # masked_fill and where branch for each element, which the processor has to predict. For many
 # elements, selecting by bit operations on integers is many times faster.
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_FLOATS = (torch.float32, torch.float64)
 FEW = 4096
 
 
@@ -157,16 +157,11 @@ def chosen_by_bits(*tensors: T) -> bool:
     return (
         first.numel() >= FEW
         and first.is_cpu
-        and first.dtype in _BITS
+        and first.dtype in _FLOATS
         and all(
             t.dtype is first.dtype and t.shape == first.shape and t.is_contiguous() for t in tensors
         )
     )
-
-
-def bits(x: T) -> T:
-    """The same memory as integers."""
-    return x.view(_BITS[x.dtype])
 
 
 def memory_format(x: T) -> torch.memory_format:
@@ -207,20 +202,16 @@ def one_call(function: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-def where_positive(g: T, y: T, ours: bool = False) -> T:
+def where_positive(g: T, y: T) -> T:
     """g where y > 0 or is NaN, else 0; y is not below 0.
 
-    In the memory of g if that is `ours`. For many elements, the bits of g times 1, or times 0 where
-    y is 0 or -0.
+    For many elements, the bits of g times 1, or times 0 where y is 0 or -0.
     """
     if y.numel() < SOME or not y.is_cpu:
         zero = constant(0.0, g.dtype, g.device)
         mask = torch.le(y, zero)
-        return g.masked_fill_(mask, zero) if ours else g.masked_fill(mask, zero)
+        return g.masked_fill(mask, zero)
     positive = integers(y.abs()).clamp_(max=1)  # a NaN counts as positive, whatever its sign
-    if ours:
-        integers(g).mul_(positive)
-        return g
     return positive.mul_(integers(g)).view(g.dtype)
 
 
@@ -244,9 +235,9 @@ def by_sign(x: T, positive: T, other: T) -> T:
     if not chosen_by_bits(x, positive, other):
         return torch.where(torch.gt(x, zero), positive, other)
     # other, with the bits flipped in which they differ where x > 0.
-    differ = torch.bitwise_xor(bits(positive), bits(other))
+    differ = torch.bitwise_xor(integers(positive), integers(other))
     chosen = torch.gt(x, zero, out=torch.empty_like(x, dtype=differ.dtype)).neg_()
-    bits(other).bitwise_xor_(differ.bitwise_and_(chosen))
+    integers(other).bitwise_xor_(differ.bitwise_and_(chosen))
     return other
 
 
@@ -322,7 +313,7 @@ def _sleef_exp(x: T) -> T:
     s = torch.addcmul(d, q, number(-how.log[0]))
     torch.addcmul(s, q, number(-how.log[1]), out=s)
     z = (_horner if x.dtype is torch.float32 else _estrin)(s, [*map(number, how.polynomial)])
-    bits(z).add_(bits(shifted) << how.mantissa)
+    integers(z).add_(integers(shifted) << how.mantissa)
     return torch.addcmul(d - d, z, number(2.0**-how.spare))  # d - d: NaN where x is NaN
 
 

@@ -130,7 +130,7 @@ def _squared_error_grad(g: T, x: T, t: T, reduction: str, scale: T | None) -> T:
 
 
 def _squared(input: T, target: T) -> tuple[T, T]:
-    """Do both have the same shape, and dtypes that can be subtracted?"""
+    """Both with one shape, and in dtypes that can be subtracted."""
     if input.shape != target.shape:
         input, target = torch.broadcast_tensors(input, target)
     if not (input.dtype is target.dtype is torch.float32):

@@ -1,12 +1,10 @@
 """Gradient clipping: bounds on the norm or on each element, in place."""
 
-import functools
 import types
 import typing
 import warnings
-from collections.abc import Callable
 from operator import attrgetter
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,18 +16,7 @@ from ..grad_mode import no_grad_at_all
 from ..optim.stepwise import foreach_devices
 
 _tensor_or_tensors: TypeAlias = torch.Tensor | typing.Iterable[torch.Tensor]
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _device, _dtype, _gradient = attrgetter("device"), attrgetter("dtype"), attrgetter("_gradient")
-
-
-def _unrecorded(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with no_grad_at_all():
-            return function(*args, **kwargs)
-
-    return call
 
 
 def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -115,7 +102,7 @@ def _scale(
                 grad.mul_(on_device)
 
 
-@_unrecorded
+@no_grad_at_all
 def get_total_norm(
     tensors: _tensor_or_tensors,
     norm_type: float = 2.0,
@@ -127,7 +114,7 @@ def get_total_norm(
     return _total_norm(tensors, _groups(tensors), norm_type, error_if_nonfinite, foreach)
 
 
-@_unrecorded
+@no_grad_at_all
 def clip_grads_with_norm_(
     parameters: _tensor_or_tensors,
     max_norm: float,
@@ -138,7 +125,7 @@ def clip_grads_with_norm_(
     _scale(_groups(_grads(_listed(parameters))), max_norm, total_norm, foreach)
 
 
-@_unrecorded
+@no_grad_at_all
 def clip_grad_norm_(
     parameters: _tensor_or_tensors,
     max_norm: float,
@@ -176,7 +163,7 @@ def clip_grad_norm(
     return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
 
 
-@_unrecorded
+@no_grad_at_all
 def clip_grad_value_(
     parameters: _tensor_or_tensors, clip_value: float, foreach: bool | None = None
 ) -> None:
