@@ -712,3 +712,32 @@ def test_between_layers_that_train(nn, optim, as_view):
         seen += [loss.detach(), first.weight.grad, last.weight.grad]
         sgd.step()
     return seen, count
+
+
+@parity
+def test_any_name_is_the_users(nn, optim):
+    """The package's own names for an operation are not those of a user's class."""
+
+    def mine(*args):
+        return 3
+
+    class Named(base_of(nn)):
+        result, exact, can_wait, formulas, counted, infer = 3, True, "x", "E = mc2", 7, None
+        is_view, is_inplace, public, keeps, operands = 1, 2, 3, 4, 5
+        choose = as_called = saves_of = node_name = label_of = staticmethod(mine)
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x * Named.result
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * Named.choose() * ctx.saved_tensors[0] * g
+
+    x = nn.Parameter(torch.arange(3.0))
+    for _ in range(5):
+        y = Named.apply(x * 1)
+        y.sum().backward()
+    names = Named.result, Named.exact, Named.can_wait, Named.formulas, Named.counted
+    return y, x, y.grad_fn.name(), y.grad_fn.next_functions[0][0].name(), names

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import nnmirror._types
-    import nnmirror.function
     import nnmirror.node
+    import nnmirror.operation
 
 # Numbers the recorded calls in their order, which the walk follows.
 sequence = itertools.count()
@@ -52,7 +52,7 @@ own_exact_mode = False
 
 # A call: function, arguments, result, node.
 RecordedCall: TypeAlias = (
-    "tuple[type[nnmirror.function.Function] | None, nnmirror._types.Args, object,"
+    "tuple[type[nnmirror.operation.Operation] | None, nnmirror._types.Args, object,"
     " nnmirror.node.Node | None]"
 )
 

@@ -2,12 +2,12 @@
 
 Modules import only modules below them:
 
-    grad_mode, exact.mode, fast.signature < tensor < formula, constants, node < function < fast.call
-    < fast.leaves < fast.signing < tape < custom_function, views, overrides, double_backward <
-    fast.composed, fast.recorder, beyond < accumulate, running < gradient_hooks < walk < gradients,
-    stepping, fast.writer < fast.bound < fast.due, fast.trial < fast.keyed, fast.parts <
-    fast.binding < fast.tapped, fast.ends < fast.replay, rules < functional, func < modules < optim,
-    parallel, utils, bridge < adopt
+    grad_mode, exact.mode, fast.signature < tensor < formula, constants, node < operation <
+    function, fast.call < fast.leaves < fast.signing < tape < custom_function, views, overrides,
+    double_backward < fast.composed, fast.recorder, beyond < accumulate, running < gradient_hooks <
+    walk < gradients, stepping, fast.writer < fast.bound < fast.due, fast.trial < fast.keyed,
+    fast.parts < fast.binding < fast.tapped, fast.ends < fast.replay, rules < functional, func <
+    modules < optim, parallel, utils, bridge < adopt
 
 A lower module sometimes has to call a higher one: `Tensor.backward` runs a walk. It then declares
 the function, under `upcall`, which names the module that has it:

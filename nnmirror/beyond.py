@@ -24,9 +24,9 @@ from ._upcalls import implements, upcall
 from .double_backward import alias_of, tracked_alias
 from .fast.shorter import memory_of
 from .formula import Plan
-from .function import Function
 from .moments import note_moment, number_of_torchs, torchs_number
 from .node import NO_FURTHER, Edge, Node
+from .operation import Operation
 
 T = torch.Tensor
 
@@ -707,7 +707,7 @@ class _Piece(NamedTuple):
     order: Order | None = None
 
 
-class TorchGraph(Function):
+class TorchGraph(Operation):
     """Z = J^T G, J the Jacobian of what torch's own autograd recorded
 
     Its gradients are those of the operations of torch's engine.  Saved: the graph of these.

@@ -15,7 +15,7 @@ from ._torch import DisableTorchFunctionSubclass, is_any_autocast_enabled
 from ._types import Args, Kwargs
 from ._upcalls import implements
 from .fast.signing import give_signature, signature_at, signed_call
-from .function import Function, FunctionCtx
+from .function import Function, FunctionCtx, operation_of
 from .grad_mode import is_grad_enabled, users_code
 from .node import Node
 from .tape import (
@@ -65,19 +65,21 @@ def applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
 def _applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
     """Run a user's Function; its output, recorded if grad mode is on and an argument requires
     grad."""
-    if function.has_context:
+    operation = operation_of(function)
+    has_context = function.setup_context is not Function.setup_context
+    if has_context:
         args, kwargs = _with_defaults(function.forward, args, kwargs)
     if kwargs:
-        args = _placed(function, args, kwargs)
+        args = _placed(function.forward, has_context, args, kwargs)
     recording = is_grad_enabled()
     if recording and is_any_autocast_enabled():
         raise RuntimeError(AUTOCAST)
     with DisableTorchFunctionSubclass():
         if recording and in_transform() is not None:
-            refuse_transform(function, args)
+            refuse_transform(operation, args)
         if forward_mode["_current_level"] >= 0:
-            refuse_tangents(function, args)
-        node = Node(function)
+            refuse_tangents(operation, args)
+        node = Node(operation)
         node.attributes = {}
         node.places = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
         edges = [
@@ -87,7 +89,7 @@ def _applied(function: type[Function], args: Args, kwargs: Kwargs) -> Any:
         node.needs_input_grad = tuple([edge is not None for edge in edges])
         ctx = FunctionCtx(node)
         with users_code():
-            if function.has_context:
+            if has_context:
                 out = function.forward(*args)
                 function.setup_context(ctx, args, out)
             else:
@@ -131,11 +133,11 @@ def _with_defaults(
     return bound.args, bound.kwargs
 
 
-def _placed(function: type[Function], args: Args, kwargs: Kwargs) -> Args:
+def _placed(forward: Callable[..., object], has_context: bool, args: Args, kwargs: Kwargs) -> Args:
     """The arguments of forward by position, with those given by name in their places, as in
     PyTorch."""
-    code = function.forward.__code__
-    names = code.co_varnames[0 if function.has_context else 1 : code.co_argcount]
+    code = forward.__code__
+    names = code.co_varnames[0 if has_context else 1 : code.co_argcount]
     for name in kwargs:
         if name not in names:
             raise TypeError(f"forward() got an unexpected keyword argument '{name}'")

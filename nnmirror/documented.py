@@ -8,7 +8,8 @@ import functools
 import re
 from collections.abc import Iterator
 
-from .function import Function
+from .function import CustomOperation, Function
+from .operation import Operation
 from .rules import Rule
 
 _BREAK = re.compile(r"\n\s*|\s{3,}")
@@ -17,8 +18,8 @@ _GRADIENT = re.compile(r"\bd\w+ = ")
 _SENTENCE = re.compile(r"\.\s")
 
 
-def gradients(function: type[Function]) -> str:
-    """Those of a Function or of its base class; else the first line of its docstring."""
+def gradients(function: type[Operation]) -> str:
+    """Those of an operation or of its base class; else the first line of its docstring."""
     classes = list(_classes(function))
     for cls in classes:
         found = gradients_in(cls.__doc__)
@@ -27,7 +28,7 @@ def gradients(function: type[Function]) -> str:
     return next((c.__doc__.strip().split("\n")[0] for c in classes if c.__doc__), function.__name__)
 
 
-def value(function: type[Function]) -> str:
+def value(function: type[Operation]) -> str:
     """What it computes: "y = tanh(x)"; "" if the docstring does not say."""
     return next((found for cls in _classes(function) if (found := _halves(cls.__doc__)[0])), "")
 
@@ -37,9 +38,10 @@ def gradients_in(doc: str | None) -> str:
     return _halves(doc)[1]
 
 
-def _classes(function: type[Function]) -> Iterator[type]:
-    for cls in function.__mro__:
-        if cls in (Rule, Function):
+def _classes(function: type[Operation]) -> Iterator[type]:
+    documented = function.function if issubclass(function, CustomOperation) else function
+    for cls in documented.__mro__:
+        if cls in (Rule, Function, Operation):
             return
         yield cls
 

@@ -24,8 +24,8 @@ from . import tensor as _tensor
 from ._torch import DisableTorchFunction, DisableTorchFunctionSubclass, EnableTorchFunction
 from ._upcalls import implements
 from .formula import Plan
-from .function import Function
 from .node import Edge, Node
+from .operation import Operation
 
 T = torch.Tensor
 
@@ -77,7 +77,7 @@ def _refuse_lost(node: Node, grads: Sequence[T | None], results: Sequence[T | No
                 raise _no_second(node.function)
 
 
-def _plain_form(function: type[Function]) -> type[Function] | None:
+def _plain_form(function: type[Operation]) -> type[Operation] | None:
     """The rule of which `function` is the exact form: the same gradients, in operations that have
     rules."""
     base = function.__mro__[1]
@@ -85,7 +85,7 @@ def _plain_form(function: type[Function]) -> type[Function] | None:
     return base if is_form else None
 
 
-def _plan_of(node: Node, rule: type[Function]) -> Plan:
+def _plan_of(node: Node, rule: type[Operation]) -> Plan:
     """The plan of a node, for the gradients of another rule with the same forward."""
     plan, formulas = node.plan, rule.formulas
     if plan is None or formulas is None:
@@ -192,7 +192,7 @@ def _derived(node: Node, name: str, saved: Sequence[object]) -> T:
         return again(*[known[n] for n in names])  # type: ignore[no-any-return]
 
 
-def _no_second(function: type[Function]) -> NotImplementedError:
+def _no_second(function: type[Operation]) -> NotImplementedError:
     return NotImplementedError(
         f"nnmirror: a gradient of the gradient of {function.__name__} is not mirrored, and"
         " create_graph=True asks for it. Compute this loss with nnmirror.to_torch(model): it has"

@@ -81,8 +81,8 @@ if TYPE_CHECKING:
     import nnmirror.node
 
     from .fast.source import Environment
-    from .function import Function
     from .node import Node
+    from .operation import Operation
 
 T = torch.Tensor
 # Returns one gradient, or one for each argument.
@@ -260,7 +260,7 @@ _UNCHANGED |= {torch.memory_format, torch.layout, torch.Generator}
 class Formulas:
     """The formulas of one rule."""
 
-    def __init__(self, function: "type[Function]", raw_forward: "_Method") -> None:
+    def __init__(self, function: "type[Operation]", raw_forward: "_Method") -> None:
         self.function = function
         self.raw_forward = raw_forward  # as defined in its class
         self.forward: TorchFunction = raw_forward.__get__(None, function)
@@ -673,8 +673,8 @@ class Formulas:
         return function
 
 
-def _overrides(function: "type[Function]", name: str) -> bool:
-    """Does the rule, or a class between it and Function, define `name`?"""
+def _overrides(function: "type[Operation]", name: str) -> bool:
+    """Does the rule, or a class between it and Operation, define `name`?"""
     return any(name in vars(cls) for cls in function.__mro__[:-2])
 
 
@@ -730,7 +730,7 @@ class _Method(Protocol):
     def __get__(self, instance: None, owner: type, /) -> TorchFunction: ...
 
 
-def _forward_of(function: "type[Function]") -> _Method | None:
+def _forward_of(function: "type[Operation]") -> _Method | None:
     """The forward for the formulas of `function`, as defined in its class."""
     for cls in function.__mro__[:-2]:
         own = vars(cls)

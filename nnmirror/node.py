@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import nnmirror.parameter
 
     from . import formula
-    from .function import Function
+    from .operation import Operation
 
 
 class NodeState(enum.Enum):
@@ -117,7 +117,7 @@ class Node:
     # the layer, does not refer to the node. Unset otherwise.
     caller: "dict[str, nnmirror.parameter.Parameter | None]"
     began: int  # if the layer recorded several: the number before the first
-    function: "type[Function]"
+    function: "type[Operation]"
     sequence: int
     signature: Signature | None  # how its result was computed; None if that has no signature
     call_info: CallInfo  # its signature, one shared by other calls of its kind, or its own
@@ -160,7 +160,7 @@ class Node:
     prehooks: "OrderedDict[int, Hook] | None" = None
     posthooks: "OrderedDict[int, Hook] | None" = None
 
-    def __init__(self, function: "type[Function]", sign: Signature | None = None) -> None:
+    def __init__(self, function: "type[Operation]", sign: Signature | None = None) -> None:
         self.function, self.signature = function, sign
         self.call_info = CallInfo(is_shared=False) if sign is None else sign
         self.targets = self._saved = self._versions = ()
@@ -208,7 +208,7 @@ class Node:
         if found != self.indices:
             self.indices = found
 
-    # -- for the Function ------------------------------------------------------------
+    # -- for the operation -----------------------------------------------------------
 
     def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         """Keep `tensors` for backward, which fails if one is changed in place until then."""
@@ -362,7 +362,7 @@ class Node:
     # -- for the walk ------------------------------------------------------------------
 
     def run(self, grads: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
-        """Call the Function's backward; one gradient per edge."""
+        """Call the backward of the operation; one gradient per edge."""
         if self.materialize_grads and (len(grads) > 1 or grads[0] is None):
             grads = [
                 torch.zeros(m[0], dtype=m[1], device=m[2]) if g is None and m is not None else g

@@ -26,9 +26,9 @@ from . import tensor as _tensor
 from ._torch import DisableTorchFunctionSubclass, EnableTorchFunction
 from ._types import TorchFunction
 from ._upcalls import implements
-from .function import Function
 from .grad_mode import is_grad_enabled
 from .node import Node
+from .operation import Operation
 from .tape import ORDINARY, SUBCLASS, TORCH, dispatch_kind, record, tensors_in
 from .tensor import RULES, Tensor
 
@@ -93,7 +93,7 @@ class Called:
 
 @implements(tape)
 def answered(
-    function: type[Function], args: tuple[object, ...], inplace: Callable[[], Any] | None
+    function: type[Operation], args: tuple[object, ...], inplace: Callable[[], Any] | None
 ) -> tuple[Any, Node | None]:
     """`record(function, args, inplace)` if there is a tensor subclass among the arguments."""
     func = function.public if "public" in vars(function) else function.infer
@@ -242,7 +242,7 @@ def tracked_class(cls: type[torch.Tensor]) -> type[Tensor]:
     return made  # type: ignore[no-any-return]
 
 
-class _Alias(Function):
+class _Alias(Operation):
     """z = x, in the same memory:  dx = g"""
 
     is_rule = is_view = True

@@ -1,9 +1,8 @@
 """The tape: a record of the calls and their arguments.
 
-A differentiable operation is a `Function` with a `forward` and a `backward`. Each call on a tensor
-that requires grad makes a `Node`: the function, its saved tensors, and an edge for every input, to
-the node that made the input or, for a leaf, to the input itself. `nnmirror.walk` follows these
-edges.
+A differentiable `Operation` has a `forward` and a `backward`. Each call on a tensor that requires
+grad makes a `Node`: the operation, its saved tensors, and an edge for every input, to the node that
+made the input or, for a leaf, to the input itself. `nnmirror.walk` follows these edges.
 
 Everything here runs with `DisableTorchFunctionSubclass` entered once per call, so that
 tracked tensors behave as plain ones inside a forward, a backward and the walk.
@@ -39,10 +38,10 @@ from .fast.signing import (
     signed_call,
     with_others,
 )
-from .function import Function
 from .grad_mode import _override, in_inference_mode, is_grad_enabled
 from .moments import note_moment
 from .node import Edge, Node, OfComplex, Unrecorded
+from .operation import Operation
 from .origin import of_this_call
 from .tensor import no_complex
 
@@ -118,7 +117,7 @@ def record_and_tell(call: Callable[..., R], *args: object) -> R:
 
 @implements(_tensor)
 def record(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     inplace: Callable[[], torch.Tensor] | None = None,
     asks: bool = True,
@@ -232,7 +231,7 @@ _PLAIN = {bool, float, int, str, type(None)}
 
 
 def _unrecorded(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     inplace: Callable[[], torch.Tensor] | None,
     asks: bool,
@@ -260,7 +259,7 @@ def _unrecorded(
 _SEVERAL = {list, tuple, Sequence}  # types of dimensions, which may be bools for PyTorch
 
 
-def _with_numbers(function: type[Function], args: Args) -> Args:
+def _with_numbers(function: type[Operation], args: Args) -> Args:
     """The arguments with Python numbers for NumPy's, in whose precision a rule would compute, and
     for tensors without dimensions in places that only take numbers."""
     for i, arg in enumerate(args):
@@ -280,7 +279,7 @@ def _with_numbers(function: type[Function], args: Args) -> Args:
 
 
 def _record(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     inplace: Callable[[], torch.Tensor] | None,
     asks: bool,
@@ -380,7 +379,7 @@ def _edge_and_signature(tensor: "_tensor.Tensor") -> tuple[Edge | None, Signatur
 
 
 def refuse_complex(
-    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
+    function: type[Operation], args: Args, inplace: Callable[[], torch.Tensor] | None
 ) -> NoReturn:
     """Raise for complex numbers, after PyTorch's own error, if it has one."""
     if inplace is None:
@@ -499,7 +498,7 @@ def _standing_for(value: object) -> "_tensor.Tensor | None":
 
 
 def _made_again(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     edges: Sequence[Edge | None],
     signs: Sequence[Signature | None],
@@ -541,7 +540,7 @@ _FEW = 4  # arguments: for a call with more, a function is generated later, as i
 
 
 def _changed_again(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     edges: Sequence[Edge | None],
     call: SignedCall,
@@ -589,7 +588,7 @@ def shares_nothing(tensor: torch.Tensor) -> bool:
 _OWN_USE = 2  # of a tensor's memory: by itself, and by the argument of the count
 
 
-def _of_its_kind(function: type[Function], args: Args) -> Made | None:
+def _of_its_kind(function: type[Operation], args: Args) -> Made | None:
     """`record` for a call without a signature, if there were calls of its kind; else None."""
     known = function.recorders.get(tuple(map(type, args)))
     return None if known is None else known[0](args)
@@ -597,7 +596,7 @@ def _of_its_kind(function: type[Function], args: Args) -> Made | None:
 
 @upcall("nnmirror.fast.recorder")
 def learn(
-    function: type[Function], args: Args, needs: tuple[bool, ...], in_place: bool = False
+    function: type[Operation], args: Args, needs: tuple[bool, ...], in_place: bool = False
 ) -> None:
     """Write a recorder for calls of this kind, which have no signature."""
     raise NotImplementedError
@@ -612,7 +611,7 @@ def finished(node: Node, out: Any, args: Args) -> Made:
 
 
 def _once_more(
-    function: type[Function], args: Args, found: Signature, edges: Sequence[Edge | None]
+    function: type[Operation], args: Args, found: Signature, edges: Sequence[Edge | None]
 ) -> Made:
     """`record` for a call with the signature `found` and no generated function, such as one of more
     than `MOST_ARGUMENTS` tensors."""
@@ -670,7 +669,7 @@ dispatch_kind: Callable[[type], str] = functools.lru_cache(maxsize=256)(_dispatc
 
 @upcall("nnmirror.overrides")
 def answered(
-    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
+    function: type[Operation], args: Args, inplace: Callable[[], torch.Tensor] | None
 ) -> tuple[Any, Node | None]:
     """Called by `record` if there is a tensor subclass among the arguments."""
     raise NotImplementedError
@@ -838,7 +837,7 @@ def usual_edge(tensor: torch.Tensor) -> Edge | None:
     return None if node is None else (node, tensor._output_nr)
 
 
-def refuse_transform(function: type[Function], args: Args) -> None:
+def refuse_transform(function: type[Operation], args: Args) -> None:
     """Inside torch.vmap or torch.func.grad, PyTorch's own function is called, which they support.
 
     Its result is unwrapped when they return, and would lose its history: raises if one of `args`
@@ -866,7 +865,7 @@ def no_transform() -> NotImplementedError:
     )
 
 
-def refuse_tangents(function: type[Function], args: Args) -> None:
+def refuse_tangents(function: type[Operation], args: Args) -> None:
     """Raises as PyTorch: a backward alone does not define forward mode."""
     if function.is_rule or all(_torch.unpack_dual(t, 0)[1] is None for t in tensors_in(args)):
         return
@@ -877,7 +876,7 @@ def refuse_tangents(function: type[Function], args: Args) -> None:
 
 
 def _by_torch(
-    function: type[Function], args: Args, inplace: Callable[[], torch.Tensor] | None
+    function: type[Operation], args: Args, inplace: Callable[[], torch.Tensor] | None
 ) -> Any:
     """The result only, by PyTorch's own function if it has one."""
     if inplace is not None:

@@ -52,8 +52,8 @@ from .grad_mode import (
 if TYPE_CHECKING:
     from . import views as _views
     from .fast.leaves import HeldSignature
-    from .function import Function
     from .node import Edge, Node
+    from .operation import Operation
 
 R = TypeVar("R")
 S = TypeVar("S", bound=torch.Tensor)
@@ -375,7 +375,7 @@ def _recorded_directly(func: TorchFunction, found: "Recorded") -> TorchFunction:
     return method
 
 
-def _of_operands(func: TorchFunction, function: "type[Function]", of_one: bool) -> TorchFunction:
+def _of_operands(func: TorchFunction, function: "type[Operation]", of_one: bool) -> TorchFunction:
     """The same for an operator, which is usually called with its operands only."""
     operator: TorchFunction
     if of_one:
@@ -486,7 +486,7 @@ def computed_into(func: TorchFunction, args: Args, kwargs: Kwargs) -> Any:
 class Recorded:
     """Most of RULES: records a call of `function`."""
 
-    function: "type[Function]"
+    function: "type[Operation]"
     most: int  # the number of positional arguments
     behind: dict[tuple[int | str, ...], list[tuple[str, object]]]  # see rules/registry.py
 

@@ -29,9 +29,9 @@ from ._types import IndexLike
 from ._upcalls import implements, upcall
 from .fast.signature import CallInfo
 from .formula import RESULT
-from .function import Function
 from .grad_mode import in_inference_mode
 from .node import FREED, JUST_BEFORE, RECORDED, Edge, Node, short_name
+from .operation import Operation
 from .tensor import CHANGED_LEAF, C_device, C_dim, C_dtype, C_offset, C_shape, C_stride
 
 T = torch.Tensor
@@ -290,7 +290,7 @@ _ONE = (0,)
 _NEEDS_FIRST, _NEEDS_NONE = (True, False, False, False), (False,) * 4
 
 
-class CopySlices(Function):
+class CopySlices(Operation):
     """An in-place operation on a view, seen from the base."""
 
     is_rule = True
@@ -357,7 +357,7 @@ def put_in_front(node: "Node", target: object) -> None:
     raise NotImplementedError
 
 
-class SetItem(Function):
+class SetItem(Operation):
     """x[index] = v, with integers and slices:  dx = g, zero in the part x[index],  dv = g there
 
     Records the assignment of a tensor to a part of x as one node.
@@ -555,7 +555,7 @@ _NEEDS_X, _NEEDS_VALUE, _NEEDS_BOTH = (True, False), (False, True), (True, True)
 _NOTHING = (None,)  # saved, so that it can be freed
 
 
-class AsStrided(Function):
+class AsStrided(Operation):
     """z = the elements of x's memory at offset + strides . i:  dx = zeros, g added there
 
     If several elements of z share a place in memory, their gradients are added.

@@ -36,13 +36,13 @@ from ._torch import (
 from ._types import StrPath
 from .documented import gradients, gradients_in
 from .fast import tapped
-from .function import Function
 from .grad_mode import is_grad_enabled
 from .modules.container import ModuleDict, ModuleList, Sequential
 from .modules.explicit import Call, Each, Gradient, NodeCall, Stacked, Traced, way_back
 from .modules.layer import Layer
 from .modules.module import Module
 from .node import RECORDED, TAPPED, Edge, Node
+from .operation import Operation
 from .rules.activation import LeakyRelu, Relu
 from .tensor import C_dtype, C_shape
 
@@ -96,7 +96,7 @@ class Record:
     call: int  # the index of this call among the layer's calls in the step
     output: int | None  # which one of several tensors that the call returned
     module: str  # the name of the layer's class
-    formula: str  # the gradients, as the Function that was recorded documents them
+    formula: str  # the gradients, as the operation that was recorded documents them
     inputs: tuple[tuple[int, ...], ...]  # the shapes
     shape: tuple[int, ...]
     norm: float  # of the output, as it was when the layer returned it
@@ -181,7 +181,7 @@ class Watch:
         self._on_params: dict[int, tuple[RemovableHandle, weakref.ref[torch.Tensor]]] = {}
         self._taps: list[_Tap] = []  # of the open step
         self._params: dict[int, weakref.ref[torch.Tensor]] = {}  # by id
-        self._formulas: dict[type[Function], str] = {}
+        self._formulas: dict[type[Operation], str] = {}
         self._start()
 
     def _start(self) -> None:
@@ -512,7 +512,7 @@ class Watch:
         # For a layer with several calls, its docstring may have the formula of the whole.
         return node, whole or f"last of several: {formula}"
 
-    def _documented(self, function: type[Function]) -> str:
+    def _documented(self, function: type[Operation]) -> str:
         found = self._formulas.get(function)
         if found is None:
             found = self._formulas[function] = gradients(function)

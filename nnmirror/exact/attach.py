@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from ..function import Function
+from ..operation import Operation
 
-F = TypeVar("F", bound=type[Function])
+F = TypeVar("F", bound=type[Operation])
 
 
 class Attached(NamedTuple):
     """A rule that has an exact form."""
 
-    rule: type[Function]
+    rule: type[Operation]
     layers: tuple[str, ...]  # the names in `nnmirror` of the layers that record it
     units: float  # how far off the plain formula may be, see `exact_of`
 
@@ -19,7 +19,7 @@ class Attached(NamedTuple):
 ATTACHED: list[Attached] = []
 
 
-def exact_of(rule: type[Function], *layers: str, units: float) -> Callable[[F], F]:
+def exact_of(rule: type[Operation], *layers: str, units: float) -> Callable[[F], F]:
     """Record the decorated subclass of `rule` instead of it in exact mode.
 
     If its gradients are rules too (see rules/gradient.py), it has `is_recordable = True`: gradients

@@ -11,7 +11,7 @@ from .. import _state
 from .._torch import NoParamDecoratorContextManager
 
 if TYPE_CHECKING:
-    from ..function import Function
+    from ..operation import Operation
 
 
 class _Override(threading.local):
@@ -51,7 +51,7 @@ class exact(NoParamDecoratorContextManager):
         _override.mode = self._before
 
 
-def chosen(function: "type[Function]") -> "type[Function]":
+def chosen(function: "type[Operation]") -> "type[Operation]":
     """The exact form of a function in exact mode, else the function itself."""
     found = function.exact if is_exact() else None
     return function if found is None else found

@@ -23,11 +23,11 @@ import torch
 
 from .. import tensor as _tensor
 from ..fast import leaves
-from ..function import Function
 from ..modules.explicit import Each, NodeCall, Traced
 from ..modules.module import Module
 from ..modules.segment import PartCall, nodes
 from ..node import Node
+from ..operation import Operation
 from ..origin import Origin
 from ..tensor import bare
 from .explanation import Place
@@ -224,7 +224,7 @@ class Names:
 
     def _labels(self) -> dict[int, list[str]]:
         """The names of the results of each node."""
-        kinds: dict[tuple[str, str], set[type[Function]]] = {}
+        kinds: dict[tuple[str, str], set[type[Operation]]] = {}
         for node in self.order:
             kinds.setdefault(self.module_of(node), set()).add(node.function)
         stands_for = {id(inner[-1]): key for key, inner in self.layers.items()}

@@ -35,8 +35,8 @@ from .signature import (
 from .source import Unwritable
 
 if TYPE_CHECKING:
-    import nnmirror.function
     import nnmirror.node
+    import nnmirror.operation
 
     from ..node import Edge
 
@@ -56,7 +56,7 @@ GUARDS = (
 class CallToWrite(NamedTuple):
     """A recorded call; without a signature, one that needs no gradient."""
 
-    function: "type[nnmirror.function.Function]"
+    function: "type[nnmirror.operation.Operation]"
     found: Signature | None
     args: Args
     edges: Sequence["nnmirror.node.Edge | None"]
@@ -645,7 +645,7 @@ def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
-def _has_defaults(function: "type[nnmirror.function.Function]", args: Args) -> bool:
+def _has_defaults(function: "type[nnmirror.operation.Operation]", args: Args) -> bool:
     """Are all but the first two arguments those that `forward` has by default?"""
     assert function.formulas is not None
     defaults = function.formulas.defaults

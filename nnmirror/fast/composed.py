@@ -85,7 +85,7 @@ def remembered(function: C) -> C:
 class _Called:
     """Stands for a function called with certain keywords in the keys of signatures.
 
-    It has the attributes of a `Function` that are asked for before a call is recorded.
+    It has the attributes of an `Operation` that are asked for before a call is recorded.
     """
 
     exact = None  # no other function in exact mode

@@ -19,7 +19,7 @@ from .. import tensor as _tensor
 from .. import views as _views
 from .._types import Args
 from .._upcalls import implements
-from ..function import Function
+from ..operation import Operation
 from . import source
 from .call import GUARDS
 from .signature import MORE, MOST_ARGUMENTS, CallInfo, Made
@@ -34,7 +34,7 @@ _HOMES = ("builtins", "torch")  # for the types of arguments; a user's own types
 
 @implements(_tape)
 def learn(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     needs: tuple[bool, ...],
     in_place: bool = False,
@@ -104,7 +104,7 @@ class RecorderSource:
 
     def __init__(
         self,
-        function: type[Function],
+        function: type[Operation],
         args: Args,
         needs: tuple[bool, ...],
         other: Recorder,

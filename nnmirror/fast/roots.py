@@ -11,14 +11,14 @@ import torch
 
 from .._state import sequence as _sequence
 from ..constants import constant
-from ..function import Function
 from ..node import Edge, Node
+from ..operation import Operation
 from .signing import give_signature, signature_at, signed_call
 
 T = torch.Tensor
 
 
-class Roots(Function):
+class Roots(Operation):
     """(y1, v1), (y2, v2) ...:  dy1 = v1, dy2 = v2 ...  Saved: v1, v2 ..."""
 
     is_rule = True

@@ -14,8 +14,8 @@ from .. import formula
 from .. import tensor as _tensor
 from .._torch import DisableTorchFunctionSubclass
 from .._types import Args
-from ..function import Function
 from ..node import Edge, Node
+from ..operation import Operation
 from ..origin import of_this_call
 from . import call as _call
 from .leaves import signature_of_leaf
@@ -78,7 +78,7 @@ class SignedCall(NamedTuple):
 
 
 def signed_call(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     edges: Sequence[Edge | None],
     signs: Sequence[Signature | None],
@@ -146,7 +146,7 @@ def _add_to_key(
 
 
 def _call_of_family(
-    function: type[Function],
+    function: type[Operation],
     args: Args,
     edges: Sequence[Edge | None],
     signs: Sequence[Signature | None],
@@ -289,12 +289,12 @@ def _give_member(
     return True
 
 
-def _formulas_of(function: type[Function]) -> formula.Formulas:
+def _formulas_of(function: type[Operation]) -> formula.Formulas:
     assert function.formulas is not None
     return function.formulas
 
 
-def plan_of_size(family: Family, function: type[Function], args: Args) -> formula.Plan | None:
+def plan_of_size(family: Family, function: type[Operation], args: Args) -> formula.Plan | None:
     """The plan of a call of the family; None if it saves something else than the others."""
     if family.has_one_plan:
         return family.plan

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ..function import Function
 from ..init import constant_
+from ..operation import Operation
 from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter
 from ..rules import activation as rules
@@ -287,7 +287,7 @@ class _AlongDim(Layer):
 
     __constants__ = ["dim"]
     dim: int | None
-    _function: type[Function]
+    _function: type[Operation]
     _name: str
 
     def __init__(self, dim: int | None = None) -> None:
@@ -524,7 +524,7 @@ class _Shrink(Layer):
 
     __constants__ = ["lambd"]
     lambd: float
-    _function: type[Function]
+    _function: type[Operation]
 
     def __init__(self, lambd: float = 0.5) -> None:
         super().__init__()
@@ -577,7 +577,7 @@ class PReLU(Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(PreluKernel, input)
 
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Operation], *args: Any) -> Any:
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
-from ..function import Function
+from ..operation import Operation
 from ..overrides import dim_of, is_subclass
 from ..parameter import Parameter, UninitializedBuffer, UninitializedParameter
 from ..rules.batchnorm import NativeBatchNorm
@@ -122,7 +122,7 @@ class _BatchNorm(_NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(NativeBatchNorm, input)
 
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Operation], *args: Any) -> Any:
         (input,) = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

@@ -11,8 +11,8 @@ from .. import functional as F
 from .. import init
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..function import Function
 from ..grad_mode import no_grad_at_all
+from ..operation import Operation
 from ..overrides import is_subclass
 from ..parameter import Parameter, UninitializedParameter
 from ..rules.convolution import Convolution
@@ -207,7 +207,7 @@ class _ConvNd(Layer):
         return self._run(Convolution, input, weight, bias, *how)  # type: ignore[no-any-return]
 
     @records_once
-    def _run(self, function: type[Function], *args: object) -> Any:
+    def _run(self, function: type[Operation], *args: object) -> Any:
         input = args[0]
         if isinstance(input, Tensor) and not is_subclass(input):
             with DisableTorchFunctionSubclass():

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional as F
-from ..function import Function
+from ..operation import Operation
 from ..overrides import is_subclass
 from ..rules import dropout as rules
 from .layer import Layer
@@ -40,11 +40,11 @@ class Dropout(_DropoutNd):
     @records_once
     def forward(self, input: Tensor) -> Tensor:
         F.check_probability(self.p)
-        function: type[Function] = rules.DropoutInplace if self.inplace else rules.Dropout
+        function: type[Operation] = rules.DropoutInplace if self.inplace else rules.Dropout
         return self._run(function, input, self.p)
 
     @records_once
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Operation], *args: Any) -> Any:
         input, p = args
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

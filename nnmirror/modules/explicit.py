@@ -18,10 +18,10 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from ..exact.mode import chosen, exact, is_exact
 from ..fast.signature import of_tensor
-from ..function import Function
 from ..grad_mode import enable_grad, is_grad_enabled
 from ..gradients import between, start_grad
 from ..node import FREED, Edge, Node
+from ..operation import Operation
 from ..parameter import Parameter
 from ..tensor import Tensor, no_complex
 
@@ -67,10 +67,10 @@ class NodeCall:
 class Untracked:
     """The same where nothing required grad: the node is made when it is needed.
 
-    For a rule whose node saves nothing but arguments and the result (see `Function.can_wait`).
+    For a rule whose node saves nothing but arguments and the result (see `Operation.can_wait`).
     """
 
-    def __init__(self, function: type[Function], args: tuple[object, ...], out: object) -> None:
+    def __init__(self, function: type[Operation], args: tuple[object, ...], out: object) -> None:
         needed = function.formulas.by_hand  # type: ignore[union-attr]
         with DisableTorchFunctionSubclass():
             result = out if needed[-1] else None
@@ -131,7 +131,7 @@ class Untracked:
         return NodeCall(self.node)(gradient)
 
 
-def untracked(function: type[Function], args: tuple[object, ...], out: object) -> Untracked | None:
+def untracked(function: type[Operation], args: tuple[object, ...], out: object) -> Untracked | None:
     """The call of a layer that got no node from `record`; None if grad mode is off, and inside a
     transform."""
     if not is_grad_enabled() or tape.in_transform_or_forward_mode():

@@ -16,9 +16,9 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from .._versions import SINCE_2_14
-from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..node import Node
+from ..operation import Operation
 from ..tape import record
 from .explicit import Traced
 
@@ -309,7 +309,7 @@ def _backward_hooks(module: "_module.Module") -> tuple[list[Hook], list[Hook]]:
     return full, legacy
 
 
-class _BoundaryFunction(Function):
+class _BoundaryFunction(Operation):
     """Returns its inputs, and passes the gradients back: a node that hooks are attached to."""
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Layer: a module that is one `Function`."""
+"""Layer: a module that is one operation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from .. import _state
 from .._state import sequence as _sequence
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..function import Function
 from ..grad_mode import is_grad_enabled
+from ..operation import Operation
 from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import in_transform_or_forward_mode, record
@@ -30,7 +30,7 @@ from .module import Module
 
 
 class Layer(Module):
-    """The base of the mirrored layers: `forward` runs one Function and keeps its node.
+    """The base of the mirrored layers: `forward` runs one operation and keeps its node.
 
     The node is kept even if nothing requires grad, so that a single layer can be driven by hand:
     `y = layer.forward(x); dx = layer.backward(dy)`.
@@ -39,7 +39,7 @@ class Layer(Module):
     batch, and computed with one call.
     """
 
-    def _run(self, function: type[Function], *args: object) -> Any:
+    def _run(self, function: type[Operation], *args: object) -> Any:
         if type(args[function.input_place]) is tuple:
             return self._run_on_tuple(function, args)
         exact = function.exact
@@ -53,7 +53,7 @@ class Layer(Module):
         node.caller = own["_parameters"]
         return out
 
-    def _run_on_tuple(self, function: type[Function], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _run_on_tuple(self, function: type[Operation], args: tuple[Any, ...]) -> tuple[Any, ...]:
         place = function.input_place
         items = args[place]
         tuples = function.tuple_places

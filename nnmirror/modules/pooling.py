@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .._types import TorchFunction
-from ..function import Function
+from ..operation import Operation
 from ..overrides import is_subclass
 from ..rules import pooling as rules
 from .layer import Layer
@@ -54,12 +54,12 @@ class _Pool(Layer):
     """The base of the pools: `_pooled` is the function of the input alone."""
 
     _function: TorchFunction
-    _rule: type[Function] | None = None  # if that is a single recorded call
+    _rule: type[Operation] | None = None  # if that is a single recorded call
 
     def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _run(self, function: type[Function] | None, *args: Any) -> Any:
+    def _run(self, function: type[Operation] | None, *args: Any) -> Any:
         input = args[0]
         if function is not None and isinstance(input, Tensor) and not is_subclass(input):
             return super()._run(function, *args)

@@ -28,10 +28,10 @@ from ..fast import source
 from ..fast.leaves import signature_of_leaf
 from ..fast.signature import THEIRS, CallInfo, LeafSignature, Signature, of_tensor, strides_by_rows
 from ..fast.source import Unwritable
-from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..moments import note_moment
 from ..node import Edge, Node
+from ..operation import Operation
 from ..running import put_in_front
 from ..tensor import Tensor, bare
 from .explicit import Chain, Gradient, NodeCall, Untracked
@@ -41,7 +41,7 @@ from .module import CALL_HOOKS, GLOBAL_HOOKS
 # The target of a gradient, None for no gradient, or ... for the layer before.
 _Edge: TypeAlias = Edge | EllipsisType | None
 # What a layer records: the function and its arguments.
-_Recorded: TypeAlias = tuple[type[Function], tuple[object, ...]]
+_Recorded: TypeAlias = tuple[type[Operation], tuple[object, ...]]
 # An input of one layout, or the signature of the call that made it.
 _Key: TypeAlias = tuple[object, ...]
 
@@ -52,7 +52,7 @@ _MOST_WAITING = 1024  # kinds of inputs whose calls are counted
 _MOST_OF_ONE = 3  # segments for one layout: parameters may be frozen in turns
 
 
-class Segment(Function):
+class Segment(Operation):
     """Stands for the calls of several layers until their own nodes are needed."""
 
     is_rule = True
@@ -321,7 +321,7 @@ class Run:
             calls: list[_Recorded] = []
 
             def run(
-                function: type[Function],
+                function: type[Operation],
                 *args: object,
                 layer: Layer = layer,
                 calls: list[_Recorded] = calls,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import init
-from ..function import Function
+from ..operation import Operation
 from ..overrides import is_subclass
 from ..parameter import Parameter
 from ..rules.embedding import Embedding as EmbeddingRule
@@ -94,7 +94,7 @@ class Embedding(Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self._run(EmbeddingRule, None, input)
 
-    def _run(self, function: type[Function], *args: Any) -> Any:
+    def _run(self, function: type[Operation], *args: Any) -> Any:
         input = args[1]
         if type(input) is tuple:
             return self._run_on_tuple(function, args)

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from .. import _torch, running, tape
 from .._torch import DisableTorchFunctionSubclass, tree_flatten, tree_unflatten
-from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..modules.module import Module
 from ..node import Node
+from ..operation import Operation
 from .reducer import Reducer
 
 _MIB = 1024 * 1024
@@ -329,7 +329,7 @@ class DistributedDataParallel(Module):
         )
 
 
-class _DDPSink(Function):
+class _DDPSink(Operation):
     """The identity, with copies; outputs that the loss does not use pass None on."""
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 
 from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
-from ..function import Function
+from ..operation import Operation
 from ..tape import record
 from .arithmetic import Add, Div, Mul, Neg, Pow, Rsub, Sub
 from .elementwise import Exp, Log, Rsqrt, Sqrt, WhereEqual, Xlogy
@@ -27,7 +27,7 @@ T = torch.Tensor
 _EPSILON = torch.tensor(1e-12).item()  # a float32 in PyTorch
 
 
-def as_function(function: type[Function]) -> TorchFunction:
+def as_function(function: type[Operation]) -> TorchFunction:
     """The function as it is recorded, also if an argument is in torch's own graph."""
     return lambda *args: record(function, args)[0]
 

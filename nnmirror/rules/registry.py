@@ -2,7 +2,7 @@
 
 An operation that reaches `Tensor.__torch_function__` is one of
 
-- recorded: there is a rule for it, a `Function` (`@rule`) or a plain function composed of
+- recorded: there is a `Rule` for it (`@rule`) or a plain function composed of
   recorded operations (`@composite`), as PyTorch itself composes it;
 - passed through: no input requires grad, or grad mode is off, or its result carries no
   gradient (a comparison, an index, a shape, a number);
@@ -25,9 +25,9 @@ from .._torch import DisableTorchFunctionSubclass
 from .._types import TorchFunction
 from .._upcalls import implements
 from ..fast.composed import remembered
-from ..function import Function
 from ..grad_mode import is_grad_enabled
 from ..gradients import backward, grad
+from ..operation import Operation
 from ..tape import (
     OTHER,
     dispatch_kind,
@@ -41,7 +41,7 @@ from ..tape import (
 from .passive import PASSIVE, RESHAPING, UNRECORDED_SETTERS
 
 C = TypeVar("C", bound=TorchFunction)
-F = TypeVar("F", bound=type[Function])
+F = TypeVar("F", bound=type[Operation])
 # For formulas that share work: which gradients are needed, and the gradients.
 Needs: TypeAlias = tuple[bool, ...]
 Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
@@ -56,8 +56,8 @@ NAMED: dict[tuple[str, str], TorchFunction] = {
 }
 
 
-class Rule(Function):
-    """A Function for one of PyTorch's operations; its node has PyTorch's name."""
+class Rule(Operation):
+    """The operation of one of PyTorch's; its node has PyTorch's name."""
 
     is_rule = True
     aten_name: str = ""  # PyTorch's name for it in errors, if that is not `public`'s
@@ -141,7 +141,7 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 class Recorded:
     """Calls a Rule with the arguments of a torch call, keywords put in their places."""
 
-    def __init__(self, function: type[Function], func: TorchFunction) -> None:
+    def __init__(self, function: type[Operation], func: TorchFunction) -> None:
         self.function = function
         self.func = func
         if function.formulas is None:
