@@ -136,7 +136,10 @@ def _restored(node: Node) -> tuple[Sequence[T | None], Sequence[int | None]]:
             value = node.saved(i)
             again = saved[i] = _derived(node, names[i], saved)
             if isinstance(again, _tensor.Tensor):
-                _tensor._C_data.__set__(again, value)  # with the bits of the forward
+                with DisableTorchFunction():  # no part of what a replay records
+                    has_bits = again.is_set_to(value)
+                if not has_bits:
+                    _tensor._C_data.__set__(again, value)  # with the bits of the forward
             versions[i] = again._version
     return saved, versions
 

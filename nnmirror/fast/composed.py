@@ -150,7 +150,7 @@ def _run_or_write(
     written, signs, _, misses, left, before = kept
     if next(misses) < fast.after or not left:
         return function()
-    with _listing_calls() as recorded:
+    with listing_calls() as recorded:
         out = function()
     operands = {id(a) for _, operands, *_ in recorded for a in operands}
     others = [a for a in given if isinstance(a, torch.Tensor) and id(a) not in operands]
@@ -174,7 +174,7 @@ def _run_or_write(
 
 
 @contextlib.contextmanager
-def _listing_calls() -> Iterator[list[_state.RecordedCall]]:
+def listing_calls() -> Iterator[list[_state.RecordedCall]]:
     """List the calls that this thread records."""
     with _state.counting:
         _state.plain += 1  # so that `record` looks

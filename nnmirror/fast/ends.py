@@ -195,9 +195,11 @@ class EndsWriter(WriterToEnds):
         # own graph might do so from anywhere; and a saved tensor of torch's may have new data:
         # `fetch` asks.
         sign = nodes[0].signature
+        met = {id(t) for node in nodes for t in node.targets} | {id(node) for node in nodes}
         self.follows_all = (
             sign is None
             or sign.is_deep
+            or not all(id(target) in met for target, _ in self.ends)
             or bool(targets)
             or any(node.theirs is not None for node in nodes)
         )
@@ -210,12 +212,7 @@ class EndsWriter(WriterToEnds):
         return id(node) in self.runs
 
     def run_for(self, node: Node, given: _writer.Slots, needs: tuple[bool, ...]) -> _writer.Slots:
-        if None in given:
-            raise Unbindable
-        results = self.inline(self.needing(node, needs), given)
-        if any(needed and result is None for needed, result in zip(needs, results, strict=True)):
-            raise Unbindable
-        return results
+        return self.inline(self.needing(node, needs), given)
 
     def needing(self, node: Node, needs: tuple[bool, ...]) -> Node:
         """The node of a step that computes these gradients only."""
@@ -231,9 +228,9 @@ class EndsWriter(WriterToEnds):
         # Where torch's engine continues, it also tells what has arrived.
         slots: list[Edge] = [edge for edge in self.ends if not self.is_left_to_torch(*edge)]
         slots += [(tensor, 0) for tensor in self.passed.values()]
-        if any((id(target), index) not in self.found_at for target, index in slots):
-            raise Unbindable
-        self.results = [(t, i, self.found_at[id(t), i]) for t, i in slots]
+        self.results = [
+            (t, i, self.found_at[id(t), i]) for t, i in slots if (id(t), i) in self.found_at
+        ]
         lines = ["def backward(n0, g, retain_graph, ends):"]
         conditions: list[str] = []
         outside: dict[int, str] = {}
@@ -245,11 +242,18 @@ class EndsWriter(WriterToEnds):
         for i, (target, index) in enumerate(self.ends):
             if id(target) in places:
                 conditions.append(f"end{i} is not {places[id(target)]} or index{i} != {index}")
-            else:  # it is behind torch's graph
+            elif self.is_left_to_torch(target, index):
                 conditions += [f"end{i} is {to}" for to in leaves.values() if to.startswith("v")]
+            elif not self.follows_all:
+                raise Unbindable
+            else:  # nothing leads there
+                conditions += [f"end{i} is {place}" for place in places.values()]
         lines += self.body(conditions, free, leaves)
         words = {(id(t), i): self.known[id(grad)] for t, i, grad in self.results}
-        found = ["None" if self.is_left_to_torch(t, i) else words[id(t), i] for t, i in self.ends]
+        found = [
+            "None" if self.is_left_to_torch(t, i) else words.get((id(t), i), "None")
+            for t, i in self.ends
+        ]
         passed = [f"({leaves[key]}, {words[key, 0]})," for key in self.passed]
         lines.append(f"return [{', '.join(found)}], ({' '.join(passed)})")
         return "\n    ".join(lines) + "\n"

@@ -19,15 +19,16 @@ from .. import tape as _tape
 from .. import tensor as _tensor
 from .. import walk as _walk
 from .._state import sequence as _sequence
-from .._torch import DisableTorchFunction, EnableTorchFunction
+from .._torch import DisableTorchFunction, EnableTorchFunction, is_torch_function_enabled
 from .._types import Args, Kwargs, TorchFunction
 from .._upcalls import implements
 from ..bits import same_layout_and_bits
-from ..node import RECORDED, Edge, Node
+from ..node import RECORDED, Edge, Node, Target
 from ..running import GraphTask, dependencies
 from . import writer as _writer
 from .binding import is_observed
 from .bound import Bound
+from .composed import listing_calls
 from .ends import WriterToEnds
 from .keyed import first_that_fits, key_of
 from .roots import start_of
@@ -92,6 +93,26 @@ def replayed(
     return first_that_fits(walks, key, node, write, run)
 
 
+class _NotesOfParts(_writer.Notes):
+    """Of a function that records several calls, these calls."""
+
+    def __torch_function__(
+        self, func: TorchFunction, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        found = _tensor.RULES.get(func)
+        kwargs = kwargs or {}
+        if (
+            found is not None
+            and type(found) is not _tensor.Recorded
+            and not func.__name__.endswith("_")
+            and is_torch_function_enabled()
+            and any(isinstance(t, _tensor.Tensor) for t in _tape.tensors_in((args, kwargs)))
+        ):
+            with self:
+                return found(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 class ReplayWriter(WriterToEnds):
     """Writes a walk with the calls that it records; m0, m1 ... are the nodes that it makes."""
 
@@ -114,7 +135,7 @@ class ReplayWriter(WriterToEnds):
         sign = node.signature
         if sign is not None and sign.plan is not None and sign.plan.is_open:
             raise Unbindable
-        with _writer.Notes() as notes:
+        with _NotesOfParts() as notes, listing_calls():
             results = _walk.validate_outputs(node, _tape.run_recorded(node, given, needs))
         if any(g is not None and g.requires_grad for g in given):
             zeros = {id(call[-1]) for call in notes.calls if call[0] is torch.zeros_like}
@@ -133,7 +154,7 @@ class ReplayWriter(WriterToEnds):
         """Write the recorded calls."""
         if notes.reads_data:
             raise Unbindable
-        for func, args, kwargs, out in notes.calls:
+        for place, (func, args, kwargs, out) in enumerate(notes.calls):
             new: tuple[TorchFunction, Args, Kwargs] | None = None
             self.alive += [args, kwargs, out]
             if hasattr(out, "_is_constant"):
@@ -142,14 +163,15 @@ class ReplayWriter(WriterToEnds):
                 self.known[id(out)] = self.word(args[0], mine)
                 continue
             call = TorchCall("", func, args, kwargs, [], out)
-            if not isinstance(out, T):
-                raise Unbindable
             if call.changes():  # an intermediate result of a gradient, if it is one
                 if WORDS.fullmatch(self.word(kwargs.get("out", args[0]), mine)) is None:
                     raise Unbindable
                 new = _as_new(call) if self.is_alone(out) else None
-                if new is None and "out" in kwargs:
-                    raise Unbindable
+                is_result = isinstance(out, _tensor.Tensor) and not any(
+                    later[-1] is out for later in notes.calls[place + 1 :]
+                )
+                if new is None and "out" in kwargs and is_result:
+                    raise Unbindable  # its node would be made before the change
                 if new is None:
                     self.changed.add(memory_of(out))
                 else:
@@ -161,7 +183,7 @@ class ReplayWriter(WriterToEnds):
                 del self.known[id(out)]  # its next call gives it a new name
             self.assign(cheaper(call._replace(words=words), self.constant), mine)
             given = {memory_of(t) for t in _tape.tensors_in((args, kwargs))}
-            if new is not None or memory_of(out) not in given:
+            if isinstance(out, T) and (new is not None or memory_of(out) not in given):
                 self.fresh[self.known[id(out)]] = memory_of(out)
 
     def is_alone(self, changed: T) -> bool:
@@ -178,7 +200,7 @@ class ReplayWriter(WriterToEnds):
     def added(self, held: T | None, grad: T) -> T:
         if held is None:
             return grad
-        with _writer.Notes() as notes, EnableTorchFunction():
+        with _NotesOfParts() as notes, EnableTorchFunction(), listing_calls():
             total = held + grad
         self.write(notes, {})
         return total
@@ -211,7 +233,7 @@ class ReplayWriter(WriterToEnds):
             out = results_of.get(id(node))
             if out is None or self.known.get(id(out)) is None:
                 raise Unbindable
-            by_word.setdefault(self.known[id(out)], []).append(node)
+            by_word.setdefault(name_in(self.known[id(out)]), []).append(node)
             self.alive.append(out)
         escaping = self.escaping_names(made, results, results_of)
         kept = {memory_of(r) for r in results}
@@ -238,9 +260,11 @@ class ReplayWriter(WriterToEnds):
             word = self.known[id(result)]
             lines.append(f"r{i} = {word}")
             if isinstance(result, _tensor.Tensor) and result._node is not None:
-                if id(result._node) not in outputs or result._output_nr:
+                if id(result._node) not in outputs:
                     raise Unbindable
                 lines += [f"r{i}.__class__ = Tensor", f"r{i}._node = {places[id(result._node)]}"]
+                if result._output_nr:
+                    lines.append(f"r{i}._output_nr = {result._output_nr}")
                 if result._view_of is not None:
                     lines += self.base_of(result, i, places)
             elif word == "g":
@@ -251,15 +275,16 @@ class ReplayWriter(WriterToEnds):
     def base_of(self, result: _tensor.Tensor, i: int, places: dict[int, str]) -> list[str]:
         """The source that makes the i-th result a view of its base."""
         base, _, kind = result._view_of or (None, 0, "")
-        if kind != "default" or not isinstance(base, _tensor.Tensor):
+        if kind not in ("default", "multi_output") or not isinstance(base, _tensor.Tensor):
             raise Unbindable
         made_by, word = base._node, self.known.get(id(base))
-        if word is None or made_by is None or id(made_by) not in places:
+        if word is None or made_by is None or id(made_by) not in places or base._output_nr:
             raise Unbindable
         self.environment["view_of"] = _tape.view_of
         return [
             f"{word}.__class__, {word}._node = Tensor, {places[id(made_by)]}",
-            f"r{i}._view_of = view_of({places[id(result._node)]}, r{i}, {word}, False)",
+            f"r{i}._view_of = view_of({places[id(result._node)]}, r{i}, {word},"
+            f" {kind == 'multi_output'})",
         ]
 
     def new_nodes(self, results: Sequence[T]) -> list[Node]:
@@ -270,11 +295,11 @@ class ReplayWriter(WriterToEnds):
             node = stack.pop()
             if node is None or id(node) in made or id(node) in self.names:
                 continue
-            if node.sequence < self.first or len(node.outputs) != 1 or node.signature is None:
+            if node.sequence < self.first:
+                continue  # of the graph, beside the walk
+            if node.signature is None or node.signature.plan is None:
                 raise Unbindable
             if node.node_state is not RECORDED or node.attributes is not None:
-                raise Unbindable
-            if node.signature.plan is None:
                 raise Unbindable
             made[id(node)] = node
             stack += [e[0] for e in node.edges if e is not None and isinstance(e[0], Node)]
@@ -285,9 +310,7 @@ class ReplayWriter(WriterToEnds):
     ) -> list[str]:
         """The source that makes a node."""
         name = places[id(node)]
-        if any(t is not None and id(t) not in places for t in node.targets):
-            raise Unbindable
-        targets = ["None" if t is None else places[id(t)] for t in node.targets]
+        targets = ["None" if t is None else self.place_of(t, places) for t in node.targets]
         words = [self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))]
         versions = [self.version(word) for word in words]
         return [
@@ -299,6 +322,16 @@ class ReplayWriter(WriterToEnds):
             f"{name}._versions = ({''.join([f'{v}, ' for v in versions])})",
             f"{name}.sequence = next(sequence)",
         ]
+
+    def place_of(self, target: Target, places: dict[int, str]) -> str:
+        """The source of what an edge leads to."""
+        if id(target) in places:
+            return places[id(target)]
+        for node in self.whole:  # beside the walk
+            for i, other in enumerate(node.targets):
+                if other is target and id(node) in self.names:
+                    return f"{self.names[id(node)]}.targets[{i}]"
+        raise Unbindable
 
     def version(self, word: str) -> str:
         """The source for the version of a saved tensor."""
@@ -314,6 +347,8 @@ class ReplayWriter(WriterToEnds):
             return "None"
         plan = node.plan
         if plan is not None and i < len(plan.saves) and plan.saves[i] < 0:
+            if len(node.outputs) > 1:
+                raise Unbindable
             return f"{self.known[id(results_of[id(node)])]}.detach()"
         word = self.known.get(id(tensor))
         if word is None and hasattr(tensor, "_is_constant"):
@@ -350,6 +385,12 @@ class ReplayWriter(WriterToEnds):
             if isinstance(line, TorchCall) and self.is_needed(line, names):
                 names.update(n for word in line.words for n in WORDS.findall(word))
         return names
+
+
+def name_in(word: str) -> str:
+    """Of the name of a tensor, or of one of several."""
+    names = WORDS.findall(word)
+    return names[0] if names else word
 
 
 def _as_new(call: TorchCall) -> tuple[TorchFunction, Args, Kwargs] | None:

@@ -119,6 +119,8 @@ class Notes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if kwargs.get("out", ...) is None:
+            kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         name = getattr(func, "__name__", "")
         if any(True for _ in _tape.tensors_in(out)):
             if not (func is torch.Tensor.contiguous and out is args[0]):
@@ -395,8 +397,6 @@ class Writer:
             self.alive += [args, kwargs, out]
             if hasattr(out, "_is_constant"):
                 continue  # made now by the node, which keeps it
-            if kwargs.get("out", ...) is None:
-                kwargs = {key: value for key, value in kwargs.items() if key != "out"}
             words = [self.word(a, mine) for a in args]
             words += [f"{key}={self.word(value, mine)}" for key, value in kwargs.items()]
             self.assign(TorchCall("", func, args, kwargs, words, out), mine)

@@ -126,7 +126,7 @@ def var_grad(g: T, x: T, dim: Dims, correction: float, keepdim: bool) -> T:
 
 
 def std_grad(g: T, x: T, z: T, dim: Dims, correction: float, keepdim: bool) -> T:
-    return var_grad((g / (z * 2)).masked_fill_(z == 0, 0), x, dim, correction, keepdim)
+    return var_grad((g / (z * 2)).masked_fill(z == 0, 0), x, dim, correction, keepdim)
 
 
 class Var(Rule):
@@ -207,21 +207,21 @@ def norm_grad(g: T, x: T, z: T, p: float, dim: Dims, keepdim: bool) -> T | None:
     elif p == 1:
         dx = x.sgn() * g
     elif p == 2:
-        dx = g * (x / z).masked_fill_(z == 0, 0)
+        dx = g * (x / z).masked_fill(z == 0, 0)
     elif p in (float("inf"), float("-inf")):
         size = x.abs()
         largest = (size == z).logical_or(size.isnan())
         count = largest.sum(_dims(dim, x.dim()) if x.dim() else (), keepdim=True)
         dx = x.sgn() * (g / count * largest)
     elif p < 1:
-        powers = x.sgn() * x.abs().pow_(p - 1).masked_fill_(x == 0, 0)
+        powers = x.sgn() * x.abs().pow(p - 1).masked_fill(x == 0, 0)
         dx = powers * g * z.pow(1 - p)
     elif p < 2:
-        powers = x.sgn() * x.abs().pow_(p - 1)
-        dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+        powers = x.sgn() * x.abs().pow(p - 1)
+        dx = powers * (g / z.pow(p - 1)).masked_fill(z == 0, 0)
     else:
-        powers = x * x.abs().pow_(p - 2)
-        dx = powers * (g / z.pow(p - 1)).masked_fill_(z == 0, 0)
+        powers = x * x.abs().pow(p - 2)
+        dx = powers * (g / z.pow(p - 1)).masked_fill(z == 0, 0)
     return dx
 
 
