@@ -271,6 +271,13 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
     if type(input) in (Tensor, T) and torch.is_grad_enabled() and assigned(input, index, value):
         return
+    if _are_rows(input, index, value):
+
+        def put_rows() -> T:
+            return T.index_put_(input, (index,), value)
+
+        record(IndexPut, (input, value, False, index), inplace=put_rows)
+        return
     try:
         target = input.detach()[index].shape
     except (IndexError, TypeError, ValueError) as error:
@@ -306,6 +313,21 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         return view
 
     record(IndexPut, (view, value, False, *indices), inplace=put)
+
+
+def _are_rows(input: T, index: Any, value: T) -> bool:
+    """Is the index one mask or one index tensor, and the value of its shape? A mask may hold for
+    another number of rows."""
+    if type(index) is not T or index.requires_grad:
+        return False
+    with DisableTorchFunctionSubclass():
+        sizes, of_value, n = input.shape, value.shape, index.dim()
+        if n == 0 or value.dtype is not input.dtype or value.device != input.device:
+            return False
+        if index.dtype is torch.bool:
+            covers = index.shape == sizes[:n]
+            return covers and len(of_value) > 0 and of_value[1:] == sizes[n:]
+        return index.dtype is torch.int64 and len(sizes) > 0 and of_value == index.shape + sizes[1:]
 
 
 def _fitted(value: T, target: torch.Size) -> T:
