@@ -203,6 +203,32 @@ def test_an_input_that_is_not_used(nn, optim):
 
 
 @parity
+def test_an_input_that_is_used_in_some_steps_only(nn, optim):
+    """Of two of one shape, in turn one, the other, both or none: the rest gets None."""
+    a, b, w = (nn.Parameter(torch.randn(4, 3)) for _ in range(3))
+    found = []
+    for step in range(24):
+        used = [t for t, is_used in ((a, step % 3 != 1), (b, step % 4 > 1)) if is_used]
+        loss = sum((torch.tanh(t * w).sum() for t in used), w.sum())
+        for ends in ([a, b], [b, w], [a, b, w]):
+            found.append(grad_of(nn)(loss, ends, allow_unused=True, retain_graph=True))
+    return found
+
+
+@parity
+def test_one_of_several_results(nn, optim):
+    """The others get no gradient."""
+    x = nn.Parameter(torch.randn(4, 6))
+    found = []
+    for _ in range(8):
+        std, _ = torch.std_mean(x * 2, dim=1)
+        found.append(grad_of(nn)(std.pow(2).sum(), x))
+        found.append(grad_of(nn)((x * 2).split(2, 1)[1].exp().sum(), x))
+        found.append(grad_of(nn)((x * 2).sort(1)[0][:, 1].sum(), x))
+    return found
+
+
+@parity
 def test_the_rest_of_the_graph_is_kept(nn, optim):
     """A gradient for one branch frees that branch only."""
     net, found = net_of(nn), []

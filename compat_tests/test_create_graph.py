@@ -1054,3 +1054,62 @@ def test_gradgradcheck_of_a_function(nn, optim):
     with pytest.raises(GradcheckError):
         torch.autograd.gradgradcheck(wrong, points(nn))
     return torch.autograd.gradgradcheck(right, points(nn))
+
+
+BEHIND = {
+    "broadcast": lambda nn, x, w: x * w[:1] + w[0],
+    "std": lambda nn, x, w: torch.std_mean(torch.sin(x), 1)[0],
+    "normalize": lambda nn, x, w: nn.functional.normalize(torch.exp(x), dim=1),
+    "cosine": lambda nn, x, w: torch.cosine_similarity(x, x.roll(1, 0) * w, dim=1),
+    "stack": lambda nn, x, w: torch.stack([x[:, 0], x[:, 1] * w[0, 0]], 1).exp(),
+    "chunk": lambda nn, x, w: torch.cat([t.sin() for t in (x * w).chunk(3, 1)][1:], 1),
+    "softplus": lambda nn, x, w: nn.functional.softplus(x * w),
+    "shrink": lambda nn, x, w: nn.functional.softshrink(x * w, 0.2).pow(3),
+    "repeat": lambda nn, x, w: (x * w).repeat_interleave(2, 1).tanh(),
+    "index": lambda nn, x, w: (x * w)[:, [0, 2, 0]].exp(),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@near(4)
+def test_a_penalty_in_each_step(nn, optim, name):
+    """What is recorded of a gradient is the same in each step; the weights differ."""
+    w = nn.Parameter(torch.linspace(0.5, 1.5, 12).reshape(4, 3))
+    sgd = optim.SGD([w], lr=0.01)
+    losses = []
+    for step in range(8):
+        x = nn.Parameter(torch.sin(X + step))
+        y = BEHIND[name](nn, x, w)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        loss = (dx.pow(2) + 0 * x).sum() + y.pow(2).sum()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append((loss, x.grad))
+    return losses, w
+
+
+@pytest.mark.parametrize("layer", ["LayerNorm", "BatchNorm1d", "GroupNorm", "Conv1d", "PReLU"])
+def test_a_penalty_through_a_layer_in_each_step(layer):
+    @near(64)
+    def compare(nn, optim):
+        torch.manual_seed(0)
+        made = {
+            "LayerNorm": lambda: nn.LayerNorm(6),
+            "BatchNorm1d": lambda: nn.BatchNorm1d(6),
+            "GroupNorm": lambda: nn.GroupNorm(2, 6),
+            "Conv1d": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2)),
+            "PReLU": lambda: nn.PReLU(),
+        }
+        net = nn.Sequential(nn.Linear(3, 6), made[layer](), nn.Tanh())
+        sgd = optim.SGD(net.parameters(), lr=0.01)
+        for step in range(8):
+            x = torch.sin(X + step).requires_grad_()
+            y = net(x).sum()
+            (dx,) = torch.autograd.grad(y, x, create_graph=True)
+            sgd.zero_grad()
+            ((dx.norm(dim=1) - 1).pow(2).mean() + y).backward()
+            sgd.step()
+        return [p.detach() for p in net.parameters()]
+
+    compare()

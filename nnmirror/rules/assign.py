@@ -271,7 +271,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
         value = torch.tensor(value, dtype=input.dtype, device=input.device)
     if type(input) in (Tensor, T) and torch.is_grad_enabled() and assigned(input, index, value):
         return
-    if _are_rows(input, index, value):
+    if isinstance(index, T) and _are_rows(input, index, value):
 
         def put_rows() -> T:
             return T.index_put_(input, (index,), value)
@@ -315,7 +315,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
     record(IndexPut, (view, value, False, *indices), inplace=put)
 
 
-def _are_rows(input: T, index: Any, value: T) -> bool:
+def _are_rows(input: T, index: T, value: T) -> bool:
     """Is the index one mask or one index tensor, and the value of its shape? A mask may hold for
     another number of rows."""
     if type(index) is not T or index.requires_grad:
