@@ -272,10 +272,7 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
     if type(input) in (Tensor, T) and torch.is_grad_enabled() and assigned(input, index, value):
         return
     if isinstance(index, T) and _are_rows(input, index, value):
-
-        def put_rows() -> T:
-            return T.index_put_(input, (index,), value)
-
+        put_rows = partial(T.index_put_, input, (index,), value)
         record(IndexPut, (input, value, False, index), inplace=put_rows)
         return
     try:
