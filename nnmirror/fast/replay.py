@@ -221,7 +221,7 @@ class ReplayWriter(WriterToEnds):
         by_word: dict[str, list[Node]] = {}
         results_of = {
             id(t._node): t
-            for t in self.alive
+            for t in _tape.tensors_in(self.alive)
             if isinstance(t, _tensor.Tensor) and id(t._node) in outputs
         }
         for node in made:

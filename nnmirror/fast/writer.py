@@ -297,6 +297,7 @@ class Writer:
             self.alive.append(start)
             self.shared.add(memory_of(start))
             slots[id(self.layers[id(entry)][-1] if id(entry) in self.layers else entry)] = [start]
+        unreached: set[int] = set()  # by one of the calls
         waiting: dict[int, int] = {}
         for node in self.order:
             for edge in node.edges:
@@ -306,16 +307,11 @@ class Writer:
         for node in self.order:
             given = slots.pop(id(node), None)
             if given is None or all(g is None for g in given):
-                raise Unbindable  # part of the graph gets no gradient
-            self.lines.append(f"# {bare(node.name())}")
-            self.reached(node, given)
-            try:
-                if not self.is_straight(node):
+                if id(node) not in unreached:
                     raise Unbindable
-                results = self.inline(node, given)
-            except Unbindable:
-                results = self.step(node, given)
-            self.left(node, results)
+                results = [None] * len(node.edges)
+            else:
+                results = self.results_of(node, given)
             if len(self.lines) > _MOST_CALLS:
                 raise Unbindable
             results.reverse()
@@ -323,11 +319,15 @@ class Writer:
                 result = results.pop()
                 if edge is None:
                     continue
-                if result is None:
-                    raise Unbindable
                 target, index = edge
                 is_inside = id(target) in self.names or id(target) in self.named
-                if is_inside and isinstance(target, Node):
+                if result is None:  # the gradient of a norm's gradient for its bias
+                    if self.is_part:
+                        raise Unbindable
+                    unreached.add(id(target))
+                    if not is_inside:
+                        waiting[id(target)] -= 1
+                elif is_inside and isinstance(target, Node):
                     if id(target) in self.layers:
                         target = self.layers[id(target)][-1]
                     to = slots.setdefault(id(target), [None] * len(target.outputs))
@@ -357,6 +357,22 @@ class Writer:
                 else:
                     self.lines.append(f"if not retain_graph: {saved} = None")
             given = results = result = None  # not kept while the next node runs
+        # What gets no gradient at all would not be compared with the generic walk.
+        if not unreached <= self.arrivals.keys() | self.given | {id(node) for node in self.order}:
+            raise Unbindable
+
+    def results_of(self, node: Node, given: Slots) -> Slots:
+        """Run the step of `node`, and write it, as its torch calls if possible."""
+        self.lines.append(f"# {bare(node.name())}")
+        self.reached(node, given)
+        try:
+            if not self.is_straight(node):
+                raise Unbindable
+            results = self.inline(node, given)
+        except Unbindable:
+            results = self.step(node, given)
+        self.left(node, results)
+        return results
 
     def reached(self, node: Node, given: Sequence[torch.Tensor | None]) -> None:
         """Called when the gradients of the results of `node` are complete."""
