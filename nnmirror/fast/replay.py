@@ -218,7 +218,6 @@ class ReplayWriter(WriterToEnds):
         for node in made:
             places[id(node)] = f"m{len(outputs)}"
             outputs[id(node)] = node
-        by_word: dict[str, list[Node]] = {}
         results_of = {
             id(t._node): t
             for t in _tape.tensors_in(self.alive)
@@ -228,7 +227,6 @@ class ReplayWriter(WriterToEnds):
             out = results_of.get(id(node))
             if out is None or self.known.get(id(out)) is None:
                 raise Unbindable
-            by_word.setdefault(name_in(self.known[id(out)]), []).append(node)
             self.alive.append(out)
         escaping = self.escaping_names(made, results, results_of)
         kept = {memory_of(r) for r in results}
@@ -244,12 +242,13 @@ class ReplayWriter(WriterToEnds):
             "Tensor": _tensor.Tensor,
             "sequence": _sequence,
         }
-        for line in self.lines:
+        made_behind = self.places_of(made, results_of)
+        for i, line in enumerate(self.lines):
             if isinstance(line, str):
                 lines.append(line)
             elif isinstance(line, TorchCall) and self.is_needed(line, needed):
                 lines.append(self.said(line, None))
-                for node in by_word.get(line.name, ()):
+                for node in made_behind.get(i, ()):
                     lines += self.creation(node, places, results_of)
         for i, result in enumerate(results):
             word = self.known[id(result)]
@@ -266,6 +265,33 @@ class ReplayWriter(WriterToEnds):
                 raise Unbindable
         lines.append(f"return [{', '.join([f'r{i}' for i in range(len(results))])}]")
         return "\n    ".join(lines) + "\n"
+
+    def places_of(
+        self, made: Sequence[Node], results_of: dict[int, _tensor.Tensor]
+    ) -> dict[int, list[Node]]:
+        """Behind which line each node is made: when its result is complete, and what it saves and
+        the nodes that it leads to are there."""
+        defined: dict[str, int] = {}
+        changed: dict[int, int] = {}
+        for i, line in enumerate(self.lines):
+            if isinstance(line, TorchCall):
+                if line.name:
+                    defined[line.name] = i
+                if line.changes():
+                    changed[memory_of(line.out)] = i
+        behind: dict[int, int] = {}  # of a node
+        found: dict[int, list[Node]] = {}
+        for node in made:
+            out = results_of[id(node)]
+            words = [self.saved_word(node, i, results_of) for i in range(len(node._saved or ()))]
+            names = WORDS.findall(" ".join([self.known[id(out)], *words]))
+            if not names or not all(name in defined for name in names):
+                raise Unbindable
+            before = [behind[id(t)] for t in node.targets if id(t) in behind]
+            at = max([*map(defined.__getitem__, names), changed.get(memory_of(out), 0), *before])
+            behind[id(node)] = at
+            found.setdefault(at, []).append(node)
+        return found
 
     def base_of(self, result: _tensor.Tensor, i: int, places: dict[int, str]) -> list[str]:
         """The source that makes the i-th result a view of its base."""
@@ -380,12 +406,6 @@ class ReplayWriter(WriterToEnds):
             if isinstance(line, TorchCall) and self.is_needed(line, names):
                 names.update(n for word in line.words for n in WORDS.findall(word))
         return names
-
-
-def name_in(word: str) -> str:
-    """Of the name of a tensor, or of one of several."""
-    names = WORDS.findall(word)
-    return names[0] if names else word
 
 
 def _as_new(call: TorchCall) -> tuple[TorchFunction, Args, Kwargs] | None:

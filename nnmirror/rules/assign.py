@@ -313,8 +313,10 @@ def setitem(input: T, index: IndexLike, value: Any) -> None:
 
 
 def _are_rows(input: T, index: T, value: T) -> bool:
-    """Is the index one mask or one index tensor, and the value of its shape? A mask may hold for
-    another number of rows."""
+    """Is the index one mask or one index tensor, and has the value a row for each that it selects?
+
+    For a mask torch finds out when it sets them. A single row might be for any number of them.
+    """
     if type(index) is not T or index.requires_grad:
         return False
     with DisableTorchFunctionSubclass():
@@ -323,7 +325,7 @@ def _are_rows(input: T, index: T, value: T) -> bool:
             return False
         if index.dtype is torch.bool:
             covers = index.shape == sizes[:n]
-            return covers and len(of_value) > 0 and of_value[1:] == sizes[n:]
+            return covers and of_value[:1] != (1,) and of_value[1:] == sizes[n:] and bool(of_value)
         return index.dtype is torch.int64 and len(sizes) > 0 and of_value == index.shape + sizes[1:]
 
 
