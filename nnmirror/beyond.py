@@ -95,7 +95,16 @@ def taken_over(tensor: T, may_be: bool = True) -> _tensor.Tensor | None:
 
 
 def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
-    """Remember which node of torch makes a result now."""
+    """Remember which node of torch makes a result now.
+
+    If nothing stands for it, gradients come to the tensor itself, so that nothing may stand for its
+    node from now on.
+    """
+    if over is None and tensor.grad_fn is not None:
+        made_by: Any = tensor.grad_fn
+        made_by.metadata[_LEFT] = True
+        if _wanted:
+            _leave_parts(made_by)
     key = id(tensor)
     found = _results[key] = _Result(
         weakref.ref(tensor, functools.partial(_forget, _results, key)),
@@ -111,7 +120,14 @@ def _forget(known: dict[int, _Result], key: int, ref: object) -> None:
 
 
 def _made_over(tensor: T) -> _tensor.Tensor | None:
-    if is_hooked(tensor) or tensor._is_view() or len(tensor.grad_fn._input_metadata) != 1:  # type: ignore[union-attr]
+    known = _stand_in(tensor.grad_fn)
+    if known is not None:  # met behind another call; all gradients have to come to one place
+        if len(known.outputs) == 1:
+            _stands_for(known, tensor)
+        return alias_of(tensor, known, tensor.output_nr)
+    if is_hooked(tensor) or len(tensor.grad_fn._input_metadata) != 1:  # type: ignore[union-attr]
+        return None
+    if tensor._is_view() and not _is_behind_one(tensor):
         return None
     node = _taken(tensor.grad_fn)
     if node is None or node.outputs[0][0] != tensor.shape:
@@ -119,6 +135,12 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     made = alias_of(tensor, node, 0)
     node.theirs = _Theirs(tensor, made)
     return made
+
+
+def _is_behind_one(tensor: T) -> bool:
+    """Does something stand for a result that torch's tensor is computed from?"""
+    order = _before(tensor.grad_fn) if _wanted else None
+    return order is not None and any(_stand_in(made_by) is not None for made_by in order)
 
 
 def _taken(last: Any) -> Node | None:
@@ -207,6 +229,37 @@ _MOST_TAKEN = 32
 # In the metadata of torch's nodes: the mirror's node that stands for it; and whether torch's engine
 # passes on all gradients that come to it.
 _NODE, _LEFT = "nnmirror: node", "nnmirror: left to torch"
+# And whether torch's engine passes a gradient to one of several results that a node stands for.
+_PASSED_BY = "nnmirror: passed by"
+
+
+def _leave_parts(last: Any) -> None:
+    """Torch's engine will compute gradients for what is behind this node. Those of one of several
+    results, such as those of unbind, would not be added to others that come to it."""
+    seen: set[Any] = set()
+    stack = [last]
+    while stack:
+        made_by = stack.pop()
+        if made_by is None or made_by in seen:
+            continue
+        seen.add(made_by)
+        if len(made_by._input_metadata) > 1:
+            made_by.metadata[_LEFT if _stand_in(made_by) is None else _PASSED_BY] = True
+        stack += [behind for behind, _ in made_by.next_functions]
+
+
+def check_input(tensor: T) -> None:
+    """Refuse a gradient for one of several results, of which torch's engine would keep a part."""
+    made_by: Any = tensor.grad_fn
+    if made_by is not None and _PASSED_BY in made_by.metadata:
+        raise NotImplementedError(_PART)
+
+
+_PART = (
+    "nnmirror: a gradient for one of several results of torch's own, such as those of unbind, is"
+    " not mirrored if both a net and an operation that is left to torch's engine use it; take that"
+    " for the result times one, `x * 1`"
+)
 
 
 def _stand_in(made_by: Any) -> Node | None:

@@ -14,7 +14,7 @@ from ._state import here as _here
 from ._torch import DisableTorchFunctionSubclass
 from ._upcalls import implements, upcall
 from .accumulate import accumulate, grad_of, put_grad, retained
-from .beyond import taken_over
+from .beyond import check_input, taken_over
 from .double_backward import run_recorded, tracked_alias
 from .fast.signature import Meta
 from .grad_mode import is_grad_enabled
@@ -364,6 +364,8 @@ def _input_edges(inputs: Sequence[torch.Tensor]) -> list[Edge]:
     for tensor in inputs:
         if not tensor.requires_grad:
             raise RuntimeError("One of the differentiated Tensors does not require grad")
+        if not isinstance(tensor, _tensor.Tensor):
+            check_input(tensor)
         edges.append(edge_of(tensor))
     return edges
 

@@ -315,9 +315,9 @@ def _record(
         if kind is MIRRORED:
             edge, sign = _edge_and_signature(arg)
         elif kind is TORCH and arg.requires_grad:
-            over = None if arg.is_leaf else taken_over(arg, not changes_input)
+            over = None if arg.is_leaf else taken_over(arg, i > 0 or not changes_input)
             if over is not None:
-                return record(function, (*given[:i], over, *given[i + 1 :]), None, asks)
+                return record(function, (*given[:i], over, *given[i + 1 :]), inplace, asks)
             note_moment()
             edge = (arg, 0)
             # The tape computes on a detached alias: no torch graph is built.
