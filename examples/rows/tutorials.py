@@ -264,8 +264,12 @@ def heat_equation(nn: Any, optim: Any, points: int) -> Built:
     return step, net
 
 
-@row("second", "Burgers' equation, 2-20-20-1, coordinates scaled before the net, 100 points, Adam")
-def burgers(nn: Any, optim: Any) -> Built:
+@row(
+    "second",
+    "Burgers' equation, 2-20-20-1, coordinates scaled before the net, 100 points, Adam",
+    {"torch.cat": False, "torch.stack": True},
+)
+def burgers(nn: Any, optim: Any, stacked: bool) -> Built:
     """As by Raissi et al.: the net is given 2 (x - lb) / (ub - lb) - 1."""
     net = sequential(nn, (2, 20, 20, 1), tanh)
     points = torch.rand(100, 2)
@@ -276,7 +280,8 @@ def burgers(nn: Any, optim: Any) -> Built:
     def step() -> Any:
         x = points[:, :1].clone().requires_grad_()
         t = points[:, 1:].clone().requires_grad_()
-        h = 2.0 * (torch.cat([x, t], 1) - lowest) / (highest - lowest) - 1.0
+        points_of = torch.stack([x[:, 0], t[:, 0]], 1) if stacked else torch.cat([x, t], 1)
+        h = 2.0 * (points_of - lowest) / (highest - lowest) - 1.0
         u = net(h)
         ones = torch.ones_like(u)
         (u_t,) = torch.autograd.grad(u, t, ones, create_graph=True)
@@ -307,9 +312,15 @@ def hessian_vector(nn: Any, optim: Any) -> Built:
     return step, net
 
 
-@row("second", "critic 64-128-128-1 with a gradient penalty, batch 64, Adam")
-def critic(nn: Any, optim: Any) -> Built:
+@row(
+    "second",
+    "critic 64-128-128-1 with a gradient penalty, batch 64, Adam",
+    {"": False, "LayerNorm": True},
+)
+def critic(nn: Any, optim: Any, norm: bool) -> Built:
     net = sequential(nn, (64, 128, 128, 1), relu)
+    if norm:
+        net[0] = nn.Sequential(net[0], nn.LayerNorm(128))
     optimizer = optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.9))
     real, fake = torch.randn(64, 64), torch.rand(64, 64)
 
