@@ -242,7 +242,7 @@ class ReplayWriter(WriterToEnds):
             "Tensor": _tensor.Tensor,
             "sequence": _sequence,
         }
-        made_behind = self.places_of(made, results_of)
+        made_behind = self.lines_of(made, results_of)
         for i, line in enumerate(self.lines):
             if isinstance(line, str):
                 lines.append(line)
@@ -266,7 +266,7 @@ class ReplayWriter(WriterToEnds):
         lines.append(f"return [{', '.join([f'r{i}' for i in range(len(results))])}]")
         return "\n    ".join(lines) + "\n"
 
-    def places_of(
+    def lines_of(
         self, made: Sequence[Node], results_of: dict[int, _tensor.Tensor]
     ) -> dict[int, list[Node]]:
         """Behind which line each node is made: when its result is complete, and what it saves and
