@@ -392,3 +392,19 @@ def test_a_hook_on_what_accumulates(nn, optim, from_loss, before):
         if i % 8 == 7:
             handle.remove()
     return found, log
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@parity
+def test_two_results_that_become_one(nn, optim, create_graph):
+    """The gradient of the one, and then of both in one."""
+    a, b, w = (nn.Parameter(torch.randn(3)) for _ in range(3))
+    found = []
+    for step in range(24):
+        first = a * w
+        second = a * w if step < 12 else first
+        y = ((b * first) * second.tanh()).sum()
+        for end in (first, second):
+            g = grad_of(nn)(y, [b, end], create_graph=create_graph, retain_graph=True)
+            found.append([t.detach() for t in g])
+    return found

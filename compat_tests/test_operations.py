@@ -451,3 +451,31 @@ def test_numpy_with_what_requires_grad(nn, optim, how, mode):
     """PyTorch refuses it only in grad mode."""
     with mode():
         return WITH_NUMPY[how](nn.Parameter(torch.rand(3) + 1))
+
+
+INDICES = [
+    [[0, 1], [1, 0]], ([[0, 1], [1, 0]],), ([[0, 1]], 0), (slice(None), [[0, 1], [1, 2]]),
+    ([0, 1], [1, 2]), [], ([],), [[0, 2]], ([[True, False, True]],), [True, False, True],
+    (0, [1, 2]), ([1, 2], 0), range(2), (range(2), 1), (None, [0, 1]), (..., [0, 1]),
+    ([0, 1], ...), (torch.tensor([0, 1]), [1, 2]), (torch.tensor(1), [1, 2]), ([0, -1],), [5],
+    ([0, 5],), (1, torch.tensor([True, False, True, True])), ([[0], [1]], [[0, 1]]),
+    [torch.tensor([0, 1])], (True,), True, ([0.5],), (torch.tensor([2, 0, 2]), slice(1, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_an_index_of_lists_tensors_and_slices(index):
+    """What it selects, where its gradient goes, and its errors; again and again."""
+
+    def run(nn):
+        x = nn.Parameter(torch.arange(12.0).reshape(3, 4))
+        try:
+            for _ in range(4):
+                x.grad = None
+                y = (x * 2)[index]
+                (y * y).sum().backward()
+        except (IndexError, RuntimeError, TypeError) as error:
+            return type(error), str(error)
+        return y.detach().tolist(), x.grad.tolist(), y.grad_fn.name()
+
+    assert run(torch.nn) == run(nnmirror)

@@ -196,10 +196,13 @@ class EndsWriter(WriterToEnds):
         # `fetch` asks.
         sign = nodes[0].signature
         met = {id(t) for node in nodes for t in node.targets} | {id(node) for node in nodes}
+        # Two results of one signature may be one tensor in the next graph.
+        on_the_way = {node.signature for node in nodes if id(node) in self.reaches}
         self.follows_all = (
             sign is None
             or sign.is_deep
             or not all(id(target) in met for target, _ in self.ends)
+            or any(n.signature in on_the_way for n in nodes if id(n) not in self.reaches)
             or bool(targets)
             or any(node.theirs is not None for node in nodes)
         )

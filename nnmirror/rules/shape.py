@@ -561,9 +561,16 @@ def _without_numpy(index: Any) -> Any:
     return index
 
 
-def _as_index(part: Any) -> Any:
-    """A copy of the numbers in a sequence or a NumPy array, as a tensor."""
-    if isinstance(part, list | range):
+def _as_index(part: Any, is_one_of_several: bool = False) -> Any:
+    """A copy of the numbers in a sequence or a NumPy array, as a tensor.
+
+    Lists in a list are numbers in one part of a tuple; by themselves they are the parts.
+    """
+    is_one: object
+    if isinstance(part, list) and is_one_of_several and {*map(type, part)} == {list}:
+        inner = [_as_index(p, True) for p in part]
+        is_one = all(isinstance(p, T) for p in inner)
+    elif isinstance(part, list | range):
         is_one = part and {*map(type, part)} in ({int}, {bool})
     else:
         kind = getattr(getattr(part, "dtype", None), "kind", None)  # of NumPy's
@@ -574,7 +581,8 @@ def _as_index(part: Any) -> Any:
 @composite(T.__getitem__)
 def getitem(input: T, index: IndexLike) -> T:
     index = _without_numpy(index)
-    parts = tuple(map(_as_index, index if isinstance(index, tuple) else (index,)))
+    is_tuple = isinstance(index, tuple)
+    parts = tuple([_as_index(part, is_tuple) for part in (index if is_tuple else (index,))])  # type: ignore[union-attr]
     if all(is_basic(p) for p in parts):
         if any(isinstance(p, T) for p in parts):  # their values now, not later
             index = tuple(int(p) if isinstance(p, T) else p for p in parts)
