@@ -416,24 +416,14 @@ OF_SEVERAL_CALLS = {
 }
 
 
-def leaves_behind(node):
-    """The leaves that a graph leads to."""
-    if hasattr(node, "variable"):
-        return {node.variable}
-    behind = [leaves_behind(n) for n, _ in node.next_functions if n is not None]
-    return set().union(*behind)
-
-
 @pytest.mark.parametrize("name", OF_SEVERAL_CALLS)
 def test_a_first_layer_of_several_calls(name):
-    """Its input is data: the gradient of that is computed by hand only, not in each step."""
+    """Its input is data, for which it gives a gradient by hand."""
     made, shape = OF_SEVERAL_CALLS[name]
     x = torch.randn(shape)
     expected, layer = made(torch.nn), made(nnmirror)
     layer.load_state_dict(expected.state_dict())
     y = layer(x)
-    if y.requires_grad:
-        assert leaves_behind(y.grad_fn) == {*layer.parameters()}
     leaf = x.clone().requires_grad_()
     out = expected(leaf)
     gradient = torch.randn_like(out)
@@ -443,12 +433,3 @@ def test_a_first_layer_of_several_calls(name):
     assert units_apart(leaf.grad, layer.backward(gradient)) <= most
     for p, q in zip(layer.parameters(), expected.parameters(), strict=True):
         assert units_apart(q.grad, p.grad) <= most
-
-
-def test_a_first_layer_of_several_calls_whose_weight_was_changed():
-    layer, x = nnmirror.Conv1d(3, 4, 3, padding="same"), torch.randn(2, 3, 6)
-    y = layer(x)
-    with torch.no_grad():
-        layer.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="changed after the forward"):
-        layer.backward(torch.ones_like(y))

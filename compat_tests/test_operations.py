@@ -479,3 +479,27 @@ def test_an_index_of_lists_tensors_and_slices(index):
         return y.detach().tolist(), x.grad.tolist(), y.grad_fn.name()
 
     assert run(torch.nn) == run(nnmirror)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("how", ["index_put", "index_put_", "assignment"])
+def test_one_row_for_each_that_a_mask_selects(how, accumulate):
+    """Another number in each step: the gradient of the row is the sum over these."""
+    if how == "assignment" and accumulate:
+        pytest.skip("there is no such assignment")
+
+    def run(nn):
+        x, v = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.full((1, 3), 2.0))
+        found = []
+        for count in [1] * 9 + [3] * 9 + [0, 2, 1]:
+            mask, z = torch.arange(4) < count, x * 1
+            if how == "assignment":
+                z[mask] = v * 3
+            else:
+                z = getattr(z, how)((mask,), v * 3, accumulate=accumulate)
+            v.grad = x.grad = None
+            z.square().sum().backward()
+            found.append((v.grad.tolist(), x.grad.tolist()))
+        return found
+
+    assert run(torch.nn) == run(nnmirror)

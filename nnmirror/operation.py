@@ -42,6 +42,7 @@ class Operation:
     is_inplace: bool = False  # the first input is changed, and is the output
     overwrites: bool = False  # in place: the result does not depend on the first input's values
     dynamic_output_shape: bool = False  # with a mask, the shape of its result depends on that
+    dynamic_grad_shape: bool = False  # or that of a gradient, before it is summed to the input's
     uncounted: tuple[int, ...] = ()  # arguments that PyTorch's node has no place for (indices)
     counted: tuple[int, ...] = ()  # or those that it has one for, numbers among them
     counted_too: str = ""  # the node's other name for which `counted` holds too

@@ -556,6 +556,9 @@ _CONSTANTS = (str, torch.dtype, torch.device, torch.memory_format, torch.layout)
 _OF_SLICES = {int, type(None)}
 
 
+MASKS = (torch.bool, torch.uint8)  # in an index
+
+
 class Unsigned(Exception):
     """An argument that cannot be part of a signature."""
 

@@ -21,6 +21,7 @@ from . import call as _call
 from .leaves import signature_of_leaf
 from .signature import (
     FROZEN,
+    MASKS,
     MORE,
     NO_CALLS,
     NUMBERS,
@@ -242,12 +243,11 @@ def _describe(sign: Signature, node: Node, args: Args, makes_new: bool) -> None:
     sign.origin = node.sequence, of_this_call()
     sign.checks_shape = not node.function.is_rule or (
         node.function.dynamic_output_shape
-        and any(isinstance(a, torch.Tensor) and a.dtype in _MASKS for a in args)
+        and any(isinstance(a, torch.Tensor) and a.dtype in MASKS for a in args)
     )
     sign.is_single = _is_single(node)
 
 
-_MASKS = (torch.bool, torch.uint8)
 _MOST_SIZES_OF_ONE = 6  # of one member
 
 

@@ -44,7 +44,7 @@ from .shorter import (
     size_of,
     without_repeated,
 )
-from .signature import of_tensor
+from .signature import MASKS, of_tensor
 
 # At most, calls: the source of more takes seconds to compile. A grouped convolution in float64 has
 # some for each group of each image.
@@ -185,8 +185,11 @@ class Writer:
         return True
 
     def is_straight(self, node: Node) -> bool:
-        """Have its saved tensors a memory?"""
-        return all(t is None or t.layout is torch.strided for t in node._saved or ())
+        """Does its step consist of the same calls each time, on tensors that have a memory?"""
+        saved = [t for t in node._saved or () if t is not None]
+        if node.function.dynamic_grad_shape and any(t.dtype in MASKS for t in saved):
+            return False
+        return all(t.layout is torch.strided for t in saved)
 
     def begin(self) -> None:
         """Name the nodes of `whole`."""

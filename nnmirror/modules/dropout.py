@@ -84,9 +84,6 @@ class _OfFunction(_DropoutNd):
             return self._dropped(input)  # PyTorch's error
         return self._run_several(self._dropped, (input,))  # type: ignore[no-any-return]
 
-    def _runs_alike(self) -> bool:
-        return False  # it draws other numbers
-
     def _is_inplace(self) -> bool:
         return self.inplace
 

@@ -6,7 +6,6 @@ call, for a Sequential the chain of its children's calls, and for any other modu
 graph between its inputs and its output.
 """
 
-import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -15,10 +14,9 @@ import torch
 
 from .. import tape, walk
 from .._torch import DisableTorchFunctionSubclass
-from .._types import TorchFunction
-from ..exact.mode import chosen, exact, is_exact
+from ..exact.mode import chosen
 from ..fast.signature import of_tensor
-from ..grad_mode import enable_grad, is_grad_enabled
+from ..grad_mode import is_grad_enabled
 from ..gradients import between, start_grad
 from ..node import FREED, Edge, Node
 from ..operation import Operation
@@ -275,58 +273,6 @@ class Traced:
 
 
 _NOWHERE = (None,)
-
-
-class Again(Traced):
-    """The same where an input does not require grad: its gradient is not computed with the others.
-
-    `backward` runs the forward again, with a leaf in place of that input: `function(*inputs,
-    *others)`, which has to be the same each time. It uses `weights`.
-    """
-
-    def __init__(
-        self,
-        function: TorchFunction,
-        inputs: tuple[object, ...],
-        others: tuple[object, ...],
-        weights: Sequence[torch.Tensor | None],
-        output: object,
-        began: int,
-    ) -> None:
-        super().__init__(inputs, output, False, began)
-        self.function, self.inputs, self.others = function, inputs, others
-        self.is_exact = is_exact()
-        tensors = [t for t in (*inputs, *others, *weights) if isinstance(t, torch.Tensor)]
-        self.states = [(t, _state_of(t)) for t in tensors]
-
-    def __call__(self, gradient: Gradient = None) -> Gradient:
-        if any(_state_of(tensor) != state for tensor, state in self.states):
-            raise RuntimeError(
-                "nnmirror: an input or a weight was changed after the forward that backward() is"
-                " for; its gradient can no longer be computed. Call the module again first"
-            )
-        leaves = tuple(map(leaf_of_its_own, self.inputs))
-        with enable_grad(), exact() if self.is_exact else contextlib.nullcontext():
-            output = self.function(*leaves, *self.others)
-        return Traced(leaves, output)(gradient)
-
-
-def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """It changes with the numbers of the tensor."""
-    with DisableTorchFunctionSubclass():
-        return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-def lacks_grad(x: object) -> bool:
-    """Is it a tensor that could require grad, but does not?"""
-    if not isinstance(x, torch.Tensor) or x.requires_grad:
-        return False
-    return x.is_floating_point() and not x.is_inference()
-
-
-def leaf_of_its_own(x: Any) -> Any:
-    """An alias that requires grad of an input that does not, for `Module.backward`; else itself."""
-    return x.detach().requires_grad_() if lacks_grad(x) else x
 
 
 def _made(call: Call | None) -> Call:

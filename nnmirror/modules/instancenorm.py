@@ -72,9 +72,6 @@ class _InstanceNorm(_NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._run_several(self._normalised, (input,))  # type: ignore[no-any-return]
 
-    def _runs_alike(self) -> bool:
-        return not self.track_running_stats and super()._runs_alike()
-
     def _normalised(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         no_batch = self._get_no_batch_dim()

@@ -15,17 +15,7 @@ from ..overrides import is_subclass
 from ..rules.shape import Stack, Unbind
 from ..tape import in_transform_or_forward_mode, record
 from ..tensor import Tensor
-from .explicit import (
-    Again,
-    Each,
-    OfComplex,
-    Stacked,
-    Traced,
-    lacks_grad,
-    leaf_of_its_own,
-    untracked,
-    way_back,
-)
+from .explicit import Each, OfComplex, Stacked, Traced, untracked, way_back
 from .module import Module
 
 
@@ -118,45 +108,37 @@ class Layer(Module):
         if any(map(is_subclass, (*inputs, *others))):
             return self._run_whole(function, *inputs, *others)
         tracked = all(type(x) is Tensor and x.requires_grad for x in inputs)  # nearly always
-        given, runs_again = inputs, False
+        given = inputs
         if not tracked:
             given_tensors = [x for x in (*inputs, *others) if isinstance(x, torch.Tensor)]
             is_complex = any(x.is_complex() for x in given_tensors)
             if is_complex and not any(x.requires_grad for x in given_tensors):
                 self.__dict__["_call"] = OfComplex(type(self).__name__)
                 return function(*inputs, *others)
-            if any(map(lacks_grad, inputs)):
-                runs_again = self._runs_alike()
-                given = inputs if runs_again else tuple(map(leaf_of_its_own, inputs))
+            given = tuple(_leaf_of_its_own(x) for x in inputs)
         began = next(_sequence)
         out = function(*given, *others)
         own = self.__dict__
-        if runs_again:
-            weights = [*self._parameters.values(), *self._buffers.values()]
-            own["_call"] = Again(function, inputs, others, weights, out, began)
-        else:
-            own["_call"] = Traced(given, out, False, began)
+        own["_call"] = Traced(given, out, False, began)
         if type(out) is Tensor and out._node is not None:
             out._node.caller, out._node.began = own["_parameters"], began
-        if given is inputs:
+        if tracked:
             return out
-        tensors = *inputs, *others, *self._weights()
-        if not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
+        apart = any(x is not y for x, y in zip(inputs, given, strict=True))
+        tensors = (*inputs, *others, *self._weights()) if apart else ()
+        if apart and not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors):
             # The caller gets a result that does not require grad.
             return tuple([t.detach() for t in out]) if type(out) is tuple else out.detach()
         return out
-
-    def _runs_alike(self) -> bool:
-        """Does its forward do the same when it runs again with the same arguments?
-
-        Not if it draws random numbers, or updates statistics; and of a user's class, or of one with
-        tensors for attributes (parametrizations), that is not known.
-        """
-        return type(self).__module__.startswith(f"{__package__}.") and not any(
-            isinstance(value, torch.Tensor) for value in self.__dict__.values()
-        )
 
     def _weights(self) -> list[torch.Tensor | None]:
         """Its parameters, except one given as a number, such as an `eps`."""
         numbers: Sequence[str] = getattr(type(self), "__constants__", ())
         return [p for name, p in self._parameters.items() if name not in numbers]
+
+
+def _leaf_of_its_own(x: object) -> Any:
+    """An alias that requires grad of an input that does not, for `Module.backward`; else itself."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return x
+    return x if x.requires_grad or x.is_inference() else x.detach().requires_grad_()

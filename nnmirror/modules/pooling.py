@@ -380,9 +380,6 @@ class _FractionalMaxPoolNd(_Pool):
         ):
             raise ValueError(f"output_ratio must be between 0 and 1 (got {ratio})")
 
-    def _runs_alike(self) -> bool:
-        return False  # it draws other windows
-
     def _pooled(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         how = self.kernel_size, self.output_size, self.output_ratio, self.return_indices
         return type(self)._function(input, *how, _random_samples=self._random_samples)

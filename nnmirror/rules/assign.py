@@ -165,6 +165,7 @@ class IndexPut(Rule):
     """z = x with z[indices] = v, or += v:  dx = g, zero where overwritten,  dv = g[indices]"""
 
     counted = (0, 1)
+    dynamic_grad_shape = True
     public = staticmethod(torch.index_put)
 
     @staticmethod
