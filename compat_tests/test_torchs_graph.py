@@ -1281,3 +1281,25 @@ def test_a_result_of_torchs_that_a_net_and_torch_use(name, use):
     for e, a in zip(expected, actual, strict=True):
         assert (e is None) == (a is None)
         assert e is None or torch.allclose(e, a, rtol=1e-9, atol=1e-12)
+
+
+def test_a_kept_gradient_of_a_recorded_backward():
+    """x.grad has its history: a penalty on it trains the net."""
+
+    def run(nn):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).to(torch.float64)
+        found = []
+        for _ in range(4):
+            X = torch.rand(6, 2, dtype=torch.float64, requires_grad=True)
+            x = X[:, :1]
+            x.retain_grad()
+            (torch.sin(x) * net(x)).sum().backward(create_graph=True)
+            loss = (x.grad - 1).pow(2).mean()
+            net.zero_grad()
+            loss.backward()
+            found += [loss.detach(), X.grad.detach(), *[p.grad.clone() for p in net.parameters()]]
+        return found
+
+    for e, a in zip(run(torch.nn), run(nnmirror), strict=True):
+        assert torch.allclose(e, a, rtol=1e-12, atol=1e-14)

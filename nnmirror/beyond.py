@@ -665,6 +665,15 @@ def go_back(
     if not create_graph:
         return _gradients(tensors, grads, inputs, retain_graph, order=order)
     _want(tensors)
+    retained = [t for t in tensors if t.retains_grad and not any(t is x for x in inputs)]
+    if retained:  # torch's engine would keep gradients without their history
+        before = [t.grad for t in retained]
+        asked = [*inputs, *retained]
+        more = go_back(tensors, grads, asked, retain_graph, True, stands_for, order)
+        with EnableTorchFunction():
+            for t, held, g in zip(retained, before, more[len(inputs) :], strict=True):
+                t.grad = g if held is None or g is None else held + g
+        return more[: len(inputs)]
     stands_for = stands_for or {}
     ends = [leaf for leaf in behind(tensors)[0] if leaf.requires_grad]
     ends += [x for x in inputs if not x.is_leaf]
