@@ -665,7 +665,8 @@ def go_back(
     if not create_graph:
         return _gradients(tensors, grads, inputs, retain_graph, order=order)
     _want(tensors)
-    retained = [t for t in tensors if t.retains_grad and not any(t is x for x in inputs)]
+    retained = [t for t in tensors if t.retains_grad and not t._backward_hooks]
+    retained = [t for t in retained if not any(t is x for x in inputs)]
     if retained:  # torch's engine would keep gradients without their history
         before = [t.grad for t in retained]
         asked = [*inputs, *retained]
