@@ -104,7 +104,7 @@ def _meet(tensor: T, over: _tensor.Tensor | None = None) -> _Result:
         made_by: Any = tensor.grad_fn
         made_by.metadata[_LEFT] = True
         if _wanted:
-            _leave_parts(made_by)
+            _leave_parts(tensor)
     key = id(tensor)
     found = _results[key] = _Result(
         weakref.ref(tensor, functools.partial(_forget, _results, key)),
@@ -127,9 +127,7 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
         return alias_of(tensor, known, tensor.output_nr)
     if is_hooked(tensor) or len(tensor.grad_fn._input_metadata) != 1:  # type: ignore[union-attr]
         return None
-    if tensor._is_view() and not _is_behind_one(tensor):
-        return None
-    node = _taken(tensor.grad_fn)
+    node = _taken(tensor.grad_fn, tensor._is_view())
     if node is None or node.outputs[0][0] != tensor.shape:
         return None
     made = alias_of(tensor, node, 0)
@@ -137,19 +135,14 @@ def _made_over(tensor: T) -> _tensor.Tensor | None:
     return made
 
 
-def _is_behind_one(tensor: T) -> bool:
-    """Does something stand for a result that torch's tensor is computed from?"""
-    order = _before(tensor.grad_fn) if _wanted else None
-    return order is not None and any(_stand_in(made_by) is not None for made_by in order)
-
-
-def _taken(last: Any) -> Node | None:
+def _taken(last: Any, is_view: bool) -> Node | None:
     """The mirror's node for this node of torch's, with all that lies between it and leaves; None if
-    one of them cannot be recorded anew."""
+    one of them cannot be recorded anew. A view is left alone, unless something stands for what it
+    is computed from."""
     if not (_wanted or _is_cat(last)):
         return None  # what is usual, without a look at what lies behind
     order = _before(last)
-    if order is None:
+    if order is None or (is_view and not any(map(_stand_in, order))):
         return None
     if _wanted and not _is_joined(order):
         is_left = any(_LEFT in made_by.metadata for made_by in order)
@@ -233,19 +226,13 @@ _NODE, _LEFT = "nnmirror: node", "nnmirror: left to torch"
 _PASSED_BY = "nnmirror: passed by"
 
 
-def _leave_parts(last: Any) -> None:
-    """Torch's engine will compute gradients for what is behind this node. Those of one of several
+def _leave_parts(tensor: T) -> None:
+    """Torch's engine will compute gradients for what is behind this tensor. Those of one of several
     results, such as those of unbind, would not be added to others that come to it."""
-    seen: set[Any] = set()
-    stack = [last]
-    while stack:
-        made_by = stack.pop()
-        if made_by is None or made_by in seen:
-            continue
-        seen.add(made_by)
+    nodes: set[Any] = behind([tensor])[1]
+    for made_by in nodes:
         if len(made_by._input_metadata) > 1:
             made_by.metadata[_LEFT if _stand_in(made_by) is None else _PASSED_BY] = True
-        stack += [behind for behind, _ in made_by.next_functions]
 
 
 def check_input(tensor: T) -> None:
